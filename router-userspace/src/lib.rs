@@ -1,0 +1,1 @@
+//! The part of pd-router that meets the world: sockets, files, clocks, the cluster.

@@ -1,0 +1,3 @@
+//! The `pd-router` command: parse, build, run, exit code.
+
+fn main() {}

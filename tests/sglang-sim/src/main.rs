@@ -1,0 +1,3 @@
+//! The `sglang-sim` command.
+
+fn main() {}
