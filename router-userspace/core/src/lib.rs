@@ -4,4 +4,5 @@
 //! Rooms in reading order: [`pair`], [`fleet`], [`route`], [`schedule`], [`sglang`].
 #![forbid(unsafe_code)]
 
+pub mod fleet;
 pub mod pair;

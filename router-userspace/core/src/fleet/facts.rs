@@ -1,0 +1,59 @@
+//! [`Facts`]: what an engine says of itself, as far as pairing and admission read it.
+
+use serde::Serialize;
+
+/// What one engine reported of itself. `None` is "not told", never a default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Facts {
+    pub model_path: Option<String>,
+    pub served_model_name: Option<String>,
+    pub kv_cache_dtype: Option<String>,
+    /// Tokens a KV page.
+    pub page_size: Option<u32>,
+    pub max_running_requests: Option<u32>,
+    pub max_total_num_tokens: Option<u64>,
+    /// `prefill`, `decode` or `null`, as `/server_info` spells it.
+    pub disaggregation_mode: Option<String>,
+    pub disaggregation_bootstrap_port: Option<u16>,
+    pub dp_size: Option<u32>,
+    /// Whether prefill spreads requests over its DP ranks by `room % dp_size`.
+    pub follow_bootstrap_room: Option<bool>,
+    /// The engine's version, for example `0.5.12.post1`.
+    pub version: Option<String>,
+}
+
+impl Facts {
+    /// Whether KV computed by one of the two engines can be used by the other: same model,
+    /// KV dtype and page size. What either did not tell does not separate them.
+    pub fn fits(&self, other: &Facts) -> bool {
+        fn agree<T: PartialEq>(a: &Option<T>, b: &Option<T>) -> bool {
+            match (a, b) {
+                (Some(a), Some(b)) => a == b,
+                _ => true,
+            }
+        }
+        agree(&self.model_path, &other.model_path)
+            && agree(&self.kv_cache_dtype, &other.kv_cache_dtype)
+            && agree(&self.page_size, &other.page_size)
+    }
+
+    /// Whether a request that names `model` means this engine.
+    pub fn serves(&self, model: &str) -> bool {
+        self.served_model_name.as_deref() == Some(model)
+            || self.model_path.as_deref() == Some(model)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_page_size_does_not_fit_and_silence_does() {
+        let told = Facts { page_size: Some(64), ..Facts::default() };
+        let other = Facts { page_size: Some(1), ..Facts::default() };
+        assert!(!told.fits(&other));
+        assert!(told.fits(&Facts::default()));
+        assert!(told.fits(&told));
+    }
+}

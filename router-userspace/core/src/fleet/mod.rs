@@ -1,0 +1,14 @@
+//! The fleet: one immutable snapshot of the topology, and the live workers beneath it.
+//!
+//! Topology (roles, readiness, which engines fit) is swapped whole; load and health change
+//! inside each [`Worker`], which outlives the snapshots that name it.
+
+mod facts;
+mod health;
+mod pool;
+mod worker;
+
+pub use facts::Facts;
+pub use health::{Health, Verdict};
+pub use pool::{Fit, Member, ObjectName, Phase, Pool, Profile, Role, Unfit, host_text};
+pub use worker::{Lease, Limits, Released, Usage, Weight, Worker, WorkerKey};

@@ -1,0 +1,281 @@
+//! [`Pool`]: the workers of one InferencePool, their roles, and which of them fit together.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{Facts, Worker};
+
+/// `namespace/name` of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectName {
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+}
+
+impl std::fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl Serialize for ObjectName {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// What a worker does in its pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Prefill,
+    Decode,
+    /// Both at once: an ordinary server of a pool without a PD split.
+    Unified,
+}
+
+/// Where a pod is in its life, as its status tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    Ready,
+    NotReady,
+    /// Marked for deletion: finishes what it holds, takes nothing new.
+    Draining,
+}
+
+/// One worker's place in a pool. The worker lives on; this is made anew with each snapshot.
+#[derive(Clone, Debug)]
+pub struct Member {
+    pub worker: Arc<Worker>,
+    pub role: Role,
+    pub phase: Phase,
+    /// Where decode asks for this prefill's KV cache.
+    pub bootstrap: Option<SocketAddr>,
+    /// Pods of one group are preferred for each other.
+    pub group: Option<Arc<str>>,
+    /// `None` until the engine has been asked.
+    pub facts: Option<Arc<Facts>>,
+}
+
+/// Engines whose KV caches fit together; indices into [`Pool::members`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Fit {
+    /// Names that a request may call this model by. Empty: not told.
+    pub models: Vec<Arc<str>>,
+    pub prefill: Vec<usize>,
+    pub decode: Vec<usize>,
+    pub unified: Vec<usize>,
+}
+
+/// A member that no request reaches, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unfit {
+    pub worker: Arc<str>,
+    pub reason: String,
+}
+
+/// How a pool serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// Prefill and decode apart: every request takes a pair.
+    Pd,
+    /// Every worker serves a request alone.
+    Single,
+}
+
+/// The workers of one InferencePool.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    pub name: ObjectName,
+    pub profile: Profile,
+    pub members: Vec<Member>,
+    pub fits: Vec<Fit>,
+    pub unfit: Vec<Unfit>,
+}
+
+impl Pool {
+    /// Sorts `members` into sets that fit together; what fits nowhere is named.
+    ///
+    /// An engine that has not told its facts joins the only set there is; among several it
+    /// is left out, since a wrong pair is worse than an idle engine.
+    pub fn new(name: ObjectName, profile: Profile, members: Vec<Member>) -> Pool {
+        let mut pool = Pool { name, profile, members, fits: Vec::new(), unfit: Vec::new() };
+        let (told, silent): (Vec<usize>, Vec<usize>) =
+            (0..pool.members.len()).partition(|&i| pool.members[i].facts.is_some());
+        for index in told {
+            pool.place(index);
+        }
+        if pool.fits.is_empty() && !silent.is_empty() {
+            pool.fits.push(Fit::default());
+        }
+        for index in silent {
+            if pool.fits.len() == 1 {
+                pool.join(0, index);
+            } else {
+                pool.leave_out(index, "has not told its model yet, and the pool holds several");
+            }
+        }
+        pool.name_half_pairs();
+        pool
+    }
+
+    /// The sets that serve `model`. Where the pool holds one set, it serves every name, since
+    /// the engine itself ignores the name; among several, an unknown name means none.
+    pub fn serving<'a>(&'a self, model: Option<&'a str>) -> impl Iterator<Item = &'a Fit> + 'a {
+        let same = |a: &Fit, b: &Fit| a.models == b.models;
+        let one_model = self.fits.windows(2).all(|pair| same(&pair[0], &pair[1]));
+        self.fits.iter().filter(move |fit| {
+            one_model || model.is_none_or(|name| fit.models.iter().any(|m| &**m == name))
+        })
+    }
+
+    fn place(&mut self, index: usize) {
+        let found = self.fits.iter().position(|fit| {
+            let mut seats = fit.prefill.iter().chain(&fit.decode).chain(&fit.unified);
+            seats.all(|&seat| match (&self.members[seat].facts, &self.members[index].facts) {
+                (Some(a), Some(b)) => a.fits(b) && a.served_model_name == b.served_model_name,
+                _ => true,
+            })
+        });
+        let at = found.unwrap_or_else(|| {
+            self.fits.push(Fit::default());
+            self.fits.len() - 1
+        });
+        self.join(at, index);
+    }
+
+    fn join(&mut self, at: usize, index: usize) {
+        let fit = &mut self.fits[at];
+        match self.members[index].role {
+            Role::Prefill => fit.prefill.push(index),
+            Role::Decode => fit.decode.push(index),
+            Role::Unified => fit.unified.push(index),
+        }
+        let Some(facts) = &self.members[index].facts else { return };
+        for name in [&facts.served_model_name, &facts.model_path].into_iter().flatten() {
+            if !fit.models.iter().any(|known| **known == **name) {
+                fit.models.push(name.as_str().into());
+            }
+        }
+    }
+
+    fn leave_out(&mut self, index: usize, reason: &str) {
+        let worker = Arc::clone(&self.members[index].worker.name);
+        self.unfit.push(Unfit { worker, reason: reason.to_owned() });
+    }
+
+    fn name_half_pairs(&mut self) {
+        if self.profile != Profile::Pd {
+            return;
+        }
+        for fit in std::mem::take(&mut self.fits) {
+            if fit.prefill.is_empty() || fit.decode.is_empty() {
+                let missing = if fit.prefill.is_empty() { "prefill" } else { "decode" };
+                let facts = self.describe(&fit);
+                for &index in fit.prefill.iter().chain(&fit.decode) {
+                    self.leave_out(index, &format!("no {missing} of this pool fits {facts}"));
+                }
+            }
+            self.fits.push(fit);
+        }
+    }
+
+    fn describe(&self, fit: &Fit) -> String {
+        let mut seats = fit.prefill.iter().chain(&fit.decode);
+        let told = seats.find_map(|&index| self.members[index].facts.as_ref());
+        let Some(facts) = told else { return "it".to_owned() };
+        let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "unknown".to_owned());
+        format!(
+            "model {}, KV dtype {}, page size {}",
+            text(&facts.model_path),
+            text(&facts.kv_cache_dtype),
+            facts.page_size.map_or("unknown".to_owned(), |size| size.to_string()),
+        )
+    }
+}
+
+/// The host of a URL or of `bootstrap_host`: IPv6 stands in brackets.
+pub fn host_text(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => format!("[{v6}]"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::WorkerKey;
+    use super::*;
+
+    fn member(name: &str, role: Role, facts: Option<Facts>) -> Member {
+        let key = WorkerKey { uid: name.into(), port: 8000 };
+        let worker = Arc::new(Worker::new(key, name, ([127, 0, 0, 1], 8000).into()));
+        let facts = facts.map(Arc::new);
+        Member { worker, role, phase: Phase::Ready, bootstrap: None, group: None, facts }
+    }
+
+    fn model(path: &str, page_size: u32) -> Option<Facts> {
+        let model_path = Some(path.to_owned());
+        Some(Facts { model_path, page_size: Some(page_size), ..Facts::default() })
+    }
+
+    fn pool(members: Vec<Member>) -> Pool {
+        let name = ObjectName { namespace: "default".into(), name: "pool".into() };
+        Pool::new(name, Profile::Pd, members)
+    }
+
+    #[test]
+    fn a_rollout_that_mixes_page_sizes_pairs_like_with_like() {
+        let pool = pool(vec![
+            member("p-old", Role::Prefill, model("qwen", 1)),
+            member("p-new", Role::Prefill, model("qwen", 64)),
+            member("d-new", Role::Decode, model("qwen", 64)),
+        ]);
+        assert_eq!(pool.fits.len(), 2);
+        assert_eq!(
+            (pool.fits[1].prefill.as_slice(), pool.fits[1].decode.as_slice()),
+            (&[1][..], &[2][..])
+        );
+        assert_eq!(pool.unfit.len(), 1);
+        assert_eq!(&*pool.unfit[0].worker, "p-old");
+        assert!(pool.unfit[0].reason.contains("page size 1"), "{}", pool.unfit[0].reason);
+    }
+
+    #[test]
+    fn the_model_of_a_request_picks_among_the_models_of_a_pool() {
+        let pool = pool(vec![
+            member("p-a", Role::Prefill, model("a", 1)),
+            member("d-a", Role::Decode, model("a", 1)),
+            member("p-b", Role::Prefill, model("b", 1)),
+            member("d-b", Role::Decode, model("b", 1)),
+        ]);
+        let serving = |name| pool.serving(name).map(|fit| fit.decode.clone()).collect::<Vec<_>>();
+        assert_eq!(serving(Some("b")), [vec![3]]);
+        assert!(serving(Some("c")).is_empty());
+        assert_eq!(serving(None).len(), 2);
+    }
+
+    #[test]
+    fn a_pool_of_one_model_serves_every_name() {
+        let members = vec![
+            member("p", Role::Prefill, model("/models/Qwen3-32B/", 1)),
+            member("d", Role::Decode, None),
+        ];
+        assert_eq!(pool(members).serving(Some("/models/Qwen3-32B")).count(), 1);
+    }
+
+    #[test]
+    fn an_engine_that_told_nothing_is_left_out_among_several_models() {
+        let pool = pool(vec![
+            member("p-a", Role::Prefill, model("a", 1)),
+            member("d-b", Role::Decode, model("b", 1)),
+            member("d-x", Role::Decode, None),
+        ]);
+        assert!(pool.unfit.iter().any(|unfit| &*unfit.worker == "d-x"));
+        assert!(pool.fits.iter().all(|fit| !fit.decode.contains(&2)));
+    }
+}

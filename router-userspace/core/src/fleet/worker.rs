@@ -1,0 +1,193 @@
+//! [`Worker`]: one engine's HTTP endpoint, its live counts, and the [`Lease`] that counts.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+use super::health::Health;
+
+/// What makes a worker the same worker: the pod's UID and the port. The same address with a
+/// new UID is another worker.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct WorkerKey {
+    pub uid: Arc<str>,
+    pub port: u16,
+}
+
+/// One engine's HTTP endpoint. Lives as long as anybody holds it, across reconfigurations.
+#[derive(Debug)]
+pub struct Worker {
+    pub key: WorkerKey,
+    /// `namespace/pod`.
+    pub name: Arc<str>,
+    pub address: SocketAddr,
+    pub health: Health,
+    requests: AtomicU64,
+    prompt_bytes: AtomicU64,
+    kv_tokens: AtomicU64,
+}
+
+/// What one request weighs on a worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Weight {
+    pub requests: u64,
+    pub prompt_bytes: u64,
+    pub kv_tokens: u64,
+}
+
+/// The sum of the leases on a worker.
+pub type Usage = Weight;
+
+/// What a worker takes at once. `u64::MAX` is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Limits {
+    pub requests: u64,
+    pub kv_tokens: u64,
+}
+
+impl Limits {
+    pub const NONE: Limits = Limits { requests: u64::MAX, kv_tokens: u64::MAX };
+
+    /// Whether `weight` fits beside `usage`. An idle worker takes any single request: a prompt
+    /// that is larger than the whole cache is the engine's to refuse.
+    pub fn admit(&self, usage: Usage, weight: Weight) -> bool {
+        usage.requests == 0
+            || (usage.requests.saturating_add(weight.requests) <= self.requests
+                && usage.kv_tokens.saturating_add(weight.kv_tokens) <= self.kv_tokens)
+    }
+}
+
+/// Called whenever a lease ends, so that a waiting request can look again.
+pub type Released = Arc<dyn Fn() + Send + Sync>;
+
+impl Worker {
+    pub fn new(key: WorkerKey, name: impl Into<Arc<str>>, address: SocketAddr) -> Worker {
+        Worker {
+            key,
+            name: name.into(),
+            address,
+            health: Health::default(),
+            requests: AtomicU64::new(0),
+            prompt_bytes: AtomicU64::new(0),
+            kv_tokens: AtomicU64::new(0),
+        }
+    }
+
+    /// What the leases on this worker add up to now.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            requests: self.requests.load(Ordering::Relaxed),
+            prompt_bytes: self.prompt_bytes.load(Ordering::Relaxed),
+            kv_tokens: self.kv_tokens.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Counts a request until the lease is dropped, or `None` where it does not fit.
+    ///
+    /// Two racing requests can both be counted for a moment and one of them leaves again: the
+    /// limit is never exceeded by what stays.
+    pub fn try_lease(
+        self: &Arc<Worker>,
+        weight: Weight,
+        limits: Limits,
+        released: Option<Released>,
+    ) -> Option<Lease> {
+        let before = Usage {
+            requests: self.requests.fetch_add(weight.requests, Ordering::Relaxed),
+            prompt_bytes: self.prompt_bytes.fetch_add(weight.prompt_bytes, Ordering::Relaxed),
+            kv_tokens: self.kv_tokens.fetch_add(weight.kv_tokens, Ordering::Relaxed),
+        };
+        if limits.admit(before, weight) {
+            return Some(Lease { worker: Arc::clone(self), weight, released });
+        }
+        self.release(weight);
+        None
+    }
+
+    fn release(&self, weight: Weight) {
+        self.requests.fetch_sub(weight.requests, Ordering::Relaxed);
+        self.prompt_bytes.fetch_sub(weight.prompt_bytes, Ordering::Relaxed);
+        self.kv_tokens.fetch_sub(weight.kv_tokens, Ordering::Relaxed);
+    }
+}
+
+/// Counts one request on one worker until dropped.
+#[must_use = "a dropped lease counts nothing"]
+pub struct Lease {
+    worker: Arc<Worker>,
+    weight: Weight,
+    released: Option<Released>,
+}
+
+impl Lease {
+    pub fn worker(&self) -> &Arc<Worker> {
+        &self.worker
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.worker.release(self.weight);
+        if let Some(released) = &self.released {
+            released();
+        }
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease")
+            .field("worker", &self.worker.name)
+            .field("weight", &self.weight)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    fn worker() -> Arc<Worker> {
+        let key = WorkerKey { uid: "uid".into(), port: 8000 };
+        Arc::new(Worker::new(key, "default/pod", ([127, 0, 0, 1], 8000).into()))
+    }
+
+    const ONE: Weight = Weight { requests: 1, prompt_bytes: 100, kv_tokens: 40 };
+
+    #[test]
+    fn a_lease_counts_until_dropped_and_then_tells() {
+        let worker = worker();
+        let told = Arc::new(AtomicUsize::new(0));
+        let hear = Arc::clone(&told);
+        let released: Released = Arc::new(move || {
+            hear.fetch_add(1, Ordering::Relaxed);
+        });
+        let lease = worker.try_lease(ONE, Limits::NONE, Some(released)).unwrap();
+        assert_eq!(worker.usage(), ONE);
+        drop(lease);
+        assert_eq!(worker.usage(), Usage::default());
+        assert_eq!(told.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn what_does_not_fit_leaves_no_trace() {
+        let worker = worker();
+        let limits = Limits { requests: 8, kv_tokens: 60 };
+        let first = worker.try_lease(ONE, limits, None).unwrap();
+        assert!(worker.try_lease(ONE, limits, None).is_none());
+        assert_eq!(worker.usage(), ONE);
+        drop(first);
+        assert!(worker.try_lease(ONE, limits, None).is_some());
+    }
+
+    #[test]
+    fn an_idle_worker_takes_a_request_that_is_larger_than_its_cache() {
+        let huge = Weight { kv_tokens: 1_000_000, ..ONE };
+        assert!(worker().try_lease(huge, Limits { requests: 1, kv_tokens: 10 }, None).is_some());
+    }
+}
