@@ -1,0 +1,69 @@
+//! The endpoints that take a PD pair.
+
+use std::fmt;
+
+use super::Rid;
+
+/// An engine endpoint that generates, so that it can be served by a prefill/decode pair.
+///
+/// ```
+/// use router_core::sglang::Endpoint;
+///
+/// assert_eq!(Endpoint::from_path("/v1/chat/completions"), Some(Endpoint::Chat));
+/// assert_eq!(Endpoint::from_path("/v1/embeddings"), None);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    Chat,
+    Completions,
+    Generate,
+    Responses,
+    Messages,
+}
+
+impl Endpoint {
+    pub const ALL: [Endpoint; 5] = [
+        Endpoint::Chat,
+        Endpoint::Completions,
+        Endpoint::Generate,
+        Endpoint::Responses,
+        Endpoint::Messages,
+    ];
+
+    /// The path at the engine, which is also the gateway's.
+    pub fn path(self) -> &'static str {
+        match self {
+            Endpoint::Chat => "/v1/chat/completions",
+            Endpoint::Completions => "/v1/completions",
+            Endpoint::Generate => "/generate",
+            Endpoint::Responses => "/v1/responses",
+            Endpoint::Messages => "/v1/messages",
+        }
+    }
+
+    /// The endpoint served at exactly this path.
+    pub fn from_path(path: &str) -> Option<Endpoint> {
+        Endpoint::ALL.into_iter().find(|endpoint| endpoint.path() == path)
+    }
+
+    /// The name under which `POST /abort_request` finds a request sent with this `rid`.
+    ///
+    /// The engine's own name for a response is its `request_id`, which must start with `resp_` for
+    /// a later `previous_response_id` to be accepted. `/v1/messages` takes no name at all: only
+    /// dropping the connection ends it.
+    pub fn abort_name(self, rid: &Rid) -> Option<String> {
+        match self {
+            Endpoint::Chat | Endpoint::Completions | Endpoint::Generate => {
+                Some(rid.as_str().to_owned())
+            }
+            Endpoint::Responses => Some(format!("resp_{}", rid.as_str())),
+            Endpoint::Messages => None,
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.path())
+    }
+}

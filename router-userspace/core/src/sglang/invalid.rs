@@ -1,0 +1,43 @@
+//! A body that the gateway refuses itself, with a 400.
+
+use super::json::{MAX_DEPTH, Syntax};
+
+/// Why a body was refused. Answers with status 400 and type `invalid_request_error`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Invalid {
+    /// For the client, in English.
+    pub message: String,
+    /// The field that is wrong, as OpenAI's `param`; `None` when it is the body as a whole.
+    pub param: Option<&'static str>,
+}
+
+impl Invalid {
+    /// The field `param` does not fit: the message is its name and `what` is wrong with it.
+    pub(super) fn field(param: &'static str, what: &str) -> Invalid {
+        Invalid { message: format!("'{param}' {what}"), param: Some(param) }
+    }
+
+    pub(super) fn body(message: impl Into<String>) -> Invalid {
+        Invalid { message: message.into(), param: None }
+    }
+}
+
+impl From<Syntax> for Invalid {
+    fn from(syntax: Syntax) -> Invalid {
+        Invalid::body(match syntax {
+            Syntax::Eof => "The request body is not valid JSON: it ends too early".to_owned(),
+            Syntax::Unexpected(at) => {
+                format!("The request body is not valid JSON: unexpected character at byte {at}")
+            }
+            Syntax::Depth(at) => {
+                format!("The request body is nested deeper than {MAX_DEPTH} levels at byte {at}")
+            }
+            Syntax::Utf8(at) => format!("The request body is not UTF-8 at byte {at}"),
+            Syntax::ByteOrderMark => {
+                "The request body starts with a byte order mark, which JSON does not allow".into()
+            }
+            Syntax::NotObject | Syntax::Refused => "The request body must be a JSON object".into(),
+        })
+    }
+}

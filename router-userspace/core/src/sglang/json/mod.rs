@@ -1,0 +1,29 @@
+//! JSON as bytes: checked once against RFC 8259, then walked in place, never built into a tree.
+//!
+//! The engine must see what the client wrote (big integers, float spelling, escapes, key order), so
+//! nothing here re-serialises. [`scan`] checks a whole text and reports its top-level members;
+//! [`Raw`] walks text that has been checked.
+
+mod raw;
+mod scan;
+mod string;
+
+pub(crate) use raw::{Kind, Raw};
+pub(crate) use scan::{Syntax, check, scan};
+pub(crate) use string::{quote, unquote};
+
+use std::ops::Range;
+
+/// Nested arrays and objects beyond this are refused. Python's own parser gives up near 1000.
+pub const MAX_DEPTH: usize = 512;
+
+/// Where one member of the top-level object stands in the text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Member {
+    /// The key, quotes included.
+    pub(crate) key: Range<usize>,
+    /// The value, without white space around it.
+    pub(crate) value: Range<usize>,
+    /// Elements or members of the value where it is an array or an object.
+    pub(crate) children: usize,
+}

@@ -1,0 +1,225 @@
+//! A checked JSON value as it stands in the text.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use super::scan::plain;
+use super::{Syntax, check, unquote};
+
+/// What a value starts out as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Object,
+    Array,
+    String,
+    Number,
+    Bool,
+    Null,
+}
+
+/// One JSON value, in bytes that [`check`] or [`scan`](super::scan) accepted.
+///
+/// Walking text that was never checked gives nonsense, not a panic.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Raw<'a>(&'a [u8]);
+
+impl<'a> Raw<'a> {
+    /// The value that is the whole of `text`.
+    #[cfg_attr(not(test), expect(dead_code, reason = "answers are read next"))]
+    pub(crate) fn parse(text: &'a [u8]) -> Result<Raw<'a>, Syntax> {
+        check(text)?;
+        Ok(Raw(text.trim_ascii()))
+    }
+
+    /// A value that stands in text already checked.
+    pub(crate) fn trusted(value: &'a [u8]) -> Raw<'a> {
+        Raw(value)
+    }
+
+    pub(crate) fn bytes(self) -> &'a [u8] {
+        self.0
+    }
+
+    pub(crate) fn kind(self) -> Kind {
+        match self.0.first() {
+            Some(b'{') => Kind::Object,
+            Some(b'[') => Kind::Array,
+            Some(b'"') => Kind::String,
+            Some(b't' | b'f') => Kind::Bool,
+            Some(b'n') | None => Kind::Null,
+            _ => Kind::Number,
+        }
+    }
+
+    pub(crate) fn is_null(self) -> bool {
+        self.kind() == Kind::Null
+    }
+
+    pub(crate) fn as_bool(self) -> Option<bool> {
+        match self.0 {
+            b"true" => Some(true),
+            b"false" => Some(false),
+            _ => None,
+        }
+    }
+
+    /// A number written as a plain non-negative integer that fits.
+    pub(crate) fn as_u64(self) -> Option<u64> {
+        std::str::from_utf8(self.0).ok()?.parse().ok()
+    }
+
+    pub(crate) fn as_str(self) -> Option<Cow<'a, str>> {
+        (self.kind() == Kind::String).then(|| unquote(self.0)).flatten()
+    }
+
+    /// The members of an object, in order, duplicates included; nothing for any other value.
+    pub(crate) fn members(self) -> Members<'a> {
+        Members(Walk::inside(self, Kind::Object))
+    }
+
+    /// The elements of an array; nothing for any other value.
+    pub(crate) fn elements(self) -> Elements<'a> {
+        Elements(Walk::inside(self, Kind::Array))
+    }
+
+    /// The value of the last member named `key`, which is the one Python's parsers keep.
+    pub(crate) fn get(self, key: &str) -> Option<Raw<'a>> {
+        self.members().filter(|m| m.is(key)).last().map(|m| m.value)
+    }
+
+    /// Where `part`, a piece of this value, stands in it.
+    pub(crate) fn range_of(self, part: Raw<'a>) -> Range<usize> {
+        let start = (part.0.as_ptr() as usize).saturating_sub(self.0.as_ptr() as usize);
+        start..start + part.0.len()
+    }
+}
+
+/// A member of an object.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RawMember<'a> {
+    /// Quotes included.
+    pub(crate) key: Raw<'a>,
+    pub(crate) value: Raw<'a>,
+}
+
+impl RawMember<'_> {
+    /// Whether the key, however spelled, reads `name`.
+    pub(crate) fn is(&self, name: &str) -> bool {
+        self.key.as_str().is_some_and(|key| key == name)
+    }
+}
+
+pub(crate) struct Members<'a>(Walk<'a>);
+
+impl<'a> Iterator for Members<'a> {
+    type Item = RawMember<'a>;
+
+    fn next(&mut self) -> Option<RawMember<'a>> {
+        let key = self.0.value()?;
+        let value = self.0.value()?;
+        Some(RawMember { key, value })
+    }
+}
+
+pub(crate) struct Elements<'a>(Walk<'a>);
+
+impl<'a> Iterator for Elements<'a> {
+    type Item = Raw<'a>;
+
+    fn next(&mut self) -> Option<Raw<'a>> {
+        self.0.value()
+    }
+}
+
+/// The values of one level, one after the other; commas and colons are passed over.
+struct Walk<'a> {
+    text: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Walk<'a> {
+    fn inside(raw: Raw<'a>, kind: Kind) -> Walk<'a> {
+        match raw.0 {
+            [_, inner @ .., _] if raw.kind() == kind => Walk { text: inner, at: 0 },
+            _ => Walk { text: &[], at: 0 },
+        }
+    }
+
+    fn value(&mut self) -> Option<Raw<'a>> {
+        while let b' ' | b'\n' | b'\r' | b'\t' | b',' | b':' = self.text.get(self.at)? {
+            self.at += 1;
+        }
+        let start = self.at;
+        let mut depth = 0usize;
+        while let Some(&byte) = self.text.get(self.at) {
+            self.at += 1;
+            match byte {
+                b'"' => self.string(),
+                b'{' | b'[' => depth += 1,
+                b'}' | b']' => depth = depth.saturating_sub(1),
+                _ if depth == 0 => self.scalar(),
+                _ => continue,
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+        Some(Raw(&self.text[start..self.at]))
+    }
+
+    /// Past the end of a string whose opening quote has been passed.
+    fn string(&mut self) {
+        while let Some(rest) = self.text.get(self.at..) {
+            self.at += plain(rest);
+            match self.text.get(self.at) {
+                Some(b'\\') => self.at += 2,
+                None => break,
+                Some(&end) => {
+                    self.at += 1;
+                    if end == b'"' {
+                        return;
+                    }
+                }
+            }
+        }
+        self.at = self.text.len();
+    }
+
+    fn scalar(&mut self) {
+        while let Some(byte) = self.text.get(self.at) {
+            if matches!(byte, b' ' | b'\n' | b'\r' | b'\t' | b',' | b':' | b'}' | b']') {
+                return;
+            }
+            self.at += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn walks_members_and_elements_in_place() {
+        let text = br#" { "a" : [ 1, "x,]" ,{"b":[]}, null ] , "a":-1.5e3 , "c\u0064":true } "#;
+        let raw = Raw::parse(text).unwrap();
+        let keys: Vec<_> = raw.members().map(|m| m.key.as_str().unwrap().into_owned()).collect();
+        assert_eq!(keys, ["a", "a", "cd"]);
+        let array = raw.members().next().unwrap().value;
+        let elements: Vec<_> = array.elements().map(Raw::bytes).collect();
+        assert_eq!(elements, [&b"1"[..], b"\"x,]\"", b"{\"b\":[]}", b"null"]);
+        assert_eq!(raw.get("a").unwrap().bytes(), b"-1.5e3");
+        assert_eq!(raw.get("cd").unwrap().as_bool(), Some(true));
+        assert_eq!(&raw.bytes()[raw.range_of(array)], array.bytes());
+    }
+
+    proptest! {
+        #[test]
+        fn unchecked_text_gives_nonsense_and_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let raw = Raw::trusted(&bytes);
+            prop_assert!(raw.members().count() <= bytes.len());
+            prop_assert!(raw.elements().count() <= bytes.len());
+        }
+    }
+}

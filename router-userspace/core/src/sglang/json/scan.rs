@@ -1,0 +1,415 @@
+//! One pass over a JSON text: the whole grammar of RFC 8259, no recursion, no allocation.
+
+use super::{MAX_DEPTH, Member};
+
+/// Why a text is not JSON, and at which byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Syntax {
+    /// The text ends inside a value.
+    Eof,
+    /// A byte that the grammar does not allow here.
+    Unexpected(usize),
+    /// Deeper than [`MAX_DEPTH`].
+    Depth(usize),
+    /// Not UTF-8.
+    Utf8(usize),
+    /// Starts with a byte order mark, which RFC 8259 section 8.1 lets a parser refuse.
+    ByteOrderMark,
+    /// A value, but not an object.
+    NotObject,
+    /// The visitor refused; what it wants to say, it keeps.
+    Refused,
+}
+
+/// Checks that `text` is one JSON object and shows its members to `visit`, in order, as they are
+/// passed; `false` ends the scan. A member is shown before the text after it has been checked.
+///
+/// Returns the offset at which another member could be inserted: after the last member, or after
+/// the opening brace.
+pub(crate) fn scan(text: &[u8], mut visit: impl FnMut(Member) -> bool) -> Result<usize, Syntax> {
+    let mut cursor = Cursor::open(text)?;
+    if cursor.peek()? != b'{' {
+        cursor.value()?;
+        cursor.end()?;
+        return Err(Syntax::NotObject);
+    }
+    cursor.at += 1;
+    let mut tail = cursor.at;
+    cursor.white();
+    if cursor.peek()? == b'}' {
+        cursor.at += 1;
+        return cursor.end().map(|()| tail);
+    }
+    loop {
+        cursor.white();
+        let key = cursor.at;
+        cursor.key()?;
+        let key = key..cursor.at;
+        cursor.colon()?;
+        let start = cursor.at;
+        let children = cursor.value()?;
+        tail = cursor.at;
+        if !visit(Member { key, value: start..tail, children }) {
+            return Err(Syntax::Refused);
+        }
+        cursor.white();
+        match cursor.next()? {
+            b',' => {}
+            b'}' => return cursor.end().map(|()| tail),
+            _ => return Err(Syntax::Unexpected(cursor.at - 1)),
+        }
+    }
+}
+
+/// Checks that `text` is one JSON value of any kind.
+#[cfg_attr(not(test), expect(dead_code, reason = "answers are read next"))]
+pub(crate) fn check(text: &[u8]) -> Result<(), Syntax> {
+    let mut cursor = Cursor::open(text)?;
+    cursor.value()?;
+    cursor.end()
+}
+
+struct Cursor<'a> {
+    text: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    /// At the first byte of the value; the text is known to be UTF-8 from here on.
+    fn open(text: &'a [u8]) -> Result<Self, Syntax> {
+        if text.starts_with(b"\xEF\xBB\xBF") {
+            return Err(Syntax::ByteOrderMark);
+        }
+        std::str::from_utf8(text).map_err(|e| Syntax::Utf8(e.valid_up_to()))?;
+        let mut cursor = Cursor { text, at: 0 };
+        cursor.white();
+        Ok(cursor)
+    }
+
+    fn end(&mut self) -> Result<(), Syntax> {
+        self.white();
+        if self.at == self.text.len() { Ok(()) } else { Err(Syntax::Unexpected(self.at)) }
+    }
+
+    fn peek(&self) -> Result<u8, Syntax> {
+        self.text.get(self.at).copied().ok_or(Syntax::Eof)
+    }
+
+    fn next(&mut self) -> Result<u8, Syntax> {
+        let byte = self.peek()?;
+        self.at += 1;
+        Ok(byte)
+    }
+
+    fn white(&mut self) {
+        while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.text.get(self.at) {
+            self.at += 1;
+        }
+    }
+
+    fn key(&mut self) -> Result<(), Syntax> {
+        match self.next()? {
+            b'"' => self.string(),
+            _ => Err(Syntax::Unexpected(self.at - 1)),
+        }
+    }
+
+    fn colon(&mut self) -> Result<(), Syntax> {
+        self.white();
+        match self.next()? {
+            b':' => self.white(),
+            _ => return Err(Syntax::Unexpected(self.at - 1)),
+        }
+        Ok(())
+    }
+
+    /// Passes one value and says how many children it has at its own level.
+    fn value(&mut self) -> Result<usize, Syntax> {
+        let mut open = Open::default();
+        let mut children = 0;
+        loop {
+            match self.next()? {
+                b'{' => {
+                    open.push(true, self.at - 1)?;
+                    self.white();
+                    if self.peek()? != b'}' {
+                        children += usize::from(open.depth == 1);
+                        self.key()?;
+                        self.colon()?;
+                        continue;
+                    }
+                }
+                b'[' => {
+                    open.push(false, self.at - 1)?;
+                    self.white();
+                    if self.peek()? != b']' {
+                        children += usize::from(open.depth == 1);
+                        continue;
+                    }
+                }
+                b'"' => self.string()?,
+                b'-' | b'0'..=b'9' => self.number()?,
+                b't' => self.word(b"rue")?,
+                b'f' => self.word(b"alse")?,
+                b'n' => self.word(b"ull")?,
+                _ => return Err(Syntax::Unexpected(self.at - 1)),
+            }
+            if !self.after(&mut open, &mut children)? {
+                return Ok(children);
+            }
+        }
+    }
+
+    /// After a value, or before the end of an empty container: closes what closes and passes the
+    /// comma (and the key) before the next value. `false` when the outermost value is complete.
+    fn after(&mut self, open: &mut Open, children: &mut usize) -> Result<bool, Syntax> {
+        while open.depth > 0 {
+            self.white();
+            let object = open.object();
+            match self.next()? {
+                b',' => {
+                    *children += usize::from(open.depth == 1);
+                    self.white();
+                    if object {
+                        self.key()?;
+                        self.colon()?;
+                    }
+                    return Ok(true);
+                }
+                b'}' if object => open.depth -= 1,
+                b']' if !object => open.depth -= 1,
+                _ => return Err(Syntax::Unexpected(self.at - 1)),
+            }
+        }
+        Ok(false)
+    }
+
+    /// After the opening quote. Escapes are checked for their form; a lone surrogate is well formed.
+    fn string(&mut self) -> Result<(), Syntax> {
+        loop {
+            self.at += plain(&self.text[self.at..]);
+            match self.next()? {
+                b'"' => return Ok(()),
+                b'\\' => match self.next()? {
+                    b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => {}
+                    b'u' => {
+                        for _ in 0..4 {
+                            if !self.next()?.is_ascii_hexdigit() {
+                                return Err(Syntax::Unexpected(self.at - 1));
+                            }
+                        }
+                    }
+                    _ => return Err(Syntax::Unexpected(self.at - 1)),
+                },
+                _ => return Err(Syntax::Unexpected(self.at - 1)),
+            }
+        }
+    }
+
+    /// After the first byte of a number.
+    fn number(&mut self) -> Result<(), Syntax> {
+        let mut first = self.text[self.at - 1];
+        if first == b'-' {
+            first = self.next()?;
+            if !first.is_ascii_digit() {
+                return Err(Syntax::Unexpected(self.at - 1));
+            }
+        }
+        if first != b'0' {
+            self.digits();
+        }
+        if self.text.get(self.at) == Some(&b'.') {
+            self.at += 1;
+            self.some_digits()?;
+        }
+        if let Some(b'e' | b'E') = self.text.get(self.at) {
+            self.at += 1;
+            if let Some(b'+' | b'-') = self.text.get(self.at) {
+                self.at += 1;
+            }
+            self.some_digits()?;
+        }
+        Ok(())
+    }
+
+    fn digits(&mut self) {
+        while self.text.get(self.at).is_some_and(u8::is_ascii_digit) {
+            self.at += 1;
+        }
+    }
+
+    fn some_digits(&mut self) -> Result<(), Syntax> {
+        match self.next()?.is_ascii_digit() {
+            true => self.digits(),
+            false => return Err(Syntax::Unexpected(self.at - 1)),
+        }
+        Ok(())
+    }
+
+    fn word(&mut self, rest: &[u8]) -> Result<(), Syntax> {
+        for &want in rest {
+            if self.next()? != want {
+                return Err(Syntax::Unexpected(self.at - 1));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How many leading bytes of a string need no look: no quote, no backslash, no control character.
+///
+/// Whole blocks are tested with a fold that the compiler turns into vector compares.
+pub(super) fn plain(text: &[u8]) -> usize {
+    const BLOCK: usize = 32;
+    let special = |b: u8| b == b'"' || b == b'\\' || b < 0x20;
+    let clear = text
+        .chunks_exact(BLOCK)
+        .take_while(|block| {
+            !block.iter().fold(false, |hit, &b| hit | (b == b'"') | (b == b'\\') | (b < 0x20))
+        })
+        .count()
+        * BLOCK;
+    let rest = &text[clear..];
+    clear + rest.iter().position(|&b| special(b)).unwrap_or(rest.len())
+}
+
+/// The containers that are open: their number and, as a bit each, whether they are objects.
+#[derive(Default)]
+struct Open {
+    depth: usize,
+    objects: [u64; MAX_DEPTH / 64],
+}
+
+impl Open {
+    /// The top-level object is not in here, so one level less fits.
+    fn push(&mut self, object: bool, at: usize) -> Result<(), Syntax> {
+        if self.depth + 1 >= MAX_DEPTH {
+            return Err(Syntax::Depth(at));
+        }
+        let (word, bit) = (self.depth / 64, 1 << (self.depth % 64));
+        if object {
+            self.objects[word] |= bit;
+        } else {
+            self.objects[word] &= !bit;
+        }
+        self.depth += 1;
+        Ok(())
+    }
+
+    /// Whether the innermost is an object; only asked when one is open.
+    fn object(&self) -> bool {
+        let top = self.depth - 1;
+        self.objects[top / 64] >> (top % 64) & 1 == 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn verdict(text: &[u8]) -> bool {
+        check(text).is_ok()
+    }
+
+    #[test]
+    fn the_grammar_of_rfc_8259_and_nothing_else() {
+        for good in [
+            "0",
+            "-0",
+            "1.50e+400",
+            "1E5",
+            "\"\"",
+            "\"\\ud800\"",
+            "[]",
+            "[[],{}]",
+            "{\"a\":[1,{}]}",
+            " [1 , 2\t]\r\n",
+            "true",
+            "null",
+            "123456789012345678901234567890",
+        ] {
+            assert!(verdict(good.as_bytes()), "{good}");
+        }
+        for bad in [
+            "",
+            " ",
+            "01",
+            "+1",
+            ".5",
+            "1.",
+            "1e",
+            "-",
+            "NaN",
+            "Infinity",
+            "-Infinity",
+            "tru",
+            "nul",
+            "[1,]",
+            "[,]",
+            "{,}",
+            "{\"a\"}",
+            "{\"a\":}",
+            "{\"a\":1,}",
+            "{a:1}",
+            "[1}",
+            "{\"a\":1]",
+            "\"\n\"",
+            "\"\\x\"",
+            "\"\\u12g4\"",
+            "\"",
+            "1 2",
+            "[1] x",
+            "'a'",
+            "\u{feff}{}",
+            "0x1",
+        ] {
+            assert!(!verdict(bad.as_bytes()), "{bad}");
+        }
+        assert!(!verdict(b"\"\xff\""));
+        assert!(!verdict(b"\"\xed\xa0\x80\""));
+    }
+
+    #[test]
+    fn depth_is_bounded_without_recursion() {
+        let nested = |n: usize| [vec![b'['; n], vec![b']'; n]].concat();
+        assert_eq!(check(&nested(MAX_DEPTH - 1)), Ok(()));
+        assert!(matches!(check(&nested(MAX_DEPTH)), Err(Syntax::Depth(_))));
+        assert!(matches!(check(&vec![b'['; 1 << 20]), Err(Syntax::Depth(_))));
+        let mixed = "{\"a\":[".repeat(100) + "1" + &"]}".repeat(100);
+        assert_eq!(check(mixed.as_bytes()), Ok(()));
+    }
+
+    #[test]
+    fn children_are_counted_at_the_value_s_own_level() {
+        let mut seen = Vec::new();
+        let text = br#"{"a":[],"b":[1,[2,3],"x,y"],"c":{"k":[1,2],"l":0},"d":"q"}"#;
+        scan(text, |m: Member| {
+            seen.push(m.children);
+            true
+        })
+        .unwrap();
+        assert_eq!(seen, [0, 3, 2, 0]);
+    }
+
+    proptest! {
+        /// serde_json is the second opinion; the two differ on lone surrogates and depth only,
+        /// and neither alphabet below can write those.
+        #[test]
+        fn agrees_with_serde_json(text in r#"[\[\]{}:,"ab0-9.eE+\- \\nturlfs]{0,24}"#) {
+            let second = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
+            prop_assert_eq!(check(text.as_bytes()).is_ok(), second, "{}", text);
+        }
+
+        #[test]
+        fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = scan(&bytes, |_: Member| true);
+        }
+
+        #[test]
+        fn plain_stops_at_the_first_special_byte(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let want = bytes.iter().position(|&b| b == b'"' || b == b'\\' || b < 0x20).unwrap_or(bytes.len());
+            prop_assert_eq!(plain(&bytes), want);
+        }
+    }
+}

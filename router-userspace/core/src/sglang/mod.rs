@@ -1,0 +1,48 @@
+//! The engine's protocol: what SGLang's prefill/decode servers read, and what they answer.
+//!
+//! Reading order: [`Endpoint`], [`Request::parse`] (reads the few fields a gateway needs and
+//! keeps the client's bytes), [`Attempt`] and [`Request::inject`] (the two bodies of one attempt),
+//! then the way back.
+//!
+//! Nothing here does I/O or draws chance: a [`Room`] and a [`Rid`] are made from numbers that the
+//! caller drew. Field names and shapes were read from SGLang 0.4.10 and 0.5.23.
+//!
+//! ```
+//! use bytes::Bytes;
+//! use router_core::sglang::{Attempt, Bootstrap, Endpoint, Request, Rid, Room};
+//!
+//! let body = Bytes::from_static(br#"{"model":"m","messages":[],"top_p":0.90,"rid":"mine"}"#);
+//! let request = Request::parse(Endpoint::Chat, body).unwrap();
+//! let bootstrap = Bootstrap::new("10.0.0.7".parse().unwrap(), 8998);
+//! let legs = request.inject(&Attempt {
+//!     bootstrap: &bootstrap,
+//!     rooms: &[Room::from_random(42)],
+//!     rids: &[Rid::from_random(7)],
+//!     dp: Default::default(),
+//! });
+//! assert_eq!(
+//!     legs.decode,
+//!     concat!(
+//!         r#"{"model":"m","messages":[],"top_p":0.90,"bootstrap_host":"10.0.0.7","#,
+//!         r#""bootstrap_port":8998,"bootstrap_room":42,"#,
+//!         r#""rid":"00000000000000000000000000000007"}"#,
+//!     ),
+//! );
+//! ```
+
+mod control;
+mod endpoint;
+mod invalid;
+mod json;
+mod prompt;
+mod rendezvous;
+mod request;
+mod samples;
+mod splice;
+
+pub use endpoint::Endpoint;
+pub use invalid::Invalid;
+pub use json::MAX_DEPTH;
+pub use rendezvous::{Attempt, Bootstrap, Rid, Room};
+pub use request::{MAX_MEMBERS, Request};
+pub use samples::{MAX_SAMPLES, MAX_SEQUENCES};

@@ -1,0 +1,115 @@
+//! The prompt's shape: one or a batch, and how much of it there is.
+
+use super::json::{Kind, Raw};
+use super::{Endpoint, Invalid};
+
+/// What the gateway wants to know of a prompt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Prompt {
+    /// Number of prompts, where the request is a batch.
+    pub(super) batch: Option<usize>,
+    /// Bytes of text, or four times the number of token ids.
+    pub(super) bytes: usize,
+}
+
+/// The values of the fields that can hold a prompt, with the number of their elements.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PromptFields<'a> {
+    /// `messages`, `prompt`, `text` or `input`.
+    pub(super) main: Option<(Raw<'a>, usize)>,
+    /// `system` or `instructions`.
+    pub(super) preamble: Option<(Raw<'a>, usize)>,
+    pub(super) input_ids: Option<(Raw<'a>, usize)>,
+    pub(super) input_embeds: Option<(Raw<'a>, usize)>,
+    /// `session_params`, whose history may be the whole prompt of `/generate`.
+    pub(super) session: bool,
+}
+
+impl Prompt {
+    pub(super) fn read(endpoint: Endpoint, fields: &PromptFields<'_>) -> Result<Prompt, Invalid> {
+        let main = fields.main.filter(|(raw, _)| !raw.is_null());
+        let ids = fields.input_ids.filter(|(raw, _)| !raw.is_null());
+        let embeds = fields.input_embeds.filter(|(raw, _)| !raw.is_null());
+        match endpoint {
+            Endpoint::Completions => {
+                main.map_or(Ok(Prompt::default()), |(raw, len)| completion_prompt(raw, len))
+            }
+            // The engine's own order of precedence.
+            Endpoint::Generate => match (main, ids, embeds) {
+                (Some((raw, len)), _, _) => text(raw, len),
+                (_, Some((raw, len)), _) => token_ids(raw, len, fields.session),
+                (_, _, Some((raw, len))) => embeddings(raw, len),
+                _ => Ok(Prompt::default()),
+            },
+            Endpoint::Chat | Endpoint::Responses | Endpoint::Messages => {
+                let bytes = match ids {
+                    Some((raw, _)) if endpoint == Endpoint::Chat => 4 * numbers(raw),
+                    _ => {
+                        let parts = [main, fields.preamble];
+                        parts.iter().flatten().map(|(raw, _)| text_bytes(*raw)).sum()
+                    }
+                };
+                Ok(Prompt { batch: None, bytes })
+            }
+        }
+    }
+}
+
+/// A string, `[..strings]`, `[..ints]` (one prompt) or `[[..ints]]`.
+fn completion_prompt(raw: Raw<'_>, len: usize) -> Result<Prompt, Invalid> {
+    if raw.kind() != Kind::Array {
+        return Ok(Prompt { batch: None, bytes: text_bytes(raw) });
+    }
+    Ok(match first(raw) {
+        None => return Err(Invalid::field("prompt", "must not be an empty list")),
+        Some(Kind::Number) => Prompt { batch: None, bytes: 4 * numbers(raw) },
+        Some(Kind::Array) => Prompt { batch: Some(len), bytes: 4 * numbers(raw) },
+        Some(_) => Prompt { batch: Some(len), bytes: text_bytes(raw) },
+    })
+}
+
+/// `/generate` takes every list of texts as a batch.
+fn text(raw: Raw<'_>, len: usize) -> Result<Prompt, Invalid> {
+    match raw.kind() {
+        Kind::Array if len == 0 => Err(Invalid::field("text", "must not be an empty list")),
+        Kind::Array => Ok(Prompt { batch: Some(len), bytes: text_bytes(raw) }),
+        _ => Ok(Prompt { batch: None, bytes: text_bytes(raw) }),
+    }
+}
+
+fn token_ids(raw: Raw<'_>, len: usize, session: bool) -> Result<Prompt, Invalid> {
+    let bytes = 4 * numbers(raw);
+    match first(raw) {
+        None if session => Ok(Prompt { batch: None, bytes: 0 }),
+        None => Err(Invalid::field("input_ids", "must not be an empty list")),
+        Some(Kind::Array) => Ok(Prompt { batch: Some(len), bytes }),
+        Some(_) => Ok(Prompt { batch: None, bytes }),
+    }
+}
+
+/// `[[..floats]]` is one prompt, `[[[..floats]]]` a batch; a row of floats stands for one token.
+fn embeddings(raw: Raw<'_>, len: usize) -> Result<Prompt, Invalid> {
+    let Some(row) = raw.elements().next() else {
+        return Err(Invalid::field("input_embeds", "must not be an empty list"));
+    };
+    if first(row) != Some(Kind::Array) {
+        return Ok(Prompt { batch: None, bytes: 4 * len });
+    }
+    let rows: usize = raw.elements().map(|prompt| prompt.elements().count()).sum();
+    Ok(Prompt { batch: Some(len), bytes: 4 * rows })
+}
+
+fn first(array: Raw<'_>) -> Option<Kind> {
+    array.elements().next().map(Raw::kind)
+}
+
+/// How many numbers stand in an array (of arrays) of numbers, none of them empty.
+fn numbers(raw: Raw<'_>) -> usize {
+    memchr::memchr_iter(b',', raw.bytes()).count() + 1
+}
+
+/// A string without its quotes; of anything else, what it takes to write it.
+fn text_bytes(raw: Raw<'_>) -> usize {
+    let len = raw.bytes().len();
+    if raw.kind() == Kind::String { len.saturating_sub(2) } else { len }
+}
