@@ -6,4 +6,5 @@
 
 pub mod fleet;
 pub mod pair;
+pub mod route;
 pub mod sglang;

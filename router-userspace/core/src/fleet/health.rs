@@ -25,7 +25,6 @@ pub const PROBES_TO_OPEN: u64 = 2;
 pub const OPEN_MS: u64 = 2_000;
 
 const STATE: u64 = 0b11;
-const UNKNOWN: u64 = 0;
 const UP: u64 = 1;
 const DOWN: u64 = 2;
 const COUNT_SHIFT: u32 = 2;

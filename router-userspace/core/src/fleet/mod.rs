@@ -6,9 +6,15 @@
 mod facts;
 mod health;
 mod pool;
+mod problem;
+mod service;
+mod snapshot;
 mod worker;
 
 pub use facts::Facts;
-pub use health::{Health, Verdict};
+pub use health::{ERRORS_TO_OPEN, Health, OPEN_MS, PROBES_TO_OPEN, Verdict};
 pub use pool::{Fit, Member, ObjectName, Phase, Pool, Profile, Role, Unfit, host_text};
+pub use problem::Problem;
+pub use service::ServiceBackend;
+pub use snapshot::Fleet;
 pub use worker::{Lease, Limits, Released, Usage, Weight, Worker, WorkerKey};

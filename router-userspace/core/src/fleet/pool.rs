@@ -47,7 +47,7 @@ pub enum Phase {
 }
 
 /// One worker's place in a pool. The worker lives on; this is made anew with each snapshot.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Member {
     pub worker: Arc<Worker>,
     pub role: Role,
@@ -70,9 +70,10 @@ pub struct Fit {
     pub unified: Vec<usize>,
 }
 
-/// A member that no request reaches, and why.
+/// A member that no request reaches, or a selected pod that is no worker, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Unfit {
+    /// `namespace/pod`.
     pub worker: Arc<str>,
     pub reason: String,
 }
@@ -88,10 +89,14 @@ pub enum Profile {
 }
 
 /// The workers of one InferencePool.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Pool {
     pub name: ObjectName,
     pub profile: Profile,
+    /// The engine, as `modelServerRuntime` spells it. `sglang` where nothing is said.
+    pub runtime: Arc<str>,
+    /// The engines speak HTTP/2 without TLS (`appProtocol: kubernetes.io/h2c`).
+    pub h2c: bool,
     pub members: Vec<Member>,
     pub fits: Vec<Fit>,
     pub unfit: Vec<Unfit>,
@@ -103,7 +108,15 @@ impl Pool {
     /// An engine that has not told its facts joins the only set there is; among several it
     /// is left out, since a wrong pair is worse than an idle engine.
     pub fn new(name: ObjectName, profile: Profile, members: Vec<Member>) -> Pool {
-        let mut pool = Pool { name, profile, members, fits: Vec::new(), unfit: Vec::new() };
+        let mut pool = Pool {
+            name,
+            profile,
+            runtime: "sglang".into(),
+            h2c: false,
+            members,
+            fits: Vec::new(),
+            unfit: Vec::new(),
+        };
         let (told, silent): (Vec<usize>, Vec<usize>) =
             (0..pool.members.len()).partition(|&i| pool.members[i].facts.is_some());
         for index in told {

@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde::Serialize;
+use serde::ser::{Serialize, SerializeStruct, Serializer};
 
 use super::health::Health;
 
 /// What makes a worker the same worker: the pod's UID and the port. The same address with a
 /// new UID is another worker.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct WorkerKey {
     pub uid: Arc<str>,
     pub port: u16,
@@ -31,7 +31,7 @@ pub struct Worker {
 }
 
 /// What one request weighs on a worker.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Weight {
     pub requests: u64,
     pub prompt_bytes: u64,
@@ -42,7 +42,7 @@ pub struct Weight {
 pub type Usage = Weight;
 
 /// What a worker takes at once. `u64::MAX` is no limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Limits {
     pub requests: u64,
     pub kv_tokens: u64,
@@ -134,6 +134,19 @@ impl Drop for Lease {
         if let Some(released) = &self.released {
             released();
         }
+    }
+}
+
+impl Serialize for Worker {
+    /// The worker as `/fleet` shows it, with its counts and health of this moment.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Worker", 5)?;
+        fields.serialize_field("name", &self.name)?;
+        fields.serialize_field("uid", &self.key.uid)?;
+        fields.serialize_field("address", &self.address)?;
+        fields.serialize_field("health", &self.health.verdict())?;
+        fields.serialize_field("usage", &self.usage())?;
+        fields.end()
     }
 }
 

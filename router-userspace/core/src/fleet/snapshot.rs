@@ -1,0 +1,42 @@
+//! [`Fleet`]: the snapshot of everything that a request reads.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{Member, Pool, Problem, ServiceBackend, Worker};
+use crate::route::Listener;
+
+/// The topology at one moment: immutable, swapped whole.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Fleet {
+    /// Counts the snapshots of a process; 0 is the empty one before the first.
+    pub generation: u64,
+    pub listeners: Vec<Listener>,
+    /// Sorted by name; the ones that no route names as well.
+    pub pools: Vec<Arc<Pool>>,
+    /// The Service ports that routes name, sorted.
+    pub services: Vec<Arc<ServiceBackend>>,
+    pub problems: Vec<Problem>,
+}
+
+impl Fleet {
+    /// The distinct ports to listen on, in ascending order.
+    pub fn ports(&self) -> Vec<u16> {
+        let mut ports: Vec<u16> = self.listeners.iter().map(|listener| listener.port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    }
+
+    /// Every member of every pool. A worker of two pools comes twice.
+    pub fn members(&self) -> impl Iterator<Item = (&Arc<Pool>, &Member)> {
+        self.pools.iter().flat_map(|pool| pool.members.iter().map(move |member| (pool, member)))
+    }
+
+    /// Every worker, of pools and of Services. One that stands in several places comes as often.
+    pub fn workers(&self) -> impl Iterator<Item = &Arc<Worker>> {
+        let members = self.members().map(|(_, member)| &member.worker);
+        members.chain(self.services.iter().flat_map(|service| &service.endpoints))
+    }
+}

@@ -1,0 +1,169 @@
+//! [`Hostname`]: what a listener or a route says of the host, and how it is compared.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+/// A host name as the Gateway API writes it: exact, or with `*.` before a suffix. Lower case.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Hostname {
+    /// Without the `*.` of a wildcard.
+    name: Arc<str>,
+    wildcard: bool,
+}
+
+/// Why a host name is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadHostname {
+    #[error("is an IP address; the Gateway API allows names only")]
+    Address,
+    #[error("is not a DNS name")]
+    NotADnsName,
+}
+
+impl Hostname {
+    /// Parses `www.example.com` or `*.example.com`.
+    pub fn parse(text: &str) -> Result<Hostname, BadHostname> {
+        let (wildcard, name) = match text.strip_prefix("*.") {
+            Some(suffix) => (true, suffix),
+            None => (false, text),
+        };
+        if text.parse::<std::net::IpAddr>().is_ok() {
+            return Err(BadHostname::Address);
+        }
+        let label = |label: &str| {
+            !label.is_empty()
+                && label.len() <= 63
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        if name.len() > 253 || !name.split('.').all(label) {
+            return Err(BadHostname::NotADnsName);
+        }
+        Ok(Hostname { name: name.to_ascii_lowercase().into(), wildcard })
+    }
+
+    /// Whether requests for `host` are meant. A wildcard stands for one label or more.
+    pub fn matches(&self, host: &str) -> bool {
+        if !self.wildcard {
+            return self.name.eq_ignore_ascii_case(host);
+        }
+        let Some(cut) = host.len().checked_sub(self.name.len()) else { return false };
+        cut >= 2
+            && host.as_bytes()[cut - 1] == b'.'
+            && host.as_bytes()[cut..].eq_ignore_ascii_case(self.name.as_bytes())
+    }
+
+    /// Whether some host is meant by both.
+    pub fn intersects(&self, other: &Hostname) -> bool {
+        match (self.wildcard, other.wildcard) {
+            (false, false) => self.name == other.name,
+            (true, false) => self.matches(&other.name),
+            (false, true) => other.matches(&self.name),
+            (true, true) => {
+                self.name == other.name || self.matches(&other.name) || other.matches(&self.name)
+            }
+        }
+    }
+
+    /// Exact names before wildcards, longer before shorter: `Less` is more specific.
+    pub(super) fn specificity(&self, other: &Hostname) -> Ordering {
+        let rank = |host: &Hostname| (host.wildcard, std::cmp::Reverse(host.name.len()));
+        rank(self).cmp(&rank(other))
+    }
+
+    pub(super) fn is_wildcard(&self) -> bool {
+        self.wildcard
+    }
+
+    pub(super) fn suffix(&self) -> &str {
+        &self.name
+    }
+}
+
+impl fmt::Display for Hostname {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.wildcard {
+            f.write_str("*.")?;
+        }
+        f.write_str(&self.name)
+    }
+}
+
+impl Serialize for Hostname {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// The name in a Host header or an `:authority`, without port and the root's dot. An IPv6
+/// address keeps its brackets.
+pub fn host_name(authority: &str) -> &str {
+    let end = match authority.rfind(']') {
+        Some(bracket) => bracket + 1,
+        None => authority.find(':').unwrap_or(authority.len()),
+    };
+    let name = &authority[..end];
+    name.strip_suffix('.').unwrap_or(name)
+}
+
+/// Compares without regard to case and without a copy, as host tables are sorted.
+pub(super) fn compare(a: &str, b: &str) -> Ordering {
+    let fold = |byte: u8| byte.to_ascii_lowercase();
+    a.bytes().map(fold).cmp(b.bytes().map(fold))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(text: &str) -> Hostname {
+        Hostname::parse(text).unwrap()
+    }
+
+    #[test]
+    fn a_wildcard_stands_for_one_label_or_more_and_never_for_none() {
+        let wildcard = host("*.example.com");
+        assert!(wildcard.matches("www.example.com"));
+        assert!(wildcard.matches("a.b.EXAMPLE.com"));
+        assert!(!wildcard.matches("example.com"));
+        assert!(!wildcard.matches(".example.com"));
+        assert!(!wildcard.matches("wwwexample.com"));
+        assert!(!wildcard.matches("www.example.org"));
+    }
+
+    #[test]
+    fn intersection_is_symmetric_and_exact() {
+        for (a, b, expected) in [
+            ("example.com", "EXAMPLE.com", true),
+            ("example.com", "example.org", false),
+            ("*.example.com", "www.example.com", true),
+            ("*.example.com", "example.com", false),
+            ("*.example.com", "*.www.example.com", true),
+            ("*.example.com", "*.example.com", true),
+            ("*.example.com", "*.example.org", false),
+        ] {
+            assert_eq!(host(a).intersects(&host(b)), expected, "{a} {b}");
+            assert_eq!(host(b).intersects(&host(a)), expected, "{b} {a}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_name_is_refused() {
+        assert_eq!(Hostname::parse("10.0.0.1"), Err(BadHostname::Address));
+        for text in ["", "*", "a..b", "-a.com", "a_b.com", "foo.*.com", "example.com:80"] {
+            assert_eq!(Hostname::parse(text), Err(BadHostname::NotADnsName), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_port_and_the_last_dot_are_no_part_of_the_name() {
+        assert_eq!(host_name("example.com:8080"), "example.com");
+        assert_eq!(host_name("example.com."), "example.com");
+        assert_eq!(host_name("[::1]:8080"), "[::1]");
+        assert_eq!(host_name("127.0.0.1:8080"), "127.0.0.1");
+    }
+}

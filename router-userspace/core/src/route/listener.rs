@@ -1,0 +1,148 @@
+//! [`Listener`]: one listener of a Gateway with the routes attached to it, compiled.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+use serde::ser::{Serialize, SerializeStruct, Serializer};
+
+use super::hostname::{Hostname, compare};
+use super::table::{Entry, Table};
+use super::{Head, Match, Rule};
+use crate::fleet::ObjectName;
+
+/// One match of a route on a listener: a host name of the route, a match of a rule, the rule.
+#[derive(Clone, Debug)]
+pub struct Attached {
+    /// `None` where the route names no host: then the listener's own name decides alone.
+    pub hostname: Option<Hostname>,
+    pub matching: Match,
+    pub rule: Arc<Rule>,
+}
+
+/// One listener of a Gateway, compiled for lookup.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    pub gateway: ObjectName,
+    pub name: Arc<str>,
+    pub port: u16,
+    pub hostname: Option<Hostname>,
+    /// Sorted by name.
+    exact: Vec<(Hostname, Table)>,
+    /// Sorted by suffix.
+    wildcard: Vec<(Hostname, Table)>,
+    any: Table,
+}
+
+impl Listener {
+    /// Compiles the routes of a listener. Host names of routes are kept as they are: a request
+    /// has met the listener's own name before they are compared.
+    pub fn new(
+        gateway: ObjectName,
+        name: Arc<str>,
+        port: u16,
+        hostname: Option<Hostname>,
+        attached: Vec<Attached>,
+    ) -> Listener {
+        let mut hosts: Vec<(Option<Hostname>, Vec<Entry>)> = Vec::new();
+        for Attached { hostname, matching, rule } in attached {
+            let entry = Entry { matching, rule };
+            match hosts.iter_mut().find(|(host, _)| *host == hostname) {
+                Some((_, entries)) => entries.push(entry),
+                None => hosts.push((hostname, vec![entry])),
+            }
+        }
+        let mut listener = Listener {
+            gateway,
+            name,
+            port,
+            hostname,
+            exact: Vec::new(),
+            wildcard: Vec::new(),
+            any: Table::default(),
+        };
+        for (host, entries) in hosts {
+            let table = Table::new(entries);
+            match host {
+                Some(host) if host.is_wildcard() => listener.wildcard.push((host, table)),
+                Some(host) => listener.exact.push((host, table)),
+                None => listener.any = table,
+            }
+        }
+        for rows in [&mut listener.exact, &mut listener.wildcard] {
+            rows.sort_by(|(a, _), (b, _)| compare(a.suffix(), b.suffix()));
+        }
+        listener
+    }
+
+    /// Whether requests for `host` are this listener's.
+    pub(super) fn takes(&self, host: &str) -> bool {
+        self.hostname.as_ref().is_none_or(|hostname| hostname.matches(host))
+    }
+
+    /// `Less` is more specific.
+    pub(super) fn specificity(&self, other: &Listener) -> Ordering {
+        match (&self.hostname, &other.hostname) {
+            (Some(a), Some(b)) => a.specificity(b),
+            (a, b) => a.is_none().cmp(&b.is_none()),
+        }
+    }
+
+    /// The rule for a request that this listener takes: the most specific host name first, but
+    /// where none of its matches holds, the next one still may.
+    pub(super) fn find(&self, host: &str, head: &Head<'_>) -> Option<(&Rule, Option<&str>)> {
+        let exact = row(&self.exact, host).and_then(|table| table.find(head));
+        exact.or_else(|| self.find_wildcard(host, head)).or_else(|| self.any.find(head))
+    }
+
+    fn find_wildcard(&self, host: &str, head: &Head<'_>) -> Option<(&Rule, Option<&str>)> {
+        if self.wildcard.is_empty() {
+            return None;
+        }
+        // From the left: the longest suffix is the most specific. A dot at the start has no
+        // label before it.
+        let dots = host.bytes().enumerate().skip(1).filter(|(_, byte)| *byte == b'.');
+        dots.filter_map(|(dot, _)| row(&self.wildcard, &host[dot + 1..]))
+            .find_map(|table| table.find(head))
+    }
+
+    fn tables(&self) -> impl Iterator<Item = (Option<&Hostname>, &Table)> {
+        let mut named: Vec<&(Hostname, Table)> = self.exact.iter().chain(&self.wildcard).collect();
+        named.sort_by(|(a, _), (b, _)| a.specificity(b));
+        let any = std::iter::once((None, &self.any));
+        named.into_iter().map(|(host, table)| (Some(host), table)).chain(any)
+    }
+
+    /// Every rule with its match, in the order in which a request meets them.
+    pub fn rules(&self) -> impl Iterator<Item = (Option<&Hostname>, &Match, &Arc<Rule>)> {
+        self.tables().flat_map(|(host, table)| {
+            table.entries().map(move |entry| (host, &entry.matching, &entry.rule))
+        })
+    }
+}
+
+fn row<'t>(rows: &'t [(Hostname, Table)], name: &str) -> Option<&'t Table> {
+    let at = rows.binary_search_by(|(host, _)| compare(host.suffix(), name)).ok()?;
+    Some(&rows[at].1)
+}
+
+#[derive(serde::Serialize)]
+struct HostView<'a> {
+    host: Option<&'a Hostname>,
+    matches: Vec<&'a Entry>,
+}
+
+impl Serialize for Listener {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let views = self
+            .tables()
+            .map(|(host, table)| HostView { host, matches: table.entries().collect() });
+        let mut fields = serializer.serialize_struct("Listener", 5)?;
+        fields.serialize_field("gateway", &self.gateway)?;
+        fields.serialize_field("name", &self.name)?;
+        fields.serialize_field("port", &self.port)?;
+        fields.serialize_field("hostname", &self.hostname)?;
+        let views: Vec<HostView<'_>> = views.filter(|view| !view.matches.is_empty()).collect();
+        fields.serialize_field("routes", &views)?;
+        fields.end()
+    }
+}

@@ -1,0 +1,144 @@
+//! [`Match`]: the conditions of one `matches` entry, and whether a request meets them.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use serde::ser::{Serialize, SerializeStruct, Serializer};
+
+use super::Head;
+
+/// A path condition, element by element as the Gateway API defines it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathMatch {
+    Exact(Box<str>),
+    /// Without a trailing slash; empty matches every path.
+    Prefix(Box<str>),
+}
+
+impl PathMatch {
+    /// A prefix condition; `/v1/` and `/v1` are the same one.
+    pub fn prefix(value: &str) -> PathMatch {
+        PathMatch::Prefix(value.trim_end_matches('/').into())
+    }
+}
+
+/// One `matches` entry of a rule: all of it must hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Match {
+    pub path: PathMatch,
+    pub method: Option<Method>,
+    /// Of several conditions on one name only the first counts, as the API says.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Compared after decoding `%` and `+`; the first occurrence in the request counts.
+    pub query: Vec<(Box<str>, Box<str>)>,
+}
+
+impl Default for Match {
+    /// What a rule without `matches` means: every path.
+    fn default() -> Match {
+        let path = PathMatch::Prefix("".into());
+        Match { path, method: None, headers: Vec::new(), query: Vec::new() }
+    }
+}
+
+impl Match {
+    /// Everything but the path, which the table has looked up already.
+    pub(super) fn meets(&self, head: &Head<'_>) -> bool {
+        self.method.as_ref().is_none_or(|method| method == head.method)
+            && self.headers.iter().all(|(name, value)| has_header(head.headers, name, value))
+            && self.query.iter().all(|(name, value)| has_query(head.query, name, value))
+    }
+}
+
+/// Several lines of one name are one list, joined by commas (RFC 9110, section 5.2).
+fn has_header(headers: &HeaderMap, name: &HeaderName, wanted: &HeaderValue) -> bool {
+    let mut values = headers.get_all(name).iter();
+    let Some(first) = values.next() else { return false };
+    let Some(second) = values.next() else { return first == wanted };
+    let lines = [first, second].into_iter().chain(values).map(HeaderValue::as_bytes);
+    let spaced = lines.enumerate().flat_map(|(index, line)| {
+        let comma: &[u8] = if index == 0 { b"" } else { b", " };
+        comma.iter().chain(line)
+    });
+    spaced.eq(wanted.as_bytes())
+}
+
+fn has_query(query: Option<&str>, name: &str, wanted: &str) -> bool {
+    let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+    let mut pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let first = pairs.find(|(key, _)| decoded(key).eq(name.bytes()));
+    first.is_some_and(|(_, value)| decoded(value).eq(wanted.bytes()))
+}
+
+/// The bytes behind `%XX` and `+`, without a copy. A bad escape stands for itself.
+fn decoded(text: &str) -> impl Iterator<Item = u8> + '_ {
+    let hex = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let mut rest = text.as_bytes();
+    std::iter::from_fn(move || {
+        let (&byte, tail) = rest.split_first()?;
+        rest = tail;
+        if byte == b'+' {
+            return Some(b' ');
+        }
+        if let (b'%', [high, low, after @ ..]) = (byte, tail)
+            && let (Some(high), Some(low)) = (hex(*high), hex(*low))
+        {
+            rest = after;
+            return Some(high << 4 | low);
+        }
+        Some(byte)
+    })
+}
+
+impl Serialize for Match {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Match", 4)?;
+        match &self.path {
+            PathMatch::Exact(path) => fields.serialize_field("exact", path)?,
+            PathMatch::Prefix(path) if path.is_empty() => fields.serialize_field("prefix", "/")?,
+            PathMatch::Prefix(path) => fields.serialize_field("prefix", path)?,
+        }
+        if let Some(method) = &self.method {
+            fields.serialize_field("method", method.as_str())?;
+        }
+        if !self.headers.is_empty() {
+            let text = |(name, value): &(HeaderName, HeaderValue)| {
+                format!("{name}: {}", String::from_utf8_lossy(value.as_bytes()))
+            };
+            fields
+                .serialize_field("headers", &self.headers.iter().map(text).collect::<Vec<_>>())?;
+        }
+        if !self.query.is_empty() {
+            let text = |(name, value): &(Box<str>, Box<str>)| format!("{name}={value}");
+            fields.serialize_field("query", &self.query.iter().map(text).collect::<Vec<_>>())?;
+        }
+        fields.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_compared_decoded_and_by_its_first_occurrence() {
+        let holds = |query, name, value| has_query(Some(query), name, value);
+        assert!(holds("a=1&b=x%20y", "b", "x y"));
+        assert!(holds("b=x+y", "b", "x y"));
+        assert!(holds("%62=1", "b", "1"));
+        assert!(holds("b", "b", ""));
+        assert!(holds("b=%zz", "b", "%zz"));
+        assert!(!holds("b=1&b=2", "b", "2"));
+        assert!(!holds("bb=1", "b", "1"));
+        assert!(!has_query(None, "b", ""));
+    }
+
+    #[test]
+    fn lines_of_one_header_are_one_list() {
+        let mut headers = HeaderMap::new();
+        let name = HeaderName::from_static("version");
+        headers.append(&name, HeaderValue::from_static("one"));
+        assert!(has_header(&headers, &name, &HeaderValue::from_static("one")));
+        headers.append(&name, HeaderValue::from_static("two"));
+        assert!(has_header(&headers, &name, &HeaderValue::from_static("one, two")));
+        assert!(!has_header(&headers, &name, &HeaderValue::from_static("one")));
+    }
+}

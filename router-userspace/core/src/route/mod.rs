@@ -1,0 +1,113 @@
+//! Which backend a request means: the Gateway API's matching and precedence, compiled.
+//!
+//! Lookup costs a binary search per host label and path element and allocates nothing; no
+//! regular expression is ever evaluated, since `RegularExpression` matches are refused when the
+//! fleet is built.
+
+mod filter;
+mod hostname;
+mod listener;
+mod matches;
+mod redirect;
+mod rule;
+mod table;
+
+pub use filter::{Filters, HeaderEdit, PathEdit};
+pub use hostname::{BadHostname, Hostname, host_name};
+pub use listener::{Attached, Listener};
+pub use matches::{Match, PathMatch};
+pub use redirect::Redirect;
+pub use rule::{Backend, Rule, Target, Timeouts};
+
+use crate::fleet::{Fleet, ObjectName};
+
+/// The parts of a request's head that routes look at.
+#[derive(Clone, Copy, Debug)]
+pub struct Head<'a> {
+    pub method: &'a http::Method,
+    /// The `:authority` or the Host header, with or without a port.
+    pub host: Option<&'a str>,
+    /// Without the query.
+    pub path: &'a str,
+    pub query: Option<&'a str>,
+    pub headers: &'a http::HeaderMap,
+}
+
+/// Where a request goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Found<'f> {
+    pub listener: &'f Listener,
+    pub rule: &'f Rule,
+    pub target: &'f Target,
+    /// The rule's filters and the drawn backend's, in this order.
+    pub filters: &'f Filters,
+    /// The path prefix that matched, without a trailing slash; `None` after an exact match.
+    pub prefix: Option<&'f str>,
+}
+
+impl<'f> Found<'f> {
+    pub fn route(&self) -> &'f ObjectName {
+        &self.rule.route
+    }
+
+    /// The HTTPRoute's timeouts, else those of its BackendTrafficPolicy, else of the Gateway's.
+    pub fn timeouts(&self) -> Timeouts {
+        self.rule.timeouts
+    }
+}
+
+/// Finds where a request on `port` goes. `draw` is any random number: it picks among weighted
+/// backends. `None` is a 404.
+///
+/// Among listeners of a port, the one with the most specific host name takes the request, and
+/// only its routes are looked at. Then precedence is: host name of the route, exact path, longest
+/// prefix, method, number of header matches, number of query matches, age, name, position.
+///
+/// ```
+/// use std::sync::Arc;
+/// use router_core::fleet::{Fleet, ObjectName};
+/// use router_core::route::*;
+///
+/// let name = |name: &str| ObjectName { namespace: "default".into(), name: name.into() };
+/// let rule = |route: &str| {
+///     Arc::new(Rule::new(name(route), 0, None, Timeouts::default(), Vec::new()))
+/// };
+/// let attached = |route: &str, path: &str| Attached {
+///     hostname: None,
+///     matching: Match { path: PathMatch::prefix(path), ..Match::default() },
+///     rule: rule(route),
+/// };
+/// let routes = vec![attached("all", "/"), attached("chat", "/v1/chat")];
+/// let listener = Listener::new(name("gateway"), "http".into(), 8080, None, routes);
+/// let fleet = Fleet { listeners: vec![listener], ..Fleet::default() };
+///
+/// let headers = http::HeaderMap::new();
+/// let method = http::Method::POST;
+/// let mut head = Head {
+///     method: &method,
+///     host: Some("localhost:8080"),
+///     path: "/v1/chat/completions",
+///     query: None,
+///     headers: &headers,
+/// };
+/// let found = find(&fleet, 8080, &head, 0).expect("both routes match");
+/// assert_eq!(&*found.route().name, "chat");
+/// assert_eq!(found.prefix, Some("/v1/chat"));
+/// // A rule without backends is a 500, a port without a listener a 404.
+/// assert!(matches!(found.target, Target::Broken { .. }));
+/// assert!(find(&fleet, 80, &head, 0).is_none());
+/// head.path = "/v1/chats";
+/// assert_eq!(&*find(&fleet, 8080, &head, 0).expect("the other route matches").route().name, "all");
+/// ```
+pub fn find<'f>(fleet: &'f Fleet, port: u16, head: &Head<'_>, draw: u64) -> Option<Found<'f>> {
+    let host = head.host.map(host_name).unwrap_or_default();
+    let listeners = fleet.listeners.iter().filter(|listener| listener.port == port);
+    let listener =
+        listeners.filter(|listener| listener.takes(host)).min_by(|a, b| a.specificity(b))?;
+    let (rule, prefix) = listener.find(host, head)?;
+    let backend = rule.draw(draw);
+    Some(Found { listener, rule, target: &backend.target, filters: &backend.filters, prefix })
+}
+
+#[cfg(test)]
+mod tests;
