@@ -1,3 +1,70 @@
 //! The project's chores, one subcommand each.
 
-fn main() {}
+mod bench;
+mod ci;
+mod counts;
+mod docs;
+mod python;
+mod setup;
+mod shell;
+mod test;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::counts::Counts;
+
+/// Chores of pd-router. Each works as root and not, and twice at once.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Debug, Subcommand)]
+enum Chore {
+    /// Find or install what building and testing need, and say what was chosen.
+    Setup,
+    /// Run the tests: all, or one suite.
+    Test(test::Flags),
+    /// Run a benchmark.
+    Bench(bench::Flags),
+    /// Check the house style: sizes, names, words, doors, links.
+    Tidy,
+    /// Build the API documentation; a broken link is an error.
+    Docs,
+    /// Everything that a change must pass: format, clippy, tidy, tests, docs.
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().chore {
+        Chore::Setup => setup::run(),
+        Chore::Test(flags) => return summed_up(test::run(&flags)),
+        Chore::Bench(flags) => bench::run(&flags),
+        Chore::Tidy => tidy::run(),
+        Chore::Docs => docs::run(),
+        Chore::Ci => return summed_up(ci::run()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints the counts alone on the last line, where a CI looks for them.
+fn summed_up(result: anyhow::Result<Counts>) -> ExitCode {
+    let counts = result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        Counts::FAILURE
+    });
+    println!("{counts}");
+    if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,111 @@
+//! `cargo xtask test`: builds what the tests run, then runs them all or one suite.
+
+use std::process::Command;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+
+use crate::counts::Counts;
+use crate::workspace::Binaries;
+use crate::{python, shell, workspace};
+
+/// What to run of the tests.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Flags {
+    /// One suite; all by default.
+    #[arg(value_enum)]
+    suite: Option<Suite>,
+    /// Only tests whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Suite {
+    /// Tests beside the code of every crate.
+    Unit,
+    /// The gateway as a process, against simulated engines.
+    Gateway,
+    /// The kernel half in network namespaces; needs root and BPF.
+    Kernel,
+    /// Examples in the documentation.
+    Doc,
+}
+
+/// Runs the tests; failed ones are in the counts, not an error.
+///
+/// # Errors
+/// Something could not be built or started.
+pub(crate) fn run(flags: &Flags) -> Result<Counts> {
+    let mut counts = Counts::default();
+    let suites = [Suite::Unit, Suite::Gateway, Suite::Kernel, Suite::Doc];
+    for suite in suites.into_iter().filter(|suite| flags.suite.is_none_or(|only| only == *suite)) {
+        if suite == Suite::Kernel
+            && let Some(missing) = kernel_tests_need()
+        {
+            println!("kernel tests left out: {missing}");
+            continue;
+        }
+        counts += run_suite(suite, flags.filter.as_deref())?;
+    }
+    Ok(counts)
+}
+
+/// What the kernel tests lack here, if anything.
+fn kernel_tests_need() -> Option<&'static str> {
+    if !workspace::root().join("tests/kernel/main.rs").exists() {
+        Some("there are none yet")
+    } else if !nix::unistd::geteuid().is_root() {
+        Some("they need root")
+    } else if !std::path::Path::new("/sys/kernel/btf/vmlinux").exists() {
+        Some("this kernel has no BTF")
+    } else {
+        None
+    }
+}
+
+fn run_suite(suite: Suite, filter: Option<&str>) -> Result<Counts> {
+    let mut runner = runner(suite);
+    match suite {
+        // No suite selects packages: features then unify alike and nothing is built twice.
+        Suite::Unit => runner.args(["--lib", "--bins"]),
+        Suite::Gateway => runner.args(["--test", "gateway"]),
+        Suite::Kernel => runner.args(["--test", "kernel"]),
+        Suite::Doc => runner.arg("--doc"),
+    };
+    runner.args(filter);
+    if matches!(suite, Suite::Gateway | Suite::Kernel) {
+        equip(&mut runner)?;
+    }
+    let mut counts = Counts::default();
+    let status = shell::watch(&mut runner, |line| {
+        counts += Counts::of_line(line).unwrap_or_default();
+    })?;
+    if !status.success() && counts.failed == 0 {
+        counts += Counts::FAILURE;
+    }
+    Ok(counts)
+}
+
+/// Passes what a test of another package cannot ask cargo for: programs and the venv.
+fn equip(runner: &mut Command) -> Result<()> {
+    let Binaries { pd_router, sglang_sim } = workspace::build_binaries()?;
+    runner.env("PD_ROUTER_BIN", pd_router).env("SGLANG_SIM_BIN", sglang_sim);
+    match python::venv() {
+        Ok(python) => _ = runner.env("PD_ROUTER_PYTHON", python),
+        // The tests that need it then say so; the others still run.
+        Err(error) => println!("no environment for the official client: {error:#}"),
+    }
+    Ok(())
+}
+
+/// cargo-nextest where it is installed (it runs each test as a process of its own), else cargo.
+fn runner(suite: Suite) -> Command {
+    let mut command = shell::command(workspace::cargo());
+    if suite != Suite::Doc && shell::which("cargo-nextest").is_some() {
+        command.args(["nextest", "run", "--no-tests=pass", "--no-fail-fast"]);
+    } else {
+        command.args(["test", "--no-fail-fast"]);
+    }
+    command
+}

@@ -1,0 +1,199 @@
+//! What the documents promise: rooms that exist, links that resolve, numbered decisions.
+
+use super::tree::{Problem, Tree};
+
+const ARCHITECTURE: &str = "ARCHITECTURE.md";
+const LONGEST_ARCHITECTURE: usize = 200;
+
+/// Short enough to be read; every room that exists is named, every path named exists.
+pub(super) fn architecture(tree: &Tree) -> Vec<Problem> {
+    let Some(text) = tree.text(ARCHITECTURE) else {
+        return vec![Problem::new(ARCHITECTURE, 0, "missing")];
+    };
+    let mut problems = Vec::new();
+    let length = text.lines().count();
+    if length > LONGEST_ARCHITECTURE {
+        let message = format!("{length} lines; {LONGEST_ARCHITECTURE} is the limit");
+        problems.push(Problem::new(ARCHITECTURE, length, message));
+    }
+    for room in rooms(tree) {
+        if !text.contains(&format!("`{room}`")) {
+            problems.push(Problem::new(ARCHITECTURE, 0, format!("the room `{room}` is not named")));
+        }
+    }
+    for (index, line) in text.lines().enumerate() {
+        for path in code_spans(line).filter(|span| is_path(span)) {
+            // Short of its folder is enough where no other is meant: `gateway/upstream.rs`.
+            let short = format!("/{path}");
+            if !tree.exists(path) && !tree.files.keys().any(|file| file.ends_with(&short)) {
+                problems.push(Problem::new(ARCHITECTURE, index + 1, format!("no `{path}` here")));
+            }
+        }
+    }
+    problems
+}
+
+/// Folders with a door (`mod.rs`) or a crate's root (`src/`), as `path/`.
+fn rooms(tree: &Tree) -> Vec<String> {
+    let mut rooms: Vec<String> = tree
+        .rust()
+        .filter_map(|(path, _)| {
+            let folder = path.strip_suffix("/mod.rs");
+            let root = path.strip_suffix("/lib.rs").or_else(|| path.strip_suffix("/main.rs"));
+            folder.or(root.filter(|root| root.ends_with("/src")))
+        })
+        .map(|folder| format!("{folder}/"))
+        .collect();
+    rooms.dedup();
+    rooms
+}
+
+/// The text between single backticks.
+fn code_spans(line: &str) -> impl Iterator<Item = &str> {
+    line.split('`').skip(1).step_by(2)
+}
+
+/// A path from the root: a folder ends in `/`, a file in a known ending.
+fn is_path(span: &str) -> bool {
+    let plain = !span.starts_with(['/', '-']) && !span.contains([' ', '*', '<', ':', '$']);
+    plain && ["/", ".rs", ".md", ".toml"].iter().any(|end| span.ends_with(end))
+}
+
+/// Links between the documents lead to files and headings that exist.
+pub(super) fn links(tree: &Tree) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (path, source) in tree.ending(".md") {
+        let mut fenced = false;
+        for (index, line) in source.text.lines().enumerate() {
+            fenced ^= line.trim_start().starts_with("```");
+            if fenced {
+                continue;
+            }
+            for target in targets(line) {
+                if !resolves(tree, path, target) {
+                    let message = format!("the link to `{target}` leads nowhere");
+                    problems.push(Problem::new(path, index + 1, message));
+                }
+            }
+        }
+    }
+    problems
+}
+
+/// Targets of `[text](target)`, those of the web left out.
+fn targets(line: &str) -> impl Iterator<Item = &str> {
+    line.split("](").skip(1).filter_map(|rest| rest.split(')').next()).filter(|target| {
+        !["http://", "https://", "mailto:"].iter().any(|scheme| target.starts_with(scheme))
+    })
+}
+
+fn resolves(tree: &Tree, from: &str, target: &str) -> bool {
+    let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+    let path = if file.is_empty() { from.to_owned() } else { joined(from, file) };
+    if !tree.exists(&path) {
+        return false;
+    }
+    anchor.is_empty()
+        || tree.text(&path).is_some_and(|text| {
+            text.lines().filter(|line| line.starts_with('#')).any(|line| slug(line) == anchor)
+        })
+}
+
+/// `file` as seen from the folder of `from`, with `..` followed.
+fn joined(from: &str, file: &str) -> String {
+    let mut parts: Vec<&str> = from.split('/').collect();
+    parts.pop();
+    for part in file.split('/') {
+        match part {
+            "." | "" => {}
+            ".." => _ = parts.pop(),
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+/// A heading's anchor, as GitHub makes it.
+fn slug(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = text.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+/// Decisions are numbered without a gap; README names the two commands.
+pub(super) fn decisions_and_commands(tree: &Tree) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let decisions = tree.files.keys().filter(|path| path.starts_with("docs/adr/"));
+    for (expected, path) in (1..).zip(decisions) {
+        let name = path.trim_start_matches("docs/adr/");
+        if !name.starts_with(&format!("{expected:04}-")) || !name.ends_with(".md") {
+            let message = format!("decisions are numbered: {expected:04}-title.md comes here");
+            problems.push(Problem::new(path, 0, message));
+        }
+    }
+    let readme = tree.text("README.md").unwrap_or_default();
+    for command in ["cargo xtask demo", "cargo xtask test"] {
+        if !readme.contains(command) {
+            problems.push(Problem::new("README.md", 0, format!("does not name `{command}`")));
+        }
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn architecture_names_what_exists_and_nothing_else() {
+        let check = |text: &str| {
+            let code = [("core/src/lib.rs", ""), ("core/src/fleet/mod.rs", "")];
+            architecture(&Tree::of(&[code[0], code[1], (ARCHITECTURE, text)])).len()
+        };
+        assert_eq!(check("`core/src/` and `core/src/fleet/`, not `Pair<P, D>`"), 0);
+        assert_eq!(check("`core/src/`, `core/src/fleet/`, `fleet/mod.rs`"), 0);
+        assert_eq!(check("`core/src/` alone"), 1);
+        assert_eq!(check("`core/src/`, `core/src/fleet/`, `core/src/gone.rs`, `gone/`"), 2);
+        assert_eq!(check(&format!("`core/src/` `core/src/fleet/`{}", "\n".repeat(201))), 1);
+        assert_eq!(architecture(&Tree::default()).len(), 1);
+    }
+
+    #[test]
+    fn a_link_leads_to_a_file_and_a_heading() {
+        let check = |text: &str| {
+            let guide = ("docs/guide.md", "# Start\n## One pool, two roles\n");
+            links(&Tree::of(&[guide, ("docs/a.md", text)])).len()
+        };
+        for good in [
+            "[x](guide.md)",
+            "[x](guide.md#one-pool-two-roles)",
+            "[x](../docs/guide.md#start) [y](https://a.example/x)",
+            "# Here\n[x](#here)",
+            "[x](../docs/)",
+            "```\n[x](nowhere)\n```",
+        ] {
+            assert_eq!(check(good), 0, "{good}");
+        }
+        for bad in ["[x](gone.md)", "[x](guide.md#two)", "[x](#here)", "[x](guide.md/../gone.md)"] {
+            assert_eq!(check(bad), 1, "{bad}");
+        }
+    }
+
+    #[test]
+    fn decisions_are_numbered_without_a_gap() {
+        let readme = ("README.md", "cargo xtask demo, cargo xtask test");
+        let check = |files: &[&str]| {
+            let mut all = vec![readme];
+            all.extend(files.iter().map(|file| (*file, "")));
+            decisions_and_commands(&Tree::of(&all)).len()
+        };
+        assert_eq!(check(&["docs/adr/0001-a.md", "docs/adr/0002-b.md"]), 0);
+        assert_eq!(check(&["docs/adr/0001-a.md", "docs/adr/0003-b.md"]), 1);
+        assert_eq!(check(&["docs/adr/a.md"]), 1);
+    }
+
+    #[test]
+    fn readme_names_the_two_commands() {
+        assert_eq!(decisions_and_commands(&Tree::default()).len(), 2);
+    }
+}

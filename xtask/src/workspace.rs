@@ -1,0 +1,86 @@
+//! Where things are: the workspace, the user's cache folder, the binaries that cargo built.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::shell;
+
+/// The workspace's root.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask stands in the workspace")
+}
+
+/// `~/.cache/pd-router`, made if missing; what is in it can be deleted at any time.
+///
+/// # Errors
+/// No home folder is known, or the folder cannot be made.
+pub(crate) fn cache() -> Result<PathBuf> {
+    let base = std::env::var_os("XDG_CACHE_HOME")
+        .filter(|path| Path::new(path).is_absolute())
+        .map(PathBuf::from)
+        .or_else(|| std::env::home_dir().map(|home| home.join(".cache")))
+        .context("no cache folder: neither XDG_CACHE_HOME nor HOME is set")?;
+    let folder = base.join("pd-router");
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    Ok(folder)
+}
+
+/// The cargo that runs this chore.
+pub(crate) fn cargo() -> OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+/// The programs that tests and the demo run as processes.
+#[derive(Debug)]
+pub(crate) struct Binaries {
+    pub(crate) pd_router: PathBuf,
+    pub(crate) sglang_sim: PathBuf,
+}
+
+/// Builds the gateway and the simulated engine; prints cargo's own progress.
+///
+/// # Errors
+/// The build fails, or cargo names no executable.
+pub(crate) fn build_binaries() -> Result<Binaries> {
+    let output = shell::command(cargo())
+        .args(["build", "--bin", "pd-router", "--bin", "sglang-sim"])
+        .args(["--message-format", "json-render-diagnostics"])
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .context("starting cargo")?;
+    if !output.status.success() {
+        bail!("building pd-router and sglang-sim failed");
+    }
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let find = |name| {
+        executable(&messages, name).with_context(|| format!("cargo built no executable {name}"))
+    };
+    Ok(Binaries { pd_router: find("pd-router")?, sglang_sim: find("sglang-sim")? })
+}
+
+/// The executable of the binary `name` among cargo's JSON messages, one a line.
+fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+    messages.lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let target = message.get("target")?;
+        let is_bin = target.get("kind")?.as_array()?.iter().any(|kind| kind == "bin");
+        (is_bin && target.get("name")? == name)
+            .then(|| message.get("executable")?.as_str().map(PathBuf::from))?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_of_the_same_name_is_not_the_executable() {
+        let messages = r#"{"reason":"compiler-artifact","target":{"name":"pd-router","kind":["lib"]},"executable":null}
+{"reason":"compiler-artifact","target":{"name":"pd-router","kind":["bin"]},"executable":"/t/debug/pd-router"}
+{"reason":"build-finished","success":true}"#;
+        assert_eq!(executable(messages, "pd-router"), Some(PathBuf::from("/t/debug/pd-router")));
+        assert_eq!(executable(messages, "sglang-sim"), None);
+    }
+}
