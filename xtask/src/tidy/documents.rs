@@ -33,12 +33,13 @@ pub(super) fn architecture(tree: &Tree) -> Vec<Problem> {
     problems
 }
 
-/// Folders with a door (`mod.rs`) or a crate's root (`src/`), as `path/`.
+/// Crates' roots (`src/`) and the rooms right below them, as `path/`; a room may have its own.
 fn rooms(tree: &Tree) -> Vec<String> {
     let mut rooms: Vec<String> = tree
         .rust()
         .filter_map(|(path, _)| {
             let folder = path.strip_suffix("/mod.rs");
+            let folder = folder.filter(|room| room.rsplit('/').nth(1) == Some("src"));
             let root = path.strip_suffix("/lib.rs").or_else(|| path.strip_suffix("/main.rs"));
             folder.or(root.filter(|root| root.ends_with("/src")))
         })
