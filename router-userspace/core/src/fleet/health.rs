@@ -14,19 +14,23 @@ pub enum Verdict {
     /// Nobody has spoken with it yet.
     Unknown,
     Up,
+    /// Answers probes and fails requests: the breaker is open.
+    Failing,
+    /// Cannot be reached, or does not answer.
     Down,
 }
 
 /// Server errors in a row that open the breaker.
-pub const ERRORS_TO_OPEN: u64 = 5;
+const ERRORS_TO_OPEN: u64 = 5;
 /// Failed probes in a row that take a worker out.
-pub const PROBES_TO_OPEN: u64 = 2;
+const PROBES_TO_OPEN: u64 = 2;
 /// How long an opened breaker ignores good probes: the engine answers probes and fails requests.
-pub const OPEN_MS: u64 = 2_000;
+const OPEN_MS: u64 = 2_000;
 
 const STATE: u64 = 0b11;
 const UP: u64 = 1;
 const DOWN: u64 = 2;
+const FAILING: u64 = 3;
 const COUNT_SHIFT: u32 = 2;
 const COUNT: u64 = 0xff;
 const UNTIL_SHIFT: u32 = 10;
@@ -43,6 +47,7 @@ impl Health {
     pub fn verdict(&self) -> Verdict {
         match self.0.load(Ordering::Relaxed) & STATE {
             UP => Verdict::Up,
+            FAILING => Verdict::Failing,
             DOWN => Verdict::Down,
             _ => Verdict::Unknown,
         }
@@ -56,7 +61,7 @@ impl Health {
             return;
         }
         self.update(|state, _, until| match state {
-            DOWN => (DOWN, 0, until),
+            DOWN | FAILING => (state, 0, until),
             _ => (UP, 0, 0),
         });
     }
@@ -70,8 +75,8 @@ impl Health {
     /// The worker itself answered with a server error.
     pub fn errored(&self, now_ms: u64) {
         self.update(|state, count, until| match state {
-            DOWN => (DOWN, count, until),
-            _ if count + 1 >= ERRORS_TO_OPEN => (DOWN, 0, now_ms + OPEN_MS),
+            DOWN | FAILING => (state, count, until),
+            _ if count + 1 >= ERRORS_TO_OPEN => (FAILING, 0, now_ms + OPEN_MS),
             state => (state, count + 1, until),
         });
     }
@@ -79,7 +84,7 @@ impl Health {
     /// A probe was answered well.
     pub fn probe_passed(&self, now_ms: u64) {
         self.update(|state, count, until| match state {
-            DOWN if now_ms < until => (DOWN, count, until),
+            FAILING if now_ms < until => (FAILING, count, until),
             UP => (UP, count, 0),
             _ => (UP, 0, 0),
         });
@@ -89,7 +94,7 @@ impl Health {
     pub fn probe_failed(&self) {
         self.update(|state, count, until| match state {
             UP if count + 1 < PROBES_TO_OPEN => (UP, count + 1, until),
-            _ => (DOWN, count, until),
+            _ => (DOWN, 0, 0),
         });
     }
 
@@ -136,9 +141,9 @@ mod tests {
         for _ in 0..ERRORS_TO_OPEN {
             health.errored(10);
         }
-        assert_eq!(health.verdict(), Verdict::Down);
+        assert_eq!(health.verdict(), Verdict::Failing);
         health.probe_passed(10 + OPEN_MS - 1);
-        assert_eq!(health.verdict(), Verdict::Down);
+        assert_eq!(health.verdict(), Verdict::Failing);
         health.probe_passed(10 + OPEN_MS);
         assert_eq!(health.verdict(), Verdict::Up);
     }

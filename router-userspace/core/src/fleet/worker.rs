@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use http::uri::Authority;
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
 use super::health::Health;
@@ -24,6 +25,8 @@ pub struct Worker {
     /// `namespace/pod`.
     pub name: Arc<str>,
     pub address: SocketAddr,
+    /// `address` as it stands in a URL, made once.
+    pub authority: Authority,
     pub health: Health,
     requests: AtomicU64,
     prompt_bytes: AtomicU64,
@@ -69,6 +72,7 @@ impl Worker {
             key,
             name: name.into(),
             address,
+            authority: authority(address),
             health: Health::default(),
             requests: AtomicU64::new(0),
             prompt_bytes: AtomicU64::new(0),
@@ -112,6 +116,11 @@ impl Worker {
         self.prompt_bytes.fetch_sub(weight.prompt_bytes, Ordering::Relaxed);
         self.kv_tokens.fetch_sub(weight.kv_tokens, Ordering::Relaxed);
     }
+}
+
+fn authority(address: SocketAddr) -> Authority {
+    // Digits, dots, colons and brackets only: always an authority, also for IPv6.
+    address.to_string().parse().expect("a socket address is an authority")
 }
 
 /// Counts one request on one worker until dropped.

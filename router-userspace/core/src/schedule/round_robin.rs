@@ -1,0 +1,7 @@
+//! Round robin: each worker in its turn.
+
+use super::{Candidate, Draw};
+
+pub(super) fn pick(candidates: &[Candidate], draw: Draw) -> usize {
+    (draw.turn % candidates.len() as u64) as usize
+}
