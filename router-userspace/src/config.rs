@@ -1,0 +1,318 @@
+//! Flags and environment, read once into [`Settings`] that are valid by construction.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use router_core::schedule::Policy;
+
+/// Inference gateway for SGLang prefill/decode-disaggregated serving.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    #[command(flatten)]
+    pub telemetry: Telemetry,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serves the objects of a directory, or engines named by flags, as an HTTP gateway.
+    Gateway(Box<GatewayFlags>),
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, Args)]
+pub struct Telemetry {
+    /// What to log: a level, or directives such as `info,pd_router=debug`.
+    #[arg(long, global = true, env = "PD_ROUTER_LOG", default_value = "info")]
+    pub log: String,
+    /// How a log line is written.
+    #[arg(long, global = true, env = "PD_ROUTER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Flags of `pd-router gateway`.
+#[derive(Debug, Args)]
+pub struct GatewayFlags {
+    #[command(flatten)]
+    pub source: SourceFlags,
+
+    /// Address that the listeners of every Gateway bind.
+    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED), value_name = "IP")]
+    pub listen_address: IpAddr,
+    /// Where /livez, /readyz, /metrics and /fleet are served. Keep it private.
+    #[arg(long, default_value = "127.0.0.1:9901", value_name = "IP:PORT")]
+    pub admin_listen: SocketAddr,
+    /// How the workers of a pair are chosen: round_robin, random, power_of_two, least_load.
+    #[arg(long, default_value_t = PolicyName(Policy::default()))]
+    pub policy: PolicyName,
+    /// Names the chosen pods in the answer's x-pd-router-prefill and x-pd-router-decode.
+    #[arg(long)]
+    pub explain_headers: bool,
+    /// File that holds the engines' API key, sent with /abort_request and probes.
+    #[arg(long, value_name = "FILE")]
+    pub engine_api_key_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub limits: LimitFlags,
+    #[command(flatten)]
+    pub timeouts: TimeoutFlags,
+}
+
+/// Where the fleet comes from: a directory, or engines by URL as sglang-router takes them.
+#[derive(Clone, Debug, Args)]
+pub struct SourceFlags {
+    /// Directory of YAML documents: Gateway, HTTPRoute, InferencePool, policies, Pods.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["pd_disaggregation", "prefill", "decode"])]
+    pub manifests: Option<PathBuf>,
+    /// Serve the engines named by --prefill and --decode, without any manifest.
+    #[arg(long)]
+    pub pd_disaggregation: bool,
+    /// A prefill engine: its URL, and its bootstrap port (default 8998). May be repeated.
+    #[arg(long, num_args = 1..=2, value_names = ["URL", "BOOTSTRAP_PORT"], action = clap::ArgAction::Append)]
+    pub prefill: Vec<Vec<String>>,
+    /// A decode engine's URL. May be repeated.
+    #[arg(long, value_name = "URL")]
+    pub decode: Vec<String>,
+    /// With --pd-disaggregation: the address to listen on.
+    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED), value_name = "IP")]
+    pub host: IpAddr,
+    /// With --pd-disaggregation: the port to listen on.
+    #[arg(long, default_value_t = 30000)]
+    pub port: u16,
+}
+
+/// How much the gateway takes. Everything has a limit.
+#[derive(Clone, Debug, Args)]
+pub struct LimitFlags {
+    /// Largest request body in bytes; more is a 413.
+    #[arg(long, default_value_t = 64 << 20, value_name = "BYTES")]
+    pub max_body: usize,
+    /// Largest request head in bytes; more is a 431.
+    #[arg(long, default_value_t = 64 << 10, value_name = "BYTES")]
+    pub max_head: usize,
+    /// Client connections held at once; further ones wait to be accepted.
+    #[arg(long, default_value_t = 32_768)]
+    pub max_connections: usize,
+    /// Requests on one worker at once, where the engine does not tell its own limit.
+    #[arg(long, default_value_t = 1024)]
+    pub max_requests_per_worker: u32,
+    /// Requests of one pool that wait for room; one more is a 429.
+    #[arg(long, default_value_t = 1024)]
+    pub max_queued: usize,
+    /// Pairs tried for one request, the first included.
+    #[arg(long, default_value_t = 3)]
+    pub max_attempts: u32,
+    /// Idle connections kept open to each worker.
+    #[arg(long, default_value_t = 512)]
+    pub max_idle_per_worker: usize,
+}
+
+/// How long the gateway waits. Durations are written `300s`, `5m`, `100ms`.
+#[derive(Clone, Debug, Args)]
+pub struct TimeoutFlags {
+    /// For a request to find room; later it is a 503.
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    pub queue_timeout: Duration,
+    /// For a connection to an engine.
+    #[arg(long, default_value = "1s", value_parser = duration)]
+    pub connect_timeout: Duration,
+    /// For prefill's whole answer.
+    #[arg(long, default_value = "300s", value_parser = duration)]
+    pub prefill_timeout: Duration,
+    /// For the first event of a streamed answer.
+    #[arg(long, default_value = "300s", value_parser = duration)]
+    pub first_event_timeout: Duration,
+    /// Between two pieces of an answer.
+    #[arg(long, default_value = "300s", value_parser = duration)]
+    pub stream_idle_timeout: Duration,
+    /// For a whole request, where neither HTTPRoute nor BackendTrafficPolicy says.
+    #[arg(long, default_value = "24h", value_parser = duration)]
+    pub request_timeout: Duration,
+    /// For a client to send its request head.
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    pub header_timeout: Duration,
+    /// For a client to send the next piece of its request body.
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    pub body_timeout: Duration,
+    /// An idle connection to an engine is closed after this; engines close theirs after 5 s
+    /// (uvicorn's default), so a shorter time here avoids most races.
+    #[arg(long, default_value = "4s", value_parser = duration)]
+    pub pool_idle_timeout: Duration,
+    /// Between two probes of a worker that is up.
+    #[arg(long, default_value = "1s", value_parser = duration)]
+    pub probe_interval: Duration,
+    /// For a probe's answer.
+    #[arg(long, default_value = "1s", value_parser = duration)]
+    pub probe_timeout: Duration,
+    /// For running streams to finish after SIGTERM.
+    #[arg(long, default_value = "24h", value_parser = duration)]
+    pub drain_timeout: Duration,
+}
+
+/// [`Policy`] as a flag's value.
+#[derive(Clone, Copy, Debug)]
+pub struct PolicyName(pub Policy);
+
+impl std::str::FromStr for PolicyName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<PolicyName, String> {
+        text.parse().map(PolicyName)
+    }
+}
+
+impl std::fmt::Display for PolicyName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0.as_str())
+    }
+}
+
+/// Everything the gateway was told, checked.
+#[derive(Debug)]
+pub struct Settings {
+    pub source: SourceFlags,
+    pub listen_address: IpAddr,
+    pub admin_listen: SocketAddr,
+    pub policy: Policy,
+    pub explain_headers: bool,
+    pub engine_api_key: Option<http::HeaderValue>,
+    pub limits: LimitFlags,
+    pub timeouts: TimeoutFlags,
+}
+
+impl GatewayFlags {
+    /// Checks what clap cannot: combinations, files, ranges.
+    ///
+    /// # Errors
+    /// Names the flag that is wrong and why.
+    pub fn settings(self) -> Result<Settings> {
+        let flags = &self.source;
+        if flags.manifests.is_none() && !flags.pd_disaggregation {
+            bail!(
+                "say what to serve: --manifests DIR, or --pd-disaggregation with --prefill and --decode"
+            );
+        }
+        if flags.pd_disaggregation && (flags.prefill.is_empty() || flags.decode.is_empty()) {
+            bail!("--pd-disaggregation needs at least one --prefill and one --decode");
+        }
+        if self.limits.max_attempts == 0 {
+            bail!("--max-attempts is 0: a request needs at least one attempt");
+        }
+        if self.limits.max_head < 8 << 10 {
+            bail!("--max-head is {}: at least 8192 bytes are needed", self.limits.max_head);
+        }
+        if self.limits.max_requests_per_worker == 0 || self.limits.max_connections == 0 {
+            bail!("--max-requests-per-worker and --max-connections must be at least 1");
+        }
+        let engine_api_key = self.engine_api_key_file.as_deref().map(bearer).transpose()?;
+        let listen_address =
+            if self.source.pd_disaggregation { self.source.host } else { self.listen_address };
+        Ok(Settings {
+            source: self.source,
+            listen_address,
+            admin_listen: self.admin_listen,
+            policy: self.policy.0,
+            explain_headers: self.explain_headers,
+            engine_api_key,
+            limits: self.limits,
+            timeouts: self.timeouts,
+        })
+    }
+}
+
+fn bearer(path: &std::path::Path) -> Result<http::HeaderValue> {
+    let key = std::fs::read_to_string(path)
+        .with_context(|| format!("--engine-api-key-file {}", path.display()))?;
+    let key = key.trim();
+    if key.is_empty() {
+        bail!("--engine-api-key-file {}: the file is empty", path.display());
+    }
+    let mut value = http::HeaderValue::try_from(format!("Bearer {key}")).with_context(|| {
+        format!("--engine-api-key-file {}: not usable in a header", path.display())
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// Parses `1h`, `5m`, `300s`, `100ms`; no unit is an error, since it would be a guess.
+fn duration(text: &str) -> Result<Duration, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let seconds = match unit {
+        "ms" => 0.001,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(format!("`{text}` needs a unit: ms, s, m or h")),
+    };
+    let number: f64 = number.parse().map_err(|_| format!("`{text}` is no duration"))?;
+    Duration::try_from_secs_f64(number * seconds)
+        .ok()
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| format!("`{text}` is out of range"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn settings(line: &[&str]) -> Result<Settings> {
+        let cli = Cli::try_parse_from([&["pd-router", "gateway"], line].concat())?;
+        let Command::Gateway(flags) = cli.command;
+        flags.settings()
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_carry_their_unit() {
+        assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
+        for wrong in ["5", "", "s", "-1s", "0s", "1e99h", "5 s"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn flags_of_sglang_router_are_read() {
+        let line = "--pd-disaggregation --prefill http://a:30000 8998 --prefill http://b:30000 \
+                    --decode http://c:30000 --decode http://d:30000 --host 127.0.0.1 --port 8001";
+        let settings = settings(&line.split_whitespace().collect::<Vec<_>>()).unwrap();
+        assert_eq!(settings.source.prefill, [vec!["http://a:30000", "8998"], vec!["http://b:30000"]]);
+        assert_eq!(settings.source.decode, ["http://c:30000", "http://d:30000"]);
+        assert_eq!(settings.listen_address, IpAddr::V4(Ipv4Addr::LOCALHOST));
+    }
+
+    #[test]
+    fn a_wrong_flag_is_named() {
+        for (line, name) in [
+            (&[][..], "--manifests"),
+            (&["--pd-disaggregation"], "--prefill"),
+            (&["--manifests", "d", "--policy", "best"], "--policy"),
+            (&["--manifests", "d", "--max-attempts", "0"], "--max-attempts"),
+            (&["--manifests", "d", "--queue-timeout", "5"], "--queue-timeout"),
+            (&["--manifests", "d", "--engine-api-key-file", "/nowhere"], "--engine-api-key-file"),
+            (&["--manifests", "d", "--decode", "http://x"], "--decode"),
+        ] {
+            let error = format!("{:#}", settings(line).unwrap_err());
+            assert!(error.contains(name), "{line:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Admission: a request takes its places at once, or waits in its line for somebody's lease
+//! to end.
+//!
+//! A prefill that is sent before its decode has room only runs down its bootstrap clock, so the
+//! wait is here. Lines are first come first served, one for each pool and model, so that a
+//! full model does not hold up another.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use router_core::fleet::{Lease, ObjectName, Pool, Released};
+use router_core::schedule::{Draw, Policy};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use super::fleet::FleetHandle;
+use super::reject::Reject;
+use super::seats::{Ask, NoSeat, Seating, Seats};
+use crate::config::LimitFlags;
+
+/// One pool's model: who waits for the same workers waits in the same line.
+type LineKey = (ObjectName, Option<Arc<str>>);
+
+#[derive(Debug)]
+struct Waiter {
+    ticket: u64,
+    turn: Arc<Notify>,
+}
+
+/// Gives requests their places, in order.
+pub(crate) struct Admission {
+    fleet: Arc<FleetHandle>,
+    policy: Policy,
+    limits: LimitFlags,
+    queue_timeout: Duration,
+    turn: AtomicU64,
+    waiting: AtomicUsize,
+    lines: Mutex<HashMap<LineKey, VecDeque<Waiter>>>,
+    /// Called by every lease that ends.
+    released: Released,
+}
+
+impl Admission {
+    pub(crate) fn new(
+        fleet: Arc<FleetHandle>,
+        policy: Policy,
+        limits: LimitFlags,
+        queue_timeout: Duration,
+    ) -> Arc<Admission> {
+        Arc::new_cyclic(|admission: &Weak<Admission>| Admission {
+            released: released(admission.clone()),
+            fleet,
+            policy,
+            limits,
+            queue_timeout,
+            turn: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
+            lines: Mutex::default(),
+        })
+    }
+
+    /// Places for `ask` in the pool: at once, or after a wait.
+    ///
+    /// # Errors
+    /// Nobody ready, another model, the line full, or the deadline (the queue's or the
+    /// request's, whichever is first).
+    pub(crate) async fn admit(
+        self: &Arc<Self>,
+        pool: &Pool,
+        ask: &Ask,
+        deadline: Option<Instant>,
+    ) -> Result<Seats, Reject> {
+        let key = line_key(pool, ask);
+        let place = {
+            let mut lines = self.lock();
+            let line_is_empty = lines.get(&key).is_none_or(VecDeque::is_empty);
+            let seats = if line_is_empty { self.take(pool, ask) } else { Err(NoSeat::Full) };
+            match seats {
+                Err(NoSeat::Full) => self.join(&mut lines, key)?,
+                seats => {
+                    drop(lines);
+                    return seats.map_err(|why| refused(why, &pool.name, ask));
+                }
+            }
+        };
+        let queue_deadline = Instant::now() + self.queue_timeout;
+        let until = deadline.map_or(queue_deadline, |deadline| deadline.min(queue_deadline));
+        loop {
+            if timeout_at(until, place.turn.notified()).await.is_err() {
+                return Err(match deadline {
+                    Some(deadline) if deadline <= queue_deadline => Reject::Deadline,
+                    _ => Reject::QueueTimeout(self.queue_timeout),
+                });
+            }
+            if let Some(seats) = place.try_again(ask) {
+                return seats;
+            }
+        }
+    }
+
+    /// How many requests wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Lets the first of every line look again. Called when a lease ends, a worker comes back,
+    /// or the fleet changes.
+    pub(crate) fn wake(&self) {
+        // Sequentially consistent with the increment in `join`: either the joiner's look at the
+        // workers comes after the lease ended, or this sees that somebody waits.
+        fence(Ordering::SeqCst);
+        if self.waiting.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        for line in self.lock().values() {
+            if let Some(first) = line.front() {
+                first.turn.notify_one();
+            }
+        }
+    }
+
+    /// Call it under the lock of the lines: since leases are taken nowhere else, a worker that
+    /// had room when looked at still has it when leased.
+    fn take(&self, pool: &Pool, ask: &Ask) -> Result<Seats, NoSeat> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let draw = Draw { chance: rand::random(), turn };
+        Seating { pool, ask, policy: self.policy, draw, limits: &self.limits }
+            .take(&self.released)
+    }
+
+    fn join(
+        self: &Arc<Self>,
+        lines: &mut HashMap<LineKey, VecDeque<Waiter>>,
+        key: LineKey,
+    ) -> Result<Place, Reject> {
+        let in_pool: usize =
+            lines.iter().filter(|(line, _)| line.0 == key.0).map(|(_, line)| line.len()).sum();
+        if in_pool >= self.limits.max_queued {
+            return Err(Reject::QueueFull);
+        }
+        let ticket = self.turn.fetch_add(1, Ordering::Relaxed);
+        let turn = Arc::new(Notify::new());
+        // The first of a line looks once more after it is counted: a lease may have ended
+        // between its first look and now.
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        let line = lines.entry(key.clone()).or_default();
+        if line.is_empty() {
+            turn.notify_one();
+        }
+        line.push_back(Waiter { ticket, turn: Arc::clone(&turn) });
+        Ok(Place { admission: Arc::clone(self), key, ticket, turn })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<LineKey, VecDeque<Waiter>>> {
+        // Nothing that can panic runs under the lock; the lines are whole in any case.
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place in a line; dropping it leaves the line and lets the next one look.
+struct Place {
+    admission: Arc<Admission>,
+    key: LineKey,
+    ticket: u64,
+    turn: Arc<Notify>,
+}
+
+impl Place {
+    /// `None`: still full, wait on.
+    fn try_again(&self, ask: &Ask) -> Option<Result<Seats, Reject>> {
+        let fleet = self.admission.fleet.load();
+        let pool = fleet.pool(&self.key.0)?;
+        let seats = {
+            // Under the lock, so that nobody who came later takes the place.
+            let _lines = self.admission.lock();
+            self.admission.take(pool, ask)
+        };
+        match seats {
+            Ok(seats) => Some(Ok(seats)),
+            // Nobody is ready for the moment: a rollout; the deadline decides.
+            Err(NoSeat::Full | NoSeat::Nobody) => None,
+            Err(NoSeat::NoModel) => Some(Err(refused(NoSeat::NoModel, &self.key.0, ask))),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut lines = self.admission.lock();
+        if let Some(line) = lines.get_mut(&self.key) {
+            line.retain(|waiter| waiter.ticket != self.ticket);
+            match line.front() {
+                Some(next) => next.turn.notify_one(),
+                None => {
+                    lines.remove(&self.key);
+                }
+            }
+        }
+        self.admission.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn released(admission: Weak<Admission>) -> Released {
+    Arc::new(move || {
+        if let Some(admission) = admission.upgrade() {
+            admission.wake();
+        }
+    })
+}
+
+fn line_key(pool: &Pool, ask: &Ask) -> LineKey {
+    let fit = pool.serving(ask.model.as_deref()).next();
+    (pool.name.clone(), fit.and_then(|fit| fit.models.first().cloned()))
+}
+
+fn refused(why: NoSeat, pool: &ObjectName, ask: &Ask) -> Reject {
+    match why {
+        NoSeat::NoModel => Reject::ModelNotFound(ask.model.clone().unwrap_or_default()),
+        NoSeat::Full | NoSeat::Nobody => Reject::NobodyReady(pool.clone()),
+    }
+}
+
+/// Both leases of a pair, or the one of a worker that serves alone.
+impl Seats {
+    pub(crate) fn leases(&self) -> impl Iterator<Item = &Lease> {
+        match self {
+            Seats::Pair(pair) => [Some(&pair.prefill), Some(&pair.decode)],
+            Seats::One(lease) => [Some(lease), None],
+        }
+        .into_iter()
+        .flatten()
+    }
+}

@@ -1,0 +1,196 @@
+//! [`Reject`]: every way to fail a request, with its one status, reason and message.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+use router_core::fleet::ObjectName;
+use router_core::sglang::{Endpoint, Invalid};
+use serde_json::json;
+
+use super::body::Answer;
+use super::fault::{Fault, Kind};
+
+/// The answer's header that carries [`Reject::reason`].
+pub(crate) const REASON: HeaderName = HeaderName::from_static("x-pd-router-reason");
+
+/// Why a request gets no answer of an engine.
+#[derive(Debug)]
+pub(crate) enum Reject {
+    /// No route of this listener matches.
+    NoRoute,
+    /// The route that matches leads nowhere.
+    BrokenRoute(String),
+    /// The pool serves no such path to the public.
+    UnknownPath(String),
+    WrongMethod,
+    /// A prefill/decode pair cannot do this.
+    Unsupported(String),
+    EncodedBody(String),
+    BodyTooLarge(usize),
+    BodyLate(Duration),
+    BodyBroken(String),
+    Invalid(Invalid),
+    ModelNotFound(String),
+    NobodyReady(ObjectName),
+    QueueFull,
+    QueueTimeout(Duration),
+    /// The route's time for the whole request is over.
+    Deadline,
+    Fault(Fault),
+}
+
+impl Reject {
+    /// One short name: the log field, the metric's label and the answer's header.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Reject::NoRoute => "no_route",
+            Reject::BrokenRoute(_) => "broken_route",
+            Reject::UnknownPath(_) => "unknown_path",
+            Reject::WrongMethod => "wrong_method",
+            Reject::Unsupported(_) => "unsupported",
+            Reject::EncodedBody(_) => "encoded_body",
+            Reject::BodyTooLarge(_) => "body_too_large",
+            Reject::BodyLate(_) => "body_late",
+            Reject::BodyBroken(_) => "body_broken",
+            Reject::Invalid(_) => "invalid_request",
+            Reject::ModelNotFound(_) => "model_not_found",
+            Reject::NobodyReady(_) => "nobody_ready",
+            Reject::QueueFull => "queue_full",
+            Reject::QueueTimeout(_) => "queue_timeout",
+            Reject::Deadline => "request_timeout",
+            Reject::Fault(fault) => fault.reason(),
+        }
+    }
+
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Reject::NoRoute | Reject::UnknownPath(_) | Reject::ModelNotFound(_) => {
+                StatusCode::NOT_FOUND
+            }
+            Reject::BrokenRoute(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Reject::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
+            Reject::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
+            Reject::EncodedBody(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Reject::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Reject::BodyLate(_) => StatusCode::REQUEST_TIMEOUT,
+            Reject::BodyBroken(_) | Reject::Invalid(_) => StatusCode::BAD_REQUEST,
+            Reject::NobodyReady(_) | Reject::QueueTimeout(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Reject::QueueFull => StatusCode::TOO_MANY_REQUESTS,
+            Reject::Deadline => StatusCode::GATEWAY_TIMEOUT,
+            Reject::Fault(fault) => fault.status(),
+        }
+    }
+
+    /// Whole seconds after which a client may well try again.
+    fn retry_after(&self) -> Option<u32> {
+        match self {
+            Reject::NobodyReady(_) | Reject::QueueFull | Reject::QueueTimeout(_) => Some(1),
+            Reject::Fault(fault) if fault.retryable() => Some(1),
+            _ => None,
+        }
+    }
+
+    /// For the client. Names no address of an engine.
+    pub(crate) fn message(&self) -> String {
+        match self {
+            Reject::NoRoute => "no HTTPRoute matches this request".to_owned(),
+            Reject::BrokenRoute(why) => format!("the HTTPRoute cannot be served: {why}"),
+            Reject::UnknownPath(path) => format!("{path} is not served here"),
+            Reject::WrongMethod => "this path is served for another method".to_owned(),
+            Reject::Unsupported(why) => why.clone(),
+            Reject::EncodedBody(encoding) => {
+                format!("content-encoding {encoding} is not supported; send the body as it is")
+            }
+            Reject::BodyTooLarge(limit) => format!("the request body is over {limit} bytes"),
+            Reject::BodyLate(limit) => {
+                format!("no part of the request body came within {limit:?}")
+            }
+            Reject::BodyBroken(why) => format!("the request body could not be read: {why}"),
+            Reject::Invalid(invalid) => invalid.message.to_string(),
+            Reject::ModelNotFound(model) => format!("the model `{model}` does not exist here"),
+            Reject::NobodyReady(pool) => format!("no engine of pool {pool} is ready"),
+            Reject::QueueFull => "too many requests are waiting for an engine".to_owned(),
+            Reject::QueueTimeout(limit) => {
+                format!("no engine had room for the request within {limit:?}")
+            }
+            Reject::Deadline => "the request took longer than its route allows".to_owned(),
+            Reject::Fault(fault) => fault.message(),
+        }
+    }
+
+    /// For the log: with the operating system's words, which are not the client's business.
+    pub(crate) fn detail(&self) -> String {
+        match self {
+            Reject::Fault(fault) => fault.detail(),
+            other => other.message(),
+        }
+    }
+
+    fn param(&self) -> Option<&str> {
+        match self {
+            Reject::Invalid(invalid) => invalid.param.as_deref(),
+            Reject::ModelNotFound(_) => Some("model"),
+            Reject::Fault(Fault { kind: Kind::Engine { error, .. }, .. }) => error.param.as_deref(),
+            _ => None,
+        }
+    }
+
+    fn kind(&self) -> &str {
+        match self {
+            Reject::Fault(Fault { kind: Kind::Engine { error, .. }, .. }) if error.kind.is_some() => {
+                error.kind.as_deref().unwrap_or_default()
+            }
+            _ => match self.status() {
+                StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+                status if status.is_client_error() => "invalid_request_error",
+                _ => "server_error",
+            },
+        }
+    }
+
+    /// The error as JSON, in the shape that clients of `endpoint` read.
+    pub(crate) fn json(&self, endpoint: Option<Endpoint>) -> Bytes {
+        let message = self.message();
+        let body = match endpoint {
+            Some(Endpoint::Messages) => json!({
+                "type": "error",
+                "error": { "type": self.kind(), "message": message },
+            }),
+            _ => json!({
+                "error": {
+                    "message": message,
+                    "type": self.kind(),
+                    "param": self.param(),
+                    "code": self.reason(),
+                },
+            }),
+        };
+        Bytes::from(body.to_string())
+    }
+
+    pub(crate) fn into_response(self, endpoint: Option<Endpoint>) -> Response<Answer> {
+        let mut response = Response::new(Answer::whole(self.json(endpoint)));
+        *response.status_mut() = self.status();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(REASON, HeaderValue::from_static(self.reason()));
+        if let Some(seconds) = self.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+impl From<Fault> for Reject {
+    fn from(fault: Fault) -> Reject {
+        Reject::Fault(fault)
+    }
+}
+
+impl From<Invalid> for Reject {
+    fn from(invalid: Invalid) -> Reject {
+        Reject::Invalid(invalid)
+    }
+}

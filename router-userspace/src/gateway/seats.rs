@@ -1,0 +1,143 @@
+//! Who of a pool could take a request now: ready, as healthy as any, with room.
+
+use std::sync::Arc;
+
+use router_core::fleet::{
+    Fit, Lease, Limits, Member, Phase, Pool, Profile, Released, Role, Verdict, Weight, Worker,
+};
+use router_core::pair::Pair;
+use router_core::schedule::{self, Candidate, Draw, Policy};
+
+use crate::config::LimitFlags;
+
+/// What a request asks of a pool.
+#[derive(Clone, Debug)]
+pub(crate) struct Ask {
+    pub model: Option<String>,
+    pub weight: Weight,
+    /// Workers that failed this request already: taken again only where no other is up.
+    pub avoid: Vec<Arc<Worker>>,
+}
+
+/// The places a request was given.
+#[derive(Debug)]
+pub(crate) enum Seats {
+    Pair(Pair<Lease>),
+    One(Lease),
+}
+
+/// Why it was given none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoSeat {
+    /// Everybody who could serve it is full: waiting helps.
+    Full,
+    /// Nobody of the pool is ready for it.
+    Nobody,
+    /// The pool serves other models.
+    NoModel,
+}
+
+/// How places are given.
+pub(crate) struct Seating<'a> {
+    pub pool: &'a Pool,
+    pub ask: &'a Ask,
+    pub policy: Policy,
+    pub draw: Draw,
+    pub limits: &'a LimitFlags,
+}
+
+impl Seating<'_> {
+    /// Takes places for the request, or says why there are none.
+    pub(crate) fn take(&self, released: &Released) -> Result<Seats, NoSeat> {
+        let mut answer = NoSeat::NoModel;
+        // A rollout mixes sets that do not fit each other: begin at a random one.
+        let fits: Vec<&Fit> = self.pool.serving(self.ask.model.as_deref()).collect();
+        let start = if fits.is_empty() { 0 } else { self.draw.turn as usize % fits.len() };
+        for fit in fits[start..].iter().chain(&fits[..start]) {
+            match self.in_fit(fit, released) {
+                Ok(seats) => return Ok(seats),
+                Err(NoSeat::Full) => answer = NoSeat::Full,
+                Err(_) if answer == NoSeat::NoModel => answer = NoSeat::Nobody,
+                Err(_) => {}
+            }
+        }
+        if self.pool.fits.is_empty() { Err(NoSeat::Nobody) } else { Err(answer) }
+    }
+
+    fn in_fit(&self, fit: &Fit, released: &Released) -> Result<Seats, NoSeat> {
+        match self.pool.profile {
+            Profile::Pd => {
+                let prefill = self.candidates(&fit.prefill)?;
+                let decode = self.candidates(&fit.decode)?;
+                let pair = schedule::choose(self.policy, &prefill, &decode, self.draw);
+                let pair = pair.ok_or(NoSeat::Full)?;
+                let prefill = self.lease(pair.prefill, released).ok_or(NoSeat::Full)?;
+                let decode = self.lease(pair.decode, released).ok_or(NoSeat::Full)?;
+                Ok(Seats::Pair(Pair { prefill, decode }))
+            }
+            Profile::Single => {
+                let all = self.candidates(&fit.unified)?;
+                let chosen = self.policy.pick(&all, self.draw).ok_or(NoSeat::Full)?;
+                self.lease(chosen, released).map(Seats::One).ok_or(NoSeat::Full)
+            }
+        }
+    }
+
+    /// Those of the best health that is to be had, less those that are full. Health may be a
+    /// last resort; capacity never is.
+    fn candidates(&self, seats: &[usize]) -> Result<Vec<Candidate>, NoSeat> {
+        let ready = || {
+            let members = seats.iter().map(|&id| (id, &self.pool.members[id]));
+            members.filter(|(_, member)| member.phase == Phase::Ready)
+        };
+        let best = ready().map(|(_, member)| self.rank(member)).min().ok_or(NoSeat::Nobody)?;
+        let fit = ready().filter(|(_, member)| self.rank(member) == best).filter_map(|(id, m)| {
+            let usage = m.worker.usage();
+            let group = m.group.as_deref().map_or(0, group_number);
+            self.limits_of(m).admit(usage, self.ask.weight).then_some(Candidate {
+                id,
+                usage,
+                group,
+            })
+        });
+        let fit: Vec<Candidate> = fit.collect();
+        if fit.is_empty() { Err(NoSeat::Full) } else { Ok(fit) }
+    }
+
+    fn rank(&self, member: &Member) -> u8 {
+        let avoided = || self.ask.avoid.iter().any(|worker| Arc::ptr_eq(worker, &member.worker));
+        match member.worker.health.verdict() {
+            Verdict::Up if !avoided() => 0,
+            Verdict::Up => 1,
+            Verdict::Unknown => 2,
+            Verdict::Failing => 3,
+            Verdict::Down => 4,
+        }
+    }
+
+    fn limits_of(&self, member: &Member) -> Limits {
+        let usual = u64::from(self.limits.max_requests_per_worker);
+        let facts = member.facts.as_deref();
+        match member.role {
+            Role::Decode => Limits {
+                requests: facts.and_then(|f| f.max_running_requests).map_or(usual, u64::from),
+                kv_tokens: facts.and_then(|f| f.max_total_num_tokens).unwrap_or(u64::MAX),
+            },
+            Role::Prefill | Role::Unified => Limits { requests: usual, kv_tokens: u64::MAX },
+        }
+    }
+
+    fn lease(&self, id: usize, released: &Released) -> Option<Lease> {
+        let member = &self.pool.members[id];
+        let released = Some(Arc::clone(released));
+        member.worker.try_lease(self.ask.weight, self.limits_of(member), released)
+    }
+}
+
+/// FNV-1a of the label, never 0: the scheduler compares numbers, not texts.
+fn group_number(label: &str) -> u64 {
+    let hash = label.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    hash.max(1)
+}

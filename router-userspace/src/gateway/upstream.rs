@@ -1,0 +1,112 @@
+//! The gateway's only HTTP client: pooled keep-alive connections to engines and backends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::{PathAndQuery, Scheme};
+use http::{HeaderMap, Method, Request, Response, Uri};
+use http_body_util::{Either, Full, Limited};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::{Client, Error};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use router_core::fleet::Worker;
+
+use crate::config::Settings;
+
+/// What is sent to a backend: bytes at hand, or the client's body as it comes.
+pub(crate) type Outgoing = Either<Full<Bytes>, Limited<Incoming>>;
+
+/// A body of bytes at hand.
+pub(crate) fn whole(bytes: Bytes) -> Outgoing {
+    Either::Left(Full::new(bytes))
+}
+
+/// Why no answer's head came.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoAnswer {
+    /// No connection was made: nothing was sent.
+    #[error("cannot connect: {0}")]
+    Unreachable(String),
+    /// The connection ended before a head came; the worker may have begun.
+    #[error("the connection broke: {0}")]
+    Broken(String),
+}
+
+/// Connections to every worker, kept alive between requests.
+#[derive(Clone, Debug)]
+pub(crate) struct Upstream {
+    client: Client<HttpConnector, Outgoing>,
+}
+
+impl Upstream {
+    pub(crate) fn new(settings: &Settings) -> Upstream {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(settings.timeouts.connect_timeout));
+        connector.set_keepalive(Some(Duration::from_secs(30)));
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(settings.timeouts.pool_idle_timeout)
+            .pool_max_idle_per_host(settings.limits.max_idle_per_worker)
+            .build(connector);
+        Upstream { client }
+    }
+
+    /// Sends one request and waits for the answer's head. Dropping the future, or the answer's
+    /// body before its end, closes the connection.
+    ///
+    /// A connection that the worker closed while it was idle is no error: the client sends
+    /// again on another, as long as nothing of the request was read.
+    pub(crate) async fn send(
+        &self,
+        worker: &Arc<Worker>,
+        method: Method,
+        path: PathAndQuery,
+        headers: HeaderMap,
+        body: Outgoing,
+    ) -> Result<Response<Incoming>, NoAnswer> {
+        self.send_to(worker.authority.clone(), method, path, headers, body).await
+    }
+
+    /// As [`Upstream::send`], to any address.
+    pub(crate) async fn send_to(
+        &self,
+        authority: http::uri::Authority,
+        method: Method,
+        path: PathAndQuery,
+        headers: HeaderMap,
+        body: Outgoing,
+    ) -> Result<Response<Incoming>, NoAnswer> {
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(Scheme::HTTP);
+        parts.authority = Some(authority);
+        parts.path_and_query = Some(path);
+        // All three parts are set, which is all that this conversion asks for.
+        let uri = Uri::from_parts(parts).map_err(|error| NoAnswer::Broken(error.to_string()))?;
+        let mut request = Request::new(body);
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
+        self.client.request(request).await.map_err(no_answer)
+    }
+}
+
+fn no_answer(error: Error) -> NoAnswer {
+    if error.is_connect() {
+        NoAnswer::Unreachable(innermost(&error))
+    } else {
+        NoAnswer::Broken(innermost(&error))
+    }
+}
+
+/// The last cause of a chain: the operating system's word rather than three layers around it.
+pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
