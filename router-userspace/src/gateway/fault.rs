@@ -92,6 +92,16 @@ impl Fault {
         }
     }
 
+    /// It speaks of bootstrap or KV transfer, so that either leg may be the cause.
+    pub(crate) fn about_transfer(&self) -> bool {
+        matches!(&self.kind, Kind::Engine { error, .. } if error.about_transfer)
+    }
+
+    /// Nothing of the request is left at the engine: it never came, or was answered.
+    pub(crate) fn engine_is_done(&self) -> bool {
+        matches!(&self.kind, Kind::Unreachable(_) | Kind::Engine { .. })
+    }
+
     /// The engine refused the request itself: nobody's fault but the request's.
     pub(crate) fn is_clients(&self) -> bool {
         matches!(&self.kind, Kind::Engine { status, .. } if status.is_client_error())

@@ -1,0 +1,17 @@
+//! [`Clock`]: milliseconds since the gateway started, for rooms that take time as an argument.
+
+use std::time::Instant;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    pub(crate) fn start() -> Clock {
+        Clock(Instant::now())
+    }
+
+    /// Milliseconds of a clock that never goes back.
+    pub(crate) fn now_ms(self) -> u64 {
+        u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}

@@ -1,0 +1,187 @@
+//! Listeners: one socket a port, opened and closed as Gateways come and go.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::handle::Service;
+use crate::config::Settings;
+
+/// Connections that the kernel holds for us while we are busy.
+const BACKLOG: i32 = 4096;
+/// After the system refused a connection (no descriptors left), before the next try.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The open sockets, by port.
+pub(crate) struct Listeners {
+    address: IpAddr,
+    service: Service,
+    room: Arc<Semaphore>,
+    server: auto::Builder<TokioExecutor>,
+    graceful: GracefulShutdown,
+    tasks: TaskTracker,
+    open: HashMap<u16, CancellationToken>,
+}
+
+impl Listeners {
+    pub(crate) fn new(settings: &Settings, service: Service) -> Listeners {
+        let mut server = auto::Builder::new(TokioExecutor::new());
+        server
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(settings.timeouts.header_timeout)
+            .max_buf_size(settings.limits.max_head);
+        server
+            .http2()
+            .timer(TokioTimer::new())
+            .max_header_list_size(u32::try_from(settings.limits.max_head).unwrap_or(u32::MAX))
+            .keep_alive_interval(Some(Duration::from_secs(30)));
+        Listeners {
+            address: settings.listen_address,
+            service,
+            room: Arc::new(Semaphore::new(settings.limits.max_connections)),
+            server,
+            graceful: GracefulShutdown::new(),
+            tasks: TaskTracker::new(),
+            open: HashMap::new(),
+        }
+    }
+
+    /// Opens what `ports` names and is not open, closes what it no longer names. Connections of
+    /// a closed port finish what they serve.
+    ///
+    /// Returns the ports that could not be opened, and why; they are tried again at the next call.
+    pub(crate) fn reconcile(&mut self, ports: &[u16]) -> Vec<(u16, io::Error)> {
+        self.open.retain(|port, accepting| {
+            let keep = ports.contains(port);
+            if !keep {
+                tracing::info!(port, "listener closed");
+                accepting.cancel();
+            }
+            keep
+        });
+        let mut failed = Vec::new();
+        for &port in ports {
+            if self.open.contains_key(&port) {
+                continue;
+            }
+            match bind(SocketAddr::new(self.address, port)) {
+                Ok(listener) => {
+                    tracing::info!(address = %self.address, port, "listener opened");
+                    let accepting = CancellationToken::new();
+                    self.open.insert(port, accepting.clone());
+                    self.tasks.spawn(self.acceptor(port).run(listener, accepting));
+                }
+                Err(error) => failed.push((port, error)),
+            }
+        }
+        failed
+    }
+
+    /// Accepts nothing more and waits until every connection has finished what it serves, or
+    /// `limit` is over. Returns whether all did.
+    pub(crate) async fn drain(self, limit: Duration) -> bool {
+        for accepting in self.open.values() {
+            accepting.cancel();
+        }
+        self.tasks.close();
+        let done = async {
+            self.graceful.shutdown().await;
+            self.tasks.wait().await;
+        };
+        tokio::time::timeout(limit, done).await.is_ok()
+    }
+
+    fn acceptor(&self, port: u16) -> Acceptor {
+        Acceptor {
+            port,
+            service: self.service.clone(),
+            room: Arc::clone(&self.room),
+            server: self.server.clone(),
+            watcher: self.graceful.watcher(),
+            tasks: self.tasks.clone(),
+        }
+    }
+}
+
+/// Accepts the connections of one port.
+struct Acceptor {
+    port: u16,
+    service: Service,
+    room: Arc<Semaphore>,
+    server: auto::Builder<TokioExecutor>,
+    watcher: Watcher,
+    tasks: TaskTracker,
+}
+
+impl Acceptor {
+    async fn run(self, listener: TcpListener, accepting: CancellationToken) {
+        loop {
+            // Room first: a connection that cannot be served stays in the kernel's backlog.
+            let Ok(permit) = Arc::clone(&self.room).acquire_owned().await else { return };
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = accepting.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    let connection = self.serve(stream, peer);
+                    self.tasks.spawn(async move {
+                        connection.await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(port = self.port, %error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn serve(&self, stream: TcpStream, peer: SocketAddr) -> impl Future<Output = ()> + use<> {
+        // A small head must not wait for the delayed ACK of the one before.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%peer, %error, "no TCP_NODELAY");
+        }
+        let (service, port) = (self.service.clone(), self.port);
+        let answer = service_fn(move |request: http::Request<Incoming>| {
+            let service = service.clone();
+            async move { Ok::<_, std::convert::Infallible>(service.handle(port, request).await) }
+        });
+        let server = self.server.clone();
+        let watcher = self.watcher.clone();
+        let metrics = self.service.metrics().clone();
+        async move {
+            metrics.connections.inc();
+            let connection = server.serve_connection(TokioIo::new(stream), answer);
+            if let Err(error) = watcher.watch(connection.into_owned()).await {
+                tracing::debug!(%peer, error = %error, "connection ended early");
+            }
+            metrics.connections.dec();
+        }
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart must not wait for old connections to time out.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}

@@ -1,0 +1,106 @@
+//! The opening of an engine's answer: a stream is held until its first whole event, anything
+//! else until it is whole.
+//!
+//! A stream's head says 200 before anything has happened; an error event at its front is a
+//! failure that may still be retried.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::response::Parts;
+use http::{HeaderMap, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use router_core::sglang::sse::Splitter;
+use router_core::sglang::{Request, sse};
+
+use super::body::read_answer;
+use super::fault::Kind;
+use super::leg::event_fault;
+use super::upstream::innermost;
+
+/// An answer that has begun.
+pub(crate) enum Opened {
+    /// Server-sent events, the first of them read.
+    Stream { head: Parts, first: Bytes, events: Events },
+    Whole { head: Parts, body: Bytes },
+}
+
+impl Opened {
+    pub(crate) fn head(&self) -> &Parts {
+        match self {
+            Opened::Stream { head, .. } | Opened::Whole { head, .. } => head,
+        }
+    }
+}
+
+/// Reads an answer until the client can be promised it.
+pub(crate) async fn open(
+    response: Response<Incoming>,
+    request: &Request,
+    max_answer: usize,
+) -> Result<Opened, Kind> {
+    let (head, body) = response.into_parts();
+    if !request.stream() || !is_event_stream(&head.headers) {
+        let body = read_answer(body, max_answer).await.map_err(Kind::Broken)?;
+        return Ok(Opened::Whole { head, body });
+    }
+    let mut events = Events { body, splitter: Splitter::default(), ended: false };
+    let first = std::future::poll_fn(|cx| events.poll_next(cx)).await;
+    let Some(first) = first.transpose()? else {
+        return Err(Kind::Broken("the stream ended before its first event".to_owned()));
+    };
+    match sse::first_event_fault(request.endpoint(), &first) {
+        Some(fault) => Err(event_fault(fault)),
+        None => Ok(Opened::Stream { head, first, events }),
+    }
+}
+
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).map(http::HeaderValue::as_bytes).unwrap_or_default();
+    const EVENTS: &[u8] = b"text/event-stream";
+    kind.len() >= EVENTS.len() && kind[..EVENTS.len()].eq_ignore_ascii_case(EVENTS)
+}
+
+/// The whole events of an engine's stream.
+pub(crate) struct Events {
+    body: Incoming,
+    splitter: Splitter,
+    ended: bool,
+}
+
+impl Events {
+    /// The next whole event; `None` at a clean end. An end in the middle of an event is a break.
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Kind>>> {
+        loop {
+            match self.splitter.next_event() {
+                Ok(Some(event)) => return Poll::Ready(Some(Ok(event))),
+                Ok(None) => {}
+                Err(error) => return Poll::Ready(Some(Err(Kind::Malformed(error.to_string())))),
+            }
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.splitter.push(data);
+                    }
+                }
+                Some(Err(error)) => {
+                    self.ended = true;
+                    return Poll::Ready(Some(Err(Kind::Broken(innermost(&error)))));
+                }
+                None => {
+                    self.ended = true;
+                    if self.splitter.has_rest() {
+                        let why = "the stream ended inside an event".to_owned();
+                        return Poll::Ready(Some(Err(Kind::Broken(why))));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Probes: asks every worker, cheaply, whether it answers, and once what it is.
+//!
+//! Never the engine's `/health`: it generates a token and waits up to 20 s on a busy engine.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::header::AUTHORIZATION;
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use router_core::fleet::{Facts, Fleet, Role, Verdict, Worker, WorkerKey};
+use router_core::sglang::info;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::body;
+use super::clock::Clock;
+use super::upstream::{NoAnswer, Upstream, whole};
+use crate::config::TimeoutFlags;
+
+/// Between two probes of a worker that is not up: it serves within a second of its return.
+const RETURN_INTERVAL: Duration = Duration::from_millis(200);
+/// Largest answer read of a probe; `/server_info` of a large engine is some tens of KB.
+const MAX_PROBE_ANSWER: usize = 4 << 20;
+const READY: PathAndQuery = PathAndQuery::from_static("/ready");
+const SERVER_INFO: [PathAndQuery; 2] =
+    [PathAndQuery::from_static("/server_info"), PathAndQuery::from_static("/get_server_info")];
+
+/// What the probe of a worker needs beside the worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Post {
+    role: Role,
+    bootstrap: Option<SocketAddr>,
+}
+
+struct Watch {
+    post: Post,
+    stop: CancellationToken,
+    look: Arc<Notify>,
+}
+
+/// One probe task a worker, following the fleet.
+pub(crate) struct Probes {
+    prober: Prober,
+    tasks: TaskTracker,
+    watches: Mutex<HashMap<WorkerKey, Watch>>,
+}
+
+/// What every probe task shares.
+#[derive(Clone)]
+pub(crate) struct Prober {
+    pub(crate) upstream: Upstream,
+    pub(crate) timeouts: TimeoutFlags,
+    pub(crate) api_key: Option<HeaderValue>,
+    pub(crate) clock: Clock,
+    /// What an engine told of itself.
+    pub(crate) facts: mpsc::Sender<(WorkerKey, Facts)>,
+    /// Called when a worker comes back: somebody may wait for it.
+    pub(crate) returned: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Probes {
+    pub(crate) fn new(prober: Prober, tasks: TaskTracker) -> Probes {
+        Probes { prober, tasks, watches: Mutex::default() }
+    }
+
+    /// Starts probes of new workers and stops those of workers that are gone.
+    pub(crate) fn follow(&self, fleet: &Fleet) {
+        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut now: HashMap<WorkerKey, Watch> = HashMap::with_capacity(watches.len());
+        for member in fleet.pools.iter().flat_map(|pool| &pool.members) {
+            let key = &member.worker.key;
+            let post = Post { role: member.role, bootstrap: member.bootstrap };
+            match watches.remove(key).or_else(|| now.remove(key)) {
+                Some(watch) if watch.post == post => {
+                    now.insert(key.clone(), watch);
+                }
+                old => {
+                    if let Some(old) = old {
+                        old.stop.cancel();
+                    }
+                    now.insert(key.clone(), self.start(Arc::clone(&member.worker), post));
+                }
+            }
+        }
+        for gone in watches.values() {
+            gone.stop.cancel();
+        }
+        *watches = now;
+    }
+
+    /// Looks at a worker now instead of at its next turn.
+    pub(crate) fn look(&self, worker: &Worker) {
+        let watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(watch) = watches.get(&worker.key) {
+            watch.look.notify_one();
+        }
+    }
+
+    fn start(&self, worker: Arc<Worker>, post: Post) -> Watch {
+        let stop = CancellationToken::new();
+        let look = Arc::new(Notify::new());
+        let prober = self.prober.clone();
+        let watched = prober.watch(worker, post.clone(), Arc::clone(&look));
+        let stopped = stop.clone();
+        self.tasks.spawn(async move { stopped.run_until_cancelled(watched).await });
+        Watch { post, stop, look }
+    }
+}
+
+impl Drop for Probes {
+    fn drop(&mut self) {
+        for watch in self.watches.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            watch.stop.cancel();
+        }
+    }
+}
+
+impl Prober {
+    async fn watch(self, worker: Arc<Worker>, post: Post, look: Arc<Notify>) {
+        let mut told = false;
+        loop {
+            let before = worker.health.verdict();
+            self.probe(&worker, &post, &mut told).await;
+            let now = worker.health.verdict();
+            if now != before {
+                tracing::info!(worker = %worker.name, ?before, ?now, "worker health");
+                if now == Verdict::Up {
+                    (self.returned)();
+                } else {
+                    // It may come back as another engine under the same name.
+                    told = false;
+                }
+            }
+            let pause = match now {
+                Verdict::Up => self.timeouts.probe_interval,
+                _ => RETURN_INTERVAL.min(self.timeouts.probe_interval),
+            };
+            let _ = timeout(pause, look.notified()).await;
+        }
+    }
+
+    async fn probe(&self, worker: &Arc<Worker>, post: &Post, told: &mut bool) {
+        let ready = self.is_ready(worker);
+        let registered = self.is_registered(post);
+        let (ready, registered) = tokio::join!(ready, registered);
+        match (ready, registered) {
+            (Ok(()), Ok(())) => {
+                // Asked before the worker is let in, so that the first request finds a pair
+                // that fits.
+                if !*told {
+                    *told = self.learn(worker).await;
+                }
+                worker.health.probe_passed(self.clock.now_ms());
+            }
+            (Err(Failed::Unreachable), _) | (_, Err(Failed::Unreachable)) => {
+                worker.health.unreachable();
+            }
+            _ => worker.health.probe_failed(),
+        }
+    }
+
+    /// `/ready` where the engine has it; any other answer shows a server that answers, and
+    /// older engines say no more without generating.
+    async fn is_ready(&self, worker: &Worker) -> Result<(), Failed> {
+        let (status, _) = self.get(worker.authority.clone(), READY).await?;
+        if status == StatusCode::SERVICE_UNAVAILABLE { Err(Failed::NotReady) } else { Ok(()) }
+    }
+
+    /// Whether all ranks of a prefill are in its bootstrap registry: before that, decode cannot
+    /// find them. The parameters differ by version; a 400 only says that these are another's.
+    async fn is_registered(&self, post: &Post) -> Result<(), Failed> {
+        let (Role::Prefill, Some(bootstrap)) = (post.role, post.bootstrap) else { return Ok(()) };
+        let authority: Authority =
+            bootstrap.to_string().parse().map_err(|_| Failed::Unreachable)?;
+        for path in info::ROUTE_QUERIES {
+            let path = PathAndQuery::from_static(path);
+            let (status, _) = self.get(authority.clone(), path).await?;
+            match status {
+                StatusCode::SERVICE_UNAVAILABLE => return Err(Failed::NotReady),
+                status if status.is_success() => return Ok(()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the engine what it is. `false`: ask again.
+    async fn learn(&self, worker: &Worker) -> bool {
+        for path in SERVER_INFO {
+            match self.get(worker.authority.clone(), path).await {
+                Ok((StatusCode::NOT_FOUND, _)) => {}
+                Ok((status, answer)) if status.is_success() => {
+                    let Some(facts) = info::facts_from_server_info(&answer) else { return false };
+                    return self.facts.send((worker.key.clone(), facts)).await.is_ok();
+                }
+                Ok(_) | Err(_) => return false,
+            }
+        }
+        // Neither path: an engine that does not tell. It stays unknown.
+        true
+    }
+
+    async fn get(
+        &self,
+        authority: Authority,
+        path: PathAndQuery,
+    ) -> Result<(StatusCode, bytes::Bytes), Failed> {
+        let mut headers = HeaderMap::new();
+        if let Some(key) = &self.api_key {
+            headers.insert(AUTHORIZATION, key.clone());
+        }
+        let call = async {
+            let none = whole(bytes::Bytes::new());
+            let sent = self.upstream.send_to(authority, Method::GET, path, headers, none).await;
+            let response = sent.map_err(|error| match error {
+                NoAnswer::Unreachable(_) => Failed::Unreachable,
+                NoAnswer::Broken(_) => Failed::NotReady,
+            })?;
+            let status = response.status();
+            let answer = body::read_answer(response.into_body(), MAX_PROBE_ANSWER).await;
+            Ok((status, answer.map_err(|_| Failed::NotReady)?))
+        };
+        timeout(self.timeouts.probe_timeout, call).await.unwrap_or(Err(Failed::Late))
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failed {
+    Unreachable,
+    NotReady,
+    Late,
+}

@@ -1,0 +1,167 @@
+//! Every metric of the gateway: its name, its labels, and where it is counted.
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// What a client asked for, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// The path of a known endpoint, else `other`.
+    pub endpoint: &'static str,
+    pub code: u16,
+    /// `ok`, or why it failed.
+    pub reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct EndpointLabels {
+    pub endpoint: &'static str,
+}
+
+/// One request to one engine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LegLabels {
+    /// `prefill`, `decode` or `unified`.
+    pub leg: &'static str,
+    /// `namespace/pod`.
+    pub worker: String,
+    /// `ok`, `cancelled`, or why it failed.
+    pub outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabels {
+    pub reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AbortLabels {
+    /// `sent`, `failed`, or `dropped` where the engine knows no name for the request.
+    pub result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct WorkerLabels {
+    pub pool: String,
+    pub worker: String,
+    pub role: &'static str,
+}
+
+type LatencyFamily = Family<EndpointLabels, Histogram, fn() -> Histogram>;
+
+/// The gateway's metrics; cheap to clone into every task.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    pub requests: Family<RequestLabels, Counter>,
+    pub request_duration: LatencyFamily,
+    pub time_to_first_token: LatencyFamily,
+    pub inter_token_latency: LatencyFamily,
+    pub in_flight: Gauge,
+    pub queued: Gauge,
+    pub legs: Family<LegLabels, Counter>,
+    pub retries: Family<ReasonLabels, Counter>,
+    pub aborts: Family<AbortLabels, Counter>,
+    pub connections: Gauge,
+    pub config_problems: Gauge,
+    pub fleet_generation: Gauge,
+    pub worker_up: Family<WorkerLabels, Gauge>,
+    pub worker_requests: Family<WorkerLabels, Gauge>,
+}
+
+/// 1 ms to 10 min: from a cached answer to a long generation.
+fn latency() -> Histogram {
+    Histogram::new([
+        0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+        120.0, 300.0, 600.0,
+    ])
+}
+
+impl Metrics {
+    /// Makes the metrics and enters them into `registry`.
+    pub fn new(registry: &mut Registry) -> Metrics {
+        let registry = registry.sub_registry_with_prefix("pd_router");
+        let latencies = || LatencyFamily::new_with_constructor(latency as fn() -> Histogram);
+        let metrics = Metrics {
+            requests: Family::default(),
+            request_duration: latencies(),
+            time_to_first_token: latencies(),
+            inter_token_latency: latencies(),
+            in_flight: Gauge::default(),
+            queued: Gauge::default(),
+            legs: Family::default(),
+            retries: Family::default(),
+            aborts: Family::default(),
+            connections: Gauge::default(),
+            config_problems: Gauge::default(),
+            fleet_generation: Gauge::default(),
+            worker_up: Family::default(),
+            worker_requests: Family::default(),
+        };
+        metrics.register_requests(registry);
+        metrics.register_fleet(registry);
+        metrics
+    }
+
+    fn register_requests(&self, registry: &mut Registry) {
+        registry.register("requests", "Requests answered", self.requests.clone());
+        registry.register_with_unit(
+            "request_duration",
+            "From a request's head to the last byte of its answer",
+            Unit::Seconds,
+            self.request_duration.clone(),
+        );
+        registry.register_with_unit(
+            "time_to_first_token",
+            "From a request's head to the first event of its streamed answer",
+            Unit::Seconds,
+            self.time_to_first_token.clone(),
+        );
+        registry.register_with_unit(
+            "inter_token_latency",
+            "Mean time between the events of one streamed answer",
+            Unit::Seconds,
+            self.inter_token_latency.clone(),
+        );
+        registry.register("requests_in_flight", "Requests being served", self.in_flight.clone());
+        registry.register("requests_queued", "Requests that wait for room", self.queued.clone());
+        registry.register("leg_requests", "Requests sent to engines", self.legs.clone());
+        registry.register("retries", "Attempts on another pair", self.retries.clone());
+        registry.register("aborts", "Aborts of abandoned requests", self.aborts.clone());
+        registry.register("connections", "Client connections", self.connections.clone());
+    }
+
+    fn register_fleet(&self, registry: &mut Registry) {
+        registry.register(
+            "config_problems",
+            "Documents and fields that are not honoured; /fleet names them",
+            self.config_problems.clone(),
+        );
+        registry.register(
+            "fleet_generation",
+            "Number of the snapshot in force",
+            self.fleet_generation.clone(),
+        );
+        registry.register(
+            "worker_up",
+            "1 where the worker is ready and answers",
+            self.worker_up.clone(),
+        );
+        registry.register(
+            "worker_requests",
+            "Requests that this gateway has on the worker",
+            self.worker_requests.clone(),
+        );
+    }
+}
+
+/// The registry in the Prometheus text format.
+pub fn encode(registry: &Registry) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = text::encode(&mut out, registry);
+    out
+}
