@@ -1,7 +1,7 @@
 //! The pure rooms of pd-router. Nothing here knows a socket, a file, a clock or chance:
 //! time, randomness and load are arguments.
 //!
-//! Rooms in reading order: [`pair`], [`fleet`], [`schedule`], [`sglang`].
+//! Rooms in reading order: [`pair`], [`fleet`], [`route`], [`schedule`], [`sglang`].
 #![forbid(unsafe_code)]
 
 pub mod fleet;

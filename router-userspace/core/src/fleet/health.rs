@@ -21,11 +21,11 @@ pub enum Verdict {
 }
 
 /// Server errors in a row that open the breaker.
-const ERRORS_TO_OPEN: u64 = 5;
+pub const ERRORS_TO_OPEN: u64 = 5;
 /// Failed probes in a row that take a worker out.
-const PROBES_TO_OPEN: u64 = 2;
+pub const PROBES_TO_OPEN: u64 = 2;
 /// How long an opened breaker ignores good probes: the engine answers probes and fails requests.
-const OPEN_MS: u64 = 2_000;
+pub const OPEN_MS: u64 = 2_000;
 
 const STATE: u64 = 0b11;
 const UP: u64 = 1;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Member, Pool, Problem, ServiceBackend, Worker};
+use super::{Member, ObjectName, Pool, Problem, ServiceBackend, Worker};
 use crate::route::Listener;
 
 /// The topology at one moment: immutable, swapped whole.
@@ -27,6 +27,11 @@ impl Fleet {
         ports.sort_unstable();
         ports.dedup();
         ports
+    }
+
+    /// The pool of this name.
+    pub fn pool(&self, name: &ObjectName) -> Option<&Arc<Pool>> {
+        self.pools.iter().find(|pool| pool.name == *name)
     }
 
     /// Every member of every pool. A worker of two pools comes twice.
