@@ -32,6 +32,9 @@
 
 mod control;
 mod endpoint;
+pub mod fault;
+pub mod headers;
+pub mod info;
 mod invalid;
 mod json;
 mod prompt;
@@ -39,6 +42,7 @@ mod rendezvous;
 mod request;
 mod samples;
 mod splice;
+pub mod sse;
 
 pub use endpoint::Endpoint;
 pub use invalid::Invalid;

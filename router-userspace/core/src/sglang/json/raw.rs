@@ -25,7 +25,6 @@ pub(crate) struct Raw<'a>(&'a [u8]);
 
 impl<'a> Raw<'a> {
     /// The value that is the whole of `text`.
-    #[cfg_attr(not(test), expect(dead_code, reason = "answers are read next"))]
     pub(crate) fn parse(text: &'a [u8]) -> Result<Raw<'a>, Syntax> {
         check(text)?;
         Ok(Raw(text.trim_ascii()))

@@ -1,0 +1,206 @@
+//! Failures inside a 200: events of a stream, and answers of engines that abort politely.
+
+use super::super::json::{Kind, Raw};
+use super::super::{Endpoint, sse};
+use super::engine::{presentable, said};
+
+/// A failure that an engine reported inside an answer with status 200.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineFault {
+    /// The status that the engine would have answered, had it not answered already.
+    pub status: u16,
+    /// Bounded, and without addresses.
+    pub message: String,
+}
+
+/// What old engines make of a failed transfer on the OpenAI endpoints: a finished, empty answer.
+const ABORTED: &str = "the engine aborted the request (old versions end a failed KV transfer so)";
+
+/// The failure that one event reports, wherever in the stream it stands. Cheap on other events.
+///
+/// Shapes: `{"error":{..}}` of chat, completions and `/generate`; `/generate`'s finish reason
+/// `abort` with a status; `response.failed` and `error` of `/v1/responses`; `error` of
+/// `/v1/messages`.
+pub fn event_fault(endpoint: Endpoint, event: &[u8]) -> Option<EngineFault> {
+    let suspicious = |sign: &[u8]| memchr::memmem::find(event, sign).is_some();
+    if !suspicious(b"\"error\"") && !(endpoint == Endpoint::Generate && suspicious(b"\"abort\"")) {
+        return None;
+    }
+    let data = sse::data(event)?;
+    let raw = Raw::parse(&data).ok().filter(|raw| raw.kind() == Kind::Object)?;
+    reported(endpoint, raw)
+}
+
+/// As [`event_fault`], for an event before which nothing was generated: here a choice that is
+/// `abort`ed at once is a failure too.
+///
+/// ```
+/// use router_core::sglang::{Endpoint, fault::first_event_fault};
+///
+/// let event = b"data: {\"error\":{\"message\":\"KVTransferError\",\"code\":500}}\n\n";
+/// assert_eq!(first_event_fault(Endpoint::Chat, event).unwrap().status, 500);
+/// let event = b"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"hi\"}}]}\n\n";
+/// assert_eq!(first_event_fault(Endpoint::Chat, event), None);
+/// ```
+pub fn first_event_fault(endpoint: Endpoint, event: &[u8]) -> Option<EngineFault> {
+    event_fault(endpoint, event).or_else(|| {
+        memchr::memmem::find(event, b"\"abort\"")?;
+        let data = sse::data(event)?;
+        aborted(endpoint, Raw::parse(&data).ok()?)
+    })
+}
+
+/// The failure that a whole answer with status 200 is: engines up to 0.4 answer so when the
+/// transfer failed.
+pub fn answer_fault(endpoint: Endpoint, body: &[u8]) -> Option<EngineFault> {
+    memchr::memmem::find(body, b"\"abort\"")?;
+    let raw = Raw::parse(body).ok()?;
+    match raw.kind() {
+        Kind::Array => raw.elements().find_map(|one| reported(endpoint, one)),
+        _ => reported(endpoint, raw).or_else(|| aborted(endpoint, raw)),
+    }
+}
+
+fn reported(endpoint: Endpoint, raw: Raw<'_>) -> Option<EngineFault> {
+    let error = |raw: Raw<'_>, status| {
+        let message = said(status, raw).message;
+        Some(EngineFault { status, message })
+    };
+    match endpoint {
+        Endpoint::Messages => {
+            let inner = raw.get("error").filter(|e| e.kind() == Kind::Object)?;
+            let kind = inner.get("type").and_then(Raw::as_str).unwrap_or_default();
+            error(raw, anthropic_status(&kind))
+        }
+        Endpoint::Responses => match raw.get("type").and_then(Raw::as_str).as_deref() {
+            Some("error") => error(raw, status_in(raw).unwrap_or(500)),
+            Some("response.failed") => error(raw.get("response")?, 500),
+            _ => raw
+                .get("error")
+                .filter(|e| e.kind() == Kind::Object && raw.get("id").is_none())
+                .and_then(|inner| error(raw, status_in(inner).unwrap_or(500))),
+        },
+        Endpoint::Chat | Endpoint::Completions | Endpoint::Generate => {
+            if let Some(inner) = raw.get("error").filter(|e| !e.is_null()) {
+                // `/generate` of 0.4 tells no code; what it reports there is a refusal.
+                let default = if endpoint == Endpoint::Generate { 400 } else { 500 };
+                return error(raw, status_in(inner).unwrap_or(default));
+            }
+            let finish = raw.get("meta_info")?.get("finish_reason")?;
+            if finish.get("type")?.as_str()? != "abort" {
+                return None;
+            }
+            error(finish, status_of(finish.get("status_code")?)?)
+        }
+    }
+}
+
+/// The answer or event has a choice that ended with `abort`.
+fn aborted(endpoint: Endpoint, raw: Raw<'_>) -> Option<EngineFault> {
+    if !matches!(endpoint, Endpoint::Chat | Endpoint::Completions) {
+        return None;
+    }
+    let abort = |choice: Raw<'_>| {
+        choice.get("finish_reason").is_some_and(|reason| reason.bytes() == b"\"abort\"")
+    };
+    raw.get("choices")?
+        .elements()
+        .any(abort)
+        .then(|| EngineFault { status: 500, message: presentable(ABORTED, 500) })
+}
+
+fn status_in(error: Raw<'_>) -> Option<u16> {
+    status_of(error.get("code")?)
+}
+
+fn status_of(raw: Raw<'_>) -> Option<u16> {
+    let status = raw.as_u64().or_else(|| raw.as_str()?.parse().ok())?;
+    u16::try_from(status).ok().filter(|status| (400..600).contains(status))
+}
+
+/// The status that the engine writes as this type.
+fn anthropic_status(kind: &str) -> u16 {
+    match kind {
+        "invalid_request_error" => 400,
+        "authentication_error" => 401,
+        "permission_error" => 403,
+        "not_found_error" => 404,
+        "request_timeout_error" => 408,
+        "request_too_large" => 413,
+        "rate_limit_error" => 429,
+        "overloaded_error" => 503,
+        _ => 500,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(endpoint: Endpoint, data: &str) -> Option<u16> {
+        event_fault(endpoint, format!("data: {data}\n\n").as_bytes()).map(|fault| fault.status)
+    }
+
+    #[test]
+    fn every_shape_of_a_failure_inside_a_stream_is_seen() {
+        use Endpoint::{Chat, Completions, Generate, Messages, Responses};
+        for (endpoint, data, want) in [
+            (
+                Chat,
+                r#"{"error": {"object":"error","message":"m","type":"INTERNAL_SERVER_ERROR","code":500}}"#,
+                Some(500),
+            ),
+            (Completions, r#"{"error":{"message":"m","code":503}}"#, Some(503)),
+            (Generate, r#"{"error":{"message":"m","code":400,"retryable":false}}"#, Some(400)),
+            (Generate, r#"{"error":{"message":"m"}}"#, Some(400)),
+            (
+                Generate,
+                r#"{"text":"","meta_info":{"finish_reason":{"type":"abort","message":"x","status_code":500}}}"#,
+                Some(500),
+            ),
+            (
+                Generate,
+                r#"{"meta_info":{"finish_reason":{"type":"abort","message":"x","status_code":null}}}"#,
+                None,
+            ),
+            (
+                Responses,
+                r#"{"type":"response.failed","response":{"id":"r","error":{"code":"server_error","message":"m"}}}"#,
+                Some(500),
+            ),
+            (Responses, r#"{"type":"error","code":"429","message":"m"}"#, Some(429)),
+            (Responses, r#"{"error":{"message":"m","code":400}}"#, Some(400)),
+            (Responses, r#"{"type":"response.created","response":{"id":"r","error":null}}"#, None),
+            (
+                Messages,
+                r#"{"type":"error","error":{"type":"overloaded_error","message":"m"}}"#,
+                Some(503),
+            ),
+            (Chat, r#"{"choices":[{"delta":{"content":"\"error\""}}]}"#, None),
+            (Chat, r#"{"choices":[],"error":null}"#, None),
+            (Chat, "[DONE]", None),
+        ] {
+            assert_eq!(status(endpoint, data), want, "{data}");
+        }
+    }
+
+    #[test]
+    fn a_polite_abort_counts_only_where_nothing_came_before() {
+        let event = br#"data: {"choices":[{"delta":{"content":""},"finish_reason":"abort"}]}"#;
+        assert_eq!(event_fault(Endpoint::Chat, event), None);
+        let fault = first_event_fault(Endpoint::Chat, event).unwrap();
+        assert!(super::super::about_transfer(&fault.message));
+    }
+
+    #[test]
+    fn an_answer_of_200_may_be_a_failure() {
+        let aborted =
+            br#"{"id":"x","choices":[{"message":{"content":null},"finish_reason":"abort"}]}"#;
+        assert_eq!(answer_fault(Endpoint::Chat, aborted).unwrap().status, 500);
+        let batch = br#"[{"meta_info":{"finish_reason":{"type":"stop"}}},
+            {"meta_info":{"finish_reason":{"type":"abort","message":"KVTransferError","status_code":500}}}]"#;
+        assert_eq!(answer_fault(Endpoint::Generate, batch).unwrap().message, "KVTransferError");
+        let fine = br#"{"choices":[{"message":{"content":"\"abort\""},"finish_reason":"stop"}]}"#;
+        assert_eq!(answer_fault(Endpoint::Chat, fine), None);
+    }
+}

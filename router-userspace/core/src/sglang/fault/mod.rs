@@ -1,0 +1,11 @@
+//! What engines say when they fail, and how a client is told.
+
+mod answer;
+mod client;
+mod engine;
+mod redact;
+
+pub use answer::{EngineFault, answer_fault, event_fault, first_event_fault};
+pub use client::ClientError;
+pub use engine::{MAX_MESSAGE, about_transfer, engine_error};
+pub use redact::strip_addresses;

@@ -1,0 +1,285 @@
+//! What engines tell of themselves: read for pairing, merged for benchmark tools.
+
+use bytes::Bytes;
+
+use super::json::{Kind, Raw};
+pub use crate::fleet::Facts;
+
+impl Facts {
+    /// Reads an engine's `/server_info` (`/get_server_info` in old versions).
+    ///
+    /// The engine's settings stand at the top level or, in some versions, under `server_args`;
+    /// what the scheduler made of them is there too or in `internal_states`, one a DP rank. A
+    /// field that is absent, null or of another type stays `None`. An answer that is no JSON
+    /// object tells nothing at all.
+    ///
+    /// ```
+    /// use router_core::fleet::Facts;
+    ///
+    /// let facts = Facts::from_server_info(br#"{"page_size":64,"dp_size":2,
+    ///     "internal_states":[{"effective_max_running_requests_per_dp":48}]}"#).unwrap();
+    /// assert_eq!((facts.page_size, facts.max_running_requests), (Some(64), Some(96)));
+    /// ```
+    pub fn from_server_info(body: &[u8]) -> Option<Facts> {
+        let info = Info::read(body)?;
+        let dp_size = info.number("dp_size");
+        Some(Facts {
+            model_path: info.text("model_path"),
+            served_model_name: info.text("served_model_name"),
+            kv_cache_dtype: info.text("kv_cache_dtype"),
+            page_size: info.number("page_size"),
+            max_running_requests: info.max_running_requests(dp_size),
+            max_total_num_tokens: info.max_total_num_tokens(),
+            disaggregation_mode: info.text("disaggregation_mode"),
+            disaggregation_bootstrap_port: info.number("disaggregation_bootstrap_port"),
+            dp_size,
+            follow_bootstrap_room: info.follows_bootstrap_room(),
+            version: info.text("version"),
+        })
+    }
+
+    /// Reads the bootstrap registry's answer to [`RouteParams::query`]: `None` where it is no
+    /// answer, or where no prefill rank has registered yet (0.4.10 answers 200 all the same).
+    ///
+    /// ```
+    /// use router_core::fleet::Facts;
+    ///
+    /// let new = br#"{"dp_size":2,"page_size":64,"kv_cache_dtype":"fp8_e5m2","follow_bootstrap_room":false}"#;
+    /// assert_eq!(Facts::from_route(new).unwrap().dp_size, Some(2));
+    /// let old = br#"{"prefill_attn_tp_size":null,"prefill_dp_size":null}"#;
+    /// assert_eq!(Facts::from_route(old), None);
+    /// ```
+    pub fn from_route(body: &[u8]) -> Option<Facts> {
+        let info = Info::read(body)?;
+        if let Some(dp_size) = info.number("prefill_dp_size") {
+            // Both roles of the old engine spread requests by room.
+            let follow_bootstrap_room = Some(true);
+            return Some(Facts {
+                dp_size: Some(dp_size),
+                follow_bootstrap_room,
+                ..Facts::default()
+            });
+        }
+        Some(Facts {
+            dp_size: Some(info.number("dp_size")?),
+            page_size: info.number("page_size"),
+            kv_cache_dtype: info.text("kv_cache_dtype"),
+            follow_bootstrap_room: info.find("follow_bootstrap_room").and_then(Raw::as_bool),
+            ..Facts::default()
+        })
+    }
+}
+
+/// The two forms of the question that the bootstrap registry answers once a prefill server has
+/// registered completely. An engine of the other kind answers 400, which says nothing of health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouteParams {
+    /// From 0.5.
+    Ranks,
+    /// 0.4.
+    DpGroup,
+}
+
+impl RouteParams {
+    /// Path and query of the `GET`.
+    pub fn query(self) -> &'static str {
+        match self {
+            RouteParams::Ranks => {
+                "/route?prefill_dp_rank=-1&prefill_cp_rank=-1&target_tp_rank=-1&target_pp_rank=-1"
+            }
+            RouteParams::DpGroup => "/route?engine_rank=-1&target_dp_group=-1&target_pp_rank=-1",
+        }
+    }
+
+    /// The form that an engine of this version most likely answers.
+    pub fn of_version(version: &str) -> RouteParams {
+        match version.strip_prefix("0.").and_then(|rest| rest.split('.').next()) {
+            Some("1" | "2" | "3" | "4") => RouteParams::DpGroup,
+            _ => RouteParams::Ranks,
+        }
+    }
+
+    pub fn other(self) -> RouteParams {
+        match self {
+            RouteParams::Ranks => RouteParams::DpGroup,
+            RouteParams::DpGroup => RouteParams::Ranks,
+        }
+    }
+}
+
+/// Merges `/server_info` answers into the shape that SGLang's benchmark tools expect of a load
+/// balancer: decode's internal states in front, then every answer as it is.
+///
+/// Answers that are no JSON objects are left out.
+///
+/// ```
+/// use bytes::Bytes;
+/// use router_core::sglang::info::server_info;
+///
+/// let prefill = Bytes::from_static(br#"{"version":"0.5"}"#);
+/// let decode = Bytes::from_static(br#"{"internal_states":[{"last_gen_throughput":1.50}]}"#);
+/// assert_eq!(
+///     server_info(&[prefill], &[decode]),
+///     concat!(
+///         r#"{"internal_states":[{"last_gen_throughput":1.50}],"prefill":[{"version":"0.5"}],"#,
+///         r#""decode":[{"internal_states":[{"last_gen_throughput":1.50}]}]}"#,
+///     ),
+/// );
+/// ```
+pub fn server_info(prefill: &[Bytes], decode: &[Bytes]) -> Bytes {
+    let prefill: Vec<Raw<'_>> = prefill.iter().filter_map(|body| object(body)).collect();
+    let decode: Vec<Raw<'_>> = decode.iter().filter_map(|body| object(body)).collect();
+    let states: Vec<Raw<'_>> = decode
+        .iter()
+        .filter_map(|info| info.get("internal_states"))
+        .flat_map(|states| states.elements())
+        .collect();
+    let mut out = Vec::new();
+    out.extend_from_slice(b"{\"internal_states\":");
+    if states.is_empty() {
+        // The tools read these two of the first state without asking.
+        out.extend_from_slice(b"[{\"last_gen_throughput\":0.0,\"avg_spec_accept_length\":null}]");
+    } else {
+        list(&states, &mut out);
+    }
+    out.extend_from_slice(b",\"prefill\":");
+    list(&prefill, &mut out);
+    out.extend_from_slice(b",\"decode\":");
+    list(&decode, &mut out);
+    out.push(b'}');
+    out.into()
+}
+
+fn object(body: &[u8]) -> Option<Raw<'_>> {
+    Raw::parse(body).ok().filter(|raw| raw.kind() == Kind::Object)
+}
+
+fn list(items: &[Raw<'_>], out: &mut Vec<u8>) {
+    out.push(b'[');
+    for (i, item) in items.iter().enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(item.bytes());
+    }
+    out.push(b']');
+}
+
+/// One engine's answer, and where its fields may stand.
+struct Info<'a> {
+    top: Raw<'a>,
+    args: Option<Raw<'a>>,
+    states: Option<Raw<'a>>,
+}
+
+impl<'a> Info<'a> {
+    fn read(body: &'a [u8]) -> Option<Info<'a>> {
+        let top = object(body)?;
+        Some(Info { top, args: top.get("server_args"), states: top.get("internal_states") })
+    }
+
+    fn find(&self, key: &str) -> Option<Raw<'a>> {
+        let first = self.states.and_then(|states| states.elements().next());
+        [Some(self.top), self.args, first]
+            .into_iter()
+            .flatten()
+            .find_map(|place| place.get(key).filter(|value| !value.is_null()))
+    }
+
+    fn text(&self, key: &str) -> Option<String> {
+        self.find(key)?.as_str().map(String::from)
+    }
+
+    fn number<T: TryFrom<u64>>(&self, key: &str) -> Option<T> {
+        T::try_from(self.find(key)?.as_u64()?).ok()
+    }
+
+    /// What the schedulers really run, over all DP ranks; else the setting, which is often null.
+    fn max_running_requests(&self, dp_size: Option<u32>) -> Option<u32> {
+        match self.number::<u32>("effective_max_running_requests_per_dp") {
+            Some(per_dp) => Some(per_dp.saturating_mul(dp_size.unwrap_or(1).max(1))),
+            None => self.number("max_running_requests"),
+        }
+    }
+
+    /// As the engine says it: of one DP rank.
+    fn max_total_num_tokens(&self) -> Option<u64> {
+        self.number("max_total_num_tokens").or_else(|| {
+            let state = self.states?.elements().next()?;
+            state.get("memory_usage")?.get("token_capacity")?.as_u64()
+        })
+    }
+
+    /// `auto` means, for a prefill server, to follow the room.
+    fn follows_bootstrap_room(&self) -> Option<bool> {
+        let method = self.text("load_balance_method")?;
+        let prefill = self.text("disaggregation_mode").as_deref() == Some("prefill");
+        match method.as_str() {
+            "follow_bootstrap_room" => Some(true),
+            "auto" => prefill.then_some(true),
+            _ => Some(false),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_are_found_where_each_version_puts_them() {
+        let old = br#"{"model_path":"/m","served_model_name":"m","page_size":1,"dp_size":1,
+            "kv_cache_dtype":"auto","max_running_requests":null,"disaggregation_mode":"prefill",
+            "disaggregation_bootstrap_port":34000,"max_total_num_tokens":20000,
+            "internal_states":[{"memory_usage":{"token_capacity":19999}}],"version":"0.4.10.post2"}"#;
+        let facts = Facts::from_server_info(old).unwrap();
+        assert_eq!(facts.model_path.as_deref(), Some("/m"));
+        assert_eq!(facts.disaggregation_bootstrap_port, Some(34000));
+        assert_eq!(facts.max_total_num_tokens, Some(20000));
+        assert_eq!(facts.max_running_requests, None);
+        assert_eq!(facts.version.as_deref(), Some("0.4.10.post2"));
+
+        let nested = br#"{"server_args":{"model_path":"/m","max_running_requests":7},
+            "internal_states":[{"memory_usage":{"token_capacity":5}}],"dp_size":"x"}"#;
+        let facts = Facts::from_server_info(nested).unwrap();
+        assert_eq!(facts.model_path.as_deref(), Some("/m"));
+        assert_eq!((facts.max_running_requests, facts.max_total_num_tokens), (Some(7), Some(5)));
+        assert_eq!(facts.dp_size, None);
+
+        assert_eq!(Facts::from_server_info(b"[]"), None);
+        assert_eq!(Facts::from_server_info(b"not found"), None);
+        assert_eq!(Facts::from_server_info(b"{}"), Some(Facts::default()));
+    }
+
+    #[test]
+    fn a_prefill_on_auto_follows_the_room() {
+        let facts = |text: &str| Facts::from_server_info(text.as_bytes()).unwrap();
+        let auto = facts(r#"{"load_balance_method":"auto","disaggregation_mode":"prefill"}"#);
+        assert_eq!(auto.follow_bootstrap_room, Some(true));
+        let robin =
+            facts(r#"{"load_balance_method":"round_robin","disaggregation_mode":"prefill"}"#);
+        assert_eq!(robin.follow_bootstrap_room, Some(false));
+    }
+
+    #[test]
+    fn the_registry_s_two_answers_are_read() {
+        let old = Facts::from_route(br#"{"prefill_attn_tp_size":4,"prefill_dp_size":2}"#).unwrap();
+        assert_eq!((old.dp_size, old.follow_bootstrap_room), (Some(2), Some(true)));
+        let new =
+            br#"{"attn_tp_size":4,"dp_size":1,"page_size":null,"follow_bootstrap_room":true}"#;
+        assert_eq!(Facts::from_route(new).unwrap().page_size, None);
+        assert_eq!(Facts::from_route(b"Missing inputs for bootstrap server."), None);
+        assert_eq!(RouteParams::of_version("0.4.10.post2"), RouteParams::DpGroup);
+        assert_eq!(RouteParams::of_version("0.5.23"), RouteParams::Ranks);
+        assert_eq!(RouteParams::of_version("1.0"), RouteParams::Ranks);
+    }
+
+    #[test]
+    fn tools_always_find_a_state() {
+        let merged = server_info(&[], &[Bytes::from_static(b"oops")]);
+        let raw = Raw::parse(&merged).unwrap();
+        let state = raw.get("internal_states").unwrap().elements().next().unwrap();
+        assert_eq!(state.get("last_gen_throughput").unwrap().bytes(), b"0.0");
+        assert_eq!(raw.get("decode").unwrap().bytes(), b"[]");
+    }
+}

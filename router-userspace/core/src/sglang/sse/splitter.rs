@@ -1,0 +1,234 @@
+//! Chunks in, whole events out, wherever the chunks were cut.
+
+use bytes::{Bytes, BytesMut};
+
+/// A bound on one event that leaves room for the logprobs of a long prompt.
+pub const MAX_EVENT: usize = 16 << 20;
+
+/// An event grew beyond the splitter's bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a server-sent event is longer than {0} bytes")]
+pub struct TooLong(pub usize);
+
+/// Cuts a byte stream into events; holds at most one unfinished event.
+///
+/// Lines end with `\n`, `\r\n` or `\r`, events with a blank line. An event that lies in one chunk
+/// shares its allocation.
+///
+/// ```
+/// use bytes::Bytes;
+/// use router_core::sglang::sse::Splitter;
+///
+/// let mut splitter = Splitter::default();
+/// splitter.push(Bytes::from_static(b"data: 1\n\ndata: 2\n"));
+/// assert_eq!(splitter.next().unwrap().unwrap(), "data: 1\n\n");
+/// assert_eq!(splitter.next(), None);
+/// splitter.push(Bytes::from_static(b"\n"));
+/// assert_eq!(splitter.next().unwrap().unwrap(), "data: 2\n\n");
+/// ```
+#[derive(Debug)]
+pub struct Splitter {
+    max_event: usize,
+    /// The start of an event, from chunks before.
+    held: BytesMut,
+    chunk: Bytes,
+    /// How much of the chunk has been looked at.
+    seen: usize,
+    line: Line,
+    /// The event has a line that is not blank.
+    content: bool,
+}
+
+/// Where in a line the next byte stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Line {
+    /// At the start of one, after `\n` or at the start of the stream.
+    Start,
+    /// Inside one.
+    Inside,
+    /// After a `\r` that ended a line with something in it.
+    Return,
+    /// After a `\r` in a blank line that began after a `\n`: the `\n` that belongs to it follows.
+    BlankReturn,
+}
+
+impl Default for Splitter {
+    fn default() -> Splitter {
+        Splitter::new(MAX_EVENT)
+    }
+}
+
+impl Splitter {
+    /// `max_event` bounds one event, in bytes.
+    pub fn new(max_event: usize) -> Splitter {
+        Splitter {
+            max_event,
+            held: BytesMut::new(),
+            chunk: Bytes::new(),
+            seen: 0,
+            line: Line::Start,
+            content: false,
+        }
+    }
+
+    /// Takes the next chunk; [`next`](Splitter::next) should have returned `None` before.
+    pub fn push(&mut self, chunk: Bytes) {
+        if self.chunk.is_empty() {
+            self.chunk = chunk;
+            return;
+        }
+        let mut both = BytesMut::from(&self.chunk[..]);
+        both.extend_from_slice(&chunk);
+        self.chunk = both.freeze();
+    }
+
+    /// The next whole event of what has been pushed.
+    #[expect(clippy::should_implement_trait, reason = "it goes on after None")]
+    pub fn next(&mut self) -> Option<Result<Bytes, TooLong>> {
+        let end = self.find();
+        let len = self.held.len() + end.unwrap_or(self.chunk.len());
+        if len > self.max_event {
+            return Some(Err(TooLong(self.max_event)));
+        }
+        let Some(end) = end else {
+            self.held.extend_from_slice(&self.chunk);
+            self.chunk = Bytes::new();
+            self.seen = 0;
+            return None;
+        };
+        let event = self.chunk.split_to(end);
+        self.seen = 0;
+        self.content = false;
+        self.line = Line::Start;
+        if self.held.is_empty() {
+            return Some(Ok(event));
+        }
+        self.held.extend_from_slice(&event);
+        Some(Ok(self.held.split().freeze()))
+    }
+
+    /// What is left when the stream ends: an event without its blank line, or nothing.
+    pub fn rest(mut self) -> Bytes {
+        self.held.extend_from_slice(&self.chunk);
+        self.held.freeze()
+    }
+
+    /// The end of the current event in the chunk. Every byte is looked at once. A blank line ends
+    /// an event that has begun; one before it is passed.
+    fn find(&mut self) -> Option<usize> {
+        while let Some(&byte) = self.chunk.get(self.seen) {
+            if self.line == Line::Inside && byte != b'\n' && byte != b'\r' {
+                let rest = &self.chunk[self.seen..];
+                self.seen += memchr::memchr2(b'\n', b'\r', rest).unwrap_or(rest.len());
+                continue;
+            }
+            if self.line == Line::BlankReturn && byte != b'\n' {
+                // The blank line ended with the return alone; this byte is the next event's.
+                if self.content {
+                    return Some(self.seen);
+                }
+                self.line = Line::Start;
+            }
+            self.seen += 1;
+            let ended = match (self.line, byte) {
+                // A second return, right after one that ended a line, is a blank line.
+                (Line::Return, b'\r') => self.content,
+                (Line::Return, b'\n') => {
+                    self.line = Line::Start;
+                    false
+                }
+                (Line::Start | Line::BlankReturn, b'\n') => {
+                    self.line = Line::Start;
+                    self.content
+                }
+                (Line::Start, b'\r') => {
+                    self.line = Line::BlankReturn;
+                    false
+                }
+                (_, b'\n') => {
+                    self.line = Line::Start;
+                    false
+                }
+                (_, b'\r') => {
+                    self.line = Line::Return;
+                    false
+                }
+                _ => {
+                    self.line = Line::Inside;
+                    self.content = true;
+                    false
+                }
+            };
+            if ended {
+                return Some(self.seen);
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn split(chunks: &[&[u8]]) -> (Vec<Vec<u8>>, Vec<u8>) {
+        let mut splitter = Splitter::default();
+        let mut events = Vec::new();
+        for chunk in chunks {
+            splitter.push(Bytes::copy_from_slice(chunk));
+            while let Some(event) = splitter.next() {
+                events.push(event.unwrap().to_vec());
+            }
+        }
+        (events, splitter.rest().to_vec())
+    }
+
+    #[test]
+    fn events_end_with_a_blank_line_of_any_kind() {
+        for end in ["\n", "\r\n", "\r"] {
+            let text =
+                format!("data: 1{end}{end}: c{end}data: 2{end}data: 3{end}{end}data: 4{end}");
+            let (events, rest) = split(&[text.as_bytes()]);
+            assert_eq!(events.len(), 2, "{events:?}");
+            assert_eq!(events[1], format!(": c{end}data: 2{end}data: 3{end}{end}").as_bytes());
+            assert_eq!(rest, format!("data: 4{end}").as_bytes());
+        }
+    }
+
+    #[test]
+    fn an_event_inside_a_chunk_shares_its_allocation() {
+        let chunk = Bytes::from_static(b"data: 1\n\ndata: 2\n\n");
+        let mut splitter = Splitter::default();
+        splitter.push(chunk.clone());
+        assert_eq!(splitter.next().unwrap().unwrap().as_ptr(), chunk.as_ptr());
+        assert_eq!(splitter.next().unwrap().unwrap().as_ptr(), chunk[9..].as_ptr());
+    }
+
+    #[test]
+    fn an_event_beyond_the_bound_is_an_error_and_is_not_kept() {
+        let mut splitter = Splitter::new(16);
+        splitter.push(Bytes::from_static(b"data: 0123456789abcdef"));
+        assert_eq!(splitter.next(), Some(Err(TooLong(16))));
+        let mut splitter = Splitter::new(16);
+        splitter.push(Bytes::from_static(b"data: 1\n\ndata: 2\n\n"));
+        assert!(splitter.next().unwrap().is_ok() && splitter.next().unwrap().is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn every_chunking_gives_the_same_events(
+            text in "(data|event|:|a|\n|\r|\r\n|\n\n|\r\n\r\n|\r\r|é){0,30}",
+            cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..6),
+        ) {
+            let bytes = text.as_bytes();
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let chunks: Vec<&[u8]> = cuts.windows(2).map(|w| &bytes[w[0]..w[1]]).collect();
+            let whole = split(&[bytes]);
+            prop_assert_eq!(&split(&chunks), &whole);
+            prop_assert_eq!([whole.0.concat(), whole.1].concat(), bytes);
+        }
+    }
+}
