@@ -37,6 +37,8 @@ pub mod headers;
 pub mod info;
 mod invalid;
 mod json;
+pub mod logprob;
+pub mod merge;
 mod prompt;
 mod rendezvous;
 mod request;

@@ -23,7 +23,8 @@ const ABORTED: &str = "the engine aborted the request (old versions end a failed
 /// `/v1/messages`.
 pub fn event_fault(endpoint: Endpoint, event: &[u8]) -> Option<EngineFault> {
     let suspicious = |sign: &[u8]| memchr::memmem::find(event, sign).is_some();
-    if !suspicious(b"\"error\"") && !(endpoint == Endpoint::Generate && suspicious(b"\"abort\"")) {
+    let abort = endpoint == Endpoint::Generate && suspicious(b"\"abort\"");
+    if !abort && !suspicious(b"\"error\"") {
         return None;
     }
     let data = sse::data(event)?;

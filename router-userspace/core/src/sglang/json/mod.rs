@@ -4,10 +4,12 @@
 //! nothing here re-serialises. [`scan`] checks a whole text and reports its top-level members;
 //! [`Raw`] walks text that has been checked.
 
+mod patch;
 mod raw;
 mod scan;
 mod string;
 
+pub(crate) use patch::Patch;
 pub(crate) use raw::{Kind, Raw};
 pub(crate) use scan::{Syntax, check, scan};
 pub(crate) use string::{quote, unquote};

@@ -1,0 +1,181 @@
+//! Logprobs of the prompt, which prefill computes and decode does not know.
+
+use bytes::Bytes;
+
+use super::json::{Kind, Patch, Raw};
+use super::merge::Malformed;
+use super::sse;
+
+/// Lists with one entry a token: decode's part, if any, follows prefill's. Other `input_*` fields
+/// (flat arrays, their shapes) describe prefill's list as a whole and are taken from there.
+const LISTS: [&str; 3] = ["input_token_logprobs", "input_top_logprobs", "input_token_ids_logprobs"];
+
+/// All `input_*` fields of prefill's answer to one `/generate` request, for each of its prompts.
+///
+/// Decode answers the same fields with empty lists: it starts from transferred KV and has never
+/// scored the prompt.
+///
+/// ```
+/// use bytes::Bytes;
+/// use router_core::sglang::logprob::InputLogprobs;
+///
+/// let prefill = Bytes::from_static(br#"{"text":"a","meta_info":{"input_token_logprobs":[[-0.10,1]]}}"#);
+/// let decode = br#"{"text":"ab","meta_info":{"input_token_logprobs":[],"id":"x"}}"#;
+/// assert_eq!(
+///     InputLogprobs::from_prefill(&prefill).unwrap().merge_json(decode).unwrap(),
+///     r#"{"text":"ab","meta_info":{"input_token_logprobs":[[-0.10,1]],"id":"x"}}"#,
+/// );
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InputLogprobs {
+    prompts: Vec<Vec<(String, Bytes)>>,
+    batch: bool,
+}
+
+impl InputLogprobs {
+    /// Reads prefill's (never streamed) answer, sharing its allocation.
+    pub fn from_prefill(body: &Bytes) -> Result<InputLogprobs, Malformed> {
+        let raw = Raw::parse(body).map_err(|_| Malformed("prefill's is not JSON"))?;
+        let batch = raw.kind() == Kind::Array;
+        let answers = if batch { raw.elements().collect() } else { vec![raw] };
+        let prompts = answers
+            .into_iter()
+            .map(|answer| {
+                let meta =
+                    answer.get("meta_info").ok_or(Malformed("prefill's has no meta_info"))?;
+                let fields = meta.members().filter(|member| !member.value.is_null());
+                Ok(fields
+                    .filter_map(|member| {
+                        let key = member.key.as_str().filter(|key| key.starts_with("input_"))?;
+                        Some((key.into_owned(), body.slice_ref(member.value.bytes())))
+                    })
+                    .collect())
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(InputLogprobs { prompts, batch })
+    }
+
+    /// Decode's whole answer with prefill's logprobs in it.
+    pub fn merge_json(&self, decode: &[u8]) -> Result<Bytes, Malformed> {
+        let raw = Raw::parse(decode).map_err(|_| Malformed("decode's is not JSON"))?;
+        let mut patch = Patch::new(raw);
+        if self.batch {
+            if raw.kind() != Kind::Array || raw.elements().count() != self.prompts.len() {
+                return Err(Malformed("prefill and decode do not agree on the batch"));
+            }
+            for (answer, fields) in raw.elements().zip(&self.prompts) {
+                insert(fields, answer, &mut patch);
+            }
+        } else {
+            insert(self.prompts.first().map_or(&[][..], Vec::as_slice), raw, &mut patch);
+        }
+        let mut out = Vec::with_capacity(decode.len() + self.size());
+        patch.write(&mut out);
+        Ok(out.into())
+    }
+
+    /// One event of decode's stream with prefill's logprobs in it, as an ordinary server's every
+    /// event has them. Events that carry no answer come back as they are.
+    pub fn merge_event(&self, event: Bytes) -> Bytes {
+        let Some(data) = sse::data(&event) else { return event };
+        let Ok(raw) = Raw::parse(&data) else { return event };
+        let index = raw.get("index").filter(|_| self.batch).and_then(Raw::as_u64).unwrap_or(0);
+        let fields = usize::try_from(index).ok().and_then(|index| self.prompts.get(index));
+        let (Some(fields), Some(_)) = (fields, raw.get("meta_info")) else { return event };
+        let mut patch = Patch::new(raw);
+        insert(fields, raw, &mut patch);
+        let mut out = Vec::with_capacity(data.len() + self.size());
+        patch.write(&mut out);
+        sse::with_data(&event, &out).into()
+    }
+
+    fn size(&self) -> usize {
+        self.prompts.iter().flatten().map(|(key, value)| key.len() + value.len() + 4).sum()
+    }
+}
+
+fn insert<'a>(fields: &'a [(String, Bytes)], answer: Raw<'a>, patch: &mut Patch<'a>) {
+    let Some(meta) = answer.get("meta_info") else { return };
+    for (key, prefill) in fields {
+        match meta.get(key) {
+            None => patch.append(meta, key, prefill),
+            Some(decode) if LISTS.contains(&key.as_str()) && decode.kind() == Kind::Array => {
+                patch.replace(decode, concatenated(prefill, decode));
+            }
+            Some(decode) => patch.replace(decode, &prefill[..]),
+        }
+    }
+}
+
+/// Two arrays as one.
+fn concatenated(first: &[u8], second: Raw<'_>) -> Vec<u8> {
+    if second.elements().next().is_none() {
+        return first.to_vec();
+    }
+    if Raw::trusted(first).elements().next().is_none() {
+        return second.bytes().to_vec();
+    }
+    let mut out = Vec::with_capacity(first.len() + second.bytes().len());
+    out.extend_from_slice(first.strip_suffix(b"]").unwrap_or(first));
+    out.push(b',');
+    out.extend_from_slice(second.bytes().strip_prefix(b"[").unwrap_or_default());
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefill(body: &'static str) -> InputLogprobs {
+        InputLogprobs::from_prefill(&Bytes::from_static(body.as_bytes())).unwrap()
+    }
+
+    #[test]
+    fn every_input_field_is_taken_over_and_nothing_else() {
+        let prefill = prefill(
+            r#"{"text":"p","meta_info":{"id":"p","input_token_logprobs":[[null,1,null],[-1.0e-3,2,"b"]],
+            "input_top_logprobs":[null,[[-0.5,2,null]]],"input_token_ids_logprobs":[[-2.50,7,null]],
+            "input_top_logprobs_shape":[3,2],"output_token_logprobs":[[-9,9,null]]}}"#,
+        );
+        let decode = r#"{"text":"d","meta_info":{"id":"d","input_token_logprobs":[[-4,4,null]],"input_top_logprobs":[],
+            "input_top_logprobs_shape":[0,2],"output_token_logprobs":[[-0.25,5,null]]}}"#;
+        let want = r#"{"text":"d","meta_info":{"id":"d","input_token_logprobs":[[null,1,null],[-1.0e-3,2,"b"],[-4,4,null]],"input_top_logprobs":[null,[[-0.5,2,null]]],
+            "input_top_logprobs_shape":[3,2],"output_token_logprobs":[[-0.25,5,null]],"input_token_ids_logprobs":[[-2.50,7,null]]}}"#;
+        assert_eq!(prefill.merge_json(decode.as_bytes()).unwrap(), want);
+    }
+
+    #[test]
+    fn each_prompt_of_a_batch_gets_its_own() {
+        let two = prefill(
+            r#"[{"meta_info":{"input_token_logprobs":[1]}},{"meta_info":{"input_token_logprobs":[2]}}]"#,
+        );
+        let decode = r#"[{"meta_info":{"input_token_logprobs":[]}}, {"meta_info":{}}]"#;
+        assert_eq!(
+            two.merge_json(decode.as_bytes()).unwrap(),
+            r#"[{"meta_info":{"input_token_logprobs":[1]}}, {"meta_info":{"input_token_logprobs":[2]}}]"#
+        );
+        let event = r#"{"meta_info":{"input_token_logprobs":[]},"index":1}"#;
+        assert_eq!(
+            two.merge_event(format!("data: {event}\n\n").into()),
+            "data: {\"meta_info\":{\"input_token_logprobs\":[2]},\"index\":1}\n\n"
+        );
+        assert!(two.merge_json(b"[{\"meta_info\":{}}]").is_err());
+        assert!(two.merge_json(b"{\"meta_info\":{}}").is_err());
+    }
+
+    #[test]
+    fn events_without_an_answer_pass() {
+        let one = prefill(r#"{"meta_info":{"input_token_logprobs":[1]}}"#);
+        for event in ["data: [DONE]\n\n", ": ping\n\n", "data: {\"error\":{\"message\":\"m\"}}\n\n"]
+        {
+            assert_eq!(one.merge_event(Bytes::from(event)), event);
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_none_is_malformed() {
+        for body in ["", "[{}]", "{}", "oops"] {
+            assert!(InputLogprobs::from_prefill(&Bytes::from(body)).is_err(), "{body}");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! One answer out of n: what the engine would have said, had it sampled n times itself.
+//!
+//! The engine's order is by prompt, then by sample: sample `k` of prompt `i` has index `i * n + k`.
+//! Pieces are spliced, so that what a choice says survives as the engine wrote it.
+
+mod stream;
+mod usage;
+
+pub use stream::Stream;
+
+use bytes::Bytes;
+
+use super::Endpoint;
+use super::json::{Kind, Patch, Raw};
+
+/// An answer of an engine that has not the shape of its endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an engine's answer is malformed: {0}")]
+pub struct Malformed(pub &'static str);
+
+/// Merges the answers to `samples` single-sample requests, in order of sample, into one.
+///
+/// `batch` is [`Request::batch`](super::Request::batch). The first answer lends id, time and model;
+/// completion tokens are summed and prompt tokens counted once.
+///
+/// ```
+/// use bytes::Bytes;
+/// use router_core::sglang::{Endpoint, merge};
+///
+/// let part = |text: &str| Bytes::from(format!(
+///     r#"{{"id":"{text}","choices":[{{"index":0,"text":"{text}"}}],"usage":{{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}}}"#
+/// ));
+/// assert_eq!(
+///     merge::json(Endpoint::Completions, 2, None, &[part("a"), part("b")]).unwrap(),
+///     concat!(
+///         r#"{"id":"a","choices":[{"index":0,"text":"a"},{"index":1,"text":"b"}],"#,
+///         r#""usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}"#,
+///     ),
+/// );
+/// ```
+pub fn json(
+    endpoint: Endpoint,
+    samples: u32,
+    batch: Option<usize>,
+    parts: &[Bytes],
+) -> Result<Bytes, Malformed> {
+    let [first, ..] = parts else { return Err(Malformed("there is none")) };
+    if parts.len() != samples as usize {
+        return Err(Malformed("a sample is missing"));
+    }
+    if parts.len() == 1 {
+        return Ok(first.clone());
+    }
+    let raws: Vec<Raw<'_>> = parts
+        .iter()
+        .map(|part| Raw::parse(part).map_err(|_| Malformed("it is not JSON")))
+        .collect::<Result<_, _>>()?;
+    match endpoint {
+        Endpoint::Generate => generate(batch, &raws),
+        _ => choices(batch, &raws),
+    }
+}
+
+/// `/generate` answers an array as soon as there is more than one sequence.
+fn generate(batch: Option<usize>, parts: &[Raw<'_>]) -> Result<Bytes, Malformed> {
+    let rows: Vec<Vec<Raw<'_>>> = parts
+        .iter()
+        .map(|part| match (batch, part.kind()) {
+            (None, Kind::Object) => Ok(vec![*part]),
+            (Some(len), Kind::Array) => sized(part.elements().collect(), len),
+            _ => Err(Malformed("it is not one answer a prompt")),
+        })
+        .collect::<Result<_, _>>()?;
+    let mut out = Vec::with_capacity(parts.iter().map(|part| part.bytes().len() + 1).sum());
+    interleave(&rows, &mut out, |raw, _, out| {
+        out.extend_from_slice(raw.bytes());
+        Ok(())
+    })?;
+    Ok(out.into())
+}
+
+fn choices(batch: Option<usize>, parts: &[Raw<'_>]) -> Result<Bytes, Malformed> {
+    let rows: Vec<Vec<Raw<'_>>> = parts
+        .iter()
+        .map(|part| {
+            let choices = part.get("choices").ok_or(Malformed("it has no choices"))?;
+            sized(choices.elements().collect(), batch.unwrap_or(1))
+        })
+        .collect::<Result<_, _>>()?;
+    let first = parts[0];
+    let mut array = Vec::new();
+    interleave(&rows, &mut array, |choice, index, out| {
+        let old = choice.get("index").ok_or(Malformed("a choice has no index"))?;
+        let mut patch = Patch::new(choice);
+        patch.replace(old, decimal(index));
+        patch.write(out);
+        Ok(())
+    })?;
+    let mut patch = Patch::new(first);
+    let old = first.get("choices").ok_or(Malformed("it has no choices"))?;
+    patch.replace(old, array);
+    if let Some(old) = first.get("usage") {
+        let usages: Vec<Raw<'_>> = parts.iter().filter_map(|part| part.get("usage")).collect();
+        patch.replace(old, usage::merge(&usages));
+    }
+    extension(first, parts, &mut patch);
+    let mut out = Vec::with_capacity(parts.iter().map(|part| part.bytes().len()).sum());
+    patch.write(&mut out);
+    Ok(out.into())
+}
+
+/// Writes an array of the rows' items by prompt, then by sample.
+fn interleave<'a>(
+    rows: &[Vec<Raw<'a>>],
+    out: &mut Vec<u8>,
+    mut write: impl FnMut(Raw<'a>, usize, &mut Vec<u8>) -> Result<(), Malformed>,
+) -> Result<(), Malformed> {
+    out.push(b'[');
+    let mut index = 0;
+    for prompt in 0..rows.first().map_or(0, Vec::len) {
+        for row in rows {
+            if index > 0 {
+                out.push(b',');
+            }
+            write(row[prompt], index, out)?;
+            index += 1;
+        }
+    }
+    out.push(b']');
+    Ok(())
+}
+
+fn sized(row: Vec<Raw<'_>>, len: usize) -> Result<Vec<Raw<'_>>, Malformed> {
+    if row.len() == len { Ok(row) } else { Err(Malformed("it is not one answer a prompt")) }
+}
+
+/// SGLang's `sglext`: the first answer's, but with everybody's output ids and speculation figures.
+fn extension<'a>(first: Raw<'a>, parts: &[Raw<'a>], patch: &mut Patch<'a>) {
+    let Some(ours) = first.get("sglext") else { return };
+    let all = |key: &'static str| {
+        parts.iter().filter_map(move |part| part.get("sglext")?.get(key).filter(|v| !v.is_null()))
+    };
+    if let Some(old) = ours.get("output_ids") {
+        patch.replace(old, array(all("output_ids").flat_map(|ids| ids.elements())));
+    }
+    if let Some(old) = ours.get("spec_tokens_details") {
+        patch.replace(old, array(all("spec_tokens_details")));
+    }
+}
+
+fn array<'a>(items: impl Iterator<Item = Raw<'a>>) -> Vec<u8> {
+    let mut out = vec![b'['];
+    for item in items {
+        if out.len() > 1 {
+            out.push(b',');
+        }
+        out.extend_from_slice(item.bytes());
+    }
+    out.push(b']');
+    out
+}
+
+fn decimal(number: impl itoa::Integer) -> Vec<u8> {
+    itoa::Buffer::new().format(number).as_bytes().to_vec()
+}
+
+#[cfg(test)]
+mod tests;
