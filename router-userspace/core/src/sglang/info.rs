@@ -71,12 +71,21 @@ impl Facts {
 }
 
 /// The two forms of the question that the bootstrap registry answers once a prefill server has
-/// registered completely. An engine of the other kind answers 400, which says nothing of health.
+/// registered completely. An engine of the other kind answers 400, which says nothing of health:
+/// ask it in the [`other`](RouteParams::other) form.
+///
+/// ```
+/// use router_core::sglang::info::RouteParams;
+///
+/// let form = RouteParams::of_version("0.4.10.post2");
+/// assert_eq!(form.query(), "/route?engine_rank=-1&target_dp_group=-1&target_pp_rank=-1");
+/// assert_eq!(form.other(), RouteParams::of_version("0.5.12"));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouteParams {
-    /// From 0.5.
+    /// From 0.5.10.
     Ranks,
-    /// 0.4.
+    /// Up to 0.5.8. Those before 0.5.3 do not ask for the third parameter and ignore it.
     DpGroup,
 }
 
@@ -93,8 +102,10 @@ impl RouteParams {
 
     /// The form that an engine of this version most likely answers.
     pub fn of_version(version: &str) -> RouteParams {
-        match version.strip_prefix("0.").and_then(|rest| rest.split('.').next()) {
-            Some("1" | "2" | "3" | "4") => RouteParams::DpGroup,
+        let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(u32::MAX));
+        let mut next = || numbers.next().unwrap_or(u32::MAX);
+        match (next(), next(), next()) {
+            (0, minor, patch) if (minor, patch) < (5, 10) => RouteParams::DpGroup,
             _ => RouteParams::Ranks,
         }
     }
@@ -269,9 +280,23 @@ mod tests {
             br#"{"attn_tp_size":4,"dp_size":1,"page_size":null,"follow_bootstrap_room":true}"#;
         assert_eq!(Facts::from_route(new).unwrap().page_size, None);
         assert_eq!(Facts::from_route(b"Missing inputs for bootstrap server."), None);
-        assert_eq!(RouteParams::of_version("0.4.10.post2"), RouteParams::DpGroup);
-        assert_eq!(RouteParams::of_version("0.5.23"), RouteParams::Ranks);
-        assert_eq!(RouteParams::of_version("1.0"), RouteParams::Ranks);
+        let middle = br#"{"prefill_attn_tp_size":4,"prefill_dp_size":2,"prefill_page_size":64}"#;
+        assert_eq!(Facts::from_route(middle).unwrap().page_size, Some(64));
+    }
+
+    #[test]
+    fn the_registry_is_asked_in_the_version_s_own_form() {
+        for (version, want) in [
+            ("0.4.10.post2", RouteParams::DpGroup),
+            ("0.5.2", RouteParams::DpGroup),
+            ("0.5.8", RouteParams::DpGroup),
+            ("0.5.10", RouteParams::Ranks),
+            ("0.5.12.post1", RouteParams::Ranks),
+            ("1.0", RouteParams::Ranks),
+            ("unknown", RouteParams::Ranks),
+        ] {
+            assert_eq!(RouteParams::of_version(version), want, "{version}");
+        }
     }
 
     #[test]

@@ -33,6 +33,8 @@
 mod control;
 mod endpoint;
 pub mod fault;
+#[cfg(test)]
+mod golden;
 pub mod headers;
 pub mod info;
 mod invalid;

@@ -102,7 +102,7 @@ pub struct Attempt<'a> {
     pub rids: &'a [Rid],
     /// Data-parallel ranks to force. `None` lets the engine choose, which is by room where it
     /// follows the bootstrap room; such an engine takes a forced prefill rank only if the request
-    /// says so twice, and it does. Unknown to engines before 0.5.7: use [`Room::congruent`].
+    /// says so twice, and it does. Unknown to engines up to 0.5.8: use [`Room::congruent`].
     pub dp: Pair<Option<u32>>,
 }
 

@@ -5,6 +5,7 @@
 //! [`Raw`] walks text that has been checked.
 
 mod patch;
+mod plain;
 mod raw;
 mod scan;
 mod string;

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::scan::plain;
+use super::plain::plain;
 use super::{Syntax, check, unquote};
 
 /// What a value starts out as.

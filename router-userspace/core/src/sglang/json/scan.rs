@@ -1,5 +1,6 @@
 //! One pass over a JSON text: the whole grammar of RFC 8259, no recursion, no allocation.
 
+use super::plain::plain;
 use super::{MAX_DEPTH, Member};
 
 /// Why a text is not JSON, and at which byte.
@@ -255,23 +256,6 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// How many leading bytes of a string need no look: no quote, no backslash, no control character.
-///
-/// Whole blocks are tested with a fold that the compiler turns into vector compares.
-pub(super) fn plain(text: &[u8]) -> usize {
-    const BLOCK: usize = 32;
-    let special = |b: u8| b == b'"' || b == b'\\' || b < 0x20;
-    let clear = text
-        .chunks_exact(BLOCK)
-        .take_while(|block| {
-            !block.iter().fold(false, |hit, &b| hit | (b == b'"') | (b == b'\\') | (b < 0x20))
-        })
-        .count()
-        * BLOCK;
-    let rest = &text[clear..];
-    clear + rest.iter().position(|&b| special(b)).unwrap_or(rest.len())
-}
-
 /// The containers that are open: their number and, as a bit each, whether they are objects.
 #[derive(Default)]
 struct Open {
@@ -403,12 +387,6 @@ mod tests {
         #[test]
         fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = scan(&bytes, |_: Member| true);
-        }
-
-        #[test]
-        fn plain_stops_at_the_first_special_byte(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
-            let want = bytes.iter().position(|&b| b == b'"' || b == b'\\' || b < 0x20).unwrap_or(bytes.len());
-            prop_assert_eq!(plain(&bytes), want);
         }
     }
 }

@@ -1,0 +1,143 @@
+//! What parsing and injecting cost, beside a round trip through `serde_json::Value`.
+//!
+//! Prints, for each body: nanoseconds, bytes of body a second and allocations, for each operation.
+#![expect(unsafe_code, reason = "counting allocations takes a global allocator")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use router_core::pair::Pair;
+use router_core::sglang::{Attempt, Bootstrap, Endpoint, Request, Rid, Room};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to the system allocator unchanged; counting touches no memory of it.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promises are the system allocator's own.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: as above; the block came from the system allocator.
+        unsafe { System.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as above.
+        unsafe { System.realloc(block, layout, size) }
+    }
+}
+
+#[global_allocator]
+static GLOBAL: Counting = Counting;
+
+fn main() {
+    println!(
+        "{:<22} {:>9} {:<16} {:>12} {:>9} {:>7}",
+        "body", "bytes", "operation", "ns/op", "GB/s", "allocs"
+    );
+    for size in [1 << 10, 64 << 10, 1 << 20] {
+        for (name, body) in [
+            ("prose", chat(&prose(size), "")),
+            ("code with escapes", chat(&code(size), "")),
+            (
+                "chinese, streamed",
+                chat(&"预填充与解码分离。".repeat(size / 27), r#","stream":true"#),
+            ),
+            ("many turns", turns(size)),
+            ("token ids", tokens(size)),
+        ] {
+            let endpoint = if name == "token ids" { Endpoint::Completions } else { Endpoint::Chat };
+            let body = Bytes::from(body);
+            let parsed = Request::parse(endpoint, body.clone()).expect("the body is good");
+            measure(name, &body, "parse", || {
+                black_box(Request::parse(endpoint, black_box(body.clone())).is_ok());
+            });
+            measure(name, &body, "inject", || {
+                black_box(inject(&parsed));
+            });
+            measure(name, &body, "both", || {
+                let request = Request::parse(endpoint, black_box(body.clone()));
+                black_box(request.map(|request| inject(&request)).is_ok());
+            });
+            measure(name, &body, "serde_json::Value", || {
+                black_box(round_trip(black_box(&body)));
+            });
+        }
+    }
+}
+
+fn inject(request: &Request) -> Pair<Bytes> {
+    request.inject(&Attempt {
+        bootstrap: &Bootstrap { host: String::new(), port: 8998 },
+        rooms: &[Room::from_random(0x1234_5678_9abc_def0)],
+        rids: &[Rid::from_random(7)],
+        dp: Pair::default(),
+    })
+}
+
+/// What a gateway does that reads the body into a tree: one tree, one text for both legs.
+fn round_trip(body: &[u8]) -> Vec<u8> {
+    let mut tree: serde_json::Value = serde_json::from_slice(body).expect("the body is good");
+    tree["bootstrap_host"] = "".into();
+    tree["bootstrap_port"] = 8998.into();
+    tree["bootstrap_room"] = 0x1234_5678_9abc_def0_u64.into();
+    tree["rid"] = "00000000000000000000000000000007".into();
+    serde_json::to_vec(&tree).expect("a tree can be written")
+}
+
+fn measure(name: &str, body: &[u8], operation: &str, mut run: impl FnMut()) {
+    run();
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    run();
+    let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before;
+    // The best of several rounds: the machine is shared, and noise only adds.
+    let mut best = f64::MAX;
+    for _ in 0..7 {
+        let (mut runs, start) = (0u32, Instant::now());
+        while start.elapsed() < Duration::from_millis(15) {
+            run();
+            runs += 1;
+        }
+        best = best.min(start.elapsed().as_nanos() as f64 / f64::from(runs));
+    }
+    println!(
+        "{name:<22} {:>9} {operation:<16} {best:>12.0} {:>9.2} {allocations:>7}",
+        body.len(),
+        body.len() as f64 / best,
+    );
+}
+
+fn chat(content: &str, more: &str) -> String {
+    format!(
+        r#"{{"model":"Qwen/Qwen3-32B","messages":[{{"role":"system","content":"You are helpful."}},{{"role":"user","content":"{content}"}}],"temperature":0.70,"top_p":0.95,"max_tokens":512{more}}}"#
+    )
+}
+
+fn prose(size: usize) -> String {
+    "Prefill computes the prompt; decode writes the answer, token after token. ".repeat(size / 74)
+}
+
+fn code(size: usize) -> String {
+    r#"fn main() {\n    println!(\"{}\", 42);\n}\n"#.repeat(size / 42)
+}
+
+fn turns(size: usize) -> String {
+    let turn = r#"{"role":"user","content":"And what then? Say more."},{"role":"assistant","content":"More."}"#;
+    let all = vec![turn; size / turn.len()].join(",");
+    format!(r#"{{"model":"m","messages":[{all}],"stream":false}}"#)
+}
+
+fn tokens(size: usize) -> String {
+    let ids: Vec<String> =
+        (0..size / 6).map(|i| (10_000 + i * 7919 % 90_000).to_string()).collect();
+    format!(r#"{{"model":"m","prompt":[{}],"max_tokens":16}}"#, ids.join(","))
+}
