@@ -52,11 +52,11 @@ impl Facts {
     pub fn from_route(body: &[u8]) -> Option<Facts> {
         let info = Info::read(body)?;
         if let Some(dp_size) = info.number("prefill_dp_size") {
-            // Both roles of the old engine spread requests by room.
-            let follow_bootstrap_room = Some(true);
             return Some(Facts {
                 dp_size: Some(dp_size),
-                follow_bootstrap_room,
+                page_size: info.number("prefill_page_size"),
+                // Both roles of the old engine spread requests by room.
+                follow_bootstrap_room: Some(true),
                 ..Facts::default()
             });
         }

@@ -36,9 +36,13 @@ fn breaks(c: char) -> bool {
 
 fn redacted(word: &str) -> String {
     if let Some(scheme) = word.find("://") {
-        let start = word[..scheme].rfind(|c: char| !c.is_ascii_alphanumeric()).map_or(0, |i| i + 1);
-        return format!("{}{INSTEAD}", &word[..start]);
+        let start = word[..scheme].trim_end_matches(|c: char| c.is_ascii_alphanumeric()).len();
+        return format!("{}{INSTEAD}", parts(&word[..start]));
     }
+    parts(word)
+}
+
+fn parts(word: &str) -> String {
     let parts: Vec<String> = word.split('/').map(part).collect();
     parts.join("/")
 }
@@ -82,6 +86,7 @@ mod tests {
             ("tcp://10.0.0.1:4343", "<engine>"),
             ("prefill-0.pd.svc:30000 refused", "<engine> refused"),
             ("localhost:30000", "<engine>"),
+            ("10.0.0.1:80/http://10.0.0.2 é://", "<engine>/<engine> é<engine>"),
             (
                 "KVPoll.Bootstrapping after 8.0s at 12:34:56",
                 "KVPoll.Bootstrapping after 8.0s at 12:34:56",
@@ -94,6 +99,11 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn never_panics(message in "([a-zé/:.\\[\\]0-9 ]|://|\\PC){0,40}") {
+            strip_addresses(&message);
+        }
+
         #[test]
         fn no_address_is_left(a: [u8; 4], port: u16, before in "[a-z (='\"]{0,5}[ (='\"]", after in "[ ),/'\"].{0,5}") {
             let address = std::net::Ipv4Addr::from(a).to_string();

@@ -42,9 +42,9 @@ fn first_special(word: [u8; 8]) -> Option<usize> {
     const ONES: u64 = u64::MAX / 0xff;
     let word = u64::from_le_bytes(word);
     let below = |word: u64, limit: u64| word.wrapping_sub(ONES * limit) & !word;
-    let quote = below(word ^ ONES * u64::from(b'"'), 1);
-    let backslash = below(word ^ ONES * u64::from(b'\\'), 1);
-    let marks = (quote | backslash | below(word, 0x20)) & ONES * 0x80;
+    let quote = below(word ^ (ONES * u64::from(b'"')), 1);
+    let backslash = below(word ^ (ONES * u64::from(b'\\')), 1);
+    let marks = (quote | backslash | below(word, 0x20)) & (ONES * 0x80);
     (marks != 0).then(|| (marks.trailing_zeros() / 8) as usize)
 }
 
