@@ -1,0 +1,261 @@
+//! The text of a manifest file -> typed objects, each document on its own.
+//!
+//! Scalars mean what they mean to `kubectl`: YAML 1.1 booleans (`yes`) and octals (`0777`) are
+//! read as such, so that a label `yes` is refused here as the API server would refuse it, and a
+//! file that is served from a directory can be applied to a cluster unchanged.
+
+use std::sync::Arc;
+
+use router_core::fleet::{ObjectName, Problem};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::fields;
+use super::objects::{InferencePool, Key, Kind, Object, PoolSpec, Recognized, Resource};
+
+/// Documents of one file; what is beyond is left out and named.
+pub const MAX_DOCUMENTS: usize = 10_000;
+
+/// One document, or one item of a `List`.
+#[derive(Debug)]
+pub struct Document {
+    /// Counted from 1 over the documents of the file that are not empty.
+    pub position: u32,
+    /// Which object this is, as far as that could be read.
+    pub key: Option<Key>,
+    pub content: Content,
+    pub problems: Vec<Problem>,
+}
+
+#[derive(Debug)]
+pub enum Content {
+    Object(Box<Object>),
+    /// A kind that is not read.
+    Foreign,
+    /// Not parsed: the problems say why.
+    Broken,
+}
+
+/// Reads every document of a file. One that is broken does not disturb the others.
+pub fn read(file: &Arc<str>, text: &str) -> Vec<Document> {
+    let mut reader = Reader { file, position: 0, documents: Vec::new() };
+    for (line, piece) in split(text) {
+        if reader.documents.len() >= MAX_DOCUMENTS {
+            let reason =
+                format!("the file has more than {MAX_DOCUMENTS} documents; the rest is not read");
+            reader.broken(None, None, "TooMany", reason);
+            break;
+        }
+        reader.piece(line, piece);
+    }
+    reader.documents
+}
+
+/// Splits at the lines that begin a document, with the number of lines before each piece. Such a
+/// line is a marker wherever it stands: inside a block, text is indented.
+fn split(text: &str) -> Vec<(usize, &str)> {
+    let marker = |line: &str| {
+        line.strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
+    };
+    let mut pieces = Vec::new();
+    let (mut start, mut start_line, mut offset) = (0, 0, 0);
+    for (number, line) in text.split_inclusive('\n').enumerate() {
+        if offset > 0 && marker(line) {
+            pieces.push((start_line, &text[start..offset]));
+            (start, start_line) = (offset, number);
+        }
+        offset += line.len();
+    }
+    pieces.push((start_line, &text[start..]));
+    pieces
+}
+
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        legacy_octal_numbers: true,
+        strict_booleans: false,
+        with_snippet: false,
+    }
+}
+
+struct Reader<'a> {
+    file: &'a Arc<str>,
+    position: u32,
+    documents: Vec<Document>,
+}
+
+impl Reader<'_> {
+    fn piece(&mut self, line: usize, piece: &str) {
+        // Empty lines in front make the parser's line numbers those of the file.
+        let padded = "\n".repeat(line) + piece;
+        match serde_saphyr::from_str_with_options::<Value>(&padded, options()) {
+            Ok(Value::Null) => {}
+            Ok(value) => {
+                self.position += 1;
+                self.value(value, "", true);
+            }
+            Err(error) => {
+                self.position += 1;
+                self.broken(glance(piece), None, "Unparsable", format!("is not YAML: {error}"));
+            }
+        }
+    }
+
+    /// One object; `at` is its place in a `List`.
+    fn value(&mut self, value: Value, at: &str, may_be_list: bool) {
+        let text = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
+        let (Some(api_version), Some(kind)) = (text("apiVersion"), text("kind")) else {
+            let reason = "has no apiVersion and kind: not a Kubernetes object".to_owned();
+            return self.broken(None, Some(at), "NotAnObject", reason);
+        };
+        if may_be_list && kind.ends_with("List") && value.get("items").is_some_and(Value::is_array)
+        {
+            return self.list(value);
+        }
+        let recognized = Kind::recognize(&api_version, &kind);
+        match recognized {
+            Recognized::Foreign => {
+                self.push(None, Content::Foreign, Vec::new());
+            }
+            Recognized::OtherVersion(served) => {
+                let reason = format!("{api_version} of {kind} is not a version that is read");
+                let field = format!("{at}apiVersion");
+                self.broken(key(served, &value), Some(&field), "UnsupportedVersion", reason);
+            }
+            Recognized::Served(served) => self.object(served, value, at),
+        }
+    }
+
+    fn list(&mut self, mut list: Value) {
+        let items = list.get_mut("items").and_then(Value::as_array_mut).map(std::mem::take);
+        for (index, item) in items.unwrap_or_default().into_iter().enumerate() {
+            if self.documents.len() >= MAX_DOCUMENTS {
+                let reason = format!("more than {MAX_DOCUMENTS} objects; the rest is not read");
+                return self.broken(None, Some("items"), "TooMany", reason);
+            }
+            self.value(item, &format!("items[{index}]."), false);
+        }
+    }
+
+    fn object(&mut self, kind: Kind, value: Value, at: &str) {
+        let Some(key) = key(kind, &value) else {
+            let reason = format!("a {} needs a name", kind.as_str());
+            return self.broken(None, Some(&format!("{at}metadata.name")), "Unparsable", reason);
+        };
+        let original = value.clone();
+        match typed(kind, value) {
+            Ok((object, kept)) => {
+                let complaints = fields::unread(kind, &original, &kept);
+                let problem = |complaint: fields::Complaint| Problem {
+                    source: Arc::clone(self.file),
+                    document: Some(self.position),
+                    object: Some(key.to_string().into()),
+                    field: Some(format!("{at}{}", complaint.field).into()),
+                    code: complaint.code,
+                    reason: complaint.reason.into(),
+                };
+                let problems = complaints.into_iter().map(problem).collect();
+                self.push(Some(key), Content::Object(Box::new(object)), problems);
+            }
+            Err((field, reason)) => {
+                let field = field.map(|field| format!("{at}{field}"));
+                self.broken(Some(key), field.as_deref(), "Unparsable", reason);
+            }
+        }
+    }
+
+    fn push(&mut self, key: Option<Key>, content: Content, problems: Vec<Problem>) {
+        self.documents.push(Document { position: self.position, key, content, problems });
+    }
+
+    fn broken(
+        &mut self,
+        key: Option<Key>,
+        field: Option<&str>,
+        code: &'static str,
+        reason: String,
+    ) {
+        let problem = Problem {
+            source: Arc::clone(self.file),
+            document: (self.position > 0).then_some(self.position),
+            object: key.as_ref().map(|key| key.to_string().into()),
+            field: field
+                .map(|field| field.trim_end_matches('.'))
+                .filter(|f| !f.is_empty())
+                .map(Into::into),
+            code,
+            reason: reason.into(),
+        };
+        self.push(key, Content::Broken, vec![problem]);
+    }
+}
+
+/// The identity of a document that is at least an object.
+fn key(kind: Kind, value: &Value) -> Option<Key> {
+    let metadata = |name: &str| value.pointer(&format!("/metadata/{name}")).and_then(Value::as_str);
+    let name = metadata("name").filter(|name| !name.is_empty())?;
+    let namespace =
+        if kind.namespaced() { metadata("namespace").unwrap_or("default") } else { "default" };
+    Some(Key { kind, name: ObjectName { namespace: namespace.into(), name: name.into() } })
+}
+
+/// The identity of text that is not YAML, by the lines in which manifests state it.
+fn glance(text: &str) -> Option<Key> {
+    fn field<'t>(line: &'t str, name: &str) -> Option<&'t str> {
+        let value = line.strip_prefix(name)?.strip_prefix(':')?.split(" #").next()?.trim();
+        Some(value.trim_matches(['"', '\'']))
+    }
+    let top = |name: &str| text.lines().find_map(|line| field(line, name));
+    let Recognized::Served(kind) = Kind::recognize(top("apiVersion")?, top("kind")?) else {
+        return None;
+    };
+    let block = text.lines().skip_while(|line| field(line, "metadata").is_none()).skip(1);
+    let block = || block.clone().take_while(|line| line.starts_with(' ') || line.is_empty());
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let depth = block().find(|line| !line.trim().is_empty()).map(indent)?;
+    let inner = |name: &str| {
+        block().filter(|line| indent(line) == depth).find_map(|line| field(line.trim_start(), name))
+    };
+    let namespace = inner("namespace").filter(|_| kind.namespaced()).unwrap_or("default");
+    Some(Key {
+        kind,
+        name: ObjectName { namespace: namespace.into(), name: inner("name")?.into() },
+    })
+}
+
+/// The object, and what its type kept of the document.
+type Typed = Result<(Object, Value), (Option<String>, String)>;
+
+fn typed(kind: Kind, value: Value) -> Typed {
+    fn parse<T: DeserializeOwned + serde::Serialize>(
+        value: Value,
+        wrap: impl FnOnce(T) -> Object,
+    ) -> Typed {
+        let parsed: T = serde_path_to_error::deserialize(value).map_err(|error| {
+            let path = error.path().to_string();
+            ((path != ".").then_some(path), fields::explain(&error.into_inner().to_string()))
+        })?;
+        let kept = serde_json::to_value(&parsed).map_err(|error| (None, error.to_string()))?;
+        Ok((wrap(parsed), kept))
+    }
+    match kind {
+        Kind::Namespace => parse(value, Object::Namespace),
+        Kind::Gateway => parse(value, Object::Gateway),
+        Kind::HttpRoute => parse(value, Object::HttpRoute),
+        Kind::ReferenceGrant => parse(value, Object::ReferenceGrant),
+        Kind::InferencePoolV1Alpha2 => parse(value, |pool: Resource<_>| {
+            let spec = PoolSpec::V1Alpha2(pool.spec);
+            Object::InferencePool(InferencePool { metadata: pool.metadata, spec })
+        }),
+        Kind::InferencePoolV1 => parse(value, |pool: Resource<_>| {
+            let spec = PoolSpec::V1(pool.spec);
+            Object::InferencePool(InferencePool { metadata: pool.metadata, spec })
+        }),
+        Kind::InferenceTrafficPolicy => parse(value, Object::InferenceTrafficPolicy),
+        Kind::BackendTrafficPolicy => parse(value, Object::BackendTrafficPolicy),
+        Kind::Service => parse(value, Object::Service),
+        Kind::EndpointSlice => parse(value, Object::EndpointSlice),
+        Kind::Pod => parse(value, |pod| Object::Pod(Box::new(pod))),
+    }
+}

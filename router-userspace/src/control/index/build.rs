@@ -1,0 +1,123 @@
+//! One build: the state that its steps share, and their order.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use router_core::fleet::{Fleet, ObjectName, Pool, Problem, ServiceBackend, Worker, WorkerKey};
+
+use super::super::objects::{Key, Kind};
+use super::pods::PodView;
+use super::{Index, Source, listeners, pods, policies, pools, routes};
+
+/// Problems of one fleet; what is beyond is counted in one more.
+const MAX_PROBLEMS: usize = 1_000;
+
+/// What the steps of a build share.
+pub(super) struct Build<'a> {
+    pub(super) index: &'a Index,
+    /// By namespace.
+    pub(super) pods: HashMap<Arc<str>, Vec<PodView<'a>>>,
+    pub(super) pools: HashMap<(Kind, ObjectName), Arc<Pool>>,
+    pub(super) services: std::collections::BTreeMap<(ObjectName, u16), Arc<ServiceBackend>>,
+    workers: HashMap<(WorkerKey, SocketAddr), Arc<Worker>>,
+    problems: Vec<Problem>,
+}
+
+/// The object that a problem is about.
+#[derive(Clone, Copy)]
+pub(super) struct Subject<'a> {
+    pub(super) source: &'a Source,
+    pub(super) kind: Kind,
+    pub(super) name: &'a ObjectName,
+}
+
+pub(super) fn fleet(index: &Index, previous: &Fleet) -> Fleet {
+    let known = |worker: &Arc<Worker>| ((worker.key.clone(), worker.address), Arc::clone(worker));
+    let mut build = Build {
+        index,
+        pods: HashMap::new(),
+        pools: HashMap::new(),
+        services: std::collections::BTreeMap::new(),
+        workers: previous.workers().map(known).collect(),
+        problems: index.reports.values().flatten().cloned().collect(),
+    };
+    build.name_duplicates();
+    pods::read(&mut build);
+    let pools = pools::build(&mut build);
+    let policies = policies::read(&mut build);
+    let frames = listeners::frames(&mut build);
+    let listeners = routes::attach(&mut build, frames, &policies);
+    Fleet {
+        generation: previous.generation + 1,
+        listeners,
+        pools,
+        services: std::mem::take(&mut build.services).into_values().collect(),
+        problems: build.sorted_problems(),
+    }
+}
+
+impl Build<'_> {
+    /// Records a problem of `subject`.
+    pub(super) fn complain(
+        &mut self,
+        subject: Subject<'_>,
+        field: impl AsRef<str>,
+        code: &'static str,
+        reason: impl Into<Arc<str>>,
+    ) {
+        let field = field.as_ref();
+        let key = Key { kind: subject.kind, name: subject.name.clone() };
+        self.problems.push(Problem {
+            source: subject.source.name(),
+            document: subject.source.document(),
+            object: Some(key.to_string().into()),
+            field: (!field.is_empty()).then(|| field.into()),
+            code,
+            reason: reason.into(),
+        });
+    }
+
+    /// The worker of this pod and port: the one there was, or a new one.
+    pub(super) fn worker(
+        &mut self,
+        key: WorkerKey,
+        name: &Arc<str>,
+        address: SocketAddr,
+    ) -> Arc<Worker> {
+        let entry = self.workers.entry((key.clone(), address));
+        Arc::clone(entry.or_insert_with(|| Arc::new(Worker::new(key, Arc::clone(name), address))))
+    }
+
+    fn name_duplicates(&mut self) {
+        let index = self.index;
+        for (key, first, other) in index.duplicates() {
+            let subject = Subject { source: other, kind: key.kind, name: &key.name };
+            let reason = format!("is also in {first}, which counts; this one is ignored");
+            self.complain(subject, "", "Duplicate", reason);
+        }
+    }
+
+    fn sorted_problems(mut self) -> Vec<Problem> {
+        self.problems.sort();
+        self.problems.dedup();
+        if let Some(more @ 1..) = self.problems.len().checked_sub(MAX_PROBLEMS) {
+            self.problems.truncate(MAX_PROBLEMS);
+            self.problems.push(Problem {
+                source: "pd-router".into(),
+                document: None,
+                object: None,
+                field: None,
+                code: "TooMany",
+                reason: format!("{more} more problems are not listed").into(),
+            });
+        }
+        self.problems
+    }
+}
+
+/// Seconds since 1970 of an object's creation; `None` where it does not tell, as in files.
+pub(super) fn created(metadata: &ObjectMeta) -> Option<i64> {
+    metadata.creation_timestamp.as_ref().map(|time| time.0.as_second())
+}

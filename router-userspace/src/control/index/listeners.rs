@@ -1,0 +1,176 @@
+//! The listeners of all Gateways, before routes are attached to them.
+
+use std::collections::{BTreeMap, HashSet};
+
+use gateway_api::gateways::{
+    Gateway, GatewayListeners, GatewayListenersAllowedRoutesNamespacesFrom as From,
+    GatewayListenersAllowedRoutesNamespacesSelector as Selector,
+};
+use router_core::fleet::ObjectName;
+use router_core::route::{Attached, Hostname};
+
+use super::super::objects::{GATEWAY_GROUP, Key, Kind, Object, object_name};
+use super::Index;
+use super::build::{Build, Subject, created};
+
+/// A listener that routes may be attached to.
+pub(super) struct Frame<'a> {
+    pub(super) gateway: ObjectName,
+    pub(super) spec: &'a GatewayListeners,
+    pub(super) port: u16,
+    pub(super) hostname: Option<Hostname>,
+    /// False where the listener has a problem of its own: routes may name it, nobody listens.
+    pub(super) served: bool,
+    pub(super) attached: Vec<Attached>,
+}
+
+/// All listeners; on one port and host name, the older Gateway's counts, then the first by name.
+pub(super) fn frames<'a>(build: &mut Build<'a>) -> Vec<Frame<'a>> {
+    let index = build.index;
+    let mut gateways: Vec<_> = index
+        .of_kind(Kind::Gateway)
+        .filter_map(|(source, object)| match object {
+            Object::Gateway(gateway) => Some((source, object_name(&gateway.metadata), gateway)),
+            _ => None,
+        })
+        .collect();
+    gateways.sort_by_key(|(_, name, gateway)| {
+        let age = created(&gateway.metadata);
+        (age.is_none(), age, name.clone())
+    });
+    let mut frames = Vec::new();
+    let mut taken = HashSet::new();
+    for (source, name, gateway) in gateways {
+        let subject = Subject { source, kind: Kind::Gateway, name: &name };
+        read(build, subject, gateway, &mut taken, &mut frames);
+    }
+    frames
+}
+
+fn read<'a>(
+    build: &mut Build<'a>,
+    subject: Subject<'_>,
+    gateway: &'a Gateway,
+    taken: &mut HashSet<(u16, Option<Hostname>)>,
+    frames: &mut Vec<Frame<'a>>,
+) {
+    let mut names = HashSet::new();
+    for (position, spec) in gateway.spec.listeners.iter().enumerate() {
+        let at = format!("spec.listeners[{position}]");
+        let checked = check(spec).and_then(|(port, hostname)| {
+            if !names.insert(spec.name.as_str()) {
+                let reason = format!("a listener before has the name {:?} too", spec.name);
+                return Err(("name", "Conflicted", reason));
+            }
+            if !taken.insert((port, hostname.clone())) {
+                let reason = "a listener before has this port and host name".to_owned();
+                return Err(("port", "HostnameConflict", reason));
+            }
+            Ok((port, hostname))
+        });
+        let served = checked.is_ok();
+        let (port, hostname) = match checked {
+            Ok(checked) => checked,
+            Err((field, code, reason)) => {
+                let reason = format!("{reason}; the listener is not served");
+                build.complain(subject, format!("{at}.{field}"), code, reason);
+                (u16::try_from(spec.port).unwrap_or_default(), None)
+            }
+        };
+        unknown_kinds(build, subject, spec, &at);
+        let gateway = subject.name.clone();
+        frames.push(Frame { gateway, spec, port, hostname, served, attached: Vec::new() });
+    }
+}
+
+type Fault = (&'static str, &'static str, String);
+
+fn check(spec: &GatewayListeners) -> Result<(u16, Option<Hostname>), Fault> {
+    match spec.protocol.as_str() {
+        "HTTP" => {}
+        "HTTPS" | "TLS" => {
+            let reason = format!("{} listeners need the cluster as the source", spec.protocol);
+            return Err(("protocol", "UnsupportedProtocol", reason));
+        }
+        other => {
+            let reason = format!("protocol {other:?} is not served; HTTP is");
+            return Err(("protocol", "UnsupportedProtocol", reason));
+        }
+    }
+    let port = u16::try_from(spec.port).ok().filter(|port| *port > 0);
+    let port = port.ok_or_else(|| ("port", "Invalid", format!("{} is no port", spec.port)))?;
+    let hostname = match spec.hostname.as_deref().filter(|text| !text.is_empty()) {
+        None => None,
+        Some(text) => Some(
+            Hostname::parse(text)
+                .map_err(|error| ("hostname", "Invalid", format!("{text:?} {error}")))?,
+        ),
+    };
+    Ok((port, hostname))
+}
+
+fn unknown_kinds(build: &mut Build<'_>, subject: Subject<'_>, spec: &GatewayListeners, at: &str) {
+    let kinds = spec.allowed_routes.iter().filter_map(|allowed| allowed.kinds.as_ref()).flatten();
+    for (position, kind) in kinds.enumerate() {
+        let group = kind.group.as_deref().unwrap_or(GATEWAY_GROUP);
+        if (group, kind.kind.as_str()) != (GATEWAY_GROUP, "HTTPRoute") {
+            let field = format!("{at}.allowedRoutes.kinds[{position}]");
+            let reason = format!("{group}/{} is not served; HTTPRoute is", kind.kind);
+            build.complain(subject, field, "InvalidRouteKinds", reason);
+        }
+    }
+}
+
+impl Frame<'_> {
+    /// Whether HTTPRoutes of `namespace` may be attached.
+    pub(super) fn allows(&self, index: &Index, namespace: &str) -> bool {
+        let Some(allowed) = &self.spec.allowed_routes else {
+            return namespace == &*self.gateway.namespace;
+        };
+        let kind = allowed.kinds.as_ref().is_none_or(|kinds| {
+            kinds.is_empty()
+                || kinds.iter().any(|kind| {
+                    let group = kind.group.as_deref().unwrap_or(GATEWAY_GROUP);
+                    (group, kind.kind.as_str()) == (GATEWAY_GROUP, "HTTPRoute")
+                })
+        });
+        let namespaces = allowed.namespaces.as_ref();
+        kind && match namespaces.and_then(|namespaces| namespaces.from.as_ref()) {
+            None | Some(From::Same) => namespace == &*self.gateway.namespace,
+            Some(From::All) => true,
+            Some(From::Selector) => namespaces
+                .and_then(|namespaces| namespaces.selector.as_ref())
+                .is_some_and(|selector| selects(selector, &labels(index, namespace))),
+        }
+    }
+}
+
+/// A namespace's labels. One that no object describes has the label that every namespace has.
+fn labels(index: &Index, namespace: &str) -> BTreeMap<String, String> {
+    let name = ObjectName { namespace: "default".into(), name: namespace.into() };
+    let mut labels = match index.get(&Key { kind: Kind::Namespace, name }) {
+        Some(object) => object.metadata().labels.clone().unwrap_or_default(),
+        None => BTreeMap::new(),
+    };
+    labels.entry("kubernetes.io/metadata.name".into()).or_insert_with(|| namespace.into());
+    labels
+}
+
+fn selects(selector: &Selector, labels: &BTreeMap<String, String>) -> bool {
+    let same = |(name, value): (&String, &String)| labels.get(name) == Some(value);
+    selector.match_labels.iter().flatten().all(same)
+        && selector.match_expressions.iter().flatten().all(|expression| {
+            let value = labels.get(&expression.key);
+            let listed = || {
+                let values = expression.values.as_deref().unwrap_or_default();
+                value.is_some_and(|value| values.contains(value))
+            };
+            match expression.operator.as_str() {
+                "In" => listed(),
+                "NotIn" => !listed(),
+                "Exists" => value.is_some(),
+                "DoesNotExist" => value.is_none(),
+                _ => false,
+            }
+        })
+}

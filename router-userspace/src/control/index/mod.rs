@@ -1,0 +1,146 @@
+//! [`Index`]: the objects of all sources, and how they make a [`Fleet`]. Pure: no files, no
+//! clock, no chance; the same objects in any order make the same fleet.
+
+mod build;
+mod filters;
+mod grants;
+mod listeners;
+mod matches;
+mod pods;
+mod policies;
+mod pools;
+mod routes;
+mod services;
+
+pub(super) use pools::{BOOTSTRAP_PORT_ANNOTATION, DEFAULT_ROLE_LABEL};
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use router_core::fleet::{Facts, Fleet, Problem, WorkerKey};
+
+use super::objects::{Key, Kind, Object};
+
+/// Where an object comes from. Where two sources have the same object, the lesser one counts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Source {
+    /// Made from flags.
+    Flags,
+    /// A document of a file, counted from 1.
+    File {
+        name: Arc<str>,
+        document: u32,
+    },
+    Cluster,
+}
+
+impl Source {
+    /// As problems name it.
+    pub fn name(&self) -> Arc<str> {
+        match self {
+            Source::Flags => "flags".into(),
+            Source::File { name, .. } => Arc::clone(name),
+            Source::Cluster => "cluster".into(),
+        }
+    }
+
+    pub fn document(&self) -> Option<u32> {
+        match self {
+            Source::File { document, .. } => Some(*document),
+            Source::Flags | Source::Cluster => None,
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.document() {
+            Some(document) => write!(f, "{} document {document}", self.name()),
+            None => f.write_str(&self.name()),
+        }
+    }
+}
+
+/// Engines whose facts are kept. More than pods have room for several ports and restarts.
+const MAX_FACTS: usize = 4 * pods::MAX_PODS;
+
+/// The objects of all sources.
+#[derive(Debug, Default)]
+pub struct Index {
+    objects: BTreeMap<Key, BTreeMap<Source, Arc<Object>>>,
+    /// What the sources themselves complain about, by file.
+    reports: BTreeMap<Arc<str>, Vec<Problem>>,
+    facts: HashMap<WorkerKey, Arc<Facts>>,
+}
+
+impl Index {
+    /// Adds an object, or replaces the one that `source` had under the same key.
+    pub fn apply(&mut self, source: Source, object: Object) {
+        self.objects.entry(object.key()).or_default().insert(source, Arc::new(object));
+    }
+
+    /// Forgets what `source` had under `key`.
+    pub fn remove(&mut self, source: &Source, key: &Key) {
+        if let Some(sources) = self.objects.get_mut(key) {
+            sources.remove(source);
+            if sources.is_empty() {
+                self.objects.remove(key);
+            }
+        }
+    }
+
+    /// Replaces what a file complains about: documents that do not parse and the like.
+    pub fn report(&mut self, file: &Arc<str>, problems: Vec<Problem>) {
+        match problems.is_empty() {
+            true => self.reports.remove(file),
+            false => self.reports.insert(Arc::clone(file), problems),
+        };
+    }
+
+    /// Remembers what an engine said of itself. Returns whether that was news.
+    pub fn set_facts(&mut self, worker: WorkerKey, facts: Facts) -> bool {
+        if self.facts.get(&worker).is_some_and(|known| **known == facts) {
+            return false;
+        }
+        if self.facts.len() >= MAX_FACTS && !self.facts.contains_key(&worker) {
+            let pods = self.of_kind(Kind::Pod).filter_map(|(_, object)| match object {
+                Object::Pod(pod) => Some(pods::uid(pod)),
+                _ => None,
+            });
+            let uids: std::collections::HashSet<Arc<str>> = pods.collect();
+            self.facts.retain(|key, _| uids.contains(&key.uid));
+        }
+        self.facts.insert(worker, Arc::new(facts));
+        true
+    }
+
+    /// Makes the fleet. Workers that `previous` has are reused where pod, port and address are
+    /// the same, so that their leases and health go on.
+    pub fn build(&self, previous: &Fleet) -> Fleet {
+        build::fleet(self, previous)
+    }
+
+    /// What `source` has under `key`.
+    pub(super) fn held(&self, source: &Source, key: &Key) -> Option<Object> {
+        self.objects.get(key)?.get(source).map(|object| Object::clone(object))
+    }
+
+    /// The objects of a kind that count, in the order of their names.
+    fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&Source, &Object)> {
+        let all = self.objects.iter().filter(move |(key, _)| key.kind == kind);
+        all.filter_map(|(_, sources)| sources.first_key_value())
+            .map(|(source, object)| (source, &**object))
+    }
+
+    fn get(&self, key: &Key) -> Option<&Object> {
+        self.objects.get(key)?.first_key_value().map(|(_, object)| &**object)
+    }
+
+    fn duplicates(&self) -> impl Iterator<Item = (&Key, &Source, &Source)> {
+        self.objects.iter().flat_map(|(key, sources)| {
+            let first = sources.keys().next();
+            sources.keys().skip(1).filter_map(move |other| Some((key, first?, other)))
+        })
+    }
+}

@@ -1,0 +1,258 @@
+//! InferencePool, its InferenceTrafficPolicy and its pods -> [`Pool`].
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use router_core::fleet::{Member, ObjectName, Pool, Profile, Role, Unfit, WorkerKey};
+
+use super::super::objects::{
+    InferencePool, InferenceTrafficPolicy, Kind, Object, POOL_GROUP_V1, POOL_GROUP_V1ALPHA2,
+    object_name,
+};
+use super::Source;
+use super::build::{Build, Subject, created};
+use super::pods::PodView;
+
+/// Where the role stands when a policy names no label: what RoleBasedGroup set up to v0.6.
+pub(in crate::control) const DEFAULT_ROLE_LABEL: &str = "rolebasedgroup.workloads.x-k8s.io/role";
+/// What RoleBasedGroup sets since v0.7, read when the named label is on no pod of the pool.
+const ALIAS_ROLE_LABEL: &str = "rbg.workloads.x-k8s.io/role-name";
+/// Beats the policy's bootstrap port for one pod.
+pub(in crate::control) const BOOTSTRAP_PORT_ANNOTATION: &str = "sglang.ai/bootstrap-port";
+/// SGLang's own default for `--disaggregation-bootstrap-port`.
+const DEFAULT_BOOTSTRAP_PORT: u16 = 8998;
+
+/// A policy with where it comes from.
+struct Policy<'a> {
+    source: &'a Source,
+    name: ObjectName,
+    policy: &'a InferenceTrafficPolicy,
+}
+
+impl Policy<'_> {
+    fn subject(&self) -> Subject<'_> {
+        Subject { source: self.source, kind: Kind::InferenceTrafficPolicy, name: &self.name }
+    }
+
+    fn means(&self, pool: &ObjectName, kind: Kind) -> bool {
+        let group = match kind {
+            Kind::InferencePoolV1 => POOL_GROUP_V1,
+            _ => POOL_GROUP_V1ALPHA2,
+        };
+        let wanted = &self.policy.spec.pool_ref;
+        self.name.namespace == pool.namespace
+            && *wanted.name == *pool.name
+            && wanted.group.as_deref().is_none_or(|named| named == group)
+            && wanted.kind.as_deref().is_none_or(|named| named == "InferencePool")
+    }
+}
+
+/// How the members of a pool find their role.
+struct Roles {
+    label: String,
+    bootstrap_port: u16,
+}
+
+pub(super) fn build(build: &mut Build<'_>) -> Vec<Arc<Pool>> {
+    let index = build.index;
+    let policies = policies(build);
+    let mut used = vec![false; policies.len()];
+    let mut pools = Vec::new();
+    for kind in [Kind::InferencePoolV1Alpha2, Kind::InferencePoolV1] {
+        for (source, object) in index.of_kind(kind) {
+            let Object::InferencePool(spec) = object else { continue };
+            let name = object_name(&spec.metadata);
+            let mut meant = (0..policies.len()).filter(|&at| policies[at].means(&name, kind));
+            let first = meant.next();
+            first.into_iter().for_each(|at| used[at] = true);
+            for at in meant {
+                used[at] = true;
+                let first = first.map(|at| policies[at].name.to_string()).unwrap_or_default();
+                let reason = format!(
+                    "InferencePool {name} has another policy, {first}, older or first by name, which counts"
+                );
+                build.complain(policies[at].subject(), "spec.poolRef", "Conflicted", reason);
+            }
+            let subject = Subject { source, kind, name: &name };
+            let pool = Arc::new(pool(build, subject, spec, first.map(|at| &policies[at])));
+            build.pools.insert((kind, name.clone()), Arc::clone(&pool));
+            pools.push(pool);
+        }
+    }
+    for (policy, _) in policies.iter().zip(used).filter(|(_, used)| !used) {
+        let reason = format!("InferencePool {} is not here", policy.policy.spec.pool_ref.name);
+        build.complain(policy.subject(), "spec.poolRef", "TargetNotFound", reason);
+    }
+    pools.sort_by(|a, b| a.name.cmp(&b.name));
+    pools
+}
+
+/// All policies, the older first, then by name.
+fn policies<'a>(build: &Build<'a>) -> Vec<Policy<'a>> {
+    let all = build.index.of_kind(Kind::InferenceTrafficPolicy);
+    let mut policies: Vec<Policy<'a>> = all
+        .filter_map(|(source, object)| match object {
+            Object::InferenceTrafficPolicy(policy) => {
+                Some(Policy { source, name: object_name(&policy.metadata), policy })
+            }
+            _ => None,
+        })
+        .collect();
+    policies.sort_by_key(|policy| {
+        let age = created(&policy.policy.metadata);
+        (age.is_none(), age, policy.name.clone())
+    });
+    policies
+}
+
+fn pool(
+    build: &mut Build<'_>,
+    subject: Subject<'_>,
+    spec: &InferencePool,
+    policy: Option<&Policy<'_>>,
+) -> Pool {
+    let roles = policy.and_then(|policy| roles(build, policy));
+    if spec.selector().is_empty() {
+        let reason = "is empty: the pool selects nothing";
+        build.complain(subject, "spec.selector", "EmptySelector", reason);
+    }
+    let pods = std::mem::take(&mut build.pods);
+    let selected: Vec<&PodView<'_>> = pods
+        .get(&subject.name.namespace)
+        .map(|pods| pods.iter().filter(|pod| pod.selected_by(spec.selector())).collect())
+        .unwrap_or_default();
+    let mut roles = roles;
+    if let (Some(roles), Some(policy)) = (&mut roles, policy) {
+        choose_label(build, roles, policy, subject.name, &selected);
+    }
+    let mut members = Vec::new();
+    let mut unfit = Vec::new();
+    for pod in &selected {
+        match seat(build, pod, roles.as_ref(), &spec.ports(pod.pod)) {
+            Ok(seats) => members.extend(seats),
+            Err(reason) => unfit.push(Unfit { worker: pod.name.to_string().into(), reason }),
+        }
+    }
+    drop(selected);
+    build.pods = pods;
+    let profile = if roles.is_some() { Profile::Pd } else { Profile::Single };
+    let mut pool = Pool::new(subject.name.clone(), profile, members);
+    pool.unfit.extend(unfit);
+    let runtime = policy.and_then(|policy| policy.policy.spec.model_server_runtime.as_deref());
+    pool.runtime = runtime.unwrap_or("sglang").into();
+    pool.h2c = h2c(build, subject, spec.app_protocol());
+    pool
+}
+
+/// How roles are found, where the policy says that the pool is split; what it says amiss is named.
+fn roles(build: &mut Build<'_>, policy: &Policy<'_>) -> Option<Roles> {
+    let spec = &policy.policy.spec;
+    if spec.profile.pd.is_some() && spec.profile.single.is_some() {
+        let reason = "pd and single exclude each other; pd counts";
+        build.complain(policy.subject(), "spec.profile", "Invalid", reason);
+    }
+    let pd = spec.profile.pd.as_ref()?;
+    let runtime = spec.model_server_runtime.as_deref().unwrap_or("sglang");
+    if runtime != "sglang" {
+        let reason = format!(
+            "{runtime:?} with profile.pd is not served: only sglang's prefill and decode are known; \
+             routes to the pool answer 500"
+        );
+        build.complain(policy.subject(), "spec.modelServerRuntime", "Unsupported", reason);
+    }
+    let port = pd.kv_transfer.as_ref().and_then(|kv| kv.bootstrap_port);
+    Some(Roles {
+        label: pd.pd_role_label_name.clone().unwrap_or_else(|| DEFAULT_ROLE_LABEL.to_owned()),
+        bootstrap_port: port.map_or(DEFAULT_BOOTSTRAP_PORT, |port| port.get()),
+    })
+}
+
+/// Takes RoleBasedGroup's newer label where the named one is on no pod of the pool.
+fn choose_label(
+    build: &mut Build<'_>,
+    roles: &mut Roles,
+    policy: &Policy<'_>,
+    pool: &ObjectName,
+    selected: &[&PodView<'_>],
+) {
+    let stands = |label: &str| selected.iter().any(|pod| pod.label(label).is_some());
+    if selected.is_empty() || stands(&roles.label) {
+        return;
+    }
+    let field = "spec.profile.pd.pdRoleLabelName";
+    let named = &roles.label;
+    if stands(ALIAS_ROLE_LABEL) {
+        let reason = format!(
+            "{named} is on no pod of pool {pool}; {ALIAS_ROLE_LABEL}, which newer versions of \
+             RoleBasedGroup set, is read in its place"
+        );
+        build.complain(policy.subject(), field, "RoleLabelAlias", reason);
+        roles.label = ALIAS_ROLE_LABEL.to_owned();
+    } else {
+        let reason = format!("{named} is on no pod of pool {pool}: it has no workers");
+        build.complain(policy.subject(), field, "RoleLabelMissing", reason);
+    }
+}
+
+/// The members that a selected pod gives, one per port, or why it gives none.
+fn seat(
+    build: &mut Build<'_>,
+    pod: &PodView<'_>,
+    roles: Option<&Roles>,
+    ports: &[u16],
+) -> Result<Vec<Member>, String> {
+    let role = match roles {
+        None => Role::Unified,
+        Some(roles) => match pod.label(&roles.label) {
+            Some("prefill") => Role::Prefill,
+            Some("decode") => Role::Decode,
+            Some(other) => {
+                return Err(format!(
+                    "role {other:?} ({}) is neither prefill nor decode",
+                    roles.label
+                ));
+            }
+            None => return Err(format!("has no label {}", roles.label)),
+        },
+    };
+    let ip = pod.address()?;
+    let bootstrap = match (role, roles) {
+        (Role::Prefill, Some(roles)) => {
+            Some(SocketAddr::new(ip, bootstrap_port(build, pod, roles.bootstrap_port)))
+        }
+        _ => None,
+    };
+    let name: Arc<str> = pod.name.to_string().into();
+    let member = |&port: &u16| {
+        let key = WorkerKey { uid: Arc::clone(&pod.uid), port };
+        let facts = build.index.facts.get(&key).cloned();
+        let worker = build.worker(key, &name, SocketAddr::new(ip, port));
+        Member { worker, role, phase: pod.phase, bootstrap, group: pod.group(), facts }
+    };
+    Ok(ports.iter().map(member).collect())
+}
+
+fn bootstrap_port(build: &mut Build<'_>, pod: &PodView<'_>, of_policy: u16) -> u16 {
+    let Some(text) = pod.annotation(BOOTSTRAP_PORT_ANNOTATION) else { return of_policy };
+    match text.trim().parse::<std::num::NonZeroU16>() {
+        Ok(port) => port.get(),
+        Err(_) => {
+            let field = format!("metadata.annotations[{BOOTSTRAP_PORT_ANNOTATION:?}]");
+            let reason = format!("{text:?} is no port; the policy's {of_policy} is used");
+            build.complain(pod.subject(), field, "Invalid", reason);
+            of_policy
+        }
+    }
+}
+
+fn h2c(build: &mut Build<'_>, subject: Subject<'_>, app_protocol: Option<&str>) -> bool {
+    match app_protocol {
+        None | Some("http") => false,
+        Some("kubernetes.io/h2c") => true,
+        Some(other) => {
+            let reason = format!("{other:?} is not known; http is spoken");
+            build.complain(subject, "spec.appProtocol", "Unsupported", reason);
+            false
+        }
+    }
+}

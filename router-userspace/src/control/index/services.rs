@@ -1,0 +1,163 @@
+//! Service, EndpointSlice and pods -> [`ServiceBackend`].
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use router_core::fleet::{ObjectName, Phase, ServiceBackend, Worker, WorkerKey};
+
+use super::super::objects::{Key, Kind, Object};
+use super::build::Build;
+
+/// A slice names its Service by this label.
+const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+
+/// Who an endpoint is: its address, the pod's UID or the address as text, its name.
+type Endpoint = (SocketAddr, Arc<str>, Arc<str>);
+
+/// The port of a Service that a route names, or a code and a reason why it leads nowhere.
+pub(super) fn resolve(
+    build: &mut Build<'_>,
+    name: &ObjectName,
+    port: Option<i32>,
+) -> Result<Arc<ServiceBackend>, (&'static str, String)> {
+    let key = Key { kind: Kind::Service, name: name.clone() };
+    let Some(Object::Service(service)) = build.index.get(&key) else {
+        return Err(("BackendNotFound", format!("Service {name} is not here")));
+    };
+    let Some(port) = port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0) else {
+        return Err(("Invalid", format!("a port of Service {name} must be named")));
+    };
+    if let Some(known) = build.services.get(&(name.clone(), port)) {
+        return Ok(Arc::clone(known));
+    }
+    let spec = service.spec.as_ref();
+    if spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName") {
+        let reason = format!("Service {name} is an ExternalName, which is not served");
+        return Err(("UnsupportedValue", reason));
+    }
+    let ports = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
+    let Some(of_service) = ports.iter().find(|known| known.port == i32::from(port)) else {
+        return Err(("BackendNotFound", format!("Service {name} has no port {port}")));
+    };
+    let mut endpoints: BTreeMap<SocketAddr, (Arc<str>, Arc<str>)> = BTreeMap::new();
+    for (address, uid, label) in find(build, name, service, of_service) {
+        endpoints.entry(address).or_insert((uid, label));
+    }
+    let mut worker = |(address, (uid, label)): (SocketAddr, (Arc<str>, Arc<str>))| -> Arc<Worker> {
+        build.worker(WorkerKey { uid, port: address.port() }, &label, address)
+    };
+    let endpoints = endpoints.into_iter().map(&mut worker).collect();
+    let h2c = of_service.app_protocol.as_deref() == Some("kubernetes.io/h2c");
+    let backend = Arc::new(ServiceBackend { name: name.clone(), port, h2c, endpoints });
+    build.services.insert((name.clone(), port), Arc::clone(&backend));
+    Ok(backend)
+}
+
+/// From the slices of the Service; from the pods that it selects where it has no slice.
+fn find(
+    build: &Build<'_>,
+    name: &ObjectName,
+    service: &Service,
+    port: &ServicePort,
+) -> Vec<Endpoint> {
+    let slices: Vec<&EndpointSlice> = build
+        .index
+        .of_kind(Kind::EndpointSlice)
+        .filter_map(|(_, object)| match object {
+            Object::EndpointSlice(slice) => Some(slice),
+            _ => None,
+        })
+        .filter(|slice| {
+            let label = slice.metadata.labels.as_ref().and_then(|all| all.get(SERVICE_LABEL));
+            slice.metadata.namespace.as_deref().unwrap_or("default") == &*name.namespace
+                && label.is_some_and(|service| **service == *name.name)
+        })
+        .collect();
+    if slices.is_empty() {
+        return of_pods(build, name, service, port);
+    }
+    slices.into_iter().flat_map(|slice| of_slice(build, name, slice, port)).collect()
+}
+
+fn of_slice(
+    build: &Build<'_>,
+    service: &ObjectName,
+    slice: &EndpointSlice,
+    port: &ServicePort,
+) -> Vec<Endpoint> {
+    // A port without a name matches a port without a name.
+    let named = |name: &Option<String>| name.clone().unwrap_or_default();
+    let number = slice.ports.iter().flatten().find(|known| named(&known.name) == named(&port.name));
+    let number = number.and_then(|known| known.port).and_then(|port| u16::try_from(port).ok());
+    let Some(number) = number else { return Vec::new() };
+    let ready = slice.endpoints.iter().flatten().filter(|endpoint| {
+        let conditions = endpoint.conditions.as_ref();
+        conditions.and_then(|conditions| conditions.ready).unwrap_or(true)
+    });
+    let mut found = Vec::new();
+    for endpoint in ready {
+        let Some(ip) = endpoint.addresses.first().and_then(|text| text.parse::<IpAddr>().ok())
+        else {
+            continue;
+        };
+        let address = SocketAddr::new(ip, number);
+        let pod = endpoint.target_ref.as_ref().filter(|at| at.kind.as_deref() == Some("Pod"));
+        let (uid, label) = match pod.and_then(|at| at.name.as_deref()) {
+            Some(pod) => {
+                let label: Arc<str> = format!("{}/{pod}", service.namespace).into();
+                let told = endpoint.target_ref.as_ref().and_then(|at| at.uid.as_deref());
+                (
+                    told.map_or_else(|| uid_of(build, &service.namespace, pod, &label), Into::into),
+                    label,
+                )
+            }
+            None => (ip.to_string().into(), address.to_string().into()),
+        };
+        found.push((address, uid, label));
+    }
+    found
+}
+
+fn uid_of(build: &Build<'_>, namespace: &str, pod: &str, label: &Arc<str>) -> Arc<str> {
+    let pods = build.pods.get(namespace).map(Vec::as_slice).unwrap_or_default();
+    let known = pods.iter().find(|view| *view.name.name == *pod);
+    known.map_or_else(|| Arc::clone(label), |view| Arc::clone(&view.uid))
+}
+
+fn of_pods(
+    build: &Build<'_>,
+    name: &ObjectName,
+    service: &Service,
+    port: &ServicePort,
+) -> Vec<Endpoint> {
+    let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+    let Some(selector) = selector else { return Vec::new() };
+    let pods = build.pods.get(&name.namespace).map(Vec::as_slice).unwrap_or_default();
+    let ready = pods.iter().filter(|pod| pod.phase == Phase::Ready && pod.selected_by(selector));
+    let endpoint = |pod: &super::pods::PodView<'_>| {
+        // The node index of a multi-node engine is the Service's own matter.
+        let ip = pod.pod.status.as_ref()?.pod_ip.as_deref()?.parse::<IpAddr>().ok()?;
+        let number = target_port(pod.pod, port)?;
+        Some((SocketAddr::new(ip, number), Arc::clone(&pod.uid), pod.name.to_string().into()))
+    };
+    ready.filter_map(endpoint).collect()
+}
+
+fn target_port(pod: &Pod, port: &ServicePort) -> Option<u16> {
+    let number = match &port.target_port {
+        None => port.port,
+        Some(IntOrString::Int(0)) => port.port,
+        Some(IntOrString::Int(number)) => *number,
+        Some(IntOrString::String(name)) => {
+            let containers = &pod.spec.as_ref()?.containers;
+            let ports = containers.iter().filter_map(|container| container.ports.as_ref());
+            let named = ports.flatten().find(|port| port.name.as_deref() == Some(name.as_str()));
+            named?.container_port
+        }
+    };
+    u16::try_from(number).ok().filter(|port| *port > 0)
+}

@@ -1,0 +1,153 @@
+//! InferencePool in both of its groups, and the InferenceTrafficPolicy that says how it serves.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU16;
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::{Deserialize, Serialize};
+
+use super::{Kind, Resource};
+
+/// A pool of either API version.
+#[derive(Clone, Debug)]
+pub struct InferencePool {
+    pub metadata: ObjectMeta,
+    pub spec: PoolSpec,
+}
+
+#[derive(Clone, Debug)]
+pub enum PoolSpec {
+    V1Alpha2(PoolSpecV1Alpha2),
+    V1(PoolSpecV1),
+    /// Engines of the command line: each listens on a port of its own, its first container port.
+    OfEngines {
+        selector: BTreeMap<String, String>,
+    },
+}
+
+/// `inference.networking.x-k8s.io/v1alpha2`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolSpecV1Alpha2 {
+    pub selector: BTreeMap<String, String>,
+    pub target_port_number: NonZeroU16,
+    /// Names a picker that other gateways ask. pd-router picks itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extension_ref: Option<serde_json::Value>,
+}
+
+/// `inference.networking.k8s.io/v1`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolSpecV1 {
+    pub selector: MatchLabels,
+    pub target_ports: Vec<PoolTargetPort>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app_protocol: Option<String>,
+    /// Names a picker that other gateways ask. pd-router picks itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint_picker_ref: Option<serde_json::Value>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MatchLabels {
+    pub match_labels: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PoolTargetPort {
+    pub number: NonZeroU16,
+}
+
+impl InferencePool {
+    pub fn kind(&self) -> Kind {
+        match self.spec {
+            PoolSpec::V1Alpha2(_) => Kind::InferencePoolV1Alpha2,
+            PoolSpec::V1(_) | PoolSpec::OfEngines { .. } => Kind::InferencePoolV1,
+        }
+    }
+
+    /// Every one of these labels must stand on a pod.
+    pub fn selector(&self) -> &BTreeMap<String, String> {
+        match &self.spec {
+            PoolSpec::V1Alpha2(spec) => &spec.selector,
+            PoolSpec::V1(spec) => &spec.selector.match_labels,
+            PoolSpec::OfEngines { selector } => selector,
+        }
+    }
+
+    /// The ports of a pod that the pool selects; each is one worker.
+    pub fn ports(&self, pod: &Pod) -> Vec<u16> {
+        match &self.spec {
+            PoolSpec::V1Alpha2(spec) => vec![spec.target_port_number.get()],
+            PoolSpec::V1(spec) => spec.target_ports.iter().map(|port| port.number.get()).collect(),
+            PoolSpec::OfEngines { .. } => {
+                let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+                let mut ports =
+                    containers.filter_map(|container| container.ports.as_ref()).flatten();
+                let first = ports.next().and_then(|port| u16::try_from(port.container_port).ok());
+                first.into_iter().collect()
+            }
+        }
+    }
+
+    pub fn app_protocol(&self) -> Option<&str> {
+        match &self.spec {
+            PoolSpec::V1Alpha2(_) | PoolSpec::OfEngines { .. } => None,
+            PoolSpec::V1(spec) => spec.app_protocol.as_deref(),
+        }
+    }
+}
+
+/// How an InferencePool serves.
+pub type InferenceTrafficPolicy = Resource<TrafficPolicySpec>;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrafficPolicySpec {
+    pub pool_ref: PoolRef,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_server_runtime: Option<String>,
+    #[serde(default)]
+    pub profile: TrafficProfile,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PoolRef {
+    /// Either of the pool's groups; without one, both are meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    pub name: String,
+}
+
+/// `pd`, `single` or neither, which is `single`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct TrafficProfile {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pd: Option<PdProfile>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub single: Option<SingleProfile>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PdProfile {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pd_role_label_name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_transfer: Option<KvTransfer>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KvTransfer {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bootstrap_port: Option<NonZeroU16>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SingleProfile {}

@@ -1,0 +1,194 @@
+//! The objects that the control plane reads, typed; both sources make these.
+
+mod inference;
+mod policy;
+
+use std::fmt;
+
+use gateway_api::gateways::Gateway;
+use gateway_api::httproutes::HttpRoute;
+use gateway_api::referencegrants::ReferenceGrant;
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use router_core::fleet::ObjectName;
+use serde::{Deserialize, Serialize};
+
+pub use inference::{
+    InferencePool, InferenceTrafficPolicy, KvTransfer, MatchLabels, PdProfile, PoolRef, PoolSpec,
+    PoolSpecV1, PoolSpecV1Alpha2, PoolTargetPort, SingleProfile, TrafficPolicySpec, TrafficProfile,
+};
+pub use policy::{
+    BackendPolicySpec, BackendTrafficPolicy, HttpTimeout, PolicyTarget, PolicyTimeout,
+};
+
+/// Kinds that have the shape of every Kubernetes object and are not in a published crate.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Resource<S> {
+    #[serde(default)]
+    pub metadata: ObjectMeta,
+    pub spec: S,
+    /// Written by controllers; accepted, never read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<serde_json::Value>,
+}
+
+/// The kinds that are read. The order is the order of problems in a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    Namespace,
+    Gateway,
+    HttpRoute,
+    ReferenceGrant,
+    /// `inference.networking.x-k8s.io/v1alpha2`
+    InferencePoolV1Alpha2,
+    /// `inference.networking.k8s.io/v1`
+    InferencePoolV1,
+    InferenceTrafficPolicy,
+    BackendTrafficPolicy,
+    Service,
+    EndpointSlice,
+    Pod,
+}
+
+pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+pub const POOL_GROUP_V1: &str = "inference.networking.k8s.io";
+pub const POOL_GROUP_V1ALPHA2: &str = "inference.networking.x-k8s.io";
+const TRAFFIC_POLICY_GROUP: &str = "inferenceextension.alibabacloud.com";
+const BACKEND_POLICY_GROUP: &str = "gateway.envoyproxy.io";
+
+/// What a document's `apiVersion` and `kind` mean to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recognized {
+    Served(Kind),
+    /// A kind that we read, in a version that we do not.
+    OtherVersion(Kind),
+    /// Somebody else's: accepted and ignored.
+    Foreign,
+}
+
+impl Kind {
+    /// Recognises a document by its `apiVersion` and `kind`.
+    pub fn recognize(api_version: &str, kind: &str) -> Recognized {
+        let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+        let (served, versions): (Kind, &[&str]) = match (group, kind) {
+            ("", "Namespace") => (Kind::Namespace, &["v1"]),
+            ("", "Pod") => (Kind::Pod, &["v1"]),
+            ("", "Service") => (Kind::Service, &["v1"]),
+            ("discovery.k8s.io", "EndpointSlice") => (Kind::EndpointSlice, &["v1"]),
+            (GATEWAY_GROUP, "Gateway") => (Kind::Gateway, &["v1", "v1beta1"]),
+            (GATEWAY_GROUP, "HTTPRoute") => (Kind::HttpRoute, &["v1", "v1beta1"]),
+            (GATEWAY_GROUP, "ReferenceGrant") => (Kind::ReferenceGrant, &["v1", "v1beta1"]),
+            (POOL_GROUP_V1ALPHA2, "InferencePool") => (Kind::InferencePoolV1Alpha2, &["v1alpha2"]),
+            (POOL_GROUP_V1, "InferencePool") => (Kind::InferencePoolV1, &["v1"]),
+            (TRAFFIC_POLICY_GROUP, "InferenceTrafficPolicy") => {
+                (Kind::InferenceTrafficPolicy, &["v1alpha1"])
+            }
+            (BACKEND_POLICY_GROUP, "BackendTrafficPolicy") => {
+                (Kind::BackendTrafficPolicy, &["v1alpha1"])
+            }
+            _ => return Recognized::Foreign,
+        };
+        match versions.contains(&version) {
+            true => Recognized::Served(served),
+            false => Recognized::OtherVersion(served),
+        }
+    }
+
+    /// As documents spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Namespace => "Namespace",
+            Kind::Gateway => "Gateway",
+            Kind::HttpRoute => "HTTPRoute",
+            Kind::ReferenceGrant => "ReferenceGrant",
+            Kind::InferencePoolV1Alpha2 | Kind::InferencePoolV1 => "InferencePool",
+            Kind::InferenceTrafficPolicy => "InferenceTrafficPolicy",
+            Kind::BackendTrafficPolicy => "BackendTrafficPolicy",
+            Kind::Service => "Service",
+            Kind::EndpointSlice => "EndpointSlice",
+            Kind::Pod => "Pod",
+        }
+    }
+
+    /// Whether objects of this kind live in a namespace.
+    pub fn namespaced(self) -> bool {
+        self != Kind::Namespace
+    }
+}
+
+/// What makes an object the same object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    pub kind: Kind,
+    pub name: ObjectName,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind.namespaced() {
+            true => write!(f, "{} {}", self.kind.as_str(), self.name),
+            false => write!(f, "{} {}", self.kind.as_str(), self.name.name),
+        }
+    }
+}
+
+/// One object of a kind that is read.
+#[derive(Clone, Debug)]
+pub enum Object {
+    Namespace(Namespace),
+    Gateway(Gateway),
+    HttpRoute(HttpRoute),
+    ReferenceGrant(ReferenceGrant),
+    InferencePool(InferencePool),
+    InferenceTrafficPolicy(InferenceTrafficPolicy),
+    BackendTrafficPolicy(BackendTrafficPolicy),
+    Service(Service),
+    EndpointSlice(EndpointSlice),
+    Pod(Box<Pod>),
+}
+
+impl Object {
+    pub fn kind(&self) -> Kind {
+        match self {
+            Object::Namespace(_) => Kind::Namespace,
+            Object::Gateway(_) => Kind::Gateway,
+            Object::HttpRoute(_) => Kind::HttpRoute,
+            Object::ReferenceGrant(_) => Kind::ReferenceGrant,
+            Object::InferencePool(pool) => pool.kind(),
+            Object::InferenceTrafficPolicy(_) => Kind::InferenceTrafficPolicy,
+            Object::BackendTrafficPolicy(_) => Kind::BackendTrafficPolicy,
+            Object::Service(_) => Kind::Service,
+            Object::EndpointSlice(_) => Kind::EndpointSlice,
+            Object::Pod(_) => Kind::Pod,
+        }
+    }
+
+    pub fn metadata(&self) -> &ObjectMeta {
+        match self {
+            Object::Namespace(object) => &object.metadata,
+            Object::Gateway(object) => &object.metadata,
+            Object::HttpRoute(object) => &object.metadata,
+            Object::ReferenceGrant(object) => &object.metadata,
+            Object::InferencePool(object) => &object.metadata,
+            Object::InferenceTrafficPolicy(object) => &object.metadata,
+            Object::BackendTrafficPolicy(object) => &object.metadata,
+            Object::Service(object) => &object.metadata,
+            Object::EndpointSlice(object) => &object.metadata,
+            Object::Pod(object) => &object.metadata,
+        }
+    }
+
+    /// The identity; an object without a namespace is in `default`, as with `kubectl apply`.
+    pub fn key(&self) -> Key {
+        Key { kind: self.kind(), name: object_name(self.metadata()) }
+    }
+}
+
+/// `namespace/name` of an object's metadata, in `default` where it names no namespace.
+pub fn object_name(metadata: &ObjectMeta) -> ObjectName {
+    ObjectName {
+        namespace: metadata.namespace.as_deref().unwrap_or("default").into(),
+        name: metadata.name.as_deref().unwrap_or_default().into(),
+    }
+}

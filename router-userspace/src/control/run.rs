@@ -1,0 +1,123 @@
+//! Polls a source, and publishes a new fleet whenever something has changed.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::time::Duration;
+
+use router_core::fleet::{Facts, Fleet, Problem, WorkerKey};
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+use tracing::{error, info, warn};
+
+use super::files::Directory;
+use super::flags::Engines;
+use super::index::Index;
+
+/// How often a source is looked at. A change takes two looks, three more while it goes on.
+pub const POLL_INTERVAL: Duration = Duration::from_millis(150);
+
+/// Where the objects come from.
+#[derive(Debug)]
+pub enum Feed {
+    Directory(Directory),
+    Engines(Engines),
+}
+
+impl Feed {
+    /// Brings `index` up to date; returns whether it has changed. Blocks.
+    fn poll(&mut self, index: &mut Index) -> bool {
+        match self {
+            Feed::Directory(directory) => directory.poll(index),
+            Feed::Engines(engines) => engines.poll(index),
+        }
+    }
+}
+
+/// What goes to a blocking thread and comes back: reading and building are no async thread's work.
+struct State {
+    feed: Feed,
+    index: Index,
+    fleet: Fleet,
+}
+
+/// Publishes a fleet at once, and then whenever the source or the facts have changed, until
+/// `shutdown` is ready. `facts` is what the gateway's probes learn of engines.
+pub async fn run(
+    feed: Feed,
+    mut facts: mpsc::Receiver<(WorkerKey, Facts)>,
+    publish: impl Fn(Fleet),
+    shutdown: impl Future<Output = ()>,
+) {
+    let mut state = State { feed, index: Index::default(), fleet: Fleet::default() };
+    let mut ticks = tokio::time::interval(POLL_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut shutdown = std::pin::pin!(shutdown);
+    let mut first = true;
+    let mut learning = true;
+    loop {
+        let (poll, told) = tokio::select! {
+            () = &mut shutdown => return,
+            _ = ticks.tick() => (true, None),
+            told = facts.recv(), if learning => {
+                learning = told.is_some();
+                (false, told)
+            }
+        };
+        let mut changed = first;
+        let mut told = told;
+        while let Some((worker, learned)) = told {
+            changed |= state.index.set_facts(worker, learned);
+            told = facts.try_recv().ok();
+        }
+        if !poll && !changed {
+            continue;
+        }
+        let step = tokio::task::spawn_blocking(move || advance(state, poll, changed));
+        let built = match step.await {
+            Ok((next, built)) => {
+                state = next;
+                built
+            }
+            Err(failure) => {
+                error!(%failure, "the control plane has failed; the last fleet goes on");
+                return;
+            }
+        };
+        if built {
+            publish(state.fleet.clone());
+            first = false;
+        }
+    }
+}
+
+fn advance(mut state: State, poll: bool, mut changed: bool) -> (State, bool) {
+    if poll {
+        changed |= state.feed.poll(&mut state.index);
+    }
+    if changed {
+        let next = state.index.build(&state.fleet);
+        tell(&state.fleet, &next);
+        state.fleet = next;
+    }
+    (state, changed)
+}
+
+/// Logs what the new fleet complains about and the old one did not, and what is solved.
+fn tell(old: &Fleet, new: &Fleet) {
+    let before: BTreeSet<&Problem> = old.problems.iter().collect();
+    let after: BTreeSet<&Problem> = new.problems.iter().collect();
+    for problem in after.difference(&before) {
+        warn!(code = problem.code, "{problem}");
+    }
+    for problem in before.difference(&after) {
+        info!(code = problem.code, "solved: {problem}");
+    }
+    info!(
+        generation = new.generation,
+        listeners = new.listeners.len(),
+        pools = new.pools.len(),
+        workers = new.workers().count(),
+        problems = new.problems.len(),
+        "fleet"
+    );
+}
