@@ -1,3 +1,154 @@
 //! The `sglang-sim` command.
 
-fn main() {}
+use std::net::IpAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use sglang_sim::{Config, Engine, Role, Timing, Version};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Behaves like an SGLang prefill, decode or ordinary server, without a model.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// prefill, decode or unified
+    #[arg(long, alias = "disaggregation-mode")]
+    role: Role,
+    #[arg(long, default_value = "127.0.0.1")]
+    host: IpAddr,
+    #[arg(long, default_value_t = 8000)]
+    port: u16,
+    #[arg(long, alias = "disaggregation-bootstrap-port", default_value_t = 34000)]
+    bootstrap_port: u16,
+    /// 0.4.10 or 0.5
+    #[arg(long, default_value = "0.5")]
+    engine: Version,
+    #[arg(long, default_value = "/models/Qwen3-32B")]
+    model_path: String,
+    #[arg(long)]
+    served_model_name: Option<String>,
+    #[arg(long, default_value_t = 1)]
+    page_size: u32,
+    #[arg(long, default_value = "auto")]
+    kv_cache_dtype: String,
+    #[arg(long, default_value_t = 131_072)]
+    context_length: usize,
+    /// 0 takes no time
+    #[arg(long, default_value_t = 200_000)]
+    prefill_tokens_per_second: u64,
+    #[arg(long, default_value_t = 2.0)]
+    inter_token_ms: f64,
+    #[arg(long, default_value_t = 256)]
+    max_running_requests: usize,
+    #[arg(long)]
+    max_queued_requests: Option<usize>,
+    #[arg(long, default_value_t = 500_000)]
+    max_total_tokens: usize,
+    #[arg(long, default_value_t = 1024)]
+    kv_bytes_per_token: usize,
+    #[arg(long)]
+    api_key: Option<String>,
+    #[arg(long)]
+    admin_api_key: Option<String>,
+    #[arg(long, default_value_t = 1)]
+    dp_size: usize,
+    /// Tokens after which an answer ends by itself, plus up to as many again
+    #[arg(long, default_value_t = 96)]
+    natural_length: usize,
+    /// Seconds that a prefill waits for the decode
+    #[arg(long, default_value_t = 300.0)]
+    bootstrap_timeout: f64,
+    /// Seconds that a decode waits for KV
+    #[arg(long, default_value_t = 300.0)]
+    waiting_timeout: f64,
+    /// Seconds between a decode's looks at a prefill's bootstrap server
+    #[arg(long, default_value_t = 5.0)]
+    heartbeat_interval: f64,
+    /// Seconds from a streaming client's disconnect to the abort
+    #[arg(long, default_value_t = 2.0)]
+    disconnect_stream: f64,
+    /// Seconds between looks at the connection of a non-streaming client
+    #[arg(long, default_value_t = 4.0)]
+    disconnect_poll: f64,
+    /// Seconds until /health and the registry say ready
+    #[arg(long, default_value_t = 0.0)]
+    start_delay: f64,
+    /// No prefill time and no inter-token time
+    #[arg(long)]
+    instant: bool,
+    /// Legs do not wait for each other and no KV moves
+    #[arg(long)]
+    no_rendezvous: bool,
+    /// Requests that are remembered for /sim/received; 0 remembers none
+    #[arg(long, default_value_t = 4096)]
+    record_limit: usize,
+}
+
+fn seconds(value: f64) -> anyhow::Result<Duration> {
+    Duration::try_from_secs_f64(value).with_context(|| format!("{value} is no time"))
+}
+
+impl Arguments {
+    fn config(self) -> anyhow::Result<Config> {
+        let timing = Timing {
+            bootstrap_timeout: seconds(self.bootstrap_timeout)?,
+            waiting_timeout: seconds(self.waiting_timeout)?,
+            heartbeat_interval: seconds(self.heartbeat_interval)?.max(Duration::from_millis(10)),
+            disconnect_stream: seconds(self.disconnect_stream)?,
+            disconnect_poll: seconds(self.disconnect_poll)?,
+            ..Timing::default()
+        };
+        let config = Config {
+            version: self.engine,
+            host: self.host,
+            port: self.port,
+            bootstrap_port: self.bootstrap_port,
+            model_path: self.model_path,
+            served_model_name: self.served_model_name,
+            page_size: self.page_size,
+            kv_cache_dtype: self.kv_cache_dtype,
+            context_length: self.context_length,
+            prefill_tokens_per_second: self.prefill_tokens_per_second,
+            inter_token: seconds(self.inter_token_ms / 1000.0)?,
+            max_running_requests: self.max_running_requests,
+            max_queued_requests: self.max_queued_requests,
+            max_total_tokens: self.max_total_tokens,
+            kv_bytes_per_token: self.kv_bytes_per_token,
+            api_key: self.api_key,
+            admin_api_key: self.admin_api_key,
+            dp_size: self.dp_size,
+            natural_length: self.natural_length,
+            rendezvous: !self.no_rendezvous,
+            start_delay: seconds(self.start_delay)?,
+            record_limit: self.record_limit,
+            timing,
+            ..Config::new(self.role)
+        };
+        Ok(if self.instant { config.instant() } else { config })
+    }
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    let config = Arguments::parse().config()?;
+    let role = config.role;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let engine = Engine::start(config).await.context("cannot start")?;
+    let bootstrap = engine.bootstrap_address().map(|a| format!(" bootstrap {a}"));
+    println!(
+        "sglang-sim {} ready on {}{}",
+        role.engine_type(),
+        engine.address(),
+        bootstrap.unwrap_or_default()
+    );
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = engine.died() => return Ok(ExitCode::from(137)),
+    }
+    engine.stop().await;
+    Ok(ExitCode::SUCCESS)
+}

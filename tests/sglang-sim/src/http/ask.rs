@@ -1,0 +1,393 @@
+//! Reads a request's body into the sequences that it asks for, with the engine's own checks.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use rand::Rng;
+use serde_json::Value;
+
+use crate::leg::{Job, Room};
+use crate::life::Life;
+use crate::token;
+
+/// Which of the engine's ways to ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Api {
+    Generate,
+    Chat,
+    Completion,
+    Responses,
+    Messages,
+}
+
+/// A request as understood.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    pub(crate) api: Api,
+    pub(crate) stream: bool,
+    pub(crate) include_usage: bool,
+    pub(crate) continuous_usage: bool,
+    pub(crate) model: String,
+    pub(crate) jobs: Vec<Job>,
+    /// Samples for each prompt.
+    pub(crate) n: usize,
+    /// `/generate` answers a batch with an array.
+    pub(crate) batch: bool,
+    pub(crate) logprobs: Option<Logprobs>,
+    /// The body, for the few fields that answers echo.
+    pub(crate) body: Value,
+}
+
+/// What is wanted of log probabilities.
+#[derive(Clone, Debug)]
+pub(crate) struct Logprobs {
+    pub(crate) top: usize,
+    /// First prompt token with one; `None` is the last.
+    pub(crate) start: Option<usize>,
+    pub(crate) text: bool,
+    pub(crate) token_ids: Option<Vec<u32>>,
+}
+
+/// Why a request is refused before it is run.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// A ValueError: 400 in the API's shape.
+    Value(String),
+    /// A body that does not fit the model of the endpoint: 400 of the framework.
+    Validation(String),
+    /// An exception that nobody expected: 500.
+    Crash(String),
+    /// The response that is asked to be continued is not known.
+    NoSuchResponse(String),
+}
+
+fn missing(field: &str) -> Refusal {
+    Refusal::Validation(format!(
+        "1 validation error:\n  {{'type': 'missing', 'loc': ('body', '{field}'), \
+         'msg': 'Field required'}}"
+    ))
+}
+
+fn value_error(message: &str) -> Refusal {
+    Refusal::Value(message.into())
+}
+
+/// Prompts, and whether they came as a batch.
+struct Prompts {
+    list: Vec<Vec<u32>>,
+    batch: bool,
+}
+
+fn ids(value: &Value) -> Option<Vec<u32>> {
+    value.as_array()?.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect()
+}
+
+/// Text, a list of texts, token ids, or lists of token ids.
+fn prompts(value: &Value) -> Option<Prompts> {
+    if let Some(text) = value.as_str() {
+        return Some(Prompts { list: vec![token::encode(text)], batch: false });
+    }
+    let list = value.as_array()?;
+    match list.first()? {
+        Value::String(_) => {
+            let list = list.iter().map(|t| t.as_str().map(token::encode)).collect::<Option<_>>();
+            Some(Prompts { list: list?, batch: true })
+        }
+        Value::Array(_) => {
+            let list = list.iter().map(ids).collect::<Option<_>>();
+            Some(Prompts { list: list?, batch: true })
+        }
+        _ => Some(Prompts { list: vec![ids(value)?], batch: false }),
+    }
+}
+
+/// The text of a message's content: a string, or the text parts of a list.
+fn content_text(content: &Value) -> String {
+    match content {
+        Value::String(text) => text.clone(),
+        Value::Array(parts) => {
+            parts.iter().filter_map(|part| part["text"].as_str()).collect::<Vec<_>>().join("")
+        }
+        _ => String::new(),
+    }
+}
+
+fn turn(role: &str, text: &str) -> String {
+    format!("<|im_start|>{role}\n{text}<|im_end|>\n")
+}
+
+/// The prompt that a chat's messages make.
+pub(crate) fn chat_prompt(system: Option<&Value>, messages: &Value) -> Option<Vec<u32>> {
+    let mut text = system.map(|s| turn("system", &content_text(s))).unwrap_or_default();
+    for message in messages.as_array()? {
+        let role = message["role"].as_str()?;
+        text.push_str(&turn(role, &content_text(&message["content"])));
+    }
+    text.push_str("<|im_start|>assistant\n");
+    Some(token::encode(&text))
+}
+
+impl Api {
+    fn prompts(self, life: &Life, body: &Value) -> Result<Prompts, Refusal> {
+        let given = |name: &str| body.get(name).filter(|value| !value.is_null());
+        let single = |prompt: Option<Vec<u32>>, field: &str| {
+            prompt.map(|p| Prompts { list: vec![p], batch: false }).ok_or_else(|| missing(field))
+        };
+        match self {
+            Api::Generate => {
+                let value = given("text").or_else(|| given("input_ids")).ok_or_else(|| {
+                    value_error("Either text, input_ids or input_embeds should be provided.")
+                })?;
+                prompts(value).ok_or_else(|| missing("text"))
+            }
+            Api::Completion => {
+                let value = given("prompt").ok_or_else(|| missing("prompt"))?;
+                let empty =
+                    value.as_str() == Some("") || value.as_array().is_some_and(Vec::is_empty);
+                if empty {
+                    return Err(value_error("Prompt cannot be empty"));
+                }
+                prompts(value).ok_or_else(|| missing("prompt"))
+            }
+            Api::Chat => {
+                let messages = given("messages").ok_or_else(|| missing("messages"))?;
+                if messages.as_array().is_some_and(Vec::is_empty) {
+                    return Err(value_error("Messages cannot be empty."));
+                }
+                single(chat_prompt(None, messages), "messages")
+            }
+            Api::Messages => {
+                let messages = given("messages").ok_or_else(|| missing("messages"))?;
+                given("max_tokens").ok_or_else(|| missing("max_tokens"))?;
+                single(chat_prompt(given("system"), messages), "messages")
+            }
+            Api::Responses => super::responses::prompt(life, body).and_then(|p| {
+                let prompt = p.ok_or_else(|| missing("input"))?;
+                Ok(Prompts { list: vec![prompt], batch: false })
+            }),
+        }
+    }
+
+    /// Where the sampling parameters of one prompt stand.
+    fn sampling(self, body: &Value, place: usize) -> &Value {
+        match (self, &body["sampling_params"]) {
+            (Api::Generate, Value::Array(list)) => list.get(place).unwrap_or(&Value::Null),
+            (Api::Generate, one) => one,
+            _ => body,
+        }
+    }
+
+    fn max_new_tokens(self, sampling: &Value) -> Option<usize> {
+        let number = |name: &str| sampling[name].as_u64().map(|n| n as usize);
+        match self {
+            Api::Generate => Some(number("max_new_tokens").unwrap_or(128)),
+            Api::Completion => Some(number("max_tokens").unwrap_or(16)),
+            Api::Chat => number("max_completion_tokens").or_else(|| number("max_tokens")),
+            Api::Messages => number("max_tokens"),
+            Api::Responses => number("max_output_tokens"),
+        }
+    }
+
+    fn stop(self, sampling: &Value) -> Vec<String> {
+        let name = if self == Api::Messages { "stop_sequences" } else { "stop" };
+        match &sampling[name] {
+            Value::String(text) => vec![text.clone()],
+            Value::Array(list) => {
+                list.iter().filter_map(|stop| stop.as_str().map(str::to_owned)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn logprobs(self, body: &Value) -> Option<Logprobs> {
+        let count = |name: &str| body[name].as_u64().unwrap_or(0) as usize;
+        let plain = |top| Logprobs { top, start: None, text: true, token_ids: None };
+        match self {
+            Api::Generate if body["return_logprob"] == true => Some(Logprobs {
+                top: count("top_logprobs_num"),
+                start: body["logprob_start_len"].as_u64().map(|start| start as usize),
+                text: body["return_text_in_logprobs"] == true,
+                token_ids: ids(&body["token_ids_logprob"]),
+            }),
+            Api::Completion if body["logprobs"].is_u64() => Some(plain(count("logprobs"))),
+            Api::Chat if body["logprobs"] == true => Some(plain(count("top_logprobs"))),
+            _ => None,
+        }
+    }
+}
+
+/// A number, or a string that is one, as the engine's models take it.
+fn integer(value: &Value) -> Option<u128> {
+    match value {
+        Value::Number(number) => number
+            .as_u64()
+            .map(u128::from)
+            .or_else(|| number.as_f64().filter(|f| *f >= 0.0).map(|f| f as u128)),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    }
+}
+
+fn room(value: u128) -> Room {
+    match u64::try_from(value) {
+        Ok(number) if number < 1 << 63 => Room::Number(number),
+        _ => Room::Overflow(value),
+    }
+}
+
+/// One bootstrap field for each of `count` sequences.
+fn spread<T>(
+    life: &Life,
+    value: &Value,
+    shape: (bool, usize, usize),
+    read: impl Fn(&Value, usize) -> Option<T>,
+) -> Result<Vec<Option<T>>, Refusal> {
+    let (batch, prompts, n) = shape;
+    let invalid = || Refusal::Validation("1 validation error: invalid bootstrap field".into());
+    if value.is_null() {
+        return Ok((0..prompts * n).map(|_| None).collect());
+    }
+    let one = |value: &Value, offset| match value {
+        Value::Null => Ok(None),
+        value => read(value, offset).map(Some).ok_or_else(invalid),
+    };
+    match value {
+        // Indexing beyond the list is an exception that nobody expected.
+        Value::Array(list) if batch && list.len() < prompts => {
+            Err(Refusal::Crash("list index out of range".into()))
+        }
+        Value::Array(list) if batch => {
+            (0..prompts * n).map(|place| one(&list[place / n], 0)).collect()
+        }
+        // A batch on the old engine indexes what it was given.
+        _ if batch && life.is_old() => {
+            Err(Refusal::Crash("'int' object is not subscriptable".into()))
+        }
+        // The new engine counts rooms on from the first.
+        _ => (0..prompts * n).map(|place| one(value, place)).collect(),
+    }
+}
+
+fn own_rid() -> String {
+    format!("{:032x}", rand::rng().random::<u128>())
+}
+
+fn rids(body: &Value, batch: bool, prompts: usize, n: usize) -> Result<Vec<String>, Refusal> {
+    let count = prompts * n;
+    // Parallel samples get ids of their own, whatever was asked.
+    if n > 1 {
+        return Ok((0..count).map(|_| own_rid()).collect());
+    }
+    match &body["rid"] {
+        Value::String(rid) if !batch => Ok(vec![rid.clone()]),
+        Value::String(rid) => Ok((0..count).map(|place| format!("{rid}_{place}")).collect()),
+        Value::Array(list) if batch => {
+            let list: Vec<String> =
+                list.iter().filter_map(|rid| rid.as_str().map(str::to_owned)).collect();
+            if list.len() == count {
+                return Ok(list);
+            }
+            Err(value_error(
+                "The specified rids length mismatch with the batch_size for batch processing.",
+            ))
+        }
+        _ => Ok((0..count).map(|_| own_rid()).collect()),
+    }
+}
+
+/// The DP rank that the request is sent to, where it says.
+fn routed_rank(
+    life: &Life,
+    api: Api,
+    body: &Value,
+    headers: &HeaderMap,
+) -> Result<Option<u64>, Refusal> {
+    if life.is_old() {
+        return Ok(body["data_parallel_rank"].as_u64());
+    }
+    if let Some(value) = headers.get("x-data-parallel-rank").filter(|_| api != Api::Generate) {
+        let text = String::from_utf8_lossy(value.as_bytes());
+        return text.trim().parse().map(Some).map_err(|_| {
+            Refusal::Value(format!(
+                "Invalid X-Data-Parallel-Rank header: must be an integer, got '{text}'"
+            ))
+        });
+    }
+    Ok(body["routed_dp_rank"].as_u64().or_else(|| body["data_parallel_rank"].as_u64()))
+}
+
+/// Reads a body.
+///
+/// # Errors
+/// What the engine would refuse before anything is run.
+pub(crate) fn read(
+    life: &Life,
+    api: Api,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<Ask, Refusal> {
+    let body: Value = serde_json::from_slice(body)
+        .map_err(|error| Refusal::Validation(format!("1 validation error:\n  {error}")))?;
+    if !body.is_object() {
+        return Err(Refusal::Validation("1 validation error:\n  not an object".into()));
+    }
+    let Prompts { list, batch } = api.prompts(life, &body)?;
+    let n = api.sampling(&body, 0)["n"].as_u64().unwrap_or(1).max(1) as usize;
+    let batch_like = batch || n > 1;
+    let shape = (batch_like, list.len(), n);
+    let rids = rids(&body, batch, list.len(), n)?;
+    let rooms = spread(life, &body["bootstrap_room"], shape, |v, offset| {
+        Some(room(integer(v)? + offset as u128))
+    })?;
+    let hosts = spread(life, &body["bootstrap_host"], shape, |v, _| v.as_str().map(str::to_owned))?;
+    let ports =
+        spread(life, &body["bootstrap_port"], shape, |v, _| u16::try_from(integer(v)?).ok())?;
+    let routed_rank = routed_rank(life, api, &body, headers)?;
+
+    let mut jobs = Vec::with_capacity(list.len() * n);
+    for (place, prompt) in list.into_iter().enumerate() {
+        let sampling = api.sampling(&body, place);
+        let room_left = life.config.context_length.saturating_sub(prompt.len());
+        if room_left == 0 {
+            return Err(Refusal::Value(format!(
+                "The input ({} tokens) is longer than the model's context length ({} tokens).",
+                prompt.len(),
+                life.config.context_length
+            )));
+        }
+        let prompt: Arc<[u32]> = prompt.into();
+        for sample in 0..n {
+            let index = place * n + sample;
+            jobs.push(Job {
+                rid: rids[index].clone(),
+                index,
+                prompt: Arc::clone(&prompt),
+                room: rooms[index],
+                bootstrap_host: hosts[index].clone(),
+                bootstrap_port: ports[index],
+                routed_rank,
+                prefill_rank: body["disagg_prefill_dp_rank"].as_u64(),
+                max_new_tokens: api.max_new_tokens(sampling).unwrap_or(room_left).max(1),
+                ignore_eos: sampling["ignore_eos"] == true,
+                stop: api.stop(sampling),
+                sample: sample as u64,
+                slow: 1.0,
+                // All samples and a warm-up copy share one room, so none of them gets through.
+                never_meets: n > 1 && life.config.disaggregated(),
+            });
+        }
+    }
+    let options = &body["stream_options"];
+    Ok(Ask {
+        api,
+        stream: body["stream"] == true,
+        include_usage: options["include_usage"] == true,
+        continuous_usage: options["continuous_usage_stats"] == true && !life.is_old(),
+        model: body["model"].as_str().unwrap_or("default").to_owned(),
+        jobs,
+        n,
+        batch: batch_like,
+        logprobs: api.logprobs(&body),
+        body,
+    })
+}

@@ -1,0 +1,388 @@
+//! Streams: what each API sends for a token, at the end, and when a leg fails behind its 200.
+
+use std::collections::VecDeque;
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::unfold;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Response};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::leg::{Finish, Output};
+use crate::life::Life;
+use crate::script::Action;
+
+use super::ask::{Api, Ask};
+use super::generation::{error_object, raised};
+use super::sequence::{Sequence, now_seconds, usage, usage_of};
+use super::{BoxError, Exchange, Reply, anthropic, full, responses};
+
+/// Time for what was sent to leave, before a script cuts the connection.
+const BEFORE_THE_CUT: Duration = Duration::from_millis(30);
+const DONE: &[u8] = b"data: [DONE]\n\n";
+
+pub(crate) fn event(value: &Value) -> Bytes {
+    let mut bytes = b"data: ".to_vec();
+    serde_json::to_writer(&mut bytes, value).expect("these values are JSON");
+    bytes.extend_from_slice(b"\n\n");
+    bytes.into()
+}
+
+fn head(body: Reply) -> Response<Reply> {
+    let mut response = Response::new(body);
+    let kind = HeaderValue::from_static("text/event-stream; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+fn fixed(events: &[Bytes]) -> Response<Reply> {
+    let mut bytes = events.concat();
+    bytes.extend_from_slice(DONE);
+    head(full(bytes))
+}
+
+/// `/generate` says a refused request inside its stream.
+pub(crate) fn value_error(message: &str) -> Response<Reply> {
+    fixed(&[event(&json!({"error": {"message": message}}))])
+}
+
+/// The first event of a stream as an error, because a script says so.
+pub(crate) fn scripted_error(ask: &Ask, message: &str) -> Response<Reply> {
+    if ask.api == Api::Generate {
+        let finish = Finish::abort(500, message).json();
+        let rid = ask.jobs.first().map(|job| job.rid.as_str());
+        let meta = json!({"id": rid, "finish_reason": finish, "prompt_tokens": 0});
+        return fixed(&[event(&json!({"text": "", "output_ids": [], "meta_info": meta}))]);
+    }
+    fixed(&[error_event(message, "INTERNAL_SERVER_ERROR", 500)])
+}
+
+fn error_event(message: &str, kind: &str, code: u16) -> Bytes {
+    event(&json!({"error": error_object(message, kind, code)}))
+}
+
+/// The name that the engine's errors in streams have.
+fn code_name(code: u16) -> &'static str {
+    match code {
+        400 => "BAD_REQUEST",
+        503 => "SERVICE_UNAVAILABLE",
+        _ => "INTERNAL_SERVER_ERROR",
+    }
+}
+
+/// A stream that is being made.
+pub(crate) struct Feed {
+    life: Arc<Life>,
+    pub(crate) ask: Ask,
+    outputs: mpsc::Receiver<Output>,
+    pub(crate) sequences: Vec<Sequence>,
+    /// Tokens of each sequence whose logprobs are out.
+    shown: Vec<usize>,
+    /// Ends that are sent after all sequences, as chat does.
+    finished: Vec<usize>,
+    queue: VecDeque<Bytes>,
+    open: usize,
+    over: bool,
+    broken: bool,
+    sent: usize,
+    twist: Option<Action>,
+    cut: Arc<std::sync::atomic::AtomicBool>,
+    created: u64,
+    pub(crate) response_id: String,
+    numbered: std::cell::Cell<u64>,
+}
+
+/// Answers with a stream.
+pub(crate) async fn answer(
+    exchange: &Exchange,
+    ask: Ask,
+    outputs: mpsc::Receiver<Output>,
+) -> Response<Reply> {
+    let life = Arc::clone(&exchange.life);
+    let logprobs = ask.logprobs.as_ref();
+    let sequences: Vec<Sequence> =
+        ask.jobs.iter().map(|job| Sequence::new(&life, job, logprobs)).collect();
+    // The old engine, and /generate of both, send the head before anything has happened.
+    let eager = ask.api == Api::Generate || life.is_old();
+    let mut feed = Feed {
+        shown: vec![0; sequences.len()],
+        finished: Vec::new(),
+        open: sequences.len(),
+        response_id: responses::new_id(&ask),
+        life,
+        ask,
+        outputs,
+        sequences,
+        queue: VecDeque::new(),
+        over: false,
+        broken: false,
+        sent: 0,
+        twist: exchange.twist.clone(),
+        cut: Arc::clone(&exchange.cut),
+        created: now_seconds(),
+        numbered: std::cell::Cell::new(0),
+    };
+    feed.begin();
+    if !eager {
+        feed.fill().await;
+    }
+    let frames = unfold(feed, |mut feed| async move {
+        let next = feed.next().await?;
+        Some((next.map(Frame::data), feed))
+    });
+    head(StreamBody::new(frames).boxed_unsync())
+}
+
+impl Feed {
+    pub(crate) fn life(&self) -> &Life {
+        &self.life
+    }
+
+    /// The next sequence number of `/v1/responses`.
+    pub(crate) fn number(&self) -> u64 {
+        self.numbered.replace(self.numbered.get() + 1)
+    }
+
+    fn begin(&mut self) {
+        if self.ask.api == Api::Responses {
+            let events = responses::opening(self);
+            self.queue.extend(events);
+        }
+    }
+
+    /// Waits until there is an event to send, or the stream is over.
+    async fn fill(&mut self) {
+        while self.queue.is_empty() && !self.over {
+            // Without their senders the legs have died with the engine.
+            let Some(output) = self.outputs.recv().await else { return pending().await };
+            self.take(output);
+        }
+    }
+
+    async fn next(&mut self) -> Option<Result<Bytes, BoxError>> {
+        self.fill().await;
+        let event = self.queue.pop_front();
+        match self.twist {
+            Some(Action::DieMidStream { after }) if self.sent >= after => {
+                tokio::time::sleep(BEFORE_THE_CUT).await;
+                self.life.die();
+                pending().await
+            }
+            Some(Action::DieMidEvent { after }) if self.sent > after => {
+                tokio::time::sleep(BEFORE_THE_CUT).await;
+                self.life.die();
+                pending().await
+            }
+            Some(Action::DieMidEvent { after }) if self.sent == after => {
+                self.sent += 1;
+                return event.map(|event| Ok(event.slice(..event.len() / 2)));
+            }
+            Some(Action::DropMidStream { after }) if self.sent >= after => {
+                tokio::time::sleep(BEFORE_THE_CUT).await;
+                self.cut.store(true, Relaxed);
+                return Some(Err("cut by script".into()));
+            }
+            _ => {}
+        }
+        self.sent += 1;
+        match event {
+            Some(event) => Some(Ok(event)),
+            None if self.broken => Some(Err("an exception ended the stream".into())),
+            None => None,
+        }
+    }
+
+    fn finish_with(&mut self, error: Option<Bytes>) {
+        self.queue.extend(error);
+        self.close();
+    }
+
+    fn close(&mut self) {
+        self.over = true;
+        match self.ask.api {
+            Api::Responses => {}
+            Api::Messages => {
+                let events = anthropic::closing(&self.sequences[0]);
+                self.queue.extend(events);
+            }
+            _ => self.queue.push_back(Bytes::from_static(DONE)),
+        }
+    }
+
+    fn take(&mut self, output: Output) {
+        let old = self.life.is_old();
+        let index = output.index;
+        let new = self.sequences[index].add(output);
+        if let Some(finish) = self.sequences[index].finish.clone() {
+            self.open -= 1;
+            if self.failed(&finish, old) {
+                return;
+            }
+        }
+        match self.ask.api {
+            Api::Generate => {
+                let place = self.ask.batch.then_some(index);
+                let value = self.sequences[index].generate_json(old, place);
+                self.queue.push_back(event(&value));
+            }
+            Api::Chat => self.chat(index, &new, old),
+            Api::Completion => self.completion(index, &new, old),
+            Api::Responses => {
+                let events = responses::delta(self, &new);
+                self.queue.extend(events);
+            }
+            Api::Messages => {
+                let events = anthropic::delta(&self.ask, &self.sequences[0], &new);
+                self.queue.extend(events);
+            }
+        }
+        if self.open == 0 {
+            self.tail(old);
+        }
+    }
+
+    /// Whether this end of a sequence ends the stream as a failure.
+    fn failed(&mut self, finish: &Finish, old: bool) -> bool {
+        let Some((status, kind, message)) = raised(finish, old) else { return false };
+        let code = status.as_u16();
+        let error = match self.ask.api {
+            // An exception that is no ValueError ends the old engine's stream in the middle.
+            _ if old && code != 400 => {
+                (self.over, self.broken) = (true, true);
+                return true;
+            }
+            Api::Generate if old => event(&json!({"error": {"message": message}})),
+            Api::Generate => return false,
+            Api::Messages => anthropic::stream_error(),
+            _ if old => error_event(message, &kind, code),
+            _ => error_event(message, code_name(code), code),
+        };
+        self.finish_with(Some(error));
+        true
+    }
+
+    /// What comes after all sequences have ended.
+    fn tail(&mut self, old: bool) {
+        for index in std::mem::take(&mut self.finished) {
+            let Some(finish) = self.sequences[index].finish.clone() else { continue };
+            let delta = if old { json!({"role": null, "content": null}) } else { json!({}) };
+            let ended = (json!(finish.kind()), finish.matched());
+            self.chat_chunk(index, delta, Value::Null, ended, old);
+        }
+        match self.ask.api {
+            Api::Chat if self.ask.include_usage => {
+                let chunk = json!({
+                    "id": self.sequences[0].rid, "object": "chat.completion.chunk",
+                    "created": now_seconds(), "model": self.ask.model, "choices": [],
+                    "usage": usage(&self.sequences, self.ask.n, old),
+                });
+                self.queue.push_back(event(&chunk));
+            }
+            Api::Completion if self.ask.include_usage => {
+                let mut usage = usage(&self.sequences, self.ask.n, old);
+                usage.as_object_mut().map(|usage| usage.remove("prompt_tokens_details"));
+                let chunk = json!({
+                    "id": self.sequences[0].rid, "object": "text_completion",
+                    "created": self.created, "model": self.ask.model, "choices": [],
+                    "usage": usage,
+                });
+                self.queue.push_back(event(&chunk));
+            }
+            Api::Responses => {
+                let events = responses::closing(self);
+                self.queue.extend(events);
+            }
+            _ => {}
+        }
+        self.close();
+    }
+
+    fn running_usage(&self, index: usize, old: bool) -> Option<Value> {
+        let sequence = &self.sequences[index];
+        let usage = || usage_of(sequence.prompt_tokens, sequence.ids.len(), old);
+        self.ask.continuous_usage.then(usage)
+    }
+
+    fn chat_chunk(
+        &mut self,
+        index: usize,
+        mut delta: Value,
+        logprobs: Value,
+        (finish, matched): (Value, Value),
+        old: bool,
+    ) {
+        delta["reasoning_content"] = Value::Null;
+        if old {
+            delta["tool_calls"] = Value::Null;
+        }
+        let mut chunk = json!({
+            "id": self.sequences[index].rid, "object": "chat.completion.chunk",
+            "created": now_seconds(), "model": self.ask.model,
+            "choices": [{
+                "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish,
+                "matched_stop": matched,
+            }],
+        });
+        let content = chunk["choices"][0]["delta"]["content"].as_str();
+        let usage = content.filter(|c| !c.is_empty()).and_then(|_| self.running_usage(index, old));
+        if let Some(usage) = usage {
+            chunk["usage"] = usage;
+        } else if old {
+            chunk["usage"] = Value::Null;
+        }
+        self.queue.push_back(event(&chunk));
+    }
+
+    fn chat(&mut self, index: usize, new: &str, old: bool) {
+        let ended = || (Value::Null, Value::Null);
+        let sequence = &self.sequences[index];
+        let logprobs = if self.ask.logprobs.is_some() {
+            sequence.chat_logprobs(self.shown[index])
+        } else {
+            Value::Null
+        };
+        let first = self.shown[index] == 0;
+        self.shown[index] = sequence.ids.len().max(1);
+        if sequence.finish.is_some() {
+            self.finished.push(index);
+        }
+        if first {
+            let delta = json!({"role": "assistant", "content": ""});
+            self.chat_chunk(index, delta, Value::Null, ended(), old);
+        }
+        if !new.is_empty() {
+            let delta =
+                if old { json!({"role": null, "content": new}) } else { json!({"content": new}) };
+            self.chat_chunk(index, delta, logprobs, ended(), old);
+        }
+    }
+
+    fn completion(&mut self, index: usize, new: &str, old: bool) {
+        let sequence = &self.sequences[index];
+        let logprobs = if self.ask.logprobs.is_some() {
+            sequence.completion_logprobs(self.shown[index])
+        } else {
+            Value::Null
+        };
+        self.shown[index] = sequence.ids.len();
+        let finish = sequence.finish.as_ref();
+        let chunk = json!({
+            "id": sequence.rid, "object": "text_completion", "created": self.created,
+            "model": self.ask.model,
+            "choices": [{
+                "index": index, "text": new, "logprobs": logprobs,
+                "finish_reason": finish.map(Finish::kind),
+                "matched_stop": finish.map(Finish::matched),
+            }],
+            "usage": self.running_usage(index, old),
+        });
+        self.queue.push_back(event(&chunk));
+    }
+}

@@ -1,0 +1,5 @@
+//! How KV moves between engines: ZMTP messages for control, TCP connections for the bytes.
+
+pub(crate) mod control;
+pub(crate) mod data;
+pub(crate) mod zmtp;

@@ -1,0 +1,336 @@
+//! Scripts: what an engine is told to do wrong, to which request, how often.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// One instruction: the requests it is about, and what is done to them.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Script {
+    #[serde(default, rename = "match")]
+    pub matching: Match,
+    pub action: Action,
+    /// How many requests it strikes; 0 is every one.
+    #[serde(default = "once")]
+    pub times: u32,
+}
+
+fn once() -> u32 {
+    1
+}
+
+/// Which requests; an empty match is any request that generates.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Match {
+    /// The exact path, which may also be one that does not generate (`/ready`, `/route`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Begin with the nth such request since the script was set, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nth: Option<u32>,
+    /// Only bodies that contain this text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body_contains: Option<String>,
+}
+
+/// What goes wrong. In JSON either the bare name or an object with the name as its only key.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// The whole engine dies, as by SIGKILL, before it answers.
+    DieBeforeHead,
+    /// The whole engine dies after so many events of the stream.
+    DieMidStream { after: usize },
+    /// The same, with half of the next event sent.
+    DieMidEvent { after: usize },
+    /// This connection alone is reset before the head.
+    DropBeforeHead,
+    /// This connection alone is reset after so many events.
+    DropMidStream { after: usize },
+    /// Ports stay open and nothing answers; thaws after the time, if one is given.
+    Freeze { ms: Option<u64> },
+    /// HTTP and the registry live, requests hang; thaws after the time, if one is given.
+    FreezeScheduler { ms: Option<u64> },
+    /// The leg never meets its peer and runs into its timeout.
+    NeverRendezvous,
+    /// This answer at once.
+    Status { status: u16, body: String },
+    /// A stream of 200 whose first event is an error; 500 where there is no stream.
+    FirstEventError { message: String },
+    /// Everything takes so many times longer.
+    Slow { factor: f64 },
+    /// The engine dies, is back after `down_ms`, and its registry fills after `empty_ms` more.
+    Restart { down_ms: u64, empty_ms: u64 },
+    /// The request is read and never answered.
+    HangHead,
+}
+
+/// The JSON spelling of an action's parameters.
+#[derive(Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+struct Parameters {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    after: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    down_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    empty_ms: Option<u64>,
+}
+
+impl<'de> Deserialize<'de> for Action {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        Action::from_json(&value).map_err(serde::de::Error::custom)
+    }
+}
+
+impl Action {
+    fn from_json(value: &serde_json::Value) -> Result<Action, String> {
+        use serde_json::Value;
+        let (name, argument) = match value {
+            Value::String(name) => (name.as_str(), Value::Null),
+            Value::Object(map) if map.contains_key("status") => {
+                let status = map["status"].as_u64().and_then(|s| u16::try_from(s).ok());
+                let body = match map.get("body") {
+                    None => String::new(),
+                    Some(Value::String(text)) => text.clone(),
+                    Some(other) => other.to_string(),
+                };
+                let status = status.filter(|s| (200..=599).contains(s));
+                return status
+                    .map(|status| Action::Status { status, body })
+                    .ok_or_else(|| "status must be a number from 200 to 599".into());
+            }
+            Value::Object(map) if map.len() == 1 => {
+                let (name, argument) = map.iter().next().expect("its length is one");
+                (name.as_str(), argument.clone())
+            }
+            _ => return Err("an action is a name or an object with one name".into()),
+        };
+        if name == "slow" {
+            let factor = argument.as_f64().filter(|f| f.is_finite() && *f >= 0.0);
+            let factor = factor.ok_or("slow needs a factor")?;
+            return Ok(Action::Slow { factor });
+        }
+        let parameters: Option<Parameters> =
+            serde_json::from_value(argument).map_err(|error| format!("{name}: {error}"))?;
+        Action::named(name, parameters.unwrap_or_default())
+    }
+
+    fn named(name: &str, given: Parameters) -> Result<Action, String> {
+        let after = given.after.unwrap_or(2);
+        Ok(match name {
+            "die_before_head" => Action::DieBeforeHead,
+            "die_mid_stream" => Action::DieMidStream { after },
+            "die_mid_event" => Action::DieMidEvent { after },
+            "drop_before_head" => Action::DropBeforeHead,
+            "drop_mid_stream" => Action::DropMidStream { after },
+            "freeze" => Action::Freeze { ms: given.ms },
+            "freeze_scheduler" => Action::FreezeScheduler { ms: given.ms },
+            "never_rendezvous" => Action::NeverRendezvous,
+            "first_event_error" => Action::FirstEventError {
+                message: given.message.unwrap_or_else(|| "Scripted failure".into()),
+            },
+            "restart" => Action::Restart {
+                down_ms: given.down_ms.unwrap_or(200),
+                empty_ms: given.empty_ms.unwrap_or(0),
+            },
+            "hang_head" => Action::HangHead,
+            other => return Err(format!("no action {other:?}")),
+        })
+    }
+
+    /// The name in JSON and in a request's outcome.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Action::DieBeforeHead => "die_before_head",
+            Action::DieMidStream { .. } => "die_mid_stream",
+            Action::DieMidEvent { .. } => "die_mid_event",
+            Action::DropBeforeHead => "drop_before_head",
+            Action::DropMidStream { .. } => "drop_mid_stream",
+            Action::Freeze { .. } => "freeze",
+            Action::FreezeScheduler { .. } => "freeze_scheduler",
+            Action::NeverRendezvous => "never_rendezvous",
+            Action::Status { .. } => "status",
+            Action::FirstEventError { .. } => "first_event_error",
+            Action::Slow { .. } => "slow",
+            Action::Restart { .. } => "restart",
+            Action::HangHead => "hang_head",
+        }
+    }
+}
+
+impl Serialize for Action {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde_json::json;
+        let value = match self {
+            Action::Status { status, body } => json!({"status": status, "body": body}),
+            Action::Slow { factor } => json!({"slow": factor}),
+            other => {
+                let mut given = Parameters::default();
+                match other {
+                    Action::DieMidStream { after }
+                    | Action::DieMidEvent { after }
+                    | Action::DropMidStream { after } => given.after = Some(*after),
+                    Action::Freeze { ms } | Action::FreezeScheduler { ms } => given.ms = *ms,
+                    Action::FirstEventError { message } => given.message = Some(message.clone()),
+                    Action::Restart { down_ms, empty_ms } => {
+                        (given.down_ms, given.empty_ms) = (Some(*down_ms), Some(*empty_ms));
+                    }
+                    _ => return self.name().serialize(serializer),
+                }
+                json!({ self.name(): given })
+            }
+        };
+        value.serialize(serializer)
+    }
+}
+
+impl Script {
+    /// The action, once, on the next request that generates.
+    #[must_use]
+    pub fn once(action: Action) -> Script {
+        Script { matching: Match::default(), action, times: 1 }
+    }
+
+    /// The action on every request that generates.
+    #[must_use]
+    pub fn always(action: Action) -> Script {
+        Script { times: 0, ..Script::once(action) }
+    }
+
+    /// The same, about requests to this path only.
+    #[must_use]
+    pub fn on(mut self, path: &str) -> Script {
+        self.matching.path = Some(path.into());
+        self
+    }
+
+    /// The same, beginning with the nth such request, from 1.
+    #[must_use]
+    pub fn nth(mut self, nth: u32) -> Script {
+        self.matching.nth = Some(nth);
+        self
+    }
+}
+
+#[derive(Debug)]
+struct Pending {
+    script: Script,
+    seen: u32,
+    struck: u32,
+}
+
+/// The scripts in force, oldest first; a request meets the first that wants it.
+#[derive(Debug, Default)]
+pub(crate) struct Playbook(Mutex<Vec<Pending>>);
+
+impl Playbook {
+    fn pending(&self) -> std::sync::MutexGuard<'_, Vec<Pending>> {
+        self.0.lock().expect("no code panics while it holds the playbook")
+    }
+
+    pub(crate) fn add(&self, script: Script) {
+        self.pending().push(Pending { script, seen: 0, struck: 0 });
+    }
+
+    pub(crate) fn clear(&self) {
+        self.pending().clear();
+    }
+
+    pub(crate) fn strike(&self, path: &str, generates: bool, body: &[u8]) -> Option<Action> {
+        let mut list = self.pending();
+        let place = list.iter_mut().position(|pending| {
+            let matching = &pending.script.matching;
+            let fits = match &matching.path {
+                Some(wanted) => wanted == path,
+                None => generates,
+            } && matching
+                .body_contains
+                .as_ref()
+                .is_none_or(|text| memchr_find(body, text.as_bytes()));
+            if fits {
+                pending.seen += 1;
+            }
+            fits && pending.seen >= matching.nth.unwrap_or(1)
+        })?;
+        let pending = &mut list[place];
+        pending.struck += 1;
+        let action = pending.script.action.clone();
+        if pending.struck == pending.script.times {
+            list.remove(place);
+        }
+        Some(action)
+    }
+}
+
+fn memchr_find(haystack: &[u8], needle: &[u8]) -> bool {
+    needle.is_empty() || haystack.windows(needle.len()).any(|window| window == needle)
+}
+
+/// Milliseconds from a script as a duration.
+pub(crate) fn millis(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn script(json: &str) -> Result<Script, serde_json::Error> {
+        serde_json::from_str(json)
+    }
+
+    #[test]
+    fn an_action_is_a_name_or_an_object_with_one_name() {
+        let bare = script(r#"{"action": "die_mid_stream"}"#).unwrap();
+        assert_eq!(bare.action, Action::DieMidStream { after: 2 });
+        let given = script(r#"{"action": {"die_mid_stream": {"after": 7}}, "times": 3}"#).unwrap();
+        assert_eq!(given.action, Action::DieMidStream { after: 7 });
+        assert_eq!(given.times, 3);
+        let status = script(r#"{"action": {"status": 503, "body": {"a": 1}}}"#).unwrap();
+        assert_eq!(status.action, Action::Status { status: 503, body: r#"{"a":1}"#.into() });
+        assert_eq!(
+            script(r#"{"action": {"slow": 2.5}}"#).unwrap().action,
+            Action::Slow { factor: 2.5 }
+        );
+        assert!(script(r#"{"action": "explode"}"#).is_err());
+        assert!(script(r#"{"action": {"restart": {"down": 1}}}"#).is_err());
+        assert!(script(r#"{"match": {"paht": "/x"}, "action": "freeze"}"#).is_err());
+    }
+
+    #[test]
+    fn an_action_reads_back_as_it_was_written() {
+        for action in [
+            Action::DieBeforeHead,
+            Action::DieMidEvent { after: 4 },
+            Action::Freeze { ms: Some(5) },
+            Action::Status { status: 503, body: "busy".into() },
+            Action::Slow { factor: 3.0 },
+            Action::Restart { down_ms: 1, empty_ms: 2 },
+        ] {
+            let text = serde_json::to_string(&Script::once(action.clone())).unwrap();
+            assert_eq!(script(&text).unwrap().action, action, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_script_strikes_from_the_nth_request_on_as_often_as_it_says() {
+        let book = Playbook::default();
+        let mut wanted = Script::once(Action::HangHead).on("/generate").nth(2);
+        wanted.times = 2;
+        book.add(wanted);
+        let strikes: Vec<bool> =
+            (0..5).map(|_| book.strike("/generate", true, b"").is_some()).collect();
+        assert_eq!(strikes, [false, true, true, false, false]);
+        book.add(Script::once(Action::HangHead));
+        assert!(book.strike("/ready", false, b"").is_none());
+        assert!(book.strike("/v1/completions", true, b"").is_some());
+    }
+}
