@@ -53,11 +53,7 @@ impl Request {
         let mut reading = Reading::new(endpoint, &body);
         let tail = match scan(&body, |member| reading.member(member)) {
             Ok(tail) => tail,
-            Err(Syntax::Refused) => {
-                return Err(Invalid::body(format!(
-                    "The request body has more than {MAX_MEMBERS} top-level fields"
-                )));
-            }
+            Err(Syntax::Refused) => return Err(reading.too_many()),
             Err(syntax) => return Err(syntax.into()),
         };
         let Reading { marks, members, fields, .. } = reading;
@@ -276,6 +272,14 @@ impl<'a> Reading<'a> {
         Reading { endpoint, body, fields: Fields::default(), marks: Vec::new(), members: 0, end: 0 }
     }
 
+    /// Why [`member`](Reading::member) refused.
+    fn too_many(&self) -> Invalid {
+        if self.members < MAX_MEMBERS {
+            return Invalid::field("sampling_params.n", "is written too often");
+        }
+        Invalid::body(format!("The request body has more than {MAX_MEMBERS} top-level fields"))
+    }
+
     fn member(&mut self, member: Member) -> bool {
         if self.members == MAX_MEMBERS {
             return false;
@@ -295,8 +299,11 @@ impl<'a> Reading<'a> {
                 let place = Place { index, before: self.end, key: member.key.start, after: None };
                 self.marks.push(Mark { role, value: member.value.clone(), place });
             }
-            if self.endpoint == Endpoint::Generate && key == "sampling_params" {
-                self.mark_samples(value, &member);
+            if self.endpoint == Endpoint::Generate
+                && key == "sampling_params"
+                && !self.mark_samples(value, &member)
+            {
+                return false;
             }
         }
         self.end = member.value.end;
@@ -351,15 +358,19 @@ impl<'a> Reading<'a> {
         None
     }
 
-    /// Marks every `n` in `sampling_params`, as far as there can be valid ones.
-    fn mark_samples(&mut self, params: Raw<'a>, member: &Member) {
-        for set in samples::sets(params).take(MAX_SEQUENCES) {
+    /// Marks every `n` in `sampling_params`; `false` when there are more than there can be.
+    fn mark_samples(&mut self, params: Raw<'a>, member: &Member) -> bool {
+        for set in samples::sets(params) {
             for n in set.members().filter(|m| m.is("n")) {
+                if self.marks.len() == MAX_MEMBERS + MAX_SEQUENCES {
+                    return false;
+                }
                 let at = params.range_of(n.value);
                 let value = member.value.start + at.start..member.value.start + at.end;
                 self.marks.push(Mark { role: Role::Samples, value, place: Place::default() });
             }
         }
+        true
     }
 }
 

@@ -34,9 +34,13 @@ pub struct Stream {
     /// The values of `id` and `created` that all events carry.
     id: Option<Bytes>,
     created: Option<Bytes>,
-    /// Each sample's last chunk without choices that has a usage, and the one that has none.
+    /// Of each sample, the last chunk without choices that has a usage, one that has none, and
+    /// one that came as a named event (`sglext_ids`, where the client asked for the ids so).
     usage: Vec<Option<Bytes>>,
     extension: Vec<Option<Bytes>>,
+    named: Vec<Option<Bytes>>,
+    /// The name of the latter.
+    name: Vec<u8>,
 }
 
 impl Stream {
@@ -49,6 +53,8 @@ impl Stream {
             created: None,
             usage: vec![None; samples],
             extension: vec![None; samples],
+            named: vec![None; samples],
+            name: Vec::new(),
         }
     }
 
@@ -77,7 +83,7 @@ impl Stream {
             Endpoint::Generate => self.answer(sample, chunk),
             _ => match chunk.get("choices").map(|choices| choices.elements().next().is_some()) {
                 Some(false) => {
-                    self.keep(sample, chunk);
+                    self.keep(sample, chunk, sse::name(event));
                     return Ok(None);
                 }
                 _ => self.choices(sample, chunk),
@@ -94,7 +100,9 @@ impl Stream {
     /// The end of the merged stream: what was held, merged, and one `[DONE]`.
     pub fn finish(self) -> Bytes {
         let mut out = Vec::new();
-        for held in [&self.extension, &self.usage] {
+        let named = [b"event: ", &self.name[..], b"\n"].concat();
+        let held = [(&b""[..], &self.extension), (&named, &self.named), (b"", &self.usage)];
+        for (head, held) in held {
             let chunks: Vec<Raw<'_>> =
                 held.iter().flatten().map(|chunk| Raw::trusted(chunk)).collect();
             let Some(&first) = chunks.first() else { continue };
@@ -106,6 +114,7 @@ impl Stream {
                 patch.replace(old, usage::merge(&usages));
             }
             extension(first, &chunks, &mut patch);
+            out.extend_from_slice(head);
             out.extend_from_slice(b"data: ");
             patch.write(&mut out);
             out.extend_from_slice(b"\n\n");
@@ -156,9 +165,16 @@ impl Stream {
         }
     }
 
-    fn keep(&mut self, sample: usize, chunk: Raw<'_>) {
+    fn keep(&mut self, sample: usize, chunk: Raw<'_>, name: Option<&[u8]>) {
         let has_usage = chunk.get("usage").is_some_and(|usage| !usage.is_null());
-        let held = if has_usage { &mut self.usage } else { &mut self.extension };
+        let held = match name {
+            Some(name) => {
+                self.name = name.to_vec();
+                &mut self.named
+            }
+            None if has_usage => &mut self.usage,
+            None => &mut self.extension,
+        };
         held[sample] = Some(Bytes::copy_from_slice(chunk.bytes()));
     }
 }

@@ -150,3 +150,25 @@ fn one_sample_s_failure_is_told() {
     assert_eq!(stream.push(2, &chunk("a", "{\"index\":0}")).unwrap_err().status, 502);
     assert_eq!(stream.push(0, b": ping\n\n"), Ok(None));
 }
+
+#[test]
+fn extension_chunks_are_merged_and_the_named_one_keeps_its_name() {
+    let mut stream = Stream::new(Endpoint::Chat, 2);
+    for (sample, ids) in [(1, "[4]"), (0, "[2,3]")] {
+        let plain = br#"data: {"id":"a","choices":[],"sglext":{"routed_experts":"x"}}"#;
+        assert_eq!(stream.push(sample, plain), Ok(None));
+        let named = format!(
+            "event: sglext_ids\ndata: {{\"id\":\"a\",\"choices\":[],\"sglext\":{{\"output_ids\":[{ids}]}}}}\n\n"
+        );
+        assert_eq!(stream.push(sample, named.as_bytes()), Ok(None));
+    }
+    assert_eq!(
+        stream.finish(),
+        concat!(
+            "data: {\"id\":\"a\",\"choices\":[],\"sglext\":{\"routed_experts\":\"x\"}}\n\n",
+            "event: sglext_ids\n",
+            "data: {\"id\":\"a\",\"choices\":[],\"sglext\":{\"output_ids\":[[2,3],[4]]}}\n\n",
+            "data: [DONE]\n\n"
+        )
+    );
+}

@@ -285,6 +285,8 @@ fn what_is_no_json_object_is_refused() {
     }
     let many = format!("{{{}\"a\":1}}", "\"a\":1,".repeat(MAX_MEMBERS));
     assert!(parse(Endpoint::Chat, &many).unwrap_err().message.contains("4096"));
+    let many = format!(r#"{{"sampling_params":{{{}"n":1}}}}"#, r#""n":1,"#.repeat(20_000));
+    assert_eq!(refused(Endpoint::Generate, &many), Some("sampling_params.n"));
 }
 
 /// A JSON value as text, with spellings that a parser would not write itself.
