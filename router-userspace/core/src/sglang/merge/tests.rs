@@ -1,3 +1,5 @@
+//! Merged answers and streams, in the engine's shapes.
+
 use super::*;
 
 fn chunk(id: &str, choice: &str) -> Vec<u8> {
