@@ -127,7 +127,8 @@ impl Request {
         self.prompt.batch.unwrap_or(1)
     }
 
-    /// Size of the prompt: bytes of its JSON text, or four times the number of token ids.
+    /// Size of the prompt: bytes of its JSON text, or four times the number of token ids. A
+    /// picture or sound in a conversation counts 4096, however long its encoding is.
     pub fn prompt_bytes(&self) -> usize {
         self.prompt.bytes
     }

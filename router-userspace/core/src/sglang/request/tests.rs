@@ -150,6 +150,35 @@ fn a_batch_is_what_the_engine_takes_for_one() {
 }
 
 #[test]
+fn a_picture_counts_as_a_picture_and_not_as_its_base64() {
+    let picture = "A".repeat(1 << 20);
+    let chat = |part: String| {
+        format!(r#"{{"messages":[{{"content":[{{"type":"text","text":"what is it?"}},{part}]}}]}}"#)
+    };
+    for (endpoint, part) in [
+        (
+            Endpoint::Chat,
+            format!(
+                r#"{{"type":"image_url","image_url":{{"url":"data:image/png;base64,{picture}"}}}}"#
+            ),
+        ),
+        (
+            Endpoint::Chat,
+            format!(r#"{{"type":"input_audio","input_audio":{{"data":"{picture}"}}}}"#),
+        ),
+        (
+            Endpoint::Messages,
+            format!(r#"{{"type":"image","source":{{"type":"base64","data":"{picture}"}}}}"#),
+        ),
+    ] {
+        let bytes = ok(endpoint, &chat(part)).prompt_bytes();
+        assert!((4096..4400).contains(&bytes), "{bytes}");
+    }
+    let text = format!(r#"{{"type":"text","text":"base64 {picture}"}}"#);
+    assert!(ok(Endpoint::Chat, &chat(text)).prompt_bytes() > 1 << 20);
+}
+
+#[test]
 fn n_is_strictly_a_small_positive_integer() {
     use Endpoint::{Chat, Completions, Generate, Responses};
     for bad in ["0", "-1", "1.0", "\"2\"", "true", "129", "1e1", "[2]", "18446744073709551616"] {
