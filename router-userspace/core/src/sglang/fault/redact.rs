@@ -1,6 +1,6 @@
 //! Engine addresses are no business of clients.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 const INSTEAD: &str = "<engine>";
 
@@ -59,7 +59,7 @@ fn part(word: &str) -> String {
 fn is_address(word: &str) -> bool {
     let bare = word.strip_prefix('[').and_then(|w| w.strip_suffix(']')).unwrap_or(word);
     let unscoped = bare.split('%').next().unwrap_or(bare);
-    if unscoped.parse::<IpAddr>().is_ok() || word.parse::<SocketAddr>().is_ok() {
+    if unscoped.parse::<IpAddr>().is_ok() {
         return unscoped != "::";
     }
     let Some((host, port)) = word.rsplit_once(':') else { return false };

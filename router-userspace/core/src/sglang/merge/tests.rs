@@ -84,7 +84,10 @@ fn answers_that_do_not_match_are_malformed() {
         assert!(json(Endpoint::Chat, 2, None, &parts).is_err(), "{bad}");
     }
     assert!(json(Endpoint::Chat, 2, None, &[good]).is_err());
-    assert!(json(Endpoint::Generate, 2, Some(1), &[Bytes::from("{}"), Bytes::from("{}")]).is_err());
+    for (batch, part) in [(Some(1), "{}"), (None, "[{}]"), (Some(2), "[{}]"), (None, "1")] {
+        let parts = [Bytes::from(part), Bytes::from(part)];
+        assert!(json(Endpoint::Generate, 2, batch, &parts).is_err(), "{part}");
+    }
 }
 
 #[test]
