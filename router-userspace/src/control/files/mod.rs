@@ -257,4 +257,4 @@ fn read(path: &Path) -> io::Result<String> {
 #[cfg(test)]
 mod documents;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
