@@ -6,6 +6,7 @@
 //! they find each other), `http` (what clients see), `script` (what goes wrong).
 
 pub mod config;
+mod core;
 mod count;
 mod engine;
 mod http;

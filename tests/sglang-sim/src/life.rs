@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, Version};
+use crate::core::Core;
 use crate::count::Count;
-use crate::engine::Core;
 use crate::kv::control::{self, Message, Outboxes};
 use crate::kv::data::{Pool, Slots};
 use crate::ledger::Ledger;

@@ -32,8 +32,17 @@ struct Prefill {
 #[derive(Debug)]
 pub(crate) struct Peers {
     known: Mutex<HashMap<String, Prefill>>,
+    broken: Mutex<Vec<Broken>>,
     client: Client<HttpConnector, Empty<Bytes>>,
     limit: Duration,
+}
+
+/// A prefill rank whose control connection has ended.
+#[derive(Clone, Debug)]
+struct Broken {
+    bootstrap: String,
+    control: SocketAddr,
+    ticks: u32,
 }
 
 /// Why a prefill could not be met.
@@ -54,11 +63,36 @@ impl Peers {
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(config.timing.peer_timeout));
         let client = Client::builder(TokioExecutor::new()).build(connector);
-        Peers { known: Mutex::default(), client, limit: config.timing.peer_timeout }
+        Peers {
+            known: Mutex::default(),
+            broken: Mutex::default(),
+            client,
+            limit: config.timing.peer_timeout,
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Prefill>> {
         self.known.lock().expect("no code panics while it holds the known prefills")
+    }
+
+    /// Forgets a prefill whose control connection has ended. A real engine takes so long to
+    /// restart that the heartbeat always notices; one of these may be back before the next.
+    pub(crate) fn broke(&self, control: SocketAddr) {
+        let mut broken = self.broken.lock().expect("nothing panics with the broken ones");
+        self.known().retain(|bootstrap, prefill| {
+            let theirs = prefill.ranks.values().any(|rank| *rank == control);
+            if theirs {
+                broken.push(Broken { bootstrap: bootstrap.clone(), control, ticks: 0 });
+            }
+            !theirs
+        });
+    }
+
+    /// The broken ranks that as many heartbeats would have missed by now.
+    fn missed(&self, misses: u32) -> Vec<Broken> {
+        let mut broken = self.broken.lock().expect("nothing panics with the broken ones");
+        broken.iter_mut().for_each(|rank| rank.ticks += 1);
+        broken.extract_if(.., |rank| rank.ticks >= misses).collect()
     }
 
     /// GET from a bootstrap server; `None` for anything but a 200 within the limit.
@@ -188,8 +222,12 @@ pub(crate) async fn heartbeat(life: Arc<Life>) {
                 lost
             };
             if lost {
-                life.ranks.iter().for_each(|rank| rank.lose(&bootstrap));
+                life.ranks.iter().for_each(|rank| rank.lose(&bootstrap, None));
             }
+        }
+        for broken in life.peers.missed(life.config.timing.heartbeat_misses) {
+            let peer = Some(broken.control);
+            life.ranks.iter().for_each(|rank| rank.lose(&broken.bootstrap, peer));
         }
     }
 }

@@ -64,6 +64,8 @@ pub(crate) enum Transfer {
 #[derive(Debug)]
 pub(crate) struct Receiver {
     pub(crate) bootstrap: String,
+    /// The control address of the prefill rank.
+    peer: SocketAddr,
     pub(crate) state: watch::Sender<Transfer>,
 }
 
@@ -115,9 +117,14 @@ impl Rank {
         Attendance { rank: Arc::clone(self), room }
     }
 
-    pub(crate) fn expect(self: &Arc<Self>, room: u64, bootstrap: String) -> Expectation {
-        let receiver =
-            Arc::new(Receiver { bootstrap, state: watch::Sender::new(Transfer::Waiting) });
+    pub(crate) fn expect(
+        self: &Arc<Self>,
+        room: u64,
+        bootstrap: String,
+        peer: SocketAddr,
+    ) -> Expectation {
+        let state = watch::Sender::new(Transfer::Waiting);
+        let receiver = Arc::new(Receiver { bootstrap, peer, state });
         self.receivers().insert(room, Arc::clone(&receiver));
         Expectation { rank: Arc::clone(self), room, receiver }
     }
@@ -134,11 +141,13 @@ impl Rank {
         }
     }
 
-    /// Fails every wait for rooms of one prefill.
-    pub(crate) fn lose(&self, bootstrap: &str) {
+    /// Fails every wait for rooms of one prefill, or of one rank of it.
+    pub(crate) fn lose(&self, bootstrap: &str, peer: Option<SocketAddr>) {
         let reason =
             format!("Losing connection with prefill instance (bootstrap_addr: {bootstrap})");
-        for receiver in self.receivers().values().filter(|r| r.bootstrap == bootstrap) {
+        let theirs =
+            |r: &&Arc<Receiver>| r.bootstrap == bootstrap && peer.is_none_or(|peer| peer == r.peer);
+        for receiver in self.receivers().values().filter(theirs) {
             receiver.state.send_if_modified(|state| {
                 let waiting = *state == Transfer::Waiting;
                 if waiting {

@@ -144,6 +144,3 @@ impl Index {
         })
     }
 }
-
-#[cfg(test)]
-mod tests;

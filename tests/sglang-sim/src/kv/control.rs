@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
@@ -195,6 +195,7 @@ impl Outboxes {
             let writer = Writer {
                 source: life.config.host,
                 limit: life.config.timing.peer_timeout,
+                life: Arc::downgrade(life),
                 valve: Arc::clone(&life.valve),
                 peer,
             };
@@ -208,6 +209,7 @@ impl Outboxes {
 struct Writer {
     source: IpAddr,
     limit: Duration,
+    life: Weak<Life>,
     valve: Arc<Valve>,
     peer: SocketAddr,
 }
@@ -233,9 +235,30 @@ impl Writer {
         timeout(self.limit, attempts).await.ok()
     }
 
+    /// The next message; an open connection that ends meanwhile is dropped.
+    async fn next(
+        &self,
+        socket: &mut Option<Socket>,
+        messages: &mut mpsc::Receiver<Bytes>,
+    ) -> Option<Bytes> {
+        if let Some(open) = socket {
+            tokio::select! {
+                biased;
+                // A PULL socket says nothing, so this returns when it is gone.
+                _ = open.read_u8() => {}
+                message = messages.recv() => return message,
+            }
+            *socket = None;
+            if let Some(life) = self.life.upgrade() {
+                life.peers.broke(self.peer);
+            }
+        }
+        messages.recv().await
+    }
+
     async fn run(self, mut messages: mpsc::Receiver<Bytes>) {
         let mut socket: Option<Socket> = None;
-        while let Some(message) = messages.recv().await {
+        while let Some(message) = self.next(&mut socket, &mut messages).await {
             for _ in 0..2 {
                 if socket.is_none() {
                     socket = self.open_within_limit().await;

@@ -147,7 +147,7 @@ impl Leg<'_> {
         let _transferring = self.rank.counts.transfer.enter();
         let _pending = self.rank.counts.pending_tokens.enter_with(self.job.prompt.len());
         let slot = self.life.slots.take();
-        let expectation = self.rank.expect(room, self.bootstrap_address());
+        let expectation = self.rank.expect(room, self.bootstrap_address(), peer);
         let mut state = expectation.receiver.state.subscribe();
         let started = Instant::now();
         if !self.job.never_meets {

@@ -185,3 +185,37 @@ pub fn text_of(answer: &Answer) -> String {
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     answer.json()["text"].as_str().unwrap().to_owned()
 }
+
+/// The raw end of a connection: what was read, and whether a reset ended it.
+pub async fn raw(engine: &Engine, body: &Value) -> (String, bool) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(engine.address()).await.unwrap();
+    let body = body.to_string();
+    let head = format!(
+        "POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let (mut bytes, mut chunk) = (Vec::new(), [0; 4096]);
+    loop {
+        match stream.read(&mut chunk).await {
+            Ok(0) => return (String::from_utf8_lossy(&bytes).into_owned(), false),
+            Ok(length) => bytes.extend_from_slice(&chunk[..length]),
+            Err(error) => {
+                let reset = error.kind() == std::io::ErrorKind::ConnectionReset;
+                return (String::from_utf8_lossy(&bytes).into_owned(), reset);
+            }
+        }
+    }
+}
+
+/// A body as it stands, over HTTP/2.
+pub async fn post_raw(engine: &Engine, body: &str) -> Answer {
+    let client: Client<_, Full<Bytes>> =
+        Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let request = Request::post(format!("{}/generate", engine.url()))
+        .header("x-test", "yes")
+        .body(Full::new(Bytes::from(body.to_owned())))
+        .unwrap();
+    read(client.request(request).await.unwrap()).await
+}

@@ -102,13 +102,9 @@ pub(crate) struct RawMember<'a> {
 }
 
 impl RawMember<'_> {
-    /// Whether the key, however spelled, reads `name` (which needs no escapes).
+    /// Whether the key, however spelled, reads `name`.
     pub(crate) fn is(&self, name: &str) -> bool {
-        let Some(plain) = self.key.0.strip_prefix(b"\"").and_then(|k| k.strip_suffix(b"\"")) else {
-            return false;
-        };
-        plain == name.as_bytes()
-            || plain.contains(&b'\\') && unquote(self.key.0).is_some_and(|key| key == name)
+        self.key.as_str().is_some_and(|key| key == name)
     }
 }
 

@@ -253,8 +253,3 @@ fn read(path: &Path) -> io::Result<String> {
     }
     Ok(text)
 }
-
-#[cfg(test)]
-mod documents;
-#[cfg(test)]
-pub(super) mod tests;

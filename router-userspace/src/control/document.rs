@@ -259,6 +259,3 @@ fn typed(kind: Kind, value: Value) -> Typed {
         Kind::Pod => parse(value, |pod| Object::Pod(Box::new(pod))),
     }
 }
-
-#[cfg(test)]
-mod tests;
