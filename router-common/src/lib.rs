@@ -1,2 +1,13 @@
 //! What the kernel programs and userspace agree on, byte for byte.
+//!
+//! [`flow`] has the keys and counters that stand in the maps, [`http`] the state of one HTTP
+//! connection as its TCP sequence shows it, [`maps`] the names and capacities.
 #![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod flow;
+pub mod histogram;
+pub mod http;
+pub mod maps;

@@ -1,1 +1,23 @@
-//! Harness: starts real gateways and simulated engines for the end-to-end tests.
+//! The harness: a real gateway process, simulated engines and a small client, for tests that
+//! look at pd-router from outside.
+//!
+//! In reading order: [`Fleet`] starts engines and writes the manifests that name them,
+//! [`Gateway`] serves those manifests, [`Client`] talks to it, and [`received`] says what the
+//! engines got. Every server stands on a loopback address of its own, so that tests run side by
+//! side with the ports that a cluster would use.
+
+pub mod client;
+pub mod eventually;
+pub mod fleet;
+pub mod folder;
+pub mod gateway;
+pub mod loopback;
+pub mod manifests;
+pub mod received;
+pub mod sse;
+
+pub use client::{Answer, Client, Stream};
+pub use eventually::eventually;
+pub use fleet::Fleet;
+pub use gateway::Gateway;
+pub use manifests::Manifests;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::counts::Counts;
-use crate::{docs, setup, shell, test, tidy, workspace};
+use crate::{docs, ebpf, setup, shell, test, tidy, workspace};
 
 /// One part: its name, how long it took, what it counted.
 struct Part {
@@ -63,10 +63,7 @@ fn clippy() -> Result<()> {
         )
     };
     lint(&["--all-targets"])?;
-    if workspace::root().join("router-ebpf/Cargo.toml").exists() {
-        lint(&["-p", "router-ebpf", "--profile", "ebpf"])?;
-    }
-    Ok(())
+    ebpf::clippy()
 }
 
 /// Advisories need a network of their own, so only what can be decided offline.

@@ -3,7 +3,9 @@
 mod bench;
 mod ci;
 mod counts;
+mod demo;
 mod docs;
+mod ebpf;
 mod python;
 mod setup;
 mod shell;
@@ -29,6 +31,10 @@ struct Cli {
 enum Chore {
     /// Find or install what building and testing need, and say what was chosen.
     Setup,
+    /// Serve the documents' example: a simulated prefill/decode fleet behind a real gateway.
+    Demo(demo::Flags),
+    /// Build the kernel half's object.
+    BuildEbpf,
     /// Run the tests: all, or one suite.
     Test(test::Flags),
     /// Run a benchmark.
@@ -44,6 +50,8 @@ enum Chore {
 fn main() -> ExitCode {
     let result = match Cli::parse().chore {
         Chore::Setup => setup::run(),
+        Chore::Demo(flags) => demo::run(&flags),
+        Chore::BuildEbpf => ebpf::build().map(|_| ()),
         Chore::Test(flags) => return summed_up(test::run(&flags)),
         Chore::Bench(flags) => bench::run(&flags),
         Chore::Tidy => tidy::run(),

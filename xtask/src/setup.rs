@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 
-use crate::{python, shell};
+use crate::{ebpf, python, shell};
 
 /// A program that building or testing needs, and the Debian packages that bring it.
 struct Need {
@@ -39,6 +39,10 @@ pub(crate) fn run() -> Result<()> {
         println!("{}: {} ({})", need.program, path.display(), need.purpose);
     }
     println!("venv: {} (openai's Python client)", python::venv()?.display());
+    if let Err(error) = ebpf::setup() {
+        // The gateway and every pure room build and test without it.
+        println!("kernel half: cannot be built here: {error:#}");
+    }
     match shell::which("cargo-nextest") {
         Some(path) => println!("test runner: {}", path.display()),
         None => println!("test runner: cargo test (cargo-nextest is used where it is installed)"),

@@ -1,4 +1,5 @@
-//! What parsing and injecting cost, beside a round trip through `serde_json::Value`.
+//! What parsing and injecting cost, beside a round trip through `serde_json::Value`; and what a
+//! streamed event costs on its way back.
 //!
 //! Prints, for each body: nanoseconds, bytes of body a second and allocations, for each operation.
 #![expect(unsafe_code, reason = "counting allocations takes a global allocator")]
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use router_core::pair::Pair;
-use router_core::sglang::{Attempt, Bootstrap, Endpoint, Request, Rid, Room};
+use router_core::sglang::{Attempt, Bootstrap, Endpoint, Request, Rid, Room, fault, merge, sse};
 
 struct Counting;
 
@@ -44,6 +45,7 @@ fn main() {
         "{:<22} {:>9} {:<16} {:>12} {:>9} {:>7}",
         "body", "bytes", "operation", "ns/op", "GB/s", "allocs"
     );
+    events();
     for size in [1 << 10, 64 << 10, 1 << 20] {
         for (name, body) in [
             ("prose", chat(&prose(size), "")),
@@ -73,6 +75,30 @@ fn main() {
             });
         }
     }
+}
+
+/// One chat event as the engine sends it: split off its chunk, looked at, merged as one of n.
+fn events() {
+    let event = concat!(
+        r#"data: {"id":"00000000000000000000000000000007","object":"chat.completion.chunk","#,
+        r#""created":1763712000,"model":"Qwen/Qwen3-32B","choices":[{"index":0,"delta":"#,
+        r#"{"reasoning_content":null,"content":" token"},"logprobs":null,"finish_reason":null,"#,
+        r#""matched_stop":null}]}"#,
+        "\n\n"
+    );
+    let event = Bytes::from(event);
+    let mut splitter = sse::Splitter::default();
+    measure("event", &event, "split", || {
+        splitter.push(event.clone());
+        while black_box(splitter.next()).is_some() {}
+    });
+    measure("event", &event, "look for a fault", || {
+        black_box(fault::event_fault(Endpoint::Chat, black_box(&event)));
+    });
+    let mut stream = merge::Stream::new(Endpoint::Chat, 4);
+    measure("event", &event, "merge, one of 4", || {
+        black_box(stream.push(3, black_box(&event)).is_ok());
+    });
 }
 
 fn inject(request: &Request) -> Pair<Bytes> {

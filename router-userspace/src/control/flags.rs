@@ -237,3 +237,99 @@ fn topology(port: u16) -> [Object; 4] {
         }),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use router_core::fleet::{Fleet, Profile, Role};
+    use router_core::route::{Head, Target, find};
+
+    use super::*;
+
+    fn engines(prefill: &[&[&str]], decode: &[&str]) -> Result<Engines, BadFlag> {
+        let prefill: Vec<Vec<String>> =
+            prefill.iter().map(|values| values.iter().map(|v| (*v).to_owned()).collect()).collect();
+        let decode: Vec<String> = decode.iter().map(|url| (*url).to_owned()).collect();
+        Engines::parse(&prefill, &decode, 30000)
+    }
+
+    #[test]
+    fn the_flags_of_sglang_router_make_a_pool_without_any_manifest() {
+        let prefill: [&[&str]; 3] = [
+            &["http://127.0.0.11:30001", "34000"],
+            &["http://127.0.0.11:30002", "none"],
+            &["http://[::1]:30003/"],
+        ];
+        let decode = ["http://127.0.0.21:30004", "http://127.0.0.22"];
+        let mut engines = engines(&prefill, &decode).unwrap();
+        let mut index = Index::default();
+        assert!(engines.poll(&mut index));
+        assert!(!engines.poll(&mut index), "addresses stay");
+        let fleet = index.build(&Fleet::default());
+        assert_eq!(fleet.problems, []);
+        assert_eq!(fleet.ports(), [30000]);
+        let pool = &fleet.pools[0];
+        assert_eq!(pool.profile, Profile::Pd);
+        let seen: Vec<(Role, String, Option<String>)> = pool
+            .members
+            .iter()
+            .map(|member| {
+                let bootstrap = member.bootstrap.map(|address| address.to_string());
+                (member.role, member.worker.address.to_string(), bootstrap)
+            })
+            .collect();
+        let prefill = |address: &str, bootstrap: &str| {
+            (Role::Prefill, address.to_owned(), Some(bootstrap.to_owned()))
+        };
+        assert_eq!(
+            seen,
+            [
+                prefill("127.0.0.11:30001", "127.0.0.11:34000"),
+                prefill("127.0.0.11:30002", "127.0.0.11:8998"),
+                (Role::Decode, "127.0.0.21:30004".to_owned(), None),
+                (Role::Decode, "127.0.0.22:80".to_owned(), None),
+                prefill("[::1]:30003", "[::1]:8998"),
+            ]
+        );
+        let headers = http::HeaderMap::new();
+        let method = http::Method::POST;
+        let path = "/generate";
+        let head = Head { method: &method, host: None, path, query: None, headers: &headers };
+        let found = find(&fleet, 30000, &head, 0).unwrap();
+        assert!(matches!(found.target, Target::Pool(_)), "{:?}", found.target);
+    }
+
+    #[test]
+    fn a_bad_flag_says_which_and_why() {
+        let decode = "http://127.0.0.1:1";
+        let prefill: [&[&str]; 1] = [&["http://127.0.0.1:1"]];
+        for (flags, expected) in [
+            (engines(&[&["127.0.0.1:1"]], &[decode]), "--prefill \"127.0.0.1:1\": must begin with"),
+            (engines(&prefill, &["https://a:1"]), "--decode \"https://a:1\": must begin with http"),
+            (engines(&prefill, &["http://a:1/v1"]), "must end after the port"),
+            (engines(&prefill, &["http://a:0"]), "has port 0"),
+            (engines(&prefill, &["no url"]), "is no URL"),
+            (engines(&[&["http://a:1", "x"]], &[decode]), "\"x\" is no bootstrap port"),
+            (engines(&[&["http://a:1", "0"]], &[decode]), "\"0\" is no bootstrap port"),
+        ] {
+            let error = flags.unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_does_not_resolve_is_no_worker_yet_and_is_named() {
+        // RFC 6761 keeps `invalid` from ever resolving.
+        let mut engines =
+            engines(&[&["http://prefill.invalid:1"]], &["http://localhost:2"]).unwrap();
+        let mut index = Index::default();
+        assert!(engines.poll(&mut index));
+        let fleet = index.build(&Fleet::default());
+        let pool = &fleet.pools[0];
+        assert!(pool.members.iter().all(|member| member.role == Role::Decode));
+        assert_eq!(pool.members.len(), 1);
+        let unfit = |name: &str| pool.unfit.iter().any(|unfit| &*unfit.worker == name);
+        assert!(unfit("default/prefill.invalid:1"), "{:?}", pool.unfit);
+        let said = fleet.problems[0].to_string();
+        assert!(said.contains("prefill.invalid:1, --prefill: the host name does not resolve"));
+    }
+}

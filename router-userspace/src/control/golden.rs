@@ -8,6 +8,7 @@ use router_core::fleet::Fleet;
 
 use super::document::{self, Content};
 use super::index::{Index, Source};
+use super::objects::Object;
 
 /// The index of a text, as the directory would fill it.
 pub(super) fn index(file: &str, text: &str) -> Index {
@@ -27,6 +28,16 @@ pub(super) fn index(file: &str, text: &str) -> Index {
 
 pub(super) fn fleet(text: &str) -> Fleet {
     index("case.yaml", text).build(&Fleet::default())
+}
+
+/// The first object of a text.
+pub(super) fn object(text: &str) -> Object {
+    let documents = document::read(&"case.yaml".into(), text);
+    let mut objects = documents.into_iter().filter_map(|document| match document.content {
+        Content::Object(object) => Some(*object),
+        _ => None,
+    });
+    objects.next().unwrap()
 }
 
 /// The fleet as text: what `/fleet` shows, and the problems as the log shows them.

@@ -121,3 +121,79 @@ fn tell(old: &Fleet, new: &Fleet) {
         "fleet"
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use router_core::fleet::Phase;
+
+    use super::super::files::Directory;
+    use super::super::files::tests::Scratch;
+    use super::*;
+
+    const POOL: &str = "
+apiVersion: inference.networking.k8s.io/v1
+kind: InferencePool
+metadata: {name: pool}
+spec: {selector: {matchLabels: {app: a}}, targetPorts: [{number: 8000}]}
+---
+";
+
+    fn pod(ready: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: p, uid: u, labels: {{app: a}}}}\n\
+             status: {{podIP: 10.0.0.1, conditions: [{{type: Ready, status: \"{ready}\"}}]}}\n"
+        )
+    }
+
+    /// The next fleet that `wanted` holds of.
+    async fn next(
+        fleets: &mut mpsc::UnboundedReceiver<Fleet>,
+        wanted: impl Fn(&Fleet) -> bool,
+    ) -> Fleet {
+        let wait = async {
+            loop {
+                let fleet = fleets.recv().await.expect("run goes on");
+                if wanted(&fleet) {
+                    return fleet;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("a fleet in time")
+    }
+
+    #[tokio::test]
+    async fn changes_of_files_and_facts_are_published_until_shutdown() {
+        let scratch = Scratch::new();
+        scratch.write("all.yaml", &(POOL.to_owned() + &pod("False")));
+        let feed = Feed::Directory(Directory::open(scratch.path()).unwrap());
+        let (facts, heard) = mpsc::channel(8);
+        let (published, mut fleets) = mpsc::unbounded_channel();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let running = tokio::spawn(run(
+            feed,
+            heard,
+            move |fleet| published.send(fleet).expect("the test listens"),
+            async move {
+                let _ = stopped.await;
+            },
+        ));
+        let first = next(&mut fleets, |_| true).await;
+        let worker = Arc::clone(&first.pools[0].members[0].worker);
+        assert_eq!(first.pools[0].members[0].phase, Phase::NotReady);
+
+        scratch.write("all.yaml", &(POOL.to_owned() + &pod("True")));
+        let ready = |fleet: &Fleet| fleet.pools[0].members[0].phase == Phase::Ready;
+        let second = next(&mut fleets, ready).await;
+        assert!(Arc::ptr_eq(&worker, &second.pools[0].members[0].worker));
+
+        let model = Facts { served_model_name: Some("qwen".into()), ..Facts::default() };
+        facts.send((worker.key.clone(), model)).await.unwrap();
+        let told = |fleet: &Fleet| fleet.pools[0].fits[0].models.iter().any(|m| **m == *"qwen");
+        next(&mut fleets, told).await;
+
+        stop.send(()).unwrap();
+        tokio::time::timeout(Duration::from_secs(20), running).await.unwrap().unwrap();
+    }
+}

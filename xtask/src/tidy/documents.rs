@@ -33,13 +33,15 @@ pub(super) fn architecture(tree: &Tree) -> Vec<Problem> {
     problems
 }
 
-/// Crates' roots (`src/`) and the rooms right below them, as `path/`; a room may have its own.
+/// Crates' roots (`src/`), and of what ships the rooms right below them, as `path/`.
 fn rooms(tree: &Tree) -> Vec<String> {
     let mut rooms: Vec<String> = tree
         .rust()
         .filter_map(|(path, _)| {
             let folder = path.strip_suffix("/mod.rs");
-            let folder = folder.filter(|room| room.rsplit('/').nth(1) == Some("src"));
+            let folder = folder.filter(|room| {
+                room.starts_with("router-") && room.rsplit('/').nth(1) == Some("src")
+            });
             let root = path.strip_suffix("/lib.rs").or_else(|| path.strip_suffix("/main.rs"));
             folder.or(root.filter(|root| root.ends_with("/src")))
         })
@@ -148,14 +150,22 @@ mod tests {
     #[test]
     fn architecture_names_what_exists_and_nothing_else() {
         let check = |text: &str| {
-            let code = [("core/src/lib.rs", ""), ("core/src/fleet/mod.rs", "")];
+            let code = [("router-core/src/lib.rs", ""), ("router-core/src/fleet/mod.rs", "")];
             architecture(&Tree::of(&[code[0], code[1], (ARCHITECTURE, text)])).len()
         };
-        assert_eq!(check("`core/src/` and `core/src/fleet/`, not `Pair<P, D>`"), 0);
-        assert_eq!(check("`core/src/`, `core/src/fleet/`, `fleet/mod.rs`"), 0);
-        assert_eq!(check("`core/src/` alone"), 1);
-        assert_eq!(check("`core/src/`, `core/src/fleet/`, `core/src/gone.rs`, `gone/`"), 2);
-        assert_eq!(check(&format!("`core/src/` `core/src/fleet/`{}", "\n".repeat(201))), 1);
+        assert_eq!(check("`router-core/src/` and `router-core/src/fleet/`, not `Pair<P, D>`"), 0);
+        assert_eq!(check("`router-core/src/`, `router-core/src/fleet/`, `fleet/mod.rs`"), 0);
+        assert_eq!(check("`router-core/src/` alone"), 1);
+        assert_eq!(
+            check(
+                "`router-core/src/`, `router-core/src/fleet/`, `router-core/src/gone.rs`, `gone/`"
+            ),
+            2
+        );
+        assert_eq!(
+            check(&format!("`router-core/src/` `router-core/src/fleet/`{}", "\n".repeat(201))),
+            1
+        );
         assert_eq!(architecture(&Tree::default()).len(), 1);
     }
 

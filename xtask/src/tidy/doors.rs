@@ -48,7 +48,8 @@ pub(super) fn one_door_each(tree: &Tree) -> Vec<Problem> {
 /// Tests, benches and chores may meet the world wherever they like.
 fn ships(path: &str) -> bool {
     let ships = path.starts_with("router-userspace/") || path.starts_with("router-common/");
-    ships && !["/benches/", "/tests/", "/fuzz/"].iter().any(|folder| path.contains(folder))
+    let tests = ["/benches/", "/tests/", "/fuzz/", "/golden/", "/golden.rs", "/tests.rs"];
+    ships && !tests.iter().any(|part| path.contains(part))
 }
 
 /// Lines where a path such as `a::b`, or a `use a::{x, b}`, holds the words in order.

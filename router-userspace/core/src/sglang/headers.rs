@@ -21,11 +21,14 @@ pub fn is_engine_control(name: &HeaderName) -> bool {
 /// The fields of a client's request that go to an engine.
 ///
 /// Not: hop-by-hop fields, engine control, what the connection to the engine makes anew (`host`,
-/// `content-length`), what the gateway answers itself (`expect`), and `accept-encoding`, since
-/// the gateway reads the engine's answers.
+/// `content-length`), what the gateway answers itself (`expect`), digests of the client's body,
+/// and `accept-encoding`, since the gateway reads the engine's answers.
 pub fn to_engine(client: &HeaderMap) -> HeaderMap {
     let mut out = end_to_end(client);
-    for name in [header::HOST, header::CONTENT_LENGTH, header::EXPECT, header::ACCEPT_ENCODING] {
+    for name in [header::HOST, header::EXPECT, header::ACCEPT_ENCODING] {
+        out.remove(name);
+    }
+    for name in OF_THE_BYTES {
         out.remove(name);
     }
     let control: Vec<HeaderName> =
@@ -43,12 +46,17 @@ pub fn to_engine(client: &HeaderMap) -> HeaderMap {
 pub fn to_client(answer: &HeaderMap, body_kept: bool) -> HeaderMap {
     let mut out = end_to_end(answer);
     if !body_kept {
-        for name in ["content-length", "etag", "content-md5", "digest", "content-digest"] {
+        for name in OF_THE_BYTES {
             out.remove(name);
         }
+        out.remove(header::ETAG);
     }
     out
 }
+
+/// Fields that hold for the very bytes of a body.
+const OF_THE_BYTES: [&str; 5] =
+    ["content-length", "content-md5", "digest", "content-digest", "repr-digest"];
 
 /// The fields that are for the far end: all but the hop-by-hop ones of RFC 9110 section 7.6.1,
 /// which include every field that `Connection` names.
@@ -120,6 +128,7 @@ mod tests {
             ("authorization", "Bearer x"),
             ("content-type", "application/json"),
             ("content-length", "5"),
+            ("content-digest", "sha-256=:x:"),
             ("accept-encoding", "gzip"),
             ("expect", "100-continue"),
             ("connection", "keep-alive, x-hop"),

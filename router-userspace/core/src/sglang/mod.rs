@@ -1,8 +1,9 @@
 //! The engine's protocol: what SGLang's prefill/decode servers read, and what they answer.
 //!
 //! Reading order: [`Endpoint`], [`Request::parse`] (reads the few fields a gateway needs and
-//! keeps the client's bytes), [`Attempt`] and [`Request::inject`] (the two bodies of one attempt),
-//! then the way back.
+//! keeps the client's bytes), [`Attempt`] and [`Request::inject`] (the two bodies of one attempt).
+//! The way back: [`sse`] (events out of chunks), [`fault`] (failures in every shape), [`merge`] (one
+//! answer of n samples), [`logprob`] (prefill's part of an answer). Beside it: [`headers`], [`info`].
 //!
 //! Nothing here does I/O or draws chance: a [`Room`] and a [`Rid`] are made from numbers that the
 //! caller drew. Field names and shapes were read from SGLang 0.4.10 and 0.5.23.
@@ -33,6 +34,8 @@
 mod control;
 mod endpoint;
 pub mod fault;
+#[cfg(test)]
+mod garbage;
 #[cfg(test)]
 mod golden;
 pub mod headers;

@@ -3,6 +3,9 @@
 use super::json::{Kind, Raw};
 use super::{Endpoint, Invalid};
 
+/// What one piece of media counts, whatever its encoding takes: about a thousand tokens.
+const MEDIA_BYTES: usize = 4096;
+
 /// What the gateway wants to know of a prompt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Prompt {
@@ -46,7 +49,7 @@ impl Prompt {
                     Some((raw, _)) if endpoint == Endpoint::Chat => 4 * numbers(raw),
                     _ => {
                         let parts = [main, fields.preamble];
-                        parts.iter().flatten().map(|(raw, _)| text_bytes(*raw)).sum()
+                        parts.iter().flatten().map(|(raw, _)| conversation_bytes(*raw)).sum()
                     }
                 };
                 Ok(Prompt { batch: None, bytes })
@@ -97,6 +100,24 @@ fn embeddings(raw: Raw<'_>, len: usize) -> Result<Prompt, Invalid> {
     }
     let rows: usize = raw.elements().map(|prompt| prompt.elements().count()).sum();
     Ok(Prompt { batch: Some(len), bytes: 4 * rows })
+}
+
+/// The text of a conversation, with each picture or sound written into it counted as
+/// [`MEDIA_BYTES`]: base64 of a megabyte is no quarter of a million tokens.
+fn conversation_bytes(raw: Raw<'_>) -> usize {
+    let len = text_bytes(raw);
+    let bytes = raw.bytes();
+    let encoded = |sign: &[u8]| memchr::memmem::find(bytes, sign).is_some();
+    if len <= MEDIA_BYTES || !(encoded(b"base64") || encoded(b"input_audio")) {
+        return len;
+    }
+    let parts = raw.elements().filter_map(|turn| turn.get("content")).flat_map(Raw::elements);
+    let media = parts.filter(|part| {
+        let kind = part.get("type").and_then(Raw::as_str).unwrap_or_default();
+        ["image", "audio", "video"].iter().any(|media| kind.contains(media))
+    });
+    let excess: usize = media.map(|part| part.bytes().len().saturating_sub(MEDIA_BYTES)).sum();
+    len.saturating_sub(excess)
 }
 
 fn first(array: Raw<'_>) -> Option<Kind> {

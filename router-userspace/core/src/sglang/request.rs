@@ -1,14 +1,16 @@
 //! A client's request: the few fields a gateway reads, and the bytes it keeps.
 
+mod reading;
+
 use bytes::Bytes;
 
-use super::control::is_engine_control;
-use super::json::{Kind, Member, Raw, Syntax, scan, unquote};
-use super::prompt::{Prompt, PromptFields};
-use super::samples::{self, MAX_SEQUENCES};
-use super::splice::{Mark, Marked, Place, Reader, Role};
+use super::json::{Raw, Syntax, scan};
+use super::prompt::Prompt;
+use super::samples::MAX_SEQUENCES;
+use super::splice::{Marked, Reader, Role};
 use super::{Attempt, Endpoint, Invalid, Rid};
 use crate::pair::Pair;
+use reading::{Reading, any_true, lax_bool};
 
 /// More top-level members than this are refused.
 pub const MAX_MEMBERS: usize = 4096;
@@ -53,11 +55,7 @@ impl Request {
         let mut reading = Reading::new(endpoint, &body);
         let tail = match scan(&body, |member| reading.member(member)) {
             Ok(tail) => tail,
-            Err(Syntax::Refused) => {
-                return Err(Invalid::body(format!(
-                    "The request body has more than {MAX_MEMBERS} top-level fields"
-                )));
-            }
+            Err(Syntax::Refused) => return Err(reading.too_many()),
             Err(syntax) => return Err(syntax.into()),
         };
         let Reading { marks, members, fields, .. } = reading;
@@ -129,7 +127,8 @@ impl Request {
         self.prompt.batch.unwrap_or(1)
     }
 
-    /// Size of the prompt: bytes of its JSON text, or four times the number of token ids.
+    /// Size of the prompt: bytes of its JSON text, or four times the number of token ids. A
+    /// picture or sound in a conversation counts 4096, however long its encoding is.
     pub fn prompt_bytes(&self) -> usize {
         self.prompt.bytes
     }
@@ -198,191 +197,7 @@ impl Request {
     }
 }
 
-/// The fields read, each as last written.
-#[derive(Default)]
-struct Fields<'a> {
-    model: Option<Raw<'a>>,
-    previous_response_id: Option<Raw<'a>>,
-    stream: Option<Raw<'a>>,
-    stream_options: Option<Raw<'a>>,
-    n: Option<Raw<'a>>,
-    best_of: Option<Raw<'a>>,
-    sampling_params: Option<Raw<'a>>,
-    return_logprob: Option<Raw<'a>>,
-    max_tokens: Option<Raw<'a>>,
-    max_completion_tokens: Option<Raw<'a>>,
-    prompt: PromptFields<'a>,
-}
-
-impl Fields<'_> {
-    fn samples(&self, endpoint: Endpoint) -> Result<u32, Invalid> {
-        if endpoint == Endpoint::Generate {
-            return self.sampling_params.map_or(Ok(1), samples::of_sampling_params);
-        }
-        let n = self.n.map_or(Ok(None), |n| samples::count("n", n))?.unwrap_or(1);
-        let best_of = self.best_of.map_or(Ok(None), |b| samples::count("best_of", b))?;
-        match best_of {
-            Some(best_of) if best_of != n => {
-                Err(Invalid::field("best_of", "must equal 'n': samples are not ranked"))
-            }
-            _ => Ok(n),
-        }
-    }
-
-    fn stream(&self) -> Result<bool, Invalid> {
-        match self.stream {
-            None => Ok(false),
-            Some(raw) if raw.is_null() => Ok(false),
-            Some(raw) => lax_bool(raw).ok_or_else(|| Invalid::field("stream", "must be a boolean")),
-        }
-    }
-
-    fn max_output_tokens(&self) -> Option<u32> {
-        let nested = || {
-            self.sampling_params
-                .and_then(|params| samples::sets(params).next()?.get("max_new_tokens"))
-        };
-        let tokens = self
-            .max_completion_tokens
-            .and_then(Raw::as_u64)
-            .or_else(|| self.max_tokens.and_then(Raw::as_u64))
-            .or_else(|| nested().and_then(Raw::as_u64))?;
-        Some(u32::try_from(tokens).unwrap_or(u32::MAX))
-    }
-
-    /// The name of the field that makes the batch.
-    fn batch_param(&self, endpoint: Endpoint) -> &'static str {
-        match endpoint {
-            Endpoint::Generate if self.prompt.main.is_some() => "text",
-            Endpoint::Generate => "input_ids",
-            _ => "prompt",
-        }
-    }
-}
-
-/// A parse under way.
-struct Reading<'a> {
-    endpoint: Endpoint,
-    body: &'a [u8],
-    fields: Fields<'a>,
-    marks: Vec<Mark>,
-    members: usize,
-    /// End of the last value, or the place after the opening brace.
-    end: usize,
-}
-
-impl<'a> Reading<'a> {
-    fn new(endpoint: Endpoint, body: &'a [u8]) -> Self {
-        Reading { endpoint, body, fields: Fields::default(), marks: Vec::new(), members: 0, end: 0 }
-    }
-
-    fn member(&mut self, member: Member) -> bool {
-        if self.members == MAX_MEMBERS {
-            return false;
-        }
-        let index = self.members;
-        self.members += 1;
-        if let Some(last) = self.marks.last_mut()
-            && last.place.index + 1 == index
-        {
-            last.place.after = Some(member.key.start);
-        }
-        let body = self.body;
-        // A key that is no Unicode text is none of ours.
-        if let Some(key) = unquote(&body[member.key.clone()]) {
-            let value = Raw::trusted(&body[member.value.clone()]);
-            if let Some(role) = self.read(&key, value, member.children) {
-                let place = Place { index, before: self.end, key: member.key.start, after: None };
-                self.marks.push(Mark { role, value: member.value.clone(), place });
-            }
-            if self.endpoint == Endpoint::Generate && key == "sampling_params" {
-                self.mark_samples(value, &member);
-            }
-        }
-        self.end = member.value.end;
-        true
-    }
-
-    /// Keeps a field that is read; says what it is to the splice.
-    fn read(&mut self, key: &str, value: Raw<'a>, children: usize) -> Option<Role> {
-        use Endpoint::{Chat, Completions, Generate, Messages, Responses};
-        let endpoint = self.endpoint;
-        let fields = &mut self.fields;
-        if is_engine_control(endpoint, key) {
-            return Some(Role::Control);
-        }
-        match (key, endpoint) {
-            ("model", _) => fields.model = Some(value),
-            ("stream", _) => {
-                fields.stream = Some(value);
-                return Some(Role::Stream);
-            }
-            ("stream_options", _) => {
-                fields.stream_options = Some(value);
-                return Some(Role::StreamOptions);
-            }
-            ("n", Chat | Completions) => {
-                fields.n = Some(value);
-                return Some(Role::Samples);
-            }
-            ("best_of", Completions) => {
-                fields.best_of = Some(value);
-                return Some(Role::Samples);
-            }
-            ("messages", Chat | Messages)
-            | ("prompt", Completions)
-            | ("text", Generate)
-            | ("input", Responses) => fields.prompt.main = Some((value, children)),
-            ("system", Messages) | ("instructions", Responses) => {
-                fields.prompt.preamble = Some((value, children));
-            }
-            ("input_ids", Chat | Generate) => fields.prompt.input_ids = Some((value, children)),
-            ("input_embeds", Generate) => fields.prompt.input_embeds = Some((value, children)),
-            ("session_params", Generate) => fields.prompt.session = value.kind() == Kind::Object,
-            ("sampling_params", Generate) => fields.sampling_params = Some(value),
-            ("return_logprob", Generate) => fields.return_logprob = Some(value),
-            ("max_completion_tokens", Chat) | ("max_output_tokens", Responses) => {
-                fields.max_completion_tokens = Some(value);
-            }
-            ("max_tokens", Chat | Completions | Messages) => fields.max_tokens = Some(value),
-            ("previous_response_id", Responses) => fields.previous_response_id = Some(value),
-            _ => {}
-        }
-        None
-    }
-
-    /// Marks every `n` in `sampling_params`, as far as there can be valid ones.
-    fn mark_samples(&mut self, params: Raw<'a>, member: &Member) {
-        for set in samples::sets(params).take(MAX_SEQUENCES) {
-            for n in set.members().filter(|m| m.is("n")) {
-                let at = params.range_of(n.value);
-                let value = member.value.start + at.start..member.value.start + at.end;
-                self.marks.push(Mark { role: Role::Samples, value, place: Place::default() });
-            }
-        }
-    }
-}
-
-/// A boolean as the engine's models read it, which also take `1`, `"true"`, `"yes"` and the like.
-fn lax_bool(raw: Raw<'_>) -> Option<bool> {
-    if let Some(number) = std::str::from_utf8(raw.bytes()).ok().and_then(|n| n.parse::<f64>().ok())
-    {
-        return (number == 0.0 || number == 1.0).then_some(number == 1.0);
-    }
-    match raw.as_str() {
-        None => raw.as_bool(),
-        Some(word) => match &*word.to_ascii_lowercase() {
-            "1" | "on" | "t" | "true" | "y" | "yes" => Some(true),
-            "0" | "off" | "f" | "false" | "n" | "no" => Some(false),
-            _ => None,
-        },
-    }
-}
-
-/// A boolean, or a list with a true one in it.
-fn any_true(raw: Raw<'_>) -> bool {
-    lax_bool(raw) == Some(true) || raw.elements().any(|one| lax_bool(one) == Some(true))
-}
-
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use gateway_api::gateways::{
 use router_core::fleet::ObjectName;
 use router_core::route::{Attached, Hostname};
 
-use super::super::objects::{GATEWAY_GROUP, Key, Kind, Object, object_name};
+use super::super::objects::{GATEWAY_GROUP, Key, Kind, Object, kind_of, object_name};
 use super::Index;
 use super::build::{Build, Subject, created};
 
@@ -115,7 +115,7 @@ fn unknown_kinds(build: &mut Build<'_>, subject: Subject<'_>, spec: &GatewayList
         let group = kind.group.as_deref().unwrap_or(GATEWAY_GROUP);
         if (group, kind.kind.as_str()) != (GATEWAY_GROUP, "HTTPRoute") {
             let field = format!("{at}.allowedRoutes.kinds[{position}]");
-            let reason = format!("{group}/{} is not served; HTTPRoute is", kind.kind);
+            let reason = format!("{} is not served; HTTPRoute is", kind_of(group, &kind.kind));
             build.complain(subject, field, "InvalidRouteKinds", reason);
         }
     }

@@ -24,13 +24,13 @@ const NODE_INDEX_LABELS: [&str; 5] = [
     "instance.workloads.x-k8s.io/component-id",
 ];
 
-/// Labels that pods of one group share, the most exact first: a unique key of the
-/// RoleBasedGroup, then its name.
+/// Labels that pods of one RoleBasedGroup share. Its name first: in one namespace it is as exact as
+/// the keys, and the same in both generations of the labels.
 const GROUP_LABELS: [&str; 4] = [
-    "rbg.workloads.x-k8s.io/group-uid",
-    "rolebasedgroup.workloads.x-k8s.io/group-unique-key",
     "rbg.workloads.x-k8s.io/group-name",
     "rolebasedgroup.workloads.x-k8s.io/name",
+    "rbg.workloads.x-k8s.io/group-uid",
+    "rolebasedgroup.workloads.x-k8s.io/group-unique-key",
 ];
 
 /// A pod as the later steps look at it.

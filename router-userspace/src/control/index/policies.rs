@@ -7,7 +7,7 @@ use router_core::fleet::ObjectName;
 
 use super::super::duration;
 use super::super::objects::{
-    BackendTrafficPolicy, GATEWAY_GROUP, Key, Kind, Object, PolicyTarget, object_name,
+    BackendTrafficPolicy, GATEWAY_GROUP, Key, Kind, Object, PolicyTarget, kind_of, object_name,
 };
 use super::build::{Build, Subject, created};
 
@@ -106,7 +106,8 @@ fn targets(
             (GATEWAY_GROUP, "Gateway") => Kind::Gateway,
             (GATEWAY_GROUP, "HTTPRoute") => Kind::HttpRoute,
             (group, kind) => {
-                let reason = format!("{group}/{kind} is not served; Gateway and HTTPRoute are");
+                let reason =
+                    format!("{} is not served; Gateway and HTTPRoute are", kind_of(group, kind));
                 build.complain(subject, field, "Unsupported", reason);
                 continue;
             }

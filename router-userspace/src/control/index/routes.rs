@@ -13,7 +13,7 @@ use router_core::route::{
 
 use super::super::duration;
 use super::super::objects::{
-    GATEWAY_GROUP, Key, Kind, Object, POOL_GROUP_V1, POOL_GROUP_V1ALPHA2, object_name,
+    GATEWAY_GROUP, Key, Kind, Object, POOL_GROUP_V1, POOL_GROUP_V1ALPHA2, kind_of, object_name,
 };
 use super::build::{Build, Subject, created};
 use super::listeners::Frame;
@@ -147,7 +147,7 @@ fn listeners(
     if (group, kind) != (GATEWAY_GROUP, "Gateway") {
         return Err((
             "InvalidKind",
-            format!("{group}/{kind} is no parent that is served; Gateway is"),
+            format!("{} is no parent that is served; Gateway is", kind_of(group, kind)),
         ));
     }
     let namespace = parent.namespace.as_deref().unwrap_or(&route.namespace);
@@ -310,7 +310,10 @@ fn target(
         ("", "Service") => None,
         (POOL_GROUP_V1ALPHA2, "InferencePool") => Some(Kind::InferencePoolV1Alpha2),
         (POOL_GROUP_V1, "InferencePool") => Some(Kind::InferencePoolV1),
-        _ => return Err(("InvalidKind", format!("{group}/{kind} is no backend that is served"))),
+        _ => {
+            let reason = format!("{} is no backend that is served", kind_of(group, kind));
+            return Err(("InvalidKind", reason));
+        }
     };
     if !grants::permits(build.index, &route.namespace, group, kind, &name) {
         let reason = format!("no ReferenceGrant lets this route name {kind} {name}");

@@ -192,3 +192,11 @@ pub fn object_name(metadata: &ObjectMeta) -> ObjectName {
         name: metadata.name.as_deref().unwrap_or_default().into(),
     }
 }
+
+/// A kind as references name it: with its group, where it has one.
+pub fn kind_of(group: &str, kind: &str) -> String {
+    match group {
+        "" => kind.to_owned(),
+        group => format!("{group}/{kind}"),
+    }
+}

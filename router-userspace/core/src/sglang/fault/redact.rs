@@ -1,6 +1,6 @@
 //! Engine addresses are no business of clients.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 const INSTEAD: &str = "<engine>";
 
@@ -59,7 +59,7 @@ fn part(word: &str) -> String {
 fn is_address(word: &str) -> bool {
     let bare = word.strip_prefix('[').and_then(|w| w.strip_suffix(']')).unwrap_or(word);
     let unscoped = bare.split('%').next().unwrap_or(bare);
-    if unscoped.parse::<IpAddr>().is_ok() || word.parse::<SocketAddr>().is_ok() {
+    if unscoped.parse::<IpAddr>().is_ok() {
         return unscoped != "::";
     }
     let Some((host, port)) = word.rsplit_once(':') else { return false };
@@ -67,7 +67,9 @@ fn is_address(word: &str) -> bool {
         && (host == "localhost" || host.contains(['.', '-']))
         && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
     let address = host.parse::<IpAddr>().is_ok() || host.starts_with('[');
-    (named || address) && (2..=5).contains(&port.len()) && port.bytes().all(|b| b.is_ascii_digit())
+    let digits = port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit());
+    // Words with a number after them are common, names with a short port are not.
+    digits && (address && !port.is_empty() || named && port.len() >= 4)
 }
 
 #[cfg(test)]
@@ -91,6 +93,7 @@ mod tests {
                 "KVPoll.Bootstrapping after 8.0s at 12:34:56",
                 "KVPoll.Bootstrapping after 8.0s at 12:34:56",
             ),
+            ("token-ids:12 of layer.0:16", "token-ids:12 of layer.0:16"),
             ("std::bad_alloc; room 5: a/b n/a", "std::bad_alloc; room 5: a/b n/a"),
             ("KVTransferError(bootstrap_room=5): x", "KVTransferError(bootstrap_room=5): x"),
         ] {

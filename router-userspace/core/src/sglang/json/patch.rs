@@ -16,7 +16,7 @@ impl<'a> Patch<'a> {
         Patch { whole, edits: Vec::new() }
     }
 
-    /// `part`, a piece of the whole that no other edit touches, becomes `with`.
+    /// `part`, a piece of the whole, becomes `with`.
     pub(crate) fn replace(&mut self, part: Raw<'a>, with: impl Into<Cow<'a, [u8]>>) {
         self.edits.push((self.whole.range_of(part), with.into()));
     }
@@ -38,12 +38,15 @@ impl<'a> Patch<'a> {
         self.edits.push((end..end, member.into()));
     }
 
-    /// Writes the whole with all edits.
+    /// Writes the whole with all edits; of two that overlap, the first.
     pub(crate) fn write(mut self, out: &mut Vec<u8>) {
         self.edits.sort_by_key(|(range, _)| range.start);
         let bytes = self.whole.bytes();
         let mut at = 0;
         for (range, with) in &self.edits {
+            if range.start < at {
+                continue;
+            }
             out.extend_from_slice(&bytes[at..range.start]);
             out.extend_from_slice(with);
             at = range.end;

@@ -102,9 +102,13 @@ pub(crate) struct RawMember<'a> {
 }
 
 impl RawMember<'_> {
-    /// Whether the key, however spelled, reads `name`.
+    /// Whether the key, however spelled, reads `name` (which needs no escapes).
     pub(crate) fn is(&self, name: &str) -> bool {
-        self.key.as_str().is_some_and(|key| key == name)
+        let Some(plain) = self.key.0.strip_prefix(b"\"").and_then(|k| k.strip_suffix(b"\"")) else {
+            return false;
+        };
+        plain == name.as_bytes()
+            || plain.contains(&b'\\') && unquote(self.key.0).is_some_and(|key| key == name)
     }
 }
 

@@ -34,9 +34,13 @@ pub struct Stream {
     /// The values of `id` and `created` that all events carry.
     id: Option<Bytes>,
     created: Option<Bytes>,
-    /// Each sample's last chunk without choices that has a usage, and the one that has none.
+    /// Of each sample, the last chunk without choices that has a usage, one that has none, and
+    /// one that came as a named event (`sglext_ids`, where the client asked for the ids so).
     usage: Vec<Option<Bytes>>,
     extension: Vec<Option<Bytes>>,
+    named: Vec<Option<Bytes>>,
+    /// The name of the latter.
+    name: Vec<u8>,
 }
 
 impl Stream {
@@ -49,6 +53,8 @@ impl Stream {
             created: None,
             usage: vec![None; samples],
             extension: vec![None; samples],
+            named: vec![None; samples],
+            name: Vec::new(),
         }
     }
 
@@ -73,17 +79,15 @@ impl Stream {
             let message = "the engine sent an event that is not of its protocol".to_owned();
             return Err(EngineFault { status: 502, message });
         };
-        let rewritten = match self.endpoint {
-            Endpoint::Generate => self.answer(sample, chunk),
-            _ => match chunk.get("choices").map(|choices| choices.elements().next().is_some()) {
-                Some(false) => {
-                    self.keep(sample, chunk);
-                    return Ok(None);
-                }
-                _ => self.choices(sample, chunk),
-            },
-        };
-        Ok(Some(sse::with_data(event, &rewritten).into()))
+        if self.endpoint == Endpoint::Generate {
+            return Ok(Some(sse::with_data(event, &self.answer(sample, chunk)).into()));
+        }
+        let chunk = Chunk::read(chunk);
+        if chunk.choices.is_some_and(|choices| choices.elements().next().is_none()) {
+            self.keep(sample, &chunk, sse::name(event));
+            return Ok(None);
+        }
+        Ok(Some(sse::with_data(event, &self.choices(sample, &chunk)).into()))
     }
 
     /// Whether every stream has ended with `[DONE]`; one that ended without was cut.
@@ -94,18 +98,22 @@ impl Stream {
     /// The end of the merged stream: what was held, merged, and one `[DONE]`.
     pub fn finish(self) -> Bytes {
         let mut out = Vec::new();
-        for held in [&self.extension, &self.usage] {
+        let named = [b"event: ", &self.name[..], b"\n"].concat();
+        let held = [(&b""[..], &self.extension), (&named, &self.named), (b"", &self.usage)];
+        for (head, held) in held {
             let chunks: Vec<Raw<'_>> =
                 held.iter().flatten().map(|chunk| Raw::trusted(chunk)).collect();
             let Some(&first) = chunks.first() else { continue };
             let mut patch = Patch::new(first);
-            self.rename(first, &mut patch);
-            let usages: Vec<Raw<'_>> =
-                chunks.iter().filter_map(|chunk| chunk.get("usage")).collect();
-            if let Some(old) = first.get("usage") {
+            let chunk = Chunk::read(first);
+            self.rename(&chunk, &mut patch);
+            if let Some(old) = chunk.usage {
+                let usages: Vec<Raw<'_>> =
+                    chunks.iter().filter_map(|chunk| chunk.get("usage")).collect();
                 patch.replace(old, usage::merge(&usages));
             }
             extension(first, &chunks, &mut patch);
+            out.extend_from_slice(head);
             out.extend_from_slice(b"data: ");
             patch.write(&mut out);
             out.extend_from_slice(b"\n\n");
@@ -132,34 +140,67 @@ impl Stream {
         written(patch, chunk)
     }
 
-    fn choices(&mut self, sample: usize, chunk: Raw<'_>) -> Vec<u8> {
-        let copy = |key| chunk.get(key).map(|raw| Bytes::copy_from_slice(raw.bytes()));
+    fn choices(&mut self, sample: usize, chunk: &Chunk<'_>) -> Vec<u8> {
         if self.id.is_none() {
-            self.id = copy("id");
-            self.created = copy("created");
+            let copy = |raw: Raw<'_>| Bytes::copy_from_slice(raw.bytes());
+            self.id = chunk.id.map(copy);
+            self.created = chunk.created.map(copy);
         }
-        let mut patch = Patch::new(chunk);
+        let mut patch = Patch::new(chunk.whole);
         self.rename(chunk, &mut patch);
-        for choice in chunk.get("choices").into_iter().flat_map(Raw::elements) {
+        for choice in chunk.choices.into_iter().flat_map(Raw::elements) {
             if let Some(old) = choice.get("index") {
                 patch.replace(old, self.index(sample, Some(old)));
             }
         }
-        written(patch, chunk)
+        written(patch, chunk.whole)
     }
 
-    fn rename<'a>(&self, chunk: Raw<'a>, patch: &mut Patch<'a>) {
-        for (key, value) in [("id", &self.id), ("created", &self.created)] {
-            if let (Some(old), Some(value)) = (chunk.get(key), value) {
-                patch.replace(old, value.to_vec());
+    fn rename<'a>(&'a self, chunk: &Chunk<'a>, patch: &mut Patch<'a>) {
+        for (old, value) in [(chunk.id, &self.id), (chunk.created, &self.created)] {
+            if let (Some(old), Some(value)) = (old, value) {
+                patch.replace(old, &value[..]);
             }
         }
     }
 
-    fn keep(&mut self, sample: usize, chunk: Raw<'_>) {
-        let has_usage = chunk.get("usage").is_some_and(|usage| !usage.is_null());
-        let held = if has_usage { &mut self.usage } else { &mut self.extension };
-        held[sample] = Some(Bytes::copy_from_slice(chunk.bytes()));
+    fn keep(&mut self, sample: usize, chunk: &Chunk<'_>, name: Option<&[u8]>) {
+        let held = match name {
+            Some(name) => {
+                self.name = name.to_vec();
+                &mut self.named
+            }
+            None if chunk.usage.is_some() => &mut self.usage,
+            None => &mut self.extension,
+        };
+        held[sample] = Some(Bytes::copy_from_slice(chunk.whole.bytes()));
+    }
+}
+
+/// A chunk of an OpenAI stream, read in one walk.
+struct Chunk<'a> {
+    whole: Raw<'a>,
+    id: Option<Raw<'a>>,
+    created: Option<Raw<'a>>,
+    choices: Option<Raw<'a>>,
+    /// Unless it is null.
+    usage: Option<Raw<'a>>,
+}
+
+impl<'a> Chunk<'a> {
+    fn read(whole: Raw<'a>) -> Chunk<'a> {
+        let mut chunk = Chunk { whole, id: None, created: None, choices: None, usage: None };
+        for member in whole.members() {
+            let field = match member.key.as_str().as_deref() {
+                Some("id") => &mut chunk.id,
+                Some("created") => &mut chunk.created,
+                Some("choices") => &mut chunk.choices,
+                Some("usage") => &mut chunk.usage,
+                _ => continue,
+            };
+            *field = Some(member.value).filter(|value| !value.is_null());
+        }
+        chunk
     }
 }
 

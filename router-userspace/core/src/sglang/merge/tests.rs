@@ -1,3 +1,5 @@
+//! Merged answers and streams, in the engine's shapes.
+
 use super::*;
 
 fn chunk(id: &str, choice: &str) -> Vec<u8> {
@@ -82,7 +84,10 @@ fn answers_that_do_not_match_are_malformed() {
         assert!(json(Endpoint::Chat, 2, None, &parts).is_err(), "{bad}");
     }
     assert!(json(Endpoint::Chat, 2, None, &[good]).is_err());
-    assert!(json(Endpoint::Generate, 2, Some(1), &[Bytes::from("{}"), Bytes::from("{}")]).is_err());
+    for (batch, part) in [(Some(1), "{}"), (None, "[{}]"), (Some(2), "[{}]"), (None, "1")] {
+        let parts = [Bytes::from(part), Bytes::from(part)];
+        assert!(json(Endpoint::Generate, 2, batch, &parts).is_err(), "{part}");
+    }
 }
 
 #[test]
@@ -149,4 +154,26 @@ fn one_sample_s_failure_is_told() {
     assert_eq!(stream.push(0, b"data: oops\n\n").unwrap_err().status, 502);
     assert_eq!(stream.push(2, &chunk("a", "{\"index\":0}")).unwrap_err().status, 502);
     assert_eq!(stream.push(0, b": ping\n\n"), Ok(None));
+}
+
+#[test]
+fn extension_chunks_are_merged_and_the_named_one_keeps_its_name() {
+    let mut stream = Stream::new(Endpoint::Chat, 2);
+    for (sample, ids) in [(1, "[4]"), (0, "[2,3]")] {
+        let plain = br#"data: {"id":"a","choices":[],"sglext":{"routed_experts":"x"}}"#;
+        assert_eq!(stream.push(sample, plain), Ok(None));
+        let named = format!(
+            "event: sglext_ids\ndata: {{\"id\":\"a\",\"choices\":[],\"sglext\":{{\"output_ids\":[{ids}]}}}}\n\n"
+        );
+        assert_eq!(stream.push(sample, named.as_bytes()), Ok(None));
+    }
+    assert_eq!(
+        stream.finish(),
+        concat!(
+            "data: {\"id\":\"a\",\"choices\":[],\"sglext\":{\"routed_experts\":\"x\"}}\n\n",
+            "event: sglext_ids\n",
+            "data: {\"id\":\"a\",\"choices\":[],\"sglext\":{\"output_ids\":[[2,3],[4]]}}\n\n",
+            "data: [DONE]\n\n"
+        )
+    );
 }

@@ -1,15 +1,13 @@
-use std::collections::HashMap;
-
-use proptest::prelude::*;
+//! What is read of a request, and the bodies made of it.
 
 use super::*;
 use crate::sglang::{Bootstrap, Room};
 
-fn parse(endpoint: Endpoint, body: &str) -> Result<Request, Invalid> {
+pub(super) fn parse(endpoint: Endpoint, body: &str) -> Result<Request, Invalid> {
     Request::parse(endpoint, Bytes::from(body.to_owned()))
 }
 
-fn ok(endpoint: Endpoint, body: &str) -> Request {
+pub(super) fn ok(endpoint: Endpoint, body: &str) -> Request {
     parse(endpoint, body).unwrap()
 }
 
@@ -17,9 +15,9 @@ fn refused(endpoint: Endpoint, body: &str) -> Option<&'static str> {
     parse(endpoint, body).unwrap_err().param
 }
 
-const OURS: &str = r#""bootstrap_host":"h","bootstrap_port":1,"bootstrap_room":5,"rid":"00000000000000000000000000000009""#;
+pub(super) const OURS: &str = r#""bootstrap_host":"h","bootstrap_port":1,"bootstrap_room":5,"rid":"00000000000000000000000000000009""#;
 
-fn attempt(request: &Request) -> Pair<String> {
+pub(super) fn attempt(request: &Request) -> Pair<String> {
     let rooms: Vec<Room> = (0..request.rooms() as u64).map(|i| Room::from_random(5 + i)).collect();
     let rids: Vec<Rid> = (0..rooms.len() as u128).map(|i| Rid::from_random(9 + i)).collect();
     let bootstrap = Bootstrap { host: "h".into(), port: 1 };
@@ -149,6 +147,35 @@ fn a_batch_is_what_the_engine_takes_for_one() {
     assert_eq!(refused(Generate, r#"{"text":[]}"#), Some("text"));
     assert_eq!(refused(Generate, r#"{"input_ids":[]}"#), Some("input_ids"));
     assert_eq!(refused(Generate, r#"{"input_embeds":[]}"#), Some("input_embeds"));
+}
+
+#[test]
+fn a_picture_counts_as_a_picture_and_not_as_its_base64() {
+    let picture = "A".repeat(1 << 20);
+    let chat = |part: String| {
+        format!(r#"{{"messages":[{{"content":[{{"type":"text","text":"what is it?"}},{part}]}}]}}"#)
+    };
+    for (endpoint, part) in [
+        (
+            Endpoint::Chat,
+            format!(
+                r#"{{"type":"image_url","image_url":{{"url":"data:image/png;base64,{picture}"}}}}"#
+            ),
+        ),
+        (
+            Endpoint::Chat,
+            format!(r#"{{"type":"input_audio","input_audio":{{"data":"{picture}"}}}}"#),
+        ),
+        (
+            Endpoint::Messages,
+            format!(r#"{{"type":"image","source":{{"type":"base64","data":"{picture}"}}}}"#),
+        ),
+    ] {
+        let bytes = ok(endpoint, &chat(part)).prompt_bytes();
+        assert!((4096..4400).contains(&bytes), "{bytes}");
+    }
+    let text = format!(r#"{{"type":"text","text":"base64 {picture}"}}"#);
+    assert!(ok(Endpoint::Chat, &chat(text)).prompt_bytes() > 1 << 20);
 }
 
 #[test]
@@ -285,166 +312,6 @@ fn what_is_no_json_object_is_refused() {
     }
     let many = format!("{{{}\"a\":1}}", "\"a\":1,".repeat(MAX_MEMBERS));
     assert!(parse(Endpoint::Chat, &many).unwrap_err().message.contains("4096"));
-}
-
-/// A JSON value as text, with spellings that a parser would not write itself.
-fn value() -> impl Strategy<Value = String> {
-    let leaf = prop_oneof![
-        Just("null".to_owned()),
-        Just("true".to_owned()),
-        r"-?(0|[1-9][0-9]{0,25})(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?",
-        r#""([ -!#-\[\]-~éß漢😀]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4}){0,12}""#,
-    ];
-    leaf.prop_recursive(3, 24, 4, |inner| {
-        let space = "[ \t\r\n]{0,2}";
-        let members = proptest::collection::vec((key(), space, inner.clone()), 0..4);
-        prop_oneof![
-            (proptest::collection::vec(inner, 0..4), space)
-                .prop_map(|(items, ws)| format!("[{ws}{}{ws}]", items.join(&format!("{ws},{ws}")))),
-            members.prop_map(|members| {
-                let members: Vec<_> = members
-                    .iter()
-                    .map(|(key, ws, value)| format!("{key}{ws}:{ws}{value}"))
-                    .collect();
-                format!("{{{}}}", members.join(","))
-            }),
-        ]
-    })
-}
-
-/// A key as text: plain ones, control ones, control ones with letters escaped.
-fn key() -> impl Strategy<Value = String> {
-    let control = proptest::sample::select(vec![
-        "rid",
-        "bootstrap_room",
-        "bootstrap_host",
-        "bootstrap_port",
-        "bootstrap_pair_key",
-        "routed_dp_rank",
-        "disagg_prefill_dp_rank",
-        "data_parallel_rank",
-        "decode_tp_size",
-    ]);
-    let escaped = (control.clone(), any::<u64>()).prop_map(|(key, which)| {
-        let mut out = String::new();
-        for (i, c) in key.chars().enumerate() {
-            match which >> (i % 64) & 1 {
-                1 => out.push_str(&format!("\\u{:04x}", c as u32)),
-                _ => out.push(c),
-            }
-        }
-        format!("\"{out}\"")
-    });
-    prop_oneof![
-        2 => r#""[a-z_]{0,6}""#.prop_filter("fields that are read have their own tests", |key| {
-            !["stream", "n", "model"].contains(&key.trim_matches('"'))
-        }),
-        1 => control.prop_map(|key| format!("\"{key}\"")),
-        1 => escaped,
-    ]
-}
-
-/// A member with the white space around its parts.
-fn member() -> impl Strategy<Value = [String; 6]> {
-    let space = "[ \t\r\n]{0,2}";
-    (space, key(), space, space, value(), space)
-        .prop_map(|(a, key, b, c, value, d)| [a, key, b, format!(":{c}"), value, d])
-}
-
-fn is_control(key: &str) -> bool {
-    let key: String = match serde_json::from_str(key) {
-        Ok(key) => key,
-        Err(_) => return false,
-    };
-    is_engine_control(Endpoint::Chat, &key)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
-
-    /// The decode body is the client's members but the control ones, byte for byte and in order,
-    /// then ours.
-    #[test]
-    fn the_client_s_bytes_survive(members in proptest::collection::vec(member(), 0..8), tail in "[ \n]{0,2}") {
-        let write = |members: &[&[String; 6]]| {
-            members.iter().map(|m| m.concat()).collect::<Vec<_>>().join(",")
-        };
-        let all: Vec<_> = members.iter().collect();
-        let body = format!("{{{}}}{tail}", write(&all));
-        let kept: Vec<_> = members.iter().filter(|m| !is_control(&m[1])).collect();
-        let legs = attempt(&ok(Endpoint::Chat, &body));
-        prop_assert_eq!(&legs.prefill, &legs.decode);
-        prop_assert!(legs.decode.ends_with(&tail));
-
-        // Ours stand last; without them, and without white space between tokens, what is left
-        // is what was kept.
-        prop_assert_eq!(legs.decode.matches(OURS).count(), 1, "{}", legs.decode);
-        let comma = if kept.is_empty() { "" } else { "," };
-        let rest = legs.decode.replacen(&format!("{comma}{OURS}"), "", 1);
-        let want = format!("{{{}}}", write(&kept));
-        prop_assert_eq!(tokens(&rest), tokens(&want));
-
-        // Between two kept neighbours not even white space changes.
-        for pair in members.windows(2) {
-            if !is_control(&pair[0][1]) && !is_control(&pair[1][1]) {
-                let both = format!("{},{}", pair[0][1..].concat(), pair[1][..5].concat());
-                prop_assert!(rest.contains(&both), "{} in {}", both, rest);
-            }
-        }
-    }
-
-    /// The engine's parser, which keeps the last of two, sees the client's values and ours.
-    #[test]
-    fn the_engine_reads_what_was_sent(members in proptest::collection::vec(member(), 0..8)) {
-        let body = format!("{{{}}}", members.iter().map(|m| m.concat()).collect::<Vec<_>>().join(","));
-        let read = |text: &str| {
-            Raw::parse(text.as_bytes()).unwrap().members()
-                .filter_map(|m| Some((m.key.as_str()?.into_owned(), m.value.bytes().to_vec())))
-                .collect::<HashMap<_, _>>()
-        };
-        let mut want = read(&body);
-        want.retain(|key, _| !is_engine_control(Endpoint::Chat, key));
-        want.extend(read(&format!("{{{OURS}}}")));
-        prop_assert_eq!(read(&attempt(&ok(Endpoint::Chat, &body)).decode), want);
-    }
-
-    #[test]
-    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-        for endpoint in Endpoint::ALL {
-            let _ = Request::parse(endpoint, Bytes::from(bytes.clone()));
-        }
-    }
-
-    /// Whatever is accepted makes bodies that are accepted again, with nothing left to remove.
-    #[test]
-    fn accepted_text_stays_json(
-        endpoint in proptest::sample::select(Endpoint::ALL.to_vec()),
-        text in r#"\{("(n|rid|text|prompt|stream|sampling_params|stream_options|input_ids)":(\[[1-3"a\],]{0,6}|[0-3]|true|\{"n":2\}|"a"|\[\]|\[\[1\]\]|\["a","b"\]),?){0,4}\}"#,
-    ) {
-        if let Ok(request) = Request::parse(endpoint, Bytes::from(text)) {
-            let legs = attempt(&request);
-            for body in [&legs.prefill, &legs.decode] {
-                prop_assert!(Raw::parse(body.as_bytes()).is_ok(), "{}", body);
-            }
-            prop_assert_eq!(ok(endpoint, &legs.prefill).stream(), false);
-            prop_assert_eq!(ok(endpoint, &legs.decode).samples(), 1);
-        }
-    }
-}
-
-/// The text without white space between tokens.
-fn tokens(text: &str) -> String {
-    let mut out = String::new();
-    let (mut inside, mut escaped) = (false, false);
-    for c in text.chars() {
-        if inside || !c.is_ascii_whitespace() {
-            out.push(c);
-        }
-        match c {
-            '"' if !escaped => inside = !inside,
-            _ => {}
-        }
-        escaped = c == '\\' && !escaped;
-    }
-    out
+    let many = format!(r#"{{"sampling_params":{{{}"n":1}}}}"#, r#""n":1,"#.repeat(20_000));
+    assert_eq!(refused(Endpoint::Generate, &many), Some("sampling_params.n"));
 }

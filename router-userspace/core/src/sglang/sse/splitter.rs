@@ -197,6 +197,15 @@ mod tests {
     }
 
     #[test]
+    fn line_endings_may_be_mixed() {
+        let (events, rest) = split(&[b"data: 1\n\rdata: 2\r\n\ndata: 3\r\r\ndata: 4\n\r", b"\n"]);
+        let want: [&[u8]; 4] =
+            [b"data: 1\n\r", b"data: 2\r\n\n", b"data: 3\r\r", b"\ndata: 4\n\r\n"];
+        assert_eq!(events, want);
+        assert!(rest.is_empty());
+    }
+
+    #[test]
     fn an_event_inside_a_chunk_shares_its_allocation() {
         let chunk = Bytes::from_static(b"data: 1\n\ndata: 2\n\n");
         let mut splitter = Splitter::default();

@@ -253,3 +253,8 @@ fn read(path: &Path) -> io::Result<String> {
     }
     Ok(text)
 }
+
+#[cfg(test)]
+mod documents;
+#[cfg(test)]
+pub(super) mod tests;

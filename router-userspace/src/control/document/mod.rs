@@ -259,3 +259,6 @@ fn typed(kind: Kind, value: Value) -> Typed {
         Kind::Pod => parse(value, |pod| Object::Pod(Box::new(pod))),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,35 @@
+//! One TCP segment and its payload, as the state of a connection looks at them.
+
+use super::HeadScan;
+
+/// One TCP segment.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment {
+    pub sequence: u32,
+    pub acknowledged: u32,
+    /// Payload bytes.
+    pub length: u32,
+    /// The flags byte of the TCP header.
+    pub flags: u8,
+}
+
+pub const TCP_FIN: u8 = 1;
+pub const TCP_SYN: u8 = 2;
+pub const TCP_RST: u8 = 4;
+
+impl Segment {
+    #[inline(always)]
+    pub(super) fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+/// The payload of a segment, read only where it matters.
+pub trait Payload {
+    /// The first four bytes, zeros where there are fewer.
+    fn first(&self) -> [u8; 4];
+    /// Has `head` read on from `skip`; how many bytes it read.
+    fn scan(&mut self, skip: u32, head: &mut HeadScan) -> u32;
+    /// The last `count` bytes (1 to 8) as a big-endian number.
+    fn last(&self, count: u32) -> u64;
+}

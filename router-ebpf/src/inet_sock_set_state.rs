@@ -1,0 +1,99 @@
+//! The tracepoint sock:inet_sock_set_state: the life of connections that sock_ops does not see,
+//! because they are older than the attach or because there is no cgroup2 to attach to.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::macros::tracepoint;
+use aya_ebpf::programs::TracePointContext;
+use router_common::flow::{Connection, FlowKey, OWNER_TRACEPOINT};
+
+use crate::connection::pair_of;
+use crate::counters::{add, lost, pair};
+use crate::maps::{CONNECTIONS, SETTINGS};
+
+#[tracepoint]
+pub fn pd_sock_state(ctx: TracePointContext) -> u32 {
+    observe(&ctx).map_or(0, |()| 0)
+}
+
+/// Offsets of the event's fields, the same from 5.10 to 7.2.
+const NEW_STATE: usize = 20;
+const LOCAL_PORT: usize = 24;
+const REMOTE_PORT: usize = 26;
+const PROTOCOL: usize = 30;
+/// Both families: an IPv4 address is here in its mapped form.
+const LOCAL: usize = 40;
+const REMOTE: usize = 56;
+
+const IPPROTO_TCP: u16 = 6;
+const TCP_ESTABLISHED: u32 = 1;
+const TCP_CLOSE: u32 = 7;
+
+#[inline(always)]
+fn observe(ctx: &TracePointContext) -> Option<()> {
+    // SAFETY: offsets within the event.
+    let new: u32 = unsafe { ctx.read_at(NEW_STATE) }.ok()?;
+    if new != TCP_ESTABLISHED && new != TCP_CLOSE {
+        return None;
+    }
+    // SAFETY: live map values.
+    let flow = unsafe {
+        if ctx.read_at::<u16>(PROTOCOL).ok()? != IPPROTO_TCP {
+            return None;
+        }
+        FlowKey {
+            local: ctx.read_at(LOCAL).ok()?,
+            remote: ctx.read_at(REMOTE).ok()?,
+            local_port: ctx.read_at(LOCAL_PORT).ok()?,
+            remote_port: ctx.read_at(REMOTE_PORT).ok()?,
+        }
+    };
+    if new == TCP_CLOSE { closed(&flow) } else { established(&flow) }
+}
+
+#[inline(always)]
+fn established(flow: &FlowKey) -> Option<()> {
+    if SETTINGS.get(0)?.sock_ops != 0 {
+        return None;
+    }
+    let key = pair_of(flow)?;
+    let connection = Connection {
+        pair: key,
+        owner: OWNER_TRACEPOINT,
+        established: 1,
+        state: TCP_ESTABLISHED,
+        // SAFETY: no arguments.
+        since_ns: unsafe { bpf_ktime_get_ns() },
+        ..Connection::default()
+    };
+    if CONNECTIONS.insert(flow, connection, BPF_NOEXIST as u64).is_err() {
+        if CONNECTIONS.get_ptr(flow).is_none() {
+            // SAFETY: the pointer is that of a live map value.
+            lost(|losses| unsafe { &raw mut (*losses).connections });
+        }
+        return None;
+    }
+    let stats = pair(&key)?;
+    // SAFETY: as above.
+    unsafe {
+        add(&raw mut (*stats).opened, 1);
+        add(&raw mut (*stats).established, 1);
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn closed(flow: &FlowKey) -> Option<()> {
+    let connection = CONNECTIONS.get_ptr_mut(flow)?;
+    // SAFETY: a live map value.
+    let (owner, key) = unsafe { ((*connection).owner, (*connection).pair) };
+    if owner != OWNER_TRACEPOINT {
+        return None;
+    }
+    // Whoever removes the entry counts, so that two programs attached for a moment count once.
+    if CONNECTIONS.remove(flow).is_ok() {
+        // SAFETY: as above.
+        unsafe { add(&raw mut (*pair(&key)?).closed, 1) };
+    }
+    Some(())
+}

@@ -1,0 +1,145 @@
+//! RoCEv2: InfiniBand transport in UDP (IBTA 1.7, annex A17), counted by queue pair.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use router_common::flow::{QueuePairKey, QueuePairStats};
+
+use crate::counters::{add, lost};
+use crate::maps::{QUEUE_PAIRS, Scratch};
+use crate::packet::{Frame, Packet, UDP};
+
+const PORT: u16 = 4791;
+const UDP_HEADER: usize = 8;
+const BTH: usize = 12;
+const RETH: usize = 16;
+const AETH: usize = 4;
+const IMMEDIATE: usize = 4;
+const ICRC: usize = 4;
+
+/// The opcode's upper bits: reliable and unreliable connection, reliable and unreliable datagram.
+const UNRELIABLE_DATAGRAM: u8 = 3;
+/// Its lower bits, on a connection.
+const SEND_LAST: u8 = 2;
+const SEND_LAST_IMMEDIATE: u8 = 3;
+const SEND_ONLY: u8 = 4;
+const SEND_ONLY_IMMEDIATE: u8 = 5;
+const WRITE_FIRST: u8 = 6;
+const WRITE_LAST: u8 = 8;
+const WRITE_LAST_IMMEDIATE: u8 = 9;
+const WRITE_ONLY: u8 = 10;
+const WRITE_ONLY_IMMEDIATE: u8 = 11;
+const READ_REQUEST: u8 = 12;
+const READ_FIRST: u8 = 13;
+const READ_LAST: u8 = 15;
+const READ_ONLY: u8 = 16;
+const ACKNOWLEDGE: u8 = 17;
+const SEND_LAST_INVALIDATE: u8 = 22;
+const SEND_ONLY_INVALIDATE: u8 = 23;
+
+/// Counts the packet, which came in, if it is RoCEv2.
+#[inline(always)]
+pub fn count<F: Frame>(frame: &F, scratch: *mut Scratch, packet: &Packet) -> Option<()> {
+    if packet.protocol != UDP {
+        return None;
+    }
+    let udp: [u8; 4] = frame.read(packet.transport)?;
+    if u16::from_be_bytes([udp[2], udp[3]]) != PORT {
+        return None;
+    }
+    let at = packet.transport + UDP_HEADER;
+    let bth: [u8; BTH] = frame.read(at)?;
+    let opcode = bth[0] & 0x1f;
+    let padding = ((bth[1] >> 4) & 3) as usize;
+    // SAFETY: a live map value.
+    let stats = unsafe {
+        let key = &raw mut (*scratch).queue_pair;
+        (*key).source = (*scratch).flow.remote;
+        (*key).destination = (*scratch).flow.local;
+        (*key).queue_pair = u32::from_be_bytes([0, bth[5], bth[6], bth[7]]);
+        stats(&*key)?
+    };
+    // SAFETY: fields of a live map value.
+    unsafe { add(&raw mut (*stats).packets, 1) };
+    if bth[0] >> 5 == UNRELIABLE_DATAGRAM {
+        return None;
+    }
+    let headers = BTH + extension(opcode) + padding + ICRC;
+    let payload = packet.end.saturating_sub(at + headers);
+    // SAFETY: as above.
+    unsafe {
+        if carries(opcode) && payload > 0 {
+            add(&raw mut (*stats).payload_bytes, payload as u64);
+        }
+        if ends_message(opcode) {
+            add(&raw mut (*stats).messages, 1);
+        }
+    }
+    let (requests, bytes) = match opcode {
+        // SAFETY: as above.
+        WRITE_FIRST | WRITE_ONLY | WRITE_ONLY_IMMEDIATE => unsafe {
+            (&raw mut (*stats).writes, &raw mut (*stats).write_bytes)
+        },
+        // SAFETY: live map values.
+        READ_REQUEST => unsafe { (&raw mut (*stats).reads, &raw mut (*stats).read_bytes) },
+        _ => return None,
+    };
+    // RETH: address (8), remote key (4), length (4).
+    let length: [u8; 4] = frame.read(at + BTH + 12)?;
+    add(requests, 1);
+    add(bytes, u32::from_be_bytes(length) as u64);
+    Some(())
+}
+
+/// Bytes between the BTH and the payload.
+#[inline(always)]
+fn extension(opcode: u8) -> usize {
+    match opcode {
+        WRITE_FIRST | WRITE_ONLY | READ_REQUEST => RETH,
+        WRITE_ONLY_IMMEDIATE => RETH + IMMEDIATE,
+        READ_FIRST | READ_LAST | READ_ONLY | ACKNOWLEDGE => AETH,
+        SEND_LAST_IMMEDIATE | SEND_ONLY_IMMEDIATE | WRITE_LAST_IMMEDIATE => IMMEDIATE,
+        SEND_LAST_INVALIDATE | SEND_ONLY_INVALIDATE => IMMEDIATE,
+        _ => 0,
+    }
+}
+
+/// SENDs, WRITEs and READ responses; not requests to read, acknowledgements and atomics.
+#[inline(always)]
+fn carries(opcode: u8) -> bool {
+    opcode < READ_REQUEST
+        || (opcode > READ_REQUEST && opcode < ACKNOWLEDGE)
+        || opcode == SEND_LAST_INVALIDATE
+        || opcode == SEND_ONLY_INVALIDATE
+}
+
+#[inline(always)]
+fn ends_message(opcode: u8) -> bool {
+    matches!(
+        opcode,
+        SEND_LAST
+            | SEND_LAST_IMMEDIATE
+            | SEND_ONLY
+            | SEND_ONLY_IMMEDIATE
+            | WRITE_LAST
+            | WRITE_LAST_IMMEDIATE
+            | WRITE_ONLY
+            | WRITE_ONLY_IMMEDIATE
+            | READ_LAST
+            | READ_ONLY
+            | SEND_LAST_INVALIDATE
+            | SEND_ONLY_INVALIDATE
+    )
+}
+
+#[inline(always)]
+fn stats(key: &QueuePairKey) -> Option<*mut QueuePairStats> {
+    if let Some(stats) = QUEUE_PAIRS.get_ptr_mut(key) {
+        return Some(stats);
+    }
+    let _ = QUEUE_PAIRS.insert(key, QueuePairStats::default(), BPF_NOEXIST as u64);
+    let stats = QUEUE_PAIRS.get_ptr_mut(key);
+    if stats.is_none() {
+        // SAFETY: the pointer is that of a live map value.
+        lost(|losses| unsafe { &raw mut (*losses).queue_pairs });
+    }
+    stats
+}

@@ -1,0 +1,364 @@
+//! sock_ops on the cgroup root: connections of local pods, what they moved, their round trips
+//! and retransmits, from the sockets themselves.
+
+use aya_ebpf::bindings::{
+    BPF_NOEXIST, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
+    BPF_SOCK_OPS_RETRANS_CB, BPF_SOCK_OPS_RETRANS_CB_FLAG, BPF_SOCK_OPS_RTT_CB,
+    BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+    BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_ops,
+};
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::macros::sock_ops;
+use aya_ebpf::programs::SockOpsContext;
+use router_common::flow::{Connection, FlowKey, OWNER_SOCK_OPS, PairKey, PairStats, mapped};
+
+use crate::connection::pair_of;
+use crate::counters::{add, lost, pair};
+use crate::maps::CONNECTIONS;
+
+#[sock_ops]
+pub fn pd_sock_ops(ctx: SockOpsContext) -> u32 {
+    observe(&ctx).map_or(1, |()| 1)
+}
+
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+
+const TCP_ESTABLISHED: u32 = 1;
+const TCP_SYN_SENT: u32 = 2;
+const TCP_FIN_WAIT1: u32 = 4;
+const TCP_FIN_WAIT2: u32 = 5;
+const TCP_TIME_WAIT: u32 = 6;
+const TCP_CLOSE: u32 = 7;
+const TCP_CLOSE_WAIT: u32 = 8;
+const TCP_LAST_ACK: u32 = 9;
+const TCP_CLOSING: u32 = 11;
+
+const EVENTS: u32 =
+    BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG | BPF_SOCK_OPS_RETRANS_CB_FLAG;
+
+/// A field of the context, as one load at a constant offset: the compiler would join loads of
+/// two branches into one by a computed pointer, which the verifier refuses.
+macro_rules! field {
+    ($ctx:expr, $field:ident) => {
+        field!($ctx, $field, 0)
+    };
+    ($ctx:expr, $field:ident, $index:expr) => {
+        load32::<{ core::mem::offset_of!(bpf_sock_ops, $field) + 4 * $index }>($ctx)
+    };
+}
+
+#[inline(always)]
+fn load32<const OFFSET: usize>(ctx: &SockOpsContext) -> u32 {
+    let value: u64;
+    // SAFETY: the context is valid while the program runs; the verifier checks the offset.
+    unsafe {
+        core::arch::asm!(
+            "{value} = *(u32 *)({ops} + {offset})",
+            value = out(reg) value,
+            ops = in(reg) ctx.ops,
+            offset = const OFFSET,
+        );
+    }
+    value as u32
+}
+
+#[inline(always)]
+fn load64<const OFFSET: usize>(ctx: &SockOpsContext) -> u64 {
+    let value: u64;
+    // SAFETY: as above.
+    unsafe {
+        core::arch::asm!(
+            "{value} = *(u64 *)({ops} + {offset})",
+            value = out(reg) value,
+            ops = in(reg) ctx.ops,
+            offset = const OFFSET,
+        );
+    }
+    value
+}
+
+#[inline(always)]
+fn argument<const INDEX: usize>(ctx: &SockOpsContext) -> u32 {
+    // The arguments follow `op`.
+    match INDEX {
+        0 => load32::<4>(ctx),
+        _ => load32::<8>(ctx),
+    }
+}
+
+#[inline(always)]
+fn bytes_acked(ctx: &SockOpsContext) -> u64 {
+    load64::<{ core::mem::offset_of!(bpf_sock_ops, bytes_acked) }>(ctx)
+}
+
+#[inline(always)]
+fn bytes_received(ctx: &SockOpsContext) -> u64 {
+    load64::<{ core::mem::offset_of!(bpf_sock_ops, bytes_received) }>(ctx)
+}
+
+#[inline(always)]
+fn observe(ctx: &SockOpsContext) -> Option<()> {
+    match field!(ctx, op) {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(ctx),
+        BPF_SOCK_OPS_RTT_CB | BPF_SOCK_OPS_RETRANS_CB => {
+            let connection = CONNECTIONS.get_ptr_mut(flow(ctx)?)?;
+            // SAFETY: live map values.
+            let key = unsafe { (*connection).pair };
+            let stats = pair(&key)?;
+            if let Some(fins) = fins_while(field!(ctx, state)) {
+                // SAFETY: live map values.
+                unsafe { account(ctx, connection, stats, fins) };
+            }
+            sample(ctx, stats);
+            Some(())
+        }
+        BPF_SOCK_OPS_STATE_CB => changed(ctx),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn flow(ctx: &SockOpsContext) -> Option<FlowKey> {
+    let (local, remote) = match field!(ctx, family) {
+        AF_INET => (
+            mapped(field!(ctx, local_ip4).to_ne_bytes()),
+            mapped(field!(ctx, remote_ip4).to_ne_bytes()),
+        ),
+        AF_INET6 => (
+            words([
+                field!(ctx, local_ip6, 0),
+                field!(ctx, local_ip6, 1),
+                field!(ctx, local_ip6, 2),
+                field!(ctx, local_ip6, 3),
+            ]),
+            words([
+                field!(ctx, remote_ip6, 0),
+                field!(ctx, remote_ip6, 1),
+                field!(ctx, remote_ip6, 2),
+                field!(ctx, remote_ip6, 3),
+            ]),
+        ),
+        _ => return None,
+    };
+    Some(FlowKey {
+        local,
+        remote,
+        local_port: field!(ctx, local_port) as u16,
+        remote_port: u32::from_be(field!(ctx, remote_port)) as u16,
+    })
+}
+
+#[inline(always)]
+fn words(words: [u32; 4]) -> [u8; 16] {
+    let [a, b, c, d] = words.map(u32::to_ne_bytes);
+    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
+}
+
+/// Starts to follow a socket; true if this is the first time.
+#[inline(always)]
+fn follow(ctx: &SockOpsContext, flow: &FlowKey, key: PairKey, established: bool) -> bool {
+    let _ = ctx.set_cb_flags(EVENTS as i32);
+    let connection = Connection {
+        pair: key,
+        owner: OWNER_SOCK_OPS,
+        established: established as u32,
+        state: field!(ctx, state),
+        // SAFETY: no arguments.
+        since_ns: unsafe { bpf_ktime_get_ns() },
+        ..Connection::default()
+    };
+    if CONNECTIONS.insert(flow, connection, BPF_NOEXIST as u64).is_ok() {
+        return true;
+    }
+    if CONNECTIONS.get_ptr(flow).is_none() {
+        // SAFETY: live map values.
+        lost(|losses| unsafe { &raw mut (*losses).connections });
+        return true;
+    }
+    false
+}
+
+#[inline(always)]
+fn connecting(ctx: &SockOpsContext) -> Option<()> {
+    let flow = flow(ctx)?;
+    let key = pair_of(&flow)?;
+    if follow(ctx, &flow, key, false) {
+        // SAFETY: live map values.
+        unsafe { add(&raw mut (*pair(&key)?).opened, 1) };
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn connected(ctx: &SockOpsContext) -> Option<()> {
+    let flow = flow(ctx)?;
+    let key = match CONNECTIONS.get_ptr_mut(flow) {
+        // SAFETY: live map values.
+        Some(connection) => unsafe {
+            (*connection).established = 1;
+            (*connection).acked_syn = 1;
+            (*connection).pair
+        },
+        None => pair_of(&flow)?,
+    };
+    // SAFETY: live map values.
+    unsafe { add(&raw mut (*pair(&key)?).established, 1) };
+    Some(())
+}
+
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext) -> Option<()> {
+    let flow = flow(ctx)?;
+    let key = pair_of(&flow)?;
+    if follow(ctx, &flow, key, true) {
+        let stats = pair(&key)?;
+        // SAFETY: live map values.
+        unsafe {
+            add(&raw mut (*stats).opened, 1);
+            add(&raw mut (*stats).established, 1);
+        }
+    }
+    Some(())
+}
+
+/// How many FINs are among `bytes_acked` and `bytes_received`, which they raise like a byte.
+struct Fins {
+    acked: u64,
+    received: u64,
+}
+
+/// Between two state changes. Nothing while an acknowledgement may be that of the FIN: then the
+/// next state tells, and what was moved is counted with it.
+#[inline(always)]
+fn fins_while(state: u32) -> Option<Fins> {
+    match state {
+        TCP_ESTABLISHED => Some(Fins { acked: 0, received: 0 }),
+        TCP_CLOSE_WAIT => Some(Fins { acked: 0, received: 1 }),
+        TCP_FIN_WAIT2 => Some(Fins { acked: 1, received: 0 }),
+        _ => None,
+    }
+}
+
+/// At a state change (RFC 9293 3.3.2); the kernel's counters change before the state does.
+#[inline(always)]
+fn fins_at(ctx: &SockOpsContext, connection_received: u64, old: u32, new: u32) -> Fins {
+    let received = match (old, new) {
+        (_, TCP_CLOSE_WAIT | TCP_CLOSING) => 1,
+        (TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING | TCP_TIME_WAIT, _) => 1,
+        // Out of FIN_WAIT2 with more received than before: the FIN was the last of it.
+        (TCP_FIN_WAIT2, TCP_CLOSE | TCP_TIME_WAIT) => {
+            (bytes_received(ctx) > connection_received) as u64
+        }
+        _ => 0,
+    };
+    let acked = match (old, new) {
+        (TCP_FIN_WAIT1, TCP_FIN_WAIT2) | (TCP_FIN_WAIT2 | TCP_TIME_WAIT, _) => 1,
+        (TCP_LAST_ACK | TCP_CLOSING, TCP_CLOSE | TCP_TIME_WAIT) => {
+            (field!(ctx, snd_una) == field!(ctx, snd_nxt)) as u64
+        }
+        _ => 0,
+    };
+    Fins { acked, received }
+}
+
+/// Adds what the socket moved since the last time.
+#[inline(always)]
+unsafe fn account(
+    ctx: &SockOpsContext,
+    connection: *mut Connection,
+    stats: *mut PairStats,
+    fins: Fins,
+) {
+    let acked = bytes_acked(ctx).saturating_sub(fins.acked);
+    let received = bytes_received(ctx).saturating_sub(fins.received);
+    let retransmits = field!(ctx, total_retrans);
+    // SAFETY: live map values.
+    unsafe {
+        let acked = acked.saturating_sub((*connection).acked_syn as u64);
+        if acked > (*connection).acked {
+            add(&raw mut (*stats).tx_bytes, acked - (*connection).acked);
+            (*connection).acked = acked;
+        }
+        if received > (*connection).received {
+            add(&raw mut (*stats).rx_bytes, received - (*connection).received);
+            (*connection).received = received;
+        }
+        if retransmits > (*connection).retransmits {
+            let more = retransmits - (*connection).retransmits;
+            add(&raw mut (*stats).retransmits, more as u64);
+            (*connection).retransmits = retransmits;
+        }
+    }
+}
+
+#[inline(always)]
+fn sample(ctx: &SockOpsContext, stats: *mut PairStats) {
+    // The kernel keeps eight times the smoothed round trip.
+    let srtt_us = field!(ctx, srtt_us) >> 3;
+    if srtt_us > 0 {
+        // SAFETY: live map values.
+        unsafe {
+            add(&raw mut (*stats).srtt_us_sum, srtt_us as u64);
+            add(&raw mut (*stats).srtt_samples, 1);
+        }
+    }
+}
+
+#[inline(always)]
+fn changed(ctx: &SockOpsContext) -> Option<()> {
+    let old = argument::<0>(ctx);
+    let new = argument::<1>(ctx);
+    let flow = flow(ctx)?;
+    let Some(connection) = CONNECTIONS.get_ptr_mut(flow) else {
+        return if new == TCP_CLOSE { close_untracked(ctx, &flow, old) } else { None };
+    };
+    // SAFETY: live map values.
+    let key = unsafe { (*connection).pair };
+    let stats = pair(&key)?;
+    // SAFETY: live map values.
+    let fins = fins_at(ctx, unsafe { (*connection).received }, old, new);
+    // SAFETY: live map values.
+    unsafe { account(ctx, connection, stats, fins) };
+    if new == TCP_CLOSE {
+        // SAFETY: live map values.
+        unsafe {
+            let ended = if (*connection).established != 0 {
+                &raw mut (*stats).closed
+            } else {
+                &raw mut (*stats).failed
+            };
+            add(ended, 1);
+        }
+        let _ = CONNECTIONS.remove(flow);
+    } else {
+        // SAFETY: live map values.
+        unsafe { (*connection).state = new };
+    }
+    Some(())
+}
+
+/// A connection for which there was no room: its totals are counted at its end.
+#[inline(always)]
+fn close_untracked(ctx: &SockOpsContext, flow: &FlowKey, old: u32) -> Option<()> {
+    let key = pair_of(flow)?;
+    let stats = pair(&key)?;
+    let fins = fins_at(ctx, 0, old, TCP_CLOSE);
+    let acked = bytes_acked(ctx).saturating_sub(fins.acked);
+    let received = bytes_received(ctx).saturating_sub(fins.received);
+    let retransmits = field!(ctx, total_retrans);
+    // SAFETY: live map values.
+    unsafe {
+        if old == TCP_SYN_SENT {
+            add(&raw mut (*stats).failed, 1);
+            return Some(());
+        }
+        add(&raw mut (*stats).closed, 1);
+        add(&raw mut (*stats).tx_bytes, acked);
+        add(&raw mut (*stats).rx_bytes, received);
+        add(&raw mut (*stats).retransmits, retransmits as u64);
+    }
+    Some(())
+}

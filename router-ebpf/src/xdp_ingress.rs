@@ -1,0 +1,24 @@
+//! XDP on an uplink: what arrives for local pods, and RoCEv2, before the stack sees it.
+
+use aya_ebpf::bindings::xdp_action::XDP_PASS;
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+
+use crate::maps::SCRATCH;
+use crate::packet::{Way, parse};
+use crate::roce;
+use crate::tc_ingress::count_uplink;
+
+#[xdp]
+pub fn pd_xdp(ctx: XdpContext) -> u32 {
+    observe(&ctx).map_or(XDP_PASS, |()| XDP_PASS)
+}
+
+#[inline(always)]
+fn observe(ctx: &XdpContext) -> Option<()> {
+    let scratch = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: a live map value.
+    let packet = parse(ctx, Way::ToPod, unsafe { &raw mut (*scratch).flow })?;
+    count_uplink(scratch, &packet);
+    roce::count(ctx, scratch, &packet)
+}

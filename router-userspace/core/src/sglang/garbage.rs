@@ -1,0 +1,118 @@
+//! What engines should never send, and may: no reader of answers panics on it.
+
+use std::slice::from_ref;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::json::Raw;
+use super::logprob::InputLogprobs;
+use super::{Endpoint, fault, info, merge, sse};
+
+/// Pieces of the engine's vocabulary, in an order that no engine would use.
+fn vocabulary() -> impl Strategy<Value = String> {
+    let word = proptest::sample::select(vec![
+        "choices",
+        "index",
+        "usage",
+        "prompt_tokens",
+        "completion_tokens",
+        "total_tokens",
+        "error",
+        "message",
+        "code",
+        "type",
+        "detail",
+        "meta_info",
+        "finish_reason",
+        "abort",
+        "status_code",
+        "id",
+        "created",
+        "delta",
+        "role",
+        "content",
+        "sglext",
+        "output_ids",
+        "spec_tokens_details",
+        "text",
+        "input_token_logprobs",
+        "input_top_logprobs",
+        "internal_states",
+        "completion_tokens_details",
+        "server_args",
+        "dp_size",
+        "response",
+        "response.failed",
+    ]);
+    let leaf = prop_oneof![
+        word.clone().prop_map(|word| format!("\"{word}\"")),
+        Just("null".to_owned()),
+        Just("18446744073709551615".to_owned()),
+        Just("3".to_owned()),
+        Just("-1.5e9".to_owned()),
+        Just("[]".to_owned()),
+    ];
+    leaf.prop_recursive(5, 40, 5, move |inner| {
+        let object = proptest::collection::vec((word.clone(), inner.clone()), 0..6);
+        prop_oneof![
+            1 => proptest::collection::vec(inner, 0..4).prop_map(|items| format!("[{}]", items.join(","))),
+            3 => object.prop_map(|members| {
+                let members: Vec<_> =
+                    members.iter().map(|(key, value)| format!("\"{key}\": {value}")).collect();
+                format!("{{ {} }}", members.join(" , "))
+            }),
+        ]
+    })
+}
+
+/// Everything that reads an answer reads these two.
+fn read(a: &Bytes, b: &Bytes) -> Result<(), TestCaseError> {
+    for endpoint in Endpoint::ALL {
+        for batch in [None, Some(1), Some(2)] {
+            if let Ok(merged) = merge::json(endpoint, 2, batch, &[a.clone(), b.clone()]) {
+                prop_assert!(Raw::parse(&merged).is_ok(), "{:?}", merged);
+            }
+        }
+        let mut stream = merge::Stream::new(endpoint, 2);
+        for (sample, data) in [(0, a), (1, b), (1, a)] {
+            let event = [b"event: x\ndata: ", &data[..], b"\n\n"].concat();
+            fault::first_event_fault(endpoint, &event);
+            sse::is_preamble(endpoint, &event);
+            for event in [&event[..], data] {
+                if let Ok(Some(out)) = stream.push(sample, event) {
+                    prop_assert!(Raw::parse(&sse::data(&out).unwrap()).is_ok(), "{:?}", out);
+                }
+            }
+        }
+        stream.finish();
+        fault::answer_fault(endpoint, a);
+    }
+    if let Ok(prompt) = InputLogprobs::from_prefill(a) {
+        if let Ok(merged) = prompt.merge_json(b) {
+            prop_assert!(Raw::parse(&merged).is_ok(), "{:?}", merged);
+        }
+        prompt.merge_event([b"data: ", &b[..], b"\n\n"].concat().into());
+    }
+    let error = fault::engine_error(500, a);
+    prop_assert!(error.message.len() <= 2 * fault::MAX_MESSAGE);
+    info::Facts::from_server_info(a);
+    info::Facts::from_route(a);
+    prop_assert!(Raw::parse(&info::server_info(from_ref(a), from_ref(b))).is_ok());
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn answers_out_of_the_engine_s_words_do_no_harm(a in vocabulary(), b in vocabulary()) {
+        read(&a.into(), &b.into())?;
+    }
+
+    #[test]
+    fn arbitrary_answers_do_no_harm(
+        a in proptest::collection::vec(any::<u8>(), 0..60),
+        b in r#"[\[\]{}:,"a0\\ \n]{0,30}"#,
+    ) {
+        read(&a.into(), &b.into())?;
+    }
+}

@@ -1,0 +1,173 @@
+//! Every kind of bad document, and what is said of it.
+
+use super::super::golden::fleet;
+use super::*;
+
+fn scalar(text: &str) -> Value {
+    let document = format!("v: {text}");
+    let parsed: Value = serde_saphyr::from_str_with_options(&document, options()).unwrap();
+    parsed["v"].clone()
+}
+
+#[test]
+fn scalars_mean_what_they_mean_to_kubectl() {
+    for (text, expected) in [
+        ("0777", Value::from(511)),
+        ("0o777", 511.into()),
+        ("'0777'", "0777".into()),
+        ("yes", true.into()),
+        ("off", false.into()),
+        ("\"yes\"", "yes".into()),
+        ("24h", "24h".into()),
+        ("12:30", "12:30".into()),
+        ("2024-01-01", "2024-01-01".into()),
+        ("~", Value::Null),
+    ] {
+        assert_eq!(scalar(text), expected, "{text}");
+    }
+}
+
+fn problems(text: &str) -> Vec<String> {
+    fleet(text).problems.iter().map(ToString::to_string).collect()
+}
+
+const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: p\n";
+const POOL: &str = "apiVersion: inference.networking.x-k8s.io/v1alpha2\nkind: InferencePool\nmetadata:\n  name: pool\n";
+const POLICY: &str = "apiVersion: inferenceextension.alibabacloud.com/v1alpha1\nkind: InferenceTrafficPolicy\nmetadata:\n  name: policy\nspec:\n  poolRef:\n    name: pool\n";
+
+/// A document and what its one problem says, field and reason.
+fn says(document: &str, expected: &[&str]) {
+    let problems = problems(document);
+    let [problem] = problems.as_slice() else { panic!("{document}\n{problems:#?}") };
+    for part in expected {
+        assert!(problem.contains(part), "{document}\n{problem}\nlacks {part}");
+    }
+}
+
+#[test]
+fn a_document_that_does_not_parse_is_named_with_field_and_reason() {
+    let at = "case.yaml document 1";
+    says("a: [1\n", &[at, "is not YAML", "line 1"]);
+    says("a: 1\na: 2\n", &[at, "is not YAML", "duplicate", "line 2"]);
+    says("just text\n", &[at, "no apiVersion and kind"]);
+    says("- a\n- b\n", &[at, "no apiVersion and kind"]);
+    says("apiVersion: v1\nkind: Pod\n", &[at, "metadata.name", "a Pod needs a name"]);
+    let labels = |value: &str| format!("{POD}  labels:\n    app: {value}\n");
+    says(&labels("yes"), &[at, "Pod default/p", "metadata.labels.app", "boolean", "quotes"]);
+    says(&labels("0777"), &["metadata.labels.app", "integer `511`", "quotes"]);
+    says(&format!("{POD}spec: []\n"), &["Pod default/p", "spec"]);
+    let port =
+        |port: &str| format!("{POOL}spec:\n  selector:\n    a: b\n  targetPortNumber: {port}\n");
+    says(&port("0"), &["InferencePool default/pool", "spec.targetPortNumber", "nonzero u16"]);
+    says(&port("70000"), &["spec.targetPortNumber", "70000"]);
+    says(&port("http"), &["spec.targetPortNumber", "\"http\""]);
+    says(&format!("{POOL}spec:\n  targetPortNumber: 1\n"), &["spec", "missing field `selector`"]);
+    let version = POOL.replace("v1alpha2", "v1alpha1");
+    says(&version, &["InferencePool default/pool", "apiVersion", "v1alpha1"]);
+    let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata:\n  name: r\nspec:\n  parentRefs:\n  - name: g\n  rules:\n  - matches:\n    - path:\n        type: Prefix\n        value: /\n";
+    says(route, &["HTTPRoute default/r", "spec.rules[0].matches[0].path.type", "PathPrefix"]);
+}
+
+#[test]
+fn a_field_that_has_no_effect_is_named_and_the_rest_is_served() {
+    let pool = format!("{POOL}spec:\n  selector:\n    a: b\n  targetPortNumber: 1\n---\n");
+    let policy = |rest: &str| format!("{pool}{POLICY}{rest}");
+    says(
+        &policy("  profile:\n    single:\n      trafficPolicy: {}\n"),
+        &["document 2", "spec.profile.single.trafficPolicy", "has no effect"],
+    );
+    says(&policy("  modelServerRuntim: sglang\n"), &["spec.modelServerRuntim", "not known"]);
+    says(&format!("{POD}spec:\n  containers: []\n  nodeNam: x\n"), &["spec.nodeNam", "not known"]);
+    let gateway = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata:\n  name: g\nspec:\n  gatewayClassName: c\n  addresses:\n  - value: 10.0.0.1\n  listeners:\n  - name: http\n    port: 80\n    protocol: HTTP\n";
+    says(gateway, &["Gateway default/g", "spec.addresses", "has no effect"]);
+    assert_eq!(fleet(gateway).ports(), [80]);
+    let backend = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata:\n  name: r\nspec:\n  parentRefs: []\n  rules:\n  - retry: {attempts: 3}\n";
+    let said = problems(backend).join("\n");
+    assert!(said.contains("spec.rules[0].retry: is not known to pd-router"), "{said}");
+}
+
+#[test]
+fn a_null_is_no_unknown_field() {
+    assert_eq!(
+        problems(&format!("{POD}  creationTimestamp: null\nspec: null\nextra: ~\n")),
+        [""; 0]
+    );
+}
+
+#[test]
+fn the_quantity_of_the_english_page_gets_a_helpful_message_in_a_kind_that_is_read() {
+    let pod = format!(
+        "{POD}spec:\n  containers:\n  - name: c\n    resources:\n      limits:\n        memory: \"16 Gi\"\n        nvidia.com/gpu: \"2\"\n"
+    );
+    says(
+        &pod,
+        &["Pod default/p", "spec.containers[0].resources.limits.memory", "\"16 Gi\"", "write 16Gi"],
+    );
+    let shm = format!(
+        "{POD}spec:\n  containers: []\n  volumes:\n  - name: d\n    emptyDir:\n      sizeLimit: 15 Gi\n"
+    );
+    says(&shm, &["spec.volumes[0].emptyDir.sizeLimit", "write 15Gi"]);
+}
+
+#[test]
+fn a_broken_document_does_not_disturb_the_others() {
+    let text = format!(
+        "{POD}---\na: [\n---\n# only a comment\n---\n{}",
+        POD.replace("name: p", "name: q")
+    );
+    let documents = read(&"f.yaml".into(), &text);
+    let seen: Vec<_> =
+        documents.iter().map(|d| (d.position, d.key.as_ref().map(Key::to_string))).collect();
+    let pod = |name: &str| Some(format!("Pod default/{name}"));
+    assert_eq!(seen, [(1, pod("p")), (2, None), (3, pod("q"))]);
+    assert!(documents[1].problems[0].reason.contains("line 6"), "{:?}", documents[1].problems);
+}
+
+#[test]
+fn a_document_that_is_not_yaml_is_known_by_the_lines_that_name_it() {
+    let text = "apiVersion: v1\nkind: Pod # a pod\nmetadata:\n  labels:\n    name: wrong\n  name: \"p\"\n  namespace: ns\nspec: {\n";
+    let documents = read(&"f.yaml".into(), text);
+    assert_eq!(documents[0].key.as_ref().map(Key::to_string).as_deref(), Some("Pod ns/p"));
+}
+
+#[test]
+fn a_marker_inside_a_block_and_windows_lines_are_no_matter() {
+    let pod = format!("{POD}  annotations:\n    note: |\n      a\n      ---\n      b\n")
+        .replace('\n', "\r\n");
+    let documents = read(&"f.yaml".into(), &format!("---\r\n{pod}--- # next\r\n{pod}"));
+    assert_eq!(documents.len(), 2);
+    assert!(documents.iter().all(|d| matches!(d.content, Content::Object(_))), "{documents:#?}");
+}
+
+#[test]
+fn lists_are_unpacked_and_name_their_items() {
+    let text = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pod, metadata: {name: a}}\n- {apiVersion: v1, kind: Pod, metadata: {name: b, labels: {x: 1}}}\n- {apiVersion: v1, kind: Secret}\n";
+    let documents = read(&"f.yaml".into(), text);
+    assert_eq!(documents.len(), 3);
+    let problem = documents[1].problems[0].to_string();
+    assert!(problem.contains("document 1, Pod default/b, items[1].metadata.labels.x"), "{problem}");
+}
+
+#[test]
+fn an_alias_bomb_is_refused() {
+    let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+    for level in 1..10 {
+        let below = format!("*a{}, ", level - 1).repeat(10);
+        text.push_str(&format!("a{level}: &a{level} [{below}]\n"));
+    }
+    says(&text, &["is not YAML"]);
+}
+
+#[test]
+fn json_is_read_too() {
+    let text = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}}"#;
+    assert!(problems(text).is_empty());
+}
+
+#[test]
+fn what_is_not_ours_is_accepted_quietly() {
+    let foreign = "apiVersion: workloads.x-k8s.io/v1alpha1\nkind: RoleBasedGroup\nspec: 30 Gi\n";
+    assert!(problems(foreign).is_empty());
+    assert!(problems("").is_empty());
+    assert!(problems("# nothing\n---\n---\n").is_empty());
+}

@@ -1,0 +1,218 @@
+//! What holds of every build: order does not matter, workers outlive fleets, facts change fits.
+
+use proptest::prelude::*;
+use router_core::fleet::{Limits, Member, Weight};
+
+use super::super::document::{self, Content};
+use super::super::golden;
+use super::*;
+
+/// Every object of the golden cases, each with its own source.
+fn everything() -> Vec<(Source, Object)> {
+    let cases = [
+        include_str!("../golden/document.yaml"),
+        include_str!("../golden/pods.yaml"),
+        include_str!("../golden/routes.yaml"),
+        include_str!("../golden/references.yaml"),
+        include_str!("../golden/services.yaml"),
+        include_str!("../golden/multi-node.yaml"),
+    ];
+    let mut objects = Vec::new();
+    for (number, text) in cases.into_iter().enumerate() {
+        let file: Arc<str> = format!("{number}.yaml").into();
+        for document in document::read(&file, text) {
+            let name = Arc::clone(&file);
+            // Items of one List share a position; here each needs its own.
+            let position = u32::try_from(objects.len()).unwrap();
+            let source = Source::File { name, document: position };
+            if let Content::Object(object) = document.content {
+                objects.push((source, *object));
+            }
+        }
+    }
+    objects
+}
+
+fn text(fleet: &Fleet) -> String {
+    serde_json::to_string_pretty(fleet).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn the_order_of_the_objects_never_changes_the_fleet(
+        order in Just(everything()).prop_shuffle(),
+        removed in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
+    ) {
+        let build = |objects: &[(Source, Object)]| {
+            let mut index = Index::default();
+            for (source, object) in objects {
+                index.apply(source.clone(), object.clone());
+            }
+            index
+        };
+        let mut shuffled = build(&order);
+        prop_assert_eq!(
+            text(&build(&everything()).build(&Fleet::default())),
+            text(&shuffled.build(&Fleet::default()))
+        );
+        // Removing is the same as never having applied.
+        let mut rest = everything();
+        for at in removed {
+            let (source, object) = rest.remove(at.index(rest.len()));
+            shuffled.remove(&source, &object.key());
+        }
+        prop_assert_eq!(
+            text(&build(&rest).build(&Fleet::default())),
+            text(&shuffled.build(&Fleet::default()))
+        );
+    }
+}
+
+const POOL: &str = "
+apiVersion: inference.networking.x-k8s.io/v1alpha2
+kind: InferencePool
+metadata: {name: pool}
+spec: {selector: {app: a}, targetPortNumber: 8000}
+---
+";
+
+fn pod(name: &str, uid: &str, ip: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, uid: {uid}, labels: {{app: a}}}}\n\
+         status: {{podIP: {ip}, conditions: [{{type: Ready, status: \"True\"}}]}}\n---\n"
+    )
+}
+
+fn fleet_after(previous: &Fleet, pods: &str) -> Fleet {
+    golden::index("case.yaml", &format!("{POOL}{pods}")).build(previous)
+}
+
+fn member(fleet: &Fleet) -> &Member {
+    &fleet.pools[0].members[0]
+}
+
+#[test]
+fn a_worker_and_its_leases_outlive_the_fleet_that_named_it() {
+    let first = fleet_after(&Fleet::default(), &pod("p", "u", "10.0.0.1"));
+    let weight = Weight { requests: 1, ..Weight::default() };
+    let lease = member(&first).worker.try_lease(weight, Limits::NONE, None).unwrap();
+    let second = fleet_after(&first, &pod("p", "u", "10.0.0.1"));
+    assert!(Arc::ptr_eq(&member(&first).worker, &member(&second).worker));
+    assert_eq!(member(&second).worker.usage().requests, 1);
+    assert_eq!((first.generation, second.generation), (1, 2));
+    drop(lease);
+    assert_eq!(member(&second).worker.usage().requests, 0);
+}
+
+#[test]
+fn the_same_address_with_a_new_uid_is_a_new_worker_and_so_is_a_new_address() {
+    let first = fleet_after(&Fleet::default(), &pod("p", "u", "10.0.0.1"));
+    for other in [pod("p", "other", "10.0.0.1"), pod("p", "u", "10.0.0.2")] {
+        let second = fleet_after(&first, &other);
+        assert!(!Arc::ptr_eq(&member(&first).worker, &member(&second).worker), "{other}");
+    }
+}
+
+#[test]
+fn a_pod_of_two_pools_is_one_worker() {
+    let second_pool = POOL.replace("name: pool", "name: second");
+    let fleet = fleet_after(&Fleet::default(), &(second_pool + &pod("p", "u", "10.0.0.1")));
+    let [a, b] = fleet.pools.as_slice() else { panic!("{fleet:?}") };
+    assert!(Arc::ptr_eq(&a.members[0].worker, &b.members[0].worker));
+}
+
+#[test]
+fn facts_change_which_engines_fit() {
+    let pods = pod("a", "u-a", "10.0.0.1") + &pod("b", "u-b", "10.0.0.2");
+    let mut index = golden::index("case.yaml", &format!("{POOL}{pods}"));
+    let before = index.build(&Fleet::default());
+    assert_eq!(before.pools[0].fits.len(), 1);
+    let tell = |index: &mut Index, uid: &str, model: &str| {
+        let model_path = Some(model.to_owned());
+        let facts = Facts { model_path, ..Facts::default() };
+        index.set_facts(WorkerKey { uid: uid.into(), port: 8000 }, facts)
+    };
+    assert!(tell(&mut index, "u-a", "qwen"));
+    assert!(tell(&mut index, "u-b", "llama"));
+    assert!(!tell(&mut index, "u-b", "llama"), "the same facts are no news");
+    let after = index.build(&before);
+    assert_eq!(after.pools[0].fits.len(), 2);
+    assert_eq!(after.pools[0].serving(Some("qwen")).next().unwrap().unified, [0]);
+}
+
+#[test]
+fn the_first_of_two_sources_counts_and_the_other_is_named() {
+    let mut index = golden::index("b.yaml", &pod("p", "second", "10.0.0.2"));
+    let Object::Pod(first) = golden::object(&pod("p", "first", "10.0.0.1")) else { panic!() };
+    let source = Source::File { name: "a.yaml".into(), document: 3 };
+    index.apply(source.clone(), Object::Pod(first));
+    let Object::InferencePool(pool) = golden::object(POOL) else { panic!() };
+    index.apply(Source::Cluster, Object::InferencePool(pool));
+    let fleet = index.build(&Fleet::default());
+    assert_eq!(&*member(&fleet).worker.key.uid, "first");
+    let said = fleet.problems[0].to_string();
+    assert!(
+        said.contains("b.yaml document 1, Pod default/p: is also in a.yaml document 3"),
+        "{said}"
+    );
+    index.remove(&source, &golden::object(&pod("p", "first", "10.0.0.1")).key());
+    let fleet = index.build(&fleet);
+    assert_eq!(&*member(&fleet).worker.key.uid, "second");
+    assert!(fleet.problems.is_empty());
+}
+
+#[test]
+fn policies_that_contradict_are_named_and_the_older_counts() {
+    let policy = |name: &str, created: &str, label: &str| {
+        format!(
+            "apiVersion: inferenceextension.alibabacloud.com/v1alpha1\nkind: InferenceTrafficPolicy\n\
+             metadata: {{name: {name}, creationTimestamp: \"{created}\"}}\n\
+             spec: {{poolRef: {{name: pool}}, profile: {{pd: {{pdRoleLabelName: {label}}}, single: {{}}}}}}\n---\n"
+        )
+    };
+    let young = policy("a-young", "2026-02-01T00:00:00Z", "young");
+    let old = policy("z-old", "2026-01-01T00:00:00Z", "old");
+    let fleet = fleet_after(&Fleet::default(), &(young + &old + &pod("p", "u", "10.0.0.1")));
+    let said: Vec<String> = fleet.problems.iter().map(ToString::to_string).collect();
+    assert!(
+        said[0].contains(
+            "a-young, spec.poolRef: InferencePool default/pool has another policy, default/z-old"
+        ),
+        "{said:#?}"
+    );
+    assert!(said[1].contains("pd and single exclude each other"), "{said:#?}");
+    assert!(said[2].contains("old is on no pod of pool default/pool"), "{said:#?}");
+    assert_eq!(fleet.pools[0].unfit[0].reason, "has no label old");
+}
+
+#[test]
+fn a_split_pool_of_another_engine_breaks_the_routes_to_it_and_says_so() {
+    let text = include_str!("../golden/document.yaml")
+        .replace("modelServerRuntime: sglang", "modelServerRuntime: vllm");
+    let fleet = golden::fleet(&text);
+    let backends: Vec<String> = fleet.listeners[0]
+        .rules()
+        .map(|(_, _, rule)| serde_json::to_string(&rule.backends()[0].target).unwrap())
+        .collect();
+    assert!(
+        backends[0].starts_with("\"500: InferencePool default/qwen-inference-pool runs vllm"),
+        "{backends:?}"
+    );
+    assert!(
+        fleet.problems[0].to_string().contains("spec.modelServerRuntime"),
+        "{:?}",
+        fleet.problems
+    );
+}
+
+#[test]
+fn an_empty_selector_selects_nothing() {
+    let fleet = fleet_after(&Fleet::default(), &pod("p", "u", "10.0.0.1"));
+    assert_eq!(fleet.pools[0].members.len(), 1);
+    let text = format!("{}{}", POOL.replace("{app: a}", "{}"), pod("p", "u", "10.0.0.1"));
+    let fleet = golden::fleet(&text);
+    assert!(fleet.pools[0].members.is_empty());
+    assert!(fleet.problems[0].to_string().contains("spec.selector: is empty"));
+}

@@ -1,0 +1,179 @@
+//! Simulated engines on addresses of their own, and the manifests that name them.
+
+use std::time::Duration;
+
+use sglang_sim::{Abort, Action, Config, Received, Role, Script};
+
+use crate::eventually::eventually;
+use crate::gateway::Gateway;
+use crate::loopback::Loopback;
+use crate::manifests::{BOOTSTRAP_PORT, ENGINE_PORT, Manifests, Pod};
+
+/// How soon a thing must show that would otherwise take the engine's 300 seconds.
+pub const SOON: Duration = Duration::from_secs(3);
+
+/// One engine and its pod.
+pub struct Engine {
+    pub pod: Pod,
+    pub address: Loopback,
+    pub sim: sglang_sim::Engine,
+}
+
+/// Prefills and decodes of one pool. Dropping it ends them.
+pub struct Fleet {
+    pub manifests: Manifests,
+    pub prefill: Vec<Engine>,
+    pub decode: Vec<Engine>,
+}
+
+impl Fleet {
+    /// Engines that answer at once, in the documents' pool.
+    pub async fn start(prefills: usize, decodes: usize) -> Fleet {
+        Fleet::start_with(prefills, decodes, Config::instant).await
+    }
+
+    /// Engines whose settings `change` has seen.
+    pub async fn start_with(
+        prefills: usize,
+        decodes: usize,
+        change: impl Fn(Config) -> Config,
+    ) -> Fleet {
+        let mut fleet =
+            Fleet { manifests: Manifests::documents(), prefill: Vec::new(), decode: Vec::new() };
+        for _ in 0..prefills {
+            fleet.add(Role::Prefill, &change).await;
+        }
+        for _ in 0..decodes {
+            fleet.add(Role::Decode, &change).await;
+        }
+        fleet
+    }
+
+    /// Starts one more engine and writes its pod; `prefill-0`, `prefill-1`, ...
+    pub async fn add(&mut self, role: Role, change: impl Fn(Config) -> Config) {
+        let list = if role == Role::Decode { &mut self.decode } else { &mut self.prefill };
+        let name = format!("{}-{}", role.engine_type(), list.len());
+        let engine = Engine::start(&name, role, change).await;
+        self.manifests.put_pod(&engine.pod);
+        list.push(engine);
+    }
+
+    /// A gateway on this fleet.
+    pub async fn gateway(&self) -> Gateway {
+        self.gateway_with(&[]).await
+    }
+
+    /// The same with further flags.
+    pub async fn gateway_with(&self, flags: &[&str]) -> Gateway {
+        Gateway::start_with(&self.manifests, flags).await
+    }
+
+    pub fn engines(&self) -> impl Iterator<Item = &Engine> {
+        self.prefill.iter().chain(&self.decode)
+    }
+
+    /// Waits until no engine holds a request.
+    pub async fn idle(&self) {
+        for engine in self.engines() {
+            engine.idle().await;
+        }
+    }
+}
+
+impl Engine {
+    /// Starts an engine with the documents' ports on an address of its own.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub async fn start(name: &str, role: Role, change: impl Fn(Config) -> Config) -> Engine {
+        let address = Loopback::claim();
+        let mut config = change(Config::new(role));
+        (config.host, config.port) = (address.ip(), ENGINE_PORT);
+        config.bootstrap_port = BOOTSTRAP_PORT;
+        let sim = sglang_sim::Engine::start(config).await.expect("starting an engine");
+        let role = match role {
+            Role::Prefill => "prefill",
+            Role::Decode => "decode",
+            Role::Unified => "unified",
+        };
+        Engine { pod: Pod::new(name, role, address.ip()), address, sim }
+    }
+
+    /// Does this to the next request that generates.
+    pub fn once(&self, action: Action) {
+        self.sim.script(Script::once(action));
+    }
+
+    /// Does this to every request that generates, until [`Engine::heal`].
+    pub fn always(&self, action: Action) {
+        self.sim.script(Script::always(action));
+    }
+
+    pub fn script(&self, script: Script) {
+        self.sim.script(script);
+    }
+
+    /// Ends all scripts and thaws what is frozen.
+    pub fn heal(&self) {
+        self.sim.clear_scripts();
+    }
+
+    /// The requests that generate, in the order of arrival.
+    #[must_use]
+    pub fn legs(&self) -> Vec<Received> {
+        let generates = |path: &str| {
+            [
+                "/generate",
+                "/v1/chat/completions",
+                "/v1/completions",
+                "/v1/responses",
+                "/v1/messages",
+            ]
+            .contains(&path)
+        };
+        self.sim.received().into_iter().filter(|leg| generates(leg.path())).collect()
+    }
+
+    /// Everything that arrived, probes included.
+    #[must_use]
+    pub fn received(&self) -> Vec<Received> {
+        self.sim.received()
+    }
+
+    #[must_use]
+    pub fn aborts(&self) -> Vec<Abort> {
+        self.sim.aborts()
+    }
+
+    /// Requests that it holds now.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.sim.occupancy().legs
+    }
+
+    /// Waits until that many requests that generate have arrived, and hands them out.
+    pub async fn legs_arrived(&self, count: usize) -> Vec<Received> {
+        let what = format!("{count} requests at {}", self.pod.name);
+        eventually(&what, Duration::from_secs(10), async || {
+            let legs = self.legs();
+            (legs.len() >= count).then_some(legs)
+        })
+        .await
+    }
+
+    /// Waits until the leg has been aborted by its name, well before a mere disconnect is noticed.
+    pub async fn abort_arrived(&self, leg: &Received) {
+        let what = format!("an abort of {:?} at {}", leg.rids, self.pod.name);
+        eventually(&what, SOON, async || {
+            let aborts = self.aborts();
+            leg.rids.iter().all(|rid| aborts.iter().any(|abort| abort.rid == *rid)).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until it holds no request.
+    pub async fn idle(&self) {
+        let what = format!("{} is idle", self.pod.name);
+        eventually(&what, SOON, async || (self.held() == 0).then_some(())).await;
+    }
+}

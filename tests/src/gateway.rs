@@ -1,0 +1,248 @@
+//! A `pd-router gateway` process: started on manifests, ended by its id when the test ends.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::client::{Answer, Client};
+use crate::eventually::eventually;
+use crate::loopback::Loopback;
+use crate::manifests::{LISTENER_PORT, Manifests};
+
+const ADMIN_PORT: u16 = 9901;
+/// A debug build on a busy machine needs a while to start.
+const START: Duration = Duration::from_secs(20);
+
+/// A running gateway. Its manifests are the directory it watches.
+#[derive(Debug)]
+pub struct Gateway {
+    pub client: Client,
+    pub admin: Client,
+    pub address: Loopback,
+    child: Child,
+    log: Log,
+}
+
+/// What the process has printed so far, both streams.
+#[derive(Clone, Debug, Default)]
+struct Log(Arc<Mutex<String>>);
+
+/// The program to test.
+///
+/// # Panics
+/// `PD_ROUTER_BIN` is not set: cargo builds no programs of another package for a test.
+#[must_use]
+pub fn program() -> PathBuf {
+    std::env::var_os("PD_ROUTER_BIN")
+        .map(PathBuf::from)
+        .expect("PD_ROUTER_BIN is not set; run `cargo xtask test gateway`, which builds pd-router")
+}
+
+impl Gateway {
+    /// Starts on the manifests, with the flags that most tests want.
+    pub async fn start(manifests: &Manifests) -> Gateway {
+        Gateway::start_with(manifests, &[]).await
+    }
+
+    /// The same with further flags.
+    ///
+    /// # Panics
+    /// It ends, or is not ready in time; its log is then printed.
+    pub async fn start_with(manifests: &Manifests, flags: &[&str]) -> Gateway {
+        let source = [OsString::from("--manifests"), manifests.path().into()];
+        let gateway = Gateway::spawn(&source, LISTENER_PORT, flags);
+        gateway.wait_until_ready().await;
+        gateway
+    }
+
+    /// Starts without waiting: for a fleet that is not ready, or flags instead of manifests.
+    ///
+    /// # Panics
+    /// The program does not start.
+    #[must_use]
+    pub fn spawn(source: &[OsString], port: u16, flags: &[&str]) -> Gateway {
+        let address = Loopback::claim();
+        let admin = address.port(ADMIN_PORT);
+        let mut command = Command::new(program());
+        command
+            .arg("gateway")
+            .args(source)
+            .args(["--listen-address", &address.ip().to_string()])
+            .args(["--admin-listen", &admin.to_string()])
+            .args(["--explain-headers", "--log-format", "json"])
+            .args(flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().expect("starting pd-router");
+        let log = Log::default();
+        log.follow(child.stdout.take().expect("stdout is a pipe"));
+        log.follow(child.stderr.take().expect("stderr is a pipe"));
+        Gateway {
+            client: Client::new(address.port(port)),
+            admin: Client::new(admin),
+            address,
+            child,
+            log,
+        }
+    }
+
+    /// Waits until `/readyz` says 200.
+    pub async fn wait_until_ready(&self) {
+        eventually("the gateway is ready", START, async || {
+            let request = self.admin.request(http::Method::GET, "/readyz", "");
+            let answer = self.admin.try_send(request).await.ok()?;
+            (answer.status == 200).then_some(())
+        })
+        .await;
+    }
+
+    /// What it has logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.log.text()
+    }
+
+    /// The snapshot that it serves, from the admin port.
+    pub async fn fleet(&self) -> Value {
+        self.admin.get("/fleet").await.expect_status(200).json()
+    }
+
+    /// A metric's value, summed over the label sets that hold all the given texts.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let text = self.admin.get("/metrics").await.expect_status(200).text();
+        metric(&text, name, labels)
+    }
+
+    /// Asks it to stop, as Kubernetes does.
+    ///
+    /// # Panics
+    /// It has ended already.
+    pub fn terminate(&self) {
+        kill(self.pid(), Signal::SIGTERM).expect("the gateway runs");
+    }
+
+    /// Waits until it has ended by itself.
+    ///
+    /// # Panics
+    /// It has not within the deadline.
+    pub async fn ended(&mut self, deadline: Duration) -> ExitStatus {
+        eventually("the gateway ends", deadline, async || {
+            self.child.try_wait().expect("waiting for a child of ours")
+        })
+        .await
+    }
+
+    /// Its resident memory in bytes.
+    ///
+    /// # Panics
+    /// It has ended.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))
+            .expect("the gateway runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        kib.expect("a process has resident memory") * 1024
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().try_into().expect("an id fits"))
+    }
+}
+
+/// Sums the samples of a metric in Prometheus' text format.
+fn metric(text: &str, name: &str, labels: &[&str]) -> f64 {
+    let samples = text.lines().filter_map(|line| {
+        let (series, value) = line.rsplit_once(' ')?;
+        let (family, rest) = series.split_once('{').unwrap_or((series, ""));
+        let wanted = family == name && labels.iter().all(|label| rest.contains(label));
+        wanted.then(|| value.parse::<f64>().ok())?
+    });
+    samples.sum()
+}
+
+impl Log {
+    fn follow(&self, stream: impl Read + Send + 'static) {
+        let log = self.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                log.0.lock().expect("nobody panics with the log").push_str(&(line + "\n"));
+            }
+        });
+    }
+
+    fn text(&self) -> String {
+        self.0.lock().expect("nobody panics with the log").clone()
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        // Both fail only where it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- log of the gateway\n{}---", self.log());
+        }
+    }
+}
+
+/// Runs the program to its end, for flags that are wrong or print something.
+///
+/// # Panics
+/// It does not start, or does not end within ten seconds.
+#[must_use]
+pub fn run_to_end(words: &[&str]) -> (ExitStatus, String) {
+    let mut child = Command::new(program())
+        .args(words)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starting pd-router");
+    let log = Log::default();
+    log.follow(child.stdout.take().expect("stdout is a pipe"));
+    log.follow(child.stderr.take().expect("stderr is a pipe"));
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("waiting for a child of ours") {
+            return (status, log.text());
+        }
+        if start.elapsed() > Duration::from_secs(10) {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("`pd-router {}` does not end:\n{}", words.join(" "), log.text());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The answer's pair, from the headers that `--explain-headers` adds.
+#[must_use]
+pub fn pair(answer: &Answer) -> (String, String) {
+    let name = |header| answer.header(header).to_owned();
+    (name("x-pd-router-prefill"), name("x-pd-router-decode"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_of_a_metric_are_summed_by_label() {
+        let text = "# TYPE a_total counter\na_total{leg=\"prefill\",w=\"x\"} 2\n\
+                    a_total{leg=\"decode\",w=\"x\"} 3\na_totals{leg=\"decode\"} 9\nb 1.5\n";
+        assert_eq!(metric(text, "a_total", &[]), 5.0);
+        assert_eq!(metric(text, "a_total", &["leg=\"decode\"", "w=\"x\""]), 3.0);
+        assert_eq!(metric(text, "b", &[]), 1.5);
+        assert_eq!(metric(text, "gone", &[]), 0.0);
+    }
+}
