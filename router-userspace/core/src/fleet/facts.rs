@@ -37,6 +37,14 @@ impl Facts {
             && agree(&self.page_size, &other.page_size)
     }
 
+    /// Whether everything that decides about fitting is the same, what was not told included.
+    pub(super) fn same_kind(&self, other: &Facts) -> bool {
+        self.model_path == other.model_path
+            && self.kv_cache_dtype == other.kv_cache_dtype
+            && self.page_size == other.page_size
+            && self.served_model_name == other.served_model_name
+    }
+
     /// Whether a request that names `model` means this engine.
     pub fn serves(&self, model: &str) -> bool {
         self.served_model_name.as_deref() == Some(model)

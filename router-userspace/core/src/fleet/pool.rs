@@ -119,8 +119,11 @@ impl Pool {
         };
         let (told, silent): (Vec<usize>, Vec<usize>) =
             (0..pool.members.len()).partition(|&i| pool.members[i].facts.is_some());
+        // One member of each kind that a set holds: comparing with all would cost the square of
+        // a large pool, and most engines of a set tell the same.
+        let mut kinds: Vec<Vec<usize>> = Vec::new();
         for index in told {
-            pool.place(index);
+            pool.place(index, &mut kinds);
         }
         if pool.fits.is_empty() && !silent.is_empty() {
             pool.fits.push(Fit::default());
@@ -146,18 +149,22 @@ impl Pool {
         })
     }
 
-    fn place(&mut self, index: usize) {
-        let found = self.fits.iter().position(|fit| {
-            let mut seats = fit.prefill.iter().chain(&fit.decode).chain(&fit.unified);
-            seats.all(|&seat| match (&self.members[seat].facts, &self.members[index].facts) {
-                (Some(a), Some(b)) => a.fits(b) && a.served_model_name == b.served_model_name,
-                _ => true,
+    fn place(&mut self, index: usize, kinds: &mut Vec<Vec<usize>>) {
+        let Some(facts) = &self.members[index].facts else { return };
+        let of = |seat: &usize| self.members[*seat].facts.as_deref();
+        let found = kinds.iter().position(|seats| {
+            seats.iter().filter_map(of).all(|other| {
+                other.fits(facts) && other.served_model_name == facts.served_model_name
             })
         });
         let at = found.unwrap_or_else(|| {
             self.fits.push(Fit::default());
-            self.fits.len() - 1
+            kinds.push(Vec::new());
+            kinds.len() - 1
         });
+        if !kinds[at].iter().filter_map(of).any(|other| other.same_kind(facts)) {
+            kinds[at].push(index);
+        }
         self.join(at, index);
     }
 

@@ -87,9 +87,10 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn piece(&mut self, line: usize, piece: &str) {
-        // Empty lines in front make the parser's line numbers those of the file.
-        let padded = "\n".repeat(line) + piece;
-        match serde_saphyr::from_str_with_options::<Value>(&padded, options()) {
+        let parse = |text: &str| serde_saphyr::from_str_with_options::<Value>(text, options());
+        // Read once more where it fails, with empty lines in front: then the parser's line
+        // numbers are those of the file.
+        match parse(piece).or_else(|_| parse(&("\n".repeat(line) + piece))) {
             Ok(Value::Null) => {}
             Ok(value) => {
                 self.position += 1;

@@ -171,3 +171,12 @@ fn what_is_not_ours_is_accepted_quietly() {
     assert!(problems("").is_empty());
     assert!(problems("# nothing\n---\n---\n").is_empty());
 }
+
+#[test]
+fn documents_beyond_the_limit_are_not_read_and_that_is_said() {
+    let text = "kind: X\napiVersion: x/v1\n---\n".repeat(MAX_DOCUMENTS + 3);
+    let documents = read(&"f.yaml".into(), &text);
+    assert_eq!(documents.len(), MAX_DOCUMENTS + 1);
+    let last = &documents[MAX_DOCUMENTS].problems[0];
+    assert_eq!((last.code, last.document), ("TooMany", Some(10_000)));
+}

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
-use router_core::fleet::{Facts, Fleet, Problem, WorkerKey};
+use router_core::fleet::{Facts, Fleet, ObjectName, Problem, WorkerKey};
 
 use super::objects::{Key, Kind, Object};
 
@@ -128,7 +128,9 @@ impl Index {
 
     /// The objects of a kind that count, in the order of their names.
     fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&Source, &Object)> {
-        let all = self.objects.iter().filter(move |(key, _)| key.kind == kind);
+        // Keys sort by kind first, and no name sorts before the empty one.
+        let name = ObjectName { namespace: "".into(), name: "".into() };
+        let all = self.objects.range(Key { kind, name }..).take_while(move |(k, _)| k.kind == kind);
         all.filter_map(|(_, sources)| sources.first_key_value())
             .map(|(source, object)| (source, &**object))
     }

@@ -216,3 +216,24 @@ fn an_empty_selector_selects_nothing() {
     assert!(fleet.pools[0].members.is_empty());
     assert!(fleet.problems[0].to_string().contains("spec.selector: is empty"));
 }
+
+#[test]
+fn pods_beyond_the_limit_are_left_out_and_named_and_the_rest_is_built() {
+    let mut index = golden::index("case.yaml", POOL);
+    let Object::Pod(template) = golden::object(&pod("p", "u", "10.0.0.1")) else { panic!() };
+    for number in 0..pods::MAX_PODS + 5 {
+        let mut pod = template.clone();
+        pod.metadata.name = Some(format!("p-{number:05}"));
+        pod.metadata.uid = Some(format!("u-{number}"));
+        index.apply(Source::Cluster, Object::Pod(pod));
+        let model_path = Some("qwen".to_owned());
+        let max_total_num_tokens = Some(u64::try_from(number).unwrap());
+        let facts = Facts { model_path, max_total_num_tokens, ..Facts::default() };
+        index.set_facts(WorkerKey { uid: format!("u-{number}").into(), port: 8000 }, facts);
+    }
+    let fleet = index.build(&Fleet::default());
+    assert_eq!(fleet.pools[0].members.len(), pods::MAX_PODS);
+    assert_eq!(fleet.pools[0].fits.len(), 1);
+    let said = fleet.problems[0].to_string();
+    assert!(said.contains("Pod default/p-10000: is the first of 5 beyond the limit"), "{said}");
+}
