@@ -107,6 +107,10 @@ pub struct LimitFlags {
     /// Requests on one worker at once, where the engine does not tell its own limit.
     #[arg(long, default_value_t = 1024)]
     pub max_requests_per_worker: u32,
+    /// Largest answer in bytes that is not a stream; such an answer is read whole, so that an
+    /// engine's death in the middle of it is no half answer for the client.
+    #[arg(long, default_value_t = 256 << 20, value_name = "BYTES")]
+    pub max_answer: usize,
     /// Requests of one pool that wait for room; one more is a 429.
     #[arg(long, default_value_t = 1024)]
     pub max_queued: usize,

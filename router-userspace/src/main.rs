@@ -1,3 +1,53 @@
 //! The `pd-router` command: parse, build, run, exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use router_userspace::config::{Cli, Command};
+use router_userspace::{gateway, telemetry};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+fn main() -> ExitCode {
+    match start(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pd-router: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(cli: Cli) -> Result<()> {
+    telemetry::start(&cli.telemetry)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    match cli.command {
+        Command::Gateway(flags) => {
+            let settings = flags.settings()?;
+            runtime.block_on(async { gateway::run(settings, on_signal()?).await })
+        }
+    }
+}
+
+/// Cancelled at the first SIGTERM or SIGINT; a second one ends the process at once.
+fn on_signal() -> Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    let shutdown = CancellationToken::new();
+    let told = shutdown.clone();
+    // Lives as long as the process: it is what ends it.
+    tokio::spawn(async move {
+        for status in [None, Some(130)] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            told.cancel();
+            if let Some(status) = status {
+                std::process::exit(status);
+            }
+        }
+    });
+    Ok(shutdown)
+}

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use router_core::fleet::{Lease, ObjectName, Pool, Released};
+use router_core::fleet::{ObjectName, Pool, Released};
 use router_core::schedule::{Draw, Policy};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
@@ -220,17 +220,5 @@ fn refused(why: NoSeat, pool: &ObjectName, ask: &Ask) -> Reject {
     match why {
         NoSeat::NoModel => Reject::ModelNotFound(ask.model.clone().unwrap_or_default()),
         NoSeat::Full | NoSeat::Nobody => Reject::NobodyReady(pool.clone()),
-    }
-}
-
-/// Both leases of a pair, or the one of a worker that serves alone.
-impl Seats {
-    pub(crate) fn leases(&self) -> impl Iterator<Item = &Lease> {
-        match self {
-            Seats::Pair(pair) => [Some(&pair.prefill), Some(&pair.decode)],
-            Seats::One(lease) => [Some(lease), None],
-        }
-        .into_iter()
-        .flatten()
     }
 }

@@ -50,8 +50,8 @@ pub(crate) struct Places {
 /// One sample's answer has begun.
 pub(crate) struct Begun {
     pub opened: Opened,
-    /// Prefill's whole answer, where it was waited for.
-    pub prefill: Option<Bytes>,
+    /// Prefill's whole answer, where the client's must be made of both.
+    pub prefill_answer: Option<Bytes>,
     pub flight: Flight,
 }
 
@@ -134,10 +134,12 @@ impl Dispatch {
                 opened = &mut opening => match opened {
                     Ok(opened) => {
                         worker.health.answered();
-                        if order.request.wants_logprob_merge() && leg.is_some() && prefill.is_none() {
+                        if flight.awaits_prefill() && order.request.wants_logprob_merge() {
                             prefill = Some(flight.prefill_answer().await?);
                         }
-                        return Ok(Begun { opened, prefill, flight });
+                        let merges = order.request.wants_logprob_merge();
+                        let prefill_answer = prefill.filter(|_| merges);
+                        return Ok(Begun { opened, prefill_answer, flight });
                     }
                     Err(fault) => break fault,
                 },
@@ -207,7 +209,7 @@ impl Dispatch {
         if response.status().is_success() {
             return Ok(response);
         }
-        Err(fault(leg::refusal(order.request.endpoint(), response).await))
+        Err(fault(leg::refusal(response).await))
     }
 
     /// Sends the prefill leg from a task of its own, which drains the answer under its lease.
@@ -247,7 +249,7 @@ impl Dispatch {
             let sent = self.upstream.send(worker, Method::POST, path, headers, whole(body)).await;
             let response = sent.map_err(Kind::from)?;
             if !response.status().is_success() {
-                return Err(leg::refusal(order.endpoint, response).await);
+                return Err(leg::refusal(response).await);
             }
             read_answer(response.into_body(), self.max_answer).await.map_err(Kind::Broken)
         };
@@ -273,7 +275,6 @@ impl Dispatch {
 
 /// What the prefill leg needs of an [`Order`], to live in a task of its own.
 struct PrefillOrder {
-    endpoint: router_core::sglang::Endpoint,
     path: PathAndQuery,
     headers: HeaderMap,
 }
@@ -281,7 +282,6 @@ struct PrefillOrder {
 impl Order {
     fn for_prefill(&self) -> PrefillOrder {
         PrefillOrder {
-            endpoint: self.request.endpoint(),
             path: self.path.clone(),
             headers: self.headers.clone(),
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 use router_core::fleet::Worker;
 use router_core::pair::Leg;
+use router_core::sglang::fault::ClientError;
 
 /// One leg's failure.
 #[derive(Clone, Debug)]
@@ -28,20 +29,9 @@ pub(crate) enum Kind {
     /// The answer did not come within this limit.
     Late { waited_for: &'static str, limit: Duration },
     /// The engine answered with an error, as a status or as an event of a stream.
-    Engine { status: StatusCode, error: EngineError },
+    Engine { status: StatusCode, error: ClientError, about_transfer: bool },
     /// The answer is not what this endpoint answers.
     Malformed(String),
-}
-
-/// The engine's own words.
-#[derive(Clone, Debug)]
-pub(crate) struct EngineError {
-    /// Without addresses of engines.
-    pub message: String,
-    pub kind: Option<String>,
-    pub param: Option<String>,
-    /// It speaks of bootstrap or KV transfer: either leg may be the cause.
-    pub about_transfer: bool,
 }
 
 impl Fault {
@@ -49,9 +39,9 @@ impl Fault {
     pub(crate) fn retryable(&self) -> bool {
         match &self.kind {
             Kind::Unreachable(_) | Kind::Broken(_) | Kind::Silent => true,
-            Kind::Engine { status, error } => {
+            Kind::Engine { status, about_transfer, .. } => {
                 matches!(*status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE)
-                    || (status.is_server_error() && error.about_transfer)
+                    || (status.is_server_error() && *about_transfer)
             }
             Kind::Late { .. } | Kind::Malformed(_) => false,
         }
@@ -62,8 +52,8 @@ impl Fault {
     pub(crate) fn charge(&self, now_ms: u64) {
         match &self.kind {
             Kind::Unreachable(_) => self.worker.health.unreachable(),
-            Kind::Engine { status, error } if status.is_server_error() => {
-                if !error.about_transfer {
+            Kind::Engine { status, about_transfer, .. } if status.is_server_error() => {
+                if !about_transfer {
                     self.worker.health.errored(now_ms);
                 }
             }
@@ -94,7 +84,7 @@ impl Fault {
 
     /// It speaks of bootstrap or KV transfer, so that either leg may be the cause.
     pub(crate) fn about_transfer(&self) -> bool {
-        matches!(&self.kind, Kind::Engine { error, .. } if error.about_transfer)
+        matches!(&self.kind, Kind::Engine { about_transfer: true, .. })
     }
 
     /// Nothing of the request is left at the engine: it never came, or was answered.
@@ -120,7 +110,7 @@ impl Fault {
                 format!("the {who} engine did not send {waited_for} within {limit:?}")
             }
             Kind::Engine { error, .. } if self.is_clients() => error.message.clone(),
-            Kind::Engine { status, error } => {
+            Kind::Engine { status, error, .. } => {
                 format!("the {who} engine answered {}: {}", status.as_u16(), error.message)
             }
             Kind::Malformed(why) => format!("the {who} engine's answer is not understood: {why}"),
@@ -147,7 +137,7 @@ impl Fault {
             Kind::Engine { status, .. } if status.is_client_error() => {
                 ["prefill_refused", "decode_refused", "engine_refused"]
             }
-            Kind::Engine { error, .. } if error.about_transfer => {
+            Kind::Engine { about_transfer: true, .. } => {
                 ["prefill_kv_transfer", "decode_kv_transfer", "engine_kv_transfer"]
             }
             Kind::Engine { .. } => ["prefill_error", "decode_error", "engine_error"],

@@ -2,11 +2,11 @@
 
 use http::{Response, StatusCode};
 use hyper::body::Incoming;
-use router_core::sglang::{Endpoint, fault as engine};
+use router_core::sglang::fault as engine;
 use tokio::time::Instant;
 
 use super::body::read_answer;
-use super::fault::{EngineError, Kind};
+use super::fault::Kind;
 use super::upstream::NoAnswer;
 
 /// Longest error answer that is read.
@@ -22,36 +22,26 @@ impl From<NoAnswer> for Kind {
 }
 
 /// An answer that is not a success.
-pub(crate) async fn refusal(endpoint: Endpoint, response: Response<Incoming>) -> Kind {
+pub(crate) async fn refusal(response: Response<Incoming>) -> Kind {
     let status = response.status();
     let body = read_answer(response.into_body(), MAX_ERROR).await.unwrap_or_default();
-    let told = engine::engine_error(endpoint, status.as_u16(), &body);
-    let error = EngineError {
-        about_transfer: engine::about_transfer(&told.message),
-        message: engine::strip_addresses(&told.message).into_owned(),
-        kind: told.kind,
-        param: told.param,
-    };
     // An engine has no business redirecting, or switching protocols.
-    if status.is_client_error() || status.is_server_error() {
-        Kind::Engine { status, error }
-    } else {
-        Kind::Malformed(format!("status {}", status.as_u16()))
+    if !status.is_client_error() && !status.is_server_error() {
+        return Kind::Malformed(format!("status {}", status.as_u16()));
     }
+    let error = engine::engine_error(status.as_u16(), &body);
+    Kind::Engine { status, about_transfer: engine::about_transfer(&error.message), error }
 }
 
-/// An error that came as an event of a stream whose head said 200.
-pub(crate) fn event_fault(fault: engine::EngineFault) -> Kind {
+/// An error that came under a head that said 200.
+pub(crate) fn told_late(fault: engine::EngineFault) -> Kind {
     let status = StatusCode::from_u16(fault.status)
         .ok()
         .filter(|status| status.is_client_error() || status.is_server_error());
-    let error = EngineError {
-        about_transfer: engine::about_transfer(&fault.message),
-        message: engine::strip_addresses(&fault.message).into_owned(),
-        kind: None,
-        param: None,
-    };
-    Kind::Engine { status: status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), error }
+    let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let about_transfer = engine::about_transfer(&fault.message);
+    let error = engine::ClientError::new(status.as_u16(), fault.message);
+    Kind::Engine { status, error, about_transfer }
 }
 
 /// Resolves at the deadline, or never without one.

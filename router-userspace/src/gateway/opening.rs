@@ -4,6 +4,7 @@
 //! A stream's head says 200 before anything has happened; an error event at its front is a
 //! failure that may still be retried.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -13,18 +14,21 @@ use http::response::Parts;
 use http::{HeaderMap, Response};
 use http_body::Body;
 use hyper::body::Incoming;
-use router_core::sglang::sse::Splitter;
-use router_core::sglang::{Request, sse};
+use router_core::sglang::sse::{self, MAX_EVENT, Splitter};
+use router_core::sglang::{Endpoint, Request, fault};
 
 use super::body::read_answer;
 use super::fault::Kind;
-use super::leg::event_fault;
+use super::leg::told_late;
 use super::upstream::innermost;
+
+/// Events that say nothing yet and are held all the same; none of the endpoints opens with more.
+const MAX_PREAMBLE: usize = 8;
 
 /// An answer that has begun.
 pub(crate) enum Opened {
-    /// Server-sent events, the first of them read.
-    Stream { head: Parts, first: Bytes, events: Events },
+    /// Server-sent events, read up to the first that says something.
+    Stream { head: Parts, first: VecDeque<Bytes>, events: Events },
     Whole { head: Parts, body: Bytes },
 }
 
@@ -45,16 +49,32 @@ pub(crate) async fn open(
     let (head, body) = response.into_parts();
     if !request.stream() || !is_event_stream(&head.headers) {
         let body = read_answer(body, max_answer).await.map_err(Kind::Broken)?;
-        return Ok(Opened::Whole { head, body });
+        return match fault::answer_fault(request.endpoint(), &body) {
+            Some(told) => Err(told_late(told)),
+            None => Ok(Opened::Whole { head, body }),
+        };
     }
-    let mut events = Events { body, splitter: Splitter::default(), ended: false };
-    let first = std::future::poll_fn(|cx| events.poll_next(cx)).await;
-    let Some(first) = first.transpose()? else {
-        return Err(Kind::Broken("the stream ended before its first event".to_owned()));
-    };
-    match sse::first_event_fault(request.endpoint(), &first) {
-        Some(fault) => Err(event_fault(fault)),
-        None => Ok(Opened::Stream { head, first, events }),
+    let mut events = Events { body, splitter: Splitter::new(MAX_EVENT), ended: false };
+    let first = first_news(request.endpoint(), &mut events).await?;
+    Ok(Opened::Stream { head, first, events })
+}
+
+/// The events up to the first that says something, which is no error.
+async fn first_news(endpoint: Endpoint, events: &mut Events) -> Result<VecDeque<Bytes>, Kind> {
+    let mut held = VecDeque::new();
+    loop {
+        let event = std::future::poll_fn(|cx| events.poll_next(cx)).await.transpose()?;
+        let Some(event) = event else {
+            return Err(Kind::Broken("the stream ended before it said anything".to_owned()));
+        };
+        if let Some(told) = fault::first_event_fault(endpoint, &event) {
+            return Err(told_late(told));
+        }
+        let news = !sse::is_preamble(endpoint, &event);
+        held.push_back(event);
+        if news || held.len() == MAX_PREAMBLE {
+            return Ok(held);
+        }
     }
 }
 
@@ -75,10 +95,13 @@ impl Events {
     /// The next whole event; `None` at a clean end. An end in the middle of an event is a break.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Kind>>> {
         loop {
-            match self.splitter.next_event() {
-                Ok(Some(event)) => return Poll::Ready(Some(Ok(event))),
-                Ok(None) => {}
-                Err(error) => return Poll::Ready(Some(Err(Kind::Malformed(error.to_string())))),
+            match self.splitter.next() {
+                Some(Ok(event)) => return Poll::Ready(Some(Ok(event))),
+                Some(Err(error)) => {
+                    self.ended = true;
+                    return Poll::Ready(Some(Err(Kind::Malformed(error.to_string()))));
+                }
+                None => {}
             }
             if self.ended {
                 return Poll::Ready(None);
@@ -95,7 +118,8 @@ impl Events {
                 }
                 None => {
                     self.ended = true;
-                    if self.splitter.has_rest() {
+                    let rest = std::mem::replace(&mut self.splitter, Splitter::new(0)).rest();
+                    if !rest.trim_ascii().is_empty() {
                         let why = "the stream ended inside an event".to_owned();
                         return Poll::Ready(Some(Err(Kind::Broken(why))));
                     }

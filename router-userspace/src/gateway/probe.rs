@@ -11,7 +11,7 @@ use http::header::AUTHORIZATION;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use router_core::fleet::{Facts, Fleet, Role, Verdict, Worker, WorkerKey};
-use router_core::sglang::info;
+use router_core::sglang::info::RouteParams;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::body;
 use super::clock::Clock;
-use super::upstream::{NoAnswer, Upstream, whole};
+use super::upstream::{NoAnswer, Protocol, Upstream, whole};
 use crate::config::TimeoutFlags;
 
 /// Between two probes of a worker that is not up: it serves within a second of its return.
@@ -47,6 +47,8 @@ struct Watch {
 pub(crate) struct Probes {
     prober: Prober,
     tasks: TaskTracker,
+    /// Ends all of them.
+    stop: CancellationToken,
     watches: Mutex<HashMap<WorkerKey, Watch>>,
 }
 
@@ -64,8 +66,8 @@ pub(crate) struct Prober {
 }
 
 impl Probes {
-    pub(crate) fn new(prober: Prober, tasks: TaskTracker) -> Probes {
-        Probes { prober, tasks, watches: Mutex::default() }
+    pub(crate) fn new(prober: Prober, tasks: TaskTracker, stop: CancellationToken) -> Probes {
+        Probes { prober, tasks, stop, watches: Mutex::default() }
     }
 
     /// Starts probes of new workers and stops those of workers that are gone.
@@ -102,21 +104,13 @@ impl Probes {
     }
 
     fn start(&self, worker: Arc<Worker>, post: Post) -> Watch {
-        let stop = CancellationToken::new();
+        let stop = self.stop.child_token();
         let look = Arc::new(Notify::new());
         let prober = self.prober.clone();
         let watched = prober.watch(worker, post.clone(), Arc::clone(&look));
         let stopped = stop.clone();
         self.tasks.spawn(async move { stopped.run_until_cancelled(watched).await });
         Watch { post, stop, look }
-    }
-}
-
-impl Drop for Probes {
-    fn drop(&mut self) {
-        for watch in self.watches.lock().unwrap_or_else(PoisonError::into_inner).values() {
-            watch.stop.cancel();
-        }
     }
 }
 
@@ -177,8 +171,8 @@ impl Prober {
         let (Role::Prefill, Some(bootstrap)) = (post.role, post.bootstrap) else { return Ok(()) };
         let authority: Authority =
             bootstrap.to_string().parse().map_err(|_| Failed::Unreachable)?;
-        for path in info::ROUTE_QUERIES {
-            let path = PathAndQuery::from_static(path);
+        for form in [RouteParams::Ranks, RouteParams::DpGroup] {
+            let path = PathAndQuery::from_static(form.query());
             let (status, _) = self.get(authority.clone(), path).await?;
             match status {
                 StatusCode::SERVICE_UNAVAILABLE => return Err(Failed::NotReady),
@@ -195,7 +189,7 @@ impl Prober {
             match self.get(worker.authority.clone(), path).await {
                 Ok((StatusCode::NOT_FOUND, _)) => {}
                 Ok((status, answer)) if status.is_success() => {
-                    let Some(facts) = info::facts_from_server_info(&answer) else { return false };
+                    let Some(facts) = Facts::from_server_info(&answer) else { return false };
                     return self.facts.send((worker.key.clone(), facts)).await.is_ok();
                 }
                 Ok(_) | Err(_) => return false,
@@ -216,7 +210,7 @@ impl Prober {
         }
         let call = async {
             let none = whole(bytes::Bytes::new());
-            let sent = self.upstream.send_to(authority, Method::GET, path, headers, none).await;
+            let sent = self.upstream.send_over(Protocol::Http1, authority, Method::GET, path, headers, none).await;
             let response = sent.map_err(|error| match error {
                 NoAnswer::Unreachable(_) => Failed::Unreachable,
                 NoAnswer::Broken(_) => Failed::NotReady,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use http::{HeaderValue, StatusCode};
 use tokio::time::Instant;
 
+use super::seats::Seats;
 use crate::metrics::{EndpointLabels, Metrics, RequestLabels};
 
 /// One request's story. Written when dropped, however the request ended.
@@ -52,6 +53,14 @@ impl Record {
 
     pub(crate) fn started(&self) -> Instant {
         self.started
+    }
+
+    /// Who serves the attempt that begins.
+    pub(crate) fn seated(&mut self, seats: &Seats) {
+        if let Seats::Pair { leases, .. } = seats {
+            self.prefill = Some(Arc::clone(&leases.prefill.worker().name));
+        }
+        self.worker = seats.leases().last().map(|lease| Arc::clone(&lease.worker().name));
     }
 
     /// The head that the client gets.

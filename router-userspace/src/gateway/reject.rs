@@ -6,8 +6,8 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use router_core::fleet::ObjectName;
+use router_core::sglang::fault::ClientError;
 use router_core::sglang::{Endpoint, Invalid};
-use serde_json::json;
 
 use super::body::Answer;
 use super::fault::{Fault, Kind};
@@ -108,7 +108,7 @@ impl Reject {
                 format!("no part of the request body came within {limit:?}")
             }
             Reject::BodyBroken(why) => format!("the request body could not be read: {why}"),
-            Reject::Invalid(invalid) => invalid.message.to_string(),
+            Reject::Invalid(invalid) => invalid.message.clone(),
             Reject::ModelNotFound(model) => format!("the model `{model}` does not exist here"),
             Reject::NobodyReady(pool) => format!("no engine of pool {pool} is ready"),
             Reject::QueueFull => "too many requests are waiting for an engine".to_owned(),
@@ -128,50 +128,31 @@ impl Reject {
         }
     }
 
-    fn param(&self) -> Option<&str> {
+    /// The error as clients read it.
+    fn error(&self) -> ClientError {
+        let told = ClientError::new(self.status().as_u16(), self.message());
+        let told = ClientError { code: Some(self.reason().to_owned()), ..told };
         match self {
-            Reject::Invalid(invalid) => invalid.param.as_deref(),
-            Reject::ModelNotFound(_) => Some("model"),
-            Reject::Fault(Fault { kind: Kind::Engine { error, .. }, .. }) => error.param.as_deref(),
-            _ => None,
-        }
-    }
-
-    fn kind(&self) -> &str {
-        match self {
-            Reject::Fault(Fault { kind: Kind::Engine { error, .. }, .. }) if error.kind.is_some() => {
-                error.kind.as_deref().unwrap_or_default()
+            Reject::Invalid(invalid) => {
+                ClientError { param: invalid.param.map(str::to_owned), ..told }
             }
-            _ => match self.status() {
-                StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
-                status if status.is_client_error() => "invalid_request_error",
-                _ => "server_error",
-            },
+            Reject::ModelNotFound(_) => ClientError { param: Some("model".to_owned()), ..told },
+            Reject::Fault(Fault { kind: Kind::Engine { error, .. }, .. }) => {
+                ClientError { kind: error.kind.clone(), param: error.param.clone(), ..told }
+            }
+            _ => told,
         }
     }
 
-    /// The error as JSON, in the shape that clients of `endpoint` read.
-    pub(crate) fn json(&self, endpoint: Option<Endpoint>) -> Bytes {
-        let message = self.message();
-        let body = match endpoint {
-            Some(Endpoint::Messages) => json!({
-                "type": "error",
-                "error": { "type": self.kind(), "message": message },
-            }),
-            _ => json!({
-                "error": {
-                    "message": message,
-                    "type": self.kind(),
-                    "param": self.param(),
-                    "code": self.reason(),
-                },
-            }),
-        };
-        Bytes::from(body.to_string())
+    /// The events that end a stream of `endpoint` with this error.
+    pub(crate) fn events(&self, endpoint: Endpoint) -> Bytes {
+        self.error().events(endpoint)
     }
 
+    /// The answer, in the shape that clients of `endpoint` read.
     pub(crate) fn into_response(self, endpoint: Option<Endpoint>) -> Response<Answer> {
-        let mut response = Response::new(Answer::whole(self.json(endpoint)));
+        let body = self.error().body(endpoint.unwrap_or(Endpoint::Chat));
+        let mut response = Response::new(Answer::whole(body));
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

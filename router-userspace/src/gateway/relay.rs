@@ -23,16 +23,16 @@ use super::source::Source;
 /// How often a silent stream is looked at: its limits, and whether its worker still answers.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// When a stream is given up.
+/// When a stream is given up, and how that is said.
 #[derive(Clone, Copy)]
 pub(crate) struct Patience {
+    pub endpoint: Endpoint,
     pub idle: Duration,
     pub deadline: Option<Instant>,
 }
 
 /// A stream on its way to the client.
 pub(crate) struct Relay {
-    endpoint: Endpoint,
     dispatch: Arc<Dispatch>,
     /// `None` once the stream is over.
     source: Option<Source>,
@@ -44,7 +44,6 @@ pub(crate) struct Relay {
 
 impl Relay {
     pub(crate) fn new(
-        endpoint: Endpoint,
         dispatch: Arc<Dispatch>,
         source: Source,
         patience: Patience,
@@ -52,7 +51,7 @@ impl Relay {
     ) -> Relay {
         let last = Instant::now();
         let look = Box::pin(sleep_until(next_look(last, patience)));
-        Relay { endpoint, dispatch, source: Some(source), patience, last, look, record }
+        Relay { dispatch, source: Some(source), patience, last, look, record }
     }
 
     /// Ends the stream with an event that says why.
@@ -61,7 +60,7 @@ impl Relay {
         self.source = None;
         self.record.fails(reject.reason(), reject.detail());
         self.record.finishes();
-        reject.event(self.endpoint)
+        reject.events(self.patience.endpoint)
     }
 
     fn fault(&mut self, kind: Kind) -> Option<Reject> {

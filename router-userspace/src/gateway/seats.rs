@@ -6,6 +6,7 @@ use router_core::fleet::{
     Fit, Lease, Limits, Member, Phase, Pool, Profile, Released, Role, Verdict, Weight, Worker,
 };
 use router_core::pair::Pair;
+use router_core::sglang::Bootstrap;
 use router_core::schedule::{self, Candidate, Draw, Policy};
 
 use crate::config::LimitFlags;
@@ -22,8 +23,24 @@ pub(crate) struct Ask {
 /// The places a request was given.
 #[derive(Debug)]
 pub(crate) enum Seats {
-    Pair(Pair<Lease>),
+    /// A pair, and where its two engines meet.
+    Pair {
+        leases: Pair<Lease>,
+        bootstrap: Bootstrap,
+    },
     One(Lease),
+}
+
+impl Seats {
+    /// Every lease, decode's or the single one last.
+    pub(crate) fn leases(&self) -> impl Iterator<Item = &Lease> {
+        match self {
+            Seats::Pair { leases, .. } => [Some(&leases.prefill), Some(&leases.decode)],
+            Seats::One(lease) => [None, Some(lease)],
+        }
+        .into_iter()
+        .flatten()
+    }
 }
 
 /// Why it was given none.
@@ -71,9 +88,11 @@ impl Seating<'_> {
                 let decode = self.candidates(&fit.decode)?;
                 let pair = schedule::choose(self.policy, &prefill, &decode, self.draw);
                 let pair = pair.ok_or(NoSeat::Full)?;
+                let meet = self.pool.members[pair.prefill].bootstrap.ok_or(NoSeat::Nobody)?;
+                let bootstrap = Bootstrap::new(meet.ip(), meet.port());
                 let prefill = self.lease(pair.prefill, released).ok_or(NoSeat::Full)?;
                 let decode = self.lease(pair.decode, released).ok_or(NoSeat::Full)?;
-                Ok(Seats::Pair(Pair { prefill, decode }))
+                Ok(Seats::Pair { leases: Pair { prefill, decode }, bootstrap })
             }
             Profile::Single => {
                 let all = self.candidates(&fit.unified)?;
@@ -88,7 +107,10 @@ impl Seating<'_> {
     fn candidates(&self, seats: &[usize]) -> Result<Vec<Candidate>, NoSeat> {
         let ready = || {
             let members = seats.iter().map(|&id| (id, &self.pool.members[id]));
-            members.filter(|(_, member)| member.phase == Phase::Ready)
+            members.filter(|(_, member)| {
+                let meets = member.role != Role::Prefill || member.bootstrap.is_some();
+                member.phase == Phase::Ready && meets
+            })
         };
         let best = ready().map(|(_, member)| self.rank(member)).min().ok_or(NoSeat::Nobody)?;
         let fit = ready().filter(|(_, member)| self.rank(member) == best).filter_map(|(id, m)| {

@@ -8,17 +8,17 @@ use bytes::Bytes;
 use router_core::fleet::Worker;
 use router_core::pair::Leg;
 use router_core::sglang::logprob::InputLogprobs;
-use router_core::sglang::{Request, merge, sse};
+use router_core::sglang::{Endpoint, merge};
 
 use super::fault::Kind;
 use super::flight::Flight;
-use super::leg::event_fault;
+use super::leg::told_late;
 use super::opening::Events;
 
 /// One sample's events, with what keeps it alive at the engines.
 pub(crate) struct Sample {
-    /// The event that was held.
-    pub first: Option<Bytes>,
+    /// The events that were held.
+    pub first: VecDeque<Bytes>,
     pub events: Events,
     /// Prefill's part of the prompt's logprobs, where the client wants them.
     pub logprobs: Option<InputLogprobs>,
@@ -27,7 +27,7 @@ pub(crate) struct Sample {
 
 impl Sample {
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Kind>>> {
-        let event = match self.first.take() {
+        let event = match self.first.pop_front() {
             Some(first) => Some(Ok(first)),
             None => std::task::ready!(self.events.poll_next(cx)),
         };
@@ -81,19 +81,18 @@ impl Source {
 
 /// n samples of one prompt, as one stream.
 pub(crate) struct Many {
-    request: Request,
-    merge: merge::Stream,
+    /// `None` once it has finished.
+    merge: Option<merge::Stream>,
     samples: Vec<Sample>,
     /// Which samples still speak, in the order of their turns.
     speaking: VecDeque<usize>,
-    finished: bool,
 }
 
 impl Many {
-    pub(crate) fn new(request: Request, samples: Vec<Sample>) -> Many {
-        let merge = merge::Stream::new(&request);
+    pub(crate) fn new(endpoint: Endpoint, samples: Vec<Sample>) -> Many {
+        let count = u32::try_from(samples.len()).unwrap_or(u32::MAX);
         let speaking = (0..samples.len()).collect();
-        Many { request, merge, samples, speaking, finished: false }
+        Many { merge: Some(merge::Stream::new(endpoint, count)), samples, speaking }
     }
 
     fn worker(&self) -> &Arc<Worker> {
@@ -102,28 +101,26 @@ impl Many {
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Kind>>> {
-        if self.finished {
-            return Poll::Ready(None);
-        }
+        let Some(merge) = &mut self.merge else { return Poll::Ready(None) };
         let mut waiting = 0;
         while waiting < self.speaking.len() {
             // Each in turn, so that one fast sample does not hold up the others.
             let Some(k) = self.speaking.pop_front() else { break };
-            match self.samples[k].poll_event(cx) {
-                Poll::Pending => {
-                    self.speaking.push_back(k);
-                    waiting += 1;
-                }
-                Poll::Ready(None) => waiting = 0,
-                Poll::Ready(Some(Err(kind))) => return Poll::Ready(Some(Err(kind))),
-                Poll::Ready(Some(Ok(event))) => {
-                    self.speaking.push_back(k);
+            let event = match self.samples[k].poll_event(cx) {
+                Poll::Ready(None) => continue,
+                Poll::Ready(Some(event)) => Some(event),
+                Poll::Pending => None,
+            };
+            self.speaking.push_back(k);
+            match event {
+                None => waiting += 1,
+                Some(Err(kind)) => return Poll::Ready(Some(Err(kind))),
+                Some(Ok(event)) => {
                     waiting = 0;
-                    if let Some(fault) = sse::first_event_fault(self.request.endpoint(), &event) {
-                        return Poll::Ready(Some(Err(event_fault(fault))));
-                    }
-                    if let Some(event) = self.merge.push(k, &event) {
-                        return Poll::Ready(Some(Ok(event)));
+                    match merge.push(k, &event) {
+                        Ok(Some(event)) => return Poll::Ready(Some(Ok(event))),
+                        Ok(None) => {}
+                        Err(told) => return Poll::Ready(Some(Err(told_late(told)))),
                     }
                 }
             }
@@ -131,7 +128,6 @@ impl Many {
         if !self.speaking.is_empty() {
             return Poll::Pending;
         }
-        self.finished = true;
-        Poll::Ready(Some(Ok(self.merge.finish())))
+        Poll::Ready(self.merge.take().map(|merge| Ok(merge.finish())))
     }
 }

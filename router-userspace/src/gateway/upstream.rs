@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::uri::{PathAndQuery, Scheme};
+use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Response, Uri};
 use http_body_util::{Either, Full, Limited};
 use hyper::body::Incoming;
@@ -34,10 +34,19 @@ pub(crate) enum NoAnswer {
     Broken(String),
 }
 
+/// How a backend is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Http1,
+    /// HTTP/2 without TLS, known beforehand.
+    H2c,
+}
+
 /// Connections to every worker, kept alive between requests.
 #[derive(Clone, Debug)]
 pub(crate) struct Upstream {
-    client: Client<HttpConnector, Outgoing>,
+    http1: Client<HttpConnector, Outgoing>,
+    h2c: Client<HttpConnector, Outgoing>,
 }
 
 impl Upstream {
@@ -46,13 +55,14 @@ impl Upstream {
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(settings.timeouts.connect_timeout));
         connector.set_keepalive(Some(Duration::from_secs(30)));
-        let client = Client::builder(TokioExecutor::new())
+        let mut client = Client::builder(TokioExecutor::new());
+        client
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(settings.timeouts.pool_idle_timeout)
-            .pool_max_idle_per_host(settings.limits.max_idle_per_worker)
-            .build(connector);
-        Upstream { client }
+            .pool_max_idle_per_host(settings.limits.max_idle_per_worker);
+        let http1 = client.build(connector.clone());
+        Upstream { http1, h2c: client.http2_only(true).build(connector) }
     }
 
     /// Sends one request and waits for the answer's head. Dropping the future, or the answer's
@@ -68,13 +78,15 @@ impl Upstream {
         headers: HeaderMap,
         body: Outgoing,
     ) -> Result<Response<Incoming>, NoAnswer> {
-        self.send_to(worker.authority.clone(), method, path, headers, body).await
+        let authority = worker.authority.clone();
+        self.send_over(Protocol::Http1, authority, method, path, headers, body).await
     }
 
-    /// As [`Upstream::send`], to any address.
-    pub(crate) async fn send_to(
+    /// As [`Upstream::send`], to any address, in the protocol that it speaks.
+    pub(crate) async fn send_over(
         &self,
-        authority: http::uri::Authority,
+        protocol: Protocol,
+        authority: Authority,
         method: Method,
         path: PathAndQuery,
         headers: HeaderMap,
@@ -90,7 +102,11 @@ impl Upstream {
         *request.method_mut() = method;
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
-        self.client.request(request).await.map_err(no_answer)
+        let client = match protocol {
+            Protocol::Http1 => &self.http1,
+            Protocol::H2c => &self.h2c,
+        };
+        client.request(request).await.map_err(no_answer)
     }
 }
 

@@ -1,0 +1,130 @@
+//! Which paths of a pool are served, and how. What is not in this table does not reach an
+//! engine: its administrative endpoints are not for the public.
+
+use http::Method;
+use router_core::fleet::Profile;
+use router_core::sglang::Endpoint;
+
+use super::reject::Reject;
+
+/// What is done with a request to a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Served {
+    /// Sent to a pair, or to one worker of a pool without a split.
+    Generate(Endpoint),
+    /// Passed to one worker as it is.
+    OneWorker,
+    /// The models of the pool, each asked of one worker.
+    Models,
+    /// Every worker's information, merged.
+    ServerInfo,
+    /// Whether anybody could serve.
+    Health,
+    /// Whether a worker of each role generates.
+    HealthGenerate,
+}
+
+/// Paths whose work one engine does alone, with no KV cache to hand over. The engine's PD
+/// servers take no such request.
+const WHOLE_ENGINE: [&str; 9] = [
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/rerank",
+    "/v1/score",
+    "/score",
+    "/v1/classify",
+    "/classify",
+    "/encode",
+    "/v1/decode",
+];
+
+/// What is done with `method path`.
+///
+/// # Errors
+/// 404 for a path that is not served, 405 for the wrong method, 501 for what a pair cannot do.
+pub(crate) fn serve(profile: Profile, method: &Method, path: &str) -> Result<Served, Reject> {
+    let (served, allowed): (Served, &[Method]) = match path {
+        "/v1/models" => (Served::Models, &[Method::GET]),
+        "/model_info" | "/get_model_info" => (Served::OneWorker, &[Method::GET]),
+        "/server_info" | "/get_server_info" => (Served::ServerInfo, &[Method::GET]),
+        "/health" => (Served::Health, &[Method::GET]),
+        "/health_generate" => (Served::HealthGenerate, &[Method::GET]),
+        "/tokenize" | "/detokenize" | "/v1/tokenize" | "/v1/detokenize" => {
+            (Served::OneWorker, &[Method::POST])
+        }
+        _ if path.starts_with("/v1/models/") => (Served::OneWorker, &[Method::GET]),
+        _ if WHOLE_ENGINE.contains(&path) => match profile {
+            Profile::Single => (Served::OneWorker, &[Method::POST]),
+            Profile::Pd => {
+                let why = format!("{path} is not served by a prefill/decode pair of SGLang");
+                return Err(Reject::Unsupported(why));
+            }
+        },
+        _ => match Endpoint::from_path(path) {
+            Some(endpoint) => (Served::Generate(endpoint), &[Method::POST]),
+            None => return Err(Reject::UnknownPath(path.to_owned())),
+        },
+    };
+    if allowed.contains(method) { Ok(served) } else { Err(Reject::WrongMethod) }
+}
+
+/// A name for logs and metrics: only known paths, so that their number is bounded.
+pub(crate) fn label(served: Served) -> &'static str {
+    match served {
+        Served::Generate(endpoint) => endpoint.path(),
+        Served::OneWorker => "one_worker",
+        Served::Models => "/v1/models",
+        Served::ServerInfo => "/server_info",
+        Served::Health => "/health",
+        Served::HealthGenerate => "/health_generate",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(profile: Profile, method: Method, path: &str) -> u16 {
+        serve(profile, &method, path).map_or_else(|reject| reject.status().as_u16(), |_| 200)
+    }
+
+    #[test]
+    fn administrative_endpoints_are_not_reachable() {
+        for path in [
+            "/flush_cache",
+            "/abort_request",
+            "/update_weights_from_disk",
+            "/pause_generation",
+            "/pd_role_switch",
+            "/start_profile",
+            "/set_internal_state",
+            "/metrics",
+            "/v1/loads",
+            "/sim/script",
+            "/",
+            "/v1/chat/completions/",
+        ] {
+            for profile in [Profile::Pd, Profile::Single] {
+                assert_eq!(status(profile, Method::POST, path), 404, "{path}");
+                assert_eq!(status(profile, Method::GET, path), 404, "{path}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_pair_cannot_do_is_said_and_one_engine_does_it() {
+        for path in WHOLE_ENGINE {
+            assert_eq!(status(Profile::Pd, Method::POST, path), 501, "{path}");
+            assert_eq!(status(Profile::Single, Method::POST, path), 200, "{path}");
+        }
+    }
+
+    #[test]
+    fn every_generating_endpoint_takes_post_only() {
+        for endpoint in Endpoint::ALL {
+            let served = serve(Profile::Pd, &Method::POST, endpoint.path()).unwrap();
+            assert_eq!(served, Served::Generate(endpoint));
+            assert_eq!(status(Profile::Pd, Method::GET, endpoint.path()), 405);
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Generation: admission, attempts on pairs until one is committed to, and the answer made of
+//! its samples.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Response};
+use router_core::fleet::{Pool, Profile, Weight};
+use router_core::sglang::logprob::InputLogprobs;
+use router_core::sglang::{Endpoint, Invalid, Request, headers, merge};
+
+use super::Gateway;
+use super::body::{self, Answer};
+use super::dispatch::{Begun, Order, Places};
+use super::fault::{Fault, Kind};
+use super::handle::{Call, Limits, Reply};
+use super::opening::Opened;
+use super::record::Record;
+use super::reject::Reject;
+use super::relay::Patience;
+use super::seats::{Ask, Seats};
+use super::source::{Many, Sample, Source};
+
+/// Between two attempts, times the attempts made: an engine that restarts needs a moment.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// Bytes of a prompt that make a token, for admission only.
+const BYTES_PER_TOKEN: u64 = 4;
+/// Output tokens that are reserved where the client gives no bound, and at most.
+const EXPECTED_OUTPUT: u32 = 512;
+const MOST_OUTPUT: u32 = 2048;
+
+impl Gateway {
+    /// Serves one generating request of a pool.
+    pub(crate) async fn generate(
+        self: &Arc<Self>,
+        pool: &Arc<Pool>,
+        endpoint: Endpoint,
+        call: Call,
+        record: &mut Record,
+    ) -> Result<Reply, Reject> {
+        let limit = self.settings.limits.max_body;
+        let patience = self.settings.timeouts.body_timeout;
+        let body = body::read(&call.parts.headers, call.body, limit, patience).await?;
+        let request = Request::parse(endpoint, body)?;
+        refuse_continuation(pool, &request)?;
+        let mut ask = Ask {
+            model: request.model().map(str::to_owned),
+            weight: weight(&request),
+            avoid: Vec::new(),
+        };
+        let (path, headers) = (call.path, call.headers);
+        let mut order = Order { request, path, headers, deadline: None };
+        loop {
+            record.attempts += 1;
+            let seats = self.admission.admit(pool, &ask, call.timeouts.deadline).await?;
+            record.seated(&seats);
+            order.deadline = call.timeouts.attempt_deadline();
+            let workers: Vec<_> = seats.leases().map(|lease| Arc::clone(lease.worker())).collect();
+            let fault = match self.attempt(&order, seats, call.timeouts).await {
+                Err(Reject::Fault(fault)) => fault,
+                done => return done,
+            };
+            if !fault.retryable() || record.attempts >= self.settings.limits.max_attempts {
+                return Err(Reject::Fault(fault));
+            }
+            let reason = crate::metrics::ReasonLabels { reason: fault.reason() };
+            self.metrics.retries.get_or_create(&reason).inc();
+            tracing::debug!(reason = fault.reason(), detail = fault.detail(), "tries another pair");
+            // A transfer fault may be either worker's.
+            match fault.about_transfer() {
+                true => ask.avoid.extend(workers),
+                false => ask.avoid.push(fault.worker),
+            }
+            tokio::time::sleep(RETRY_PAUSE * record.attempts).await;
+        }
+    }
+
+    /// One attempt: every sample of the request on one pair, or on one worker.
+    async fn attempt(
+        self: &Arc<Self>,
+        order: &Order,
+        seats: Seats,
+        limits: Limits,
+    ) -> Result<Reply, Reject> {
+        let patience = Patience {
+            endpoint: order.request.endpoint(),
+            idle: self.settings.timeouts.stream_idle_timeout,
+            deadline: limits.attempt_deadline(),
+        };
+        match seats {
+            Seats::One(lease) => {
+                let begun = self.dispatch.begin_alone(order, Arc::new(lease)).await?;
+                one(begun, patience)
+            }
+            Seats::Pair { leases, bootstrap } => {
+                let places = Places { leases: leases.map(Arc::new), bootstrap };
+                let samples = order.request.samples();
+                if samples == 1 {
+                    return one(self.dispatch.begin(order, &places).await?, patience);
+                }
+                // The first failure drops the others, which aborts them.
+                let begun =
+                    try_join_all((0..samples).map(|_| self.dispatch.begin(order, &places))).await?;
+                many(&order.request, begun, patience)
+            }
+        }
+    }
+}
+
+/// In a pair, decode's engine keeps the whole earlier response and prefill's only its first
+/// token: continued there, the two would compute from different prompts.
+fn refuse_continuation(pool: &Pool, request: &Request) -> Result<(), Reject> {
+    if pool.profile == Profile::Pd && request.previous_response_id().is_some() {
+        return Err(Reject::Invalid(Invalid {
+            message: "'previous_response_id' cannot be served by a prefill/decode pair: only the \
+                      decode engine has the earlier response; send the conversation as 'input'"
+                .to_owned(),
+            param: Some("previous_response_id"),
+        }));
+    }
+    Ok(())
+}
+
+fn weight(request: &Request) -> Weight {
+    let sequences = request.rooms() as u64 * u64::from(request.samples());
+    let output = request.max_output_tokens().unwrap_or(EXPECTED_OUTPUT).min(MOST_OUTPUT);
+    let prompt_bytes = request.prompt_bytes() as u64;
+    let prompt_tokens = prompt_bytes / BYTES_PER_TOKEN * u64::from(request.samples());
+    Weight {
+        requests: sequences,
+        prompt_bytes,
+        kv_tokens: prompt_tokens + u64::from(output) * sequences,
+    }
+}
+
+fn one(begun: Begun, patience: Patience) -> Result<Reply, Reject> {
+    let logprobs = input_logprobs(&begun)?;
+    let Begun { opened, flight, .. } = begun;
+    match opened {
+        Opened::Stream { head, first, events } => {
+            let head = headers::to_client(&head.headers, logprobs.is_none());
+            let source = Source::One(Box::new(Sample { first, events, logprobs, flight }));
+            Ok(Reply::Events { head, source, patience })
+        }
+        Opened::Whole { head, body } => {
+            let merged = logprobs.is_some();
+            let body = match logprobs {
+                Some(logprobs) => logprobs.merge_json(&body).map_err(|why| {
+                    let worker = Arc::clone(flight.worker());
+                    Fault { leg: flight.leg(), worker, kind: Kind::Malformed(why.to_string()) }
+                })?,
+                None => body,
+            };
+            flight.land();
+            Ok(Reply::Whole(whole(headers::to_client(&head.headers, !merged), body)))
+        }
+    }
+}
+
+fn many(request: &Request, begun: Vec<Begun>, patience: Patience) -> Result<Reply, Reject> {
+    let mut head = None;
+    let mut samples = Vec::new();
+    let mut parts = Vec::new();
+    let mut flights = Vec::new();
+    for begun in begun {
+        let logprobs = input_logprobs(&begun)?;
+        let Begun { opened, flight, .. } = begun;
+        head.get_or_insert_with(|| headers::to_client(&opened.head().headers, false));
+        match opened {
+            Opened::Stream { first, events, .. } => {
+                samples.push(Sample { first, events, logprobs, flight });
+            }
+            Opened::Whole { body, .. } => {
+                let merged = logprobs.map(|logprobs| logprobs.merge_json(&body)).transpose();
+                parts.push(merged.map_err(|why| malformed(&flight, &why.to_string()))?.unwrap_or(body));
+                flights.push(flight);
+            }
+        }
+    }
+    let head = head.unwrap_or_default();
+    if parts.is_empty() {
+        let source = Source::Many(Box::new(Many::new(request.endpoint(), samples)));
+        return Ok(Reply::Events { head, source, patience });
+    }
+    let merged = merge::json(request.endpoint(), request.samples(), request.batch(), &parts);
+    let body = merged.map_err(|why| malformed(&flights[0], &why.to_string()))?;
+    for flight in flights {
+        flight.land();
+    }
+    Ok(Reply::Whole(whole(head, body)))
+}
+
+fn malformed(flight: &super::flight::Flight, why: &str) -> Fault {
+    let worker = Arc::clone(flight.worker());
+    Fault { leg: flight.leg(), worker, kind: Kind::Malformed(why.to_owned()) }
+}
+
+/// The prompt's logprobs of prefill's answer, where it was waited for.
+fn input_logprobs(begun: &Begun) -> Result<Option<InputLogprobs>, Reject> {
+    let Some(answer) = &begun.prefill_answer else { return Ok(None) };
+    let read = InputLogprobs::from_prefill(answer);
+    read.map(Some).map_err(|why| Reject::Fault(malformed(&begun.flight, &why.to_string())))
+}
+
+fn whole(mut headers: HeaderMap, body: Bytes) -> Response<Answer> {
+    headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
+    let mut response = Response::new(Answer::whole(body));
+    *response.headers_mut() = headers;
+    response
+}

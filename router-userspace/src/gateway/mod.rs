@@ -1,0 +1,267 @@
+//! The gateway: listeners, the life of a request, and what it shares.
+//!
+//! Reading order: [`handle`] (a request's life), `generate` (admission and attempts), `dispatch`
+//! (both legs of one attempt), `relay` (the stream back). `admit`, `probe` and `abort` serve them;
+//! `reject` and `fault` name every way to fail.
+
+mod abort;
+mod admit;
+mod body;
+mod clock;
+mod dispatch;
+mod endpoint;
+mod fault;
+mod fleet;
+mod flight;
+mod generate;
+mod handle;
+mod info;
+mod leg;
+mod listener;
+mod opening;
+mod probe;
+mod proxy;
+mod record;
+mod reject;
+mod relay;
+mod report;
+mod seats;
+mod source;
+mod upstream;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use prometheus_client::registry::Registry;
+use router_core::fleet::{Facts, Fleet, Phase, Verdict, WorkerKey};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::abort::Aborter;
+use self::admit::Admission;
+use self::clock::Clock;
+use self::dispatch::Dispatch;
+pub use self::fleet::FleetHandle;
+use self::handle::Service;
+use self::listener::Listeners;
+use self::probe::{Prober, Probes};
+use self::upstream::Upstream;
+use crate::admin::{self, Admin};
+use crate::config::Settings;
+use crate::control;
+use crate::metrics::Metrics;
+
+/// Facts that wait for the next snapshot; probes wait beyond that.
+const MAX_FACTS: usize = 1024;
+/// For tasks that only tidy up, once all clients have been served.
+const TIDY_TIMEOUT: Duration = Duration::from_secs(3);
+/// Between two tries to open a port that is taken.
+const BIND_RETRY: Duration = Duration::from_secs(1);
+
+/// What every request shares.
+pub(crate) struct Gateway {
+    settings: Settings,
+    fleet: Arc<FleetHandle>,
+    admission: Arc<Admission>,
+    dispatch: Arc<Dispatch>,
+    metrics: Metrics,
+}
+
+/// Whether the gateway should get traffic, and if not, why.
+pub(crate) struct Readiness {
+    fleet: Arc<FleetHandle>,
+    /// Ports that could not be opened.
+    closed_ports: Mutex<Vec<String>>,
+    draining: CancellationToken,
+    /// Set once every worker was asked once: from then on a new one is no reason to wait.
+    settled: std::sync::atomic::AtomicBool,
+}
+
+impl Readiness {
+    /// `Err` says in words what is missing.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        use std::sync::atomic::Ordering::Relaxed;
+        if self.draining.is_cancelled() {
+            return Err("draining".to_owned());
+        }
+        let closed = self.closed_ports.lock().unwrap_or_else(PoisonError::into_inner);
+        if !closed.is_empty() {
+            return Err(closed.join("; "));
+        }
+        let fleet = self.fleet.load();
+        if fleet.generation == 0 {
+            return Err("no configuration has been read yet".to_owned());
+        }
+        if !self.settled.load(Relaxed) {
+            let unasked = fleet.members().filter(|(_, member)| {
+                member.phase == Phase::Ready
+                    && member.worker.health.verdict() == Verdict::Unknown
+            });
+            let unasked = unasked.count();
+            if unasked > 0 {
+                return Err(format!("{unasked} engines have not been asked yet"));
+            }
+            self.settled.store(true, Relaxed);
+        }
+        Ok(())
+    }
+}
+
+/// Serves until `shutdown` is cancelled, then lets running requests finish.
+///
+/// # Errors
+/// Where the manifests or the admin port cannot be opened at the start, or streams had to be cut
+/// at the end.
+pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<()> {
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let source = control::Source::open(&settings.source).await?;
+    let admin_listen = settings.admin_listen;
+    let drain_timeout = settings.timeouts.drain_timeout;
+    let parts = Parts::new(settings, metrics, &shutdown);
+    let admin = Admin::bind(admin_listen).await.context("--admin-listen")?;
+    let stop = CancellationToken::new();
+    let background = TaskTracker::new();
+    background.spawn(admin.run(
+        admin::State {
+            readiness: Arc::clone(&parts.readiness),
+            gateway: Arc::clone(&parts.gateway),
+            registry: Arc::new(registry),
+        },
+        stop.clone(),
+    ));
+    let (publish, ports) = parts.publisher();
+    background.spawn(control::run(source, parts.facts, publish, stop.clone()));
+    let listeners = Listeners::new(&parts.gateway.settings, Service(Arc::clone(&parts.gateway)));
+    let listeners = follow_ports(listeners, ports, &parts.readiness, &shutdown).await;
+
+    tracing::info!("draining");
+    let all_done = listeners.drain(drain_timeout).await;
+    stop.cancel();
+    parts.probing.cancel();
+    parts.tasks.close();
+    background.close();
+    // What is left tidies up: aborts on their way, answers being drained.
+    let tidy = async { tokio::join!(parts.tasks.wait(), background.wait()) };
+    if tokio::time::timeout(TIDY_TIMEOUT, tidy).await.is_err() {
+        tracing::debug!("some background tasks were cut short");
+    }
+    anyhow::ensure!(all_done, "--drain-timeout {drain_timeout:?} is over and streams were cut");
+    tracing::info!("drained");
+    Ok(())
+}
+
+/// What [`run`] puts together before it serves.
+struct Parts {
+    gateway: Arc<Gateway>,
+    probes: Arc<Probes>,
+    readiness: Arc<Readiness>,
+    facts: mpsc::Receiver<(WorkerKey, Facts)>,
+    tasks: TaskTracker,
+    probing: CancellationToken,
+}
+
+impl Parts {
+    fn new(settings: Settings, metrics: Metrics, shutdown: &CancellationToken) -> Parts {
+        let fleet = Arc::new(FleetHandle::default());
+        let clock = Clock::start();
+        let tasks = TaskTracker::new();
+        let probing = CancellationToken::new();
+        let upstream = Upstream::new(&settings);
+        let (limits, timeouts) = (settings.limits.clone(), settings.timeouts.clone());
+        let admission =
+            Admission::new(Arc::clone(&fleet), settings.policy, limits, timeouts.queue_timeout);
+        let (told, facts) = mpsc::channel(MAX_FACTS);
+        let waker = Arc::clone(&admission);
+        let prober = Prober {
+            upstream: upstream.clone(),
+            timeouts: timeouts.clone(),
+            api_key: settings.engine_api_key.clone(),
+            clock,
+            facts: told,
+            returned: Arc::new(move || waker.wake()),
+        };
+        let probes = Arc::new(Probes::new(prober, tasks.clone(), probing.clone()));
+        let key = settings.engine_api_key.clone();
+        let dispatch = Arc::new(Dispatch {
+            aborter: Aborter::new(upstream.clone(), key, tasks.clone(), metrics.clone()),
+            upstream,
+            probes: Arc::clone(&probes),
+            tasks: tasks.clone(),
+            timeouts,
+            max_answer: settings.limits.max_answer,
+            clock,
+            metrics: metrics.clone(),
+        });
+        let readiness = Arc::new(Readiness {
+            fleet: Arc::clone(&fleet),
+            closed_ports: Mutex::default(),
+            draining: shutdown.clone(),
+            settled: false.into(),
+        });
+        let gateway = Arc::new(Gateway { settings, fleet, admission, dispatch, metrics });
+        Parts { gateway, probes, readiness, facts, tasks, probing }
+    }
+
+    /// What is done with a new snapshot, and the ports that it wants open.
+    fn publisher(&self) -> (impl Fn(Fleet) + Send + 'static, watch::Receiver<Vec<u16>>) {
+        let (ports, wanted) = watch::channel(Vec::new());
+        let (gateway, probes) = (Arc::clone(&self.gateway), Arc::clone(&self.probes));
+        let publish = move |fleet: Fleet| {
+            gateway.metrics.config_problems.set(count(fleet.problems.len()));
+            gateway.metrics.fleet_generation.set(count(fleet.generation as usize));
+            let now = fleet.ports();
+            probes.follow(&fleet);
+            gateway.fleet.publish(fleet);
+            gateway.admission.wake();
+            ports.send_if_modified(|ports| {
+                let changed = *ports != now;
+                *ports = now;
+                changed
+            });
+        };
+        (publish, wanted)
+    }
+}
+
+fn count(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+/// Opens and closes listeners as `ports` changes, until `shutdown`.
+async fn follow_ports(
+    mut listeners: Listeners,
+    mut ports: watch::Receiver<Vec<u16>>,
+    readiness: &Readiness,
+    shutdown: &CancellationToken,
+) -> Listeners {
+    loop {
+        let wanted = ports.borrow_and_update().clone();
+        let failed: Vec<String> = listeners
+            .reconcile(&wanted)
+            .into_iter()
+            .map(|(port, error)| format!("port {port} cannot be opened: {error}"))
+            .collect();
+        let retry = !failed.is_empty();
+        {
+            let mut closed = readiness.closed_ports.lock().unwrap_or_else(PoisonError::into_inner);
+            if *closed != failed {
+                for failure in &failed {
+                    tracing::error!("{failure}");
+                }
+                *closed = failed;
+            }
+        }
+        tokio::select! {
+            changed = ports.changed() => if changed.is_err() {
+                // The control plane ended: what is open stays open.
+                shutdown.cancelled().await;
+                return listeners;
+            },
+            () = tokio::time::sleep(BIND_RETRY), if retry => {}
+            () = shutdown.cancelled() => return listeners,
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! What the gateway tells of itself when asked: the fleet as JSON, and gauges of its workers.
+
+use router_core::fleet::{Phase, Role, Verdict};
+use serde_json::json;
+
+use super::Gateway;
+use crate::metrics::WorkerLabels;
+
+impl Gateway {
+    /// The snapshot in force, with what is known of every worker now.
+    pub(crate) fn describe(&self) -> String {
+        let fleet = self.fleet.snapshot();
+        let told = json!({
+            "policy": self.settings.policy,
+            "queued": self.admission.waiting(),
+            "fleet": &*fleet,
+        });
+        told.to_string()
+    }
+
+    /// Brings the gauges up to date; called before they are read.
+    pub(crate) fn observe(&self) {
+        let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        self.metrics.queued.set(count(self.admission.waiting() as u64));
+        // A worker that has left must not stay in the metrics.
+        self.metrics.worker_up.clear();
+        self.metrics.worker_requests.clear();
+        for (pool, member) in self.fleet.snapshot().members() {
+            let labels = WorkerLabels {
+                pool: pool.name.to_string(),
+                worker: member.worker.name.to_string(),
+                role: match member.role {
+                    Role::Prefill => "prefill",
+                    Role::Decode => "decode",
+                    Role::Unified => "unified",
+                },
+            };
+            let up = member.phase == Phase::Ready && member.worker.health.verdict() == Verdict::Up;
+            self.metrics.worker_up.get_or_create(&labels).set(i64::from(up));
+            let requests = count(member.worker.usage().requests);
+            self.metrics.worker_requests.get_or_create(&labels).set(requests);
+        }
+    }
+}
