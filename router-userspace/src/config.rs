@@ -78,9 +78,10 @@ pub struct SourceFlags {
     /// Serve the engines named by --prefill and --decode, without any manifest.
     #[arg(long)]
     pub pd_disaggregation: bool,
-    /// A prefill engine: its URL, and its bootstrap port (default 8998). May be repeated.
+    /// A prefill engine: its URL, and its bootstrap port (default 8998). May be repeated. Here
+    /// as one list, in which a port follows its URL.
     #[arg(long, num_args = 1..=2, value_names = ["URL", "BOOTSTRAP_PORT"], action = clap::ArgAction::Append)]
-    pub prefill: Vec<Vec<String>>,
+    pub prefill: Vec<String>,
     /// A decode engine's URL. May be repeated.
     #[arg(long, value_name = "URL")]
     pub decode: Vec<String>,
@@ -90,6 +91,20 @@ pub struct SourceFlags {
     /// With --pd-disaggregation: the port to listen on.
     #[arg(long, default_value_t = 30000)]
     pub port: u16,
+}
+
+impl SourceFlags {
+    /// `--prefill`'s values, a port with the URL that it follows.
+    pub fn prefills(&self) -> Vec<Vec<String>> {
+        let mut groups: Vec<Vec<String>> = Vec::new();
+        for value in &self.prefill {
+            match groups.last_mut() {
+                Some(group) if !value.contains("://") => group.push(value.clone()),
+                _ => groups.push(vec![value.clone()]),
+            }
+        }
+        groups
+    }
 }
 
 /// How much the gateway takes. Everything has a limit.
@@ -299,7 +314,8 @@ mod tests {
         let line = "--pd-disaggregation --prefill http://a:30000 8998 --prefill http://b:30000 \
                     --decode http://c:30000 --decode http://d:30000 --host 127.0.0.1 --port 8001";
         let settings = settings(&line.split_whitespace().collect::<Vec<_>>()).unwrap();
-        assert_eq!(settings.source.prefill, [vec!["http://a:30000", "8998"], vec!["http://b:30000"]]);
+        let prefills = [vec!["http://a:30000", "8998"], vec!["http://b:30000"]];
+        assert_eq!(settings.source.prefills(), prefills);
         assert_eq!(settings.source.decode, ["http://c:30000", "http://d:30000"]);
         assert_eq!(settings.listen_address, IpAddr::V4(Ipv4Addr::LOCALHOST));
     }

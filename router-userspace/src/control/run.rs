@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::Duration;
 
+use anyhow::Context;
 use router_core::fleet::{Facts, Fleet, Problem, WorkerKey};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -12,6 +13,7 @@ use tracing::{error, info, warn};
 use super::files::Directory;
 use super::flags::Engines;
 use super::index::Index;
+use crate::config::SourceFlags;
 
 /// How often a source is looked at. A change takes two looks, three more while it goes on.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(150);
@@ -24,6 +26,19 @@ pub enum Feed {
 }
 
 impl Feed {
+    /// Opens the source that the flags name; nothing is read yet.
+    ///
+    /// # Errors
+    /// A directory that cannot be read, and URLs or ports that are none.
+    pub fn open(flags: &SourceFlags) -> anyhow::Result<Feed> {
+        if let Some(path) = &flags.manifests {
+            let directory = Directory::open(path);
+            let directory = directory.with_context(|| format!("--manifests {}", path.display()))?;
+            return Ok(Feed::Directory(directory));
+        }
+        Ok(Feed::Engines(Engines::parse(&flags.prefills(), &flags.decode, flags.port)?))
+    }
+
     /// Brings `index` up to date; returns whether it has changed. Blocks.
     fn poll(&mut self, index: &mut Index) -> bool {
         match self {

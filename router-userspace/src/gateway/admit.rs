@@ -222,3 +222,6 @@ fn refused(why: NoSeat, pool: &ObjectName, ask: &Ask) -> Reject {
         NoSeat::Full | NoSeat::Nobody => Reject::NobodyReady(pool.clone()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use http::{HeaderMap, Method, Response};
 use hyper::body::Incoming;
 use router_core::fleet::{Lease, Verdict, Worker};
 use router_core::pair::{Leg, Pair};
-use router_core::sglang::{Attempt, Bootstrap, Request, Rid, Room};
+use router_core::sglang::{Attempt, Bootstrap, Endpoint, Request, Rid, Room, fault as engine};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, interval_at, timeout};
 use tokio_util::task::TaskTracker;
@@ -251,7 +251,13 @@ impl Dispatch {
             if !response.status().is_success() {
                 return Err(leg::refusal(response).await);
             }
-            read_answer(response.into_body(), self.max_answer).await.map_err(Kind::Broken)
+            let body = read_answer(response.into_body(), self.max_answer).await;
+            let body = body.map_err(Kind::Broken)?;
+            // Engines up to 0.4 say 200 when the transfer failed.
+            match engine::answer_fault(order.endpoint, &body) {
+                Some(told) => Err(leg::told_late(told)),
+                None => Ok(body),
+            }
         };
         match timeout(limit, answer).await {
             Ok(Ok(answer)) => {
@@ -275,6 +281,7 @@ impl Dispatch {
 
 /// What the prefill leg needs of an [`Order`], to live in a task of its own.
 struct PrefillOrder {
+    endpoint: Endpoint,
     path: PathAndQuery,
     headers: HeaderMap,
 }
@@ -282,6 +289,7 @@ struct PrefillOrder {
 impl Order {
     fn for_prefill(&self) -> PrefillOrder {
         PrefillOrder {
+            endpoint: self.request.endpoint(),
             path: self.path.clone(),
             headers: self.headers.clone(),
         }

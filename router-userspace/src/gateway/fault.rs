@@ -29,7 +29,7 @@ pub(crate) enum Kind {
     /// The answer did not come within this limit.
     Late { waited_for: &'static str, limit: Duration },
     /// The engine answered with an error, as a status or as an event of a stream.
-    Engine { status: StatusCode, error: ClientError, about_transfer: bool },
+    Engine { status: StatusCode, error: Box<ClientError>, about_transfer: bool },
     /// The answer is not what this endpoint answers.
     Malformed(String),
 }

@@ -142,7 +142,7 @@ fn one(begun: Begun, patience: Patience) -> Result<Reply, Reject> {
     match opened {
         Opened::Stream { head, first, events } => {
             let head = headers::to_client(&head.headers, logprobs.is_none());
-            let source = Source::One(Box::new(Sample { first, events, logprobs, flight }));
+            let source = Source::One(Box::new(Sample { endpoint: patience.endpoint, first, events, logprobs, flight }));
             Ok(Reply::Events { head, source, patience })
         }
         Opened::Whole { head, body } => {
@@ -171,7 +171,8 @@ fn many(request: &Request, begun: Vec<Begun>, patience: Patience) -> Result<Repl
         head.get_or_insert_with(|| headers::to_client(&opened.head().headers, false));
         match opened {
             Opened::Stream { first, events, .. } => {
-                samples.push(Sample { first, events, logprobs, flight });
+                let endpoint = request.endpoint();
+                samples.push(Sample { endpoint, first, events, logprobs, flight });
             }
             Opened::Whole { body, .. } => {
                 let merged = logprobs.map(|logprobs| logprobs.merge_json(&body)).transpose();

@@ -30,7 +30,7 @@ const ATTEMPTS: HeaderName = HeaderName::from_static("x-pd-router-attempts");
 pub(crate) enum Reply {
     Whole(Response<Answer>),
     /// A backend's answer, passed on as it comes.
-    Passed(Response<super::proxy::Passed>),
+    Passed(Box<Response<super::proxy::Passed>>),
     Events { head: HeaderMap, source: Source, patience: Patience },
 }
 

@@ -30,7 +30,8 @@ pub(crate) async fn refusal(response: Response<Incoming>) -> Kind {
         return Kind::Malformed(format!("status {}", status.as_u16()));
     }
     let error = engine::engine_error(status.as_u16(), &body);
-    Kind::Engine { status, about_transfer: engine::about_transfer(&error.message), error }
+    let about_transfer = engine::about_transfer(&error.message);
+    Kind::Engine { status, error: Box::new(error), about_transfer }
 }
 
 /// An error that came under a head that said 200.
@@ -40,7 +41,7 @@ pub(crate) fn told_late(fault: engine::EngineFault) -> Kind {
         .filter(|status| status.is_client_error() || status.is_server_error());
     let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let about_transfer = engine::about_transfer(&fault.message);
-    let error = engine::ClientError::new(status.as_u16(), fault.message);
+    let error = Box::new(engine::ClientError::new(status.as_u16(), fault.message));
     Kind::Engine { status, error, about_transfer }
 }
 

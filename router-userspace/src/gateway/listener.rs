@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use prometheus_client::metrics::gauge::Gauge;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -31,8 +31,8 @@ pub(crate) struct Listeners {
     service: Service,
     room: Arc<Semaphore>,
     server: auto::Builder<TokioExecutor>,
-    graceful: GracefulShutdown,
     tasks: TaskTracker,
+    /// Cancelled to close the port and end its connections once they are idle.
     open: HashMap<u16, CancellationToken>,
 }
 
@@ -54,7 +54,6 @@ impl Listeners {
             service,
             room: Arc::new(Semaphore::new(settings.limits.max_connections)),
             server,
-            graceful: GracefulShutdown::new(),
             tasks: TaskTracker::new(),
             open: HashMap::new(),
         }
@@ -65,11 +64,11 @@ impl Listeners {
     ///
     /// Returns the ports that could not be opened, and why; they are tried again at the next call.
     pub(crate) fn reconcile(&mut self, ports: &[u16]) -> Vec<(u16, io::Error)> {
-        self.open.retain(|port, accepting| {
+        self.open.retain(|port, closing| {
             let keep = ports.contains(port);
             if !keep {
                 tracing::info!(port, "listener closed");
-                accepting.cancel();
+                closing.cancel();
             }
             keep
         });
@@ -81,9 +80,9 @@ impl Listeners {
             match bind(SocketAddr::new(self.address, port)) {
                 Ok(listener) => {
                     tracing::info!(address = %self.address, port, "listener opened");
-                    let accepting = CancellationToken::new();
-                    self.open.insert(port, accepting.clone());
-                    self.tasks.spawn(self.acceptor(port).run(listener, accepting));
+                    let closing = CancellationToken::new();
+                    self.open.insert(port, closing.clone());
+                    self.tasks.spawn(self.acceptor(port, closing).run(listener));
                 }
                 Err(error) => failed.push((port, error)),
             }
@@ -94,24 +93,20 @@ impl Listeners {
     /// Accepts nothing more and waits until every connection has finished what it serves, or
     /// `limit` is over. Returns whether all did.
     pub(crate) async fn drain(self, limit: Duration) -> bool {
-        for accepting in self.open.values() {
-            accepting.cancel();
+        for closing in self.open.values() {
+            closing.cancel();
         }
         self.tasks.close();
-        let done = async {
-            self.graceful.shutdown().await;
-            self.tasks.wait().await;
-        };
-        tokio::time::timeout(limit, done).await.is_ok()
+        tokio::time::timeout(limit, self.tasks.wait()).await.is_ok()
     }
 
-    fn acceptor(&self, port: u16) -> Acceptor {
+    fn acceptor(&self, port: u16, closing: CancellationToken) -> Acceptor {
         Acceptor {
             port,
+            closing,
             service: self.service.clone(),
             room: Arc::clone(&self.room),
             server: self.server.clone(),
-            watcher: self.graceful.watcher(),
             tasks: self.tasks.clone(),
         }
     }
@@ -120,21 +115,21 @@ impl Listeners {
 /// Accepts the connections of one port.
 struct Acceptor {
     port: u16,
+    closing: CancellationToken,
     service: Service,
     room: Arc<Semaphore>,
     server: auto::Builder<TokioExecutor>,
-    watcher: Watcher,
     tasks: TaskTracker,
 }
 
 impl Acceptor {
-    async fn run(self, listener: TcpListener, accepting: CancellationToken) {
+    async fn run(self, listener: TcpListener) {
         loop {
             // Room first: a connection that cannot be served stays in the kernel's backlog.
             let Ok(permit) = Arc::clone(&self.room).acquire_owned().await else { return };
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = accepting.cancelled() => return,
+                () = self.closing.cancelled() => return,
             };
             match accepted {
                 Ok((stream, peer)) => {
@@ -163,16 +158,39 @@ impl Acceptor {
             async move { Ok::<_, std::convert::Infallible>(service.handle(port, request).await) }
         });
         let server = self.server.clone();
-        let watcher = self.watcher.clone();
-        let metrics = self.service.metrics().clone();
+        let closing = self.closing.clone();
+        let counted = Counted::new(&self.service.metrics().connections);
         async move {
-            metrics.connections.inc();
+            let _counted = counted;
             let connection = server.serve_connection(TokioIo::new(stream), answer);
-            if let Err(error) = watcher.watch(connection.into_owned()).await {
-                tracing::debug!(%peer, error = %error, "connection ended early");
+            tokio::pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = closing.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%peer, error, "connection ended early");
             }
-            metrics.connections.dec();
         }
+    }
+}
+
+/// Counts a connection until dropped.
+struct Counted(Gauge);
+
+impl Counted {
+    fn new(connections: &Gauge) -> Counted {
+        connections.inc();
+        Counted(connections.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

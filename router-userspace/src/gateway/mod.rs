@@ -117,7 +117,7 @@ impl Readiness {
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<()> {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    let source = control::Source::open(&settings.source).await?;
+    let feed = control::Feed::open(&settings.source)?;
     let admin_listen = settings.admin_listen;
     let drain_timeout = settings.timeouts.drain_timeout;
     let parts = Parts::new(settings, metrics, &shutdown);
@@ -133,7 +133,8 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<()> 
         stop.clone(),
     ));
     let (publish, ports) = parts.publisher();
-    background.spawn(control::run(source, parts.facts, publish, stop.clone()));
+    let stopped = stop.clone().cancelled_owned();
+    background.spawn(control::run(feed, parts.facts, publish, stopped));
     let listeners = Listeners::new(&parts.gateway.settings, Service(Arc::clone(&parts.gateway)));
     let listeners = follow_ports(listeners, ports, &parts.readiness, &shutdown).await;
 

@@ -173,10 +173,13 @@ impl Prober {
             bootstrap.to_string().parse().map_err(|_| Failed::Unreachable)?;
         for form in [RouteParams::Ranks, RouteParams::DpGroup] {
             let path = PathAndQuery::from_static(form.query());
-            let (status, _) = self.get(authority.clone(), path).await?;
+            let (status, answer) = self.get(authority.clone(), path).await?;
             match status {
                 StatusCode::SERVICE_UNAVAILABLE => return Err(Failed::NotReady),
-                status if status.is_success() => return Ok(()),
+                // Engines up to 0.4 answer 200 with nulls before they have registered.
+                status if status.is_success() => {
+                    return Facts::from_route(&answer).map(|_| ()).ok_or(Failed::NotReady);
+                }
                 _ => {}
             }
         }

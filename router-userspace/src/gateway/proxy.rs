@@ -17,7 +17,7 @@ use router_core::sglang::headers;
 
 use super::Gateway;
 use super::body::BodyError;
-use super::fault::{Fault, Kind};
+use super::fault::Fault;
 use super::handle::{Call, Reply};
 use super::leg::until;
 use super::record::Record;
@@ -87,7 +87,7 @@ impl Gateway {
         let mut response = Response::new(Passed { body, lease: Some(lease), deadline, record: None });
         *response.status_mut() = head.status;
         *response.headers_mut() = headers::to_client(&head.headers, true);
-        Ok(Reply::Passed(response))
+        Ok(Reply::Passed(Box::new(response)))
     }
 }
 

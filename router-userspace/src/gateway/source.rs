@@ -8,7 +8,7 @@ use bytes::Bytes;
 use router_core::fleet::Worker;
 use router_core::pair::Leg;
 use router_core::sglang::logprob::InputLogprobs;
-use router_core::sglang::{Endpoint, merge};
+use router_core::sglang::{Endpoint, fault, merge};
 
 use super::fault::Kind;
 use super::flight::Flight;
@@ -17,6 +17,7 @@ use super::opening::Events;
 
 /// One sample's events, with what keeps it alive at the engines.
 pub(crate) struct Sample {
+    pub endpoint: Endpoint,
     /// The events that were held.
     pub first: VecDeque<Bytes>,
     pub events: Events,
@@ -31,10 +32,15 @@ impl Sample {
             Some(first) => Some(Ok(first)),
             None => std::task::ready!(self.events.poll_next(cx)),
         };
-        Poll::Ready(match (event, &mut self.logprobs) {
-            (Some(Ok(event)), Some(logprobs)) => Some(Ok(logprobs.merge_event(event))),
-            (event, _) => event,
-        })
+        let Some(Ok(event)) = event else { return Poll::Ready(event) };
+        // In the gateway's own words: the engine's name its peers' addresses.
+        if let Some(told) = fault::event_fault(self.endpoint, &event) {
+            return Poll::Ready(Some(Err(told_late(told))));
+        }
+        Poll::Ready(Some(Ok(match &self.logprobs {
+            Some(logprobs) => logprobs.merge_event(event),
+            None => event,
+        })))
     }
 }
 
