@@ -15,8 +15,8 @@ use crate::kv::{control, data};
 use crate::ledger::Ledger;
 use crate::life::{Life, Seed};
 use crate::peers;
+use crate::playbook::Playbook;
 use crate::rank::Rank;
-use crate::script::Playbook;
 
 /// An engine between and during its lives.
 pub(crate) struct Core {

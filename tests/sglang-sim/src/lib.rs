@@ -16,6 +16,7 @@ mod leg;
 mod life;
 mod meters;
 mod peers;
+mod playbook;
 mod rank;
 mod registry;
 mod script;

@@ -240,6 +240,34 @@ async fn the_old_engine_answers_a_failed_leg_with_200_and_abort() {
     let prefill = post(&pair.prefill, "/v1/chat/completions", &body).await;
     assert_eq!(prefill.status, 200);
     assert_eq!(prefill.json()["choices"][0]["finish_reason"], "abort");
+    let roomless = post(&pair.decode, "/generate", &generate("a", 3)).await;
+    assert_eq!(roomless.status, 200);
+    let message = error_of(&roomless.json())["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("without boostrap room id"), "its own spelling: {message}");
+    let body = pair.meet(streaming(chat("a", 3)), 3);
+    let stream = post(&pair.decode, "/v1/chat/completions", &body).await;
+    let events = stream.events();
+    assert_eq!(events[0]["choices"][0]["delta"]["role"], "assistant");
+    assert_eq!(events[1]["choices"][0]["finish_reason"], "abort");
+    assert!(stream.is_done());
+}
+
+#[tokio::test]
+async fn the_old_engine_breaks_off_a_stream_that_its_queue_refuses() {
+    let full = Config {
+        max_running_requests: 1,
+        max_queued_requests: Some(0),
+        inter_token: Duration::from_millis(5),
+        ..config(Role::Unified, Version::V0_4_10)
+    };
+    let engine = start(full).await;
+    let body = generate("busy", 40);
+    let second = async {
+        assert!(engine.until(SOON, |e| e.occupancy().running == 1).await);
+        post(&engine, "/v1/chat/completions", &streaming(chat("a", 2))).await
+    };
+    let (_, refused) = tokio::join!(post(&engine, "/generate", &body), second);
+    assert_eq!((refused.status.as_u16(), refused.broken), (200, true), "{refused:?}");
 }
 
 #[tokio::test]

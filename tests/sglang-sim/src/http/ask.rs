@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use http::HeaderMap;
-use rand::Rng;
 use serde_json::Value;
 
-use crate::leg::{Job, Room};
+use crate::leg::Job;
 use crate::life::Life;
 use crate::token;
+
+use super::places::{Places, Shape};
 
 /// Which of the engine's ways to ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +69,7 @@ fn missing(field: &str) -> Refusal {
     ))
 }
 
-fn value_error(message: &str) -> Refusal {
+pub(super) fn value_error(message: &str) -> Refusal {
     Refusal::Value(message.into())
 }
 
@@ -216,106 +217,6 @@ impl Api {
     }
 }
 
-/// A number, or a string that is one, as the engine's models take it.
-fn integer(value: &Value) -> Option<u128> {
-    match value {
-        Value::Number(number) => number
-            .as_u64()
-            .map(u128::from)
-            .or_else(|| number.as_f64().filter(|f| *f >= 0.0).map(|f| f as u128)),
-        Value::String(text) => text.trim().parse().ok(),
-        _ => None,
-    }
-}
-
-fn room(value: u128) -> Room {
-    match u64::try_from(value) {
-        Ok(number) if number < 1 << 63 => Room::Number(number),
-        _ => Room::Overflow(value),
-    }
-}
-
-/// One bootstrap field for each of `count` sequences.
-fn spread<T>(
-    life: &Life,
-    value: &Value,
-    shape: (bool, usize, usize),
-    read: impl Fn(&Value, usize) -> Option<T>,
-) -> Result<Vec<Option<T>>, Refusal> {
-    let (batch, prompts, n) = shape;
-    let invalid = || Refusal::Validation("1 validation error: invalid bootstrap field".into());
-    if value.is_null() {
-        return Ok((0..prompts * n).map(|_| None).collect());
-    }
-    let one = |value: &Value, offset| match value {
-        Value::Null => Ok(None),
-        value => read(value, offset).map(Some).ok_or_else(invalid),
-    };
-    match value {
-        // Indexing beyond the list is an exception that nobody expected.
-        Value::Array(list) if batch && list.len() < prompts => {
-            Err(Refusal::Crash("list index out of range".into()))
-        }
-        Value::Array(list) if batch => {
-            (0..prompts * n).map(|place| one(&list[place / n], 0)).collect()
-        }
-        // A batch on the old engine indexes what it was given.
-        _ if batch && life.is_old() => {
-            Err(Refusal::Crash("'int' object is not subscriptable".into()))
-        }
-        // The new engine counts rooms on from the first.
-        _ => (0..prompts * n).map(|place| one(value, place)).collect(),
-    }
-}
-
-fn own_rid() -> String {
-    format!("{:032x}", rand::rng().random::<u128>())
-}
-
-fn rids(body: &Value, batch: bool, prompts: usize, n: usize) -> Result<Vec<String>, Refusal> {
-    let count = prompts * n;
-    // Parallel samples get ids of their own, whatever was asked.
-    if n > 1 {
-        return Ok((0..count).map(|_| own_rid()).collect());
-    }
-    match &body["rid"] {
-        Value::String(rid) if !batch => Ok(vec![rid.clone()]),
-        Value::String(rid) => Ok((0..count).map(|place| format!("{rid}_{place}")).collect()),
-        Value::Array(list) if batch => {
-            let list: Vec<String> =
-                list.iter().filter_map(|rid| rid.as_str().map(str::to_owned)).collect();
-            if list.len() == count {
-                return Ok(list);
-            }
-            Err(value_error(
-                "The specified rids length mismatch with the batch_size for batch processing.",
-            ))
-        }
-        _ => Ok((0..count).map(|_| own_rid()).collect()),
-    }
-}
-
-/// The DP rank that the request is sent to, where it says.
-fn routed_rank(
-    life: &Life,
-    api: Api,
-    body: &Value,
-    headers: &HeaderMap,
-) -> Result<Option<u64>, Refusal> {
-    if life.is_old() {
-        return Ok(body["data_parallel_rank"].as_u64());
-    }
-    if let Some(value) = headers.get("x-data-parallel-rank").filter(|_| api != Api::Generate) {
-        let text = String::from_utf8_lossy(value.as_bytes());
-        return text.trim().parse().map(Some).map_err(|_| {
-            Refusal::Value(format!(
-                "Invalid X-Data-Parallel-Rank header: must be an integer, got '{text}'"
-            ))
-        });
-    }
-    Ok(body["routed_dp_rank"].as_u64().or_else(|| body["data_parallel_rank"].as_u64()))
-}
-
 /// Reads a body.
 ///
 /// # Errors
@@ -333,39 +234,56 @@ pub(crate) fn read(
     }
     let Prompts { list, batch } = api.prompts(life, &body)?;
     let n = api.sampling(&body, 0)["n"].as_u64().unwrap_or(1).max(1) as usize;
-    let batch_like = batch || n > 1;
-    let shape = (batch_like, list.len(), n);
-    let rids = rids(&body, batch, list.len(), n)?;
-    let rooms = spread(life, &body["bootstrap_room"], shape, |v, offset| {
-        Some(room(integer(v)? + offset as u128))
-    })?;
-    let hosts = spread(life, &body["bootstrap_host"], shape, |v, _| v.as_str().map(str::to_owned))?;
-    let ports =
-        spread(life, &body["bootstrap_port"], shape, |v, _| u16::try_from(integer(v)?).ok())?;
-    let routed_rank = routed_rank(life, api, &body, headers)?;
+    let shape = Shape { batch: batch || n > 1, prompts: list.len(), n };
+    let places = Places::read(life, api, headers, &body, batch, shape)?;
+    let jobs = jobs(life, api, &body, list, n, &places)?;
+    let options = &body["stream_options"];
+    Ok(Ask {
+        api,
+        stream: body["stream"] == true,
+        include_usage: options["include_usage"] == true,
+        continuous_usage: options["continuous_usage_stats"] == true && !life.is_old(),
+        model: body["model"].as_str().unwrap_or("default").to_owned(),
+        jobs,
+        n,
+        batch: shape.batch,
+        logprobs: api.logprobs(&body),
+        body,
+    })
+}
 
-    let mut jobs = Vec::with_capacity(list.len() * n);
-    for (place, prompt) in list.into_iter().enumerate() {
-        let sampling = api.sampling(&body, place);
-        let room_left = life.config.context_length.saturating_sub(prompt.len());
+/// One sequence for each sample of each prompt.
+fn jobs(
+    life: &Life,
+    api: Api,
+    body: &Value,
+    prompts: Vec<Vec<u32>>,
+    n: usize,
+    places: &Places,
+) -> Result<Vec<Job>, Refusal> {
+    let mut jobs = Vec::with_capacity(prompts.len() * n);
+    for (place, prompt) in prompts.into_iter().enumerate() {
+        let sampling = api.sampling(body, place);
+        let length = life.config.context_length;
+        let room_left = length.saturating_sub(prompt.len());
         if room_left == 0 {
             return Err(Refusal::Value(format!(
-                "The input ({} tokens) is longer than the model's context length ({} tokens).",
-                prompt.len(),
-                life.config.context_length
+                "The input ({} tokens) is longer than the model's context length ({length} \
+                 tokens).",
+                prompt.len()
             )));
         }
         let prompt: Arc<[u32]> = prompt.into();
         for sample in 0..n {
             let index = place * n + sample;
             jobs.push(Job {
-                rid: rids[index].clone(),
+                rid: places.rids[index].clone(),
                 index,
                 prompt: Arc::clone(&prompt),
-                room: rooms[index],
-                bootstrap_host: hosts[index].clone(),
-                bootstrap_port: ports[index],
-                routed_rank,
+                room: places.rooms[index],
+                bootstrap_host: places.hosts[index].clone(),
+                bootstrap_port: places.ports[index],
+                routed_rank: places.routed_rank,
                 prefill_rank: body["disagg_prefill_dp_rank"].as_u64(),
                 max_new_tokens: api.max_new_tokens(sampling).unwrap_or(room_left).max(1),
                 ignore_eos: sampling["ignore_eos"] == true,
@@ -377,17 +295,5 @@ pub(crate) fn read(
             });
         }
     }
-    let options = &body["stream_options"];
-    Ok(Ask {
-        api,
-        stream: body["stream"] == true,
-        include_usage: options["include_usage"] == true,
-        continuous_usage: options["continuous_usage_stats"] == true && !life.is_old(),
-        model: body["model"].as_str().unwrap_or("default").to_owned(),
-        jobs,
-        n,
-        batch: batch_like,
-        logprobs: api.logprobs(&body),
-        body,
-    })
+    Ok(jobs)
 }

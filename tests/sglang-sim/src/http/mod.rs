@@ -6,6 +6,7 @@ pub(crate) mod embeddings;
 pub(crate) mod generation;
 pub(crate) mod info;
 pub(crate) mod metrics;
+pub(crate) mod places;
 pub(crate) mod responses;
 pub(crate) mod sequence;
 pub(crate) mod sim;

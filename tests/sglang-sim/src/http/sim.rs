@@ -1,12 +1,14 @@
 //! `/sim/*`: what tests ask of an engine that runs as a process.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::ledger::{aborts_json, kv_json, received_json};
+use crate::ledger::{Abort, KvTraffic, Received};
 use crate::life::Life;
 use crate::script::Script;
 
@@ -72,4 +74,67 @@ fn kv(life: &Life) -> Value {
         "data": life.data.map(|address| address.to_string()),
         "bootstrap": life.bootstrap.map(|address| address.to_string()), "ranks": ranks,
     })
+}
+
+/// Headers as JSON; a repeated header becomes an array.
+fn headers_json(headers: &HeaderMap) -> Value {
+    let mut map = serde_json::Map::new();
+    for name in headers.keys() {
+        let mut values = headers
+            .get_all(name)
+            .iter()
+            .map(|value| Value::from(String::from_utf8_lossy(value.as_bytes()).into_owned()));
+        let first = values.next().unwrap_or(Value::Null);
+        let rest: Vec<Value> = values.collect();
+        let value = if rest.is_empty() {
+            first
+        } else {
+            Value::Array(std::iter::once(first).chain(rest).collect())
+        };
+        map.insert(name.to_string(), value);
+    }
+    Value::Object(map)
+}
+
+/// `GET /sim/received`.
+fn received_json(received: &[Received]) -> Value {
+    let list: Vec<Value> = received
+        .iter()
+        .map(|r| {
+            json!({
+                "sequence": r.sequence, "at_ms": r.at_ms, "method": r.method.as_str(),
+                "path": r.uri.path(), "query": r.uri.query(), "headers": headers_json(&r.headers),
+                "body": String::from_utf8_lossy(&r.body), "rids": r.rids, "rooms": r.rooms,
+                "outcome": r.outcome,
+            })
+        })
+        .collect();
+    Value::Array(list)
+}
+
+/// `GET /sim/aborts`.
+fn aborts_json(aborts: &[Abort]) -> Value {
+    let list: Vec<Value> = aborts
+        .iter()
+        .map(|a| {
+            json!({"at_ms": a.at_ms, "rid": a.rid, "abort_all": a.abort_all, "matched": a.matched})
+        })
+        .collect();
+    Value::Array(list)
+}
+
+/// The `peers` of `GET /sim/kv`.
+fn kv_json(kv: &BTreeMap<IpAddr, KvTraffic>) -> Value {
+    let map = kv
+        .iter()
+        .map(|(peer, t)| {
+            let value = json!({
+                "sent_bytes": t.sent_bytes, "received_bytes": t.received_bytes,
+                "sent_transfers": t.sent_transfers, "received_transfers": t.received_transfers,
+                "connections": t.connections, "corrupt_transfers": t.corrupt_transfers,
+            });
+            (peer.to_string(), value)
+        })
+        .collect();
+    Value::Object(map)
 }
