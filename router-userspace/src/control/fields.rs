@@ -16,6 +16,9 @@ pub(super) struct Complaint {
 /// Complaints of one document; more are not worth a report.
 const MAX_COMPLAINTS: usize = 32;
 
+/// Characters of a reason.
+const MAX_REASON: usize = 400;
+
 /// Fields that the type knows and that have no effect. `*` stands for any index.
 const UNSERVED: [(Kind, &str, &str); 7] = [
     (Kind::Gateway, "spec.addresses", "listeners listen on the address that the command names"),
@@ -41,13 +44,22 @@ pub(super) fn unread(kind: Kind, original: &Value, kept: &Value) -> Vec<Complain
 
 /// Adds what would help to an error of the deserializer.
 pub(super) fn explain(error: &str) -> String {
+    let error = shortened(error);
     // Numbers and booleans in place of text are the usual trap of unquoted YAML.
     let unquoted =
         ["invalid type: boolean", "invalid type: integer", "invalid type: floating point"];
     if unquoted.iter().any(|start| error.starts_with(start)) && error.contains("string") {
         return format!("{error}; put the value in quotes");
     }
-    error.to_owned()
+    error
+}
+
+/// An error may quote the value that it is about, which may be of any size.
+pub(super) fn shortened(error: &str) -> String {
+    match error.char_indices().nth(MAX_REASON) {
+        Some((cut, _)) => format!("{} ...", &error[..cut]),
+        None => error.to_owned(),
+    }
 }
 
 fn dotted(path: &[String]) -> String {

@@ -3,7 +3,7 @@
 //!
 //! Host names are resolved at the start and every [`RESOLVE_EVERY`] looks. A name keeps its
 //! address as long as the resolver still gives it; one that does not resolve is no worker yet
-//! and is tried again with every look.
+//! and is tried again every [`RETRY_EVERY`] looks.
 
 use std::net::{IpAddr, ToSocketAddrs};
 use std::num::NonZeroU16;
@@ -28,6 +28,8 @@ const NAME: &str = "flags";
 const POOL_LABEL: &str = "pd-router/pool";
 /// Looks between two resolutions of a name that resolves: some 30 seconds.
 pub const RESOLVE_EVERY: u32 = 200;
+/// Looks between two tries of a name that does not resolve: some second.
+pub const RETRY_EVERY: u32 = 7;
 
 /// Why a flag's value is none.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -83,6 +85,12 @@ impl Engines {
         for url in decode {
             engines.push(engine("decode", url)?);
         }
+        let mut names = std::collections::BTreeSet::new();
+        if let Some(twice) = engines.iter().find(|engine| !names.insert(&engine.authority)) {
+            let reason = "is named twice";
+            let value = format!("http://{}", twice.authority);
+            return Err(BadFlag::Url { flag: twice.role, value, reason });
+        }
         Ok(Engines { engines, listener_port, looks: 0, begun: false })
     }
 
@@ -90,6 +98,7 @@ impl Engines {
     /// whether something has changed. Blocks on the resolver.
     pub fn poll(&mut self, index: &mut Index) -> bool {
         let due = self.looks.is_multiple_of(RESOLVE_EVERY);
+        let retry = self.looks.is_multiple_of(RETRY_EVERY);
         self.looks = self.looks.wrapping_add(1);
         let first = !std::mem::replace(&mut self.begun, true);
         if first {
@@ -101,7 +110,7 @@ impl Engines {
         let mut problems = Vec::new();
         for engine in &mut self.engines {
             let before = engine.address;
-            let failure = if due || before.is_none() { engine.resolve() } else { None };
+            let failure = if due || (retry && before.is_none()) { engine.resolve() } else { None };
             changed |= engine.address != before;
             if let Some(reason) = failure {
                 problems.push(unresolved(engine, &reason));
@@ -110,7 +119,7 @@ impl Engines {
                 index.apply(Source::Flags, Object::Pod(Box::new(engine.pod())));
             }
         }
-        if due || changed {
+        if due || retry {
             index.report(&Source::Flags.name(), problems);
         }
         changed
@@ -221,7 +230,7 @@ fn topology(port: u16) -> [Object; 4] {
     let policy = TrafficPolicySpec {
         pool_ref: PoolRef { group: None, kind: None, name: NAME.to_owned() },
         model_server_runtime: None,
-        profile: TrafficProfile { pd: Some(PdProfile::default()), single: None },
+        profile: Some(TrafficProfile { pd: Some(PdProfile::default()), single: None }),
     };
     [
         Object::Gateway(Gateway { metadata: metadata(NAME), spec: gateway, status: None }),
@@ -307,6 +316,10 @@ mod tests {
             (engines(&prefill, &["https://a:1"]), "--decode \"https://a:1\": must begin with http"),
             (engines(&prefill, &["http://a:1/v1"]), "must end after the port"),
             (engines(&prefill, &["http://a:0"]), "has port 0"),
+            (
+                engines(&prefill, &["http://127.0.0.1:1"]),
+                "--decode \"http://127.0.0.1:1\": is named twice",
+            ),
             (engines(&prefill, &["no url"]), "is no URL"),
             (engines(&[&["http://a:1", "x"]], &[decode]), "\"x\" is no bootstrap port"),
             (engines(&[&["http://a:1", "0"]], &[decode]), "\"0\" is no bootstrap port"),

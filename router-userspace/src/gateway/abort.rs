@@ -98,7 +98,11 @@ pub(crate) struct AbortGuard {
 }
 
 impl AbortGuard {
-    pub(crate) fn new(aborter: &Arc<Aborter>, worker: &Arc<Worker>, names: Vec<String>) -> AbortGuard {
+    pub(crate) fn new(
+        aborter: &Arc<Aborter>,
+        worker: &Arc<Worker>,
+        names: Vec<String>,
+    ) -> AbortGuard {
         let (aborter, worker) = (Arc::clone(aborter), Arc::clone(worker));
         AbortGuard { aborter, worker, names, armed: true }
     }

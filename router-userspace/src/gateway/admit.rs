@@ -126,8 +126,7 @@ impl Admission {
     fn take(&self, pool: &Pool, ask: &Ask) -> Result<Seats, NoSeat> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let draw = Draw { chance: rand::random(), turn };
-        Seating { pool, ask, policy: self.policy, draw, limits: &self.limits }
-            .take(&self.released)
+        Seating { pool, ask, policy: self.policy, draw, limits: &self.limits }.take(&self.released)
     }
 
     fn join(

@@ -99,7 +99,9 @@ async fn collect(
 ) -> Result<Bytes, Reject> {
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
-    while let Some(frame) = timeout(patience, body.frame()).await.map_err(|_| Reject::BodyLate(patience))? {
+    while let Some(frame) =
+        timeout(patience, body.frame()).await.map_err(|_| Reject::BodyLate(patience))?
+    {
         let frame = frame.map_err(|error| Reject::BodyBroken(error.to_string()))?;
         let Ok(data) = frame.into_data() else { continue };
         if first.len() + all.len() + data.len() > limit {

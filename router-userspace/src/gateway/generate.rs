@@ -142,7 +142,13 @@ fn one(begun: Begun, patience: Patience) -> Result<Reply, Reject> {
     match opened {
         Opened::Stream { head, first, events } => {
             let head = headers::to_client(&head.headers, logprobs.is_none());
-            let source = Source::One(Box::new(Sample { endpoint: patience.endpoint, first, events, logprobs, flight }));
+            let source = Source::One(Box::new(Sample {
+                endpoint: patience.endpoint,
+                first,
+                events,
+                logprobs,
+                flight,
+            }));
             Ok(Reply::Events { head, source, patience })
         }
         Opened::Whole { head, body } => {
@@ -176,7 +182,9 @@ fn many(request: &Request, begun: Vec<Begun>, patience: Patience) -> Result<Repl
             }
             Opened::Whole { body, .. } => {
                 let merged = logprobs.map(|logprobs| logprobs.merge_json(&body)).transpose();
-                parts.push(merged.map_err(|why| malformed(&flight, &why.to_string()))?.unwrap_or(body));
+                parts.push(
+                    merged.map_err(|why| malformed(&flight, &why.to_string()))?.unwrap_or(body),
+                );
                 flights.push(flight);
             }
         }

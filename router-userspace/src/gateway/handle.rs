@@ -31,7 +31,11 @@ pub(crate) enum Reply {
     Whole(Response<Answer>),
     /// A backend's answer, passed on as it comes.
     Passed(Box<Response<super::proxy::Passed>>),
-    Events { head: HeaderMap, source: Source, patience: Patience },
+    Events {
+        head: HeaderMap,
+        source: Source,
+        patience: Patience,
+    },
 }
 
 /// A request on its way to its target.
@@ -103,7 +107,9 @@ impl Gateway {
         let call = self.prepare(&found, parts, body, record)?;
         let reply = match target {
             Target::Service(service) => self.pass(service, call, record).await,
-            Target::Pool(pool) => return self.serve_pool(pool, call, record).await.map(|r| (r, filters)),
+            Target::Pool(pool) => {
+                return self.serve_pool(pool, call, record).await.map(|r| (r, filters));
+            }
             Target::Redirect(_) | Target::Broken { .. } => unreachable!("answered above"),
         };
         Ok((reply?, filters))

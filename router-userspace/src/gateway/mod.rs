@@ -96,8 +96,7 @@ impl Readiness {
         }
         if !self.settled.load(Relaxed) {
             let unasked = fleet.members().filter(|(_, member)| {
-                member.phase == Phase::Ready
-                    && member.worker.health.verdict() == Verdict::Unknown
+                member.phase == Phase::Ready && member.worker.health.verdict() == Verdict::Unknown
             });
             let unasked = unasked.count();
             if unasked > 0 {

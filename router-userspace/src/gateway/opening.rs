@@ -28,8 +28,15 @@ const MAX_PREAMBLE: usize = 8;
 /// An answer that has begun.
 pub(crate) enum Opened {
     /// Server-sent events, read up to the first that says something.
-    Stream { head: Parts, first: VecDeque<Bytes>, events: Events },
-    Whole { head: Parts, body: Bytes },
+    Stream {
+        head: Parts,
+        first: VecDeque<Bytes>,
+        events: Events,
+    },
+    Whole {
+        head: Parts,
+        body: Bytes,
+    },
 }
 
 impl Opened {

@@ -213,7 +213,10 @@ impl Prober {
         }
         let call = async {
             let none = whole(bytes::Bytes::new());
-            let sent = self.upstream.send_over(Protocol::Http1, authority, Method::GET, path, headers, none).await;
+            let sent = self
+                .upstream
+                .send_over(Protocol::Http1, authority, Method::GET, path, headers, none)
+                .await;
             let response = sent.map_err(|error| match error {
                 NoAnswer::Unreachable(_) => Failed::Unreachable,
                 NoAnswer::Broken(_) => Failed::NotReady,

@@ -75,8 +75,14 @@ impl Gateway {
         let body: Outgoing = Either::Right(Limited::new(call.body, self.settings.limits.max_body));
         let (method, path) = (call.parts.method, call.path);
         let upstream = &self.dispatch.upstream;
-        let sent =
-            upstream.send_over(protocol, worker.authority.clone(), method, path, call.headers, body);
+        let sent = upstream.send_over(
+            protocol,
+            worker.authority.clone(),
+            method,
+            path,
+            call.headers,
+            body,
+        );
         let answer = tokio::select! {
             answer = sent => answer,
             () = until(deadline) => return Err(Reject::Deadline),
@@ -84,7 +90,8 @@ impl Gateway {
         let fault = |kind| Fault { leg: None, worker: Arc::clone(&worker), kind };
         let answer = answer.map_err(|error| fault(error.into()))?;
         let (head, body) = answer.into_parts();
-        let mut response = Response::new(Passed { body, lease: Some(lease), deadline, record: None });
+        let mut response =
+            Response::new(Passed { body, lease: Some(lease), deadline, record: None });
         *response.status_mut() = head.status;
         *response.headers_mut() = headers::to_client(&head.headers, true);
         Ok(Reply::Passed(Box::new(response)))

@@ -6,8 +6,8 @@ use router_core::fleet::{
     Fit, Lease, Limits, Member, Phase, Pool, Profile, Released, Role, Verdict, Weight, Worker,
 };
 use router_core::pair::Pair;
-use router_core::sglang::Bootstrap;
 use router_core::schedule::{self, Candidate, Draw, Policy};
+use router_core::sglang::Bootstrap;
 
 use crate::config::LimitFlags;
 

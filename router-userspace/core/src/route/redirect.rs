@@ -34,11 +34,15 @@ impl Redirect {
             (None, Some(_)) => own_port,
             (None, None) => listener_port,
         };
-        let host = self.hostname.as_deref().or(head.host.map(host_name)).unwrap_or_default();
-        let mut location = format!("{scheme}://{host}");
-        if port != own_port {
+        let host = self.hostname.as_deref().or(head.host.map(host_name));
+        let mut location = String::new();
+        // Without any host a reference without one is all that can be said (RFC 3986, 4.2).
+        if let Some(host) = host.filter(|host| !host.is_empty()) {
             // Writing into a String cannot fail.
-            let _ = write!(location, ":{port}");
+            let _ = write!(location, "{scheme}://{host}");
+            if port != own_port {
+                let _ = write!(location, ":{port}");
+            }
         }
         match &self.path {
             Some(edit) => location.push_str(&edit.apply(head.path, matched)),
@@ -89,6 +93,8 @@ mod tests {
         let ported = Redirect { port: Some(8443), hostname: Some("a.b".into()), ..https.clone() };
         let full = PathEdit::ReplaceFullPath("/x".into());
         let moved = Redirect { path: Some(full), port: Some(80), ..bare.clone() };
+        let hostless = Head { host: None, ..head };
+        assert_eq!(bare.location(&hostless, 80, None), "/v1/models?a=b");
         for (redirect, expected) in [
             (bare, "http://example.org:8080/v1/models?a=b"),
             (https, "https://example.org/v1/models?a=b"),

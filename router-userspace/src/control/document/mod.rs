@@ -98,7 +98,12 @@ impl Reader<'_> {
             }
             Err(error) => {
                 self.position += 1;
-                self.broken(glance(piece), None, "Unparsable", format!("is not YAML: {error}"));
+                self.broken(
+                    glance(piece),
+                    None,
+                    "Unparsable",
+                    fields::shortened(&format!("is not YAML: {error}")),
+                );
             }
         }
     }

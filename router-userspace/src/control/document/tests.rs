@@ -180,3 +180,20 @@ fn documents_beyond_the_limit_are_not_read_and_that_is_said() {
     let last = &documents[MAX_DOCUMENTS].problems[0];
     assert_eq!((last.code, last.document), ("TooMany", Some(10_000)));
 }
+
+#[test]
+fn a_value_of_any_size_makes_a_short_reason() {
+    let text = format!("{POOL}spec:\n  selector: {}\n", "x".repeat(100_000));
+    let documents = read(&"f.yaml".into(), &text);
+    let reason = &documents[0].problems[0].reason;
+    assert!(reason.len() < 500 && reason.starts_with("invalid type: string"), "{reason}");
+}
+
+#[test]
+fn a_document_that_is_nested_deeply_is_read_or_refused() {
+    for depth in [100, 1_000, 10_000, 100_000] {
+        let text = format!("{POD}x: {}{}\n", "[".repeat(depth), "]".repeat(depth));
+        let documents = read(&"f.yaml".into(), &text);
+        assert_eq!(documents[0].problems.len(), 1, "{depth}");
+    }
+}

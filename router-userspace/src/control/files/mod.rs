@@ -24,13 +24,25 @@ pub const MAX_FILES: usize = 1_000;
 const MAX_WAITS: u32 = 3;
 
 /// What tells one state of a file from the next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Signature {
     device: u64,
     inode: u64,
     bytes: u64,
     modified: (i64, i64),
     changed: (i64, i64),
+}
+
+impl Signature {
+    fn of(metadata: &std::fs::Metadata) -> Signature {
+        Signature {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            bytes: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
 }
 
 /// A file that was read: its state then, and what the index holds of it.
@@ -165,6 +177,8 @@ fn replace(
 ) -> Vec<(Source, Key)> {
     let documents = document::read(name, text);
     let named: BTreeSet<Key> = documents.iter().filter_map(|d| d.key.clone()).collect();
+    let good = documents.iter().filter(|d| matches!(d.content, Content::Object(_)));
+    let mut present: BTreeSet<Key> = good.filter_map(|d| d.key.clone()).collect();
     let mut problems = Vec::new();
     let mut entries: Vec<(Source, Object)> = Vec::new();
     for document in documents {
@@ -174,7 +188,9 @@ fn replace(
             Content::Object(object) => entries.push((source, *object)),
             Content::Foreign => {}
             Content::Broken => {
-                let last = last_good(old, key.as_ref(), position, &named);
+                // Once only, and not beside a good version of the same object.
+                let last = last_good(old, key.as_ref(), position, &named)
+                    .filter(|(_, key)| present.insert(key.clone()));
                 if let Some(object) = last.and_then(|(source, key)| index.held(source, key)) {
                     entries.push((source, object));
                     for problem in &mut own {
@@ -228,17 +244,13 @@ fn scan(path: &Path) -> io::Result<(BTreeMap<Arc<str>, Signature>, usize)> {
     let left_out = names.len().saturating_sub(MAX_FILES);
     let mut found = BTreeMap::new();
     for name in names.into_iter().take(MAX_FILES) {
-        // Follows symlinks; one that leads nowhere, or a file that has gone, is not there.
-        let Ok(metadata) = std::fs::metadata(path.join(&name)) else { continue };
-        if !metadata.is_file() {
-            continue;
-        }
-        let signature = Signature {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            bytes: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        // Follows symlinks; one that leads nowhere, or a file that has gone, is not there. Any
+        // other failure is no reason to forget the file: reading it will say what is wrong.
+        let signature = match std::fs::metadata(path.join(&name)) {
+            Ok(metadata) if metadata.is_file() => Signature::of(&metadata),
+            Ok(_) => continue,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(_) => Signature::default(),
         };
         found.insert(name.into(), signature);
     }

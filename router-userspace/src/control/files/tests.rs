@@ -262,3 +262,26 @@ fn other_files_and_directories_are_not_read() {
     assert!(served.pods().is_empty());
     assert!(Directory::open(served.scratch.path().join("nowhere")).is_err());
 }
+
+#[test]
+fn a_good_version_in_the_same_file_counts_before_the_last_good_one() {
+    let mut served = Served::new(&[("all.yaml", &(POOL.to_owned() + &pod("a", 1)))]);
+    let broken = pod("a", 2).replace("{app: a}", "{app: 1}");
+    served.write("all.yaml", &(POOL.to_owned() + &broken + &broken + &pod("a", 3)));
+    assert_eq!(served.fleet.pools[0].members[0].worker.address.to_string(), "10.0.0.3:8000");
+    assert!(!served.problems().contains("kept"), "{}", served.problems());
+    served.write("all.yaml", &(POOL.to_owned() + &broken + &broken));
+    assert_eq!(served.fleet.pools[0].members[0].worker.address.to_string(), "10.0.0.3:8000");
+    assert!(!served.problems().contains("is also in"), "{}", served.problems());
+}
+
+#[test]
+fn a_link_that_leads_in_a_circle_is_named_and_nothing_else_suffers() {
+    let mut served = Served::new(&[("pool.yaml", POOL), ("a.yaml", &pod("a", 1))]);
+    let path = served.scratch.path().join("a.yaml");
+    std::fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink("a.yaml", &path).unwrap();
+    served.look();
+    assert_eq!(served.pods(), ["default/a Ready"]);
+    assert!(served.problems().contains("a.yaml: cannot be read"), "{}", served.problems());
+}

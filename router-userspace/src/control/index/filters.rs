@@ -94,7 +94,7 @@ fn header(field: &str, name: &str) -> Result<HeaderName, Fault> {
 }
 
 fn value(field: &str, value: &str) -> Result<HeaderValue, Fault> {
-    HeaderValue::from_str(value)
+    HeaderValue::from_bytes(value.as_bytes())
         .map_err(|_| invalid(field, format!("{value:?} is no header value")))
 }
 

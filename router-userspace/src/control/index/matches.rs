@@ -37,7 +37,7 @@ fn one(spec: &HttpRouteRulesMatches) -> Result<Match, Fault> {
         }
         let name = HeaderName::from_bytes(header.name.as_bytes());
         let name = name.map_err(|_| invalid(&field, "name", &header.name))?;
-        let value = HeaderValue::from_str(&header.value);
+        let value = HeaderValue::from_bytes(header.value.as_bytes());
         let value = value.map_err(|_| invalid(&field, "value", &header.value))?;
         if !matching.headers.iter().any(|(known, _)| *known == name) {
             matching.headers.push((name, value));

@@ -7,7 +7,7 @@ use router_core::fleet::{Member, ObjectName, Pool, Profile, Role, Unfit, WorkerK
 
 use super::super::objects::{
     InferencePool, InferenceTrafficPolicy, Kind, Object, POOL_GROUP_V1, POOL_GROUP_V1ALPHA2,
-    object_name,
+    PoolSpec, object_name,
 };
 use super::Source;
 use super::build::{Build, Subject, created};
@@ -116,6 +116,10 @@ fn pool(
         let reason = "is empty: the pool selects nothing";
         build.complain(subject, "spec.selector", "EmptySelector", reason);
     }
+    if matches!(&spec.spec, PoolSpec::V1(v1) if v1.target_ports.is_empty()) {
+        let reason = "is empty: the pool has no workers";
+        build.complain(subject, "spec.targetPorts", "Invalid", reason);
+    }
     let pods = std::mem::take(&mut build.pods);
     let selected: Vec<&PodView<'_>> = pods
         .get(&subject.name.namespace)
@@ -147,11 +151,12 @@ fn pool(
 /// How roles are found, where the policy says that the pool is split; what it says amiss is named.
 fn roles(build: &mut Build<'_>, policy: &Policy<'_>) -> Option<Roles> {
     let spec = &policy.policy.spec;
-    if spec.profile.pd.is_some() && spec.profile.single.is_some() {
+    let profile = spec.profile.as_ref()?;
+    if profile.pd.is_some() && profile.single.is_some() {
         let reason = "pd and single exclude each other; pd counts";
         build.complain(policy.subject(), "spec.profile", "Invalid", reason);
     }
-    let pd = spec.profile.pd.as_ref()?;
+    let pd = profile.pd.as_ref()?;
     let runtime = spec.model_server_runtime.as_deref().unwrap_or("sglang");
     if runtime != "sglang" {
         let reason = format!(

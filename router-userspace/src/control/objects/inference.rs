@@ -1,6 +1,6 @@
 //! InferencePool in both of its groups, and the InferenceTrafficPolicy that says how it serves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -82,7 +82,11 @@ impl InferencePool {
     pub fn ports(&self, pod: &Pod) -> Vec<u16> {
         match &self.spec {
             PoolSpec::V1Alpha2(spec) => vec![spec.target_port_number.get()],
-            PoolSpec::V1(spec) => spec.target_ports.iter().map(|port| port.number.get()).collect(),
+            PoolSpec::V1(spec) => {
+                let mut seen = BTreeSet::new();
+                let all = spec.target_ports.iter().map(|port| port.number.get());
+                all.filter(|port| seen.insert(*port)).collect()
+            }
             PoolSpec::OfEngines { .. } => {
                 let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
                 let mut ports =
@@ -110,8 +114,8 @@ pub struct TrafficPolicySpec {
     pub pool_ref: PoolRef,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model_server_runtime: Option<String>,
-    #[serde(default)]
-    pub profile: TrafficProfile,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<TrafficProfile>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
