@@ -184,7 +184,7 @@ async fn n_of_two_with_one_room_fails_on_both_sides() {
 
 #[tokio::test]
 async fn a_room_of_two_to_the_63_kills_the_prefill() {
-    for room in [json!(1u64 << 63), json!(u64::MAX), json!("9223372036854775808")] {
+    for room in [json!(1u64 << 63), json!(u64::MAX), json!("9223372036854775808"), json!(1e300)] {
         let pair = pair(Version::V0_5).await;
         let mut body = pair.meet(generate("a", 3), 1);
         body["bootstrap_room"] = room;

@@ -299,6 +299,8 @@ async fn wrong_requests_are_refused_as_the_engine_does() {
         ("/v1/completions", json!({"prompt": ""}), 400),
         ("/generate", json!({"sampling_params": {}}), 400),
         ("/generate", json!({"text": ["a", "b"], "rid": ["x"]}), 400),
+        ("/generate", json!({"text": "a", "sampling_params": {"n": 1_000_000_000}}), 400),
+        ("/generate", json!({"text": "a", "bootstrap_room": -1}), 400),
         ("/nowhere", json!({}), 404),
     ];
     for (path, body, status) in cases {

@@ -11,6 +11,9 @@ use crate::token;
 
 use super::places::{Places, Shape};
 
+/// Sequences that one request may make; the engine's own bound is its memory.
+const SEQUENCES: usize = 1 << 16;
+
 /// Which of the engine's ways to ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Api {
@@ -234,6 +237,9 @@ pub(crate) fn read(
     }
     let Prompts { list, batch } = api.prompts(life, &body)?;
     let n = api.sampling(&body, 0)["n"].as_u64().unwrap_or(1).max(1) as usize;
+    if list.len().saturating_mul(n) > SEQUENCES {
+        return Err(value_error("Too many sequences in one request."));
+    }
     let shape = Shape { batch: batch || n > 1, prompts: list.len(), n };
     let places = Places::read(life, api, headers, &body, batch, shape)?;
     let jobs = jobs(life, api, &body, list, n, &places)?;

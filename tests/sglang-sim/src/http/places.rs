@@ -43,7 +43,9 @@ impl Places {
     ) -> Result<Places, Refusal> {
         let host = |value: &Value, _: usize| value.as_str().map(str::to_owned);
         let port = |value: &Value, _: usize| u16::try_from(integer(value)?).ok();
-        let number = |value: &Value, offset: usize| Some(room(integer(value)? + offset as u128));
+        let number = |value: &Value, offset: usize| {
+            Some(room(integer(value)?.saturating_add(offset as u128)))
+        };
         Ok(Places {
             rids: rids(body, listed, shape.prompts, shape.n)?,
             rooms: spread(life, &body["bootstrap_room"], shape, number)?,
