@@ -12,6 +12,7 @@ use router_core::pair::{Leg, Pair};
 use router_core::sglang::{Attempt, Bootstrap, Endpoint, Request, Rid, Room, fault as engine};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, interval_at, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::abort::{AbortGuard, Aborter};
@@ -65,6 +66,8 @@ pub(crate) struct Dispatch {
     pub max_answer: usize,
     pub clock: Clock,
     pub metrics: Metrics,
+    /// Cancelled when the time to drain is over: what still runs ends with an error.
+    pub cut: CancellationToken,
 }
 
 impl Dispatch {
@@ -148,6 +151,9 @@ impl Dispatch {
                     Err(fault) => break fault,
                 },
                 _ = look.tick() => {
+                    if self.cut.is_cancelled() {
+                        return Err(Reject::Draining);
+                    }
                     if let Some(fault) = flight.silent() {
                         break fault;
                     }

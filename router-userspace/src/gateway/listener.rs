@@ -90,9 +90,14 @@ impl Listeners {
         failed
     }
 
+    /// The ports that are open.
+    pub(crate) fn ports(&self) -> Vec<u16> {
+        self.open.keys().copied().collect()
+    }
+
     /// Accepts nothing more and waits until every connection has finished what it serves, or
     /// `limit` is over. Returns whether all did.
-    pub(crate) async fn drain(self, limit: Duration) -> bool {
+    pub(crate) async fn drain(&self, limit: Duration) -> bool {
         for closing in self.open.values() {
             closing.cancel();
         }

@@ -69,11 +69,18 @@ pub(crate) struct Gateway {
     metrics: Metrics,
 }
 
+/// What became of the ports that the fleet wants open.
+#[derive(Default)]
+struct Ports {
+    open: Vec<u16>,
+    /// Why the others are not.
+    failures: Vec<String>,
+}
+
 /// Whether the gateway should get traffic, and if not, why.
 pub(crate) struct Readiness {
     fleet: Arc<FleetHandle>,
-    /// Ports that could not be opened.
-    closed_ports: Mutex<Vec<String>>,
+    ports: Mutex<Ports>,
     draining: CancellationToken,
     /// Set once every worker was asked once: from then on a new one is no reason to wait.
     settled: std::sync::atomic::AtomicBool,
@@ -86,13 +93,16 @@ impl Readiness {
         if self.draining.is_cancelled() {
             return Err("draining".to_owned());
         }
-        let closed = self.closed_ports.lock().unwrap_or_else(PoisonError::into_inner);
-        if !closed.is_empty() {
-            return Err(closed.join("; "));
-        }
         let fleet = self.fleet.load();
         if fleet.generation == 0 {
             return Err("no configuration has been read yet".to_owned());
+        }
+        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        if !ports.failures.is_empty() {
+            return Err(ports.failures.join("; "));
+        }
+        if !fleet.ports().iter().all(|port| ports.open.contains(port)) {
+            return Err("listeners are being opened".to_owned());
         }
         if !self.settled.load(Relaxed) {
             let unasked = fleet.members().filter(|(_, member)| {
@@ -111,8 +121,7 @@ impl Readiness {
 /// Serves until `shutdown` is cancelled, then lets running requests finish.
 ///
 /// # Errors
-/// Where the manifests or the admin port cannot be opened at the start, or streams had to be cut
-/// at the end.
+/// Where the manifests or the admin port cannot be opened at the start.
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<()> {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
@@ -138,7 +147,11 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<()> 
     let listeners = follow_ports(listeners, ports, &parts.readiness, &shutdown).await;
 
     tracing::info!("draining");
-    let all_done = listeners.drain(drain_timeout).await;
+    if !listeners.drain(drain_timeout).await {
+        tracing::warn!("--drain-timeout {drain_timeout:?} is over: what still runs is cut");
+        parts.gateway.dispatch.cut.cancel();
+        listeners.drain(TIDY_TIMEOUT).await;
+    }
     stop.cancel();
     parts.probing.cancel();
     parts.tasks.close();
@@ -148,7 +161,6 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<()> 
     if tokio::time::timeout(TIDY_TIMEOUT, tidy).await.is_err() {
         tracing::debug!("some background tasks were cut short");
     }
-    anyhow::ensure!(all_done, "--drain-timeout {drain_timeout:?} is over and streams were cut");
     tracing::info!("drained");
     Ok(())
 }
@@ -194,10 +206,11 @@ impl Parts {
             max_answer: settings.limits.max_answer,
             clock,
             metrics: metrics.clone(),
+            cut: CancellationToken::new(),
         });
         let readiness = Arc::new(Readiness {
             fleet: Arc::clone(&fleet),
-            closed_ports: Mutex::default(),
+            ports: Mutex::default(),
             draining: shutdown.clone(),
             settled: false.into(),
         });
@@ -246,12 +259,13 @@ async fn follow_ports(
             .collect();
         let retry = !failed.is_empty();
         {
-            let mut closed = readiness.closed_ports.lock().unwrap_or_else(PoisonError::into_inner);
-            if *closed != failed {
+            let mut ports = readiness.ports.lock().unwrap_or_else(PoisonError::into_inner);
+            ports.open = listeners.ports();
+            if ports.failures != failed {
                 for failure in &failed {
                     tracing::error!("{failure}");
                 }
-                *closed = failed;
+                ports.failures = failed;
             }
         }
         tokio::select! {

@@ -38,6 +38,8 @@ pub(crate) enum Reject {
     QueueTimeout(Duration),
     /// The route's time for the whole request is over.
     Deadline,
+    /// The gateway is going and its time to drain is over.
+    Draining,
     Fault(Fault),
 }
 
@@ -60,6 +62,7 @@ impl Reject {
             Reject::QueueFull => "queue_full",
             Reject::QueueTimeout(_) => "queue_timeout",
             Reject::Deadline => "request_timeout",
+            Reject::Draining => "draining",
             Reject::Fault(fault) => fault.reason(),
         }
     }
@@ -76,7 +79,9 @@ impl Reject {
             Reject::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Reject::BodyLate(_) => StatusCode::REQUEST_TIMEOUT,
             Reject::BodyBroken(_) | Reject::Invalid(_) => StatusCode::BAD_REQUEST,
-            Reject::NobodyReady(_) | Reject::QueueTimeout(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Reject::NobodyReady(_) | Reject::QueueTimeout(_) | Reject::Draining => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Reject::QueueFull => StatusCode::TOO_MANY_REQUESTS,
             Reject::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Reject::Fault(fault) => fault.status(),
@@ -86,7 +91,10 @@ impl Reject {
     /// Whole seconds after which a client may well try again.
     fn retry_after(&self) -> Option<u32> {
         match self {
-            Reject::NobodyReady(_) | Reject::QueueFull | Reject::QueueTimeout(_) => Some(1),
+            Reject::NobodyReady(_)
+            | Reject::QueueFull
+            | Reject::QueueTimeout(_)
+            | Reject::Draining => Some(1),
             Reject::Fault(fault) if fault.retryable() => Some(1),
             _ => None,
         }
@@ -115,6 +123,7 @@ impl Reject {
             Reject::QueueTimeout(limit) => {
                 format!("no engine had room for the request within {limit:?}")
             }
+            Reject::Draining => "the gateway is shutting down".to_owned(),
             Reject::Deadline => "the request took longer than its route allows".to_owned(),
             Reject::Fault(fault) => fault.message(),
         }

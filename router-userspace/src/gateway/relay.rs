@@ -100,6 +100,9 @@ impl Body for Relay {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
+        if this.source.is_some() && this.dispatch.cut.is_cancelled() {
+            return Poll::Ready(Some(Ok(Frame::data(this.fail(&Reject::Draining)))));
+        }
         let Some(source) = &mut this.source else { return Poll::Ready(None) };
         match source.poll_event(cx) {
             Poll::Ready(Some(Ok(event))) => {
