@@ -168,7 +168,11 @@ mod tests {
         let set = |value| HeaderEdit::Set(name.clone(), HeaderValue::from_static(value));
         let rule = Filters { request: vec![set("rule")], ..Filters::default() };
         let add = HeaderEdit::Add(name.clone(), HeaderValue::from_static("more"));
-        let both = rule.then(Filters { request: vec![set("backend"), add], ..Filters::default() });
+        let path = Some(PathEdit::ReplaceFullPath("/backend".into()));
+        let own = Filters { request: vec![set("backend"), add], path, ..Filters::default() };
+        let both = rule.then(own);
+        assert_eq!(both.rewrite("/", None), "/backend");
+        assert_eq!(both.then(Filters::default()), both);
         let mut headers = HeaderMap::new();
         both.apply_request(&mut headers);
         assert!(headers.get_all(&name).iter().eq(["backend", "more"]));

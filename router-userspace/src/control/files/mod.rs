@@ -176,7 +176,6 @@ fn replace(
     old: &[(Source, Key)],
 ) -> Vec<(Source, Key)> {
     let documents = document::read(name, text);
-    let named: BTreeSet<Key> = documents.iter().filter_map(|d| d.key.clone()).collect();
     let good = documents.iter().filter(|d| matches!(d.content, Content::Object(_)));
     let mut present: BTreeSet<Key> = good.filter_map(|d| d.key.clone()).collect();
     let mut problems = Vec::new();
@@ -189,15 +188,17 @@ fn replace(
             Content::Foreign => {}
             Content::Broken => {
                 // Once only, and not beside a good version of the same object.
-                let last = last_good(old, key.as_ref(), position, &named)
-                    .filter(|(_, key)| present.insert(key.clone()));
-                if let Some(object) = last.and_then(|(source, key)| index.held(source, key)) {
-                    entries.push((source, object));
+                let kept: Vec<Object> = last_good(old, key.as_ref(), position)
+                    .filter(|(_, key)| present.insert(key.clone()))
+                    .filter_map(|(source, key)| index.held(source, key))
+                    .collect();
+                if !kept.is_empty() {
                     for problem in &mut own {
                         let reason = format!("{}; its last good version is kept", problem.reason);
                         problem.reason = reason.into();
                     }
                 }
+                entries.extend(kept.into_iter().map(|object| (source.clone(), object)));
             }
         }
         problems.extend(own);
@@ -210,19 +211,16 @@ fn replace(
 }
 
 /// The same object before: by its name where that could be read, else by its place in the file,
-/// unless the object that stood there is elsewhere in the file now.
+/// where a `List` has several.
 fn last_good<'o>(
     old: &'o [(Source, Key)],
     key: Option<&Key>,
     position: u32,
-    named: &BTreeSet<Key>,
-) -> Option<&'o (Source, Key)> {
-    match key {
-        Some(key) => old.iter().find(|(_, known)| known == key),
-        None => old
-            .iter()
-            .find(|(source, known)| source.document() == Some(position) && !named.contains(known)),
-    }
+) -> impl Iterator<Item = &'o (Source, Key)> {
+    old.iter().filter(move |(source, known)| match key {
+        Some(key) => known == key,
+        None => source.document() == Some(position),
+    })
 }
 
 fn problem(source: &Arc<str>, code: &'static str, reason: String) -> Problem {

@@ -285,3 +285,21 @@ fn a_link_that_leads_in_a_circle_is_named_and_nothing_else_suffers() {
     assert_eq!(served.pods(), ["default/a Ready"]);
     assert!(served.problems().contains("a.yaml: cannot be read"), "{}", served.problems());
 }
+
+#[test]
+fn a_list_that_is_no_longer_yaml_keeps_all_its_items() {
+    let item = |name: &str, number: u8| {
+        let pod = pod(name, number);
+        "- ".to_owned() + pod.trim_start_matches("---\n").trim_end().replace('\n', "\n  ").as_str()
+    };
+    let list =
+        |items: &[String]| format!("apiVersion: v1\nkind: List\nitems:\n{}\n", items.join("\n"));
+    let good = list(&[item("a", 1), item("b", 2)]);
+    let mut served = Served::new(&[("pool.yaml", POOL), ("list.yaml", &good)]);
+    assert_eq!(served.pods(), ["default/a Ready", "default/b Ready"]);
+    served.write("list.yaml", &(good.clone() + "  }\n"));
+    assert_eq!(served.pods(), ["default/a Ready", "default/b Ready"]);
+    assert!(served.problems().contains("last good version is kept"), "{}", served.problems());
+    served.write("list.yaml", &list(&[item("b", 2)]));
+    assert_eq!(served.pods(), ["default/b Ready"]);
+}

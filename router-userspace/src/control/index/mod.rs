@@ -148,4 +148,6 @@ impl Index {
 }
 
 #[cfg(test)]
+mod routing_tests;
+#[cfg(test)]
 mod tests;
