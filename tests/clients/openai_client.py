@@ -59,15 +59,24 @@ def errors(client):
         raised = error
     assert raised is not None and "prefill" in str(raised), raised
     try:
-        client.chat.completions.create(model="no-such-model", messages=MESSAGES)
-    except openai.NotFoundError as error:
-        raised = error
-    assert raised.status_code == 404 and raised.param == "model", raised
-    try:
         client.embeddings.create(model=MODEL, input="hi")
     except openai.APIStatusError as error:
         raised = error
     assert raised.status_code == 501, raised
+
+
+def models(client):
+    names = ["/models/a", "/models/b"]
+    assert sorted(model.id for model in client.models.list()) == names
+    for name in names:
+        answer = client.chat.completions.create(model=name, messages=MESSAGES, max_tokens=4)
+        assert answer.model == name
+    raised = None
+    try:
+        client.chat.completions.create(model="no-such-model", messages=MESSAGES)
+    except openai.NotFoundError as error:
+        raised = error
+    assert raised is not None and raised.param == "model", raised
 
 
 def broken_stream(client):
@@ -89,6 +98,7 @@ PARTS = {
     "stream": stream,
     "samples": samples,
     "errors": errors,
+    "models": models,
     "broken-stream": broken_stream,
 }
 

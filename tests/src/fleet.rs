@@ -65,11 +65,23 @@ impl Fleet {
 
     /// The same with further flags.
     pub async fn gateway_with(&self, flags: &[&str]) -> Gateway {
-        Gateway::start_with(&self.manifests, flags).await
+        let gateway = Gateway::start_with(&self.manifests, flags).await;
+        self.told(&gateway).await;
+        gateway
     }
 
     pub fn engines(&self) -> impl Iterator<Item = &Engine> {
         self.prefill.iter().chain(&self.decode)
+    }
+
+    /// Waits until every engine has told the gateway what it is: only then are pairs sorted out.
+    async fn told(&self, gateway: &Gateway) {
+        let engines = self.engines().count();
+        eventually("every engine has told its facts", SOON, async || {
+            let fleet = gateway.fleet().await.to_string();
+            (fleet.matches("page_size").count() >= engines).then_some(())
+        })
+        .await;
     }
 
     /// Waits until no engine holds a request.
@@ -169,6 +181,15 @@ impl Engine {
             leg.rids.iter().all(|rid| aborts.iter().any(|abort| abort.rid == *rid)).then_some(())
         })
         .await;
+    }
+
+    /// Waits until it has been told to stop whatever it was given. A leg whose peer failed at once
+    /// may never have been sent.
+    pub async fn told_to_stop(&self) {
+        self.idle().await;
+        for leg in self.legs() {
+            self.abort_arrived(&leg).await;
+        }
     }
 
     /// Waits until it holds no request.

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -112,7 +113,7 @@ impl Gateway {
 
     /// The snapshot that it serves, from the admin port.
     pub async fn fleet(&self) -> Value {
-        self.admin.get("/fleet").await.expect_status(200).json()
+        self.admin.get("/fleet").await.expect_status(200).json()["fleet"].take()
     }
 
     /// A metric's value, summed over the label sets that hold all the given texts.
@@ -170,13 +171,14 @@ fn metric(text: &str, name: &str, labels: &[&str]) -> f64 {
 }
 
 impl Log {
-    fn follow(&self, stream: impl Read + Send + 'static) {
+    /// The thread ends with the stream, that is with the process.
+    fn follow(&self, stream: impl Read + Send + 'static) -> JoinHandle<()> {
         let log = self.clone();
         std::thread::spawn(move || {
             for line in BufReader::new(stream).lines().map_while(Result::ok) {
                 log.0.lock().expect("nobody panics with the log").push_str(&(line + "\n"));
             }
-        });
+        })
     }
 
     fn text(&self) -> String {
@@ -209,11 +211,16 @@ pub fn run_to_end(words: &[&str]) -> (ExitStatus, String) {
         .spawn()
         .expect("starting pd-router");
     let log = Log::default();
-    log.follow(child.stdout.take().expect("stdout is a pipe"));
-    log.follow(child.stderr.take().expect("stderr is a pipe"));
+    let readers = [
+        log.follow(child.stdout.take().expect("stdout is a pipe")),
+        log.follow(child.stderr.take().expect("stderr is a pipe")),
+    ];
     let start = Instant::now();
     loop {
         if let Some(status) = child.try_wait().expect("waiting for a child of ours") {
+            for reader in readers {
+                reader.join().expect("reading does not panic");
+            }
             return (status, log.text());
         }
         if start.elapsed() > Duration::from_secs(10) {

@@ -20,14 +20,16 @@ pub fn without_ours(leg: &Received) -> Bytes {
         .find(|at| body[*at..].starts_with(needle))
         .unwrap_or_else(|| panic!("no bootstrap_host in {}", String::from_utf8_lossy(body)));
     let brace = body.iter().rposition(|byte| *byte == b'}').expect("a body is an object");
-    let ours = [b"{", &body[at..brace], b"}"].concat();
+    // Ours come right behind the client's last value, before the white space that follows it.
+    let end = at + body[at..brace].trim_ascii_end().len();
+    let ours = [b"{", &body[at..end], b"}"].concat();
     let ours: Value = serde_json::from_slice(&ours).expect("our fields come last");
     let mut names: Vec<&str> =
         ours.as_object().expect("an object").keys().map(String::as_str).collect();
     names.sort_unstable();
     assert_eq!(names, OURS);
     let comma = if body[..at].ends_with(b",") { 1 } else { 0 };
-    [&body[..at - comma], &body[brace..]].concat().into()
+    [&body[..at - comma], &body[end..]].concat().into()
 }
 
 /// Checks that two legs are the two halves of one attempt.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::counts::Counts;
-use crate::{docs, ebpf, setup, shell, test, tidy, workspace};
+use crate::{demo, docs, ebpf, setup, shell, test, tidy, workspace};
 
 /// One part: its name, how long it took, what it counted.
 struct Part {
@@ -26,6 +26,7 @@ pub(crate) fn run() -> Result<Counts> {
         part("tidy", || tidy::run().map(|()| Counts::default())),
         part("licences", || licences().map(|()| Counts::default())),
         part("tests", || test::run(&test::Flags::default())),
+        part("demo", || demo::run(&demo::Flags { once: true }).map(|()| Counts::default())),
         part("docs", || docs::run().map(|()| Counts::default())),
     ];
     let mut total = Counts::default();

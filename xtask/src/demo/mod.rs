@@ -20,7 +20,7 @@ use request::Request;
 pub(crate) struct Flags {
     /// End after the answers, instead of serving until Ctrl-C.
     #[arg(long)]
-    once: bool,
+    pub(crate) once: bool,
 }
 
 /// The documents' files, and the pods that their workload would make.

@@ -68,7 +68,7 @@ impl Request {
         let (head, body) = answer.split_once("\r\n\r\n").context("an answer has a head")?;
         let content =
             self.content(head, body).with_context(|| format!("the answer was\n{answer}"))?;
-        println!("{}", body.trim_end());
+        println!("{}", shortened(body.trim_end()));
         println!("-> {content}");
         let pod = |leg| header(head, &format!("x-pd-router-{leg}")).unwrap_or("(not told)");
         println!("   by the pair: prefill {}, decode {}\n", pod("prefill"), pod("decode"));
@@ -87,6 +87,19 @@ impl Request {
         }
         Ok(content)
     }
+}
+
+/// A stream's first events and its last, since fifty look alike.
+fn shortened(body: &str) -> String {
+    let events: Vec<&str> = body.split("\n\n").collect();
+    let [first, second, between @ .., before_last, last] = &events[..] else {
+        return body.to_owned();
+    };
+    if between.is_empty() {
+        return body.to_owned();
+    }
+    let left_out = format!("... {} more events ...", between.len());
+    [*first, *second, &left_out, *before_last, *last].join("\n\n")
 }
 
 fn whole(body: &str) -> Result<String> {
@@ -145,6 +158,16 @@ mod tests {
         assert_eq!(request(false).content(head, body).unwrap(), "hi");
         assert!(request(false).content("HTTP/1.1 503 x", body).is_err());
         assert!(request(false).content(head, r#"{"choices":[]}"#).is_err());
+    }
+
+    #[test]
+    fn a_long_stream_is_shown_by_its_ends() {
+        assert_eq!(
+            shortened("a\n\nb\n\nc\n\nd\n\ne\n\nf"),
+            "a\n\nb\n\n... 2 more events ...\n\ne\n\nf"
+        );
+        assert_eq!(shortened("{}"), "{}");
+        assert_eq!(shortened("a\n\nb\n\nc\n\nd"), "a\n\nb\n\nc\n\nd");
     }
 
     #[test]

@@ -1,0 +1,133 @@
+//! Blame: only the worker at fault loses its turn, and it has it again when it is back.
+
+use std::time::{Duration, Instant};
+
+use router_tests::fleet::Engine;
+use router_tests::{Fleet, Gateway, eventually};
+use sglang_sim::Action;
+
+use crate::{CHAT, chat};
+
+const FLAGS: [&str; 6] =
+    ["--policy", "round_robin", "--probe-interval", "100ms", "--probe-timeout", "300ms"];
+
+async fn ask(gateway: &Gateway, times: usize) {
+    for _ in 0..times {
+        gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
+    }
+}
+
+/// Asks until the engine has had its first request, with which its script strikes.
+async fn struck(gateway: &Gateway, engine: &Engine) {
+    eventually("the script strikes", Duration::from_secs(10), async || {
+        ask(gateway, 1).await;
+        (engine.legs().len() == 1).then_some(())
+    })
+    .await;
+}
+
+/// How many more requests each engine has got since `before`.
+fn shares(fleet: &Fleet, before: &[usize]) -> Vec<usize> {
+    counts(fleet).iter().zip(before).map(|(now, before)| now - before).collect()
+}
+
+fn counts(fleet: &Fleet) -> Vec<usize> {
+    fleet.engines().map(|engine| engine.legs().len()).collect()
+}
+
+#[tokio::test]
+async fn a_dead_decode_blames_decode_only() {
+    let fleet = Fleet::start(2, 2).await;
+    let gateway = fleet.gateway_with(&FLAGS).await;
+    fleet.decode[0].once(Action::DieBeforeHead);
+    struck(&gateway, &fleet.decode[0]).await;
+    let before = counts(&fleet);
+    ask(&gateway, 8).await;
+    assert_eq!(shares(&fleet, &before), [4, 4, 0, 8], "prefill-0, prefill-1, decode-0, decode-1");
+}
+
+#[tokio::test]
+async fn a_dead_prefill_blames_prefill_only() {
+    let fleet = Fleet::start(2, 2).await;
+    let gateway = fleet.gateway_with(&FLAGS).await;
+    fleet.prefill[0].once(Action::DieBeforeHead);
+    struck(&gateway, &fleet.prefill[0]).await;
+    let before = counts(&fleet);
+    ask(&gateway, 8).await;
+    assert_eq!(shares(&fleet, &before), [0, 8, 4, 4], "prefill-0, prefill-1, decode-0, decode-1");
+}
+
+#[tokio::test]
+async fn a_transfer_that_fails_blames_nobody() {
+    let fleet = Fleet::start(2, 2).await;
+    let gateway = fleet.gateway_with(&FLAGS).await;
+    let message = "Prefill transfer failed for request rank=0: KVTransferError(bootstrap_room=7)";
+    let body = format!(r#"{{"object":"error","message":"{message}","code":500}}"#);
+    let failure = Action::Status { status: 500, body };
+    for _ in 0..6 {
+        fleet.prefill[0].once(failure.clone());
+        ask(&gateway, 2).await;
+    }
+    fleet.prefill[0].heal();
+    let before = counts(&fleet);
+    ask(&gateway, 8).await;
+    assert_eq!(shares(&fleet, &before), [4, 4, 4, 4]);
+}
+
+#[tokio::test]
+async fn refusals_blame_nobody() {
+    let fleet = Fleet::start(2, 2).await;
+    let gateway = fleet.gateway_with(&FLAGS).await;
+    fleet.decode[0].always(Action::Status { status: 400, body: r#"{"message":"no"}"#.into() });
+    for _ in 0..20 {
+        gateway.client.post(CHAT, &chat("hi")).await;
+    }
+    fleet.decode[0].heal();
+    let before = counts(&fleet);
+    ask(&gateway, 8).await;
+    assert_eq!(shares(&fleet, &before), [4, 4, 4, 4]);
+}
+
+#[tokio::test]
+async fn a_decode_that_came_back_serves_within_a_second() {
+    let fleet = Fleet::start(1, 2).await;
+    let gateway = fleet.gateway_with(&FLAGS).await;
+    let down = Duration::from_millis(600);
+    fleet.decode[0].once(Action::Restart { down_ms: 600, empty_ms: 0 });
+    struck(&gateway, &fleet.decode[0]).await;
+    let start = Instant::now();
+    eventually("decode-0 serves again", Duration::from_secs(10), async || {
+        ask(&gateway, 1).await;
+        (fleet.decode[0].legs().len() > 1).then_some(())
+    })
+    .await;
+    // A second for the gateway, and one for this machine.
+    assert!(start.elapsed() < down + Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_prefill_that_came_back_serves_when_its_registry_is_full() {
+    let fleet = Fleet::start(2, 1).await;
+    let gateway = fleet.gateway_with(&FLAGS).await;
+    fleet.prefill[0].once(Action::Restart { down_ms: 100, empty_ms: 1500 });
+    struck(&gateway, &fleet.prefill[0]).await;
+    let start = Instant::now();
+    eventually("prefill-0 serves again", Duration::from_secs(10), async || {
+        ask(&gateway, 1).await;
+        (fleet.prefill[0].legs().len() > 1).then_some(())
+    })
+    .await;
+    assert!(start.elapsed() > Duration::from_millis(1500), "used with its registry empty");
+}
+
+#[tokio::test]
+async fn where_all_look_unhealthy_the_last_ones_are_tried() {
+    let fleet = Fleet::start(1, 1).await;
+    let gateway = fleet.gateway_with(&["--max-attempts", "1"]).await;
+    fleet.decode[0].always(Action::Status { status: 500, body: r#"{"message":"no"}"#.into() });
+    for _ in 0..20 {
+        gateway.client.post(CHAT, &chat("hi")).await.expect_status(500);
+    }
+    fleet.decode[0].heal();
+    ask(&gateway, 1).await;
+}

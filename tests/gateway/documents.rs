@@ -1,0 +1,106 @@
+//! The documents keep their word: examples are served, flags and metrics are written down.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use router_tests::gateway::run_to_end;
+use router_tests::{Fleet, Manifests};
+
+use crate::{CHAT, chat};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests stand in the workspace").into()
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The example's files, without its pods: they stand on the demo's addresses.
+fn example() -> Manifests {
+    let manifests = Manifests::new();
+    let folder = root().join("deploy/examples/qwen3-32b");
+    for entry in std::fs::read_dir(&folder).expect("the example") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
+        if name.ends_with(".yaml") && name != "pods.yaml" {
+            manifests.put(&name, &std::fs::read_to_string(&path).expect("a file"));
+        }
+    }
+    manifests
+}
+
+#[tokio::test]
+async fn the_documents_manifests_are_served_unchanged() {
+    let fleet = Fleet::start(2, 1).await;
+    let manifests = example();
+    for engine in fleet.engines() {
+        manifests.put_pod(&engine.pod);
+    }
+    let gateway = router_tests::Gateway::start(&manifests).await;
+    for message in ["Hello, this is a test", "你好,这是一个测试"] {
+        let answer = gateway.client.post(CHAT, &chat(message)).await.expect_status(200).json();
+        assert_eq!(answer["object"], "chat.completion");
+    }
+    let problems = gateway.fleet().await["problems"].clone();
+    assert_eq!(problems.as_array().map(Vec::len), Some(0), "{problems}");
+}
+
+/// Flags and their defaults as `--help` prints them; a flag without a default has an empty one.
+fn flags_of_help(help: &str) -> BTreeMap<String, String> {
+    let mut flags = BTreeMap::new();
+    for block in help.split("\n      --").skip(1) {
+        let words = block.split_whitespace().collect::<Vec<_>>();
+        let text = words.join(" ");
+        let default = text.split_once("[default: ").and_then(|(_, rest)| rest.split(']').next());
+        flags.insert(format!("--{}", words[0]), default.unwrap_or_default().to_owned());
+    }
+    flags
+}
+
+/// The same of the document's tables: `| flag | default | meaning |`.
+fn flags_of_document(text: &str) -> BTreeMap<String, String> {
+    let rows = text.lines().filter(|line| line.starts_with("| `--"));
+    rows.map(|row| {
+        let cells: Vec<&str> = row.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
+        let name = cells[1].split(' ').next().unwrap_or_default();
+        (name.to_owned(), cells[2].to_owned())
+    })
+    .collect()
+}
+
+#[test]
+fn every_flag_and_its_default_are_documented() {
+    let (status, help) = run_to_end(&["gateway", "--help"]);
+    assert!(status.success());
+    let known = flags_of_help(&help);
+    assert!(known.len() > 10, "{help}");
+    assert_eq!(flags_of_document(&read("docs/flags.md")), known, "docs/flags.md against --help");
+}
+
+/// Names of metrics at the start of a table's rows.
+fn documented_metrics() -> BTreeSet<String> {
+    let names = read("docs/metrics.md");
+    let rows = names.lines().filter_map(|line| line.strip_prefix("| `pd_router_"));
+    rows.map(|row| format!("pd_router_{}", row.split('`').next().unwrap_or_default())).collect()
+}
+
+#[tokio::test]
+async fn every_metric_is_documented_and_every_documented_metric_exists() {
+    let fleet = Fleet::start(1, 2).await;
+    let gateway = fleet.gateway_with(&["--policy", "round_robin"]).await;
+    // One of each: an answer, a stream, a retry and an abort, so that every family has a sample.
+    let busy = sglang_sim::Action::Status { status: 503, body: "{}".into() };
+    fleet.decode[0].once(busy);
+    for _ in 0..2 {
+        gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
+    }
+    gateway.client.open(CHAT, &crate::streamed("hi")).await.events().await;
+    let text = gateway.admin.get("/metrics").await.expect_status(200).text();
+    let known: BTreeSet<String> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(documented_metrics(), known, "docs/metrics.md against /metrics");
+}

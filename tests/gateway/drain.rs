@@ -1,0 +1,66 @@
+//! SIGTERM: not ready at once, nothing new, streams finish, exit 0.
+
+use std::time::Duration;
+
+use router_tests::{Fleet, Gateway, Stream, client::End, eventually};
+use sglang_sim::Config;
+
+use crate::{CHAT, chat, streamed};
+
+const SOON: Duration = Duration::from_secs(5);
+
+async fn with_a_stream(tokens: usize, flags: &[&str]) -> (Fleet, Gateway, Stream) {
+    let inter_token = Duration::from_millis(10);
+    let fleet = Fleet::start_with(1, 1, |config| Config { inter_token, ..config }).await;
+    let gateway = fleet.gateway_with(flags).await;
+    let mut body = streamed("hi");
+    body["max_tokens"] = tokens.into();
+    body["ignore_eos"] = true.into();
+    let mut stream = gateway.client.open(CHAT, &body).await;
+    stream.next().await.expect("a first event");
+    (fleet, gateway, stream)
+}
+
+async fn not_ready(gateway: &Gateway) {
+    eventually("/readyz is 503", SOON, async || {
+        (gateway.admin.get("/readyz").await.status == 503).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stream_finishes_and_nothing_new_is_taken() {
+    let (_fleet, mut gateway, stream) = with_a_stream(200, &[]).await;
+    gateway.terminate();
+    not_ready(&gateway).await;
+    assert_eq!(gateway.admin.get("/livez").await.status, 200);
+    let request = gateway.client.json_request(CHAT, chat("late").to_string());
+    match gateway.client.try_send(request).await {
+        Ok(answer) => assert_eq!(answer.status, 503),
+        Err(refused) => assert!(refused.is::<std::io::Error>(), "{refused:#}"),
+    }
+    let (events, end) = stream.events().await;
+    assert_eq!(end, End::Clean);
+    assert!(events.last().is_some_and(|event| event.is_done()));
+    assert!(events.len() >= 199, "{} events", events.len());
+    assert_eq!(gateway.ended(SOON).await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_gateway_without_requests_ends_at_once() {
+    let fleet = Fleet::start(1, 1).await;
+    let mut gateway = fleet.gateway().await;
+    gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
+    gateway.terminate();
+    assert_eq!(gateway.ended(SOON).await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn draining_has_a_limit_and_then_the_engines_are_told() {
+    let (fleet, mut gateway, stream) = with_a_stream(100_000, &["--drain-timeout", "300ms"]).await;
+    gateway.terminate();
+    let leg = fleet.decode[0].legs_arrived(1).await.remove(0);
+    assert_eq!(gateway.ended(SOON).await.code(), Some(0));
+    drop(stream);
+    fleet.decode[0].abort_arrived(&leg).await;
+}

@@ -1,0 +1,40 @@
+//! The gateway from outside: a real process on real sockets, against simulated engines.
+
+mod admission;
+mod batches;
+mod blame;
+mod bodies;
+mod clients;
+mod documents;
+mod drain;
+mod endpoints;
+mod failures;
+mod fits;
+mod headers;
+mod limits;
+mod policies;
+mod reload;
+mod routing;
+mod samples;
+mod smuggling;
+mod streaming;
+
+use serde_json::{Value, json};
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// The documents' request.
+fn chat(message: &str) -> Value {
+    json!({
+        "model": "/models/Qwen3-32B",
+        "messages": [{"role": "user", "content": message}],
+        "max_tokens": 8,
+    })
+}
+
+/// The same, streamed.
+fn streamed(message: &str) -> Value {
+    let mut body = chat(message);
+    body["stream"] = true.into();
+    body
+}
