@@ -8,6 +8,8 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use router_core::schedule::Policy;
 
+use crate::agent::settings::AgentFlags;
+
 /// Inference gateway for SGLang prefill/decode-disaggregated serving.
 #[derive(Debug, Parser)]
 #[command(version, about)]
@@ -22,6 +24,8 @@ pub struct Cli {
 pub enum Command {
     /// Serves the objects of a directory, or engines named by flags, as an HTTP gateway.
     Gateway(Box<GatewayFlags>),
+    /// Counts in the kernel what this node's pods do on the network, and serves it.
+    Agent(Box<AgentFlags>),
 }
 
 /// What is logged, and how.
@@ -290,7 +294,7 @@ mod tests {
 
     fn settings(line: &[&str]) -> Result<Settings> {
         let cli = Cli::try_parse_from([&["pd-router", "gateway"], line].concat())?;
-        let Command::Gateway(flags) = cli.command;
+        let Command::Gateway(flags) = cli.command else { panic!("another command") };
         flags.settings()
     }
 

@@ -1,9 +1,11 @@
 //! The part of pd-router that meets the world: sockets, files, clocks, the cluster.
 //!
 //! Rooms in reading order: [`config`] (flags to settings), [`control`] (documents to fleet),
-//! [`gateway`] (a request's life), `admin`, [`metrics`], [`telemetry`].
+//! [`gateway`] (a request's life), [`agent`] (what the kernel counts), `admin`, [`metrics`],
+//! [`telemetry`].
 
 mod admin;
+pub mod agent;
 pub mod config;
 pub mod control;
 pub mod gateway;

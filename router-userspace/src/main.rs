@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 use router_userspace::config::{Cli, Command};
-use router_userspace::{gateway, telemetry};
+use router_userspace::{agent, gateway, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -21,12 +21,14 @@ fn main() -> ExitCode {
 
 fn start(cli: Cli) -> Result<()> {
     telemetry::start(&cli.telemetry)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match cli.command {
         Command::Gateway(flags) => {
             let settings = flags.settings()?;
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             runtime.block_on(async { gateway::run(settings, on_signal()?).await })
         }
+        Command::Agent(flags) if flags.cleanup => agent::cleanup(&flags),
+        Command::Agent(flags) => agent::run(*flags, || Ok(on_signal()?.cancelled_owned())),
     }
 }
 

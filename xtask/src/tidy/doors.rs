@@ -45,7 +45,7 @@ pub(super) fn one_door_each(tree: &Tree) -> Vec<Problem> {
     problems
 }
 
-/// Tests, benches and chores may meet the world wherever they like.
+/// Tests, benches, build scripts and chores may meet the world wherever they like.
 fn ships(path: &str) -> bool {
     let ships = path.starts_with("router-userspace/") || path.starts_with("router-common/");
     let tests = ["/benches/", "/tests/", "/fuzz/", "/golden/", "/golden.rs", "/tests.rs"];

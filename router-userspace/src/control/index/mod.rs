@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Pod;
 use router_core::fleet::{Facts, Fleet, ObjectName, Problem, WorkerKey};
 
 use super::objects::{Key, Kind, Object};
@@ -119,6 +120,14 @@ impl Index {
     /// the same, so that their leases and health go on.
     pub fn build(&self, previous: &Fleet) -> Fleet {
         build::fleet(self, previous)
+    }
+
+    /// The pods that count, in the order of their names.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.of_kind(Kind::Pod).filter_map(|(_, object)| match object {
+            Object::Pod(pod) => Some(&**pod),
+            _ => None,
+        })
     }
 
     /// What `source` has under `key`.

@@ -1,0 +1,219 @@
+//! Two readings of a pod's counters and the time between: rates, latencies and one load score.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use router_common::histogram::{BUCKETS, floor_us};
+
+/// A sum of times and how many they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Times {
+    pub sum: Duration,
+    pub samples: u64,
+}
+
+impl Times {
+    /// The mean of what was added since `older`.
+    fn mean_since(self, older: Times) -> Option<Duration> {
+        let samples = self.samples.checked_sub(older.samples).filter(|samples| *samples > 0)?;
+        let nanos = self.sum.checked_sub(older.sum)?.as_nanos() / u128::from(samples);
+        u64::try_from(nanos).ok().map(Duration::from_nanos)
+    }
+}
+
+/// A pod's counters at one moment. All but the gauges only grow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reading {
+    pub started: u64,
+    pub finished: u64,
+    /// Requests whose answer has not ended: a gauge.
+    pub in_flight: u64,
+    pub ttft: Times,
+    pub itl: Times,
+    pub duration: Times,
+    pub ttft_us: [u64; BUCKETS],
+    pub itl_us: [u64; BUCKETS],
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
+}
+
+impl Default for Reading {
+    fn default() -> Self {
+        Reading {
+            started: 0,
+            finished: 0,
+            in_flight: 0,
+            ttft: Times::default(),
+            itl: Times::default(),
+            duration: Times::default(),
+            ttft_us: [0; BUCKETS],
+            itl_us: [0; BUCKETS],
+            rx_bytes: 0,
+            tx_bytes: 0,
+        }
+    }
+}
+
+/// What happened between two readings. `None`: nothing was there to measure.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rates {
+    /// Per second.
+    pub requests: f64,
+    pub answers: f64,
+    pub rx_bytes: f64,
+    pub tx_bytes: f64,
+    pub ttft: Option<Duration>,
+    pub ttft_p99: Option<Duration>,
+    pub itl: Option<Duration>,
+    pub itl_p99: Option<Duration>,
+    pub duration: Option<Duration>,
+}
+
+/// Rates between `older` and `newer`, `elapsed` apart. Counters that went back (a new pod under
+/// an old name) count as nothing.
+///
+/// ```
+/// use std::time::Duration;
+/// use router_core::sample::{Reading, rates};
+///
+/// let older = Reading { started: 10, ..Reading::default() };
+/// let newer = Reading { started: 30, ..Reading::default() };
+/// assert_eq!(rates(&older, &newer, Duration::from_secs(2)).requests, 10.0);
+/// ```
+pub fn rates(older: &Reading, newer: &Reading, elapsed: Duration) -> Rates {
+    let seconds = elapsed.as_secs_f64();
+    let per_second = |older: u64, newer: u64| {
+        if seconds > 0.0 { newer.saturating_sub(older) as f64 / seconds } else { 0.0 }
+    };
+    Rates {
+        requests: per_second(older.started, newer.started),
+        answers: per_second(older.finished, newer.finished),
+        rx_bytes: per_second(older.rx_bytes, newer.rx_bytes),
+        tx_bytes: per_second(older.tx_bytes, newer.tx_bytes),
+        ttft: newer.ttft.mean_since(older.ttft),
+        ttft_p99: quantile(&older.ttft_us, &newer.ttft_us, 0.99),
+        itl: newer.itl.mean_since(older.itl),
+        itl_p99: quantile(&older.itl_us, &newer.itl_us, 0.99),
+        duration: newer.duration.mean_since(older.duration),
+    }
+}
+
+/// The upper bound of the bucket below which `share` of the times since `older` lie.
+fn quantile(older: &[u64; BUCKETS], newer: &[u64; BUCKETS], share: f64) -> Option<Duration> {
+    let grown = |index: usize| newer[index].saturating_sub(older[index]);
+    let total: u64 = (0..BUCKETS).map(grown).sum();
+    if total == 0 {
+        return None;
+    }
+    let wanted = (total as f64 * share).ceil() as u64;
+    let mut below = 0;
+    let index = (0..BUCKETS).find(|index| {
+        below += grown(*index);
+        below >= wanted
+    })?;
+    Some(Duration::from_micros(floor_us(index + 1)))
+}
+
+/// One number for how busy a pod is: the seconds in which it would finish what it has in flight
+/// (Little's law). `None` if it never finished anything, 0 if it is idle.
+pub fn score(in_flight: u64, rates: &Rates) -> Option<f64> {
+    if in_flight == 0 {
+        return Some(0.0);
+    }
+    if rates.answers > 0.0 {
+        return Some(in_flight as f64 / rates.answers);
+    }
+    rates.duration.map(|duration| duration.as_secs_f64() * in_flight as f64)
+}
+
+/// The readings of the last while, kept apart by at least a step so that they are few.
+#[derive(Clone, Debug)]
+pub struct Window {
+    span: Duration,
+    step: Duration,
+    kept: VecDeque<(Duration, Reading)>,
+    newest: Option<(Duration, Reading)>,
+}
+
+impl Window {
+    /// Readings go back `span`, in at most `span / step` steps and two.
+    pub fn new(span: Duration, step: Duration) -> Window {
+        Window { span, step, kept: VecDeque::new(), newest: None }
+    }
+
+    /// Adds what was read `at`, on any clock that goes forward.
+    pub fn push(&mut self, at: Duration, reading: Reading) {
+        let far = |(last, _): &(Duration, Reading)| at.saturating_sub(*last) >= self.step;
+        if self.kept.back().is_none_or(far) {
+            self.kept.push_back((at, reading.clone()));
+        }
+        // The oldest may be older than the span; the one after it must not be.
+        while self.kept.get(1).is_some_and(|(next, _)| at.saturating_sub(*next) >= self.span) {
+            self.kept.pop_front();
+        }
+        self.newest = Some((at, reading));
+    }
+
+    /// The newest reading and when it was read.
+    pub fn newest(&self) -> Option<&(Duration, Reading)> {
+        self.newest.as_ref()
+    }
+
+    /// Rates from the oldest reading to the newest.
+    pub fn rates(&self) -> Rates {
+        match (self.kept.front(), &self.newest) {
+            (Some((then, older)), Some((now, newer))) => {
+                rates(older, newer, now.saturating_sub(*then))
+            }
+            _ => Rates::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reading(finished: u64) -> Reading {
+        Reading { started: finished, finished, ..Reading::default() }
+    }
+
+    #[test]
+    fn a_window_forgets_what_is_older_than_its_span() {
+        let mut window = Window::new(Duration::from_secs(1), Duration::from_millis(50));
+        for tick in 0..1_000u32 {
+            window.push(Duration::from_millis(10) * tick, reading(u64::from(tick)));
+        }
+        assert!(window.kept.len() <= 22, "{} readings", window.kept.len());
+        assert!((window.rates().answers - 100.0).abs() < 1.0, "{:?}", window.rates());
+    }
+
+    #[test]
+    fn latencies_are_those_between_the_readings() {
+        let ttft = Times { sum: Duration::from_secs(10), samples: 10 };
+        let mut older = Reading { ttft, ..Reading::default() };
+        older.ttft_us[40] = 10;
+        let mut newer = older.clone();
+        newer.ttft =
+            Times { sum: Duration::from_secs(10) + Duration::from_millis(30), samples: 13 };
+        newer.ttft_us[20] = 3;
+        let rates = rates(&older, &newer, Duration::from_secs(1));
+        assert_eq!(rates.ttft, Some(Duration::from_millis(10)));
+        assert_eq!(rates.ttft_p99, Some(Duration::from_micros(floor_us(21))));
+        assert_eq!(rates.itl, None);
+    }
+
+    #[test]
+    fn counters_that_went_back_count_as_nothing() {
+        let rates = rates(&reading(50), &reading(3), Duration::from_secs(1));
+        assert_eq!((rates.requests, rates.answers), (0.0, 0.0));
+    }
+
+    #[test]
+    fn the_score_is_the_time_to_drain_or_unknown() {
+        let busy = Rates { answers: 4.0, ..Rates::default() };
+        assert_eq!(score(8, &busy), Some(2.0));
+        assert_eq!(score(0, &Rates::default()), Some(0.0));
+        assert_eq!(score(8, &Rates::default()), None);
+    }
+}

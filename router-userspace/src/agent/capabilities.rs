@@ -1,0 +1,87 @@
+//! Privileges: which this process has, and giving up those that it does not need.
+#![expect(unsafe_code, reason = "no library of this workspace sets capabilities")]
+
+use std::io;
+
+/// A capability (capabilities(7)), and what is lost without it.
+struct Need {
+    number: u32,
+    name: &'static str,
+    loses: &'static str,
+}
+
+const NEEDS: [Need; 4] = [
+    Need { number: 39, name: "CAP_BPF", loses: "loading any program" },
+    Need {
+        number: 12,
+        name: "CAP_NET_ADMIN",
+        loses: "packets (tc, XDP) and connections (sock_ops)",
+    },
+    Need {
+        number: 38,
+        name: "CAP_PERFMON",
+        loses: "connections older than the agent (tracepoint)",
+    },
+    // Network namespaces of other processes are read through /proc.
+    Need { number: 19, name: "CAP_SYS_PTRACE", loses: "connections older than the agent (/proc)" },
+];
+const DAC_READ_SEARCH: u32 = 2;
+const SYS_ADMIN: u32 = 21;
+/// Kernels whose last capability is below this know no CAP_BPF and ask for CAP_SYS_ADMIN.
+const BPF: u32 = 39;
+
+#[repr(C)]
+struct Header {
+    version: u32,
+    pid: i32,
+}
+
+/// The lower and the upper 32 capabilities.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Sets {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+const VERSION_3: u32 = 0x2008_0522;
+
+/// Gives up what is not needed, and says what is missing.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn reduce() -> io::Result<Vec<String>> {
+    let mut sets = [Sets::default(); 2];
+    let header = Header { version: VERSION_3, pid: 0 };
+    // SAFETY: both structs have the layout of capget(2), version 3.
+    if unsafe { libc::syscall(libc::SYS_capget, &raw const header, &raw mut sets) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let last = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")?;
+    let knows_bpf = last.trim().parse::<u32>().is_ok_and(|last| last >= BPF);
+    let mut keep = [0u32; 2];
+    let mut add = |number: u32| keep[(number / 32) as usize] |= 1 << (number % 32);
+    NEEDS.iter().for_each(|need| add(need.number));
+    add(DAC_READ_SEARCH);
+    if !knows_bpf {
+        add(SYS_ADMIN);
+    }
+    let has = |number: u32| sets[(number / 32) as usize].effective & (1 << (number % 32)) != 0;
+    let stands_in = !knows_bpf && has(SYS_ADMIN);
+    let missing = NEEDS
+        .iter()
+        .filter(|need| !(has(need.number) || stands_in && need.number >= 38))
+        .map(|need| format!("{} is missing, and with it: {}", need.name, need.loses))
+        .collect();
+    for (set, keep) in sets.iter_mut().zip(keep) {
+        set.effective &= keep;
+        set.permitted &= keep;
+        set.inheritable = 0;
+    }
+    // SAFETY: as above.
+    if unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const sets) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(missing)
+}

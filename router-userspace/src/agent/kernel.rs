@@ -1,0 +1,288 @@
+//! The programs: loaded, attached, their links pinned and taken over from the agent before.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use aya::programs::links::FdLink;
+use aya::programs::tc::{NlOptions, TcAttachOptions, TcHandle};
+use aya::programs::{
+    CgroupAttachMode, LinkOrder, Program, SchedClassifier, SockOps, TcAttachType, TracePoint, Xdp,
+    XdpMode, tc,
+};
+use aya::{Ebpf, EbpfLoader};
+use router_common::maps::PINNED;
+
+use super::bpf;
+use super::settings::{TcMode, XdpWish};
+
+/// Where a tc program sits on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hook {
+    /// What a pod sends, on the host's end of its interface, and what it receives there.
+    PodIngress,
+    PodEgress,
+    /// What arrives from other nodes, and what leaves for them.
+    LinkIngress,
+    LinkEgress,
+}
+
+impl Hook {
+    /// The program's name, which is also that of its filter and its pin.
+    pub fn program(self) -> &'static str {
+        match self {
+            Hook::PodIngress => "pd_pod_ingress",
+            Hook::PodEgress => "pd_pod_egress",
+            Hook::LinkIngress => "pd_link_ingress",
+            Hook::LinkEgress => "pd_link_egress",
+        }
+    }
+
+    fn attach_type(self) -> TcAttachType {
+        match self {
+            Hook::PodIngress | Hook::LinkIngress => TcAttachType::Ingress,
+            Hook::PodEgress | Hook::LinkEgress => TcAttachType::Egress,
+        }
+    }
+
+    const ALL: [Hook; 4] = [Hook::PodIngress, Hook::PodEgress, Hook::LinkIngress, Hook::LinkEgress];
+}
+
+const SOCK_OPS: &str = "pd_sock_ops";
+const SOCK_STATE: &str = "pd_sock_state";
+const XDP: &str = "pd_xdp";
+
+/// The object that the build embedded.
+#[cfg(feature = "embed-ebpf")]
+pub const EMBEDDED: &[u8] = aya::include_bytes_aligned!(env!("PD_ROUTER_EMBEDDED_EBPF"));
+
+/// How a program came to be attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attached {
+    New,
+    /// A pinned link went on counting and now runs this agent's program.
+    TakenOver,
+    /// It was there without a pin, so packets went uncounted for a moment.
+    Replaced,
+}
+
+/// The loaded object, and the links that it keeps.
+#[derive(Debug)]
+pub struct Programs {
+    ebpf: Ebpf,
+    links: PathBuf,
+    tc: TcMode,
+}
+
+impl Programs {
+    /// Loads the object with the maps that are pinned under `pins`, or new ones pinned there; and
+    /// which programs the kernel refuses.
+    ///
+    /// # Errors
+    /// The kernel refuses a map, or `pins` is not on a bpf file system.
+    pub fn load(object: &[u8], pins: &Path, tc: TcMode) -> Result<(Programs, Vec<String>)> {
+        let links = pins.join("links");
+        std::fs::create_dir_all(&links).with_context(|| format!("making {}", links.display()))?;
+        let mut loader = EbpfLoader::new();
+        for name in PINNED {
+            loader.map_pin_path(name, pins.join(name));
+        }
+        let mut ebpf = loader.load(object).context("creating the maps")?;
+        let mut refused = Vec::new();
+        for (name, program) in ebpf.programs_mut() {
+            let loaded = match program {
+                Program::SchedClassifier(program) => program.load(),
+                Program::SockOps(program) => program.load(),
+                Program::TracePoint(program) => program.load(),
+                Program::Xdp(program) => program.load(),
+                _ => continue,
+            };
+            if let Err(error) = loaded {
+                refused.push(format!("the kernel refuses {name}: {error}"));
+            }
+        }
+        Ok((Programs { ebpf, links, tc }, refused))
+    }
+
+    /// Descriptor of the program `name`.
+    ///
+    /// # Errors
+    /// The object has no such program.
+    pub fn fd(&self, name: &str) -> Result<OwnedFd> {
+        let program = self.ebpf.program(name).with_context(|| format!("no program {name}"))?;
+        Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+    }
+
+    /// Attaches sock_ops to a cgroup2 directory; sockets below it are seen, in any namespace.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn attach_sock_ops(&mut self, cgroup: &Path) -> Result<Attached> {
+        use std::os::unix::fs::MetadataExt;
+        let directory =
+            File::open(cgroup).with_context(|| format!("opening {}", cgroup.display()))?;
+        let pin = self.links.join(format!("{SOCK_OPS}_{}", directory.metadata()?.ino()));
+        if self.take_over(SOCK_OPS, &pin)? {
+            return Ok(Attached::TakenOver);
+        }
+        let program: &mut SockOps = self.program(SOCK_OPS)?;
+        // A link is one of many by nature: the flag for that is refused with it.
+        let id = program.attach(directory, CgroupAttachMode::Single)?;
+        let link: FdLink = program.take_link(id)?.try_into()?;
+        link.pin(&pin)?;
+        Ok(Attached::New)
+    }
+
+    /// Attaches to the tracepoint sock:inet_sock_set_state. The one before stays until the new
+    /// one runs; for that moment both do, which the program counts once.
+    ///
+    /// # Errors
+    /// tracefs is not mounted, or the kernel's.
+    pub fn attach_sock_state(&mut self) -> Result<Attached> {
+        let pin = self.links.join(SOCK_STATE);
+        let next = self.links.join(format!("{SOCK_STATE}_next"));
+        let program: &mut TracePoint = self.program(SOCK_STATE)?;
+        let id = program.attach("sock", "inet_sock_set_state")?;
+        let Ok(link) = FdLink::try_from(program.take_link(id)?) else {
+            // Before 5.15 there is nothing to pin: attached for as long as this process lives.
+            program.attach("sock", "inet_sock_set_state")?;
+            return Ok(Attached::Replaced);
+        };
+        _ = std::fs::remove_file(&next);
+        link.pin(&next)?;
+        let was = pin.exists();
+        std::fs::rename(&next, &pin)?;
+        Ok(if was { Attached::TakenOver } else { Attached::New })
+    }
+
+    /// Attaches a tc program, by tcx where the kernel has it.
+    ///
+    /// # Errors
+    /// The interface is gone, or the kernel's.
+    pub fn attach_tc(&mut self, name: &str, index: u32, hook: Hook) -> Result<Attached> {
+        let pin = self.tc_pin(index, hook);
+        if self.take_over(hook.program(), &pin)? {
+            return Ok(Attached::TakenOver);
+        }
+        let (mode, kind) = (self.tc, hook.attach_type());
+        let program: &mut SchedClassifier = self.program(hook.program())?;
+        if mode != TcMode::Clsact {
+            let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+            match program.attach_with_options(name, kind, order) {
+                Ok(id) => {
+                    let link: FdLink = program.take_link(id)?.try_into()?;
+                    link.pin(&pin)?;
+                    return Ok(Attached::New);
+                }
+                Err(error) if mode == TcMode::Tcx => return Err(error.into()),
+                Err(_) => {}
+            }
+        }
+        // A filter of clsact stays when its process goes, and is found again by its name.
+        let was = tc::qdisc_detach_program(name, kind, hook.program()).is_ok();
+        _ = tc::qdisc_add_clsact(name);
+        let options = NlOptions { priority: 1, handle: TcHandle::new(0, 0), classid: None };
+        let id = program.attach_with_options(name, kind, TcAttachOptions::Netlink(options))?;
+        // Dropping the link would detach it.
+        std::mem::forget(program.take_link(id)?);
+        Ok(if was { Attached::Replaced } else { Attached::New })
+    }
+
+    /// Detaches a tc program; quiet if there is none.
+    pub fn detach_tc(&mut self, name: Option<&str>, index: u32, hook: Hook) {
+        _ = std::fs::remove_file(self.tc_pin(index, hook));
+        if let Some(name) = name {
+            _ = tc::qdisc_detach_program(name, hook.attach_type(), hook.program());
+        }
+    }
+
+    /// Interfaces that pinned tc links are on.
+    pub fn tc_pins(&self) -> Vec<(u32, Hook)> {
+        let names = std::fs::read_dir(&self.links).into_iter().flatten().flatten();
+        let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+        names
+            .filter_map(|name| {
+                let hook = Hook::ALL.into_iter().find(|hook| name.starts_with(hook.program()))?;
+                let index = name.strip_prefix(hook.program())?.strip_prefix('_')?;
+                Some((index.parse().ok()?, hook))
+            })
+            .collect()
+    }
+
+    /// Attaches XDP to an uplink.
+    ///
+    /// # Errors
+    /// The driver or its MTU refuses.
+    pub fn attach_xdp(&mut self, index: u32, wish: XdpWish) -> Result<Attached> {
+        let pin = self.links.join(format!("{XDP}_{index}"));
+        if self.take_over(XDP, &pin)? {
+            return Ok(Attached::TakenOver);
+        }
+        let mode = if wish == XdpWish::Generic { XdpMode::Skb } else { XdpMode::Driver };
+        let program: &mut Xdp = self.program(XDP)?;
+        let id = program.attach_to_if_index(index, mode)?;
+        let link: FdLink = program.take_link(id)?.try_into()?;
+        link.pin(&pin)?;
+        Ok(Attached::New)
+    }
+
+    /// Detaches XDP; whether there was one.
+    pub fn detach_xdp(&mut self, index: u32) -> bool {
+        std::fs::remove_file(self.links.join(format!("{XDP}_{index}"))).is_ok()
+    }
+
+    fn tc_pin(&self, index: u32, hook: Hook) -> PathBuf {
+        self.links.join(format!("{}_{index}", hook.program()))
+    }
+
+    fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P>
+    where
+        &'a mut P: TryFrom<&'a mut Program, Error = aya::programs::ProgramError>,
+    {
+        let program = self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
+        Ok(program.try_into()?)
+    }
+
+    /// Puts our program into a link that an agent before pinned. False if there is none that
+    /// still is attached to anything.
+    fn take_over(&self, program: &str, pin: &Path) -> Result<bool> {
+        let link = match bpf::open(pin) {
+            Ok(link) => link,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error).context(format!("opening {}", pin.display())),
+        };
+        if bpf::update_link(link.as_fd(), self.fd(program)?.as_fd()).is_ok() {
+            return Ok(true);
+        }
+        // What it was attached to is gone.
+        std::fs::remove_file(pin).with_context(|| format!("removing {}", pin.display()))?;
+        Ok(false)
+    }
+}
+
+/// Detaches and removes everything that is pinned under `pins`, and the filters of clsact on
+/// `interfaces`.
+///
+/// # Errors
+/// A pin cannot be removed.
+pub fn cleanup(pins: &Path, interfaces: impl Iterator<Item = String>) -> io::Result<()> {
+    for name in interfaces {
+        for hook in Hook::ALL {
+            _ = tc::qdisc_detach_program(&name, hook.attach_type(), hook.program());
+        }
+    }
+    for folder in [pins.join("links"), pins.to_owned()] {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if !entry.path().is_dir() {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        match std::fs::remove_dir(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,296 @@
+//! What `/v1/loads` answers: a snapshot per pod, per pair and per device, each with its age.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use router_common::flow::{
+    CLASS_BOOTSTRAP, CLASS_ENGINE, CLASS_KV, CLASS_KV_CONTROL, Losses, PairKey,
+};
+use router_core::fleet::Role;
+use router_core::sample;
+use serde::Serialize;
+
+use super::attach::Device;
+use super::registry::Entry;
+use super::sampler::{PairCounters, PodCounters, Sampler};
+
+/// The whole snapshot.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Loads {
+    pub(super) node: Option<String>,
+    pub(super) pods: Vec<PodLoad>,
+    pub(super) pairs: Vec<PairLoad>,
+    /// KV cache between prefills and decodes, each byte once.
+    pub(super) kv: Vec<KvLoad>,
+    pub(super) devices: Vec<Device>,
+    /// What cannot be measured here, and why.
+    pub(super) missing: Vec<String>,
+    /// Details that found no room in a map.
+    pub(super) lost: Lost,
+    /// Entries of the maps that grow with connections.
+    pub(super) connections: usize,
+    pub(super) streams: usize,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct PodLoad {
+    pub(super) pod: Arc<str>,
+    pub(super) uid: Arc<str>,
+    pub(super) address: String,
+    pub(super) role: Option<Role>,
+    /// Requests since the pod is known.
+    pub(super) started: u64,
+    pub(super) answered: u64,
+    pub(super) finished: u64,
+    pub(super) aborted: u64,
+    pub(super) reopened: u64,
+    /// Now.
+    pub(super) in_flight: u64,
+    pub(super) waiting: u64,
+    pub(super) streaming: u64,
+    /// Since the pod is known.
+    pub(super) ttft: Latency,
+    pub(super) itl: Latency,
+    pub(super) duration: Latency,
+    /// Packets on the pod's interface, retransmits included.
+    pub(super) rx: Traffic,
+    pub(super) tx: Traffic,
+    pub(super) uplink_packets: u64,
+    pub(super) uplink_bytes: u64,
+    /// Over the last second.
+    pub(super) rates: PodRates,
+    /// Seconds to finish what is in flight at the present rate; absent while unknown.
+    pub(super) score: Option<f64>,
+    pub(super) age_ms: f64,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Latency {
+    pub(super) sum_ms: f64,
+    pub(super) samples: u64,
+    pub(super) mean_ms: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Traffic {
+    pub(super) packets: u64,
+    pub(super) bytes: u64,
+    pub(super) payload: u64,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct PodRates {
+    pub(super) requests: f64,
+    pub(super) answers: f64,
+    pub(super) rx_bytes: f64,
+    pub(super) tx_bytes: f64,
+    pub(super) ttft_ms: Option<f64>,
+    pub ttft_p99_ms: Option<f64>,
+    pub(super) itl_ms: Option<f64>,
+    pub itl_p99_ms: Option<f64>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct PairLoad {
+    pub(super) pod: Arc<str>,
+    /// Absent for everyone who is not a known pod.
+    pub(super) peer: Option<Arc<str>>,
+    pub(super) class: &'static str,
+    pub(super) opened: u64,
+    pub(super) established: u64,
+    pub(super) closed: u64,
+    pub(super) failed: u64,
+    /// Older than the programs: their bytes are not in the counters.
+    pub(super) seeded: u64,
+    pub(super) open: u64,
+    pub(super) tx_bytes: u64,
+    pub(super) rx_bytes: u64,
+    pub(super) retransmits: u64,
+    pub(super) rtt_us: Option<u64>,
+    pub(super) tx_bytes_per_second: f64,
+    pub(super) rx_bytes_per_second: f64,
+    pub(super) age_ms: f64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct KvLoad {
+    pub(super) prefill: Arc<str>,
+    pub(super) decode: Arc<str>,
+    pub(super) bytes: u64,
+    pub(super) bytes_per_second: f64,
+    /// The end that counted: live at `prefill`, complete at the end of a connection at `decode`.
+    pub(super) counted_at: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Lost {
+    pub(super) connections: u64,
+    pub(super) pairs: u64,
+    pub(super) streams: u64,
+    pub(super) queue_pairs: u64,
+}
+
+impl From<Losses> for Lost {
+    fn from(losses: Losses) -> Lost {
+        let Losses { connections, pairs, streams, queue_pairs } = losses;
+        Lost { connections, pairs, streams, queue_pairs }
+    }
+}
+
+/// Names what the sampler read.
+pub(super) fn snapshot<'a>(
+    sampler: &Sampler,
+    entries: impl Iterator<Item = &'a Entry>,
+    devices: &[Device],
+    missing: &[String],
+    node: Option<&str>,
+) -> Loads {
+    let entries: BTreeMap<u32, &Entry> = entries.map(|entry| (entry.id, entry)).collect();
+    let now = Instant::now();
+    let pods = sampler
+        .pods
+        .iter()
+        .filter_map(|(id, counters)| Some(pod_load(entries.get(id)?, counters, now)));
+    let mut pairs: Vec<PairLoad> = Vec::new();
+    let mut kv: HashMap<(u32, u32), KvLoad> = HashMap::new();
+    for (key, counters) in &sampler.pairs {
+        let Some(pod) = entries.get(&key.pod) else { continue };
+        let peer = entries.get(&key.peer).copied();
+        if counters.stats.opened + counters.seeded > 0 {
+            pairs.push(pair_load(key, pod, peer, counters, now));
+        }
+        if let Some(peer) = peer.filter(|_| key.class == CLASS_KV) {
+            count_kv(&mut kv, pod, peer, counters);
+        }
+    }
+    let mut kv: Vec<KvLoad> = kv.into_values().collect();
+    kv.sort_by(|a, b| (&a.prefill, &a.decode).cmp(&(&b.prefill, &b.decode)));
+    Loads {
+        node: node.map(str::to_owned),
+        pods: pods.collect(),
+        pairs,
+        kv,
+        devices: devices.to_vec(),
+        missing: missing.to_vec(),
+        lost: sampler.losses.into(),
+        connections: sampler.connections,
+        streams: sampler.streams,
+    }
+}
+
+/// Both ends of a pair on one node count the same bytes: the sender's count is the live one.
+fn count_kv(
+    kv: &mut HashMap<(u32, u32), KvLoad>,
+    pod: &Entry,
+    peer: &Entry,
+    counters: &PairCounters,
+) {
+    let sends = pod.placed.pod.role == Some(Role::Prefill);
+    let (prefill, decode) = if sends { (pod, peer) } else { (peer, pod) };
+    let (bytes, bytes_per_second) = match sends {
+        true => (counters.stats.tx_bytes, counters.tx_per_second),
+        false => (counters.stats.rx_bytes, counters.rx_per_second),
+    };
+    let load = KvLoad {
+        prefill: Arc::clone(&prefill.placed.pod.name),
+        decode: Arc::clone(&decode.placed.pod.name),
+        bytes,
+        bytes_per_second,
+        counted_at: if sends { "prefill" } else { "decode" },
+    };
+    let known = kv.entry((prefill.id, decode.id)).or_insert_with(|| load.clone());
+    if sends {
+        *known = load;
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+fn latency(ns: u64, samples: u64) -> Latency {
+    let sum_ms = ns as f64 / 1e6;
+    Latency { sum_ms, samples, mean_ms: (samples > 0).then(|| sum_ms / samples as f64) }
+}
+
+fn pod_load(entry: &Entry, counters: &PodCounters, now: Instant) -> PodLoad {
+    let (http, traffic) = (&counters.http, &counters.traffic);
+    let known = &entry.placed.pod;
+    let rates = counters.window.rates();
+    PodLoad {
+        pod: Arc::clone(&known.name),
+        uid: Arc::clone(&known.uid),
+        address: known.address.to_string(),
+        role: known.role,
+        started: http.started,
+        answered: http.answered,
+        finished: http.finished,
+        aborted: http.aborted,
+        reopened: http.reopened,
+        in_flight: counters.in_flight(),
+        waiting: http.waiting(),
+        streaming: http.streaming(),
+        ttft: latency(http.ttft_ns_sum, http.ttft_samples),
+        itl: latency(http.itl_ns_sum, http.itl_samples),
+        duration: latency(http.duration_ns_sum, http.duration_samples),
+        rx: Traffic {
+            packets: traffic.rx_packets,
+            bytes: traffic.rx_bytes,
+            payload: traffic.rx_payload,
+        },
+        tx: Traffic {
+            packets: traffic.tx_packets,
+            bytes: traffic.tx_bytes,
+            payload: traffic.tx_payload,
+        },
+        uplink_packets: traffic.uplink_packets,
+        uplink_bytes: traffic.uplink_bytes,
+        rates: PodRates {
+            requests: rates.requests,
+            answers: rates.answers,
+            rx_bytes: rates.rx_bytes,
+            tx_bytes: rates.tx_bytes,
+            ttft_ms: rates.ttft.map(milliseconds),
+            ttft_p99_ms: rates.ttft_p99.map(milliseconds),
+            itl_ms: rates.itl.map(milliseconds),
+            itl_p99_ms: rates.itl_p99.map(milliseconds),
+        },
+        score: sample::score(counters.in_flight(), &rates),
+        age_ms: milliseconds(now - counters.read),
+    }
+}
+
+fn pair_load(
+    key: &PairKey,
+    pod: &Entry,
+    peer: Option<&Entry>,
+    counters: &PairCounters,
+    now: Instant,
+) -> PairLoad {
+    let stats = &counters.stats;
+    PairLoad {
+        pod: Arc::clone(&pod.placed.pod.name),
+        peer: peer.map(|peer| Arc::clone(&peer.placed.pod.name)),
+        class: match key.class {
+            CLASS_ENGINE => "engine",
+            CLASS_BOOTSTRAP => "bootstrap",
+            CLASS_KV => "kv",
+            CLASS_KV_CONTROL => "kv_control",
+            _ => "other",
+        },
+        opened: stats.opened,
+        established: stats.established,
+        closed: stats.closed,
+        failed: stats.failed,
+        seeded: counters.seeded,
+        open: (stats.established + counters.seeded).saturating_sub(stats.closed),
+        tx_bytes: stats.tx_bytes,
+        rx_bytes: stats.rx_bytes,
+        retransmits: stats.retransmits,
+        rtt_us: stats.srtt_us_sum.checked_div(stats.srtt_samples),
+        tx_bytes_per_second: counters.tx_per_second,
+        rx_bytes_per_second: counters.rx_per_second,
+        age_ms: milliseconds(now - counters.read),
+    }
+}

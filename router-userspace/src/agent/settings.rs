@@ -1,0 +1,97 @@
+//! Flags of `pd-router agent`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+/// Counts in the kernel what this node's pods do on the network, and serves it.
+#[derive(Clone, Debug, Args)]
+pub struct AgentFlags {
+    /// Directory of manifests: the same as the gateway's.
+    #[arg(long, value_name = "DIR", required_unless_present = "cleanup")]
+    pub manifests: Option<PathBuf>,
+    /// Name of this node: pods with this `spec.nodeName` are local. Without it, and for pods
+    /// without one, local is what is not behind the default route.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// This node's address, which pods with hostNetwork share.
+    #[arg(long, env = "NODE_IP", value_name = "IP")]
+    pub node_ip: Option<IpAddr>,
+
+    /// How often the counters of local pods are read.
+    #[arg(long, default_value = "10", value_name = "MS", value_parser = milliseconds)]
+    pub tick: Duration,
+    /// How long a sized nothing may say: an answer that ends with its connection alone is held
+    /// to be over after this silence.
+    #[arg(long, default_value = "2000", value_name = "MS", value_parser = milliseconds)]
+    pub idle_window: Duration,
+    /// Ports of connections between prefill and decode that carry KV cache; Mooncake's by default.
+    #[arg(long, default_value = "15000-17000", value_name = "FIRST-LAST", value_parser = port_range)]
+    pub kv_ports: (u16, u16),
+
+    /// Interfaces of pods to attach to, instead of those that the routes to them name.
+    #[arg(long, value_name = "INTERFACE")]
+    pub attach: Vec<String>,
+    /// Interface towards other nodes, instead of the default route's.
+    #[arg(long, value_name = "INTERFACE")]
+    pub uplink: Vec<String>,
+    /// XDP on uplinks: auto takes it where the driver keeps its offloads or RoCEv2 is in use.
+    #[arg(long, value_enum, default_value_t = XdpWish::Auto)]
+    pub xdp: XdpWish,
+    /// How tc programs are attached.
+    #[arg(long, value_enum, default_value_t = TcMode::Auto)]
+    pub tc: TcMode,
+    /// The cgroup2 directory whose sockets are seen; the root of a mount by default.
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
+
+    /// Where /v1/loads, /metrics, /livez and /readyz are served.
+    #[arg(long, default_value = "127.0.0.1:9911", value_name = "IP:PORT")]
+    pub listen: SocketAddr,
+    /// File with the token that /v1/loads and /metrics ask for. Needed beyond loopback.
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+
+    /// Where maps and links are pinned, on a bpf file system.
+    #[arg(long, default_value = "/sys/fs/bpf/pd-router", value_name = "DIR")]
+    pub pin_dir: PathBuf,
+    /// The kernel half's object, for a binary that does not carry it.
+    #[arg(long, env = "PD_ROUTER_EBPF_OBJECT", value_name = "FILE")]
+    pub object: Option<PathBuf>,
+    /// Detach every program and remove every pin of this directory, then end.
+    #[arg(long)]
+    pub cleanup: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum XdpWish {
+    Auto,
+    Native,
+    Generic,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TcMode {
+    /// tcx from 6.6 on, clsact before.
+    Auto,
+    Tcx,
+    Clsact,
+}
+
+fn milliseconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(milliseconds @ 1..=60_000) => Ok(Duration::from_millis(milliseconds)),
+        _ => Err("not milliseconds from 1 to 60000".to_owned()),
+    }
+}
+
+fn port_range(text: &str) -> Result<(u16, u16), String> {
+    let ends = text
+        .split_once('-')
+        .and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
+    ends.filter(|(first, last)| 0 < *first && first <= last)
+        .ok_or_else(|| "not FIRST-LAST, two ports in order".to_owned())
+}
