@@ -29,7 +29,7 @@ pub struct LegLabels {
     pub leg: &'static str,
     /// `namespace/pod`.
     pub worker: String,
-    /// `ok`, `cancelled`, or why it failed.
+    /// `ok`, or why it failed. What is cancelled is not counted.
     pub outcome: &'static str,
 }
 

@@ -171,7 +171,9 @@ impl Place {
     /// `None`: still full, wait on.
     fn try_again(&self, ask: &Ask) -> Option<Result<Seats, Reject>> {
         let fleet = self.admission.fleet.load();
-        let pool = fleet.pool(&self.key.0)?;
+        let Some(pool) = fleet.pool(&self.key.0) else {
+            return Some(Err(Reject::NobodyReady(self.key.0.clone())));
+        };
         let seats = {
             // Under the lock, so that nobody who came later takes the place.
             let _lines = self.admission.lock();

@@ -132,6 +132,7 @@ impl Dispatch {
         tokio::pin!(opening);
         let mut look = interval_at(Instant::now() + HEALTH_LOOK, HEALTH_LOOK);
         let mut prefill = None;
+        let mut silence = Silence::default();
         let fault = loop {
             tokio::select! {
                 opened = &mut opening => match opened {
@@ -154,7 +155,9 @@ impl Dispatch {
                     if self.cut.is_cancelled() {
                         return Err(Reject::Draining);
                     }
-                    if let Some(fault) = flight.silent() {
+                    let fault = flight.silent();
+                    let lasts = silence.lasts(fault.is_some(), self.timeouts.silent_timeout);
+                    if let Some(fault) = fault.filter(|_| lasts) {
                         break fault;
                     }
                 }
@@ -322,7 +325,23 @@ async fn cause(
     other.filter(|other| !other.about_transfer()).unwrap_or(fault)
 }
 
-/// Whether a worker has stopped answering probes.
+/// Whether a worker does not answer probes.
 pub(crate) fn is_silent(worker: &Worker) -> bool {
     worker.health.verdict() == Verdict::Down
+}
+
+/// For how long a worker has been silent, as one of its requests sees it. A busy engine may miss
+/// a probe or two and go on.
+#[derive(Debug, Default)]
+pub(crate) struct Silence(Option<Instant>);
+
+impl Silence {
+    /// Whether it has lasted for `limit`, told whether it is silent now.
+    pub(crate) fn lasts(&mut self, silent: bool, limit: Duration) -> bool {
+        if !silent {
+            self.0 = None;
+            return false;
+        }
+        self.0.get_or_insert_with(Instant::now).elapsed() >= limit
+    }
 }

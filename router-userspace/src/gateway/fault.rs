@@ -87,6 +87,11 @@ impl Fault {
         matches!(&self.kind, Kind::Engine { about_transfer: true, .. })
     }
 
+    /// The connection broke after the request was sent.
+    pub(crate) fn broke(&self) -> bool {
+        matches!(&self.kind, Kind::Broken(_))
+    }
+
     /// Nothing of the request is left at the engine: it never came, or was answered.
     pub(crate) fn engine_is_done(&self) -> bool {
         matches!(&self.kind, Kind::Unreachable(_) | Kind::Engine { .. })

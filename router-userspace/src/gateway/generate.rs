@@ -53,6 +53,9 @@ impl Gateway {
         };
         let (path, headers) = (call.path, call.headers);
         let mut order = Order { request, path, headers, deadline: None };
+        // A request that kills the engine it is sent to must not be carried from pair to pair:
+        // one connection may break under it, not two.
+        let mut broke = false;
         loop {
             record.attempts += 1;
             let seats = self.admission.admit(pool, &ask, call.timeouts.deadline).await?;
@@ -63,7 +66,9 @@ impl Gateway {
                 Err(Reject::Fault(fault)) => fault,
                 done => return done,
             };
-            if !fault.retryable() || record.attempts >= self.settings.limits.max_attempts {
+            let broke_again = fault.broke() && std::mem::replace(&mut broke, true);
+            let spent = record.attempts >= self.settings.limits.max_attempts;
+            if !fault.retryable() || spent || broke_again {
                 return Err(Reject::Fault(fault));
             }
             let reason = crate::metrics::ReasonLabels { reason: fault.reason() };

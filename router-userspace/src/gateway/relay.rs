@@ -14,7 +14,7 @@ use router_core::sglang::Endpoint;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::body::BodyError;
-use super::dispatch::{Dispatch, is_silent};
+use super::dispatch::{Dispatch, Silence, is_silent};
 use super::fault::{Fault, Kind};
 use super::record::Record;
 use super::reject::Reject;
@@ -38,6 +38,7 @@ pub(crate) struct Relay {
     source: Option<Source>,
     patience: Patience,
     last: Instant,
+    silence: Silence,
     look: Pin<Box<Sleep>>,
     record: Record,
 }
@@ -50,8 +51,9 @@ impl Relay {
         record: Record,
     ) -> Relay {
         let last = Instant::now();
+        let silence = Silence::default();
         let look = Box::pin(sleep_until(next_look(last, patience)));
-        Relay { dispatch, source: Some(source), patience, last, look, record }
+        Relay { dispatch, source: Some(source), patience, last, silence, look, record }
     }
 
     /// Ends the stream with an event that says why.
@@ -79,10 +81,9 @@ impl Relay {
         if now.duration_since(self.last) >= limit {
             return self.fault(Kind::Late { waited_for: "the next part of its answer", limit });
         }
-        if self.source.as_ref().is_some_and(|source| is_silent(source.worker())) {
-            return self.fault(Kind::Silent);
-        }
-        None
+        let silent = self.source.as_ref().is_some_and(|source| is_silent(source.worker()));
+        let lasts = self.silence.lasts(silent, self.dispatch.timeouts.silent_timeout);
+        if lasts { self.fault(Kind::Silent) } else { None }
     }
 }
 
@@ -107,6 +108,7 @@ impl Body for Relay {
         match source.poll_event(cx) {
             Poll::Ready(Some(Ok(event))) => {
                 this.last = Instant::now();
+                this.silence = Silence::default();
                 this.record.event(this.last);
                 return Poll::Ready(Some(Ok(Frame::data(event))));
             }
