@@ -237,3 +237,20 @@ fn pods_beyond_the_limit_are_left_out_and_named_and_the_rest_is_built() {
     let said = fleet.problems[0].to_string();
     assert!(said.contains("Pod default/p-10000: is the first of 5 beyond the limit"), "{said}");
 }
+
+#[test]
+fn a_pod_of_two_pools_is_complained_of_once() {
+    let split = |name: &str| {
+        format!(
+            "{}apiVersion: inferenceextension.alibabacloud.com/v1alpha1\nkind: InferenceTrafficPolicy\n\
+             metadata: {{name: {name}}}\nspec: {{poolRef: {{name: {name}}}, profile: {{pd: {{pdRoleLabelName: role}}}}}}\n---\n",
+            POOL.replace("name: pool", &format!("name: {name}"))
+        )
+    };
+    let pod = pod("p", "u", "10.0.0.1")
+        .replace("{app: a}", "{app: a, role: prefill}, annotations: {sglang.ai/bootstrap-port: x}");
+    let fleet = golden::fleet(&(split("one") + &split("two") + &pod));
+    let said: Vec<String> = fleet.problems.iter().map(ToString::to_string).collect();
+    assert_eq!(said.len(), 1, "{said:#?}");
+    assert!(said[0].contains("\"x\" is no port; the policy's 8998 is used"), "{said:#?}");
+}
