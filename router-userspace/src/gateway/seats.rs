@@ -91,8 +91,15 @@ impl Seating<'_> {
                 let meet = self.pool.members[pair.prefill].bootstrap.ok_or(NoSeat::Nobody)?;
                 let bootstrap = Bootstrap::new(meet.ip(), meet.port());
                 let prefill = self.lease(pair.prefill, released).ok_or(NoSeat::Full)?;
-                let decode = self.lease(pair.decode, released).ok_or(NoSeat::Full)?;
-                Ok(Seats::Pair { leases: Pair { prefill, decode }, bootstrap })
+                match self.lease(pair.decode, released) {
+                    Some(decode) => Ok(Seats::Pair { leases: Pair { prefill, decode }, bootstrap }),
+                    // Filled since it was looked at. The line is locked here, so that a lease
+                    // that tells of its end would wait for itself.
+                    None => {
+                        prefill.withdraw();
+                        Err(NoSeat::Full)
+                    }
+                }
             }
             Profile::Single => {
                 let all = self.candidates(&fit.unified)?;

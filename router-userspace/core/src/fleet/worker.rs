@@ -135,6 +135,12 @@ impl Lease {
     pub fn worker(&self) -> &Arc<Worker> {
         &self.worker
     }
+
+    /// Takes the count back without telling anybody: the place was never used, and whoever gives
+    /// it back may hold what the told one needs.
+    pub fn withdraw(mut self) {
+        self.released = None;
+    }
 }
 
 impl Drop for Lease {
@@ -194,6 +200,14 @@ mod tests {
         drop(lease);
         assert_eq!(worker.usage(), Usage::default());
         assert_eq!(told.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_withdrawn_lease_leaves_in_silence() {
+        let worker = worker();
+        let released: Released = Arc::new(|| panic!("told"));
+        worker.try_lease(ONE, Limits::NONE, Some(released)).unwrap().withdraw();
+        assert_eq!(worker.usage(), Usage::default());
     }
 
     #[test]

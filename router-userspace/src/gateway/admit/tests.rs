@@ -205,3 +205,15 @@ async fn nobody_ready_is_said_at_once() {
     let refused = admission.admit(&pool, &ask(), None).await.unwrap_err();
     assert_eq!(refused.reason(), "nobody_ready");
 }
+
+/// One engine in both roles: its prefill lease fills the place that its decode lease needs.
+#[tokio::test(start_paused = true)]
+async fn a_pair_that_fills_up_while_it_is_taken_does_not_lock_the_line() {
+    let decode = member("both", Role::Decode, "m", 1);
+    let prefill = Member { role: Role::Prefill, ..decode.clone() };
+    let pool = pool(vec![prefill, decode]);
+    let admission = admission(&pool, 8);
+    let waiting = wait_in_line(&admission, &pool).await;
+    assert!(matches!(waiting.await.unwrap(), Err(Reject::QueueTimeout(_))));
+    assert_eq!(pool.members[0].worker.usage(), Weight::default());
+}
