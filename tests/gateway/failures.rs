@@ -11,8 +11,16 @@ use sglang_sim::Action;
 use crate::{CHAT, chat, streamed};
 
 /// Probes often, so that a frozen engine shows soon; one attempt, so that its failure shows.
-const WATCHFUL: [&str; 6] =
-    ["--probe-interval", "100ms", "--probe-timeout", "200ms", "--max-attempts", "1"];
+const WATCHFUL: [&str; 8] = [
+    "--probe-interval",
+    "100ms",
+    "--probe-timeout",
+    "200ms",
+    "--silent-timeout",
+    "200ms",
+    "--max-attempts",
+    "1",
+];
 
 fn status(status: u16) -> Action {
     let body = r#"{"object":"error","message":"the engine says no","type":"BadRequest"}"#;
