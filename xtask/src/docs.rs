@@ -1,4 +1,4 @@
-//! `cargo xtask docs`: the API documentation, with broken links as errors.
+//! `cargo xtask docs`: the API documentation, private items too, with broken links as errors.
 
 use anyhow::Result;
 
@@ -11,7 +11,7 @@ use crate::{shell, workspace};
 pub(crate) fn run() -> Result<()> {
     shell::run(
         shell::command(workspace::cargo())
-            .args(["doc", "--no-deps", "--quiet"])
-            .env("RUSTDOCFLAGS", "-D warnings"),
+            .args(["doc", "--no-deps", "--quiet", "--document-private-items"])
+            .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links"),
     )
 }

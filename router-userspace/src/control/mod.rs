@@ -1,6 +1,6 @@
 //! The control plane: manifests or flags in, [`Fleet`](router_core::fleet::Fleet)s out.
 //!
-//! Sources ([`files`], [`flags`]) feed typed objects into the [`Index`]; [`run`] publishes the
+//! Sources ([`files`], [`flags`]) feed typed objects into the [`Index`]; [`run()`] publishes the
 //! fleet that it builds whenever something has changed.
 
 pub mod document;

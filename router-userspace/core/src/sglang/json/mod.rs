@@ -1,7 +1,7 @@
 //! JSON as bytes: checked once against RFC 8259, then walked in place, never built into a tree.
 //!
 //! The engine must see what the client wrote (big integers, float spelling, escapes, key order), so
-//! nothing here re-serialises. [`scan`] checks a whole text and reports its top-level members;
+//! nothing here re-serialises. [`scan()`] checks a whole text and reports its top-level members;
 //! [`Raw`] walks text that has been checked.
 
 mod patch;

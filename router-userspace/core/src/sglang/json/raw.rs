@@ -17,7 +17,7 @@ pub(crate) enum Kind {
     Null,
 }
 
-/// One JSON value, in bytes that [`check`] or [`scan`](super::scan) accepted.
+/// One JSON value, in bytes that [`check`] or [`scan`](super::scan()) accepted.
 ///
 /// Walking text that was never checked gives nonsense, not a panic.
 #[derive(Clone, Copy, Debug)]
