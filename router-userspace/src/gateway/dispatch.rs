@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Response};
 use hyper::body::Incoming;
-use router_core::fleet::{Lease, Verdict, Worker};
+use router_core::fleet::{Lease, Worker};
 use router_core::pair::{Leg, Pair};
 use router_core::sglang::{Attempt, Bootstrap, Endpoint, Request, Rid, Room, fault as engine};
 use tokio::sync::oneshot;
@@ -323,11 +323,6 @@ async fn cause(
         _ => None,
     };
     other.filter(|other| !other.about_transfer()).unwrap_or(fault)
-}
-
-/// Whether a worker does not answer probes.
-pub(crate) fn is_silent(worker: &Worker) -> bool {
-    worker.health.verdict() == Verdict::Down
 }
 
 /// For how long a worker has been silent, as one of its requests sees it. A busy engine may miss

@@ -9,7 +9,6 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use super::abort::AbortGuard;
-use super::dispatch::is_silent;
 use super::fault::{Fault, Kind};
 
 /// The prefill leg, running in a task of its own.
@@ -104,7 +103,8 @@ impl Flight {
         let waiting = self.prefill.as_ref().filter(|prefill| prefill.outcome.is_some());
         let prefill = waiting.map(|prefill| (Some(Leg::Prefill), &prefill.worker));
         let decode = Some((self.leg(), self.worker()));
-        let silent = [prefill, decode].into_iter().flatten().find(|(_, worker)| is_silent(worker));
+        let silent =
+            [prefill, decode].into_iter().flatten().find(|(_, worker)| worker.health.is_silent());
         silent.map(|(leg, worker)| Fault { leg, worker: Arc::clone(worker), kind: Kind::Silent })
     }
 

@@ -15,7 +15,7 @@ const MAX_ERROR: usize = 64 << 10;
 impl From<NoAnswer> for Kind {
     fn from(error: NoAnswer) -> Kind {
         match error {
-            NoAnswer::Unreachable(why) => Kind::Unreachable(why),
+            NoAnswer::Unreachable(why) | NoAnswer::Unanswered(why) => Kind::Unreachable(why),
             NoAnswer::Broken(why) => Kind::Broken(why),
         }
     }

@@ -154,6 +154,7 @@ impl Prober {
             (Err(Failed::Unreachable), _) | (_, Err(Failed::Unreachable)) => {
                 worker.health.unreachable();
             }
+            (Err(Failed::Late), _) => worker.health.probe_lost(),
             _ => worker.health.probe_failed(),
         }
     }
@@ -219,6 +220,7 @@ impl Prober {
                 .await;
             let response = sent.map_err(|error| match error {
                 NoAnswer::Unreachable(_) => Failed::Unreachable,
+                NoAnswer::Unanswered(_) => Failed::Late,
                 NoAnswer::Broken(_) => Failed::NotReady,
             })?;
             let status = response.status();

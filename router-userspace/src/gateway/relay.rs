@@ -14,7 +14,7 @@ use router_core::sglang::Endpoint;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::body::BodyError;
-use super::dispatch::{Dispatch, Silence, is_silent};
+use super::dispatch::{Dispatch, Silence};
 use super::fault::{Fault, Kind};
 use super::record::Record;
 use super::reject::Reject;
@@ -81,7 +81,7 @@ impl Relay {
         if now.duration_since(self.last) >= limit {
             return self.fault(Kind::Late { waited_for: "the next part of its answer", limit });
         }
-        let silent = self.source.as_ref().is_some_and(|source| is_silent(source.worker()));
+        let silent = self.source.as_ref().is_some_and(|source| source.worker().health.is_silent());
         let lasts = self.silence.lasts(silent, self.dispatch.timeouts.silent_timeout);
         if lasts { self.fault(Kind::Silent) } else { None }
     }

@@ -29,6 +29,9 @@ pub(crate) enum NoAnswer {
     /// No connection was made: nothing was sent.
     #[error("cannot connect: {0}")]
     Unreachable(String),
+    /// Nobody answered the attempt to connect, not even to refuse it: nothing was sent.
+    #[error("nobody answers: {0}")]
+    Unanswered(String),
     /// The connection ended before a head came; the worker may have begun.
     #[error("the connection broke: {0}")]
     Broken(String),
@@ -112,10 +115,20 @@ impl Upstream {
 
 fn no_answer(error: Error) -> NoAnswer {
     if error.is_connect() {
-        NoAnswer::Unreachable(innermost(&error))
+        let why = innermost(&error);
+        if is_unanswered(&error) { NoAnswer::Unanswered(why) } else { NoAnswer::Unreachable(why) }
     } else {
         NoAnswer::Broken(innermost(&error))
     }
+}
+
+fn is_unanswered(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    let kinds = chain.filter_map(|error| error.downcast_ref::<std::io::Error>());
+    kinds
+        .map(std::io::Error::kind)
+        .any(|k| matches!(k, TimedOut | HostUnreachable | NetworkUnreachable))
 }
 
 /// The last cause of a chain: the operating system's word rather than three layers around it.

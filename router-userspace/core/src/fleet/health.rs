@@ -35,6 +35,9 @@ const COUNT_SHIFT: u32 = 2;
 const COUNT: u64 = 0xff;
 const UNTIL_SHIFT: u32 = 10;
 
+/// In place of the failures in a row of a worker that is down: it leaves probes unanswered.
+const SILENT: u64 = 1;
+
 /// The state, the failures in a row, and until when good probes are ignored, in one word.
 #[derive(Debug, Default)]
 pub struct Health(AtomicU64);
@@ -53,6 +56,14 @@ impl Health {
         }
     }
 
+    /// Whether the worker leaves probes unanswered: frozen, or its host is gone. One that refuses
+    /// connections or says that it is not ready may well finish what it holds, as engines do that
+    /// shut down.
+    pub fn is_silent(&self) -> bool {
+        let word = self.0.load(Ordering::Relaxed);
+        word & STATE == DOWN && (word >> COUNT_SHIFT) & COUNT == SILENT
+    }
+
     /// A request was answered, whatever the client's share in it: the worker works.
     pub fn answered(&self) {
         // A plain read first: this runs once a request, and a shared word should stay shared.
@@ -60,8 +71,9 @@ impl Health {
         if word & STATE == UP && (word >> COUNT_SHIFT) & COUNT == 0 {
             return;
         }
-        self.update(|state, _, until| match state {
-            DOWN | FAILING => (state, 0, until),
+        self.update(|state, count, until| match state {
+            DOWN => (DOWN, count, until),
+            FAILING => (FAILING, 0, until),
             _ => (UP, 0, 0),
         });
     }
@@ -69,7 +81,10 @@ impl Health {
     /// The connection was refused, reset or never made. Out at once; the next good probe
     /// brings it back.
     pub fn unreachable(&self) {
-        self.update(|_, _, _| (DOWN, 0, 0));
+        self.update(|state, count, _| match state {
+            DOWN => (DOWN, count, 0),
+            _ => (DOWN, 0, 0),
+        });
     }
 
     /// The worker itself answered with a server error.
@@ -90,11 +105,20 @@ impl Health {
         });
     }
 
-    /// A probe failed or was not answered in time.
+    /// A probe was answered, and not well.
     pub fn probe_failed(&self) {
+        self.missed(0);
+    }
+
+    /// A probe was not answered in time.
+    pub fn probe_lost(&self) {
+        self.missed(SILENT);
+    }
+
+    fn missed(&self, how: u64) {
         self.update(|state, count, until| match state {
             UP if count + 1 < PROBES_TO_OPEN => (UP, count + 1, until),
-            _ => (DOWN, 0, 0),
+            _ => (DOWN, how, 0),
         });
     }
 
@@ -146,6 +170,25 @@ mod tests {
         assert_eq!(health.verdict(), Verdict::Failing);
         health.probe_passed(10 + OPEN_MS);
         assert_eq!(health.verdict(), Verdict::Up);
+    }
+
+    #[test]
+    fn who_refuses_or_is_not_ready_is_not_silent() {
+        let health = Health::default();
+        health.unreachable();
+        assert!(!health.is_silent());
+        health.probe_lost();
+        assert!(health.is_silent());
+        health.unreachable();
+        health.answered();
+        assert!(health.is_silent(), "only a probe takes it back");
+        health.probe_failed();
+        assert!(!health.is_silent());
+        health.probe_passed(0);
+        health.probe_lost();
+        assert!(!health.is_silent(), "one lost probe says nothing");
+        health.probe_lost();
+        assert!(health.is_silent());
     }
 
     #[test]
