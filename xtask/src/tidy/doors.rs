@@ -48,7 +48,8 @@ pub(super) fn one_door_each(tree: &Tree) -> Vec<Problem> {
 /// Tests, benches, build scripts and chores may meet the world wherever they like.
 fn ships(path: &str) -> bool {
     let ships = path.starts_with("router-userspace/") || path.starts_with("router-common/");
-    let tests = ["/benches/", "/tests/", "/fuzz/", "/golden/", "/golden.rs", "/tests.rs"];
+    let tests =
+        ["/build.rs", "/benches/", "/tests/", "/fuzz/", "/golden/", "/golden.rs", "/tests.rs"];
     ships && !tests.iter().any(|part| path.contains(part))
 }
 
