@@ -12,6 +12,7 @@ mod failures;
 mod fits;
 mod headers;
 mod limits;
+mod logprobs;
 mod policies;
 mod reload;
 mod routing;

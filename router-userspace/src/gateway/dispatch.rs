@@ -131,24 +131,30 @@ impl Dispatch {
         let opening = self.opening(order, leg, &worker, body);
         tokio::pin!(opening);
         let mut look = interval_at(Instant::now() + HEALTH_LOOK, HEALTH_LOOK);
-        let mut prefill = None;
+        let merges = order.request.wants_logprob_merge();
+        let (mut prefill, mut opened) = (None, None);
         let mut silence = Silence::default();
         let fault = loop {
             tokio::select! {
-                opened = &mut opening => match opened {
-                    Ok(opened) => {
+                // An answer that has begun counts more than a failure that came with it.
+                biased;
+                answer = &mut opening, if opened.is_none() => match answer {
+                    Ok(answer) => {
                         worker.health.answered();
-                        if flight.awaits_prefill() && order.request.wants_logprob_merge() {
-                            prefill = Some(flight.prefill_answer().await?);
+                        if !merges || !flight.awaits_prefill() {
+                            return Ok(Begun { opened: answer, prefill_answer: prefill, flight });
                         }
-                        let merges = order.request.wants_logprob_merge();
-                        let prefill_answer = prefill.filter(|_| merges);
-                        return Ok(Begun { opened, prefill_answer, flight });
+                        opened = Some(answer);
                     }
                     Err(fault) => break fault,
                 },
                 answer = flight.prefill_answer(), if flight.awaits_prefill() => match answer {
-                    Ok(answer) => prefill = Some(answer),
+                    Ok(answer) => {
+                        prefill = Some(answer).filter(|_| merges);
+                        if let Some(opened) = opened.take() {
+                            return Ok(Begun { opened, prefill_answer: prefill, flight });
+                        }
+                    }
                     Err(fault) => break fault,
                 },
                 _ = look.tick() => {
@@ -164,7 +170,11 @@ impl Dispatch {
                 () = leg::until(order.deadline) => return Err(Reject::Deadline),
             }
         };
-        let fault = cause(fault, &mut flight, &mut opening).await;
+        let fault = match opened {
+            None => cause(fault, &mut flight, &mut opening).await,
+            // Decode has said its word, and it was no complaint.
+            Some(_) => fault,
+        };
         flight.failed(&fault);
         self.blame(&fault);
         Err(Reject::Fault(fault))
