@@ -1,4 +1,5 @@
-//! The virtual environment with the official OpenAI client, in the user's cache folder.
+//! Virtual environments in the user's cache folder: real clients and peers, from a file of
+//! requirements each.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -8,25 +9,31 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::{setup, shell, workspace};
 
-/// What the tests' scripts import; a file, so that a change makes a new environment.
-const REQUIREMENTS: &str = "tests/clients/requirements.txt";
+/// The python of the environment with the official OpenAI client.
+///
+/// # Errors
+/// As [`environment`].
+pub(crate) fn venv() -> Result<PathBuf> {
+    environment("venv", "tests/clients/requirements.txt")
+}
 
-/// The environment's python, made on first use.
+/// The python of the environment `name`, made on first use and whenever its requirements change.
 ///
 /// # Errors
 /// No python, no venv module, or the registry cannot be reached.
-pub(crate) fn venv() -> Result<PathBuf> {
+pub(crate) fn environment(name: &str, requirements: &str) -> Result<PathBuf> {
     let cache = workspace::cache()?;
-    let requirements = workspace::root().join(REQUIREMENTS);
-    let wanted = std::fs::read_to_string(&requirements)
-        .with_context(|| format!("reading {REQUIREMENTS}"))?;
+    let file = workspace::root().join(requirements);
+    let wanted =
+        std::fs::read_to_string(&file).with_context(|| format!("reading {requirements}"))?;
     // Two chores at once: the second waits here and then finds the work done.
-    let lock = File::create(cache.join("venv.lock")).context("making the environment's lock")?;
+    let lock = cache.join(format!("{name}.lock"));
+    let lock = File::create(lock).context("making the environment's lock")?;
     let _lock = Flock::lock(lock, FlockArg::LockExclusive)
         .map_err(|(_, error)| error)
         .context("waiting for the environment's lock")?;
 
-    let folder = cache.join("venv");
+    let folder = cache.join(name);
     let python = folder.join("bin/python");
     let stamp = folder.join("requirements.txt");
     if std::fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
@@ -36,7 +43,7 @@ pub(crate) fn venv() -> Result<PathBuf> {
     make(&folder)?;
     let mut pip = shell::command(&python);
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
-    shell::run(pip.arg("--requirement").arg(&requirements))?;
+    shell::run(pip.arg("--requirement").arg(&file))?;
     // Last: an environment without its stamp is made anew.
     std::fs::write(&stamp, wanted).context("stamping the environment")?;
     Ok(python)

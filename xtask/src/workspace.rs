@@ -44,8 +44,20 @@ pub(crate) struct Binaries {
 /// # Errors
 /// The build fails, or cargo names no executable.
 pub(crate) fn build_binaries() -> Result<Binaries> {
+    build("dev")
+}
+
+/// As [`build_binaries`], with the optimised profile.
+///
+/// # Errors
+/// As [`build_binaries`].
+pub(crate) fn build_release_binaries() -> Result<Binaries> {
+    build("release")
+}
+
+fn build(profile: &str) -> Result<Binaries> {
     let output = shell::command(cargo())
-        .args(["build", "--bin", "pd-router", "--bin", "sglang-sim"])
+        .args(["build", "--bin", "pd-router", "--bin", "sglang-sim", "--profile", profile])
         .args(["--message-format", "json-render-diagnostics"])
         .stderr(std::process::Stdio::inherit())
         .output()

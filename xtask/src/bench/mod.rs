@@ -1,0 +1,41 @@
+//! `cargo xtask bench NAME`: the gateway beside its peers, or a benchmark of the crates by name.
+
+mod gateway;
+mod load;
+mod peers;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::{shell, workspace};
+
+/// Which benchmark.
+#[derive(Debug, Args)]
+pub(crate) struct Flags {
+    /// `gateway`, or the name of a `[[bench]]` target.
+    name: String,
+    /// Rounds of `gateway`; the figures are their medians.
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+    /// Seconds of each run of `gateway`.
+    #[arg(long, default_value_t = 3)]
+    seconds: u32,
+    /// Passed on to the benchmark of a crate.
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+/// Runs it with the optimised profile.
+///
+/// # Errors
+/// There is no such benchmark, or it failed.
+pub(crate) fn run(flags: &Flags) -> Result<()> {
+    if flags.name == "gateway" {
+        return gateway::run(flags.rounds, flags.seconds);
+    }
+    shell::run(
+        shell::command(workspace::cargo())
+            .args(["bench", "--bench", &flags.name, "--"])
+            .args(&flags.rest),
+    )
+}
