@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use crate::counts::Counts;
 use crate::workspace::Binaries;
-use crate::{python, shell, workspace};
+use crate::{ebpf, python, shell, workspace};
 
 /// What to run of the tests.
 #[derive(Debug, Default, Args)]
@@ -76,6 +76,15 @@ fn run_suite(suite: Suite, filter: Option<&str>) -> Result<Counts> {
     runner.args(filter);
     if matches!(suite, Suite::Gateway | Suite::Kernel) {
         equip(&mut runner)?;
+    }
+    if suite == Suite::Kernel {
+        match ebpf::build() {
+            Ok(object) => _ = runner.env("PD_ROUTER_EBPF_OBJECT", object),
+            Err(error) => {
+                println!("kernel tests left out: {error:#}");
+                return Ok(Counts::default());
+            }
+        }
     }
     let mut counts = Counts::default();
     let status = shell::watch(&mut runner, |line| {

@@ -1,0 +1,151 @@
+//! A real agent on a node, and what it says.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::manifests::{Manifests, NODE, Named};
+use crate::node::Node;
+
+/// How long anything may take that is waited for.
+const LIMIT: Duration = Duration::from_secs(10);
+
+pub(crate) struct Agent<'a> {
+    pub(crate) node: &'a Node,
+    pub(crate) manifests: Manifests,
+    flags: Vec<String>,
+    port: u16,
+    child: Child,
+}
+
+fn binary() -> String {
+    let path = std::env::var("PD_ROUTER_BIN");
+    path.expect("PD_ROUTER_BIN names the built pd-router: run `cargo xtask test kernel`")
+}
+
+impl<'a> Agent<'a> {
+    pub(crate) fn start(node: &'a Node, pods: &[Named]) -> Agent<'a> {
+        Agent::start_with(node, pods, &[])
+    }
+
+    pub(crate) fn start_with(node: &'a Node, pods: &[Named], flags: &[&str]) -> Agent<'a> {
+        Agent::start_at(node, pods, flags, 9911)
+    }
+
+    fn start_at(node: &'a Node, pods: &[Named], flags: &[&str], port: u16) -> Agent<'a> {
+        let manifests = Manifests::new();
+        manifests.write(pods);
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let child = spawn(node, &manifests, &flags);
+        let agent = Agent { node, manifests, flags, port, child };
+        agent.until_ready();
+        agent
+    }
+
+    /// Another agent on the same node, with pins and a port of its own.
+    pub(crate) fn beside(&self, pods: &[Named], flags: &[&str], port: u16) -> Agent<'a> {
+        let listen = format!("127.0.0.1:{port}");
+        let flags = [flags, &["--listen", &listen]].concat();
+        Agent::start_at(self.node, pods, &flags, port)
+    }
+
+    fn until_ready(&self) {
+        let start = Instant::now();
+        while self.get("/readyz").is_none() {
+            assert!(start.elapsed() < LIMIT, "the agent does not become ready");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// What it says now.
+    pub(crate) fn loads(&self) -> Value {
+        let body = self.get("/v1/loads").expect("the agent answers");
+        serde_json::from_str(&body).expect("JSON")
+    }
+
+    /// Waits until what it says holds.
+    pub(crate) fn until(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        let start = Instant::now();
+        loop {
+            let loads = self.loads();
+            if holds(&loads) {
+                return loads;
+            }
+            assert!(start.elapsed() < LIMIT, "not {what}: {loads:#}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub(crate) fn metrics(&self) -> String {
+        self.get("/metrics").expect("the agent answers")
+    }
+
+    /// The body of a 200, by a request of HTTP/1.0 on the node's loopback.
+    fn get(&self, path: &str) -> Option<String> {
+        let port = self.port;
+        let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+        self.node.space.run(move || {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+            stream.write_all(request.as_bytes()).ok()?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).ok()?;
+            let (head, body) = answer.split_once("\r\n\r\n")?;
+            head.contains(" 200 ").then(|| body.to_owned())
+        })
+    }
+
+    /// Ends it as a crash would.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("killing the agent");
+        self.child.wait().expect("the agent ends");
+    }
+
+    /// Starts another after a kill.
+    pub(crate) fn again(&mut self) {
+        self.child = spawn(self.node, &self.manifests, &self.flags);
+        self.until_ready();
+    }
+
+    pub(crate) fn cleanup(&self) {
+        self.node.space.sh(&format!("{} agent --cleanup", binary()));
+    }
+}
+
+impl Drop for Agent<'_> {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+fn spawn(node: &Node, manifests: &Manifests, flags: &[String]) -> Child {
+    let (manifests, flags) = (manifests.path().to_owned(), flags.to_vec());
+    node.space.run(move || {
+        let mut command = Command::new(binary());
+        command.arg("agent").arg("--manifests").arg(manifests).args(["--node-name", NODE]);
+        command.args(flags).env("PD_ROUTER_LOG", "warn").spawn().expect("starting the agent")
+    })
+}
+
+/// The load of a pod.
+pub(crate) fn pod<'v>(loads: &'v Value, name: &str) -> &'v Value {
+    let name = format!("default/{name}");
+    let pods = loads["pods"].as_array().expect("pods");
+    pods.iter().find(|pod| pod["pod"] == *name).unwrap_or(&Value::Null)
+}
+
+/// A pod's connections with a peer (`""`: nobody known) of a class.
+pub(crate) fn pair<'v>(loads: &'v Value, name: &str, peer: &str, class: &str) -> &'v Value {
+    let name = format!("default/{name}");
+    let peer = if peer.is_empty() { Value::Null } else { format!("default/{peer}").into() };
+    let pairs = loads["pairs"].as_array().expect("pairs");
+    let fits = |p: &&Value| p["pod"] == *name && p["peer"] == peer && p["class"] == class;
+    pairs.iter().find(fits).unwrap_or(&Value::Null)
+}
+
+pub(crate) fn count(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_else(|| panic!("{value} is no count"))
+}

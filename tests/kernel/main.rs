@@ -1,0 +1,17 @@
+//! The kernel half on the real kernel: pods in network namespaces of the test's own, against what
+//! the test itself sends. Needs root and BPF; everything made here goes with the process.
+
+mod agent;
+mod chain;
+mod connections;
+mod inspect;
+mod kv;
+mod manifests;
+mod node;
+mod packets;
+mod pods;
+mod requests;
+mod restart;
+mod space;
+mod traffic;
+mod watch;

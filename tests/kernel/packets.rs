@@ -1,0 +1,357 @@
+//! Packets of every shape, run through the programs one by one (BPF_PROG_TEST_RUN): what counts,
+//! and that the verdict is always to go on.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use router_common::flow::{
+    Endpoint, POD_LOCAL, Pod, PodHttp, PodTraffic, QueuePairStats, Uplink, mapped,
+};
+use router_userspace::agent::bpf::test_run;
+use router_userspace::agent::kernel::{Hook, Programs};
+use router_userspace::agent::maps::Maps;
+use router_userspace::agent::settings::TcMode;
+
+use crate::space::Space;
+
+const PINS: &str = "/sys/fs/bpf/table";
+const POD: u32 = 1;
+/// The interface on which a test run's packets are: loopback.
+const LOOPBACK: u32 = 1;
+const NEXT: i32 = -1;
+const XDP_PASS: i32 = 2;
+const EINVAL: i32 = nix::errno::Errno::EINVAL as i32;
+
+const CLIENT: [u8; 4] = [192, 0, 2, 9];
+const ENGINE: [u8; 4] = [10, 9, 8, 7];
+const CLIENT6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
+const ENGINE6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
+
+/// The programs with maps of their own that know one pod, at an IPv4 and an IPv6 address.
+struct Table {
+    maps: Maps,
+    _programs: Programs,
+    pod_egress: OwnedFd,
+    pod_ingress: OwnedFd,
+    link_ingress: OwnedFd,
+    xdp: OwnedFd,
+}
+
+impl Table {
+    fn load() -> Table {
+        let object = std::env::var("PD_ROUTER_EBPF_OBJECT");
+        let object = object.expect("PD_ROUTER_EBPF_OBJECT: run `cargo xtask test kernel`");
+        let object = std::fs::read(object).expect("the object");
+        let (programs, refused) =
+            Programs::load(&object, Path::new(PINS), TcMode::Auto).expect("loading");
+        assert!(refused.is_empty(), "{refused:?}");
+        let maps = Maps::open(Path::new(PINS)).expect("the maps");
+        for address in [mapped(ENGINE), ENGINE6] {
+            let pod = Pod {
+                id: POD,
+                flags: POD_LOCAL,
+                ifindex: LOOPBACK,
+                http_ports: [8000, 0, 0, 0],
+                ..Pod::default()
+            };
+            maps.pods.set(&Endpoint { address, port: 0, reserved: 0 }, &pod).expect("a pod");
+        }
+        let fd = |name: &str| programs.fd(name).expect("a program");
+        Table {
+            pod_egress: fd(Hook::PodEgress.program()),
+            pod_ingress: fd(Hook::PodIngress.program()),
+            link_ingress: fd(Hook::LinkIngress.program()),
+            xdp: fd("pd_xdp"),
+            maps,
+            _programs: programs,
+        }
+    }
+
+    /// What the packet adds to the pod's traffic when it is on its way to the pod.
+    fn to_pod(&self, packet: &[u8]) -> PodTraffic {
+        self.maps.pod_traffic.clear(&POD).expect("clearing");
+        assert_eq!(test_run(self.pod_egress.as_fd(), packet, 1).expect("a run").0, NEXT);
+        self.traffic()
+    }
+
+    fn traffic(&self) -> PodTraffic {
+        let cpus = self.maps.pod_traffic.get(&POD).expect("reading").expect("an entry");
+        cpus.iter().fold(PodTraffic::default(), |mut sum, cpu| {
+            sum.rx_packets += cpu.rx_packets;
+            sum.rx_bytes += cpu.rx_bytes;
+            sum.rx_payload += cpu.rx_payload;
+            sum.tx_packets += cpu.tx_packets;
+            sum.uplink_packets += cpu.uplink_packets;
+            sum.uplink_bytes += cpu.uplink_bytes;
+            sum
+        })
+    }
+
+    fn http(&self) -> PodHttp {
+        self.maps.pod_http.get(&POD).expect("reading").expect("an entry")[0]
+    }
+
+    /// What is counted of RoCEv2 after `packet` alone came over XDP.
+    fn roce(&self, packet: &[u8]) -> Option<QueuePairStats> {
+        for (key, _) in self.maps.queue_pairs.all(100).expect("reading") {
+            self.maps.queue_pairs.remove(&key).expect("removing");
+        }
+        assert_eq!(test_run(self.xdp.as_fd(), packet, 1).expect("a run").0, XDP_PASS);
+        let found = self.maps.queue_pairs.all(100).expect("reading");
+        assert!(found.len() <= 1);
+        found.first().map(|(key, stats)| {
+            assert_eq!((key.source, key.destination), (mapped(CLIENT), mapped(ENGINE)));
+            assert_eq!(key.queue_pair, 0x12_3456);
+            stats[0]
+        })
+    }
+}
+
+/// Runs `test` with the programs, in a namespace with a bpf file system of its own.
+fn with_programs(test: impl FnOnce(&Table) + Send + 'static) {
+    Space::node().run(move || test(&Table::load()));
+}
+
+fn ethernet(kind: u16, rest: &[u8]) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    frame.extend(kind.to_be_bytes());
+    frame.extend(rest);
+    frame
+}
+
+fn vlan(tag: u16, frame: &[u8]) -> Vec<u8> {
+    let mut tagged = frame[..12].to_vec();
+    tagged.extend(tag.to_be_bytes());
+    tagged.extend([0, 5]);
+    tagged.extend(&frame[12..]);
+    tagged
+}
+
+/// An IPv4 packet to the pod, with options of whole words.
+fn v4(protocol: u8, fragment: u16, options: &[u8], rest: &[u8]) -> Vec<u8> {
+    let words = 5 + options.len() / 4;
+    let total = (words * 4 + rest.len()) as u16;
+    let mut packet = vec![0x40 | words as u8, 0];
+    packet.extend(total.to_be_bytes());
+    packet.extend([0, 1]);
+    packet.extend(fragment.to_be_bytes());
+    packet.extend([64, protocol, 0, 0]);
+    packet.extend(CLIENT);
+    packet.extend(ENGINE);
+    packet.extend(options);
+    packet.extend(rest);
+    packet
+}
+
+/// An IPv6 packet to the pod; `next` is of the first header that follows.
+fn v6(next: u8, rest: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend((rest.len() as u16).to_be_bytes());
+    packet.extend([next, 64]);
+    packet.extend(CLIENT6);
+    packet.extend(ENGINE6);
+    packet.extend(rest);
+    packet
+}
+
+fn tcp(sequence: u32, flags: u8, options: &[u8], payload: &[u8]) -> Vec<u8> {
+    let words = 5 + options.len() / 4;
+    let mut segment = Vec::new();
+    segment.extend(40_000u16.to_be_bytes());
+    segment.extend(8_000u16.to_be_bytes());
+    segment.extend(sequence.to_be_bytes());
+    segment.extend(0u32.to_be_bytes());
+    segment.extend([(words as u8) << 4, flags, 1, 0, 0, 0, 0, 0]);
+    segment.extend(options);
+    segment.extend(payload);
+    segment
+}
+
+fn udp(port: u16, payload: &[u8]) -> Vec<u8> {
+    let mut datagram = 50_000u16.to_be_bytes().to_vec();
+    datagram.extend(port.to_be_bytes());
+    datagram.extend((8 + payload.len() as u16).to_be_bytes());
+    datagram.extend([0, 0]);
+    datagram.extend(payload);
+    datagram
+}
+
+/// Shapes with the TCP payload that each carries to the pod.
+fn shapes() -> Vec<(&'static str, Vec<u8>, u64)> {
+    let plain = tcp(1, 16, &[], b"hello");
+    let timed = tcp(1, 16, &[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2], b"hello world");
+    let in_v4 = |rest: &[u8]| ethernet(0x800, &v4(6, 0, &[], rest));
+    let in_v6 = |next, rest: &[u8]| ethernet(0x86dd, &v6(next, rest));
+    // Next header, length in 8 bytes beyond the first 8, then options.
+    let extended = |next: u8, rest: &[u8]| [&[next, 0, 1, 4, 0, 0, 0, 0][..], rest].concat();
+    let fragment = |next: u8, offset: u16, rest: &[u8]| {
+        [&[next, 0][..], &offset.to_be_bytes(), &[0, 0, 0, 7], rest].concat()
+    };
+    let authenticated = |next: u8, rest: &[u8]| [&[next, 4][..], &[0; 22], rest].concat();
+    let mut padded = in_v4(&tcp(1, 16, &[], b""));
+    padded.extend([0; 6]);
+    vec![
+        ("v4", in_v4(&plain), 5),
+        ("v4, TCP options", in_v4(&timed), 11),
+        ("v4, Ethernet padding is no payload", padded, 0),
+        ("v4, IP options", ethernet(0x800, &v4(6, 0, &[1, 1, 1, 0], &plain)), 5),
+        ("v4, most IP options", ethernet(0x800, &v4(6, 0, &[1; 40], &plain)), 5),
+        ("v4, first fragment", ethernet(0x800, &v4(6, 0x2000, &[], &plain)), 5),
+        ("v4, later fragment", ethernet(0x800, &v4(6, 0x2003, &[], &plain)), 0),
+        ("v4, VLAN", vlan(0x8100, &in_v4(&plain)), 5),
+        ("v4, two VLANs", vlan(0x88a8, &vlan(0x8100, &in_v4(&plain))), 5),
+        ("v4, UDP", ethernet(0x800, &v4(17, 0, &[], &udp(53, b"query"))), 0),
+        ("v6", in_v6(6, &plain), 5),
+        ("v6, VLAN", vlan(0x8100, &in_v6(6, &timed)), 11),
+        ("v6, hop by hop", in_v6(0, &extended(6, &plain)), 5),
+        ("v6, hop by hop, routing", in_v6(0, &extended(43, &extended(6, &plain))), 5),
+        ("v6, destination", in_v6(60, &extended(6, &plain)), 5),
+        ("v6, first fragment", in_v6(44, &fragment(6, 1, &plain)), 5),
+        ("v6, later fragment", in_v6(44, &fragment(6, 9, &plain)), 0),
+        ("v6, authentication", in_v6(51, &authenticated(6, &plain)), 5),
+        ("v6, no next header", in_v6(59, b""), 0),
+    ]
+}
+
+#[test]
+fn every_shape_of_header_counts_its_packet_and_its_payload() {
+    with_programs(|table| {
+        for (shape, packet, payload) in shapes() {
+            let counted = table.to_pod(&packet);
+            assert_eq!((counted.rx_packets, counted.rx_payload), (1, payload), "{shape}");
+            let over = table.traffic().uplink_packets;
+            assert_eq!(over, 0, "{shape} came over no uplink");
+            assert_eq!(test_run(table.xdp.as_fd(), &packet, 1).expect("a run").0, XDP_PASS);
+            assert_eq!(table.traffic().uplink_packets, 1, "{shape} by XDP");
+        }
+        // Nobody's.
+        let mut elsewhere = ethernet(0x800, &v4(6, 0, &[], &tcp(1, 16, &[], b"hello")));
+        elsewhere[14 + 19] += 1;
+        for packet in [ethernet(0x806, &[0; 46]), elsewhere] {
+            assert_eq!(table.to_pod(&packet), PodTraffic::default());
+        }
+    });
+}
+
+#[test]
+fn packets_cut_off_at_every_byte_pass_as_well() {
+    with_programs(|table| {
+        let mut runs = 0;
+        for (shape, packet, _) in shapes() {
+            for length in 14..packet.len() {
+                let cut = &packet[..length];
+                let tc = [&table.pod_egress, &table.pod_ingress, &table.link_ingress];
+                for (program, verdict) in
+                    tc.map(|program| (program, NEXT)).into_iter().chain([(&table.xdp, XDP_PASS)])
+                {
+                    match test_run(program.as_fd(), cut, 1) {
+                        Ok((result, _)) => assert_eq!(result, verdict, "{shape} cut at {length}"),
+                        // The kernel itself wants a whole IP header for tc.
+                        Err(error) if error.raw_os_error() == Some(EINVAL) => continue,
+                        Err(error) => panic!("{shape} cut at {length}: {error}"),
+                    }
+                    runs += 1;
+                }
+            }
+        }
+        assert!(runs > 3_000, "{runs} runs");
+    });
+}
+
+#[test]
+fn xdp_on_an_uplink_keeps_tc_from_counting_the_same() {
+    with_programs(|table| {
+        let packet = ethernet(0x800, &v4(6, 0, &[], &tcp(1, 16, &[], b"hello")));
+        let arrive = || {
+            let (verdict, _) = test_run(table.link_ingress.as_fd(), &packet, 1).expect("a run");
+            assert_eq!(verdict, NEXT);
+            table.traffic()
+        };
+        assert_eq!(arrive().uplink_packets, 1);
+        table.maps.uplinks.set(&LOOPBACK, &Uplink { xdp: 1 }).expect("an uplink");
+        let counted = arrive();
+        // The pod is carried by this interface: its own count goes on.
+        assert_eq!((counted.uplink_packets, counted.rx_packets), (1, 2));
+    });
+}
+
+#[test]
+fn a_request_counts_in_the_kernel_as_it_does_in_the_model() {
+    with_programs(|table| {
+        let segment = |sequence, flags, payload: &[u8]| {
+            ethernet(0x800, &v4(6, 0, &[], &tcp(sequence, flags, &[], payload)))
+        };
+        const SYN: u8 = 2;
+        const ACK: u8 = 16;
+        let request = b"POST / HTTP/1.1\r\n\r\n";
+        table.to_pod(&segment(100, SYN, b""));
+        table.to_pod(&segment(101, ACK, request));
+        table.to_pod(&segment(101, ACK, request));
+        table.to_pod(&segment(101 + request.len() as u32, ACK, request));
+        let http = table.http();
+        assert_eq!((http.started, http.in_flight(), http.waiting()), (1, 1, 1));
+        table.to_pod(&segment(101, 4, b""));
+        let http = table.http();
+        assert_eq!((http.aborted, http.in_flight(), http.waiting()), (1, 0, 0));
+        assert!(table.maps.streams.all(10).expect("reading").is_empty());
+    });
+}
+
+/// A RoCEv2 packet as the IBTA lays it out: BTH, extended headers, payload, padding, ICRC.
+fn roce(opcode: u8, extended: &[u8], payload: usize) -> Vec<u8> {
+    let padding = payload.next_multiple_of(4) - payload;
+    let mut packet = vec![opcode, (padding as u8) << 4, 0xff, 0xff, 0, 0x12, 0x34, 0x56];
+    packet.extend([0x80, 0, 0, 1]);
+    packet.extend(extended);
+    packet.extend(vec![7; payload + padding + 4]);
+    ethernet(0x800, &v4(17, 0x4000, &[], &udp(4791, &packet)))
+}
+
+#[test]
+fn rocev2_is_counted_as_the_ibta_lays_it_out() {
+    with_programs(|table| {
+        let mut reth = [0; 16];
+        reth[12..].copy_from_slice(&65_536u32.to_be_bytes());
+        let count = |packets, payload_bytes, messages, writes, write_bytes, reads, read_bytes| {
+            QueuePairStats {
+                packets,
+                payload_bytes,
+                messages,
+                writes,
+                write_bytes,
+                reads,
+                read_bytes,
+            }
+        };
+        for (what, packet, wanted) in [
+            ("SEND first", roce(0, &[], 1024), count(1, 1024, 0, 0, 0, 0, 0)),
+            ("SEND middle", roce(1, &[], 1024), count(1, 1024, 0, 0, 0, 0, 0)),
+            ("SEND last", roce(2, &[], 13), count(1, 13, 1, 0, 0, 0, 0)),
+            ("SEND only", roce(4, &[], 64), count(1, 64, 1, 0, 0, 0, 0)),
+            ("SEND only, immediate", roce(5, &[0; 4], 64), count(1, 64, 1, 0, 0, 0, 0)),
+            ("WRITE first", roce(6, &reth, 1024), count(1, 1024, 0, 1, 65_536, 0, 0)),
+            ("WRITE middle", roce(7, &[], 1024), count(1, 1024, 0, 0, 0, 0, 0)),
+            ("WRITE last", roce(8, &[], 1), count(1, 1, 1, 0, 0, 0, 0)),
+            ("WRITE last, immediate", roce(9, &[0; 4], 2), count(1, 2, 1, 0, 0, 0, 0)),
+            ("WRITE only", roce(10, &reth, 512), count(1, 512, 1, 1, 65_536, 0, 0)),
+            ("READ request", roce(12, &reth, 0), count(1, 0, 0, 0, 0, 1, 65_536)),
+            ("READ response first", roce(13, &[0; 4], 1024), count(1, 1024, 0, 0, 0, 0, 0)),
+            ("READ response middle", roce(14, &[], 1024), count(1, 1024, 0, 0, 0, 0, 0)),
+            ("READ response last", roce(15, &[0; 4], 8), count(1, 8, 1, 0, 0, 0, 0)),
+            ("READ response only", roce(16, &[0; 4], 8), count(1, 8, 1, 0, 0, 0, 0)),
+            ("ACK", roce(17, &[0; 4], 0), count(1, 0, 0, 0, 0, 0, 0)),
+            ("UC WRITE only", roce(0x2a, &reth, 512), count(1, 512, 1, 1, 65_536, 0, 0)),
+            ("UD SEND only", roce(0x64, &[0; 8], 64), count(1, 0, 0, 0, 0, 0, 0)),
+        ] {
+            assert_eq!(table.roce(&packet), Some(wanted), "{what}");
+            for length in 14..packet.len() {
+                let run = test_run(table.xdp.as_fd(), &packet[..length], 1);
+                assert_eq!(run.expect("a run").0, XDP_PASS, "{what} cut at {length}");
+            }
+        }
+        let other = ethernet(0x800, &v4(17, 0, &[], &udp(4790, &[0; 64])));
+        assert_eq!(table.roce(&other), None);
+        let tagged = vlan(0x8100, &roce(10, &reth, 512));
+        assert_eq!(table.roce(&tagged).map(|stats| stats.write_bytes), Some(65_536));
+    });
+}

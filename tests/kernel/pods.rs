@@ -1,0 +1,70 @@
+//! Pods that appear, leave, and come back as others.
+
+use crate::agent::{Agent, count, pair, pod};
+use crate::manifests::{ENGINE, decode, prefill};
+use crate::node::{Node, Topology};
+use crate::traffic::{joined, listen, receive, send};
+
+fn move_bytes(node: &Node, one: &crate::node::Pod, bytes: u64) {
+    let listener = listen(&one.space, one.address, ENGINE);
+    let (client, server) = joined(&node.outside, &listener);
+    let sending = send(&client, bytes);
+    assert_eq!(receive(&server, bytes), sending.join().expect("the other thread"));
+}
+
+#[test]
+fn a_pod_that_appears_is_followed_and_one_that_leaves_is_forgotten() {
+    let node = Node::new(Topology::Bridged);
+    let one = node.pod(2);
+    let agent = Agent::start(&node, &[prefill("p0", one.address)]);
+    move_bytes(&node, &one, 1_000);
+    let other = node.pod(3);
+    agent.manifests.write(&[prefill("p0", one.address), decode("d0", other.address)]);
+    // Its port of the bridge is attached to as well.
+    agent.until("seen and attached", |loads| {
+        let devices = loads["devices"].as_array().expect("a list");
+        !pod(loads, "d0").is_null() && devices.iter().any(|d| d["name"] == *other.link)
+    });
+    move_bytes(&node, &other, 2_000);
+    let loads = agent.until("counted", |loads| pair(loads, "d0", "", "engine")["closed"] == 1);
+    assert_eq!(pair(&loads, "d0", "", "engine")["rx_bytes"], 2_000);
+    assert_eq!(count(&pod(&loads, "d0")["rx"]["payload"]), 2_000);
+    assert_eq!(count(&pod(&loads, "p0")["rx"]["payload"]), 1_000);
+
+    agent.manifests.write(&[prefill("p0", one.address)]);
+    let loads = agent.until("gone", |loads| pod(loads, "d0").is_null());
+    assert!(pair(&loads, "d0", "", "engine").is_null());
+    move_bytes(&node, &one, 500);
+    let loads = agent.until("two", |loads| pair(loads, "p0", "", "engine")["closed"] == 2);
+    assert_eq!(pair(&loads, "p0", "", "engine")["rx_bytes"], 1_500);
+}
+
+#[test]
+fn the_same_address_with_another_uid_is_another_pod() {
+    let node = Node::new(Topology::Routed);
+    let one = node.pod(2);
+    let agent = Agent::start(&node, &[prefill("p0", one.address)]);
+    move_bytes(&node, &one, 1_000);
+    agent.until("counted", |loads| pair(loads, "p0", "", "engine")["closed"] == 1);
+    let mut next = prefill("p0", one.address);
+    next.uid = "another".into();
+    agent.manifests.write(&[next]);
+    let loads = agent.until("another", |loads| pod(loads, "p0")["uid"] == "another");
+    assert!(pair(&loads, "p0", "", "engine").is_null());
+    move_bytes(&node, &one, 300);
+    let loads = agent.until("counted", |loads| pair(loads, "p0", "", "engine")["closed"] == 1);
+    assert_eq!(pair(&loads, "p0", "", "engine")["rx_bytes"], 300);
+}
+
+#[test]
+fn metrics_say_what_the_loads_say() {
+    let node = Node::new(Topology::Routed);
+    let one = node.pod(2);
+    let agent = Agent::start(&node, &[prefill("p0", one.address)]);
+    move_bytes(&node, &one, 1_000);
+    agent.until("counted", |loads| pair(loads, "p0", "", "engine")["closed"] == 1);
+    let page = agent.metrics();
+    let labels = "{pod=\"default/p0\",peer=\"\",class=\"engine\"}";
+    assert!(page.contains(&format!("pd_agent_pair_received_bytes_total{labels} 1000\n")), "{page}");
+    assert!(page.contains("pd_agent_missing 0\n"), "{page}");
+}

@@ -1,0 +1,129 @@
+//! Agents that crash, restart, meet other layouts, and clean up.
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::agent::{Agent, count, pair, pod};
+use crate::manifests::{ENGINE, prefill};
+use crate::node::{Node, Topology};
+use crate::traffic::{joined, listen};
+
+const GET: &[u8] = b"GET /health HTTP/1.1\r\nhost: e\r\n\r\n";
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+#[test]
+fn a_killed_agent_leaves_no_gap_in_any_count() {
+    let node = Node::new(Topology::Routed);
+    let one = node.pod(2);
+    let mut agent = Agent::start(&node, &[prefill("p0", one.address)]);
+    let listener = listen(&one.space, one.address, ENGINE);
+    let (mut open_client, mut open_server) = joined(&node.outside, &listener);
+    let (mut client, mut server) = joined(&node.outside, &listener);
+    open_client.write_all(GET).expect("set up as meant");
+    open_server.read_exact(&mut [0; GET.len()]).expect("set up as meant");
+    let running = Arc::new(AtomicBool::new(true));
+    let asked = Arc::new(AtomicU64::new(0));
+    let (run, made) = (Arc::clone(&running), Arc::clone(&asked));
+    let serving = std::thread::spawn(move || {
+        while server.read_exact(&mut [0; GET.len()]).is_ok() {
+            server.write_all(ANSWER).expect("set up as meant");
+        }
+    });
+    let asking = std::thread::spawn(move || {
+        while run.load(Ordering::Relaxed) {
+            client.write_all(GET).expect("set up as meant");
+            client.read_exact(&mut [0; ANSWER.len()]).expect("set up as meant");
+            made.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    for _ in 0..3 {
+        let before = asked.load(Ordering::Relaxed);
+        agent.kill();
+        while asked.load(Ordering::Relaxed) < before + 50 {
+            std::thread::yield_now();
+        }
+        agent.again();
+    }
+    running.store(false, Ordering::Relaxed);
+    asking.join().expect("the other thread");
+    serving.join().expect("the other thread");
+    let asked = asked.load(Ordering::Relaxed);
+    let loads = agent.until("all answers", |loads| count(&pod(loads, "p0")["finished"]) == asked);
+    let p0 = pod(&loads, "p0");
+    // The one that is still open was asked of the first agent.
+    assert_eq!((count(&p0["started"]), count(&p0["in_flight"])), (asked + 1, 1));
+    assert_eq!((count(&p0["aborted"]), count(&p0["reopened"])), (0, 0));
+    let loads = agent.until("one closed", |loads| pair(loads, "p0", "", "engine")["closed"] == 1);
+    let counted = pair(&loads, "p0", "", "engine");
+    assert_eq!((&counted["opened"], &counted["seeded"]), (&2.into(), &0.into()));
+    assert_eq!(counted["tx_bytes"], asked * ANSWER.len() as u64);
+    drop((open_client, open_server));
+    let loads = agent.until("both closed", |loads| pair(loads, "p0", "", "engine")["closed"] == 2);
+    let counted = pair(&loads, "p0", "", "engine");
+    assert_eq!(counted["rx_bytes"], (asked + 1) * GET.len() as u64);
+    agent.until("none in flight", |loads| count(&pod(loads, "p0")["in_flight"]) == 0);
+}
+
+#[test]
+fn filters_of_clsact_are_found_again_and_never_doubled() {
+    let node = Node::new(Topology::Routed);
+    let one = node.pod(2);
+    let pods = [prefill("p0", one.address)];
+    let mut agent = Agent::start_with(&node, &pods, &["--tc", "clsact"]);
+    let listener = listen(&one.space, one.address, ENGINE);
+    let (mut client, mut server) = joined(&node.outside, &listener);
+    let mut ask = || {
+        client.write_all(GET).expect("set up as meant");
+        server.read_exact(&mut [0; GET.len()]).expect("set up as meant");
+        server.write_all(ANSWER).expect("set up as meant");
+        client.read_exact(&mut [0; ANSWER.len()]).expect("set up as meant");
+    };
+    ask();
+    agent.until("one", |loads| count(&pod(loads, "p0")["finished"]) == 1);
+    agent.kill();
+    ask();
+    agent.again();
+    ask();
+    let loads = agent.until("three", |loads| count(&pod(loads, "p0")["finished"]) == 3);
+    let payload = count(&pod(&loads, "p0")["tx"]["payload"]);
+    assert_eq!(payload, 3 * ANSWER.len() as u64);
+    agent.cleanup();
+    let left = node.space.sh(&format!("tc filter show dev {} ingress", one.link));
+    assert!(!left.contains("pd_"), "{left}");
+}
+
+#[test]
+fn cleanup_removes_programs_links_and_maps() {
+    let node = Node::new(Topology::Routed);
+    let one = node.pod(2);
+    let mut agent = Agent::start(&node, &[prefill("p0", one.address)]);
+    let pins = "ls /sys/fs/bpf; ls -R /sys/fs/bpf/pd-router 2>/dev/null || true";
+    assert!(node.space.sh(pins).contains("pd_pod_ingress"));
+    agent.kill();
+    agent.cleanup();
+    assert!(!node.space.sh(pins).contains("pd-router"), "{}", node.space.sh(pins));
+    // Nothing to remove is no error, and another agent starts from nothing.
+    agent.cleanup();
+    agent.again();
+    assert_eq!(count(&pod(&agent.loads(), "p0")["started"]), 0);
+}
+
+#[test]
+fn maps_of_another_layout_are_replaced() {
+    let node = Node::new(Topology::Routed);
+    let one = node.pod(2);
+    let mut agent = Agent::start(&node, &[prefill("p0", one.address)]);
+    let listener = listen(&one.space, one.address, ENGINE);
+    let connection = joined(&node.outside, &listener);
+    agent.until("counted", |loads| pair(loads, "p0", "", "engine")["opened"] == 1);
+    agent.kill();
+    // Another version's settings: the first field is the layout.
+    node.space.sh("bpftool map update pinned /sys/fs/bpf/pd-router/SETTINGS key 0 0 0 0 value \
+        99 0 0 0 0 0 0 0 1 0 0 0 0 0 0 0");
+    agent.again();
+    let loads = agent.until("seeded anew", |loads| pair(loads, "p0", "", "engine")["seeded"] == 1);
+    assert_eq!(pair(&loads, "p0", "", "engine")["opened"], 0);
+    drop(connection);
+    agent.until("and closed", |loads| pair(loads, "p0", "", "engine")["open"] == 0);
+}
