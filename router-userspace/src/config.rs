@@ -166,7 +166,7 @@ pub struct TimeoutFlags {
     /// For a whole request, where neither HTTPRoute nor BackendTrafficPolicy says.
     #[arg(long, default_value = "24h", value_parser = duration)]
     pub request_timeout: Duration,
-    /// For a client to send its request head.
+    /// For a client to send its request head; an idle connection is closed after it too.
     #[arg(long, default_value = "30s", value_parser = duration)]
     pub header_timeout: Duration,
     /// For a client to send the next piece of its request body.

@@ -5,6 +5,7 @@ mod batches;
 mod blame;
 mod bodies;
 mod clients;
+mod connections;
 mod documents;
 mod drain;
 mod endpoints;

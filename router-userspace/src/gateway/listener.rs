@@ -14,16 +14,21 @@ use prometheus_client::metrics::gauge::Gauge;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::handle::Service;
+use super::visits::Visits;
 use crate::config::Settings;
 
 /// Connections that the kernel holds for us while we are busy.
 const BACKLOG: i32 = 4096;
 /// After the system refused a connection (no descriptors left), before the next try.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// For the first request of a connection that was accepted before its port closed: it may be on
+/// its way.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// The open sockets, by port.
 pub(crate) struct Listeners {
@@ -31,6 +36,7 @@ pub(crate) struct Listeners {
     service: Service,
     room: Arc<Semaphore>,
     server: auto::Builder<TokioExecutor>,
+    idle_timeout: Duration,
     tasks: TaskTracker,
     /// Cancelled to close the port and end its connections once they are idle.
     open: HashMap<u16, CancellationToken>,
@@ -54,6 +60,7 @@ impl Listeners {
             service,
             room: Arc::new(Semaphore::new(settings.limits.max_connections)),
             server,
+            idle_timeout: settings.timeouts.header_timeout,
             tasks: TaskTracker::new(),
             open: HashMap::new(),
         }
@@ -112,6 +119,7 @@ impl Listeners {
             service: self.service.clone(),
             room: Arc::clone(&self.room),
             server: self.server.clone(),
+            idle_timeout: self.idle_timeout,
             tasks: self.tasks.clone(),
         }
     }
@@ -124,32 +132,48 @@ struct Acceptor {
     service: Service,
     room: Arc<Semaphore>,
     server: auto::Builder<TokioExecutor>,
+    idle_timeout: Duration,
     tasks: TaskTracker,
 }
 
 impl Acceptor {
     async fn run(self, listener: TcpListener) {
         loop {
-            // Room first: a connection that cannot be served stays in the kernel's backlog.
-            let Ok(permit) = Arc::clone(&self.room).acquire_owned().await else { return };
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = self.closing.cancelled() => return,
+                () = self.closing.cancelled() => break,
             };
             match accepted {
-                Ok((stream, peer)) => {
-                    let connection = self.serve(stream, peer);
-                    self.tasks.spawn(async move {
-                        connection.await;
-                        drop(permit);
-                    });
-                }
+                Ok((stream, peer)) => self.admit(stream, peer).await,
                 Err(error) => {
                     tracing::warn!(port = self.port, %error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
+        // Clients whose connections wait in the kernel's backlog believe that they are served.
+        let Ok(listener) = listener.into_std() else { return };
+        while let Ok((stream, peer)) = listener.accept() {
+            let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+            if let Ok(stream) = stream {
+                self.admit(stream, peer).await;
+            }
+        }
+    }
+
+    /// Serves a connection as soon as there is room for it. Until then no further one is
+    /// accepted, and the next ones stay in the kernel's backlog.
+    async fn admit(&self, stream: TcpStream, peer: SocketAddr) {
+        let permit = tokio::select! {
+            biased;
+            permit = Arc::clone(&self.room).acquire_owned() => permit,
+            () = self.closing.cancelled() => return,
+        };
+        let connection = self.serve(stream, peer);
+        self.tasks.spawn(async move {
+            connection.await;
+            drop(permit);
+        });
     }
 
     fn serve(&self, stream: TcpStream, peer: SocketAddr) -> impl Future<Output = ()> + use<> {
@@ -158,12 +182,17 @@ impl Acceptor {
             tracing::debug!(%peer, %error, "no TCP_NODELAY");
         }
         let (service, port) = (self.service.clone(), self.port);
+        let visits = Visits::new();
+        let visited = Arc::clone(&visits);
         let answer = service_fn(move |request: http::Request<Incoming>| {
-            let service = service.clone();
-            async move { Ok::<_, std::convert::Infallible>(service.handle(port, request).await) }
+            let (service, visit) = (service.clone(), visited.begin());
+            async move {
+                let answer = service.handle(port, request).await;
+                Ok::<_, std::convert::Infallible>(visit.with(answer))
+            }
         });
         let server = self.server.clone();
-        let closing = self.closing.clone();
+        let (closing, idle_timeout) = (self.closing.clone(), self.idle_timeout);
         let counted = Counted::new(&self.service.metrics().connections);
         async move {
             let _counted = counted;
@@ -171,7 +200,7 @@ impl Acceptor {
             tokio::pin!(connection);
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,
-                () = closing.cancelled() => {
+                () = over(&visits, closing, idle_timeout) => {
                     connection.as_mut().graceful_shutdown();
                     connection.await
                 }
@@ -180,6 +209,25 @@ impl Acceptor {
                 tracing::debug!(%peer, error, "connection ended early");
             }
         }
+    }
+}
+
+/// Resolves when a connection is to end after what it serves: its port closes, or its client has
+/// asked nothing for a while. The latter is hyper's to see for HTTP/1.1, but not while it does not
+/// know the protocol, and never for HTTP/2.
+async fn over(visits: &Visits, closing: CancellationToken, idle_timeout: Duration) {
+    let idle = async {
+        loop {
+            let idle_since = visits.idle_since().unwrap_or_else(Instant::now);
+            if idle_since.elapsed() >= idle_timeout {
+                return;
+            }
+            tokio::time::sleep_until(idle_since + idle_timeout).await;
+        }
+    };
+    if closing.run_until_cancelled(idle).await.is_none() {
+        // No matter whether it came: what runs is served in any case.
+        let _ = tokio::time::timeout(FIRST_REQUEST, visits.any()).await;
     }
 }
 

@@ -28,6 +28,7 @@ mod report;
 mod seats;
 mod source;
 mod upstream;
+mod visits;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
