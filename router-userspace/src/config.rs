@@ -57,7 +57,8 @@ pub struct GatewayFlags {
     /// Where /livez, /readyz, /metrics and /fleet are served. Keep it private.
     #[arg(long, default_value = "127.0.0.1:9901", value_name = "IP:PORT")]
     pub admin_listen: SocketAddr,
-    /// How the workers of a pair are chosen: round_robin, random, power_of_two, least_load.
+    /// How the workers of a pair are chosen: round_robin, random, power_of_two, least_load,
+    /// predicted.
     #[arg(long, default_value_t = PolicyName(Policy::default()))]
     pub policy: PolicyName,
     /// Names the chosen pods in the answer's x-pd-router-prefill and x-pd-router-decode.
@@ -195,7 +196,13 @@ impl std::str::FromStr for PolicyName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<PolicyName, String> {
-        text.parse().map(PolicyName)
+        match text.parse()? {
+            // They decide by what the gateway does not gather.
+            Policy::CacheAware | Policy::Reported => {
+                Err(format!("`{text}` is a model of a peer, for simulations alone"))
+            }
+            policy => Ok(PolicyName(policy)),
+        }
     }
 }
 

@@ -53,7 +53,7 @@ impl Gateway {
     fn endpoint_of(&self, service: &ServiceBackend) -> Result<Lease, Reject> {
         let endpoints = service.endpoints.iter().enumerate();
         let candidates: Vec<Candidate> = endpoints
-            .map(|(id, worker)| Candidate { id, usage: worker.usage(), group: 0 })
+            .map(|(id, worker)| Candidate { id, usage: worker.usage(), ..Candidate::default() })
             .collect();
         let draw = Draw { chance: rand::random(), turn: 0 };
         let chosen = Policy::PowerOfTwo.pick(&candidates, draw);

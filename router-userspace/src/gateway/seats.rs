@@ -6,7 +6,7 @@ use router_core::fleet::{
     Fit, Lease, Limits, Member, Phase, Pool, Profile, Released, Role, Verdict, Weight, Worker,
 };
 use router_core::pair::Pair;
-use router_core::schedule::{self, Candidate, Draw, Policy};
+use router_core::schedule::{self, Candidate, Draw, Policy, Question};
 use router_core::sglang::Bootstrap;
 
 use crate::config::LimitFlags;
@@ -86,8 +86,10 @@ impl Seating<'_> {
             Profile::Pd => {
                 let prefill = self.candidates(&fit.prefill)?;
                 let decode = self.candidates(&fit.decode)?;
-                let pair = schedule::choose(self.policy, &prefill, &decode, self.draw);
-                let pair = pair.ok_or(NoSeat::Full)?;
+                let Weight { prompt_bytes, kv_tokens, .. } = self.ask.weight;
+                let ask = schedule::Ask { prompt_bytes, kv_tokens, ..Default::default() };
+                let question = Question { ask, ..Question::of(&prefill, &decode, self.draw) };
+                let pair = schedule::choose(self.policy, &question).ok_or(NoSeat::Full)?.pair;
                 let meet = self.pool.members[pair.prefill].bootstrap.ok_or(NoSeat::Nobody)?;
                 let bootstrap = Bootstrap::new(meet.ip(), meet.port());
                 let prefill = self.lease(pair.prefill, released).ok_or(NoSeat::Full)?;
@@ -127,6 +129,7 @@ impl Seating<'_> {
                 id,
                 usage,
                 group,
+                ..Candidate::default()
             })
         });
         let fit: Vec<Candidate> = fit.collect();

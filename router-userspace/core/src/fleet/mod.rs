@@ -5,16 +5,24 @@
 
 mod facts;
 mod health;
+mod learned;
+mod links;
+mod load;
 mod pool;
 mod problem;
+mod rates;
 mod service;
 mod snapshot;
 mod worker;
 
 pub use facts::Facts;
 pub use health::{ERRORS_TO_OPEN, Health, OPEN_MS, PROBES_TO_OPEN, Verdict};
+pub use learned::{HALF_LIFE_MS, Learned, Prior};
+pub use links::{Link, LinkPrior, Links};
+pub use load::{Load, STALE_MS};
 pub use pool::{Fit, Member, ObjectName, Phase, Pool, Profile, Role, Unfit, host_text};
 pub use problem::Problem;
+pub use rates::{Experience, Rates};
 pub use service::ServiceBackend;
 pub use snapshot::Fleet;
 pub use worker::{Lease, Limits, Released, Usage, Weight, Worker, WorkerKey};

@@ -1,6 +1,6 @@
 //! Least load: the worker whose leases weigh least, prompt bytes and requests together.
 
-use super::{Candidate, Draw};
+use super::{Candidate, Draw, walk};
 
 /// What one request weighs beside its prompt: scheduling and decoding a request costs about as
 /// much as prefilling this many bytes (256 tokens of four bytes).
@@ -12,11 +12,7 @@ fn load(candidate: &Candidate) -> u64 {
 }
 
 pub(super) fn pick(candidates: &[Candidate], draw: Draw) -> usize {
-    // The walk begins at a random place, so that ties are broken evenly and several gateways
-    // do not all run to the same worker.
-    let start = draw.below(candidates.len());
-    let walk = (start..candidates.len()).chain(0..start);
-    walk.min_by_key(|&at| load(&candidates[at])).unwrap_or(start)
+    walk(candidates, draw).min_by_key(|&at| load(&candidates[at])).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -29,8 +25,8 @@ mod tests {
         let long = Usage { requests: 1, prompt_bytes: 400_000, kv_tokens: 0 };
         let short = Usage { requests: 6, prompt_bytes: 6_000, kv_tokens: 0 };
         let both = [
-            Candidate { id: 0, usage: long, group: 0 },
-            Candidate { id: 1, usage: short, group: 0 },
+            Candidate { usage: long, ..Candidate::default() },
+            Candidate { id: 1, usage: short, ..Candidate::default() },
         ];
         for chance in [0, u64::MAX / 2, u64::MAX] {
             assert_eq!(pick(&both, Draw { chance, turn: 0 }), 1);

@@ -21,8 +21,10 @@ mod tests {
     #[test]
     fn the_fuller_of_two_is_never_taken() {
         let usage = Usage { requests: 5, ..Usage::default() };
-        let both =
-            [Candidate { id: 0, usage, group: 0 }, Candidate { id: 1, ..Candidate::default() }];
+        let both = [
+            Candidate { usage, ..Candidate::default() },
+            Candidate { id: 1, ..Candidate::default() },
+        ];
         for turn in 0..100u64 {
             let draw = Draw { chance: turn.wrapping_mul(0x9e37_79b9_7f4a_7c15), turn };
             assert_eq!(pick(&both, draw), 1);

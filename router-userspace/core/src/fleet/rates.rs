@@ -1,0 +1,120 @@
+//! [`Rates`]: how fast engines are, and what their requests are like, as far as it was measured.
+
+use serde::Serialize;
+use serde::ser::{SerializeStruct, Serializer};
+
+use super::learned::{Learned, Prior};
+
+/// Bytes of prompt work that weigh as much as the prior: a request or two.
+const WORK_PRIOR_BYTES: f32 = 64e3;
+/// How much of the past counts beside new evidence, in bytes of prompt work.
+const WORK_MEMORY_BYTES: f32 = 1e6;
+/// The same two for what is counted in requests.
+const REQUEST_PRIOR: f32 = 4.0;
+const REQUEST_MEMORY: f32 = 200.0;
+/// A step time follows the engine faster than a mean of requests does.
+const STEP_MEMORY: f32 = 16.0;
+
+/// What is believed now, evidence and priors mixed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Rates {
+    /// Prefill of one byte of prompt at the begin of a prompt, cached bytes not counted.
+    pub prefill_us_per_byte: f32,
+    /// One decode step of an engine that decodes a single short request.
+    pub step_us: f32,
+    /// KV cache that prefill sends for one byte of prompt.
+    pub kv_bytes_per_byte: f32,
+    /// Tokens of an answer.
+    pub output_tokens: f32,
+    /// KV tokens of a request, by the gateway's own estimate.
+    pub request_tokens: f32,
+    /// The part of a prompt that no prefix cache holds.
+    pub uncached_share: f32,
+}
+
+/// The evidence for each of the [`Rates`], of one worker or of a whole pool.
+#[derive(Debug, Default)]
+pub struct Experience {
+    prefill: Learned,
+    step: Learned,
+    kv_bytes: Learned,
+    output: Learned,
+    request: Learned,
+    uncached: Learned,
+}
+
+impl Experience {
+    /// `work_bytes` of prompts, the ones that waited before it included, took `ms`.
+    pub fn prefilled(&self, work_bytes: f32, ms: f32, now_ms: u64) {
+        self.prefill.observe(ms * 1000.0, work_bytes, WORK_MEMORY_BYTES, now_ms);
+    }
+
+    /// A decode step took as long as one of an idle engine that takes `step_us`.
+    pub fn stepped(&self, step_us: f32, now_ms: u64) {
+        self.step.observe(step_us, 1.0, STEP_MEMORY, now_ms);
+    }
+
+    /// The KV cache of `prompt_bytes` was `kv_bytes`.
+    pub fn sent(&self, prompt_bytes: f32, kv_bytes: f32, now_ms: u64) {
+        self.kv_bytes.observe(kv_bytes, prompt_bytes, WORK_MEMORY_BYTES, now_ms);
+    }
+
+    /// An answer ended after `tokens`.
+    pub fn answered(&self, tokens: f32, now_ms: u64) {
+        self.output.observe(tokens, 1.0, REQUEST_MEMORY, now_ms);
+    }
+
+    /// A request of `kv_tokens` was sent, of whose `prompt_bytes` `uncached_bytes` are new.
+    pub fn asked(&self, kv_tokens: f32, prompt_bytes: f32, uncached_bytes: f32, now_ms: u64) {
+        self.request.observe(kv_tokens, 1.0, REQUEST_MEMORY, now_ms);
+        self.uncached.observe(uncached_bytes, prompt_bytes, WORK_MEMORY_BYTES, now_ms);
+    }
+
+    /// What is believed now. A worker's prior is its pool; a pool's prior is a setting.
+    pub fn rates(&self, prior: &Rates, now_ms: u64) -> Rates {
+        let mix = |learned: &Learned, value, weight| learned.value(Prior { value, weight }, now_ms);
+        Rates {
+            prefill_us_per_byte: mix(&self.prefill, prior.prefill_us_per_byte, WORK_PRIOR_BYTES),
+            step_us: mix(&self.step, prior.step_us, 1.0),
+            kv_bytes_per_byte: mix(&self.kv_bytes, prior.kv_bytes_per_byte, WORK_PRIOR_BYTES),
+            output_tokens: mix(&self.output, prior.output_tokens, REQUEST_PRIOR),
+            request_tokens: mix(&self.request, prior.request_tokens, REQUEST_PRIOR),
+            uncached_share: mix(&self.uncached, prior.uncached_share, WORK_PRIOR_BYTES),
+        }
+    }
+}
+
+impl Serialize for Experience {
+    /// The evidence alone: a rate of which nothing was measured is `null`.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Experience", 6)?;
+        fields.serialize_field("prefill_us_per_byte", &self.prefill.mean())?;
+        fields.serialize_field("step_us", &self.step.mean())?;
+        fields.serialize_field("kv_bytes_per_byte", &self.kv_bytes.mean())?;
+        fields.serialize_field("output_tokens", &self.output.mean())?;
+        fields.serialize_field("request_tokens", &self.request.mean())?;
+        fields.serialize_field("uncached_share", &self.uncached.mean())?;
+        fields.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_is_as_its_pool_until_it_shows_otherwise() {
+        let prior = Rates { prefill_us_per_byte: 40.0, ..Rates::default() };
+        let (pool, worker) = (Experience::default(), Experience::default());
+        for _ in 0..50 {
+            pool.prefilled(50e3, 1000.0, 0);
+        }
+        let of_pool = pool.rates(&prior, 0);
+        assert!((of_pool.prefill_us_per_byte - 20.0).abs() < 2.0, "{of_pool:?}");
+        assert_eq!(worker.rates(&of_pool, 0), of_pool);
+        for _ in 0..50 {
+            worker.prefilled(50e3, 4000.0, 0);
+        }
+        assert!(worker.rates(&of_pool, 0).prefill_us_per_byte > 70.0);
+    }
+}

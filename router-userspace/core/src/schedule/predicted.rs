@@ -1,0 +1,194 @@
+//! Predicted: the pair with the fewest predicted milliseconds, over both legs at once.
+//!
+//! Each leg is scored alone, which is linear; the best few of each are then tried with each
+//! other, since only what a pair shares, the link, is not known from the legs.
+
+use super::estimate::{DecodeTerms, Estimate, Estimator, PrefillTerms};
+use super::question::{Aim, Candidate, Chosen, Draw, Question};
+use super::shortlist::Shortlist;
+use super::unknown::Typical;
+use crate::pair::Pair;
+
+/// One request in so many is sent where it may learn something.
+const EXPLORE_ONE_IN: usize = 128;
+/// Pairs whose TTFT differs by less than this from the best one's are as good: a part of it,
+/// and at least a millisecond. One of them is taken at random, so that gateways do not herd.
+const TIE_SHARE: f32 = 0.01;
+const TIE_MS: f32 = 1.0;
+/// What pods of one group are preferred by, where the rest is the same.
+const GROUP_MS: f32 = 2.0;
+/// A pair that misses a target is worse than any that does not.
+const MISS_MS: f32 = 1e6;
+
+#[derive(Clone, Copy, Debug)]
+struct Scored {
+    prefill: usize,
+    decode: usize,
+    cost_ms: f32,
+    estimate: Estimate,
+}
+
+struct Scene<'a> {
+    question: &'a Question<'a>,
+    estimator: Estimator<'a>,
+}
+
+pub(super) fn choose(question: &Question<'_>) -> Option<Chosen> {
+    let Pair { prefill, decode } = question.candidates;
+    if prefill.is_empty() || decode.is_empty() {
+        return None;
+    }
+    let scene = Scene { question, estimator: estimator(question) };
+    let first = question.draw.second();
+    let second = first.second();
+    let prefills = Shortlist::of(prefill, first, |candidate, bar| scene.prefill_ms(candidate, bar));
+    let decodes = Shortlist::of(decode, second, |candidate, bar| scene.decode_ms(candidate, bar));
+    let (best, runner_up) = scene.best(&prefills, &decodes, second.second())?;
+    let explored = scene.explore(&best, second.second().second());
+    let taken = explored.unwrap_or(best);
+    let ids =
+        |pair: &Scored| Pair { prefill: prefill[pair.prefill].id, decode: decode[pair.decode].id };
+    let beaten = if explored.is_some() { Some(best) } else { runner_up };
+    Some(Chosen {
+        pair: ids(&taken),
+        estimate: Some(taken.estimate),
+        runner_up: beaten.map(|other| (ids(&other), other.estimate)),
+        explored: explored.is_some(),
+    })
+}
+
+fn estimator<'a>(question: &'a Question<'a>) -> Estimator<'a> {
+    let Pair { prefill, decode } = question.candidates;
+    let key = question.ask.prefix_key;
+    let named = (key != 0 && question.ask.held.is_empty()).then(|| rendezvous(prefill, key));
+    Estimator {
+        ask: &question.ask,
+        per_context: 1.0 / question.assumptions.context_doubles_bytes,
+        per_batch: 1.0 / question.assumptions.batch_doubles_tokens,
+        typical: Pair { prefill: Typical::of(prefill), decode: Typical::of(decode) },
+        rendezvous: named.flatten(),
+    }
+}
+
+/// The worker with the highest hash of key and identity (Thaler and Ravishankar 1998): every
+/// gateway names the same one, and a worker that goes takes only its own prefixes with it.
+fn rendezvous(candidates: &[Candidate], key: u64) -> Option<u64> {
+    let weight = |worker: u64| {
+        let mixed = (worker ^ key).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed ^ (mixed >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93)
+    };
+    candidates.iter().map(|candidate| candidate.worker).max_by_key(|&worker| weight(worker))
+}
+
+impl Scene<'_> {
+    /// What a prefill costs with a decode that takes all it can send.
+    fn prefill_ms(&self, candidate: &Candidate, bar: f32) -> f32 {
+        let wait_ms = self.estimator.wait_ms(candidate);
+        if wait_ms >= bar {
+            return wait_ms;
+        }
+        let terms = self.estimator.prefill(candidate);
+        let free = DecodeTerms { rx_bytes_per_ms: f32::INFINITY, ..DecodeTerms::default() };
+        let link = self.question.assumptions.link.link;
+        self.estimator.pair(&terms, &free, link, &candidate.rates).ttft_ms()
+    }
+
+    /// What a decode costs, its whole share in the transfer included.
+    fn decode_ms(&self, candidate: &Candidate, bar: f32) -> f32 {
+        let DecodeTerms { itl_ms, crowding_ms, rx_bytes_per_ms } = self.estimator.decode(candidate);
+        let output_tokens = candidate.rates.output_tokens;
+        let cost_ms = decode_cost_ms(itl_ms, crowding_ms, output_tokens, &self.question.aim);
+        if cost_ms >= bar {
+            return cost_ms;
+        }
+        let bytes = self.question.ask.prompt_bytes as f32 * candidate.rates.kv_bytes_per_byte;
+        cost_ms + bytes / rx_bytes_per_ms
+    }
+
+    /// The best of the listed pairs, near-ties broken by `draw`, and the next best.
+    fn best(
+        &self,
+        prefills: &Shortlist,
+        decodes: &Shortlist,
+        mut draw: Draw,
+    ) -> Option<(Scored, Option<Scored>)> {
+        let mut best: Option<Scored> = None;
+        let mut next: Option<Scored> = None;
+        let mut ties = 1;
+        for prefill in prefills.iter() {
+            let terms = self.estimator.prefill(&self.question.candidates.prefill[prefill]);
+            for decode in decodes.iter() {
+                let pair = self.score(prefill, &terms, decode);
+                let Some(leader) = best else {
+                    best = Some(pair);
+                    continue;
+                };
+                let margin = (leader.estimate.ttft_ms() * TIE_SHARE).max(TIE_MS);
+                let ahead = leader.cost_ms - pair.cost_ms;
+                if ahead > margin {
+                    (best, next, ties) = (Some(pair), best, 1);
+                    continue;
+                }
+                let tied = ahead > -margin;
+                if tied {
+                    ties += 1;
+                    draw = draw.second();
+                }
+                if tied && draw.below(ties) == 0 {
+                    (best, next) = (Some(pair), best);
+                } else if next.is_none_or(|next| pair.cost_ms < next.cost_ms) {
+                    next = Some(pair);
+                }
+            }
+        }
+        best.map(|best| (best, next))
+    }
+
+    fn score(&self, prefill: usize, terms: &PrefillTerms, decode: usize) -> Scored {
+        let p = &self.question.candidates.prefill[prefill];
+        let d = &self.question.candidates.decode[decode];
+        let Question { assumptions, now_ms, aim, .. } = *self.question;
+        let link = self.question.links.map_or(assumptions.link.link, |links| {
+            links.get(p.worker, d.worker, assumptions.link, now_ms)
+        });
+        let decode_terms = self.estimator.decode(d);
+        let estimate = self.estimator.pair(terms, &decode_terms, link, &p.rates);
+        let apart = p.group != 0 && p.group != d.group;
+        let Estimate { itl_ms, crowding_ms, output_tokens, .. } = estimate;
+        let missed = aim.targets.map_or(0, |targets| {
+            u8::from(estimate.ttft_ms() > targets.ttft_ms) + u8::from(itl_ms > targets.itl_ms)
+        });
+        let cost_ms = estimate.ttft_ms()
+            + decode_cost_ms(itl_ms, crowding_ms, output_tokens, &aim)
+            + if apart { GROUP_MS } else { 0.0 }
+            + f32::from(missed) * MISS_MS;
+        Scored { prefill, decode, cost_ms, estimate }
+    }
+
+    /// Now and then, a pair of which less is known: one leg of the best one, and for the other
+    /// anybody who has no more to do. A worker or a link that is avoided for what was once
+    /// measured is so tried again, and nobody waits behind a longer queue for it.
+    fn explore(&self, best: &Scored, draw: Draw) -> Option<Scored> {
+        if draw.below(EXPLORE_ONE_IN) != 0 {
+            return None;
+        }
+        let Pair { prefill: prefills, decode: decodes } = self.question.candidates;
+        let side = draw.second();
+        let (mut prefill, mut decode) = (best.prefill, best.decode);
+        if side.below(2) == 0 {
+            prefill = side.second().below(prefills.len());
+        } else {
+            decode = side.second().below(decodes.len());
+        }
+        let busier = prefills[prefill].usage.prompt_bytes
+            > prefills[best.prefill].usage.prompt_bytes
+            || decodes[decode].usage.requests > decodes[best.decode].usage.requests;
+        let same = (prefill, decode) == (best.prefill, best.decode);
+        let terms = self.estimator.prefill(&prefills[prefill]);
+        (!busier && !same).then(|| self.score(prefill, &terms, decode))
+    }
+}
+
+fn decode_cost_ms(itl_ms: f32, crowding_ms: f32, output_tokens: f32, aim: &Aim) -> f32 {
+    aim.decode_weight * (itl_ms * output_tokens + crowding_ms)
+}

@@ -1,0 +1,153 @@
+//! [`Question`]: everything that a choice is made from, as plain data.
+
+use serde::Serialize;
+
+use super::estimate::{Assumptions, Estimate};
+use super::held::Held;
+use crate::fleet::{Links, Load, Rates, Usage};
+use crate::pair::Pair;
+
+/// A worker that could take the request: eligible, and with room for it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    /// What the caller knows the worker by; handed back by the choice.
+    pub id: usize,
+    /// The leases on it. A prefill lease counts the work that the prompt is, in bytes.
+    pub usage: Usage,
+    /// Pods of one group are preferred for each other. `0` is no group.
+    pub group: u64,
+    /// The worker's identity (UID and port, hashed), the same in every snapshot and gateway.
+    pub worker: u64,
+    /// What was learned of it.
+    pub rates: Rates,
+    /// What its agent measured; `None` without an agent.
+    pub load: Option<Load>,
+    /// Blocks of prompts that it was sent and had not had, as the prefix index counts them.
+    pub cached_blocks: u32,
+    /// What its engine reports of itself when asked now and then.
+    pub reported: Option<Reported>,
+}
+
+impl Default for Candidate {
+    /// An idle worker of which nothing was learned.
+    fn default() -> Candidate {
+        Candidate {
+            id: 0,
+            usage: Usage::default(),
+            group: 0,
+            worker: 0,
+            rates: Assumptions::USUAL.rates,
+            load: None,
+            cached_blocks: 0,
+            reported: None,
+        }
+    }
+}
+
+/// The load that an engine tells, as old as the last poll.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Reported {
+    /// Tokens that wait or are computed.
+    pub tokens: u64,
+}
+
+/// What is asked: one request.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ask {
+    pub prompt_bytes: u64,
+    /// KV tokens by the gateway's own estimate, as decode's lease counts them.
+    pub kv_tokens: u64,
+    /// Who has seen how much of the prompt.
+    pub held: Held,
+    /// Hash of the prompt's first blocks, the same in every gateway; 0 is none. Where nobody is
+    /// known to hold the prompt, it says whom the other gateways would have sent it to.
+    pub prefix_key: u64,
+}
+
+/// What the choice is for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Aim {
+    /// What a millisecond of the whole answer's decode weighs beside one of TTFT.
+    pub decode_weight: f32,
+    /// Where these are set, a pair within them is taken before any that is not.
+    pub targets: Option<Targets>,
+}
+
+impl Default for Aim {
+    fn default() -> Aim {
+        Aim { decode_weight: 1.0, targets: None }
+    }
+}
+
+/// Service-level objectives.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Targets {
+    pub ttft_ms: f32,
+    pub itl_ms: f32,
+}
+
+/// Chance and turn for one choice.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw {
+    /// Uniform over all of `u64`, fresh for each choice.
+    pub chance: u64,
+    /// Counts the choices made so far.
+    pub turn: u64,
+}
+
+impl Draw {
+    /// The next draw: as random as this one, and independent of it.
+    pub(super) fn second(self) -> Draw {
+        // The finaliser of splitmix64 (Steele, Lea, Flood 2014) turns one draw into another.
+        let mut z = self.chance.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Draw { chance: z ^ (z >> 31), turn: self.turn }
+    }
+
+    /// A number in `0..n`, by the high bits. `n` must not be 0.
+    pub(super) fn below(self, n: usize) -> usize {
+        ((u128::from(self.chance) * n as u128) >> 64) as usize
+    }
+}
+
+/// A request, who could take it, and what is known.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    pub ask: Ask,
+    pub candidates: Pair<&'a [Candidate]>,
+    /// Facts about pairs; `None` where nobody measures.
+    pub links: Option<&'a Links>,
+    pub assumptions: &'a Assumptions,
+    pub aim: Aim,
+    pub now_ms: u64,
+    pub draw: Draw,
+}
+
+impl<'a> Question<'a> {
+    /// A question about nothing but candidates, for the policies that ask no more.
+    pub fn of(prefill: &'a [Candidate], decode: &'a [Candidate], draw: Draw) -> Question<'a> {
+        Question {
+            ask: Ask::default(),
+            candidates: Pair { prefill, decode },
+            links: None,
+            assumptions: &Assumptions::USUAL,
+            aim: Aim::default(),
+            now_ms: 0,
+            draw,
+        }
+    }
+}
+
+/// The pair that takes the request, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Chosen {
+    /// By [`Candidate::id`].
+    pub pair: Pair<usize>,
+    /// Of policies that predict.
+    pub estimate: Option<Estimate>,
+    /// The best of the pairs that were not taken, near-ties included.
+    pub runner_up: Option<(Pair<usize>, Estimate)>,
+    /// Chosen to learn how it does, not for being best.
+    pub explored: bool,
+}

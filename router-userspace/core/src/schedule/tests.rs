@@ -1,0 +1,199 @@
+//! What every policy keeps to, and what the predicted one is for.
+
+use super::prefix::{Capacity, Chain, PrefixIndex};
+use super::*;
+use crate::fleet::{Links, Load, Rates, Usage};
+
+fn idle(id: usize, group: u64) -> Candidate {
+    Candidate { id, group, worker: id as u64 + 1, ..Candidate::default() }
+}
+
+fn draws() -> impl Iterator<Item = Draw> {
+    (0..1000).scan(Draw { chance: 1, turn: 0 }, |draw, turn| {
+        *draw = Draw { turn, ..draw.second() };
+        Some(*draw)
+    })
+}
+
+/// How many of a thousand choices fall on each candidate, by id.
+fn tally(policy: Policy, question: Question<'_>) -> [usize; 16] {
+    let mut seen = [0; 16];
+    for draw in draws() {
+        let chosen = choose(policy, &Question { draw, ..question }).unwrap();
+        seen[chosen.pair.prefill] += 1;
+        seen[chosen.pair.decode] += 1;
+    }
+    seen
+}
+
+const ASK: Ask = Ask { prompt_bytes: 40_000, kv_tokens: 10_000, ..EMPTY };
+const EMPTY: Ask = Ask { prompt_bytes: 0, kv_tokens: 0, held: Held::NOTHING, prefix_key: 0 };
+const DRAW: Draw = Draw { chance: 3, turn: 0 };
+
+#[test]
+fn every_policy_reaches_every_idle_worker() {
+    let prefill = [idle(0, 0), idle(1, 0), idle(2, 0)];
+    let decode = [idle(3, 0), idle(4, 0), idle(5, 0)];
+    for policy in Policy::ALL {
+        let seen = tally(policy, Question::of(&prefill, &decode, DRAW));
+        assert!(seen[..6].iter().all(|&count| count > 250), "{policy:?}: {seen:?}");
+    }
+}
+
+#[test]
+fn a_decode_of_the_same_group_is_preferred_and_any_other_taken_without_one() {
+    let prefill = [idle(0, 7)];
+    for policy in [Policy::Random, Policy::Predicted] {
+        let decode = [idle(1, 8), idle(2, 7), idle(3, 0)];
+        let seen = tally(policy, Question::of(&prefill, &decode, DRAW));
+        assert!(seen[2] >= 985, "{policy:?}: {seen:?}");
+        let other = [idle(1, 8)];
+        assert_eq!(tally(policy, Question::of(&prefill, &other, DRAW))[1], 1000);
+    }
+}
+
+#[test]
+fn nobody_to_choose_from_is_no_choice() {
+    for policy in Policy::ALL {
+        assert_eq!(choose(policy, &Question::of(&[idle(0, 0)], &[], DRAW)), None);
+        assert_eq!(choose(policy, &Question::of(&[], &[idle(0, 0)], DRAW)), None);
+    }
+}
+
+#[test]
+fn the_choice_is_explained_term_by_term() {
+    let mut prefill = [idle(0, 0), idle(1, 0)];
+    prefill[0].usage = Usage { requests: 2, prompt_bytes: 100_000, kv_tokens: 0 };
+    let decode = [idle(2, 0)];
+    let question = Question { ask: ASK, ..Question::of(&prefill, &decode, DRAW) };
+    let chosen = choose(Policy::Predicted, &question).unwrap();
+    let (loser, worse) = chosen.runner_up.unwrap();
+    let estimate = chosen.estimate.unwrap();
+    assert_eq!((chosen.pair.prefill, loser.prefill), (1, 0));
+    assert_eq!(estimate.wait_ms, 0.0);
+    assert!((worse.wait_ms - 1800.0).abs() < 1.0, "100,000 bytes at 18 us: {worse:?}");
+    assert!(worse.ttft_ms() > estimate.ttft_ms());
+}
+
+#[test]
+fn exploration_is_bounded_and_never_joins_a_longer_queue() {
+    let mut prefill = [idle(0, 0), idle(1, 0), idle(2, 0)];
+    prefill[1].rates.prefill_us_per_byte *= 10.0;
+    prefill[2].usage.prompt_bytes = 1 << 20;
+    let decode = [idle(3, 0)];
+    let mut explored = 0;
+    let mut draw = DRAW;
+    for _ in 0..100_000 {
+        draw = draw.second();
+        let question = Question { ask: ASK, draw, ..Question::of(&prefill, &decode, draw) };
+        let chosen = choose(Policy::Predicted, &question).unwrap();
+        assert_ne!(chosen.pair.prefill, 2);
+        assert_eq!(chosen.explored, chosen.pair.prefill == 1);
+        explored += usize::from(chosen.explored);
+    }
+    assert!((50..1000).contains(&explored), "{explored} of 100,000: at most 1 %");
+}
+
+#[test]
+fn a_slow_link_moves_the_decode_and_an_old_memory_of_it_does_not() {
+    let (prefill, decode) = ([idle(0, 0)], [idle(1, 0), idle(2, 0)]);
+    let mut links = Links::new(64);
+    for _ in 0..50 {
+        links.transferred(1, 2, 1e6, 100.0, 0);
+    }
+    let ask = Question { ask: ASK, links: Some(&links), ..Question::of(&prefill, &decode, DRAW) };
+    assert!(tally(Policy::Predicted, ask)[2] > 985);
+    let later = Question { now_ms: 20 * crate::fleet::HALF_LIFE_MS, ..ask };
+    assert!(tally(Policy::Predicted, later)[1] > 300);
+}
+
+#[test]
+fn the_cached_prefix_is_worth_a_short_queue_and_not_a_long_one() {
+    let mut blocks = Vec::new();
+    Chain::new(0).write(&[5; 40_000], &mut blocks);
+    let size = Capacity { blocks: 1024, workers: 8, cache_bytes: 1 << 20 };
+    let mut index = PrefixIndex::new(size);
+    index.sent(1, &blocks);
+    let ask = Ask { held: index.lookup(&blocks), ..ASK };
+    let mut prefill = [idle(0, 0), idle(1, 0)];
+    let decode = [idle(2, 0)];
+    prefill[0].usage.prompt_bytes = 20_000;
+    let short = tally(Policy::Predicted, Question { ask, ..Question::of(&prefill, &decode, DRAW) });
+    assert!(short[0] > 985, "{short:?}");
+    prefill[0].usage.prompt_bytes = 200_000;
+    let long = tally(Policy::Predicted, Question { ask, ..Question::of(&prefill, &decode, DRAW) });
+    assert!(long[1] > 985, "{long:?}");
+}
+
+#[test]
+fn two_gateways_that_know_nothing_name_the_same_prefill() {
+    let decode = [idle(9, 0)];
+    let prefill: Vec<Candidate> = (0..8).map(|id| idle(id, 0)).collect();
+    let turned: Vec<Candidate> = prefill.iter().rev().copied().collect();
+    let mut names = std::collections::HashSet::new();
+    for prefix_key in 1..40 {
+        let ask = Ask { prefix_key, ..ASK };
+        let one =
+            tally(Policy::Predicted, Question { ask, ..Question::of(&prefill, &decode, DRAW) });
+        let other =
+            tally(Policy::Predicted, Question { ask, ..Question::of(&turned, &decode, DRAW) });
+        let first = (0..8).max_by_key(|&id| one[id]);
+        assert_eq!(first, (0..8).max_by_key(|&id| other[id]));
+        names.insert(first);
+    }
+    assert!(names.len() > 4, "prefixes are spread: {names:?}");
+}
+
+#[test]
+fn a_silent_agent_costs_a_penalty_and_neither_blinds_nor_wins() {
+    let busy = |bytes| Some(Load { others_waiting_bytes: bytes, ..Load::default() });
+    let mut prefill = [idle(0, 0), idle(1, 0), idle(2, 0)];
+    let decode = [idle(3, 0)];
+    (prefill[0].load, prefill[2].load) = (busy(0.0), busy(500_000.0));
+    let seen =
+        tally(Policy::Predicted, Question { ask: ASK, ..Question::of(&prefill, &decode, DRAW) });
+    assert!(seen[0] > 985, "the one that is known to be idle: {seen:?}");
+    prefill[0].load = Some(Load { age_ms: 10_000.0, ..Load::default() });
+    let stale =
+        tally(Policy::Predicted, Question { ask: ASK, ..Question::of(&prefill, &decode, DRAW) });
+    assert!(stale[0] > 0 && stale[1] > 0, "both take the median: {stale:?}");
+}
+
+#[test]
+fn a_target_that_one_pair_meets_is_met() {
+    let prefill = [idle(0, 0)];
+    let mut decode = [idle(1, 0), idle(2, 0)];
+    // The second is better on the whole, but its step is over the target.
+    decode[0].usage = Usage { requests: 40, prompt_bytes: 0, kv_tokens: 10_000 };
+    decode[1].rates = Rates { step_us: 60_000.0, output_tokens: 1.0, ..decode[1].rates };
+    let aim = Aim { decode_weight: 0.0, targets: Some(Targets { ttft_ms: 1e5, itl_ms: 50.0 }) };
+    let question = Question { ask: ASK, aim, ..Question::of(&prefill, &decode, DRAW) };
+    assert!(tally(Policy::Predicted, question)[1] > 985);
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_numbers_break_a_choice(
+        legs in proptest::collection::vec(
+            (0u64..1 << 50, 0u64..1 << 40, proptest::num::f32::ANY, proptest::num::f32::ANY),
+            1..40,
+        ),
+        chance in proptest::num::u64::ANY,
+        prompt_bytes in 0u64..1 << 40,
+    ) {
+        let all: Vec<Candidate> = legs.iter().enumerate().map(|(id, &(bytes, tokens, x, y))| {
+            let usage = Usage { requests: bytes % 100, prompt_bytes: bytes, kv_tokens: tokens };
+            let load = Load { age_ms: x, others_waiting_bytes: y, tx_free_bytes_per_ms: x, ..Load::default() };
+            Candidate { usage, load: Some(load), ..idle(id, bytes % 3) }
+        }).collect();
+        let ask = Ask { prompt_bytes, kv_tokens: prompt_bytes / 4, prefix_key: chance, ..EMPTY };
+        let draw = Draw { chance, turn: chance };
+        for policy in Policy::ALL {
+            let question = Question { ask, ..Question::of(&all, &all, draw) };
+            let pair = choose(policy, &question).map(|chosen| chosen.pair).unwrap();
+            proptest::prop_assert!(pair.prefill < all.len() && pair.decode < all.len());
+            let again = choose(policy, &question).map(|chosen| chosen.pair).unwrap();
+            proptest::prop_assert_eq!(pair, again);
+        }
+    }
+}
