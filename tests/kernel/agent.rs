@@ -109,6 +109,11 @@ impl<'a> Agent<'a> {
         self.until_ready();
     }
 
+    #[allow(dead_code, reason = "the bench asks for it, and the tests do not")]
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn cleanup(&self) {
         self.node.space.sh(&format!("{} agent --cleanup", binary()));
     }

@@ -37,6 +37,17 @@ pub(crate) struct Pod {
 
 impl Node {
     pub(crate) fn new(topology: Topology) -> Node {
+        Node::over(topology, |node, outside| {
+            node.sh(&format!("ip link add up0 type veth peer name eth0 netns {}", outside.path()));
+        })
+    }
+
+    /// One whose uplink loses and reorders.
+    pub(crate) fn with_lossy_uplink(topology: Topology) -> Node {
+        Node::over(topology, |node, outside| crate::wire::lay((node, "up0"), (outside, "eth0")))
+    }
+
+    fn over(topology: Topology, uplink: impl FnOnce(&Space, &Space)) -> Node {
         let (number, reserved) = reserve();
         let node = Node {
             space: Space::node(),
@@ -45,17 +56,16 @@ impl Node {
             number,
             _reserved: reserved,
         };
+        uplink(&node.space, &node.outside);
         let (node_up, outside) = (node.ip(250, 1), node.ip(250, 2));
         let (node_up6, outside6) = (node.ip6(250, 1), node.ip6(250, 2));
         node.space.sh(&format!(
             "echo 1 > /proc/sys/net/ipv4/ip_forward
              echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
-             ip link add up0 type veth peer name eth0 netns {}
              ip link set up0 up
              ip addr add {node_up}/24 dev up0
              ip addr add {node_up6}/64 dev up0 nodad
-             ip route add default via {outside} dev up0",
-            node.outside.path()
+             ip route add default via {outside} dev up0"
         ));
         node.outside.sh(&format!(
             "ip link set eth0 up

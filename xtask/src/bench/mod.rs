@@ -7,7 +7,7 @@ mod peers;
 use anyhow::Result;
 use clap::Args;
 
-use crate::{shell, workspace};
+use crate::{ebpf, shell, workspace};
 
 /// Which benchmark.
 #[derive(Debug, Args)]
@@ -33,9 +33,11 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
     if flags.name == "gateway" {
         return gateway::run(flags.rounds, flags.seconds);
     }
-    shell::run(
-        shell::command(workspace::cargo())
-            .args(["bench", "--bench", &flags.name, "--"])
-            .args(&flags.rest),
-    )
+    let mut bench = shell::command(workspace::cargo());
+    bench.args(["bench", "--bench", &flags.name, "--"]).args(&flags.rest);
+    if flags.name == "kernel" {
+        let binaries = workspace::build_release_binaries()?;
+        bench.env("PD_ROUTER_BIN", binaries.pd_router).env("PD_ROUTER_EBPF_OBJECT", ebpf::build()?);
+    }
+    shell::run(&mut bench)
 }

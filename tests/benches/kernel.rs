@@ -1,0 +1,277 @@
+//! What the kernel half costs: nanoseconds a packet, CPU a gigabyte, and the agent itself.
+//!
+//! Needs root, `PD_ROUTER_BIN` and `PD_ROUTER_EBPF_OBJECT`: run `cargo xtask bench kernel`.
+
+#[path = "../kernel/agent.rs"]
+#[expect(dead_code, reason = "the tests use more of it")]
+mod agent;
+#[path = "../kernel/manifests.rs"]
+#[expect(dead_code, reason = "the tests use more of it")]
+mod manifests;
+#[path = "../kernel/node.rs"]
+#[expect(dead_code, reason = "the tests use more of it")]
+mod node;
+#[path = "../kernel/space.rs"]
+mod space;
+#[path = "../kernel/traffic.rs"]
+#[expect(dead_code, reason = "the tests use more of it")]
+mod traffic;
+#[path = "../kernel/wire.rs"]
+mod wire;
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Resource, UsageWho, getrusage, setrlimit};
+use nix::sys::time::TimeValLike;
+use router_common::flow::{Endpoint, POD_LOCAL, Pod, mapped};
+use router_userspace::agent::bpf::test_run;
+use router_userspace::agent::kernel::Programs;
+use router_userspace::agent::maps::Maps;
+use router_userspace::agent::settings::TcMode;
+
+use agent::Agent;
+use manifests::{ENGINE, prefill};
+use node::{Node, Topology};
+use space::Space;
+use traffic::{joined, listen, receive, send};
+
+fn main() {
+    // `cargo test --benches` would run this too: it is told by this flag.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return;
+    }
+    _ = setrlimit(Resource::RLIMIT_NOFILE, 60_000, 60_000);
+    Space::node().run(per_packet);
+    for connections in [100, 1_000, 10_000] {
+        agent_itself(connections);
+    }
+    under_load();
+    per_gigabyte();
+}
+
+const ACK: u8 = 16;
+const SYN: u8 = 2;
+
+/// A TCP segment from client number `flow` to the pod.
+fn segment(flow: u32, flags: u8, sequence: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0];
+    frame.extend((40 + payload.len() as u16).to_be_bytes());
+    frame.extend([0, 1, 0, 0, 64, 6, 0, 0]);
+    frame.extend((0xc000_0201 + (flow >> 12)).to_be_bytes());
+    frame.extend([10, 9, 8, 7]);
+    frame.extend((20_000 + (flow & 0xfff) as u16).to_be_bytes());
+    frame.extend(8_000u16.to_be_bytes());
+    frame.extend(sequence.to_be_bytes());
+    frame.extend([0, 0, 0, 0, 0x50, flags, 1, 0, 0, 0, 0, 0]);
+    frame.extend(payload);
+    frame
+}
+
+/// The same segment as the pod would send it to the client.
+fn answered(mut frame: Vec<u8>) -> Vec<u8> {
+    for (one, other, length) in [(26, 30, 4), (34, 36, 2)] {
+        for byte in 0..length {
+            frame.swap(one + byte, other + byte);
+        }
+    }
+    frame
+}
+
+fn per_packet() {
+    let object = std::env::var("PD_ROUTER_EBPF_OBJECT").expect("the object");
+    let object = std::fs::read(object).expect("the object");
+    let pins = Path::new("/sys/fs/bpf/bench");
+    let (programs, _) = Programs::load(&object, pins, TcMode::Auto).expect("loading");
+    let maps = Maps::open(pins).expect("the maps");
+    let address = mapped([10, 9, 8, 7]);
+    let http_ports = [8000, 0, 0, 0];
+    let pod = Pod { id: 1, flags: POD_LOCAL, ifindex: 1, http_ports, ..Pod::default() };
+    maps.pods.set(&Endpoint { address, port: 0, reserved: 0 }, &pod).expect("a pod");
+    println!("ns a packet (BPF_PROG_TEST_RUN, beyond a packet that is not IP)");
+    println!("{:<44} {:>7} {:>11}", "", "1 flow", "1,000 flows");
+    let arp = [&[2u8; 12][..], &[8, 6], &[0; 46]].concat();
+    let body = vec![b'x'; 1_000];
+    let other = |flow: u32| {
+        let mut frame = segment(flow, ACK, 1, &body);
+        frame[37] += 1;
+        frame
+    };
+    let nobody = |flow: u32| {
+        let mut frame = segment(flow, ACK, 1, &body);
+        frame[33] += 1;
+        frame
+    };
+    type Make<'m> = &'m dyn Fn(u32) -> Vec<u8>;
+    let cases: [(&str, &str, Make<'_>); 8] = [
+        ("pd_pod_egress", "nobody's packet", &nobody),
+        ("pd_pod_egress", "to a pod, no engine's port", &other),
+        ("pd_pod_egress", "to an engine, no payload", &|flow| segment(flow, ACK, 1, b"")),
+        ("pd_pod_egress", "to an engine, payload", &|flow| segment(flow, ACK, 50, &body)),
+        ("pd_pod_ingress", "from an engine, no payload", &|flow| {
+            answered(segment(flow, ACK, 1, b""))
+        }),
+        ("pd_pod_ingress", "from an engine, payload", &|flow| {
+            answered(segment(flow, ACK, 1, &body))
+        }),
+        ("pd_link_ingress", "arriving, tc counts", &other),
+        ("pd_xdp", "arriving, XDP counts", &other),
+    ];
+    for flow in 0..1_000 {
+        let syn = segment(flow, SYN, 0, b"");
+        let request = segment(flow, ACK, 1, b"POST / HTTP/1.1\r\n\r\n");
+        for packet in [syn, request] {
+            let program = programs.fd("pd_pod_egress").expect("a program");
+            test_run(program.as_fd(), &packet, 1).expect("a run");
+        }
+    }
+    for (program, what, make) in cases {
+        let fd = programs.fd(program).expect("a program");
+        let run = |packet: &[u8], repeat| {
+            f64::from(test_run(fd.as_fd(), packet, repeat).expect("a run").1)
+        };
+        let empty = run(&arp, 2_000_000);
+        let one = run(&make(0), 2_000_000) - empty;
+        let frames: Vec<_> = (0..1_000).map(make).collect();
+        let all: f64 = frames.iter().map(|frame| run(frame, 2_000)).sum();
+        println!("{program:<16}{what:<28} {one:>7.0} {:>11.0}", all / 1_000.0 - empty);
+    }
+}
+
+/// User and system time of a process so far, and its resident memory in MiB.
+fn cost(pid: u32) -> (Duration, f64) {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+    let fields: Vec<&str> = stat.rsplit(") ").next().expect("fields").split(' ').collect();
+    let ticks = |at: usize| fields[at].parse::<u64>().expect("ticks");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+    let rss = rss.trim().split(' ').next().and_then(|kib| kib.parse::<f64>().ok()).expect("KiB");
+    (Duration::from_millis((ticks(11) + ticks(12)) * 10), rss / 1024.0)
+}
+
+fn agent_itself(connections: usize) {
+    const PODS: u8 = 16;
+    const NAMES: [&str; 16] = [
+        "p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7", "p8", "p9", "pa", "pb", "pc", "pd", "pe",
+        "pf",
+    ];
+    let node = Node::new(Topology::Routed);
+    let pods: Vec<_> = (0..PODS).map(|pod| node.pod(pod + 2)).collect();
+    let named: Vec<_> =
+        NAMES.iter().zip(&pods).map(|(name, pod)| prefill(name, pod.address)).collect();
+    let agent = Agent::start(&node, &named);
+    let listeners: Vec<_> =
+        pods.iter().map(|pod| listen(&pod.space, pod.address, ENGINE)).collect();
+    let open: Vec<_> = (0..connections)
+        .map(|number| {
+            let (mut client, server) = joined(&node.outside, &listeners[number % listeners.len()]);
+            // Each has a request in flight, so that the sweep has something to look at.
+            std::io::Write::write_all(&mut client, b"GET / HTTP/1.1\r\n\r\n").expect("asking");
+            (client, server)
+        })
+        .collect();
+    std::thread::sleep(Duration::from_secs(2));
+    let (before, start) = (cost(agent.pid()).0, Instant::now());
+    std::thread::sleep(Duration::from_secs(10));
+    let (after, memory) = cost(agent.pid());
+    let share = (after - before).as_secs_f64() / start.elapsed().as_secs_f64() * 100.0;
+    println!(
+        "agent, {PODS} pods, {connections} connections, 10 ms ticks: {share:.2} % of a CPU, {memory:.1} MiB"
+    );
+    drop(open);
+}
+
+/// What the programs cost on real packets, as the kernel itself accounts it.
+fn under_load() {
+    let node = Node::new(Topology::Routed);
+    let one = node.pod(2);
+    let native = ["--xdp", "native"];
+    for (what, flags) in [("without XDP", &[][..]), ("native XDP on the uplink", &native[..])] {
+        let agent = Agent::start_with(&node, &[prefill("p0", one.address)], flags);
+        node.space.sh("echo 1 > /proc/sys/kernel/bpf_stats_enabled");
+        let listener = listen(&one.space, one.address, ENGINE);
+        let (client, server) = joined(&node.outside, &listener);
+        let start = Instant::now();
+        const BYTES: u64 = 1 << 30;
+        let sending = send(&client, BYTES);
+        receive(&server, BYTES);
+        sending.join().expect("the sender");
+        let speed = BYTES as f64 / start.elapsed().as_secs_f64() / 1e9;
+        drop((client, server));
+        println!("under load, {what}: {speed:.2} GB/s");
+        let programs = node.space.sh("bpftool -j prog show");
+        node.space.sh("echo 0 > /proc/sys/kernel/bpf_stats_enabled");
+        let programs: serde_json::Value = serde_json::from_str(&programs).expect("JSON");
+        for program in programs.as_array().expect("programs") {
+            let (name, runs) = (&program["name"], program["run_cnt"].as_f64().unwrap_or(0.0));
+            if name.as_str().is_some_and(|name| name.starts_with("pd_")) && runs > 100.0 {
+                let ns = program["run_time_ns"].as_f64().unwrap_or(0.0) / runs;
+                println!(
+                    "  {:<16} {runs:>8.0} runs, {ns:>5.0} ns each",
+                    name.as_str().unwrap_or("")
+                );
+            }
+        }
+        agent.cleanup();
+    }
+}
+
+/// CPU of this process, which is both ends of the wire and the softirqs between them.
+fn own_cpu() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("usage");
+    let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+    Duration::from_micros(micros.unsigned_abs())
+}
+
+/// CPU seconds a gigabyte with and without the agent, by turns, and how sure the ratio is.
+fn per_gigabyte() {
+    const ROUNDS: usize = 20;
+    let node = Node::new(Topology::Routed);
+    let one = node.pod(2);
+    let pods = [prefill("p0", one.address)];
+    let listener = listen(&one.space, one.address, ENGINE);
+    let gigabyte = || {
+        let (client, server) = joined(&node.outside, &listener);
+        let before = own_cpu();
+        let sending = send(&client, 1_000_000_000);
+        receive(&server, 1_000_000_000);
+        sending.join().expect("the sender");
+        (own_cpu() - before).as_secs_f64()
+    };
+    gigabyte();
+    let mut ratios = Vec::new();
+    let (mut with, mut without) = (0.0, 0.0);
+    for round in 0..ROUNDS {
+        let counted = || {
+            let agent = Agent::start(&node, &pods);
+            let seconds = gigabyte();
+            agent.cleanup();
+            seconds
+        };
+        // Whoever goes first may find another machine: they take turns.
+        let (a, b) = if round % 2 == 0 {
+            let counted = counted();
+            (counted, gigabyte())
+        } else {
+            let plain = gigabyte();
+            (counted(), plain)
+        };
+        with += a;
+        without += b;
+        ratios.push(a / b);
+    }
+    let rounds = ROUNDS as f64;
+    let mean = ratios.iter().sum::<f64>() / rounds;
+    let variance = ratios.iter().map(|ratio| (ratio - mean).powi(2)).sum::<f64>() / (rounds - 1.0);
+    // Student's t for 19 degrees of freedom, 95 %.
+    let half = 2.093 * (variance / rounds).sqrt();
+    println!(
+        "CPU a GB over a pod's veth, {ROUNDS} rounds by turns: {:.3} s with, {:.3} s without, \
+         ratio {mean:.3}, 95 % between {:.3} and {:.3}",
+        with / rounds,
+        without / rounds,
+        mean - half,
+        mean + half
+    );
+}
