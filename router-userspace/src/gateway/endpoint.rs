@@ -38,34 +38,50 @@ const WHOLE_ENGINE: [&str; 9] = [
     "/v1/decode",
 ];
 
+/// Methods of what the gateway answers itself; hyper leaves the body of an answer to HEAD away.
+const READ: &str = "GET, HEAD";
+
 /// What is done with `method path`.
 ///
 /// # Errors
 /// 404 for a path that is not served, 405 for the wrong method, 501 for what a pair cannot do.
 pub(crate) fn serve(profile: Profile, method: &Method, path: &str) -> Result<Served, Reject> {
-    let (served, allowed): (Served, &[Method]) = match path {
-        "/v1/models" => (Served::Models, &[Method::GET]),
-        "/model_info" | "/get_model_info" => (Served::OneWorker, &[Method::GET]),
-        "/server_info" | "/get_server_info" => (Served::ServerInfo, &[Method::GET]),
-        "/health" => (Served::Health, &[Method::GET]),
-        "/health_generate" => (Served::HealthGenerate, &[Method::GET]),
+    let (served, allow) = match path {
+        "/v1/models" => (Served::Models, READ),
+        "/model_info" | "/get_model_info" => (Served::OneWorker, "GET"),
+        "/server_info" | "/get_server_info" => (Served::ServerInfo, READ),
+        "/health" => (Served::Health, READ),
+        "/health_generate" => (Served::HealthGenerate, READ),
         "/tokenize" | "/detokenize" | "/v1/tokenize" | "/v1/detokenize" => {
-            (Served::OneWorker, &[Method::POST])
+            (Served::OneWorker, "POST")
         }
-        _ if path.starts_with("/v1/models/") => (Served::OneWorker, &[Method::GET]),
+        _ if is_model(path) => (Served::OneWorker, "GET"),
         _ if WHOLE_ENGINE.contains(&path) => match profile {
-            Profile::Single => (Served::OneWorker, &[Method::POST]),
+            Profile::Single => (Served::OneWorker, "POST"),
             Profile::Pd => {
                 let why = format!("{path} is not served by a prefill/decode pair of SGLang");
                 return Err(Reject::Unsupported(why));
             }
         },
         _ => match Endpoint::from_path(path) {
-            Some(endpoint) => (Served::Generate(endpoint), &[Method::POST]),
+            Some(endpoint) => (Served::Generate(endpoint), "POST"),
             None => return Err(Reject::UnknownPath(path.to_owned())),
         },
     };
-    if allowed.contains(method) { Ok(served) } else { Err(Reject::WrongMethod) }
+    match allow.split(", ").any(|allowed| allowed == method) {
+        true => Ok(served),
+        false => Err(Reject::WrongMethod { allow }),
+    }
+}
+
+/// `/v1/models/NAME`, where the name may hold slashes, but no way out: what stands between the
+/// gateway and the engine may resolve dots (RFC 3986 section 5.2.4).
+fn is_model(path: &str) -> bool {
+    let Some(name) = path.strip_prefix("/v1/models/") else { return false };
+    let plain = name.to_ascii_lowercase().replace("%2e", ".");
+    let mut segments =
+        plain.split(['/', '\\']).flat_map(|s| s.split("%2f")).flat_map(|s| s.split("%5c"));
+    !segments.any(|segment| matches!(segment, "." | ".."))
 }
 
 /// A name for logs and metrics: only known paths, so that their number is bounded.
@@ -103,6 +119,9 @@ mod tests {
             "/sim/script",
             "/",
             "/v1/chat/completions/",
+            "/v1/models/../flush_cache",
+            "/v1/models/a/%2E./..%2Fflush_cache",
+            "/v1/models/..%5cflush_cache",
         ] {
             for profile in [Profile::Pd, Profile::Single] {
                 assert_eq!(status(profile, Method::POST, path), 404, "{path}");
@@ -117,6 +136,20 @@ mod tests {
             assert_eq!(status(Profile::Pd, Method::POST, path), 501, "{path}");
             assert_eq!(status(Profile::Single, Method::POST, path), 200, "{path}");
         }
+    }
+
+    #[test]
+    fn a_model_is_asked_for_by_any_name() {
+        for path in ["/v1/models/m", "/v1/models/Qwen/Qwen3-32B", "/v1/models/Qwen%2FQwen3..5"] {
+            assert_eq!(serve(Profile::Pd, &Method::GET, path).unwrap(), Served::OneWorker);
+        }
+    }
+
+    #[test]
+    fn the_wrong_method_is_told_the_right_ones() {
+        assert_eq!(status(Profile::Pd, Method::HEAD, "/health"), 200);
+        let refused = serve(Profile::Pd, &Method::DELETE, "/v1/models").unwrap_err();
+        assert_eq!(refused.into_response(None).headers()["allow"], "GET, HEAD");
     }
 
     #[test]

@@ -40,17 +40,25 @@ impl PrefillLeg {
         let Some(outcome) = &mut self.outcome else { return Err(broken("already answered")) };
         let answer = outcome.await.unwrap_or_else(|_| Err(broken("the task ended")));
         self.outcome = None;
-        match &answer {
-            Ok(_) => self.guard.disarm(),
-            Err(fault) if fault.engine_is_done() => self.guard.disarm(),
-            Err(_) => {}
-        }
+        self.hear(&answer);
         answer
+    }
+
+    /// Nothing is to be aborted at an engine that has answered.
+    fn hear(&mut self, answer: &Result<Bytes, Fault>) {
+        if answer.as_ref().err().is_none_or(Fault::engine_is_done) {
+            self.guard.disarm();
+        }
     }
 }
 
 impl Drop for PrefillLeg {
     fn drop(&mut self) {
+        // While a stream runs, nobody hears the prefill that ends.
+        let ended = self.outcome.as_mut().and_then(|outcome| outcome.try_recv().ok());
+        if let Some(answer) = ended {
+            self.hear(&answer);
+        }
         // The guard then aborts by name, if it is still armed.
         if self.wanted {
             self.task.abort();

@@ -17,6 +17,7 @@ use super::body::{self, Answer};
 use super::dispatch::{Begun, Order, Places};
 use super::fault::{Fault, Kind};
 use super::handle::{Call, Limits, Reply};
+use super::leg::until;
 use super::opening::Opened;
 use super::record::Record;
 use super::reject::Reject;
@@ -43,7 +44,10 @@ impl Gateway {
     ) -> Result<Reply, Reject> {
         let limit = self.settings.limits.max_body;
         let patience = self.settings.timeouts.body_timeout;
-        let body = body::read(&call.parts.headers, call.body, limit, patience).await?;
+        let body = tokio::select! {
+            body = body::read(&call.parts.headers, call.body, limit, patience) => body?,
+            () = until(call.timeouts.deadline) => return Err(Reject::Deadline),
+        };
         let request = Request::parse(endpoint, body)?;
         refuse_continuation(pool, &request)?;
         let mut ask = Ask {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::header::{HOST, LOCATION};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use router_core::fleet::{Fleet, Pool};
 use router_core::route::{self, Filters, Found, Head, Target};
@@ -92,6 +92,7 @@ impl Gateway {
         body: Incoming,
         record: &mut Record,
     ) -> Result<(Reply, Filters), Rejected> {
+        check_host(&parts)?;
         let head = head_of(&parts);
         let found = route::find(fleet, port, &head, rand::random()).ok_or(Reject::NoRoute)?;
         record.route = Some(Arc::clone(&found.route().name));
@@ -223,6 +224,13 @@ impl From<Reject> for Rejected {
     fn from(reject: Reject) -> Rejected {
         Rejected { reject, endpoint: None }
     }
+}
+
+/// RFC 9112 section 3.2: routing by a host that others read otherwise is a hole.
+fn check_host(parts: &Parts) -> Result<(), Reject> {
+    let named = parts.headers.get_all(HOST).iter().count();
+    let wanted = usize::from(parts.version == Version::HTTP_11);
+    if (wanted..=1).contains(&named) { Ok(()) } else { Err(Reject::BadHost) }
 }
 
 fn head_of(parts: &Parts) -> Head<'_> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use router_core::fleet::ObjectName;
 use router_core::sglang::fault::ClientError;
@@ -24,7 +24,12 @@ pub(crate) enum Reject {
     BrokenRoute(String),
     /// The pool serves no such path to the public.
     UnknownPath(String),
-    WrongMethod,
+    /// The methods that this path is served for.
+    WrongMethod {
+        allow: &'static str,
+    },
+    /// An HTTP/1.1 request names no host, or a request names several.
+    BadHost,
     /// A prefill/decode pair cannot do this.
     Unsupported(String),
     EncodedBody(String),
@@ -50,7 +55,8 @@ impl Reject {
             Reject::NoRoute => "no_route",
             Reject::BrokenRoute(_) => "broken_route",
             Reject::UnknownPath(_) => "unknown_path",
-            Reject::WrongMethod => "wrong_method",
+            Reject::WrongMethod { .. } => "wrong_method",
+            Reject::BadHost => "bad_host",
             Reject::Unsupported(_) => "unsupported",
             Reject::EncodedBody(_) => "encoded_body",
             Reject::BodyTooLarge(_) => "body_too_large",
@@ -73,12 +79,12 @@ impl Reject {
                 StatusCode::NOT_FOUND
             }
             Reject::BrokenRoute(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Reject::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
+            Reject::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Reject::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
             Reject::EncodedBody(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Reject::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Reject::BodyLate(_) => StatusCode::REQUEST_TIMEOUT,
-            Reject::BodyBroken(_) | Reject::Invalid(_) => StatusCode::BAD_REQUEST,
+            Reject::BadHost | Reject::BodyBroken(_) | Reject::Invalid(_) => StatusCode::BAD_REQUEST,
             Reject::NobodyReady(_) | Reject::QueueTimeout(_) | Reject::Draining => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -106,7 +112,8 @@ impl Reject {
             Reject::NoRoute => "no HTTPRoute matches this request".to_owned(),
             Reject::BrokenRoute(why) => format!("the HTTPRoute cannot be served: {why}"),
             Reject::UnknownPath(path) => format!("{path} is not served here"),
-            Reject::WrongMethod => "this path is served for another method".to_owned(),
+            Reject::WrongMethod { allow } => format!("this path is served for {allow}"),
+            Reject::BadHost => "a request needs one Host header".to_owned(),
             Reject::Unsupported(why) => why.clone(),
             Reject::EncodedBody(encoding) => {
                 format!("content-encoding {encoding} is not supported; send the body as it is")
@@ -166,6 +173,9 @@ impl Reject {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(REASON, HeaderValue::from_static(self.reason()));
+        if let Reject::WrongMethod { allow } = self {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
         if let Some(seconds) = self.retry_after() {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }

@@ -66,19 +66,40 @@ pub(crate) struct Seating<'a> {
 impl Seating<'_> {
     /// Takes places for the request, or says why there are none.
     pub(crate) fn take(&self, released: &Released) -> Result<Seats, NoSeat> {
-        let mut answer = NoSeat::NoModel;
-        // A rollout mixes sets that do not fit each other: begin at a random one.
-        let fits: Vec<&Fit> = self.pool.serving(self.ask.model.as_deref()).collect();
-        let start = if fits.is_empty() { 0 } else { self.draw.turn as usize % fits.len() };
+        let mut fits: Vec<&Fit> = self.pool.serving(self.ask.model.as_deref()).collect();
+        if fits.len() > 1 {
+            // A rollout mixes sets that do not fit each other: those of the best health.
+            let ranks: Vec<Option<u8>> = fits.iter().map(|fit| self.fit_rank(fit)).collect();
+            let best = ranks.iter().flatten().min().ok_or(NoSeat::Nobody)?;
+            let mut ranks = ranks.iter();
+            fits.retain(|_| ranks.next() == Some(&Some(*best)));
+        }
+        if fits.is_empty() {
+            return Err(match self.pool.fits.is_empty() {
+                true => NoSeat::Nobody,
+                false => NoSeat::NoModel,
+            });
+        }
+        // Beginning at a random one.
+        let start = self.draw.turn as usize % fits.len();
+        let mut answer = NoSeat::Nobody;
         for fit in fits[start..].iter().chain(&fits[..start]) {
             match self.in_fit(fit, released) {
-                Ok(seats) => return Ok(seats),
                 Err(NoSeat::Full) => answer = NoSeat::Full,
-                Err(_) if answer == NoSeat::NoModel => answer = NoSeat::Nobody,
                 Err(_) => {}
+                seats => return seats,
             }
         }
-        if self.pool.fits.is_empty() { Err(NoSeat::Nobody) } else { Err(answer) }
+        Err(answer)
+    }
+
+    /// How well the best pair of a set is, or its best single worker; `None`: nobody is ready.
+    fn fit_rank(&self, fit: &Fit) -> Option<u8> {
+        let best = |seats| self.ready(seats).map(|(_, member)| self.rank(member)).min();
+        match self.pool.profile {
+            Profile::Pd => Some(best(&fit.prefill)?.max(best(&fit.decode)?)),
+            Profile::Single => best(&fit.unified),
+        }
     }
 
     fn in_fit(&self, fit: &Fit, released: &Released) -> Result<Seats, NoSeat> {
@@ -114,15 +135,9 @@ impl Seating<'_> {
     /// Those of the best health that is to be had, less those that are full. Health may be a
     /// last resort; capacity never is.
     fn candidates(&self, seats: &[usize]) -> Result<Vec<Candidate>, NoSeat> {
-        let ready = || {
-            let members = seats.iter().map(|&id| (id, &self.pool.members[id]));
-            members.filter(|(_, member)| {
-                let meets = member.role != Role::Prefill || member.bootstrap.is_some();
-                member.phase == Phase::Ready && meets
-            })
-        };
-        let best = ready().map(|(_, member)| self.rank(member)).min().ok_or(NoSeat::Nobody)?;
-        let fit = ready().filter(|(_, member)| self.rank(member) == best).filter_map(|(id, m)| {
+        let ready = || self.ready(seats).map(|(id, member)| (id, member, self.rank(member)));
+        let best = ready().map(|(_, _, rank)| rank).min().ok_or(NoSeat::Nobody)?;
+        let fit = ready().filter(|(_, _, rank)| *rank == best).filter_map(|(id, m, _)| {
             let usage = m.worker.usage();
             let group = m.group.as_deref().map_or(0, group_number);
             self.limits_of(m).admit(usage, self.ask.weight).then_some(Candidate {
@@ -134,6 +149,14 @@ impl Seating<'_> {
         });
         let fit: Vec<Candidate> = fit.collect();
         if fit.is_empty() { Err(NoSeat::Full) } else { Ok(fit) }
+    }
+
+    fn ready<'s>(&'s self, seats: &'s [usize]) -> impl Iterator<Item = (usize, &'s Member)> {
+        let members = seats.iter().map(|&id| (id, &self.pool.members[id]));
+        members.filter(|(_, member)| {
+            let meets = member.role != Role::Prefill || member.bootstrap.is_some();
+            member.phase == Phase::Ready && meets
+        })
     }
 
     fn rank(&self, member: &Member) -> u8 {

@@ -217,3 +217,27 @@ async fn a_pair_that_fills_up_while_it_is_taken_does_not_lock_the_line() {
     assert!(matches!(waiting.await.unwrap(), Err(Reject::QueueTimeout(_))));
     assert_eq!(pool.members[0].worker.usage(), Weight::default());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_set_that_is_down_is_passed_over_while_another_is_up() {
+    let mut members: Vec<Member> = Vec::new();
+    for page_size in [1, 64] {
+        for (name, role) in [("p", Role::Prefill), ("d", Role::Decode)] {
+            let mut member = member(&format!("{name}-{page_size}"), role, "m", 8);
+            let facts =
+                Facts { page_size: Some(page_size), ..(**member.facts.as_ref().unwrap()).clone() };
+            member.facts = Some(Arc::new(facts));
+            members.push(member);
+        }
+    }
+    members[0].worker.health.unreachable();
+    let pool = pool(members);
+    assert_eq!(pool.fits.len(), 2);
+    let admission = admission(&pool, 8);
+    for _ in 0..4 {
+        let seats = admission.admit(&pool, &ask(), None).await.unwrap();
+        assert_eq!(decode_of(&seats), "d-64");
+    }
+    pool.members[2].worker.health.unreachable();
+    assert!(admission.admit(&pool, &ask(), None).await.is_ok(), "the last ones are tried");
+}
