@@ -150,7 +150,8 @@ fn one(begun: Begun, patience: Patience) -> Result<Reply, Reject> {
     let Begun { opened, flight, .. } = begun;
     match opened {
         Opened::Stream { head, first, events } => {
-            let head = headers::to_client(&head.headers, logprobs.is_none());
+            // An error may be appended to what the engine sends.
+            let head = headers::to_client(&head.headers, false);
             let source = Source::One(Box::new(Sample {
                 endpoint: patience.endpoint,
                 first,

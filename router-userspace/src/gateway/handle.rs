@@ -1,10 +1,11 @@
 //! The life of a request: route, filters, target, answer.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::header::{HOST, LOCATION};
 use http::request::Parts;
-use http::uri::PathAndQuery;
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use router_core::fleet::{Fleet, Pool};
@@ -149,14 +150,21 @@ impl Gateway {
         let given = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
         let path = PathAndQuery::try_from(found.filters.rewrite(given, found.prefix).as_ref())
             .map_err(|_| Reject::BrokenRoute("the rewritten path is no path".to_owned()))?;
-        let mut changed = parts.headers.clone();
-        found.filters.apply_request(&mut changed);
+        let mut headers = Cow::Borrowed(&parts.headers);
+        if !found.filters.request.is_empty() {
+            found.filters.apply_request(headers.to_mut());
+        }
+        let service = matches!(found.target, Target::Service(_));
         // After the filters, so that not even a route sends engine control.
-        let mut headers = headers::to_engine(&changed);
+        let mut headers = match service {
+            true => headers::to_backend(&headers),
+            false => headers::to_engine(&headers),
+        };
         headers.insert(REQUEST_ID, record.request_id.clone());
-        if let Some(host) = &found.filters.host
-            && let Ok(host) = HeaderValue::from_str(host)
-        {
+        // A backend sees the host that the client named; HTTP/2 names it in the request line.
+        let named = parts.uri.authority().filter(|_| service).map(Authority::as_str);
+        let host = found.filters.host.as_deref().or(named);
+        if let Some(host) = host.and_then(|host| HeaderValue::from_str(host).ok()) {
             headers.insert(HOST, host);
         }
         let told = found.timeouts();

@@ -17,6 +17,8 @@ impl From<NoAnswer> for Kind {
         match error {
             NoAnswer::Unreachable(why) | NoAnswer::Unanswered(why) => Kind::Unreachable(why),
             NoAnswer::Broken(why) => Kind::Broken(why),
+            // What goes to an engine's leg is whole and was measured.
+            NoAnswer::BodyTooLarge => Kind::Broken(error.to_string()),
         }
     }
 }

@@ -221,7 +221,7 @@ impl Prober {
             let response = sent.map_err(|error| match error {
                 NoAnswer::Unreachable(_) => Failed::Unreachable,
                 NoAnswer::Unanswered(_) => Failed::Late,
-                NoAnswer::Broken(_) => Failed::NotReady,
+                NoAnswer::Broken(_) | NoAnswer::BodyTooLarge => Failed::NotReady,
             })?;
             let status = response.status();
             let answer = body::read_answer(response.into_body(), MAX_PROBE_ANSWER).await;

@@ -6,6 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::Response;
+use http::header::HOST;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{Either, Limited};
 use hyper::body::Incoming;
@@ -22,19 +23,23 @@ use super::handle::{Call, Reply};
 use super::leg::until;
 use super::record::Record;
 use super::reject::Reject;
-use super::upstream::{Outgoing, Protocol, innermost};
+use super::upstream::{NoAnswer, Outgoing, Protocol, innermost, whole};
 
 impl Gateway {
     /// Passes a request to an endpoint of a Service.
     pub(crate) async fn pass(
         &self,
         service: &Arc<ServiceBackend>,
-        call: Call,
+        mut call: Call,
         record: &mut Record,
     ) -> Result<Reply, Reject> {
         record.endpoint = "service";
         let lease = self.endpoint_of(service)?;
         let protocol = if service.h2c { Protocol::H2c } else { Protocol::Http1 };
+        if service.h2c {
+            // The request line names the backend there, and a host beside it must not differ.
+            call.headers.remove(HOST);
+        }
         self.forward(lease, protocol, call, record).await
     }
 
@@ -72,29 +77,50 @@ impl Gateway {
         record.worker = Some(Arc::clone(&worker.name));
         record.attempts = 1;
         let deadline = call.timeouts.attempt_deadline();
-        let body: Outgoing = Either::Right(Limited::new(call.body, self.settings.limits.max_body));
-        let (method, path) = (call.parts.method, call.path);
-        let upstream = &self.dispatch.upstream;
-        let sent = upstream.send_over(
-            protocol,
-            worker.authority.clone(),
-            method,
-            path,
-            call.headers,
-            body,
-        );
         let answer = tokio::select! {
-            answer = sent => answer,
+            answer = self.exchange(&worker, protocol, call) => answer,
             () = until(deadline) => return Err(Reject::Deadline),
         };
-        let fault = |kind| Fault { leg: None, worker: Arc::clone(&worker), kind };
-        let answer = answer.map_err(|error| fault(error.into()))?;
+        let answer = answer.map_err(|error| match error {
+            NoAnswer::BodyTooLarge => Reject::BodyTooLarge(self.settings.limits.max_body),
+            error => Fault { leg: None, worker: Arc::clone(&worker), kind: error.into() }.into(),
+        })?;
         let (head, body) = answer.into_parts();
         let mut response =
             Response::new(Passed { body, lease: Some(lease), deadline, record: None });
         *response.status_mut() = head.status;
         *response.headers_mut() = headers::to_client(&head.headers, true);
         Ok(Reply::Passed(Box::new(response)))
+    }
+}
+
+impl Gateway {
+    /// Sends the call on and waits for the answer's head. A body is passed as it comes, so that it
+    /// can be sent only once; a call that only reads is sent again where its connection broke, since
+    /// one that was kept alive may end at any time.
+    async fn exchange(
+        &self,
+        worker: &Worker,
+        protocol: Protocol,
+        call: Call,
+    ) -> Result<Response<Incoming>, NoAnswer> {
+        let limit = self.settings.limits.max_body;
+        if call.body.size_hint().lower() > limit as u64 {
+            return Err(NoAnswer::BodyTooLarge);
+        }
+        let again = (call.body.is_end_stream() && call.parts.method.is_safe())
+            .then(|| (call.parts.method.clone(), call.path.clone(), call.headers.clone()));
+        let send = |method, path, headers, body| {
+            let authority = worker.authority.clone();
+            self.dispatch.upstream.send_over(protocol, authority, method, path, headers, body)
+        };
+        let body: Outgoing = Either::Right(Limited::new(call.body, limit));
+        match (send(call.parts.method, call.path, call.headers, body).await, again) {
+            (Err(NoAnswer::Broken(_)), Some((method, path, headers))) => {
+                send(method, path, headers, whole(Bytes::new())).await
+            }
+            (answer, _) => answer,
+        }
     }
 }
 

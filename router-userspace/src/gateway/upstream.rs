@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Response, Uri};
-use http_body_util::{Either, Full, Limited};
+use http_body_util::{Either, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Client, Error};
@@ -35,6 +35,9 @@ pub(crate) enum NoAnswer {
     /// The connection ended before a head came; the worker may have begun.
     #[error("the connection broke: {0}")]
     Broken(String),
+    /// The client's body is over the limit.
+    #[error("the body is over its limit")]
+    BodyTooLarge,
 }
 
 /// How a backend is spoken to.
@@ -114,7 +117,9 @@ impl Upstream {
 }
 
 fn no_answer(error: Error) -> NoAnswer {
-    if error.is_connect() {
+    if chain(&error).any(|error| error.is::<LengthLimitError>()) {
+        NoAnswer::BodyTooLarge
+    } else if error.is_connect() {
         let why = innermost(&error);
         if is_unanswered(&error) { NoAnswer::Unanswered(why) } else { NoAnswer::Unreachable(why) }
     } else {
@@ -124,18 +129,19 @@ fn no_answer(error: Error) -> NoAnswer {
 
 fn is_unanswered(error: &(dyn std::error::Error + 'static)) -> bool {
     use std::io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
-    let chain = std::iter::successors(Some(error), |error| error.source());
-    let kinds = chain.filter_map(|error| error.downcast_ref::<std::io::Error>());
+    let kinds = chain(error).filter_map(|error| error.downcast_ref::<std::io::Error>());
     kinds
         .map(std::io::Error::kind)
-        .any(|k| matches!(k, TimedOut | HostUnreachable | NetworkUnreachable))
+        .any(|kind| matches!(kind, TimedOut | HostUnreachable | NetworkUnreachable))
+}
+
+fn chain<'e>(
+    error: &'e (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'e (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
 }
 
 /// The last cause of a chain: the operating system's word rather than three layers around it.
 pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
+    chain(error).last().unwrap_or(error).to_string()
 }

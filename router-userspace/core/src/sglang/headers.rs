@@ -39,6 +39,19 @@ pub fn to_engine(client: &HeaderMap) -> HeaderMap {
     out
 }
 
+/// The fields of a client's request that go to a backend that is no engine: all that is end to end,
+/// its host and encodings included.
+///
+/// Not: what the connection to the backend makes anew, and what the gateway answers itself. A length
+/// that the client sent beside a transfer coding must not frame what is passed on (RFC 9112 section
+/// 6.3).
+pub fn to_backend(client: &HeaderMap) -> HeaderMap {
+    let mut out = end_to_end(client);
+    out.remove(header::EXPECT);
+    out.remove(header::CONTENT_LENGTH);
+    out
+}
+
 /// The fields of a server's answer that go to the client.
 ///
 /// `body_kept` says that the client gets the very bytes of the answer, so that their length and
@@ -146,6 +159,21 @@ mod tests {
             names(&to_engine(&client)).into_iter().map(str::to_owned).collect::<Vec<_>>();
         sent.sort();
         assert_eq!(sent, ["authorization", "content-type", "x-smg-routing-key"]);
+    }
+
+    #[test]
+    fn a_backend_gets_what_is_end_to_end() {
+        let client = fields(&[
+            ("host", "shop.example"),
+            ("accept-encoding", "gzip"),
+            ("content-encoding", "gzip"),
+            ("content-length", "5"),
+            ("transfer-encoding", "chunked"),
+            ("expect", "100-continue"),
+            ("te", "trailers"),
+        ]);
+        let sent = to_backend(&client);
+        assert_eq!(names(&sent), ["host", "accept-encoding", "content-encoding"]);
     }
 
     #[test]
