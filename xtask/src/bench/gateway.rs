@@ -26,7 +26,7 @@ pub(super) fn run(rounds: u32, seconds: u32) -> Result<()> {
     }
     let python = python::environment("sglang-router", "tests/bench/requirements.txt")?;
     let binaries = workspace::build_release_binaries()?;
-    let (_prefill, direct) = peers::engines(&binaries)?;
+    let [_prefill, _decode, direct] = peers::engines(&binaries)?;
     let ours = peers::pd_router(&binaries)?;
     let theirs = peers::sglang_router(&python)?;
     let servers = [&direct, &ours, &theirs];

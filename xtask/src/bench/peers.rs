@@ -13,6 +13,7 @@ const PREFILL: &str = "127.0.5.1";
 const DECODE: &str = "127.0.5.2";
 const GATEWAY: &str = "127.0.5.3";
 const ROUTER: &str = "127.0.5.4";
+const UNIFIED: &str = "127.0.5.5";
 const ENGINE_PORT: &str = "8000";
 const START: Duration = Duration::from_secs(60);
 
@@ -66,16 +67,22 @@ impl Drop for Peer {
     }
 }
 
-/// The engines: they answer at once and do not meet, so that what is measured is the router.
-pub(super) fn engines(binaries: &Binaries) -> Result<(Peer, Peer)> {
+/// A pair of engines, and an ordinary server to ask without a router. They answer at once and do
+/// not meet, so that what is measured is the router.
+pub(super) fn engines(binaries: &Binaries) -> Result<[Peer; 3]> {
     let engine = |name, role, host: &str| {
         let address = format!("{host}:{ENGINE_PORT}");
         let words = ["--role", role, "--host", host, "--port", ENGINE_PORT, "--instant"];
         let more = ["--no-rendezvous", "--max-running-requests", "100000"];
         let more = [&more[..], &["--max-total-tokens", "4000000000"]].concat();
+        let more = [&more[..], &["--context-length", "10000000"]].concat();
         Peer::start(name, address, &binaries.sglang_sim, &[&words[..], &more].concat())
     };
-    Ok((engine("prefill", "prefill", PREFILL)?, engine("direct to decode", "decode", DECODE)?))
+    Ok([
+        engine("prefill", "prefill", PREFILL)?,
+        engine("decode", "decode", DECODE)?,
+        engine("one engine, directly", "unified", UNIFIED)?,
+    ])
 }
 
 /// The same flags for both routers.
