@@ -228,7 +228,7 @@ impl Dispatch {
         if response.status().is_success() {
             return Ok(response);
         }
-        Err(fault(leg::refusal(response).await))
+        Err(fault(leg::refusal(order.request.endpoint(), response).await))
     }
 
     /// Sends the prefill leg from a task of its own, which drains the answer under its lease.
@@ -268,7 +268,7 @@ impl Dispatch {
             let sent = self.upstream.send(worker, Method::POST, path, headers, whole(body)).await;
             let response = sent.map_err(Kind::from)?;
             if !response.status().is_success() {
-                return Err(leg::refusal(response).await);
+                return Err(leg::refusal(order.endpoint, response).await);
             }
             let body = read_answer(response.into_body(), self.max_answer).await;
             let body = body.map_err(Kind::Broken)?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 use router_core::fleet::Worker;
 use router_core::pair::Leg;
+use router_core::sglang::Endpoint;
 use router_core::sglang::fault::ClientError;
 
 /// One leg's failure.
@@ -30,6 +31,8 @@ pub(crate) enum Kind {
     Late { waited_for: &'static str, limit: Duration },
     /// The engine answered with an error, as a status or as an event of a stream.
     Engine { status: StatusCode, error: Box<ClientError>, about_transfer: bool },
+    /// The engine's version drops the room that this endpoint was sent with.
+    Unserved(Endpoint),
     /// The answer is not what this endpoint answers.
     Malformed(String),
 }
@@ -43,7 +46,7 @@ impl Fault {
                 matches!(*status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE)
                     || (status.is_server_error() && *about_transfer)
             }
-            Kind::Late { .. } | Kind::Malformed(_) => false,
+            Kind::Late { .. } | Kind::Unserved(_) | Kind::Malformed(_) => false,
         }
     }
 
@@ -58,7 +61,7 @@ impl Fault {
                 }
             }
             Kind::Malformed(_) => self.worker.health.errored(now_ms),
-            Kind::Engine { .. } => self.worker.health.answered(),
+            Kind::Engine { .. } | Kind::Unserved(_) => self.worker.health.answered(),
             // Whether a broken or late worker is gone is for a probe to say.
             Kind::Broken(_) | Kind::Silent | Kind::Late { .. } => {}
         }
@@ -78,6 +81,7 @@ impl Fault {
                 StatusCode::BAD_GATEWAY
             }
             Kind::Late { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Kind::Unserved(_) => StatusCode::NOT_IMPLEMENTED,
             Kind::Engine { status, .. } => *status,
         }
     }
@@ -94,7 +98,7 @@ impl Fault {
 
     /// Nothing of the request is left at the engine: it never came, or was answered.
     pub(crate) fn engine_is_done(&self) -> bool {
-        matches!(&self.kind, Kind::Unreachable(_) | Kind::Engine { .. })
+        matches!(&self.kind, Kind::Unreachable(_) | Kind::Engine { .. } | Kind::Unserved(_))
     }
 
     /// The engine refused the request itself: nobody's fault but the request's.
@@ -117,6 +121,9 @@ impl Fault {
             Kind::Engine { error, .. } if self.is_clients() => error.message.clone(),
             Kind::Engine { status, error, .. } => {
                 format!("the {who} engine answered {}: {}", status.as_u16(), error.message)
+            }
+            Kind::Unserved(endpoint) => {
+                format!("the {who} engine's version does not serve {endpoint} as one of a pair")
             }
             Kind::Malformed(why) => format!("the {who} engine's answer is not understood: {why}"),
         }
@@ -146,6 +153,7 @@ impl Fault {
                 ["prefill_kv_transfer", "decode_kv_transfer", "engine_kv_transfer"]
             }
             Kind::Engine { .. } => ["prefill_error", "decode_error", "engine_error"],
+            Kind::Unserved(_) => ["prefill_unserved", "decode_unserved", "engine_unserved"],
             Kind::Malformed(_) => ["prefill_malformed", "decode_malformed", "engine_malformed"],
         };
         match self.leg {

@@ -2,7 +2,7 @@
 
 use http::{Response, StatusCode};
 use hyper::body::Incoming;
-use router_core::sglang::fault as engine;
+use router_core::sglang::{Endpoint, fault as engine};
 use tokio::time::Instant;
 
 use super::body::read_answer;
@@ -23,8 +23,8 @@ impl From<NoAnswer> for Kind {
     }
 }
 
-/// An answer that is not a success.
-pub(crate) async fn refusal(response: Response<Incoming>) -> Kind {
+/// An answer to a request of `endpoint` that is not a success.
+pub(crate) async fn refusal(endpoint: Endpoint, response: Response<Incoming>) -> Kind {
     let status = response.status();
     let body = read_answer(response.into_body(), MAX_ERROR).await.unwrap_or_default();
     // An engine has no business redirecting, or switching protocols.
@@ -32,7 +32,11 @@ pub(crate) async fn refusal(response: Response<Incoming>) -> Kind {
         return Kind::Malformed(format!("status {}", status.as_u16()));
     }
     let error = engine::engine_error(status.as_u16(), &body);
-    let about_transfer = engine::about_transfer(&error.message);
+    if engine::lacks_room(&error.message) {
+        return Kind::Unserved(endpoint);
+    }
+    // Engines whose `/v1/messages` drops the room say 500 without a reason: no leg is to blame.
+    let about_transfer = engine::about_transfer(&error.message) || endpoint == Endpoint::Messages;
     Kind::Engine { status, error: Box::new(error), about_transfer }
 }
 

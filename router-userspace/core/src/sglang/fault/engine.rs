@@ -67,6 +67,20 @@ pub(super) fn presentable(message: &str, status: u16) -> String {
     }
 }
 
+/// Whether an engine says that a request came without a room. Sent with one, that means that the
+/// engine's models of this endpoint drop it, as those of 0.5.12 do for `/v1/responses`.
+///
+/// ```
+/// use router_core::sglang::fault::lacks_room;
+///
+/// let said = "Invalid request: Disaggregated request received without bootstrap room id";
+/// assert!(lacks_room(said));
+/// assert!(!lacks_room("Prefill bootstrap failed for request rank=0"));
+/// ```
+pub fn lacks_room(message: &str) -> bool {
+    message.contains("without bootstrap room id")
+}
+
 /// Whether a failure speaks of the rendezvous or the KV transfer, which says that one of the two
 /// legs failed and not which: a dead prefill shows as decode's 500 and the other way round.
 ///
