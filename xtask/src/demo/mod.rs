@@ -1,10 +1,12 @@
 //! `cargo xtask demo`: the documents' example, served by a real gateway and simulated engines.
 
+mod kernel;
 mod ports;
 mod process;
 mod request;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -40,6 +42,7 @@ const START: Duration = Duration::from_secs(30);
 /// A port is taken, a process ends early, or an answer is not what it should be.
 pub(crate) fn run(flags: &Flags) -> Result<()> {
     let binaries = workspace::build_binaries()?;
+    let object = kernel::object();
     // The demo's ports are fixed, so there is one demo at a time.
     let _turn = ports::turn(flags.once)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -48,7 +51,7 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         // Whatever ends first, the processes are dropped and thereby ended.
         tokio::select! {
-            result = serve(&binaries, flags.once) => result,
+            result = serve(&binaries, object, flags.once) => result,
             _ = interrupt.recv() => stopped(),
             _ = terminate.recv() => stopped(),
         }
@@ -60,10 +63,15 @@ fn stopped() -> Result<()> {
     Ok(())
 }
 
-async fn serve(binaries: &Binaries, once: bool) -> Result<()> {
+async fn serve(binaries: &Binaries, object: Result<PathBuf, String>, once: bool) -> Result<()> {
+    let counting = count(binaries, object).await;
     let mut processes = start(binaries).await?;
     for request in Request::all() {
         request.send(GATEWAY).await?;
+    }
+    match &counting {
+        Ok(counting) => counting.show().await?,
+        Err(reason) => println!("The kernel's view is left out: {reason}\n"),
     }
     println!("Where to look next:");
     println!("  curl -s http://{ADMIN}/fleet     the snapshot that the gateway serves");
@@ -74,6 +82,15 @@ async fn serve(binaries: &Binaries, once: bool) -> Result<()> {
     }
     println!("Serving on http://{GATEWAY} until Ctrl-C.");
     process::first_to_end(&mut processes).await
+}
+
+/// An agent, or why there is none.
+async fn count(
+    binaries: &Binaries,
+    object: Result<PathBuf, String>,
+) -> Result<kernel::Counting, String> {
+    let counting = kernel::Counting::start(&binaries.pd_router, &object?).await;
+    counting.map_err(|error| format!("{error:#}"))
 }
 
 async fn start(binaries: &Binaries) -> Result<Vec<Process>> {
