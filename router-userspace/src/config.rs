@@ -173,6 +173,10 @@ pub struct TimeoutFlags {
     /// For a client to send the next piece of its request body.
     #[arg(long, default_value = "30s", value_parser = duration)]
     pub body_timeout: Duration,
+    /// For a client to take what is sent to it: one that reads nothing for so long is let go, and its
+    /// request aborted.
+    #[arg(long, default_value = "300s", value_parser = duration)]
+    pub send_timeout: Duration,
     /// An idle connection to an engine is closed after this; engines close theirs after 5 s
     /// (uvicorn's default), so a shorter time here avoids most races.
     #[arg(long, default_value = "4s", value_parser = duration)]

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use router_tests::fleet::SOON;
-use router_tests::{Fleet, Gateway};
+use router_tests::{Fleet, Gateway, eventually};
+use sglang_sim::Config;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::{CHAT, chat};
+use crate::{CHAT, chat, streamed};
 
 const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 async fn connect(gateway: &Gateway) -> TcpStream {
@@ -64,4 +65,30 @@ async fn requests_of_clients_that_were_let_in_are_answered_after_the_order_to_st
         assert!(answer.contains("connection: close"), "{answer:?}");
     }
     assert!(gateway.ended(Duration::from_secs(5)).await.success());
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_is_let_go() {
+    let talkative = |engine: Config| Config {
+        natural_length: 60_000,
+        context_length: 10_000_000,
+        max_total_tokens: 10_000_000,
+        ..engine.instant()
+    };
+    let fleet = Fleet::start_with(1, 1, talkative).await;
+    let gateway = fleet.gateway_with(&["--send-timeout", "1s"]).await;
+    let mut body = streamed("hi");
+    body["max_tokens"] = 100_000.into();
+    let body = body.to_string();
+    let head = format!("POST {CHAT} HTTP/1.1\r\nhost: g\r\ncontent-type: application/json");
+    let request = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let mut socket = connect(&gateway).await;
+    socket.write_all(request.as_bytes()).await.expect("written");
+    let legs = fleet.decode[0].legs_arrived(1).await;
+    eventually("the request is given up", Duration::from_secs(15), async || {
+        (!fleet.decode[0].aborts().is_empty()).then_some(())
+    })
+    .await;
+    fleet.decode[0].abort_arrived(&legs[0]).await;
+    drop(socket);
 }

@@ -99,7 +99,7 @@ impl Gateway {
             idle: self.settings.timeouts.stream_idle_timeout,
             deadline: limits.attempt_deadline(),
         };
-        match seats {
+        let reply = match seats {
             Seats::One(lease) => {
                 let begun = self.dispatch.begin_alone(order, Arc::new(lease)).await?;
                 one(begun, patience)
@@ -108,14 +108,20 @@ impl Gateway {
                 let places = Places { leases: leases.map(Arc::new), bootstrap };
                 let samples = order.request.samples();
                 if samples == 1 {
-                    return one(self.dispatch.begin(order, &places).await?, patience);
+                    one(self.dispatch.begin(order, &places).await?, patience)
+                } else {
+                    // The first failure drops the others, which aborts them.
+                    let begun = (0..samples).map(|_| self.dispatch.begin(order, &places));
+                    many(&order.request, try_join_all(begun).await?, patience)
                 }
-                // The first failure drops the others, which aborts them.
-                let begun =
-                    try_join_all((0..samples).map(|_| self.dispatch.begin(order, &places))).await?;
-                many(&order.request, begun, patience)
             }
-        }
+        };
+        reply.inspect_err(|reject| {
+            // Parts that make no answer: the race could not know.
+            if let Reject::Fault(fault) = reject {
+                self.dispatch.blame(fault);
+            }
+        })
     }
 }
 
@@ -152,13 +158,8 @@ fn one(begun: Begun, patience: Patience) -> Result<Reply, Reject> {
         Opened::Stream { head, first, events } => {
             // An error may be appended to what the engine sends.
             let head = headers::to_client(&head.headers, false);
-            let source = Source::One(Box::new(Sample {
-                endpoint: patience.endpoint,
-                first,
-                events,
-                logprobs,
-                flight,
-            }));
+            let sample = Sample::new(patience.endpoint, first, events, logprobs, flight);
+            let source = Source::One(Box::new(sample));
             Ok(Reply::Events { head, source, patience })
         }
         Opened::Whole { head, body } => {
@@ -188,7 +189,7 @@ fn many(request: &Request, begun: Vec<Begun>, patience: Patience) -> Result<Repl
         match opened {
             Opened::Stream { first, events, .. } => {
                 let endpoint = request.endpoint();
-                samples.push(Sample { endpoint, first, events, logprobs, flight });
+                samples.push(Sample::new(endpoint, first, events, logprobs, flight));
             }
             Opened::Whole { body, .. } => {
                 let merged = logprobs.map(|logprobs| logprobs.merge_json(&body)).transpose();

@@ -11,7 +11,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use prometheus_client::metrics::gauge::Gauge;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -26,6 +26,8 @@ use crate::config::Settings;
 const BACKLOG: i32 = 4096;
 /// After the system refused a connection (no descriptors left), before the next try.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Between two looks whether a quiet client is still there.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 /// For the first request of a connection that was accepted before its port closed: it may be on
 /// its way.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
@@ -37,6 +39,7 @@ pub(crate) struct Listeners {
     room: Arc<Semaphore>,
     server: auto::Builder<TokioExecutor>,
     idle_timeout: Duration,
+    send_timeout: Duration,
     tasks: TaskTracker,
     /// Cancelled to close the port and end its connections once they are idle.
     open: HashMap<u16, CancellationToken>,
@@ -61,6 +64,7 @@ impl Listeners {
             room: Arc::new(Semaphore::new(settings.limits.max_connections)),
             server,
             idle_timeout: settings.timeouts.header_timeout,
+            send_timeout: settings.timeouts.send_timeout,
             tasks: TaskTracker::new(),
             open: HashMap::new(),
         }
@@ -84,7 +88,7 @@ impl Listeners {
             if self.open.contains_key(&port) {
                 continue;
             }
-            match bind(SocketAddr::new(self.address, port)) {
+            match bind(SocketAddr::new(self.address, port), self.send_timeout) {
                 Ok(listener) => {
                     tracing::info!(address = %self.address, port, "listener opened");
                     let closing = CancellationToken::new();
@@ -177,10 +181,6 @@ impl Acceptor {
     }
 
     fn serve(&self, stream: TcpStream, peer: SocketAddr) -> impl Future<Output = ()> + use<> {
-        // A small head must not wait for the delayed ACK of the one before.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%peer, %error, "no TCP_NODELAY");
-        }
         let (service, port) = (self.service.clone(), self.port);
         let visits = Visits::new();
         let visited = Arc::clone(&visits);
@@ -247,10 +247,17 @@ impl Drop for Counted {
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+/// Opens a port. Connections inherit the options of the socket that accepts them.
+fn bind(address: SocketAddr, send_timeout: Duration) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // A restart must not wait for old connections to time out.
     socket.set_reuse_address(true)?;
+    // A small head must not wait for the delayed ACK of the one before.
+    socket.set_tcp_nodelay(true)?;
+    // A client that has vanished, or never reads, holds its engines' places: the body of its answer
+    // is not even polled then, so that only the kernel can tell.
+    socket.set_tcp_user_timeout(Some(send_timeout))?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

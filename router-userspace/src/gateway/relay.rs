@@ -108,6 +108,10 @@ impl Body for Relay {
         match source.poll_event(cx) {
             Poll::Ready(Some(Ok(event))) => {
                 this.last = Instant::now();
+                // An engine that is never slow never lets the look below be due.
+                if this.patience.deadline.is_some_and(|deadline| this.last >= deadline) {
+                    return Poll::Ready(Some(Ok(Frame::data(this.fail(&Reject::Deadline)))));
+                }
                 this.silence = Silence::default();
                 this.record.event(this.last);
                 return Poll::Ready(Some(Ok(Frame::data(event))));

@@ -8,31 +8,54 @@ use bytes::Bytes;
 use router_core::fleet::Worker;
 use router_core::pair::Leg;
 use router_core::sglang::logprob::InputLogprobs;
-use router_core::sglang::{Endpoint, fault, merge};
+use router_core::sglang::{Endpoint, fault, merge, sse};
 
 use super::fault::Kind;
 use super::flight::Flight;
 use super::leg::told_late;
 use super::opening::Events;
 
+/// No longer event is looked at for `[DONE]`.
+const MAX_DONE: usize = 64;
+
 /// One sample's events, with what keeps it alive at the engines.
 pub(crate) struct Sample {
-    pub endpoint: Endpoint,
+    endpoint: Endpoint,
     /// The events that were held.
-    pub first: VecDeque<Bytes>,
-    pub events: Events,
+    first: VecDeque<Bytes>,
+    events: Events,
     /// Prefill's part of the prompt's logprobs, where the client wants them.
-    pub logprobs: Option<InputLogprobs>,
-    pub flight: Flight,
+    logprobs: Option<InputLogprobs>,
+    flight: Flight,
+    /// `[DONE]` has come, or is not to be expected.
+    done: bool,
 }
 
 impl Sample {
+    pub(crate) fn new(
+        endpoint: Endpoint,
+        first: VecDeque<Bytes>,
+        events: Events,
+        logprobs: Option<InputLogprobs>,
+        flight: Flight,
+    ) -> Sample {
+        Sample { endpoint, first, events, logprobs, flight, done: !endpoint.says_done() }
+    }
+
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Kind>>> {
         let event = match self.first.pop_front() {
             Some(first) => Some(Ok(first)),
             None => std::task::ready!(self.events.poll_next(cx)),
         };
-        let Some(Ok(event)) = event else { return Poll::Ready(event) };
+        let event = match event {
+            Some(Ok(event)) => event,
+            None if !self.done => {
+                let why = "the stream ended without [DONE]".to_owned();
+                return Poll::Ready(Some(Err(Kind::Broken(why))));
+            }
+            end => return Poll::Ready(end),
+        };
+        self.done |= event.len() < MAX_DONE && sse::is_done(&event);
         // In the gateway's own words: the engine's name its peers' addresses.
         if let Some(told) = fault::event_fault(self.endpoint, &event) {
             return Poll::Ready(Some(Err(told_late(told))));

@@ -46,6 +46,14 @@ impl Endpoint {
         Endpoint::ALL.into_iter().find(|endpoint| endpoint.path() == path)
     }
 
+    /// Whether a stream of this endpoint ends with `[DONE]`, so that one without it was cut.
+    pub fn says_done(self) -> bool {
+        match self {
+            Endpoint::Chat | Endpoint::Completions | Endpoint::Generate => true,
+            Endpoint::Responses | Endpoint::Messages => false,
+        }
+    }
+
     /// The name under which `POST /abort_request` finds a request sent with this `rid`.
     ///
     /// The engine's own name for a response is its `request_id`, which must start with `resp_` for
