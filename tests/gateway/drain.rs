@@ -30,19 +30,19 @@ async fn not_ready(gateway: &Gateway) {
 
 #[tokio::test]
 async fn a_stream_finishes_and_nothing_new_is_taken() {
-    let (_fleet, mut gateway, stream) = with_a_stream(200, &[]).await;
+    let (_fleet, mut gateway, stream) = with_a_stream(400, &[]).await;
     gateway.terminate();
     not_ready(&gateway).await;
     assert_eq!(gateway.admin.get("/livez").await.status, 200);
     let request = gateway.client.json_request(CHAT, chat("late").to_string());
-    match gateway.client.try_send(request).await {
-        Ok(answer) => assert_eq!(answer.status, 503),
-        Err(refused) => assert!(refused.is::<std::io::Error>(), "{refused:#}"),
+    // Refused, or closed without a word where it was accepted just before.
+    if let Ok(answer) = gateway.client.try_send(request).await {
+        assert_eq!(answer.status, 503);
     }
     let (events, end) = stream.events().await;
     assert_eq!(end, End::Clean);
     assert!(events.last().is_some_and(|event| event.is_done()));
-    assert!(events.len() >= 199, "{} events", events.len());
+    assert!(events.len() >= 399, "{} events", events.len());
     assert_eq!(gateway.ended(SOON).await.code(), Some(0));
 }
 
