@@ -118,6 +118,9 @@ pub struct LimitFlags {
     /// Largest request body in bytes; more is a 413.
     #[arg(long, default_value_t = 64 << 20, value_name = "BYTES")]
     pub max_body: usize,
+    /// Bytes of all request bodies held at once; beyond that a request is a 503.
+    #[arg(long, default_value_t = 4 << 30, value_name = "BYTES")]
+    pub max_body_memory: usize,
     /// Largest request head in bytes; more is a 431.
     #[arg(long, default_value_t = 64 << 10, value_name = "BYTES")]
     pub max_head: usize,
@@ -249,6 +252,10 @@ impl GatewayFlags {
         }
         if self.limits.max_head < 8 << 10 {
             bail!("--max-head is {}: at least 8192 bytes are needed", self.limits.max_head);
+        }
+        let memory = self.limits.max_body_memory;
+        if memory < self.limits.max_body || memory > tokio::sync::Semaphore::MAX_PERMITS {
+            bail!("--max-body-memory is {memory}: at least --max-body bytes are needed");
         }
         if self.limits.max_requests_per_worker == 0 || self.limits.max_connections == 0 {
             bail!("--max-requests-per-worker and --max-connections must be at least 1");

@@ -72,13 +72,14 @@ impl Admission {
         ask: &Ask,
         deadline: Option<Instant>,
     ) -> Result<Seats, Reject> {
-        let key = line_key(pool, ask);
         let place = {
             let mut lines = self.lock();
-            let line_is_empty = lines.get(&key).is_none_or(VecDeque::is_empty);
+            // Usually nobody waits anywhere, and no line has to be named.
+            let line_is_empty =
+                lines.is_empty() || lines.get(&line_key(pool, ask)).is_none_or(VecDeque::is_empty);
             let seats = if line_is_empty { self.take(pool, ask) } else { Err(NoSeat::Full) };
             match seats {
-                Err(NoSeat::Full) => self.join(&mut lines, key)?,
+                Err(NoSeat::Full) => self.join(&mut lines, line_key(pool, ask))?,
                 seats => {
                     drop(lines);
                     return seats.map_err(|why| refused(why, &pool.name, ask));

@@ -1,6 +1,7 @@
 //! [`Answer`]: the body of every answer of the gateway; and the reading of requests' bodies.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::reject::Reject;
@@ -73,13 +75,15 @@ impl Body for Answer {
 /// Reads a request's body whole.
 ///
 /// # Errors
-/// An encoded body, one over `limit` bytes, and a client that stops sending.
+/// An encoded body, one over `limit` bytes, a client that stops sending, and no room in `memory`,
+/// whose permits are bytes and are held as long as the body.
 pub(crate) async fn read(
     headers: &HeaderMap,
     body: Incoming,
     limit: usize,
     patience: Duration,
-) -> Result<Bytes, Reject> {
+    memory: &Arc<Semaphore>,
+) -> Result<(Bytes, OwnedSemaphorePermit), Reject> {
     if let Some(encoding) = headers.get(CONTENT_ENCODING).filter(|value| *value != "identity") {
         return Err(Reject::EncodedBody(String::from_utf8_lossy(encoding.as_bytes()).into_owned()));
     }
@@ -88,7 +92,7 @@ pub(crate) async fn read(
     if told.is_some_and(|told| told > limit) {
         return Err(Reject::BodyTooLarge(limit));
     }
-    collect(body, told, limit, patience).await
+    collect(body, told, limit, patience, memory).await
 }
 
 async fn collect(
@@ -96,7 +100,9 @@ async fn collect(
     told: Option<usize>,
     limit: usize,
     patience: Duration,
-) -> Result<Bytes, Reject> {
+    memory: &Arc<Semaphore>,
+) -> Result<(Bytes, OwnedSemaphorePermit), Reject> {
+    let mut held = room(memory, 0)?;
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
     while let Some(frame) =
@@ -107,6 +113,7 @@ async fn collect(
         if first.len() + all.len() + data.len() > limit {
             return Err(Reject::BodyTooLarge(limit));
         }
+        held.merge(room(memory, data.len())?);
         if first.is_empty() && all.is_empty() {
             // A small body comes in one piece and is not copied.
             first = data;
@@ -120,7 +127,12 @@ async fn collect(
         }
         all.extend_from_slice(&data);
     }
-    Ok(if all.is_empty() { first } else { all.freeze() })
+    Ok((if all.is_empty() { first } else { all.freeze() }, held))
+}
+
+fn room(memory: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Reject> {
+    let bytes = u32::try_from(bytes).map_err(|_| Reject::NoMemory)?;
+    Arc::clone(memory).try_acquire_many_owned(bytes).map_err(|_| Reject::NoMemory)
 }
 
 /// Reads an engine's body whole, up to `limit` bytes.

@@ -24,7 +24,7 @@ use super::leg;
 use super::opening::{Opened, open};
 use super::probe::Probes;
 use super::reject::Reject;
-use super::upstream::{Upstream, whole};
+use super::upstream::{Protocol, Upstream, whole};
 use crate::config::TimeoutFlags;
 use crate::metrics::{LegLabels, Metrics};
 
@@ -36,6 +36,8 @@ const CAUSE_WAIT: Duration = Duration::from_millis(100);
 /// What every attempt of a request sends.
 pub(crate) struct Order {
     pub request: Request,
+    /// How the pool's engines are spoken to.
+    pub protocol: Protocol,
     pub path: PathAndQuery,
     /// End to end headers, without engine control.
     pub headers: HeaderMap,
@@ -222,7 +224,10 @@ impl Dispatch {
         body: Bytes,
     ) -> Result<Response<Incoming>, Fault> {
         let (path, headers) = (order.path.clone(), order.headers.clone());
-        let sent = self.upstream.send(worker, Method::POST, path, headers, whole(body)).await;
+        let to = worker.authority.clone();
+        let sent =
+            self.upstream.send_over(order.protocol, to, Method::POST, path, headers, whole(body));
+        let sent = sent.await;
         let fault = |kind| Fault { leg, worker: Arc::clone(worker), kind };
         let response = sent.map_err(|error| fault(error.into()))?;
         if response.status().is_success() {
@@ -265,8 +270,10 @@ impl Dispatch {
         let limit = self.timeouts.prefill_timeout;
         let answer = async {
             let (path, headers) = (order.path.clone(), order.headers.clone());
-            let sent = self.upstream.send(worker, Method::POST, path, headers, whole(body)).await;
-            let response = sent.map_err(Kind::from)?;
+            let (to, body) = (worker.authority.clone(), whole(body));
+            let sent =
+                self.upstream.send_over(order.protocol, to, Method::POST, path, headers, body);
+            let response = sent.await.map_err(Kind::from)?;
             if !response.status().is_success() {
                 return Err(leg::refusal(order.endpoint, response).await);
             }
@@ -301,6 +308,7 @@ impl Dispatch {
 /// What the prefill leg needs of an [`Order`], to live in a task of its own.
 struct PrefillOrder {
     endpoint: Endpoint,
+    protocol: Protocol,
     path: PathAndQuery,
     headers: HeaderMap,
 }
@@ -309,6 +317,7 @@ impl Order {
     fn for_prefill(&self) -> PrefillOrder {
         PrefillOrder {
             endpoint: self.request.endpoint(),
+            protocol: self.protocol,
             path: self.path.clone(),
             headers: self.headers.clone(),
         }

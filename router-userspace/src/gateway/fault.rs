@@ -55,6 +55,8 @@ impl Fault {
     pub(crate) fn charge(&self, now_ms: u64) {
         match &self.kind {
             Kind::Unreachable(_) => self.worker.health.unreachable(),
+            // A full engine is busy and not ill.
+            Kind::Engine { status: StatusCode::SERVICE_UNAVAILABLE, .. } => {}
             Kind::Engine { status, about_transfer, .. } if status.is_server_error() => {
                 if !about_transfer {
                     self.worker.health.errored(now_ms);

@@ -12,11 +12,14 @@ use router_core::fleet::{Pool, Profile, Weight};
 use router_core::sglang::logprob::InputLogprobs;
 use router_core::sglang::{Endpoint, Invalid, Request, headers, merge};
 
+use tokio::time::Instant;
+
 use super::Gateway;
 use super::body::{self, Answer};
 use super::dispatch::{Begun, Order, Places};
 use super::fault::{Fault, Kind};
 use super::handle::{Call, Limits, Reply};
+use super::info::serves;
 use super::leg::until;
 use super::opening::Opened;
 use super::record::Record;
@@ -24,9 +27,13 @@ use super::reject::Reject;
 use super::relay::Patience;
 use super::seats::{Ask, Seats};
 use super::source::{Many, Sample, Source};
+use super::upstream::Protocol;
 
 /// Between two attempts, times the attempts made: an engine that restarts needs a moment.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// How long an attempt waits for anybody to be up again, and how often it looks.
+const RESTART_GRACE: Duration = Duration::from_secs(1);
+const RESTART_LOOK: Duration = Duration::from_millis(20);
 /// Bytes of a prompt that make a token, for admission only.
 const BYTES_PER_TOKEN: u64 = 4;
 /// Output tokens that are reserved where the client gives no bound, and at most.
@@ -44,8 +51,9 @@ impl Gateway {
     ) -> Result<Reply, Reject> {
         let limit = self.settings.limits.max_body;
         let patience = self.settings.timeouts.body_timeout;
-        let body = tokio::select! {
-            body = body::read(&call.parts.headers, call.body, limit, patience) => body?,
+        let memory = &self.body_memory;
+        let (body, _memory) = tokio::select! {
+            body = body::read(&call.parts.headers, call.body, limit, patience, memory) => body?,
             () = until(call.timeouts.deadline) => return Err(Reject::Deadline),
         };
         let request = Request::parse(endpoint, body)?;
@@ -56,7 +64,8 @@ impl Gateway {
             avoid: Vec::new(),
         };
         let (path, headers) = (call.path, call.headers);
-        let mut order = Order { request, path, headers, deadline: None };
+        let protocol = if pool.h2c { Protocol::H2c } else { Protocol::Http1 };
+        let mut order = Order { request, protocol, path, headers, deadline: None };
         // A request that kills the engine it is sent to must not be carried from pair to pair:
         // one connection may break under it, not two.
         let mut broke = false;
@@ -84,6 +93,17 @@ impl Gateway {
                 false => ask.avoid.push(fault.worker),
             }
             tokio::time::sleep(RETRY_PAUSE * record.attempts).await;
+            self.somebody_up(pool).await;
+        }
+    }
+
+    /// Waits a moment where everybody of the pool is down: of a pool of one pair, an engine that
+    /// restarts must not use up all attempts.
+    async fn somebody_up(&self, pool: &Pool) {
+        let until = Instant::now() + RESTART_GRACE;
+        let up = || self.fleet.load().pool(&pool.name).is_none_or(|pool| serves(pool));
+        while !up() && Instant::now() < until {
+            tokio::time::sleep(RESTART_LOOK).await;
         }
     }
 

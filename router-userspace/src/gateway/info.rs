@@ -74,11 +74,7 @@ impl Gateway {
 
     /// `GET /health`: whether somebody could serve a request now.
     pub(crate) fn health(&self, pool: &Pool) -> Result<Reply, Reject> {
-        let up = |seats: &[usize]| seats.iter().any(|&seat| is_up(&pool.members[seat]));
-        let serves = |fit: &router_core::fleet::Fit| {
-            up(&fit.unified) || (up(&fit.prefill) && up(&fit.decode))
-        };
-        if pool.fits.iter().any(serves) {
+        if serves(pool) {
             return Ok(json_reply(StatusCode::OK, Bytes::from_static(b"{\"status\":\"ok\"}")));
         }
         Err(Reject::NobodyReady(pool.name.clone()))
@@ -128,6 +124,12 @@ impl Gateway {
         let status = response.status();
         Some((status, read_answer(response.into_body(), MAX_PART).await.ok()?))
     }
+}
+
+/// Whether somebody of every role that a request needs is up.
+pub(crate) fn serves(pool: &Pool) -> bool {
+    let up = |seats: &[usize]| seats.iter().any(|&seat| is_up(&pool.members[seat]));
+    pool.fits.iter().any(|fit| up(&fit.unified) || (up(&fit.prefill) && up(&fit.decode)))
 }
 
 fn is_up(member: &Member) -> bool {

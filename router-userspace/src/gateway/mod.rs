@@ -36,7 +36,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use prometheus_client::registry::Registry;
 use router_core::fleet::{Facts, Fleet, Phase, Verdict, WorkerKey};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -68,6 +68,8 @@ pub(crate) struct Gateway {
     admission: Arc<Admission>,
     dispatch: Arc<Dispatch>,
     metrics: Metrics,
+    /// Bytes that the bodies of all requests may hold together.
+    body_memory: Arc<Semaphore>,
 }
 
 /// What became of the ports that the fleet wants open.
@@ -215,7 +217,9 @@ impl Parts {
             draining: shutdown.clone(),
             settled: false.into(),
         });
-        let gateway = Arc::new(Gateway { settings, fleet, admission, dispatch, metrics });
+        let body_memory = Arc::new(Semaphore::new(settings.limits.max_body_memory));
+        let gateway =
+            Arc::new(Gateway { settings, fleet, admission, dispatch, metrics, body_memory });
         Parts { gateway, probes, readiness, facts, tasks, probing }
     }
 

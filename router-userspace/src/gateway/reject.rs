@@ -34,6 +34,8 @@ pub(crate) enum Reject {
     Unsupported(String),
     EncodedBody(String),
     BodyTooLarge(usize),
+    /// The bodies of all requests together are at their limit.
+    NoMemory,
     BodyLate(Duration),
     BodyBroken(String),
     Invalid(Invalid),
@@ -60,6 +62,7 @@ impl Reject {
             Reject::Unsupported(_) => "unsupported",
             Reject::EncodedBody(_) => "encoded_body",
             Reject::BodyTooLarge(_) => "body_too_large",
+            Reject::NoMemory => "body_memory",
             Reject::BodyLate(_) => "body_late",
             Reject::BodyBroken(_) => "body_broken",
             Reject::Invalid(_) => "invalid_request",
@@ -85,9 +88,10 @@ impl Reject {
             Reject::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Reject::BodyLate(_) => StatusCode::REQUEST_TIMEOUT,
             Reject::BadHost | Reject::BodyBroken(_) | Reject::Invalid(_) => StatusCode::BAD_REQUEST,
-            Reject::NobodyReady(_) | Reject::QueueTimeout(_) | Reject::Draining => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Reject::NobodyReady(_)
+            | Reject::NoMemory
+            | Reject::QueueTimeout(_)
+            | Reject::Draining => StatusCode::SERVICE_UNAVAILABLE,
             Reject::QueueFull => StatusCode::TOO_MANY_REQUESTS,
             Reject::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Reject::Fault(fault) => fault.status(),
@@ -98,6 +102,7 @@ impl Reject {
     fn retry_after(&self) -> Option<u32> {
         match self {
             Reject::NobodyReady(_)
+            | Reject::NoMemory
             | Reject::QueueFull
             | Reject::QueueTimeout(_)
             | Reject::Draining => Some(1),
@@ -119,6 +124,7 @@ impl Reject {
                 format!("content-encoding {encoding} is not supported; send the body as it is")
             }
             Reject::BodyTooLarge(limit) => format!("the request body is over {limit} bytes"),
+            Reject::NoMemory => "too many large requests at once".to_owned(),
             Reject::BodyLate(limit) => {
                 format!("no part of the request body came within {limit:?}")
             }

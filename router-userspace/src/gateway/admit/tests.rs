@@ -9,6 +9,7 @@ use super::*;
 fn limits(max_queued: usize) -> LimitFlags {
     LimitFlags {
         max_body: 1 << 20,
+        max_body_memory: 1 << 20,
         max_head: 64 << 10,
         max_connections: 10,
         max_requests_per_worker: 8,
