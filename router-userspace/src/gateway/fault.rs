@@ -37,6 +37,19 @@ pub(crate) enum Kind {
     Malformed(String),
 }
 
+/// Every [`Fault::reason`]: prefill's, decode's, and that of an engine that serves alone.
+pub(crate) const REASONS: [[&str; 3]; 9] = [
+    ["prefill_unreachable", "decode_unreachable", "engine_unreachable"],
+    ["prefill_broken", "decode_broken", "engine_broken"],
+    ["prefill_silent", "decode_silent", "engine_silent"],
+    ["prefill_timeout", "decode_timeout", "engine_timeout"],
+    ["prefill_refused", "decode_refused", "engine_refused"],
+    ["prefill_kv_transfer", "decode_kv_transfer", "engine_kv_transfer"],
+    ["prefill_error", "decode_error", "engine_error"],
+    ["prefill_unserved", "decode_unserved", "engine_unserved"],
+    ["prefill_malformed", "decode_malformed", "engine_malformed"],
+];
+
 impl Fault {
     /// Whether another pair may be tried while the client has seen nothing.
     pub(crate) fn retryable(&self) -> bool {
@@ -141,23 +154,17 @@ impl Fault {
 
     /// A short name for metrics: `prefill_unreachable`, `decode_error`, ...
     pub(crate) fn reason(&self) -> &'static str {
-        let names = match &self.kind {
-            Kind::Unreachable(_) => {
-                ["prefill_unreachable", "decode_unreachable", "engine_unreachable"]
-            }
-            Kind::Broken(_) => ["prefill_broken", "decode_broken", "engine_broken"],
-            Kind::Silent => ["prefill_silent", "decode_silent", "engine_silent"],
-            Kind::Late { .. } => ["prefill_timeout", "decode_timeout", "engine_timeout"],
-            Kind::Engine { status, .. } if status.is_client_error() => {
-                ["prefill_refused", "decode_refused", "engine_refused"]
-            }
-            Kind::Engine { about_transfer: true, .. } => {
-                ["prefill_kv_transfer", "decode_kv_transfer", "engine_kv_transfer"]
-            }
-            Kind::Engine { .. } => ["prefill_error", "decode_error", "engine_error"],
-            Kind::Unserved(_) => ["prefill_unserved", "decode_unserved", "engine_unserved"],
-            Kind::Malformed(_) => ["prefill_malformed", "decode_malformed", "engine_malformed"],
-        };
+        let names = REASONS[match &self.kind {
+            Kind::Unreachable(_) => 0,
+            Kind::Broken(_) => 1,
+            Kind::Silent => 2,
+            Kind::Late { .. } => 3,
+            Kind::Engine { status, .. } if status.is_client_error() => 4,
+            Kind::Engine { about_transfer: true, .. } => 5,
+            Kind::Engine { .. } => 6,
+            Kind::Unserved(_) => 7,
+            Kind::Malformed(_) => 8,
+        }];
         match self.leg {
             Some(Leg::Prefill) => names[0],
             Some(Leg::Decode) => names[1],

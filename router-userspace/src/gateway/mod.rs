@@ -232,6 +232,7 @@ impl Parts {
             gateway.metrics.fleet_generation.set(count(fleet.generation as usize));
             let now = fleet.ports();
             probes.follow(&fleet);
+            gateway.forget_departed(&fleet);
             gateway.fleet.publish(fleet);
             gateway.admission.wake();
             ports.send_if_modified(|ports| {

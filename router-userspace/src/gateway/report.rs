@@ -1,10 +1,13 @@
 //! What the gateway tells of itself when asked: the fleet as JSON, and gauges of its workers.
 
-use router_core::fleet::{Phase, Role, Verdict};
+use std::collections::HashSet;
+
+use router_core::fleet::{Fleet, Phase, Role, Verdict};
 use serde_json::json;
 
 use super::Gateway;
-use crate::metrics::WorkerLabels;
+use super::fault::REASONS;
+use crate::metrics::{LegLabels, WorkerLabels};
 
 impl Gateway {
     /// The snapshot in force, with what is known of every worker now.
@@ -16,6 +19,21 @@ impl Gateway {
             "fleet": &*fleet,
         });
         told.to_string()
+    }
+
+    /// Drops the counters of workers that `next` no longer has: pods come and go for months.
+    pub(crate) fn forget_departed(&self, next: &Fleet) {
+        let stays: HashSet<&str> = next.workers().map(|worker| &*worker.name).collect();
+        let now = self.fleet.snapshot();
+        let gone = now.workers().map(|worker| &*worker.name).filter(|name| !stays.contains(name));
+        for worker in gone.collect::<HashSet<_>>() {
+            for (role, leg) in ["prefill", "decode", "unified"].into_iter().enumerate() {
+                for outcome in REASONS.iter().map(|names| names[role]).chain(["ok"]) {
+                    let worker = worker.to_owned();
+                    self.metrics.legs.remove(&LegLabels { leg, worker, outcome });
+                }
+            }
+        }
     }
 
     /// Brings the gauges up to date; called before they are read.
