@@ -11,7 +11,7 @@ use crate::manifests::{Manifests, NODE, Named};
 use crate::node::Node;
 
 /// How long anything may take that is waited for.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) struct Agent<'a> {
     pub(crate) node: &'a Node,
