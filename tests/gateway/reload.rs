@@ -216,3 +216,22 @@ async fn a_gateway_started_on_an_empty_directory_serves_what_comes() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_pod_that_leaves_takes_its_counters_with_it() {
+    let fleet = Fleet::start(1, 2).await;
+    let gateway = fleet.gateway_with(&["--policy", "round_robin"]).await;
+    for _ in 0..4 {
+        gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
+    }
+    let [leaves, stays] = [0, 1].map(|i| format!("worker=\"default/{}\"", fleet.decode[i].pod.name));
+    let counted =
+        async |worker: &str| gateway.metric("pd_router_leg_requests_total", &[worker]).await;
+    assert_eq!((counted(&leaves).await, counted(&stays).await), (2.0, 2.0));
+    fleet.manifests.remove_pod(&fleet.decode[0].pod.name);
+    eventually("its counters are gone", EFFECT, async || {
+        (counted(&leaves).await == 0.0).then_some(())
+    })
+    .await;
+    assert_eq!(counted(&stays).await, 2.0);
+}
