@@ -224,7 +224,8 @@ async fn a_pod_that_leaves_takes_its_counters_with_it() {
     for _ in 0..4 {
         gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
     }
-    let [leaves, stays] = [0, 1].map(|i| format!("worker=\"default/{}\"", fleet.decode[i].pod.name));
+    let [leaves, stays] =
+        [0, 1].map(|i| format!("worker=\"default/{}\"", fleet.decode[i].pod.name));
     let counted =
         async |worker: &str| gateway.metric("pd_router_leg_requests_total", &[worker]).await;
     assert_eq!((counted(&leaves).await, counted(&stays).await), (2.0, 2.0));

@@ -32,7 +32,7 @@ impl Counts {
         let line = line.trim_start();
         let summary = match line.strip_prefix("test result: ") {
             Some(rest) => rest,
-            None if line.starts_with("Summary [") => line.split_once("tests run: ")?.1,
+            None if line.starts_with("Summary [") => line.split_once(" run: ")?.1,
             None => return None,
         };
         let mut counts = Counts::default();
@@ -58,6 +58,8 @@ mod tests {
 
     #[test]
     fn nextest_summaries_are_read() {
+        let one = "     Summary [   0.322s] 1 test run: 1 passed, 117 skipped";
+        assert_eq!(Counts::of_line(one), counts(1, 0));
         let line = "     Summary [   1.234s] 12 tests run: 9 passed (1 slow), 2 failed, 1 timed out, 3 skipped";
         assert_eq!(Counts::of_line(line), counts(9, 3));
         let line = "     Summary [   0.005s] 5 tests run: 5 passed, 0 skipped";
