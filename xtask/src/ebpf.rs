@@ -12,6 +12,8 @@ use crate::{setup, shell, workspace};
 
 const LINKER: &str = "bpf-linker";
 const LINKER_VERSION: &str = "0.13.0";
+/// What the kernel half's tests run, and the Debian package of each.
+const TEST_PROGRAMS: [(&str, &str); 2] = [("ip", "iproute2"), ("bpftool", "bpftool")];
 const TARGET: &str = "bpfel-unknown-none";
 
 /// A compiler that can build core for another target.
@@ -69,6 +71,11 @@ pub(crate) fn setup() -> Result<()> {
         None => install_linker(&toolchain)?,
     };
     println!("{LINKER}: {}", linker.display());
+    for (program, package) in TEST_PROGRAMS {
+        if shell::which(program).is_none() {
+            setup::install(&[package]).context("the kernel half's tests need it")?;
+        }
+    }
     Ok(())
 }
 
