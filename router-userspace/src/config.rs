@@ -163,8 +163,8 @@ pub struct TimeoutFlags {
     /// Between two pieces of an answer.
     #[arg(long, default_value = "300s", value_parser = duration)]
     pub stream_idle_timeout: Duration,
-    /// A worker that has not answered probes for this long has stopped: what waits for it goes to
-    /// another pair or ends.
+    /// A worker that has answered no probe for this long, counted from the second lost one, has
+    /// stopped: what waits for it goes to another pair or ends.
     #[arg(long, default_value = "10s", value_parser = duration)]
     pub silent_timeout: Duration,
     /// For a whole request, where neither HTTPRoute nor BackendTrafficPolicy says.
