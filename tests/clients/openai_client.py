@@ -1,15 +1,20 @@
 """OpenAI's own client against a gateway: openai_client.py BASE_URL PART."""
 
+import os
 import sys
 
 import openai
 
-MODEL = "/models/Qwen3-32B"
+MODEL = os.environ.get("MODEL", "/models/Qwen3-32B")
+# As many tokens as asked for, whatever the model would rather say.
+UNTIL_FULL = {"ignore_eos": True}
 MESSAGES = [{"role": "user", "content": "Hello, this is a test"}]
 
 
 def chat(client):
-    answer = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=20)
+    answer = client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, max_tokens=20, extra_body=UNTIL_FULL
+    )
     assert answer.choices[0].message.role == "assistant"
     assert answer.choices[0].message.content
     assert answer.usage.completion_tokens == 20
@@ -19,12 +24,16 @@ def chat(client):
 
 
 def stream(client):
-    whole = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=20)
+    whole = client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, max_tokens=20, temperature=0, extra_body=UNTIL_FULL
+    )
     chunks = list(
         client.chat.completions.create(
             model=MODEL,
             messages=MESSAGES,
             max_tokens=20,
+            temperature=0,
+            extra_body=UNTIL_FULL,
             stream=True,
             stream_options={"include_usage": True},
         )
@@ -35,7 +44,9 @@ def stream(client):
 
 
 def samples(client):
-    answer = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=8, n=2)
+    answer = client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, max_tokens=8, n=2, extra_body=UNTIL_FULL
+    )
     assert [choice.index for choice in answer.choices] == [0, 1]
     assert all(choice.message.content for choice in answer.choices)
     assert answer.usage.completion_tokens == 16

@@ -7,6 +7,7 @@ mod demo;
 mod docs;
 mod ebpf;
 mod python;
+mod real_sglang;
 mod setup;
 mod shell;
 mod test;

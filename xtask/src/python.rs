@@ -2,7 +2,7 @@
 //! requirements each.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
@@ -17,39 +17,67 @@ pub(crate) fn venv() -> Result<PathBuf> {
     environment("venv", "tests/clients/requirements.txt")
 }
 
+/// The python of the environment with sglang-router, which pd-router is compared with.
+///
+/// # Errors
+/// As [`environment`].
+pub(crate) fn sglang_router() -> Result<PathBuf> {
+    environment("sglang-router", "tests/bench/requirements.txt")
+}
+
 /// The python of the environment `name`, made on first use and whenever its requirements change.
 ///
 /// # Errors
 /// No python, no venv module, or the registry cannot be reached.
-pub(crate) fn environment(name: &str, requirements: &str) -> Result<PathBuf> {
-    let cache = workspace::cache()?;
-    let file = workspace::root().join(requirements);
-    let wanted =
-        std::fs::read_to_string(&file).with_context(|| format!("reading {requirements}"))?;
-    // Two chores at once: the second waits here and then finds the work done.
-    let lock = cache.join(format!("{name}.lock"));
-    let lock = File::create(lock).context("making the environment's lock")?;
-    let _lock = Flock::lock(lock, FlockArg::LockExclusive)
-        .map_err(|(_, error)| error)
-        .context("waiting for the environment's lock")?;
-
-    let folder = cache.join(name);
-    let python = folder.join("bin/python");
-    let stamp = folder.join("requirements.txt");
-    if std::fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
-        return Ok(python);
-    }
-    println!("making a virtual environment in {}", folder.display());
-    make(&folder)?;
-    let mut pip = shell::command(&python);
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
-    shell::run(pip.arg("--requirement").arg(&file))?;
-    // Last: an environment without its stamp is made anew.
-    std::fs::write(&stamp, wanted).context("stamping the environment")?;
-    Ok(python)
+fn environment(name: &str, requirements: &str) -> Result<PathBuf> {
+    let wanted = std::fs::read_to_string(workspace::root().join(requirements))
+        .with_context(|| format!("reading {requirements}"))?;
+    let folder = kept(name, &wanted, |folder| {
+        println!("making a virtual environment in {}", folder.display());
+        make(folder)?;
+        pip(&folder.join("bin/python"), &["--requirement", requirements])
+    })?;
+    Ok(folder.join("bin/python"))
 }
 
-fn make(folder: &std::path::Path) -> Result<()> {
+/// The folder `name` of the cache, filled by `fill` on first use and whenever `wanted` changes.
+///
+/// # Errors
+/// No cache folder, or `fill` failed.
+pub(crate) fn kept(
+    name: &str,
+    wanted: &str,
+    fill: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let cache = workspace::cache()?;
+    // Two chores at once: the second waits here and then finds the work done.
+    let lock = cache.join(format!("{name}.lock"));
+    let lock = File::create(lock).with_context(|| format!("making the lock of {name}"))?;
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .with_context(|| format!("waiting for the lock of {name}"))?;
+
+    let folder = cache.join(name);
+    let stamp = folder.join("requirements.txt");
+    if !std::fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
+        fill(&folder)?;
+        // Last: what has no stamp is made anew.
+        std::fs::write(&stamp, wanted).with_context(|| format!("stamping {name}"))?;
+    }
+    Ok(folder)
+}
+
+/// Installs into the environment of that python.
+///
+/// # Errors
+/// pip fails.
+pub(crate) fn pip(python: &Path, words: &[&str]) -> Result<()> {
+    let mut pip = shell::command(python);
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+    shell::run(pip.args(words))
+}
+
+fn make(folder: &Path) -> Result<()> {
     if shell::which("python3").is_none() {
         setup::install(&["python3", "python3-venv"]).context("python3 is missing")?;
     }

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use crate::counts::Counts;
 use crate::workspace::Binaries;
-use crate::{ebpf, python, shell, workspace};
+use crate::{ebpf, python, real_sglang, shell, workspace};
 
 /// What to run of the tests.
 #[derive(Debug, Default, Args)]
@@ -32,6 +32,8 @@ enum Suite {
     Kernel,
     /// Examples in the documentation.
     Doc,
+    /// The gateway before a real SGLang on the CPU. Gigabytes and minutes: only when it is named.
+    RealSglang,
 }
 
 /// Runs the tests; failed ones are in the counts, not an error.
@@ -40,8 +42,8 @@ enum Suite {
 /// Something could not be built or started.
 pub(crate) fn run(flags: &Flags) -> Result<Counts> {
     let mut counts = Counts::default();
-    let suites = [Suite::Unit, Suite::Engine, Suite::Gateway, Suite::Kernel, Suite::Doc];
-    for suite in suites.into_iter().filter(|suite| flags.suite.is_none_or(|only| only == *suite)) {
+    let all = [Suite::Unit, Suite::Engine, Suite::Gateway, Suite::Kernel, Suite::Doc];
+    for suite in flags.suite.map_or(all.to_vec(), |only| vec![only]) {
         if suite == Suite::Kernel
             && let Some(missing) = kernel_tests_need()
         {
@@ -75,10 +77,14 @@ fn run_suite(suite: Suite, filter: Option<&str>) -> Result<Counts> {
         Suite::Gateway => runner.args(["--test", "gateway"]),
         Suite::Kernel => runner.args(["--test", "kernel"]),
         Suite::Doc => runner.arg("--doc"),
+        Suite::RealSglang => runner.args(["--test", "real-sglang"]),
     };
     runner.args(filter);
-    if matches!(suite, Suite::Gateway | Suite::Kernel) {
+    if matches!(suite, Suite::Gateway | Suite::Kernel | Suite::RealSglang) {
         equip(&mut runner)?;
+    }
+    if suite == Suite::RealSglang {
+        real_sglang::equip(&mut runner)?;
     }
     if suite == Suite::Kernel {
         match ebpf::build() {
@@ -131,7 +137,8 @@ fn equip(runner: &mut Command) -> Result<()> {
 /// cargo-nextest where it is installed (it runs each test as a process of its own), else cargo.
 fn runner(suite: Suite) -> Command {
     let mut command = shell::command(workspace::cargo());
-    if suite != Suite::Doc && shell::which("cargo-nextest").is_some() {
+    let by_cargo_alone = matches!(suite, Suite::Doc | Suite::RealSglang);
+    if !by_cargo_alone && shell::which("cargo-nextest").is_some() {
         command.args(["nextest", "run", "--no-tests=pass", "--no-fail-fast"]);
     } else {
         command.args(["test", "--no-fail-fast"]);

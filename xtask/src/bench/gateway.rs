@@ -24,7 +24,7 @@ pub(super) fn run(rounds: u32, seconds: u32) -> Result<()> {
     if shell::which("wrk").is_none() {
         setup::install(&["wrk"]).context("wrk is missing")?;
     }
-    let python = python::environment("sglang-router", "tests/bench/requirements.txt")?;
+    let python = python::sglang_router()?;
     let binaries = workspace::build_release_binaries()?;
     let [_prefill, _decode, direct] = peers::engines(&binaries)?;
     let ours = peers::pd_router(&binaries)?;

@@ -1,0 +1,121 @@
+//! What an answer says, without what differs from run to run: names, clocks, cache hits.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use http::StatusCode;
+use router_tests::Client;
+use router_tests::sse::Event;
+use serde_json::Value;
+
+use crate::requests::Ask;
+
+/// Fields that tell of one run and not of the answer.
+const PASSING: [&str; 13] = [
+    "id",
+    "created",
+    "created_at",
+    "e2e_latency",
+    "inference_time",
+    "queue_time",
+    "cached_tokens",
+    "cached_tokens_details",
+    "prompt_tokens_details",
+    "input_tokens_details",
+    "cache_read_input_tokens",
+    "completed_at",
+    "decode_throughput",
+];
+
+/// An answer as the table compares it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Said {
+    pub(crate) status: StatusCode,
+    /// The body; of a stream its choices, then what else it said.
+    pub(crate) body: Vec<Value>,
+}
+
+/// Sends it and reads the whole answer.
+pub(crate) async fn said(client: &Client, ask: &Ask) -> Said {
+    let stream = client.open(ask.path, &ask.body).await;
+    let status = stream.status;
+    let is_stream = stream
+        .headers
+        .get(http::header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+    if !is_stream {
+        let answer = stream.answer().await;
+        // Refusals of a router may be plain text.
+        let body = serde_json::from_slice(&answer.body).unwrap_or_else(|_| answer.text().into());
+        return Said { status, body: vec![lasting(body)] };
+    }
+    let (events, end) = stream.events().await;
+    assert_eq!(end, router_tests::client::End::Clean, "{}: {events:?}", ask.name);
+    Said { status, body: joined(events.iter().filter(|event| !event.is_done())) }
+}
+
+/// A stream as one answer: where its events are cut, and whose turn is next, is chance.
+fn joined<'e>(events: impl Iterator<Item = &'e Event>) -> Vec<Value> {
+    let mut choices: BTreeMap<u64, Value> = BTreeMap::new();
+    let mut rest = Vec::new();
+    for event in events {
+        let event = lasting(event.json());
+        let choice = &event["choices"][0];
+        if let Some(index) = choice["index"].as_u64() {
+            match choices.entry(index) {
+                Entry::Vacant(place) => _ = place.insert(choice.clone()),
+                Entry::Occupied(mut place) => append(place.get_mut(), choice),
+            }
+        } else if event.get("meta_info").is_some() {
+            // Every event of /generate tells the whole answer so far.
+            choices.insert(event["index"].as_u64().unwrap_or_default(), event);
+        } else {
+            rest.push(event);
+        }
+    }
+    choices.into_values().chain(rest).collect()
+}
+
+/// Adds a further piece of a choice: texts and lists grow, what was null is filled in.
+fn append(so_far: &mut Value, piece: &Value) {
+    match (so_far, piece) {
+        (_, Value::Null) => {}
+        (Value::String(text), Value::String(more)) => text.push_str(more),
+        (Value::Array(items), Value::Array(more)) => items.extend(more.iter().cloned()),
+        (Value::Object(fields), Value::Object(more)) => {
+            for (name, value) in more {
+                append(fields.entry(name.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (other, value) => *other = value.clone(),
+    }
+}
+
+/// The value without its passing fields; numbers as near as two batches compute them.
+fn lasting(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => fields
+            .into_iter()
+            .filter(|(name, _)| !PASSING.contains(&name.as_str()) && !name.ends_with("_ts"))
+            .map(|(name, value)| (name, lasting(value)))
+            .collect(),
+        Value::Array(items) => items.into_iter().map(lasting).collect(),
+        Value::Number(number) => match number.as_f64() {
+            Some(float) if number.is_f64() => Value::from((float * 1e3).round() / 1e3),
+            _ => Value::Number(number),
+        },
+        other => other,
+    }
+}
+
+/// The text of the whole answer, to tell answers apart.
+pub(crate) fn text(said: &Said) -> String {
+    let texts = said.body.iter().map(|part| {
+        let choice = &part["choices"][0];
+        [&part["text"], &choice["text"], &choice["message"]["content"], &part["delta"]["content"]]
+            .iter()
+            .filter_map(|text| text.as_str())
+            .collect::<String>()
+    });
+    texts.collect()
+}

@@ -1,0 +1,25 @@
+//! OpenAI's own Python client against the real pair.
+
+use std::path::Path;
+
+use tokio::process::Command;
+
+use crate::requests::MODEL;
+use crate::world::{World, setting};
+
+pub(crate) async fn openai(world: &mut World) {
+    let gateway = world.gateway(&[]).await;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/openai_client.py");
+    for part in ["chat", "stream", "samples"] {
+        let mut command = Command::new(setting("PD_ROUTER_PYTHON"));
+        command.arg("-B").arg(&script).arg(format!("http://{}/v1", gateway.client.address));
+        command.arg(part).env("MODEL", MODEL).kill_on_drop(true);
+        for proxy in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "ALL_PROXY"] {
+            command.env_remove(proxy);
+        }
+        let output = command.output().await.expect("starting python");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{part}: {error}");
+    }
+    world.idle().await;
+}

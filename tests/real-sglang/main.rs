@@ -1,0 +1,54 @@
+//! pd-router before real SGLang engines: a prefill, a decode, and an ordinary server as the
+//! reference, each in a pod of its own, with KV over Mooncake's TCP transport. Needs root.
+//!
+//! The servers take minutes to start, so there is one set of them and the checks take turns.
+
+mod answer;
+mod answers;
+mod clients;
+mod deaths;
+mod leaving;
+#[path = "../kernel/node.rs"]
+#[expect(dead_code, reason = "the kernel's tests use more of it")]
+mod node;
+mod peer;
+mod report;
+mod requests;
+mod server;
+#[path = "../kernel/space.rs"]
+mod space;
+#[path = "../kernel/wire.rs"]
+mod wire;
+mod world;
+
+use std::process::ExitCode;
+
+use node::{Node, Topology};
+use report::Report;
+use world::World;
+
+fn main() -> ExitCode {
+    // What cargo and nextest pass to every test program: there is one list here, run in order.
+    if std::env::args().any(|word| word == "--list") {
+        return ExitCode::SUCCESS;
+    }
+    let node = Node::new(Topology::Bridged);
+    let servers = World::pods(&node);
+    // In the node's namespace; the runtime has no other thread.
+    node.space.run(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let world = runtime.block_on(World::start(servers));
+        let mut report = Report::new(runtime, world);
+        report.check("every answer is the reference's", answers::equal);
+        report.check("what a client smuggles changes nothing", answers::smuggling);
+        report.check("requests at once have rooms of their own", answers::at_once);
+        report.check("OpenAI's client is served", clients::openai);
+        report.check("a client that leaves frees both engines", leaving::frees_both);
+        report.check("a frozen prefill is told of in time", deaths::prefill_freezes);
+        report.check("a killed prefill is told of at once, its return heals", deaths::prefill_dies);
+        report.check("a killed decode is told of at once, its return heals", deaths::decode_dies);
+        report.check("sglang-router answers the same table", peer::table);
+        report.finish()
+    })
+}

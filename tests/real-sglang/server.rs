@@ -1,0 +1,184 @@
+//! A real SGLang server, in a pod of its own, on the CPU.
+
+use std::fs::File;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use router_tests::manifests::{BOOTSTRAP_PORT, ENGINE_PORT};
+use router_tests::{Client, eventually};
+use serde_json::Value;
+
+use crate::node::Pod;
+use crate::requests::MODEL;
+
+/// A server imports for minutes where the machine has other work.
+const START: Duration = Duration::from_secs(400);
+/// The last line that a server logs before it serves.
+const SERVES: &str = "The server is fired up";
+/// What an engine waits for its peer: SGLang's 300 s would make failures slow to see.
+const PEER_TIMEOUT: &str = "60";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Prefill,
+    Decode,
+    /// Both halves in one: what the pair's answers are compared with.
+    Reference,
+}
+
+/// What every server is started with.
+#[derive(Clone, Debug)]
+pub(crate) struct Installation {
+    pub(crate) python: PathBuf,
+    pub(crate) model: PathBuf,
+    pub(crate) logs: PathBuf,
+}
+
+pub(crate) struct Server {
+    pub(crate) name: &'static str,
+    pub(crate) role: Role,
+    pub(crate) pod: Pod,
+    installation: Installation,
+    log: PathBuf,
+    child: Child,
+}
+
+impl Server {
+    /// Starts without waiting: several import at once.
+    pub(crate) fn start(
+        name: &'static str,
+        role: Role,
+        pod: Pod,
+        installation: &Installation,
+    ) -> Server {
+        let log = installation.logs.join(format!("{name}.log"));
+        let child = spawn(role, &pod, installation, &log);
+        Server { name, role, pod, installation: installation.clone(), log, child }
+    }
+
+    pub(crate) fn ip(&self) -> IpAddr {
+        self.pod.address
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::new(SocketAddr::new(self.ip(), ENGINE_PORT))
+    }
+
+    /// Waits until it serves.
+    pub(crate) async fn serves(&mut self) {
+        let what = format!("{} serves; its log is {}", self.name, self.log.display());
+        eventually(&what, START, async || {
+            if let Some(status) = self.child.try_wait().expect("waiting for a child of ours") {
+                panic!("{} ended with {status}:\n{}", self.name, tail(&self.log()));
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            self.log().contains(SERVES).then_some(())
+        })
+        .await;
+    }
+
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("waiting for a child of ours").is_some()
+    }
+
+    pub(crate) fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Ends all its processes at once, as the kernel does with a pod that is out of memory.
+    pub(crate) fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.child.wait().expect("a killed child ends");
+    }
+
+    /// Stops all its processes where they are: ports open, nothing answers.
+    pub(crate) fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    pub(crate) fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// Starts it anew after a kill and waits until it serves.
+    pub(crate) async fn restart(&mut self) {
+        self.child = spawn(self.role, &self.pod, &self.installation, &self.log);
+        self.serves().await;
+    }
+
+    /// What it holds now, as it tells itself.
+    pub(crate) async fn load(&self) -> Value {
+        self.client().get("/v1/loads").await.expect_status(200).json()["loads"][0].take()
+    }
+
+    fn signal(&self, signal: Signal) {
+        let group = Pid::from_raw(self.child.id().try_into().expect("an id fits"));
+        killpg(group, signal).expect("the server runs");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let group = Pid::from_raw(self.child.id().try_into().expect("an id fits"));
+        // Fails only where it has ended already.
+        _ = killpg(group, Signal::SIGKILL);
+        _ = self.child.wait();
+    }
+}
+
+fn spawn(role: Role, pod: &Pod, installation: &Installation, log: &Path) -> Child {
+    let log = File::create(log).expect("a server's log");
+    let mut command = command(role, pod.address, installation);
+    command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
+    // A group of its own, so that one signal reaches the scheduler and the detokenizer too.
+    command.process_group(0);
+    pod.space.run(move || command.spawn().expect("starting SGLang"))
+}
+
+fn command(role: Role, ip: IpAddr, installation: &Installation) -> Command {
+    let engine = Path::new(env!("CARGO_MANIFEST_DIR")).join("real-sglang/engine");
+    // Ends with the test, however that ends. The CPU may be wanted elsewhere.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "nice", "-n", "5"]);
+    command.arg(&installation.python).args(["-m", "sglang.launch_server"]);
+    command.arg("--model-path").arg(&installation.model);
+    command.args(["--served-model-name", MODEL]);
+    command.args(["--device", "cpu", "--dtype", "float32", "--grammar-backend", "none"]);
+    command.args(["--attention-backend", "torch_native", "--sampling-backend", "pytorch"]);
+    command.args(["--disable-cuda-graph", "--disable-overlap-schedule", "--enable-metrics"]);
+    command.args(["--max-total-tokens", "20000", "--mem-fraction-static", "0.1"]);
+    command.args(["--host", &ip.to_string(), "--port", &ENGINE_PORT.to_string()]);
+    let bootstrap = BOOTSTRAP_PORT.to_string();
+    match role {
+        Role::Prefill => command
+            .args(["--disaggregation-mode", "prefill"])
+            .args(["--disaggregation-bootstrap-port", &bootstrap]),
+        Role::Decode => command.args(["--disaggregation-mode", "decode"]),
+        Role::Reference => &mut command,
+    };
+    if role != Role::Reference {
+        command.args(["--disaggregation-transfer-backend", "mooncake"]);
+    }
+    command
+        .env("PYTHONPATH", engine.join("stand-in"))
+        .env("SGLANG_USE_CPU_ENGINE", "1")
+        .env("SGLANG_HOST_IP", ip.to_string())
+        .env("SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT", PEER_TIMEOUT)
+        .env("SGLANG_DISAGGREGATION_WAITING_TIMEOUT", PEER_TIMEOUT)
+        .env("HF_HUB_OFFLINE", "1")
+        .env("OMP_NUM_THREADS", "1")
+        // SGLang asks Mooncake for RDMA, which no namespace has.
+        .env("MC_FORCE_TCP", "1")
+        .env_remove("PYTHONDONTWRITEBYTECODE");
+    command
+}
+
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(30)..].join("\n")
+}
