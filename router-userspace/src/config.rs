@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use router_core::schedule::Policy;
 
 use crate::agent::settings::AgentFlags;
+use crate::simulate::SimulateFlags;
 
 /// Inference gateway for SGLang prefill/decode-disaggregated serving.
 #[derive(Debug, Parser)]
@@ -26,6 +27,8 @@ pub enum Command {
     Gateway(Box<GatewayFlags>),
     /// Counts in the kernel what this node's pods do on the network, and serves it.
     Agent(Box<AgentFlags>),
+    /// Compares scheduling policies on a model of a fleet.
+    Simulate(Box<SimulateFlags>),
 }
 
 /// What is logged, and how.

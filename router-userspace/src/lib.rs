@@ -1,8 +1,8 @@
 //! The part of pd-router that meets the world: sockets, files, clocks, the cluster.
 //!
 //! Rooms in reading order: [`config`] (flags to settings), [`control`] (documents to fleet),
-//! [`gateway`] (a request's life), [`agent`] (what the kernel counts), `admin`, [`metrics`],
-//! [`telemetry`].
+//! [`gateway`] (a request's life), [`agent`] (what the kernel counts), [`simulate`] (a model of
+//! a fleet), `admin`, [`metrics`], [`telemetry`].
 
 mod admin;
 pub mod agent;
@@ -10,4 +10,5 @@ pub mod config;
 pub mod control;
 pub mod gateway;
 pub mod metrics;
+pub mod simulate;
 pub mod telemetry;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 use router_userspace::config::{Cli, Command};
+use router_userspace::simulate::simulate;
 use router_userspace::{agent, gateway, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,7 @@ fn start(cli: Cli) -> Result<()> {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             runtime.block_on(async { gateway::run(settings, on_signal()?).await })
         }
+        Command::Simulate(flags) => simulate(&flags),
         Command::Agent(flags) if flags.cleanup => agent::cleanup(&flags),
         Command::Agent(flags) => agent::run(*flags, || Ok(on_signal()?.cancelled_owned())),
     }

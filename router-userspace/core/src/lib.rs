@@ -10,3 +10,4 @@ pub mod route;
 pub mod sample;
 pub mod schedule;
 pub mod sglang;
+pub mod simulate;

@@ -51,7 +51,7 @@ const FAIR_SHARE: f32 = 1.0 / 3.0;
 const MS_PER_US: f32 = 1e-3;
 /// The part of a prompt that the worker a rendezvous hash names is thought to hold, where the
 /// index knows nothing: some other gateway may have sent it there.
-const RENDEZVOUS_SHARE: f32 = 0.05;
+const RENDEZVOUS_SHARE: f32 = 0.2;
 
 /// The predicted milliseconds of one request on one pair, term by term.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -59,6 +59,8 @@ pub struct Estimate {
     /// For the prompts before this one.
     pub wait_ms: f32,
     pub prefill_ms: f32,
+    /// What the work of this prompt costs those who come behind it.
+    pub pressing_ms: f32,
     /// Of the KV cache, as far as it does not happen during prefill.
     pub transfer_ms: f32,
     /// One decode step with this request in the batch.
@@ -74,6 +76,11 @@ pub struct Estimate {
 }
 
 impl Estimate {
+    /// What the prefill leg and the transfer cost, to this request and to later ones.
+    pub(super) fn first_leg_ms(&self) -> f32 {
+        self.ttft_ms() + self.pressing_ms
+    }
+
     pub fn ttft_ms(&self) -> f32 {
         self.wait_ms + self.prefill_ms + self.transfer_ms
     }
@@ -105,6 +112,8 @@ pub(super) struct Estimator<'a> {
     /// Inverses of the assumptions of the same name: a division a candidate is felt.
     pub(super) per_context: f32,
     pub(super) per_batch: f32,
+    /// Requests that a work delays.
+    pub(super) pressure: f32,
     /// The prefill that other gateways would take for this prompt.
     pub(super) rendezvous: Option<u64>,
 }
@@ -168,6 +177,7 @@ impl Estimator<'_> {
         Estimate {
             wait_ms: p.wait_ms,
             prefill_ms: p.prefill_ms,
+            pressing_ms: p.prefill_ms * self.pressure,
             transfer_ms: behind_ms.max(last_chunk_ms) + link.rtt_us / 1000.0,
             itl_ms: d.itl_ms,
             crowding_ms: d.crowding_ms,

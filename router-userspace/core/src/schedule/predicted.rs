@@ -17,6 +17,9 @@ const TIE_SHARE: f32 = 0.01;
 const TIE_MS: f32 = 1.0;
 /// What pods of one group are preferred by, where the rest is the same.
 const GROUP_MS: f32 = 2.0;
+/// Of the requests that wait, so many as will be delayed by work that a cached prefix saves.
+const PRESSURE: f32 = 0.5;
+const MOST_PRESSURE: f32 = 10.0;
 /// A pair that misses a target is worse than any that does not.
 const MISS_MS: f32 = 1e6;
 
@@ -66,8 +69,18 @@ fn estimator<'a>(question: &'a Question<'a>) -> Estimator<'a> {
         per_context: 1.0 / question.assumptions.context_doubles_bytes,
         per_batch: 1.0 / question.assumptions.batch_doubles_tokens,
         typical: Pair { prefill: Typical::of(prefill), decode: Typical::of(decode) },
+        pressure: pressure(prefill),
         rendezvous: named.flatten(),
     }
+}
+
+/// What a millisecond of prefill costs those who come later: the more, the longer the queues.
+fn pressure(prefills: &[Candidate]) -> f32 {
+    let stride = prefills.len().div_ceil(64).max(1);
+    let at =
+        |c: &Candidate| c.usage.requests as f32 + c.load.map_or(0.0, |load| load.others_requests);
+    let sum: f32 = prefills.iter().step_by(stride).map(at).sum();
+    (PRESSURE * sum / prefills.len().div_ceil(stride) as f32).clamp(0.0, MOST_PRESSURE)
 }
 
 /// The worker with the highest hash of key and identity (Thaler and Ravishankar 1998): every
@@ -90,7 +103,7 @@ impl Scene<'_> {
         let terms = self.estimator.prefill(candidate);
         let free = DecodeTerms { rx_bytes_per_ms: f32::INFINITY, ..DecodeTerms::default() };
         let link = self.question.assumptions.link.link;
-        self.estimator.pair(&terms, &free, link, &candidate.rates).ttft_ms()
+        self.estimator.pair(&terms, &free, link, &candidate.rates).first_leg_ms()
     }
 
     /// What a decode costs, its whole share in the transfer included.
@@ -158,7 +171,7 @@ impl Scene<'_> {
         let missed = aim.targets.map_or(0, |targets| {
             u8::from(estimate.ttft_ms() > targets.ttft_ms) + u8::from(itl_ms > targets.itl_ms)
         });
-        let cost_ms = estimate.ttft_ms()
+        let cost_ms = estimate.first_leg_ms()
             + decode_cost_ms(itl_ms, crowding_ms, output_tokens, &aim)
             + if apart { GROUP_MS } else { 0.0 }
             + f32::from(missed) * MISS_MS;

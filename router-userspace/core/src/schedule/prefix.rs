@@ -11,6 +11,8 @@ pub const BLOCK_BYTES: usize = 2048;
 /// Blocks of a prompt that are looked at; what follows is taken for new. 8 MiB.
 pub const MAX_BLOCKS: usize = 4096;
 
+/// Blocks that tell one conversation from another: 8 KiB.
+const KEY_BLOCKS: usize = 4;
 /// Workers that are remembered for one block. A block of more is taken for common.
 const HOLDERS: usize = 4;
 /// Places that one block may stand in.
@@ -208,6 +210,12 @@ impl PrefixIndex {
         self.slots[at].touched = self.now;
         at
     }
+}
+
+/// What a rendezvous hash goes by: the first blocks, which every turn of a conversation shares
+/// and which are more than a common system prompt. 0 where a prompt is shorter than a block.
+pub fn key_of(blocks: &[u64]) -> u64 {
+    blocks.get(KEY_BLOCKS - 1).or(blocks.last()).copied().unwrap_or(0)
 }
 
 fn set_of(hash: u64, entries: usize) -> usize {

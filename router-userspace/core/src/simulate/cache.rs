@@ -1,0 +1,55 @@
+//! [`Cache`]: the prefix cache of one modelled prefill: blocks, the least recently used goes.
+
+use std::collections::{BTreeMap, HashMap};
+
+/// Blocks by their last use.
+#[derive(Debug, Default)]
+pub(super) struct Cache {
+    used: HashMap<u64, u64>,
+    order: BTreeMap<u64, u64>,
+    clock: u64,
+    blocks: usize,
+}
+
+impl Cache {
+    pub(super) fn new(blocks: usize) -> Cache {
+        Cache { blocks, ..Cache::default() }
+    }
+
+    /// How many of the first blocks it holds.
+    pub(super) fn matched(&self, blocks: &[u64]) -> usize {
+        blocks.iter().take_while(|block| self.used.contains_key(block)).count()
+    }
+
+    /// The prompt was computed: all of it is here now, the end of it the first to go.
+    pub(super) fn insert(&mut self, blocks: &[u64]) {
+        for &block in blocks.iter().take(self.blocks).rev() {
+            self.clock += 1;
+            if let Some(before) = self.used.insert(block, self.clock) {
+                self.order.remove(&before);
+            }
+            self.order.insert(self.clock, block);
+        }
+        while self.used.len() > self.blocks {
+            let Some((_, oldest)) = self.order.pop_first() else { break };
+            self.used.remove(&oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_the_oldest_prompt_goes_first() {
+        let mut cache = Cache::new(5);
+        cache.insert(&[1, 2, 3]);
+        cache.insert(&[1, 7, 8]);
+        assert_eq!(cache.matched(&[1, 2, 3]), 3);
+        cache.insert(&[9]);
+        assert_eq!(cache.matched(&[1, 2, 3]), 2);
+        assert_eq!(cache.matched(&[1, 7, 8]), 3);
+        assert_eq!(cache.used.len(), cache.order.len());
+    }
+}

@@ -1,0 +1,296 @@
+//! [`Gateway`]: one modelled gateway: the schedule room, and only what a gateway can see.
+//!
+//! It knows bytes, not tokens; its own leases at once, and everything else as old as it comes.
+//! What it assumes of engines is wrong by a factor of two in each number.
+
+use super::chance::Chance;
+use super::contender::{Contender, Way};
+use super::engine::Engine;
+use super::history::History;
+use super::view::{View, Views};
+use crate::fleet::{Experience, Link, LinkPrior, Links, Load, Rates, Usage};
+use crate::pair::Pair;
+use crate::schedule::prefix::{Capacity, PrefixIndex, key_of};
+use crate::schedule::{
+    Aim, Ask, Assumptions, Candidate, Draw, Question, Reported, choose, step_us_of_idle,
+};
+
+/// Bytes of a token on average: what the model uses to make prompts of a trace's tokens.
+pub(super) const BYTES_PER_TOKEN: f64 = 4.2;
+
+/// What a gateway remembers of a request that it sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sent {
+    pub(super) pair: Pair<usize>,
+    prefill: Usage,
+    decode: Usage,
+    bytes: u64,
+    at_ms: f64,
+    /// Work before it and its own, as it was believed; what happened to both is evidence.
+    ahead_bytes: f32,
+    transfer_ms: f32,
+}
+
+/// A request as a gateway sees it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Prompt<'a> {
+    pub(super) bytes: u64,
+    pub(super) blocks: &'a [u64],
+}
+
+#[derive(Debug)]
+pub(super) struct Gateway {
+    way: Way,
+    prefills: usize,
+    chance: Chance,
+    turn: u64,
+    usage: Vec<Usage>,
+    /// What it had on each worker, and the bytes of the whole prompts, for frames of then.
+    past: Vec<History<(Usage, u64)>>,
+    prompts: Vec<u64>,
+    dead: Vec<bool>,
+    pool: Experience,
+    workers: Vec<Experience>,
+    assumptions: Assumptions,
+    index: PrefixIndex,
+    links: Links,
+    /// When its poll of each interval falls.
+    phase: f64,
+}
+
+impl Gateway {
+    pub(super) fn new(
+        contender: Contender,
+        engine: &Engine,
+        (prefills, decodes): (usize, usize),
+        seed: u64,
+        number: u64,
+    ) -> Gateway {
+        let mut chance = Chance::new(seed, 100 + number);
+        // All gateways of a seed are configured alike, and wrong.
+        let mut wrong = Chance::new(seed, 3);
+        let assumptions = assumptions(engine, &mut wrong);
+        let cache = f64::from(engine.prefix_cache_tokens) * BYTES_PER_TOKEN * wrong.twofold();
+        let remembers = contender.way.policy() == crate::schedule::Policy::CacheAware;
+        let capacity = Capacity {
+            blocks: 1 << 17,
+            workers: prefills,
+            // sglang-router's tree does not age; ours models the engine's cache.
+            cache_bytes: if remembers { u64::MAX } else { cache as u64 },
+        };
+        let workers = prefills + decodes;
+        Gateway {
+            way: contender.way,
+            prefills,
+            phase: chance.unit(),
+            chance,
+            turn: number,
+            usage: vec![Usage::default(); workers],
+            prompts: vec![0; workers],
+            past: (0..workers).map(|_| History::default()).collect(),
+            dead: vec![false; workers],
+            pool: Experience::default(),
+            workers: (0..workers).map(|_| Experience::default()).collect(),
+            assumptions,
+            index: PrefixIndex::new(capacity),
+            links: Links::new(1024),
+        }
+    }
+
+    /// Chooses a pair and counts the request on it; `None` where nobody is left.
+    pub(super) fn send(&mut self, prompt: Prompt<'_>, views: &Views, now: f64) -> Option<Sent> {
+        let now_ms = now as u64;
+        let pool = self.pool.rates(&self.assumptions.rates, now_ms);
+        if self.way == Way::Agents {
+            self.watch_steps(&pool, views, now);
+        }
+        let workers = self.usage.len();
+        let candidates: Vec<Candidate> = (0..workers)
+            .filter(|&worker| !self.dead[worker])
+            .map(|worker| self.candidate(worker, &pool, views, now))
+            .collect();
+        let split = candidates.partition_point(|candidate| candidate.id < self.prefills);
+        let (prefill, decode) = candidates.split_at(split);
+        let kv_tokens = prompt.bytes / 4 + pool.output_tokens as u64;
+        let draw = Draw { chance: self.chance.next(), turn: self.turn };
+        self.turn += 1;
+        let ask = Ask {
+            prompt_bytes: prompt.bytes,
+            kv_tokens,
+            held: self.index.lookup(prompt.blocks),
+            prefix_key: key_of(prompt.blocks),
+        };
+        let question = Question {
+            ask,
+            candidates: Pair { prefill, decode },
+            links: (self.way == Way::Agents).then_some(&self.links),
+            assumptions: &self.assumptions,
+            aim: Aim::default(),
+            now_ms,
+            draw,
+        };
+        let chosen = choose(self.way.policy(), &question)?;
+        let estimate = chosen.estimate.unwrap_or_default();
+        let work_bytes = match chosen.estimate {
+            Some(estimate) => estimate.work_bytes,
+            None => prompt.bytes as f32,
+        };
+        let backlog_ms = estimate.wait_ms + estimate.prefill_ms;
+        let rates = self.workers[chosen.pair.prefill].rates(&pool, now_ms);
+        let sent = Sent {
+            pair: chosen.pair,
+            prefill: Usage { requests: 1, prompt_bytes: work_bytes as u64, kv_tokens: 0 },
+            decode: Usage { requests: 1, prompt_bytes: 0, kv_tokens },
+            bytes: prompt.bytes,
+            at_ms: now,
+            ahead_bytes: backlog_ms * 1000.0 / rates.prefill_us_per_byte,
+            transfer_ms: estimate.transfer_ms,
+        };
+        self.count(sent.pair.prefill, sent.prefill, sent.bytes, now);
+        self.count(sent.pair.decode, sent.decode, sent.bytes, now);
+        self.index.sent(identity(sent.pair.prefill), prompt.blocks);
+        self.pool.asked(kv_tokens as f32, prompt.bytes as f32, work_bytes, now_ms);
+        Some(sent)
+    }
+
+    /// Prefill answered: prompt computed, KV cache sent.
+    pub(super) fn prefilled(&mut self, sent: &Sent, now: f64) {
+        self.uncount(sent.pair.prefill, sent.prefill, sent.bytes, now);
+        let took_ms = (now - sent.at_ms) as f32;
+        let work_ms = (took_ms - sent.transfer_ms).max(took_ms / 5.0);
+        for experience in [&self.pool, &self.workers[sent.pair.prefill]] {
+            experience.prefilled(sent.ahead_bytes, work_ms, now as u64);
+        }
+    }
+
+    /// The answer ended, after as many events as it had tokens.
+    pub(super) fn answered(&mut self, sent: &Sent, tokens: u32, itl_ms: f64, now: f64) {
+        let batch = self.usage[sent.pair.decode].kv_tokens as f32;
+        self.uncount(sent.pair.decode, sent.decode, sent.bytes, now);
+        self.pool.answered(tokens as f32, now as u64);
+        if self.way != Way::Agents && itl_ms > 0.0 {
+            let step_us = step_us_of_idle(itl_ms as f32 * 1000.0, batch, &self.assumptions);
+            for experience in [&self.pool, &self.workers[sent.pair.decode]] {
+                experience.stepped(step_us, now as u64);
+            }
+        }
+    }
+
+    /// The request failed; `prefilled` says whether its prefill had answered.
+    pub(super) fn failed(&mut self, sent: &Sent, prefilled: bool, now: f64) {
+        if !prefilled {
+            self.uncount(sent.pair.prefill, sent.prefill, sent.bytes, now);
+        }
+        self.uncount(sent.pair.decode, sent.decode, sent.bytes, now);
+    }
+
+    /// Nobody sends to a worker that cannot be reached.
+    pub(super) fn lost(&mut self, worker: usize) {
+        self.dead[worker] = true;
+    }
+
+    /// An agent measured a transfer.
+    pub(super) fn heard(&mut self, pair: Pair<usize>, prompt: f32, bytes: f32, ms: f32, now: f64) {
+        let (prefill, decode) = (identity(pair.prefill), identity(pair.decode));
+        self.links.transferred(prefill, decode, bytes, ms, now as u64);
+        self.pool.sent(prompt, bytes, now as u64);
+    }
+
+    fn count(&mut self, worker: usize, weight: Usage, bytes: u64, now: f64) {
+        let usage = &mut self.usage[worker];
+        usage.requests += weight.requests;
+        usage.prompt_bytes += weight.prompt_bytes;
+        usage.kv_tokens += weight.kv_tokens;
+        self.prompts[worker] += bytes;
+        self.past[worker].set(now, (*usage, self.prompts[worker]));
+    }
+
+    fn uncount(&mut self, worker: usize, weight: Usage, bytes: u64, now: f64) {
+        let usage = &mut self.usage[worker];
+        usage.requests -= weight.requests;
+        usage.prompt_bytes -= weight.prompt_bytes;
+        usage.kv_tokens -= weight.kv_tokens;
+        self.prompts[worker] -= bytes;
+        self.past[worker].set(now, (*usage, self.prompts[worker]));
+    }
+
+    fn candidate(&self, id: usize, pool: &Rates, views: &Views, now: f64) -> Candidate {
+        let load = (self.way == Way::Agents).then(|| self.load(id, views, now));
+        let reported = match self.way {
+            Way::Polled(every) => {
+                let every = f64::from(every);
+                let age = (now + self.phase * every) % every;
+                Some(Reported { tokens: views.polled(id, now, age).tokens })
+            }
+            _ => None,
+        };
+        Candidate {
+            id,
+            usage: self.usage[id],
+            group: 0,
+            worker: identity(id),
+            rates: self.workers[id].rates(pool, now as u64),
+            load,
+            cached_blocks: self.index.blocks_of(identity(id)),
+            reported,
+        }
+    }
+
+    /// The last frame, less what the gateway had on the worker when it came.
+    fn load(&self, id: usize, views: &Views, now: f64) -> Load {
+        let View { requests, waiting_bytes, itl_ms, free, kv, .. } = views.frame(id, now);
+        let (own, own_bytes) = self.past[id].before(now, views.age_ms);
+        let others = requests - own.requests as f64;
+        Load {
+            age_ms: views.age_ms as f32,
+            others_requests: others.max(0.0) as f32,
+            others_waiting_bytes: (waiting_bytes - own_bytes as f64).max(0.0) as f32,
+            itl_us: (itl_ms * 1000.0) as f32,
+            tx_free_bytes_per_ms: free as f32,
+            rx_free_bytes_per_ms: free as f32,
+            tx_kv_bytes_per_ms: kv as f32,
+            rx_kv_bytes_per_ms: kv as f32,
+        }
+    }
+
+    /// Steps that agents measured are evidence of each decode's speed.
+    fn watch_steps(&self, pool: &Rates, views: &Views, now: f64) {
+        for id in self.prefills..self.usage.len() {
+            let load = self.load(id, views, now);
+            if load.itl_us > 0.0 {
+                let others = load.others_requests * pool.request_tokens;
+                let batch = self.usage[id].kv_tokens as f32 + others;
+                let step_us = step_us_of_idle(load.itl_us, batch, &self.assumptions);
+                self.pool.stepped(step_us, now as u64);
+                self.workers[id].stepped(step_us, now as u64);
+            }
+        }
+    }
+}
+
+fn identity(worker: usize) -> u64 {
+    (worker as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// The truth of the model, each number wrong by a factor of two.
+fn assumptions(engine: &Engine, wrong: &mut Chance) -> Assumptions {
+    let mut off = |truth: f64| (truth * wrong.twofold()) as f32;
+    Assumptions {
+        rates: Rates {
+            prefill_us_per_byte: off(engine.prefill_us_per_token / BYTES_PER_TOKEN),
+            step_us: off(engine.step_ms * 1000.0),
+            kv_bytes_per_byte: off(engine.kv_bytes_per_token / BYTES_PER_TOKEN),
+            output_tokens: off(343.0),
+            request_tokens: off(12_000.0),
+            uncached_share: off(0.5).min(1.0),
+        },
+        link: LinkPrior {
+            link: Link { rtt_us: 100.0, bytes_per_ms: off(engine.nic_bytes_per_ms) },
+            weight_ms: 50.0,
+        },
+        context_doubles_bytes: off(engine.prefill_us_per_token
+            / engine.prefill_us_per_context_token
+            * BYTES_PER_TOKEN),
+        batch_doubles_tokens: off(engine.step_ms * 1000.0 / engine.step_us_per_kv_token),
+    }
+}

@@ -1,0 +1,147 @@
+//! The oracle: a choice by the true state of all engines and the true lengths.
+//!
+//! It minimises the same cost as the predicted policy does, without having to predict.
+
+use super::decode::Decode;
+use super::engine::Engine;
+use super::network::Network;
+use super::prefill::Prefill;
+use super::trace::{Arrival, BLOCK_TOKENS};
+use crate::pair::Pair;
+
+/// The true state.
+#[derive(Clone, Copy)]
+pub(super) struct Truth<'a> {
+    pub(super) engine: &'a Engine,
+    pub(super) arrivals: &'a [Arrival],
+    pub(super) prefills: &'a [Prefill],
+    pub(super) decodes: &'a [Decode],
+    pub(super) network: &'a Network,
+    pub(super) dead: &'a [bool],
+    /// By request, for what is queued.
+    pub(super) decode_of: &'a [usize],
+    pub(super) now: f64,
+}
+
+impl Truth<'_> {
+    /// The best pair among the living; positions of prefill and decode, each from 0.
+    pub(super) fn choose(&self, arrival: &Arrival) -> Option<Pair<usize>> {
+        let alive = |worker: &usize| !self.dead[*worker];
+        let prefills: Vec<(usize, f64, f64)> = (0..self.prefills.len())
+            .filter(alive)
+            .map(|at| {
+                let (wait, work) = self.prefill_ms(at, arrival);
+                (at, wait, work)
+            })
+            .collect();
+        let first = self.prefills.len();
+        let decodes: Vec<(usize, f64, f64)> = (0..self.decodes.len())
+            .filter(|at| alive(&(first + at)))
+            .map(|at| {
+                let (admission, cost) = self.decode_ms(at, arrival);
+                (at, admission, cost)
+            })
+            .collect();
+        let mut best = (f64::INFINITY, None);
+        for &(prefill, wait, work) in &prefills {
+            for &(decode, admission, cost) in &decodes {
+                let transfer = self.transfer_ms(prefill, decode, arrival, work);
+                let total = wait.max(admission) + work + transfer + cost;
+                if total < best.0 {
+                    best = (total, Some(Pair { prefill, decode }));
+                }
+            }
+        }
+        best.1
+    }
+
+    /// Until it begins, and what its own prompt takes.
+    fn prefill_ms(&self, at: usize, arrival: &Arrival) -> (f64, f64) {
+        let prefill = &self.prefills[at];
+        let mut wait = prefill.ends_ms.map_or(0.0, |ends| ends - self.now);
+        for job in &prefill.queue {
+            let cached = match job.cached {
+                Some(_) => 0,
+                None => self.cached(prefill, &self.arrivals[job.request]),
+            };
+            let done = job.done.max(cached);
+            let left = f64::from(job.input - done);
+            wait += self.engine.prefill_ms(left, f64::from(done)) * prefill.slowness;
+        }
+        // What is queued before it will be in the cache by then.
+        let queued = prefill.queue.iter().map(|job| {
+            let other = &self.arrivals[job.request].blocks;
+            other.iter().zip(&arrival.blocks).take_while(|(a, b)| a == b).count() as u32
+        });
+        let cached = self.cached(prefill, arrival);
+        let shared = queued.max().unwrap_or(0) * BLOCK_TOKENS;
+        let cached = cached.max(shared.min(arrival.input_tokens - 1));
+        let left = f64::from(arrival.input_tokens - cached);
+        let work = self.engine.prefill_ms(left, f64::from(cached)) * prefill.slowness;
+        (wait, work.max(self.engine.prefill_floor_ms))
+    }
+
+    fn cached(&self, prefill: &Prefill, arrival: &Arrival) -> u32 {
+        let matched = prefill.cache.matched(&arrival.blocks) as u32 * BLOCK_TOKENS;
+        matched.min(arrival.input_tokens - 1)
+    }
+
+    /// Until it has room, and what its answer costs itself and the others.
+    fn decode_ms(&self, at: usize, arrival: &Arrival) -> (f64, f64) {
+        let (engine, decode) = (self.engine, &self.decodes[at]);
+        let coming: u64 = self.coming(at).map(|(input, _)| input).sum();
+        let streams = decode.running.len() + self.coming(at).count();
+        let context = decode.context() + coming as f64;
+        let more = f64::from(arrival.input_tokens + arrival.output_tokens / 2);
+        let now_ms = engine.step_ms(streams, context) * decode.slowness;
+        let then_ms = engine.step_ms(streams + 1, context + more) * decode.slowness;
+        let outputs = f64::from(arrival.output_tokens);
+        // Streams that end sooner suffer for as long as they are there.
+        let others: f64 = decode.running.iter().map(|s| outputs.min(f64::from(s.left))).sum();
+        let comers: f64 = self.coming(at).map(|(_, output)| outputs.min(output as f64)).sum();
+        let crowding = (then_ms - now_ms) * (others + comers);
+        (self.admission_ms(decode, arrival, now_ms), then_ms * outputs + crowding)
+    }
+
+    /// Input and output of what was sent to a decode and does not run there yet.
+    fn coming(&self, at: usize) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let queues = self.prefills.iter().flat_map(|prefill| &prefill.queue);
+        queues
+            .filter(move |job| self.decode_of[job.request] == at)
+            .map(|job| (u64::from(job.input), u64::from(self.arrivals[job.request].output_tokens)))
+    }
+
+    fn admission_ms(&self, decode: &Decode, arrival: &Arrival, step_ms: f64) -> f64 {
+        let room = |input: u32| u64::from(input) + self.engine.reserved_tokens;
+        let queued: u64 = decode.queue.iter().map(|waiting| room(waiting.input)).sum();
+        let wanted = decode.used + queued + room(arrival.input_tokens);
+        let mut missing = wanted.saturating_sub(self.engine.kv_tokens);
+        if missing == 0 || decode.used == 0 {
+            return 0.0;
+        }
+        let mut streams: Vec<(u32, u64)> =
+            decode.running.iter().map(|stream| (stream.left, stream.context)).collect();
+        streams.sort_unstable();
+        for (left, context) in streams {
+            missing = missing.saturating_sub(context);
+            if missing == 0 {
+                return f64::from(left) * step_ms;
+            }
+        }
+        // More than what runs now must end first: the mean answer once more.
+        arrival.output_tokens.max(300) as f64 * step_ms * 2.0
+    }
+
+    fn transfer_ms(&self, prefill: usize, decode: usize, arrival: &Arrival, work: f64) -> f64 {
+        let free = |free: f64, used: f64| (free - used).max(free / 3.0);
+        let (tx, rx) = (self.network.tx_free[prefill], self.network.rx_free[decode]);
+        let path = self.network.slow_pairs.iter().find(|p| (p.0, p.1) == (prefill, decode));
+        let rate = free(tx, self.network.tx_rate(prefill))
+            .min(free(rx, self.network.rx_rate(decode)))
+            .min(path.map_or(f64::INFINITY, |path| path.2));
+        let tokens = f64::from(arrival.input_tokens);
+        let per_token = self.engine.kv_bytes_per_token / rate;
+        let last = tokens.min(f64::from(self.engine.chunk_tokens)) * per_token;
+        last.max(tokens * per_token - work)
+    }
+}

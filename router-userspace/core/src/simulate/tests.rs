@@ -1,0 +1,116 @@
+//! Laws that a model keeps, whatever policy drives it.
+
+use super::world::{Stage, World};
+use super::*;
+
+fn finished(setup: &Setup, trace: &Trace, contender: Contender, seed: u64) -> (usize, usize) {
+    let mut world = World::new(setup, &trace.arrivals, contender, seed);
+    world.run();
+    let count = |stage| world.requests.iter().filter(|request| request.stage == stage).count();
+    assert!(world.prefills.iter().all(|prefill| prefill.queue.is_empty()));
+    let kept = |decode: &super::decode::Decode| (decode.used, decode.coming, decode.queue.len());
+    assert!(world.decodes.iter().all(|decode| kept(decode) == (0, 0, 0)), "room is given back");
+    for (request, arrival) in world.requests.iter().zip(&trace.arrivals) {
+        if request.stage == Stage::Finished {
+            let cached = f64::from(request.cached);
+            let own = setup.engine.prefill_ms(f64::from(arrival.input_tokens) - cached, cached);
+            let kv_ms = f64::from(arrival.input_tokens.min(setup.engine.chunk_tokens))
+                * setup.engine.kv_bytes_per_token
+                / setup.engine.nic_bytes_per_ms;
+            let least = arrival.at_ms + own;
+            assert!(request.first_ms >= least - 1e-3, "faster than its own prefill");
+            assert!(request.first_ms >= arrival.at_ms + kv_ms.min(own) - 1e-3);
+            let steps = f64::from(arrival.output_tokens - 1) * setup.engine.step_ms;
+            assert!(request.end_ms >= request.first_ms + steps - 1e-3, "faster than its steps");
+        }
+    }
+    (count(Stage::Finished), count(Stage::Failed))
+}
+
+fn synthetic(requests: usize, load: f64) -> Trace {
+    let setup = Setup::default();
+    let trace = Trace::synthetic(requests, 5);
+    let per_ms = load * setup.engine.capacity_per_ms(&trace, setup.prefills, setup.decodes);
+    trace.at_rate(per_ms, 5)
+}
+
+#[test]
+fn every_request_finishes_under_every_policy() {
+    let trace = synthetic(200, 0.7);
+    for contender in Contender::ALL {
+        assert_eq!(finished(&Setup::default(), &trace, contender, 1), (200, 0), "{contender:?}");
+    }
+}
+
+#[test]
+fn what_a_dying_worker_holds_is_counted_as_failed_and_nothing_is_lost() {
+    let trace = synthetic(200, 0.7);
+    for dies in ["dies:2@0.5-1", "dies:11@0.5-1"] {
+        let setup = Setup { troubles: vec![dies.parse().unwrap()], ..Setup::default() };
+        for contender in Contender::ALL {
+            let (finished, failed) = finished(&setup, &trace, contender, 1);
+            assert_eq!(finished + failed, 200, "{contender:?}");
+            assert!(failed < 60, "{contender:?}: {failed} failed");
+            assert!(failed > 0 || dies == "dies:2@0.5-1", "a decode always holds something");
+        }
+    }
+}
+
+#[test]
+fn an_overloaded_fleet_still_finishes_all_in_the_end() {
+    let trace = synthetic(300, 5.0);
+    let setup = Setup { decodes: 1, ..Setup::default() };
+    for name in ["random", "predicted", "oracle"] {
+        assert_eq!(finished(&setup, &trace, name.parse().unwrap(), 1), (300, 0));
+    }
+}
+
+#[test]
+fn a_seed_repeats_a_run_and_another_does_not() {
+    let trace = Trace::synthetic(300, 1);
+    for name in ["predicted", "cache_aware", "oracle"] {
+        let contender = name.parse().unwrap();
+        let once = |seeds| run(&Setup::default(), &trace, contender, 0.8, seeds);
+        assert_eq!(once(1..3), once(1..3));
+        assert_ne!(once(1..3), once(3..5));
+    }
+}
+
+#[test]
+fn nobody_beats_the_oracle_by_more_than_noise() {
+    let trace = Trace::synthetic(400, 2);
+    let setup = Setup::default();
+    for load in [0.5, 0.9] {
+        let cost = |contender| {
+            let summary = run(&setup, &trace, contender, load, 1..3);
+            (summary.ttft_ms.mean, summary.e2e_ms.mean)
+        };
+        let bound = cost("oracle".parse().unwrap());
+        for contender in Contender::ALL {
+            let (ttft, e2e) = cost(contender);
+            assert!(ttft > bound.0 * 0.95 && e2e > bound.1 * 0.97, "{contender:?} at {load}");
+        }
+    }
+}
+
+#[test]
+fn agents_move_the_load_from_a_slow_prefill_and_a_busy_link() {
+    let trace = Trace::synthetic(400, 2);
+    for trouble in ["slow:0:4", "busy:1:0.95"] {
+        let setup = Setup { troubles: vec![trouble.parse().unwrap()], ..Setup::default() };
+        let p90 = |name: &str| {
+            let contender = name.parse().unwrap();
+            run(&setup, &trace, contender, 0.5, 1..3).ttft_ms.p90
+        };
+        let (ours, blind) = (p90("predicted"), p90("round_robin"));
+        assert!(ours < blind / 2.0, "{trouble}: {ours} ms, round robin {blind} ms");
+    }
+}
+
+#[test]
+fn a_longer_step_is_a_larger_batch_or_a_longer_context() {
+    let engine = Engine::QWEN3_32B;
+    assert!(engine.step_ms(2, 1000.0) > engine.step_ms(1, 1000.0));
+    assert!(engine.step_ms(1, 2000.0) > engine.step_ms(1, 1000.0));
+    assert!(engine.prefill_ms(100.0, 50_000.0) > 2.0 * engine.prefill_ms(100.0, 0.0));
+}

@@ -1,0 +1,156 @@
+//! [`Trace`]: what is asked and when, read from a file's text or drawn by chance.
+
+use serde::Deserialize;
+
+use super::chance::Chance;
+
+/// Tokens of one block of a trace.
+pub(super) const BLOCK_TOKENS: u32 = 512;
+
+/// One request of a trace.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Arrival {
+    pub at_ms: f64,
+    pub input_tokens: u32,
+    pub output_tokens: u32,
+    /// Blocks of the prompt; the same number means the same block after the same blocks.
+    pub blocks: Vec<u64>,
+}
+
+/// Requests in order of time.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Trace {
+    pub arrivals: Vec<Arrival>,
+}
+
+/// A line of the file format that Mooncake (FAST'25) publishes its traces in.
+#[derive(Deserialize)]
+struct Line {
+    timestamp: f64,
+    input_length: u32,
+    output_length: u32,
+    #[serde(default)]
+    hash_ids: Vec<u64>,
+}
+
+/// What is wrong with a trace's text.
+#[derive(Debug, thiserror::Error)]
+#[error("line {line}: {reason}")]
+pub struct BadTrace {
+    pub line: usize,
+    pub reason: String,
+}
+
+impl Trace {
+    /// Reads lines of `{"timestamp":ms,"input_length":..,"output_length":..,"hash_ids":[..]}`.
+    ///
+    /// # Errors
+    /// Names the first line that is no such object, or that goes back in time.
+    pub fn parse(text: &str) -> Result<Trace, BadTrace> {
+        let mut arrivals: Vec<Arrival> = Vec::new();
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        for (at, line) in lines {
+            let bad = |reason: String| BadTrace { line: at + 1, reason };
+            let line: Line = serde_json::from_str(line).map_err(|error| bad(error.to_string()))?;
+            let back = arrivals.last().is_some_and(|last| line.timestamp < last.at_ms);
+            if back || !line.timestamp.is_finite() {
+                return Err(bad("the timestamp goes back in time".to_owned()));
+            }
+            arrivals.push(Arrival {
+                at_ms: line.timestamp,
+                input_tokens: line.input_length.max(1),
+                output_tokens: line.output_length.max(1),
+                // 0 is no block to the prefix index.
+                blocks: line.hash_ids.into_iter().map(|id| id.wrapping_add(1)).collect(),
+            });
+        }
+        Ok(Trace { arrivals })
+    }
+
+    /// Conversations: a new one, or the next turn of an old one, each a Poisson arrival; prompts
+    /// are log-normal with a long tail, and begin with one of a few system prompts.
+    pub fn synthetic(requests: usize, seed: u64) -> Trace {
+        let mut chance = Chance::new(seed, 1);
+        let mut talks: Vec<(Vec<u64>, u32)> = Vec::new();
+        let (mut at_ms, mut fresh) = (0.0, 1000);
+        let arrivals = (0..requests).map(|_| {
+            at_ms += 100.0 * chance.exponential();
+            let (mut blocks, mut input) = match talks.len() {
+                // The last few hundred conversations go on.
+                len @ 1.. if chance.unit() < 0.6 => {
+                    talks[len - 1 - chance.below(len.min(400))].clone()
+                }
+                _ => (vec![1 + chance.below(4) as u64; 1], BLOCK_TOKENS),
+            };
+            input = (input + (2000.0 * (1.2 * chance.normal()).exp()) as u32 + 20).min(120_000);
+            while (blocks.len() as u32) < input / BLOCK_TOKENS {
+                fresh += 1;
+                blocks.push(fresh);
+            }
+            let output_tokens = ((250.0 * (0.8 * chance.normal()).exp()) as u32).clamp(2, 2000);
+            talks.push((blocks.clone(), input));
+            Arrival { at_ms, input_tokens: input, output_tokens, blocks }
+        });
+        Trace { arrivals: arrivals.collect() }
+    }
+
+    /// The same requests at `per_ms` on average, times quantised by the recorder spread out.
+    ///
+    /// Recorders write times in steps (three seconds in the published traces). Requests of one
+    /// step are spread over it by chance; else each step would be a burst that nobody sent.
+    pub fn at_rate(&self, per_ms: f64, seed: u64) -> Trace {
+        let mut chance = Chance::new(seed, 2);
+        let mut arrivals = self.arrivals.clone();
+        let times: Vec<f64> = arrivals.iter().map(|arrival| arrival.at_ms).collect();
+        let mut gap = 0.0;
+        for (at, arrival) in arrivals.iter_mut().enumerate().rev() {
+            if let Some(next) = times[at..].iter().find(|&&time| time > times[at]) {
+                gap = next - times[at];
+            }
+            arrival.at_ms += gap * chance.unit();
+        }
+        arrivals.sort_by(|a, b| a.at_ms.total_cmp(&b.at_ms));
+        let first = arrivals.first().map_or(0.0, |arrival| arrival.at_ms);
+        let span = arrivals.last().map_or(0.0, |arrival| arrival.at_ms) - first;
+        let scale = if span > 0.0 { arrivals.len() as f64 / per_ms / span } else { 0.0 };
+        for arrival in &mut arrivals {
+            arrival.at_ms = (arrival.at_ms - first) * scale;
+        }
+        Trace { arrivals }
+    }
+
+    /// Mean over the requests.
+    pub fn mean(&self, of: impl Fn(&Arrival) -> f64) -> f64 {
+        self.arrivals.iter().map(of).sum::<f64>() / self.arrivals.len().max(1) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_line_is_named() {
+        let good = r#"{"timestamp": 5, "input_length": 10, "output_length": 3, "hash_ids": [0]}"#;
+        assert_eq!(Trace::parse(good).unwrap().arrivals[0].blocks, [1]);
+        let wrong = format!("{good}\n\n{{\"timestamp\": 1}}");
+        assert_eq!(Trace::parse(&wrong).unwrap_err().line, 3);
+        let back = format!("{good}\n{}", good.replace('5', "4"));
+        assert!(Trace::parse(&back).unwrap_err().reason.contains("back"));
+    }
+
+    #[test]
+    fn a_rate_is_kept_and_steps_are_spread() {
+        let mut trace = Trace::synthetic(2000, 1);
+        for arrival in &mut trace.arrivals {
+            arrival.at_ms = (arrival.at_ms / 3000.0).floor() * 3000.0;
+        }
+        let spread = trace.at_rate(0.01, 7);
+        let last = spread.arrivals.last().unwrap().at_ms;
+        assert!((last - 200_000.0).abs() < 1.0, "{last}");
+        assert!(spread.arrivals.windows(2).all(|two| two[0].at_ms <= two[1].at_ms));
+        let same = spread.arrivals.windows(2).filter(|two| two[0].at_ms == two[1].at_ms).count();
+        assert!(same < 3, "{same} at the same time");
+        assert_eq!(spread, trace.at_rate(0.01, 7), "a seed repeats it");
+    }
+}

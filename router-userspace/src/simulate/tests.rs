@@ -1,0 +1,48 @@
+//! The command as a whole, on a few requests.
+
+use clap::Parser;
+
+use super::*;
+use crate::config::{Cli, Command};
+
+fn flags(line: &str) -> SimulateFlags {
+    let words = "pd-router simulate ".to_owned() + line;
+    let Command::Simulate(flags) = Cli::parse_from(words.split_whitespace()).command else {
+        panic!("another command")
+    };
+    *flags
+}
+
+#[test]
+fn a_comparison_writes_what_was_asked_for() {
+    let stem = std::env::temp_dir().join(format!("pd-router-simulate-{}", std::process::id()));
+    let (json, plot) = (stem.with_extension("json"), stem.with_extension("svg"));
+    let files = format!("--json {} --plot {}", json.display(), plot.display());
+    let line = "--requests 60 --load 0.5 --seeds 1 --policies predicted,oracle ".to_owned();
+    simulate(&flags(&(line + &files))).unwrap();
+    let text = std::fs::read_to_string(&json).unwrap();
+    let runs: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(runs["runs"][0]["policy"], "predicted");
+    for field in ["mean", "p50", "p90", "p99"] {
+        assert!(runs["runs"][1]["ttft_ms"][field].as_f64().unwrap() > 0.0, "{field}");
+    }
+    assert!(runs["runs"][1]["goodput_rps"].is_f64());
+    assert!(std::fs::read_to_string(&plot).unwrap().contains("<polyline"));
+    std::fs::remove_file(json).unwrap();
+    std::fs::remove_file(plot).unwrap();
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    for (line, name) in [
+        ("--trace /nowhere", "/nowhere"),
+        ("--policies best", "--policies"),
+        ("--load 0", "--load"),
+        ("--trouble dies:99", "--trouble"),
+        ("--trouble path:9:1:0.5", "--trouble"),
+        ("--seeds 0", "--seeds"),
+    ] {
+        let error = format!("{:#}", simulate(&flags(line)).unwrap_err());
+        assert!(error.contains(name), "{line}: {error}");
+    }
+}
