@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use router_core::fleet::ObjectName;
 use router_core::schedule::Policy;
 
 use crate::agent::settings::AgentFlags;
@@ -29,6 +30,16 @@ pub enum Command {
     Agent(Box<AgentFlags>),
     /// Compares scheduling policies on a model of a fleet.
     Simulate(Box<SimulateFlags>),
+    /// Prints the CustomResourceDefinitions that pd-router ships, for `kubectl apply -f -`.
+    Crds(CrdFlags),
+}
+
+/// Flags of `pd-router crds`.
+#[derive(Debug, Args)]
+pub struct CrdFlags {
+    /// Write one file a definition into this directory instead.
+    #[arg(long, value_name = "DIR")]
+    pub write: Option<PathBuf>,
 }
 
 /// What is logged, and how.
@@ -77,9 +88,17 @@ pub struct GatewayFlags {
     pub timeouts: TimeoutFlags,
 }
 
-/// Where the fleet comes from: a directory, or engines by URL as sglang-router takes them.
+/// Where the fleet comes from: a cluster, a directory, or engines by URL as sglang-router takes them.
 #[derive(Clone, Debug, Args)]
 pub struct SourceFlags {
+    /// Serve the Gateways of a cluster: the one that this runs in, else that of $KUBECONFIG or
+    /// ~/.kube/config.
+    #[arg(long, conflicts_with_all = ["manifests", "pd_disaggregation", "prefill", "decode"])]
+    pub kubernetes: bool,
+    /// With --kubernetes: the Service in front of this gateway. Its address is what Gateways are
+    /// told in `status.addresses`.
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = object_name)]
+    pub gateway_service: Option<ObjectName>,
     /// Directory of YAML documents: Gateway, HTTPRoute, InferencePool, policies, Pods.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["pd_disaggregation", "prefill", "decode"])]
     pub manifests: Option<PathBuf>,
@@ -242,10 +261,14 @@ impl GatewayFlags {
     /// Names the flag that is wrong and why.
     pub fn settings(self) -> Result<Settings> {
         let flags = &self.source;
-        if flags.manifests.is_none() && !flags.pd_disaggregation {
+        if !flags.kubernetes && flags.manifests.is_none() && !flags.pd_disaggregation {
             bail!(
-                "say what to serve: --manifests DIR, or --pd-disaggregation with --prefill and --decode"
+                "say what to serve: --kubernetes, --manifests DIR, or --pd-disaggregation with \
+                 --prefill and --decode"
             );
+        }
+        if flags.gateway_service.is_some() && !flags.kubernetes {
+            bail!("--gateway-service needs --kubernetes: only a cluster has Services");
         }
         if flags.pd_disaggregation && (flags.prefill.is_empty() || flags.decode.is_empty()) {
             bail!("--pd-disaggregation needs at least one --prefill and one --decode");
@@ -291,6 +314,16 @@ fn bearer(path: &std::path::Path) -> Result<http::HeaderValue> {
     })?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+/// Parses `NAMESPACE/NAME`.
+fn object_name(text: &str) -> Result<ObjectName, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+            Ok(ObjectName { namespace: namespace.into(), name: name.into() })
+        }
+        _ => Err(format!("`{text}` is not NAMESPACE/NAME")),
+    }
 }
 
 /// Parses `1h`, `5m`, `300s`, `100ms`; no unit is an error, since it would be a guess.
@@ -359,6 +392,9 @@ mod tests {
             (&["--manifests", "d", "--queue-timeout", "5"], "--queue-timeout"),
             (&["--manifests", "d", "--engine-api-key-file", "/nowhere"], "--engine-api-key-file"),
             (&["--manifests", "d", "--decode", "http://x"], "--decode"),
+            (&["--kubernetes", "--manifests", "d"], "--manifests"),
+            (&["--kubernetes", "--gateway-service", "x"], "--gateway-service"),
+            (&["--manifests", "d", "--gateway-service", "x/y"], "--kubernetes"),
         ] {
             let error = format!("{:#}", settings(line).unwrap_err());
             assert!(error.contains(name), "{line:?}: {error}");

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use router_userspace::config::{Cli, Command};
+use router_userspace::config::{Cli, Command, CrdFlags};
+use router_userspace::control::objects::crds;
 use router_userspace::simulate::simulate;
 use router_userspace::{agent, gateway, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
@@ -29,9 +30,23 @@ fn start(cli: Cli) -> Result<()> {
             runtime.block_on(async { gateway::run(settings, on_signal()?).await })
         }
         Command::Simulate(flags) => simulate(&flags),
+        Command::Crds(flags) => definitions(&flags),
         Command::Agent(flags) if flags.cleanup => agent::cleanup(&flags),
         Command::Agent(flags) => agent::run(*flags, || Ok(on_signal()?.cancelled_owned())),
     }
+}
+
+fn definitions(flags: &CrdFlags) -> Result<()> {
+    for (name, text) in crds::files().map_err(anyhow::Error::msg)? {
+        match &flags.write {
+            Some(folder) => {
+                let path = folder.join(name);
+                std::fs::write(&path, text).with_context(|| path.display().to_string())?;
+            }
+            None => println!("---\n{text}"),
+        }
+    }
+    Ok(())
 }
 
 /// Cancelled at the first SIGTERM or SIGINT; a second one ends the process at once.

@@ -8,7 +8,8 @@ use super::objects::Kind;
 /// A complaint about one field of a document that was read.
 #[derive(Debug)]
 pub(super) struct Complaint {
-    pub(super) field: String,
+    /// The field's path; `None` where the document as a whole is meant.
+    pub(super) field: Option<String>,
     pub(super) code: &'static str,
     pub(super) reason: String,
 }
@@ -24,8 +25,8 @@ const UNSERVED: [(Kind, &str, &str); 7] = [
     (Kind::Gateway, "spec.addresses", "listeners listen on the address that the command names"),
     (Kind::Gateway, "spec.infrastructure", "pd-router makes no infrastructure for a Gateway"),
     (Kind::Gateway, "spec.allowedListeners", "ListenerSets are not read"),
-    (Kind::Gateway, "spec.tls", "TLS needs the cluster as the source"),
-    (Kind::Gateway, "spec.listeners.*.tls", "TLS needs the cluster as the source"),
+    (Kind::Gateway, "spec.tls", "TLS is not served"),
+    (Kind::Gateway, "spec.listeners.*.tls", "TLS is not served"),
     (Kind::Service, "spec.sessionAffinity", "requests are spread over all endpoints"),
     (Kind::Service, "spec.trafficDistribution", "requests are spread over all endpoints"),
 ];
@@ -112,7 +113,7 @@ fn unknown(original: &Value, kept: &Value, path: &mut Vec<String>, out: &mut Vec
             Some(twin) => unknown(child, twin, path, out),
             None if child.is_null() || (top && (name == "apiVersion" || name == "kind")) => {}
             None => out.push(Complaint {
-                field: dotted(path),
+                field: Some(dotted(path)),
                 code: "UnknownField",
                 reason: "is not known to pd-router and has no effect".to_owned(),
             }),
@@ -131,7 +132,7 @@ fn unserved(kind: Kind, value: &Value, path: &mut Vec<String>, out: &mut Vec<Com
                 return;
             }
             out.push(Complaint {
-                field: dotted(path),
+                field: Some(dotted(path)),
                 code: "Unsupported",
                 reason: format!("has no effect: {why}"),
             });
@@ -168,7 +169,7 @@ fn spaced_quantities(value: &Value, path: &mut Vec<String>, out: &mut Vec<Compla
             if text.contains(char::is_whitespace) {
                 let joined: String = text.split_whitespace().collect();
                 out.push(Complaint {
-                    field: dotted(path),
+                    field: Some(dotted(path)),
                     code: "InvalidQuantity",
                     reason: format!(
                         "{text:?} is no quantity: a cluster refuses the space; write {joined}"

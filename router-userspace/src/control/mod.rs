@@ -1,6 +1,6 @@
-//! The control plane: manifests or flags in, [`Fleet`](router_core::fleet::Fleet)s out.
+//! The control plane: a cluster, manifests or flags in, [`Fleet`](router_core::fleet::Fleet)s out.
 //!
-//! Sources ([`files`], [`flags`]) feed typed objects into the [`Index`]; [`run()`] publishes the
+//! Sources ([`kube`], [`files`], [`flags`]) feed typed objects into the [`Index`]; [`run()`] publishes the
 //! fleet that it builds whenever something has changed.
 
 pub mod document;
@@ -11,8 +11,12 @@ pub mod flags;
 #[cfg(test)]
 mod golden;
 mod index;
+pub mod kube;
+mod merge;
 pub mod objects;
 mod run;
+mod status;
+pub mod watched;
 
-pub use index::{Index, Source};
+pub use index::{CONTROLLER_NAME, Index, Source, Standing, Told};
 pub use run::{Feed, POLL_INTERVAL, run};

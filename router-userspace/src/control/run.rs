@@ -1,4 +1,4 @@
-//! Polls a source, and publishes a new fleet whenever something has changed.
+//! Looks at a source when it may have changed, and publishes a new fleet when it has.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -7,15 +7,16 @@ use std::time::Duration;
 use anyhow::Context;
 use router_core::fleet::{Facts, Fleet, Problem, WorkerKey};
 use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Interval, MissedTickBehavior};
 use tracing::{error, info, warn};
 
 use super::files::Directory;
 use super::flags::Engines;
 use super::index::Index;
+use super::kube::Cluster;
 use crate::config::SourceFlags;
 
-/// How often a source is looked at. A change takes two looks, three more while it goes on.
+/// How often a source that tells nothing by itself is looked at. A change takes two looks, three more while it goes on.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(150);
 
 /// Where the objects come from.
@@ -23,14 +24,21 @@ pub const POLL_INTERVAL: Duration = Duration::from_millis(150);
 pub enum Feed {
     Directory(Directory),
     Engines(Engines),
+    Cluster(Box<Cluster>),
 }
 
 impl Feed {
     /// Opens the source that the flags name; nothing is read yet.
     ///
     /// # Errors
-    /// A directory that cannot be read, and URLs or ports that are none.
-    pub fn open(flags: &SourceFlags) -> anyhow::Result<Feed> {
+    /// A directory that cannot be read, a cluster that is not configured, and URLs or ports that
+    /// are none.
+    pub async fn open(flags: &SourceFlags) -> anyhow::Result<Feed> {
+        if flags.kubernetes {
+            let cluster =
+                Cluster::open(flags.gateway_service.clone()).await.context("--kubernetes")?;
+            return Ok(Feed::Cluster(Box::new(cluster)));
+        }
         if let Some(path) = &flags.manifests {
             let directory = Directory::open(path);
             let directory = directory.with_context(|| format!("--manifests {}", path.display()))?;
@@ -39,11 +47,21 @@ impl Feed {
         Ok(Feed::Engines(Engines::parse(&flags.prefills(), &flags.decode, flags.port)?))
     }
 
+    /// Waits until the source may have changed: `ticks` where it tells nothing by itself. May be
+    /// dropped at any time without loss.
+    async fn due(&mut self, ticks: &mut Interval) {
+        match self {
+            Feed::Directory(_) | Feed::Engines(_) => _ = ticks.tick().await,
+            Feed::Cluster(cluster) => cluster.changed().await,
+        }
+    }
+
     /// Brings `index` up to date; returns whether it has changed. Blocks.
     fn poll(&mut self, index: &mut Index) -> bool {
         match self {
             Feed::Directory(directory) => directory.poll(index),
             Feed::Engines(engines) => engines.poll(index),
+            Feed::Cluster(cluster) => cluster.poll(index),
         }
     }
 }
@@ -55,8 +73,8 @@ struct State {
     fleet: Fleet,
 }
 
-/// Publishes a fleet at once, and then whenever the source or the facts have changed, until
-/// `shutdown` is ready. `facts` is what the gateway's probes learn of engines.
+/// Publishes a fleet as soon as the source has been read, and then whenever the source or the
+/// facts have changed, until `shutdown` is ready. `facts` is what the gateway's probes learn of engines.
 pub async fn run(
     feed: Feed,
     mut facts: mpsc::Receiver<(WorkerKey, Facts)>,
@@ -72,18 +90,20 @@ pub async fn run(
     loop {
         let (poll, told) = tokio::select! {
             () = &mut shutdown => return,
-            _ = ticks.tick() => (true, None),
+            () = state.feed.due(&mut ticks) => (true, None),
             told = facts.recv(), if learning => {
                 learning = told.is_some();
                 (false, told)
             }
         };
-        let mut changed = first;
+        let mut changed = false;
         let mut told = told;
         while let Some((worker, learned)) = told {
             changed |= state.index.set_facts(worker, learned);
             told = facts.try_recv().ok();
         }
+        // Nothing is published before the source has been read.
+        changed &= !first;
         if !poll && !changed {
             continue;
         }
@@ -113,6 +133,9 @@ fn advance(mut state: State, poll: bool, mut changed: bool) -> (State, bool) {
         let next = state.index.build(&state.fleet);
         tell(&state.fleet, &next);
         state.fleet = next;
+        if let Feed::Cluster(cluster) = &state.feed {
+            cluster.served(&state.index, &state.fleet);
+        }
     }
     (state, changed)
 }

@@ -128,7 +128,7 @@ impl Readiness {
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<()> {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    let feed = control::Feed::open(&settings.source)?;
+    let feed = control::Feed::open(&settings.source).await?;
     let admin_listen = settings.admin_listen;
     let drain_timeout = settings.timeouts.drain_timeout;
     let parts = Parts::new(settings, metrics, &shutdown);

@@ -76,6 +76,8 @@ fn named_at(code: &str, words: &[&str]) -> Vec<usize> {
 }
 
 fn holds(statement: &str, words: &[&str]) -> bool {
+    // The door itself may have the library's name: a path of ours leads to it.
+    let statement = statement.replace("super::kube", "");
     let mut idents = statement.split(|c: char| !c.is_alphanumeric() && c != '_');
     words.iter().all(|word| idents.any(|ident| word.split('|').any(|one| one == ident)))
 }
@@ -107,6 +109,7 @@ mod tests {
         for code in [
             "// aya::Ebpf would do it",
             "use crate::control::kube_like;",
+            "use super::kube::Cluster;",
             "use hyper_util::server::conn::auto;\nuse crate::client::Client;",
             "let env = std::fs::read(path); let client = hyper::Request::new(());",
         ] {

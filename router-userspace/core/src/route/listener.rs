@@ -1,6 +1,7 @@
 //! [`Listener`]: one listener of a Gateway with the routes attached to it, compiled.
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::ser::{Serialize, SerializeStruct, Serializer};
@@ -72,6 +73,12 @@ impl Listener {
             rows.sort_by(|(a, _), (b, _)| compare(a.suffix(), b.suffix()));
         }
         listener
+    }
+
+    /// The routes that are attached.
+    pub fn routes(&self) -> BTreeSet<&ObjectName> {
+        let tables = self.exact.iter().chain(&self.wildcard).map(|(_, table)| table);
+        tables.chain([&self.any]).flat_map(Table::routes).collect()
     }
 
     /// Whether requests for `host` are this listener's.

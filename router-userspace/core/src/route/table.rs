@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::matches::{Match, PathMatch};
 use super::{Head, Rule};
+use crate::fleet::ObjectName;
 
 /// One match and the rule that it leads to.
 #[derive(Clone, Debug, Serialize)]
@@ -51,6 +52,12 @@ impl Table {
             prefix: prefix.into_iter().map(sorted).collect(),
             longest_prefix,
         }
+    }
+
+    /// The routes of the entries; one that has several comes as often.
+    pub(super) fn routes(&self) -> impl Iterator<Item = &ObjectName> {
+        let rows = self.exact.iter().chain(&self.prefix);
+        rows.flat_map(|(_, entries)| entries).map(|entry| &entry.rule.route)
     }
 
     /// The rule that the request means, and the matched prefix where a prefix matched.

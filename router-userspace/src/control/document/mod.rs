@@ -10,7 +10,7 @@ use router_core::fleet::{ObjectName, Problem};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::fields;
+use super::fields::{self, Complaint};
 use super::objects::{InferencePool, Key, Kind, Object, PoolSpec, Recognized, Resource};
 
 /// Documents of one file; what is beyond is left out and named.
@@ -149,26 +149,17 @@ impl Reader<'_> {
             let reason = format!("a {} needs a name", kind.as_str());
             return self.broken(None, Some(&format!("{at}metadata.name")), "Unparsable", reason);
         };
-        let original = value.clone();
-        match typed(kind, value) {
-            Ok((object, kept)) => {
-                let complaints = fields::unread(kind, &original, &kept);
-                let problem = |complaint: fields::Complaint| Problem {
-                    source: Arc::clone(self.file),
-                    document: Some(self.position),
-                    object: Some(key.to_string().into()),
-                    field: Some(format!("{at}{}", complaint.field).into()),
-                    code: complaint.code,
-                    reason: complaint.reason.into(),
-                };
-                let problems = complaints.into_iter().map(problem).collect();
-                self.push(Some(key), Content::Object(Box::new(object)), problems);
-            }
-            Err((field, reason)) => {
-                let field = field.map(|field| format!("{at}{field}"));
-                self.broken(Some(key), field.as_deref(), "Unparsable", reason);
-            }
-        }
+        let (content, complaints) = object(kind, value);
+        let problem = |complaint: Complaint| Problem {
+            source: Arc::clone(self.file),
+            document: Some(self.position),
+            object: Some(key.to_string().into()),
+            field: complaint.field.map(|field| format!("{at}{field}").into()),
+            code: complaint.code,
+            reason: complaint.reason.into(),
+        };
+        let problems = complaints.into_iter().map(problem).collect();
+        self.push(Some(key), content, problems);
     }
 
     fn push(&mut self, key: Option<Key>, content: Content, problems: Vec<Problem>) {
@@ -197,8 +188,21 @@ impl Reader<'_> {
     }
 }
 
+/// Reads one object of `kind`; the complaints say what of it is not honoured, or why it is broken.
+pub(super) fn object(kind: Kind, value: Value) -> (Content, Vec<Complaint>) {
+    let original = value.clone();
+    match typed(kind, value) {
+        Ok((object, kept)) => {
+            (Content::Object(Box::new(object)), fields::unread(kind, &original, &kept))
+        }
+        Err((field, reason)) => {
+            (Content::Broken, vec![Complaint { field, code: "Unparsable", reason }])
+        }
+    }
+}
+
 /// The identity of a document that is at least an object.
-fn key(kind: Kind, value: &Value) -> Option<Key> {
+pub(super) fn key(kind: Kind, value: &Value) -> Option<Key> {
     let metadata = |name: &str| value.pointer(&format!("/metadata/{name}")).and_then(Value::as_str);
     let name = metadata("name").filter(|name| !name.is_empty())?;
     let namespace =
@@ -247,6 +251,7 @@ fn typed(kind: Kind, value: Value) -> Typed {
     }
     match kind {
         Kind::Namespace => parse(value, Object::Namespace),
+        Kind::GatewayClass => parse(value, Object::GatewayClass),
         Kind::Gateway => parse(value, Object::Gateway),
         Kind::HttpRoute => parse(value, Object::HttpRoute),
         Kind::ReferenceGrant => parse(value, Object::ReferenceGrant),

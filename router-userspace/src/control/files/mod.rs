@@ -151,7 +151,7 @@ impl Directory {
                 Ok(text) => replace(index, name, &text, &old),
                 // Gone since the look: the next one sees it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    old.iter().for_each(|(source, key)| index.remove(source, key));
+                    remove(index, &old);
                     index.report(name, Vec::new());
                     continue;
                 }
@@ -203,11 +203,19 @@ fn replace(
         }
         problems.extend(own);
     }
-    old.iter().for_each(|(source, key)| index.remove(source, key));
+    remove(index, old);
     let objects = entries.iter().map(|(source, object)| (source.clone(), object.key())).collect();
-    entries.into_iter().for_each(|(source, object)| index.apply(source, object));
+    for (source, object) in entries {
+        index.apply(source, object);
+    }
     index.report(name, problems);
     objects
+}
+
+fn remove(index: &mut Index, objects: &[(Source, Key)]) {
+    for (source, key) in objects {
+        index.remove(source, key);
+    }
 }
 
 /// The same object before: by its name where that could be read, else by its place in the file,

@@ -1,15 +1,15 @@
 //! One build: the state that its steps share, and their order.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use router_core::fleet::{Fleet, ObjectName, Pool, Problem, ServiceBackend, Worker, WorkerKey};
 
-use super::super::objects::{Key, Kind};
+use super::super::objects::{Key, Kind, Object};
 use super::pods::PodView;
-use super::{Index, Source, listeners, pods, policies, pools, routes};
+use super::{Index, Source, listeners, ours, pods, policies, pools, routes};
 
 /// Problems of one fleet; what is beyond is counted in one more.
 const MAX_PROBLEMS: usize = 1_000;
@@ -17,6 +17,8 @@ const MAX_PROBLEMS: usize = 1_000;
 /// What the steps of a build share.
 pub(super) struct Build<'a> {
     pub(super) index: &'a Index,
+    /// Objects of a cluster that are not ours to serve.
+    pub(super) foreign: &'a HashSet<Key>,
     /// By namespace.
     pub(super) pods: HashMap<Arc<str>, Vec<PodView<'a>>>,
     pub(super) pools: HashMap<(Kind, ObjectName), Arc<Pool>>,
@@ -35,13 +37,15 @@ pub(super) struct Subject<'a> {
 
 pub(super) fn fleet(index: &Index, previous: &Fleet) -> Fleet {
     let known = |worker: &Arc<Worker>| ((worker.key.clone(), worker.address), Arc::clone(worker));
+    let foreign = ours::foreign(index);
     let mut build = Build {
         index,
+        foreign: &foreign,
         pods: HashMap::new(),
         pools: HashMap::new(),
         services: std::collections::BTreeMap::new(),
         workers: previous.workers().map(known).collect(),
-        problems: index.reports.values().flatten().cloned().collect(),
+        problems: reports(index, &foreign),
     };
     build.name_duplicates();
     pods::read(&mut build);
@@ -58,7 +62,31 @@ pub(super) fn fleet(index: &Index, previous: &Fleet) -> Fleet {
     }
 }
 
-impl Build<'_> {
+/// What the sources complain about, of objects that are ours.
+fn reports(index: &Index, foreign: &HashSet<Key>) -> Vec<Problem> {
+    let all = index.reports.values().flatten();
+    if foreign.is_empty() {
+        return all.cloned().collect();
+    }
+    let cluster = Source::Cluster.name();
+    let others: HashSet<String> = foreign.iter().map(Key::to_string).collect();
+    let ours = all.filter(|problem| {
+        let object = problem.object.as_deref();
+        problem.source != cluster || object.is_none_or(|object| !others.contains(object))
+    });
+    ours.cloned().collect()
+}
+
+impl<'a> Build<'a> {
+    /// The objects of a kind that are served, in the order of their names.
+    pub(super) fn ours(
+        &self,
+        kind: Kind,
+    ) -> impl Iterator<Item = (&'a Source, &'a Object)> + use<'a> {
+        let foreign = self.foreign;
+        self.index.of_kind(kind).filter(move |(_, object)| !foreign.contains(&object.key()))
+    }
+
     /// Records a problem of `subject`.
     pub(super) fn complain(
         &mut self,

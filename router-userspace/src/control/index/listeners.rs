@@ -26,9 +26,8 @@ pub(super) struct Frame<'a> {
 
 /// All listeners; on one port and host name, the older Gateway's counts, then the first by name.
 pub(super) fn frames<'a>(build: &mut Build<'a>) -> Vec<Frame<'a>> {
-    let index = build.index;
-    let mut gateways: Vec<_> = index
-        .of_kind(Kind::Gateway)
+    let mut gateways: Vec<_> = build
+        .ours(Kind::Gateway)
         .filter_map(|(source, object)| match object {
             Object::Gateway(gateway) => Some((source, object_name(&gateway.metadata), gateway)),
             _ => None,
@@ -89,7 +88,7 @@ fn check(spec: &GatewayListeners) -> Result<(u16, Option<Hostname>), Fault> {
     match spec.protocol.as_str() {
         "HTTP" => {}
         "HTTPS" | "TLS" => {
-            let reason = format!("{} listeners need the cluster as the source", spec.protocol);
+            let reason = format!("{} listeners are not served; HTTP is", spec.protocol);
             return Err(("protocol", "UnsupportedProtocol", reason));
         }
         other => {

@@ -6,15 +6,19 @@ mod filters;
 mod grants;
 mod listeners;
 mod matches;
+mod ours;
 mod pods;
 mod policies;
 mod pools;
 mod routes;
 mod services;
+mod standing;
 
+pub use ours::CONTROLLER_NAME;
 pub(super) use pools::{BOOTSTRAP_PORT_ANNOTATION, DEFAULT_ROLE_LABEL};
+pub use standing::{Standing, Told};
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -70,33 +74,44 @@ const MAX_FACTS: usize = 4 * pods::MAX_PODS;
 #[derive(Debug, Default)]
 pub struct Index {
     objects: BTreeMap<Key, BTreeMap<Source, Arc<Object>>>,
-    /// What the sources themselves complain about, by file.
+    /// What the sources themselves complain about, by file or object.
     reports: BTreeMap<Arc<str>, Vec<Problem>>,
     facts: HashMap<WorkerKey, Arc<Facts>>,
 }
 
 impl Index {
-    /// Adds an object, or replaces the one that `source` had under the same key.
-    pub fn apply(&mut self, source: Source, object: Object) {
-        self.objects.entry(object.key()).or_default().insert(source, Arc::new(object));
+    /// Adds an object, or replaces the one that `source` had under the same key. Returns whether
+    /// that was news.
+    pub fn apply(&mut self, source: Source, object: Object) -> bool {
+        let sources = self.objects.entry(object.key()).or_default();
+        if sources.get(&source).is_some_and(|known| **known == object) {
+            return false;
+        }
+        sources.insert(source, Arc::new(object));
+        true
     }
 
-    /// Forgets what `source` had under `key`.
-    pub fn remove(&mut self, source: &Source, key: &Key) {
-        if let Some(sources) = self.objects.get_mut(key) {
-            sources.remove(source);
-            if sources.is_empty() {
-                self.objects.remove(key);
+    /// Forgets what `source` had under `key`. Returns whether there was anything.
+    pub fn remove(&mut self, source: &Source, key: &Key) -> bool {
+        let Some(sources) = self.objects.get_mut(key) else { return false };
+        let removed = sources.remove(source).is_some();
+        if sources.is_empty() {
+            self.objects.remove(key);
+        }
+        removed
+    }
+
+    /// Replaces what a file, or an object of a cluster, complains about: what does not parse and
+    /// the like. Returns whether that was news.
+    pub fn report(&mut self, about: &Arc<str>, problems: Vec<Problem>) -> bool {
+        match problems.is_empty() {
+            true => self.reports.remove(about).is_some(),
+            false => {
+                let news = self.reports.get(about) != Some(&problems);
+                self.reports.insert(Arc::clone(about), problems);
+                news
             }
         }
-    }
-
-    /// Replaces what a file complains about: documents that do not parse and the like.
-    pub fn report(&mut self, file: &Arc<str>, problems: Vec<Problem>) {
-        match problems.is_empty() {
-            true => self.reports.remove(file),
-            false => self.reports.insert(Arc::clone(file), problems),
-        };
     }
 
     /// Remembers what an engine said of itself. Returns whether that was news.
@@ -122,12 +137,22 @@ impl Index {
         build::fleet(self, previous)
     }
 
+    /// What the objects of a cluster are to be told about themselves, now that `fleet` is served.
+    pub fn standings(&self, fleet: &Fleet) -> Vec<Standing> {
+        standing::standings(self, fleet)
+    }
+
     /// The pods that count, in the order of their names.
     pub fn pods(&self) -> impl Iterator<Item = &Pod> {
         self.of_kind(Kind::Pod).filter_map(|(_, object)| match object {
             Object::Pod(pod) => Some(&**pod),
             _ => None,
         })
+    }
+
+    /// Which pods the pools of a cluster select: namespaces with labels.
+    pub(super) fn selections(&self) -> BTreeSet<(Arc<str>, BTreeMap<String, String>)> {
+        ours::selections(self)
     }
 
     /// What `source` has under `key`.

@@ -65,6 +65,10 @@ pub(super) fn build(build: &mut Build<'_>) -> Vec<Arc<Pool>> {
             let mut meant = (0..policies.len()).filter(|&at| policies[at].means(&name, kind));
             let first = meant.next();
             first.into_iter().for_each(|at| used[at] = true);
+            if build.foreign.contains(&object.key()) {
+                meant.for_each(|at| used[at] = true);
+                continue;
+            }
             for at in meant {
                 used[at] = true;
                 let first = first.map(|at| policies[at].name.to_string()).unwrap_or_default();

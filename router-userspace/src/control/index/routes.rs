@@ -18,7 +18,7 @@ use super::super::objects::{
 use super::build::{Build, Subject, created};
 use super::listeners::Frame;
 use super::policies::Policies;
-use super::{filters, grants, matches, services};
+use super::{Source, filters, grants, matches, ours, services};
 
 /// One rule, as far as it is the same on every listener.
 struct RuleParts {
@@ -35,8 +35,7 @@ pub(super) fn attach(
     mut frames: Vec<Frame<'_>>,
     policies: &Policies,
 ) -> Vec<Listener> {
-    let index = build.index;
-    for (source, object) in index.of_kind(Kind::HttpRoute) {
+    for (source, object) in build.ours(Kind::HttpRoute) {
         let Object::HttpRoute(route) = object else { continue };
         let name = object_name(&route.metadata);
         let subject = Subject { source, kind: Kind::HttpRoute, name: &name };
@@ -123,7 +122,7 @@ fn parents(
     }
     let mut found = Vec::new();
     for (position, parent) in refs.iter().enumerate() {
-        match listeners(build, subject.name, parent, frames, hostnames) {
+        match listeners(build, subject, parent, frames, hostnames) {
             Ok(more) => found.extend(more),
             Err((code, reason)) => {
                 build.complain(subject, format!("spec.parentRefs[{position}]"), code, reason);
@@ -137,11 +136,18 @@ fn parents(
 
 fn listeners(
     build: &Build<'_>,
-    route: &ObjectName,
+    subject: Subject<'_>,
     parent: &HttpRouteParentRefs,
     frames: &[Frame<'_>],
     hostnames: &[Hostname],
 ) -> Result<Vec<usize>, (&'static str, String)> {
+    let route = subject.name;
+    if *subject.source == Source::Cluster
+        && !ours::names_ours(build.index, build.foreign, route, parent)
+    {
+        // A route may have parents of other controllers, which have their own say.
+        return Ok(Vec::new());
+    }
     let group = parent.group.as_deref().unwrap_or(GATEWAY_GROUP);
     let kind = parent.kind.as_deref().unwrap_or("Gateway");
     if (group, kind) != (GATEWAY_GROUP, "Gateway") {

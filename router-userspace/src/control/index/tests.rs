@@ -149,7 +149,7 @@ fn the_first_of_two_sources_counts_and_the_other_is_named() {
     let source = Source::File { name: "a.yaml".into(), document: 3 };
     index.apply(source.clone(), Object::Pod(first));
     let Object::InferencePool(pool) = golden::object(POOL) else { panic!() };
-    index.apply(Source::Cluster, Object::InferencePool(pool));
+    index.apply(Source::Flags, Object::InferencePool(pool));
     let fleet = index.build(&Fleet::default());
     assert_eq!(&*member(&fleet).worker.key.uid, "first");
     let said = fleet.problems[0].to_string();

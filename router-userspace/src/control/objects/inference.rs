@@ -5,18 +5,19 @@ use std::num::NonZeroU16;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Kind, Resource};
 
 /// A pool of either API version.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct InferencePool {
     pub metadata: ObjectMeta,
     pub spec: PoolSpec,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum PoolSpec {
     V1Alpha2(PoolSpecV1Alpha2),
     V1(PoolSpecV1),
@@ -27,18 +28,21 @@ pub enum PoolSpec {
 }
 
 /// `inference.networking.x-k8s.io/v1alpha2`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolSpecV1Alpha2 {
+    /// Labels that a pod of the namespace must have, all of them, to be of the pool.
     pub selector: BTreeMap<String, String>,
+    /// The port that engines serve HTTP on.
     pub target_port_number: NonZeroU16,
     /// Names a picker that other gateways ask. pd-router picks itself.
+    #[schemars(schema_with = "super::crds::open")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extension_ref: Option<serde_json::Value>,
 }
 
 /// `inference.networking.k8s.io/v1`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolSpecV1 {
     pub selector: MatchLabels,
@@ -50,13 +54,13 @@ pub struct PoolSpecV1 {
     pub endpoint_picker_ref: Option<serde_json::Value>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MatchLabels {
     pub match_labels: BTreeMap<String, String>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PoolTargetPort {
     pub number: NonZeroU16,
 }
@@ -108,50 +112,64 @@ impl InferencePool {
 /// How an InferencePool serves.
 pub type InferenceTrafficPolicy = Resource<TrafficPolicySpec>;
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TrafficPolicySpec {
+    /// The pool of this namespace that the policy is for.
     pub pool_ref: PoolRef,
+    /// The engine: `sglang`, which is also the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model_server_runtime: Option<String>,
+    /// How the pool serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<TrafficProfile>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PoolRef {
     /// Either of the pool's groups; without one, both are meant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
+    /// `InferencePool`, which is also the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
+    /// The pool's name.
     pub name: String,
 }
 
 /// `pd`, `single` or neither, which is `single`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct TrafficProfile {
+    /// Prefill and decode apart: a request takes a pair.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pd: Option<PdProfile>,
+    /// Every worker serves alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub single: Option<SingleProfile>,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct PdProfile {
+    /// The label whose value, `prefill` or `decode`, is a pod's role.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pd_role_label_name: Option<String>,
+    /// How prefills hand KV caches over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_transfer: Option<KvTransfer>,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct KvTransfer {
+    /// Where prefills answer decodes: their `--disaggregation-bootstrap-port`. Default 8998.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bootstrap_port: Option<NonZeroU16>,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct SingleProfile {}

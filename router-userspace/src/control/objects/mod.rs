@@ -1,10 +1,12 @@
 //! The objects that the control plane reads, typed; both sources make these.
 
+pub mod crds;
 mod inference;
 mod policy;
 
 use std::fmt;
 
+use gateway_api::gatewayclasses::GatewayClass;
 use gateway_api::gateways::Gateway;
 use gateway_api::httproutes::HttpRoute;
 use gateway_api::referencegrants::ReferenceGrant;
@@ -23,7 +25,7 @@ pub use policy::{
 };
 
 /// Kinds that have the shape of every Kubernetes object and are not in a published crate.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Resource<S> {
     #[serde(default)]
     pub metadata: ObjectMeta,
@@ -37,6 +39,7 @@ pub struct Resource<S> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     Namespace,
+    GatewayClass,
     Gateway,
     HttpRoute,
     ReferenceGrant,
@@ -76,6 +79,7 @@ impl Kind {
             ("", "Pod") => (Kind::Pod, &["v1"]),
             ("", "Service") => (Kind::Service, &["v1"]),
             ("discovery.k8s.io", "EndpointSlice") => (Kind::EndpointSlice, &["v1"]),
+            (GATEWAY_GROUP, "GatewayClass") => (Kind::GatewayClass, &["v1", "v1beta1"]),
             (GATEWAY_GROUP, "Gateway") => (Kind::Gateway, &["v1", "v1beta1"]),
             (GATEWAY_GROUP, "HTTPRoute") => (Kind::HttpRoute, &["v1", "v1beta1"]),
             (GATEWAY_GROUP, "ReferenceGrant") => (Kind::ReferenceGrant, &["v1", "v1beta1"]),
@@ -99,6 +103,7 @@ impl Kind {
     pub fn as_str(self) -> &'static str {
         match self {
             Kind::Namespace => "Namespace",
+            Kind::GatewayClass => "GatewayClass",
             Kind::Gateway => "Gateway",
             Kind::HttpRoute => "HTTPRoute",
             Kind::ReferenceGrant => "ReferenceGrant",
@@ -113,7 +118,7 @@ impl Kind {
 
     /// Whether objects of this kind live in a namespace.
     pub fn namespaced(self) -> bool {
-        self != Kind::Namespace
+        !matches!(self, Kind::Namespace | Kind::GatewayClass)
     }
 }
 
@@ -134,9 +139,10 @@ impl fmt::Display for Key {
 }
 
 /// One object of a kind that is read.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Object {
     Namespace(Namespace),
+    GatewayClass(GatewayClass),
     Gateway(Gateway),
     HttpRoute(HttpRoute),
     ReferenceGrant(ReferenceGrant),
@@ -152,6 +158,7 @@ impl Object {
     pub fn kind(&self) -> Kind {
         match self {
             Object::Namespace(_) => Kind::Namespace,
+            Object::GatewayClass(_) => Kind::GatewayClass,
             Object::Gateway(_) => Kind::Gateway,
             Object::HttpRoute(_) => Kind::HttpRoute,
             Object::ReferenceGrant(_) => Kind::ReferenceGrant,
@@ -167,6 +174,7 @@ impl Object {
     pub fn metadata(&self) -> &ObjectMeta {
         match self {
             Object::Namespace(object) => &object.metadata,
+            Object::GatewayClass(object) => &object.metadata,
             Object::Gateway(object) => &object.metadata,
             Object::HttpRoute(object) => &object.metadata,
             Object::ReferenceGrant(object) => &object.metadata,

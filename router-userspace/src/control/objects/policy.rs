@@ -7,7 +7,7 @@ use super::Resource;
 /// Timeouts for the routes of a Gateway or of one HTTPRoute.
 pub type BackendTrafficPolicy = Resource<BackendPolicySpec>;
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -18,7 +18,7 @@ pub struct BackendPolicySpec {
     pub timeout: Option<PolicyTimeout>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyTarget {
     pub group: String,
@@ -29,13 +29,13 @@ pub struct PolicyTarget {
     pub section_name: Option<String>,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PolicyTimeout {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpTimeout>,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpTimeout {
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,0 +1,187 @@
+//! What of a cluster is ours: Gateways of our classes, routes that name such a Gateway, pools that
+//! such a route names. Of a directory or of flags, everything is.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+
+use gateway_api::httproutes::{HttpRoute, HttpRouteParentRefs};
+use router_core::fleet::ObjectName;
+
+use super::super::objects::{
+    GATEWAY_GROUP, Key, Kind, Object, POOL_GROUP_V1, POOL_GROUP_V1ALPHA2, object_name,
+};
+use super::{Index, Source};
+
+/// A GatewayClass with this `spec.controllerName` is ours.
+pub const CONTROLLER_NAME: &str = "pd-router.io/gateway-controller";
+
+/// The Gateways, routes and pools of a cluster that are somebody else's.
+pub(super) fn foreign(index: &Index) -> HashSet<Key> {
+    let mut foreign = HashSet::new();
+    let classes: BTreeSet<&str> = index
+        .of_kind(Kind::GatewayClass)
+        .filter_map(|(_, object)| match object {
+            Object::GatewayClass(class) if class.spec.controller_name == CONTROLLER_NAME => {
+                class.metadata.name.as_deref()
+            }
+            _ => None,
+        })
+        .collect();
+    for object in of_cluster(index, Kind::Gateway) {
+        let Object::Gateway(gateway) = object else { continue };
+        if !classes.contains(gateway.spec.gateway_class_name.as_str()) {
+            foreign.insert(object.key());
+        }
+    }
+    for object in of_cluster(index, Kind::HttpRoute) {
+        let Object::HttpRoute(route) = object else { continue };
+        let parents = route.spec.parent_refs.as_deref().unwrap_or_default();
+        let ours = |parent: &HttpRouteParentRefs| {
+            names_ours(index, &foreign, &object_name(&route.metadata), parent)
+        };
+        if !parents.iter().any(ours) {
+            foreign.insert(object.key());
+        }
+    }
+    let named: HashSet<Key> = index
+        .of_kind(Kind::HttpRoute)
+        .filter_map(|(_, object)| match object {
+            Object::HttpRoute(route) if !foreign.contains(&object.key()) => Some(route),
+            _ => None,
+        })
+        .flat_map(pools)
+        .collect();
+    for kind in [Kind::InferencePoolV1Alpha2, Kind::InferencePoolV1] {
+        let others = of_cluster(index, kind).map(Object::key).filter(|key| !named.contains(key));
+        foreign.extend(others.collect::<Vec<_>>());
+    }
+    foreign
+}
+
+/// Whether a parent of `route` is a Gateway that is there and ours.
+pub(super) fn names_ours(
+    index: &Index,
+    foreign: &HashSet<Key>,
+    route: &ObjectName,
+    parent: &HttpRouteParentRefs,
+) -> bool {
+    let group = parent.group.as_deref().unwrap_or(GATEWAY_GROUP);
+    let kind = parent.kind.as_deref().unwrap_or("Gateway");
+    let key = Key { kind: Kind::Gateway, name: parent_name(route, parent) };
+    (group, kind) == (GATEWAY_GROUP, "Gateway")
+        && index.get(&key).is_some()
+        && !foreign.contains(&key)
+}
+
+/// The name of a parent of `route`.
+pub(super) fn parent_name(route: &ObjectName, parent: &HttpRouteParentRefs) -> ObjectName {
+    let namespace = parent.namespace.as_deref().unwrap_or(&route.namespace);
+    ObjectName { namespace: namespace.into(), name: parent.name.as_str().into() }
+}
+
+/// The pools that a route names.
+pub(super) fn pools(route: &HttpRoute) -> Vec<Key> {
+    let own = object_name(&route.metadata).namespace;
+    let rules = route.spec.rules.iter().flatten();
+    let references = rules.flat_map(|rule| rule.backend_refs.iter().flatten());
+    references
+        .filter_map(|reference| {
+            let kind = match (reference.group.as_deref()?, reference.kind.as_deref()?) {
+                (POOL_GROUP_V1ALPHA2, "InferencePool") => Kind::InferencePoolV1Alpha2,
+                (POOL_GROUP_V1, "InferencePool") => Kind::InferencePoolV1,
+                _ => return None,
+            };
+            let namespace = reference.namespace.as_deref().unwrap_or(&own).into();
+            Some(Key { kind, name: ObjectName { namespace, name: reference.name.as_str().into() } })
+        })
+        .collect()
+}
+
+/// Which pods the pools of a cluster select: namespaces with labels.
+pub(super) fn selections(index: &Index) -> BTreeSet<(Arc<str>, BTreeMap<String, String>)> {
+    let foreign = foreign(index);
+    let kinds = [Kind::InferencePoolV1Alpha2, Kind::InferencePoolV1];
+    kinds
+        .into_iter()
+        .flat_map(|kind| of_cluster(index, kind))
+        .filter(|object| !foreign.contains(&object.key()))
+        .filter_map(|object| match object {
+            Object::InferencePool(pool) if !pool.selector().is_empty() => {
+                Some((object_name(&pool.metadata).namespace, pool.selector().clone()))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+fn of_cluster(index: &Index, kind: Kind) -> impl Iterator<Item = &Object> {
+    let all = index.of_kind(kind);
+    all.filter(|(source, _)| **source == Source::Cluster).map(|(_, object)| object)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::golden;
+    use super::*;
+
+    const GATEWAY: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: g}
+spec: {gatewayClassName: c, listeners: [{name: l, protocol: HTTP, port: 80}]}
+";
+    const ROUTE: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r}
+spec:
+  parentRefs: [{name: g}, {name: of-others}]
+  rules: [{backendRefs: [{group: inference.networking.k8s.io, kind: InferencePool, name: p}]}]
+";
+    const POOL: &str = "
+apiVersion: inference.networking.k8s.io/v1
+kind: InferencePool
+metadata: {name: p}
+spec: {selector: {matchLabels: {app: a}}, targetPorts: [{number: 8000}]}
+";
+
+    fn index(controller: &str, documents: &[&str]) -> Index {
+        let class = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\n\
+             metadata: {{name: c}}\nspec: {{controllerName: {controller}}}\n"
+        );
+        let mut index = Index::default();
+        for text in documents.iter().copied().chain([class.as_str()]) {
+            index.apply(Source::Cluster, golden::object(text));
+        }
+        index
+    }
+
+    #[test]
+    fn a_gateway_of_our_class_brings_its_routes_and_their_pools() {
+        let index = index(CONTROLLER_NAME, &[GATEWAY, ROUTE, POOL]);
+        assert_eq!(foreign(&index), HashSet::new());
+        let labels = [("app".to_owned(), "a".to_owned())].into();
+        assert_eq!(selections(&index), [("default".into(), labels)].into());
+        let fleet = index.build(&Default::default());
+        assert_eq!((fleet.listeners.len(), fleet.pools.len()), (1, 1));
+        assert_eq!(fleet.problems, []);
+    }
+
+    #[test]
+    fn what_belongs_to_another_controller_is_neither_served_nor_complained_about() {
+        let index = index("example.com/other", &[GATEWAY, ROUTE, POOL]);
+        assert_eq!(foreign(&index).len(), 3);
+        assert_eq!(selections(&index), BTreeSet::new());
+        let fleet = index.build(&Default::default());
+        assert_eq!((fleet.listeners.len(), fleet.pools.len()), (0, 0));
+        assert_eq!(fleet.problems, []);
+    }
+
+    #[test]
+    fn a_pool_that_no_route_names_is_left_alone() {
+        let index = index(CONTROLLER_NAME, &[GATEWAY, POOL]);
+        assert_eq!(selections(&index), BTreeSet::new());
+        assert_eq!(index.build(&Default::default()).pools.len(), 0);
+    }
+}

@@ -1,0 +1,126 @@
+//! The standing of InferencePools and InferenceTrafficPolicies.
+
+use std::collections::BTreeSet;
+
+use router_core::fleet::{ObjectName, Phase, Pool, Profile, Role};
+use serde_json::{Value, json};
+
+use super::super::super::objects::{InferencePool, InferenceTrafficPolicy, PoolSpec};
+use super::{
+    CONTROLLER_NAME, Condition, GATEWAY_GROUP, Kind, Object, Told, View, object_name, ours,
+};
+
+impl View<'_> {
+    pub(super) fn pool(&self, pool: &InferencePool) -> Told {
+        let generation = pool.metadata.generation.unwrap_or_default();
+        let picker = match &pool.spec {
+            PoolSpec::V1Alpha2(spec) => spec.extension_ref.is_some(),
+            PoolSpec::V1(spec) => spec.endpoint_picker_ref.is_some(),
+            PoolSpec::OfEngines { .. } => false,
+        };
+        let accepted = match picker {
+            true => "pd-router picks itself; the picker that the pool names is not asked",
+            false => "",
+        };
+        let entries: Vec<Value> = self
+            .gateways_of(self.key.kind)
+            .into_iter()
+            .map(|gateway| {
+                let conditions = [
+                    Condition::of("Accepted", "Accepted", accepted),
+                    Condition::unless("ResolvedRefs", "ResolvedRefs", self.problems("spec.")),
+                ];
+                let mut entry = json!({
+                    "parentRef": {
+                        "group": GATEWAY_GROUP, "kind": "Gateway",
+                        "namespace": &*gateway.namespace, "name": &*gateway.name,
+                    },
+                    "conditions": conditions.map(|condition| condition.value(generation)),
+                });
+                if self.key.kind == Kind::InferencePoolV1 {
+                    entry["controllerName"] = CONTROLLER_NAME.into();
+                }
+                entry
+            })
+            .collect();
+        if self.key.kind == Kind::InferencePoolV1 {
+            return Told::Parents(entries);
+        }
+        let of_others = self
+            .foreign
+            .iter()
+            .filter(|key| key.kind == Kind::Gateway)
+            .map(|key| key.name.to_string());
+        let mut of_others: Vec<String> = of_others.collect();
+        of_others.sort();
+        Told::Parent { ours: entries, of_others }
+    }
+
+    /// Our Gateways with a route to this pool.
+    fn gateways_of(&self, kind: Kind) -> BTreeSet<ObjectName> {
+        let mut gateways = BTreeSet::new();
+        for (_, object) in self.index.of_kind(Kind::HttpRoute) {
+            let Object::HttpRoute(route) = object else { continue };
+            let leads = ours::pools(route).contains(self.key);
+            if !leads || self.key.kind != kind {
+                continue;
+            }
+            let name = object_name(&route.metadata);
+            for parent in route.spec.parent_refs.iter().flatten() {
+                if ours::names_ours(self.index, self.foreign, &name, parent) {
+                    gateways.insert(ours::parent_name(&name, parent));
+                }
+            }
+        }
+        gateways
+    }
+
+    pub(super) fn policy(&self, policy: &InferenceTrafficPolicy) -> Told {
+        let generation = policy.metadata.generation.unwrap_or_default();
+        let told: Vec<_> = self
+            .problems("")
+            .filter(|problem| !matches!(problem.code, "UnknownField" | "RoleLabelAlias"))
+            .collect();
+        let mut accepted = Condition::unless("Accepted", "Accepted", told);
+        let pd = policy.spec.profile.as_ref().and_then(|profile| profile.pd.as_ref());
+        if accepted.status {
+            let alias = self.problems("").find(|problem| problem.code == "RoleLabelAlias");
+            let port = pd.map(|pd| pd.kv_transfer.as_ref().and_then(|kv| kv.bootstrap_port));
+            if let Some(alias) = alias {
+                (accepted.reason, accepted.message) = (alias.code, alias.reason.to_string());
+            } else if port == Some(None) {
+                accepted.reason = "DefaultBootstrapPort";
+                accepted.message = "no kvTransfer.bootstrapPort; SGLang's 8998 is used".to_owned();
+            }
+        }
+        let mut conditions = vec![accepted.value(generation)];
+        let name = ObjectName {
+            namespace: object_name(&policy.metadata).namespace,
+            name: policy.spec.pool_ref.name.as_str().into(),
+        };
+        if let Some(pool) = self.fleet.pool(&name) {
+            conditions.push(ready(pool).value(generation));
+        }
+        Told::Conditions(conditions)
+    }
+}
+
+/// Whether a pool has ready pods of every role that a request needs.
+fn ready(pool: &Pool) -> Condition {
+    let count = |role: Role| {
+        let members = pool.members.iter();
+        members.filter(|member| member.role == role && member.phase == Phase::Ready).count()
+    };
+    match pool.profile {
+        Profile::Single => match count(Role::Unified) {
+            0 => Condition::not("Ready", "NoReadyPods", "no pod of the pool is ready"),
+            _ => Condition::of("Ready", "Ready", ""),
+        },
+        Profile::Pd => match (count(Role::Prefill), count(Role::Decode)) {
+            (0, 0) => Condition::not("Ready", "NoReadyPods", "no pod of the pool is ready"),
+            (0, _) => Condition::not("Ready", "NoPrefill", "decodes are ready, no prefill is"),
+            (_, 0) => Condition::not("Ready", "NoDecode", "prefills are ready, no decode is"),
+            _ => Condition::of("Ready", "Ready", ""),
+        },
+    }
+}

@@ -1,0 +1,168 @@
+//! Each condition and its reason, as a table of cases.
+
+use super::super::super::golden;
+use super::*;
+
+const CLASS: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {name: c, generation: 3}
+spec: {controllerName: pd-router.io/gateway-controller}
+";
+const GATEWAY: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: g, generation: 4}
+spec: {gatewayClassName: c, listeners: [{name: l, protocol: HTTP, port: 80}]}
+";
+const ROUTE: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r, generation: 5}
+spec:
+  parentRefs: [{name: g}, {name: of-others}]
+  rules: [{backendRefs: [{group: inference.networking.x-k8s.io, kind: InferencePool, name: p}]}]
+";
+const POOL: &str = "
+apiVersion: inference.networking.x-k8s.io/v1alpha2
+kind: InferencePool
+metadata: {name: p, generation: 6}
+spec: {selector: {app: a}, targetPortNumber: 8000}
+";
+const POLICY: &str = "
+apiVersion: inferenceextension.alibabacloud.com/v1alpha1
+kind: InferenceTrafficPolicy
+metadata: {name: t, generation: 7}
+spec: {poolRef: {name: p}, profile: {pd: {pdRoleLabelName: role, kvTransfer: {bootstrapPort: 34000}}}}
+";
+
+fn pod(name: &str, labels: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: a, {labels}}}}}\n\
+         status: {{podIP: 10.0.0.1, conditions: [{{type: Ready, status: \"True\"}}]}}\n"
+    )
+}
+
+/// The standings of a cluster that holds these documents.
+fn standings(documents: &[&str]) -> Vec<Standing> {
+    let mut index = Index::default();
+    for text in documents {
+        index.apply(Source::Cluster, golden::object(text));
+    }
+    let fleet = index.build(&Fleet::default());
+    index.standings(&fleet)
+}
+
+/// `Type=Status/Reason` of every condition that an object of this kind is told.
+fn told(standings: &[Standing], kind: Kind) -> Vec<String> {
+    let standing = standings.iter().find(|standing| standing.key.kind == kind).unwrap();
+    let conditions: Vec<Value> = match &standing.told {
+        Told::Conditions(conditions) => conditions.clone(),
+        Told::Gateway { conditions, listeners, .. } => {
+            let of_listeners = listeners.iter().flat_map(|l| l["conditions"].as_array().unwrap());
+            conditions.iter().chain(of_listeners).cloned().collect()
+        }
+        Told::Parents(entries) | Told::Parent { ours: entries, .. } => {
+            entries.iter().flat_map(|e| e["conditions"].as_array().unwrap()).cloned().collect()
+        }
+    };
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let spelled =
+        |c: &Value| format!("{}={}/{}", text(&c["type"]), text(&c["status"]), text(&c["reason"]));
+    conditions.iter().map(spelled).collect()
+}
+
+#[test]
+fn what_is_well_is_told_so_with_the_generation_that_was_seen() {
+    let prefill = pod("prefill-0", "role: prefill");
+    let decode = pod("decode-0", "role: decode");
+    let all = standings(&[CLASS, GATEWAY, ROUTE, POOL, POLICY, &prefill, &decode]);
+    assert_eq!(told(&all, Kind::GatewayClass), ["Accepted=True/Accepted"]);
+    assert_eq!(
+        told(&all, Kind::Gateway),
+        [
+            "Accepted=True/Accepted",
+            "Accepted=True/Accepted",
+            "ResolvedRefs=True/ResolvedRefs",
+            "Conflicted=False/NoConflicts",
+            "Programmed=True/Programmed",
+        ]
+    );
+    let resolved = ["Accepted=True/Accepted", "ResolvedRefs=True/ResolvedRefs"];
+    assert_eq!(told(&all, Kind::HttpRoute), resolved, "the other parent has its own controller");
+    assert_eq!(told(&all, Kind::InferencePoolV1Alpha2), resolved);
+    assert_eq!(
+        told(&all, Kind::InferenceTrafficPolicy),
+        ["Accepted=True/Accepted", "Ready=True/Ready"]
+    );
+    let gateway = all.iter().find(|standing| standing.key.kind == Kind::Gateway).unwrap();
+    let Told::Gateway { listeners, served: 1, generation: 4, .. } = &gateway.told else {
+        panic!("{gateway:?}")
+    };
+    assert_eq!(listeners[0]["attachedRoutes"], 1);
+    assert_eq!(listeners[0]["supportedKinds"][0]["kind"], "HTTPRoute");
+    assert_eq!(listeners[0]["conditions"][0]["observedGeneration"], 4);
+}
+
+/// What is replaced in the good documents, by what, whom it is about, and what that is then told.
+#[rustfmt::skip]
+const WRONG: [(&str, &str, Kind, &str); 10] = [
+    ("protocol: HTTP", "protocol: TCP", Kind::Gateway, "Accepted=False/UnsupportedProtocol"),
+    ("protocol: HTTP", "protocol: TCP", Kind::Gateway, "Accepted=False/ListenersNotValid"),
+    ("port: 80", TCP_ROUTES, Kind::Gateway, "ResolvedRefs=False/InvalidRouteKinds"),
+    ("port: 80}", SAME_PORT, Kind::Gateway, "Conflicted=True/HostnameConflict"),
+    ("{name: g},", "{name: g, sectionName: gone},", Kind::HttpRoute, "Accepted=False/NoMatchingParent"),
+    ("port: 80", TCP_ROUTES, Kind::HttpRoute, "Accepted=False/NotAllowedByListeners"),
+    ("name: p}]", "name: gone}]", Kind::HttpRoute, "ResolvedRefs=False/BackendNotFound"),
+    ("name: p}]", "name: p, namespace: elsewhere}]", Kind::HttpRoute, "ResolvedRefs=False/RefNotPermitted"),
+    ("kind: InferencePool, name: p}", "kind: Thing, name: p}", Kind::HttpRoute, "ResolvedRefs=False/InvalidKind"),
+    ("poolRef: {name: p}", "poolRef: {name: q}", Kind::InferenceTrafficPolicy, "Accepted=False/TargetNotFound"),
+];
+const TCP_ROUTES: &str = "port: 80, allowedRoutes: {kinds: [{kind: TCPRoute}]}";
+const SAME_PORT: &str = "port: 80}, {name: m, protocol: HTTP, port: 80}";
+
+#[test]
+fn what_is_wrong_is_told_with_the_words_of_the_specifications() {
+    for (good, wrong, kind, expected) in WRONG {
+        let documents = [CLASS, GATEWAY, ROUTE, POOL, POLICY].map(|text| text.replace(good, wrong));
+        let all = standings(&documents.each_ref().map(String::as_str));
+        let told = told(&all, kind);
+        assert!(
+            told.iter().any(|condition| condition == expected),
+            "{wrong}: {expected}: {told:?}"
+        );
+    }
+}
+
+#[test]
+fn a_policy_is_told_what_the_pods_of_its_pool_lack() {
+    for (labels, expected) in [
+        ("tier: t", "Accepted=False/RoleLabelMissing"),
+        ("rbg.workloads.x-k8s.io/role-name: decode", "Accepted=True/RoleLabelAlias"),
+        ("role: prefill", "Ready=False/NoDecode"),
+        ("role: decode", "Ready=False/NoPrefill"),
+    ] {
+        let all = standings(&[CLASS, GATEWAY, ROUTE, POOL, POLICY, &pod("pod-0", labels)]);
+        let told = told(&all, Kind::InferenceTrafficPolicy);
+        assert!(told.iter().any(|condition| condition == expected), "{labels}: {told:?}");
+    }
+}
+
+#[test]
+fn a_policy_without_a_bootstrap_port_is_told_which_one_is_used() {
+    let policy = POLICY.replace(", kvTransfer: {bootstrapPort: 34000}", "");
+    let all = standings(&[CLASS, GATEWAY, ROUTE, POOL, &policy]);
+    let told = told(&all, Kind::InferenceTrafficPolicy);
+    assert_eq!(told[0], "Accepted=True/DefaultBootstrapPort");
+}
+
+#[test]
+fn objects_of_other_controllers_are_told_nothing() {
+    let class = CLASS.replace("pd-router.io", "example.com");
+    let all = standings(&[&class, GATEWAY, ROUTE, POOL]);
+    let kinds: Vec<Kind> = all.iter().map(|standing| standing.key.kind).collect();
+    assert_eq!(kinds, [Kind::HttpRoute, Kind::InferencePoolV1Alpha2]);
+    assert_eq!(all[0].told, Told::Parents(Vec::new()), "what we told before is taken back");
+    let of_others = vec!["default/g".to_owned()];
+    assert_eq!(all[1].told, Told::Parent { ours: Vec::new(), of_others });
+}

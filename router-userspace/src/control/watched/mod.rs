@@ -1,0 +1,339 @@
+//! What watches of a cluster have told, and how it comes into the [`Index`]. Pure: changes in,
+//! objects out.
+//!
+//! Pods are watched pool by pool, so that a cluster's other pods cost nothing. A pod of two pools
+//! comes over two watches that may be ahead of each other: the newest version that a watch has
+//! seen counts, and the pod is gone when no watch holds it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use router_core::fleet::{ObjectName, Problem};
+use serde_json::Value;
+
+use super::document::{self, Content};
+use super::index::{Index, Source};
+use super::objects::{Key, Kind};
+
+/// Kinds that are watched whole.
+const KINDS: [Kind; 11] = [
+    Kind::Namespace,
+    Kind::GatewayClass,
+    Kind::Gateway,
+    Kind::HttpRoute,
+    Kind::ReferenceGrant,
+    Kind::InferencePoolV1Alpha2,
+    Kind::InferencePoolV1,
+    Kind::InferenceTrafficPolicy,
+    Kind::BackendTrafficPolicy,
+    Kind::Service,
+    Kind::EndpointSlice,
+];
+/// Annotations that are read; the others are dropped, and a change of them is no news.
+const ANNOTATIONS: [&str; 1] = [super::index::BOOTSTRAP_PORT_ANNOTATION];
+
+/// One watch: all objects of a kind, or the pods of a namespace with these labels.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Watch {
+    Kind(Kind),
+    Pods { namespace: Arc<str>, labels: BTreeMap<String, String> },
+}
+
+impl Watch {
+    pub fn kind(&self) -> Kind {
+        match self {
+            Watch::Kind(kind) => *kind,
+            Watch::Pods { .. } => Kind::Pod,
+        }
+    }
+
+    /// The label selector of a list request.
+    pub fn selector(&self) -> Option<String> {
+        let Watch::Pods { labels, .. } = self else { return None };
+        let pairs = labels.iter().map(|(name, value)| format!("{name}={value}"));
+        Some(pairs.collect::<Vec<_>>().join(","))
+    }
+}
+
+/// What a watch tells.
+#[derive(Debug)]
+pub enum Change {
+    /// A list begins: what it does not hold in the end is gone.
+    Listing,
+    /// The list is complete.
+    Listed,
+    /// An object of the list, or one that is new or has changed.
+    Present(Box<Seen>),
+    Gone(Key),
+    /// The API server could not be asked, or does not have this kind (yet).
+    Failed {
+        absent: bool,
+        reason: String,
+    },
+}
+
+/// One object as the API server had it.
+#[derive(Debug)]
+pub struct Seen {
+    key: Key,
+    /// Grows with every change in a cluster.
+    version: u64,
+    content: Content,
+    problems: Vec<Problem>,
+}
+
+impl Seen {
+    /// Reads an object of `kind`; `None` where it has no name.
+    pub fn read(kind: Kind, mut value: Value) -> Option<Seen> {
+        let key = document::key(kind, &value)?;
+        let version = value.pointer("/metadata/resourceVersion").and_then(Value::as_str);
+        let version = version.and_then(|text| text.parse().ok()).unwrap_or_default();
+        trim(kind, &mut value);
+        let (content, mut complaints) = document::object(kind, value);
+        if !matches!(content, Content::Broken) && built_in(kind) {
+            // A newer cluster's built-in kinds have fields that we do not know, and need not.
+            complaints.clear();
+        }
+        let problem = |complaint: super::fields::Complaint| Problem {
+            source: Source::Cluster.name(),
+            document: None,
+            object: Some(key.to_string().into()),
+            field: complaint.field.map(Into::into),
+            code: complaint.code,
+            reason: complaint.reason.into(),
+        };
+        let problems = complaints.into_iter().map(problem).collect();
+        Some(Seen { key, version, content, problems })
+    }
+}
+
+fn built_in(kind: Kind) -> bool {
+    matches!(kind, Kind::Namespace | Kind::Service | Kind::EndpointSlice | Kind::Pod)
+}
+
+/// Leaves out what is never read and changes often: a change of it alone is then no news.
+fn trim(kind: Kind, value: &mut Value) {
+    if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+        for field in ["managedFields", "resourceVersion", "selfLink", "finalizers"] {
+            metadata.remove(field);
+        }
+        if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
+            annotations.retain(|name, _| ANNOTATIONS.contains(&name.as_str()));
+            if annotations.is_empty() {
+                metadata.remove("annotations");
+            }
+        }
+    }
+    let Some(object) = value.as_object_mut() else { return };
+    if kind != Kind::Pod {
+        object.remove("status");
+        return;
+    }
+    let text = |value: &Value, at: &str| value.pointer(at).cloned().unwrap_or(Value::Null);
+    let containers = object.get("spec").map(|spec| text(spec, "/containers"));
+    let containers = containers.as_ref().and_then(Value::as_array).into_iter().flatten();
+    let containers: Vec<Value> = containers
+        .map(|one| serde_json::json!({"name": text(one, "/name"), "ports": text(one, "/ports")}))
+        .collect();
+    let status = object.get("status").cloned().unwrap_or_default();
+    let conditions = status.get("conditions").and_then(Value::as_array).into_iter().flatten();
+    let ready: Vec<Value> = conditions
+        .filter(|condition| condition.get("type").is_some_and(|kind| kind == "Ready"))
+        .map(|ready| serde_json::json!({"type": "Ready", "status": text(ready, "/status")}))
+        .collect();
+    let status = serde_json::json!({
+        "phase": text(&status, "/phase"),
+        "podIP": text(&status, "/podIP"),
+        "conditions": ready,
+    });
+    object.insert("spec".to_owned(), serde_json::json!({"containers": containers}));
+    object.insert("status".to_owned(), status);
+}
+
+/// One watch's part of what is known.
+#[derive(Debug, Default)]
+struct State {
+    /// It has told something: a whole list, or that there is nothing to list.
+    answered: bool,
+    /// What the list that is under way has held so far.
+    listing: Option<BTreeSet<Key>>,
+    /// What it holds, with the versions.
+    held: BTreeMap<Key, u64>,
+}
+
+/// All watches.
+#[derive(Debug)]
+pub struct Watched {
+    watches: BTreeMap<Watch, State>,
+    /// Every watch has answered once: before, a fleet would lack what is not listed yet.
+    begun: bool,
+}
+
+impl Default for Watched {
+    fn default() -> Watched {
+        let all = KINDS.into_iter().map(|kind| (Watch::Kind(kind), State::default()));
+        Watched { watches: all.collect(), begun: false }
+    }
+}
+
+impl Watched {
+    /// The watches that there should be.
+    pub fn watches(&self) -> impl Iterator<Item = &Watch> {
+        self.watches.keys()
+    }
+
+    /// Takes what a watch tells into `index`; returns whether the index has changed.
+    pub fn take(&mut self, index: &mut Index, watch: &Watch, change: Change) -> bool {
+        // What a watch still tells that is wanted no longer.
+        let Some(state) = self.watches.get_mut(watch) else { return false };
+        match change {
+            Change::Listing => {
+                state.listing = Some(BTreeSet::new());
+                false
+            }
+            Change::Listed => {
+                state.answered = true;
+                let listed = state.listing.take().unwrap_or_default();
+                let gone: Vec<Key> =
+                    state.held.keys().filter(|key| !listed.contains(*key)).cloned().collect();
+                let mut changed = index.report(&about(watch), Vec::new());
+                for key in gone {
+                    changed |= self.forget(index, watch, &key);
+                }
+                changed
+            }
+            Change::Present(seen) => self.present(index, watch, *seen),
+            Change::Gone(key) => self.forget(index, watch, &key),
+            Change::Failed { absent, reason } => {
+                state.answered |= absent;
+                // A kind that this cluster does not have is no problem.
+                let problem = Problem {
+                    source: Source::Cluster.name(),
+                    document: None,
+                    object: None,
+                    field: None,
+                    code: "Unreadable",
+                    reason: format!("{}: {reason}; what was read before goes on", about(watch))
+                        .into(),
+                };
+                index.report(&about(watch), (!absent).then_some(problem).into_iter().collect())
+            }
+        }
+    }
+
+    /// Follows the pools of `index`: one watch for the pods of each selection. Watches that are
+    /// wanted no longer go when all others have answered, so that a pool whose selector changes
+    /// is never without its pods. Returns whether the index has changed.
+    pub fn follow_pools(&mut self, index: &mut Index) -> bool {
+        let selections = index.selections().into_iter();
+        let wanted: BTreeSet<Watch> =
+            selections.map(|(namespace, labels)| Watch::Pods { namespace, labels }).collect();
+        for watch in &wanted {
+            if !self.watches.contains_key(watch) {
+                self.watches.insert(watch.clone(), State::default());
+            }
+        }
+        if self.watches.values().any(|state| !state.answered) {
+            return false;
+        }
+        let left: Vec<Watch> = self
+            .watches
+            .keys()
+            .filter(|watch| watch.kind() == Kind::Pod && !wanted.contains(*watch))
+            .cloned()
+            .collect();
+        let mut changed = false;
+        for watch in left {
+            let state = self.watches.get(&watch);
+            let held: Vec<Key> =
+                state.map(|state| state.held.keys().cloned().collect()).unwrap_or_default();
+            for key in held {
+                changed |= self.forget(index, &watch, &key);
+            }
+            self.watches.remove(&watch);
+            changed |= index.report(&about(&watch), Vec::new());
+        }
+        changed
+    }
+
+    /// Whether every watch has answered, now or before.
+    pub fn begun(&mut self) -> bool {
+        self.begun |= self.watches.values().all(|state| state.answered);
+        self.begun
+    }
+
+    fn present(&mut self, index: &mut Index, watch: &Watch, seen: Seen) -> bool {
+        let Seen { key, version, content, mut problems } = seen;
+        let newest_of_others = self
+            .others(watch, &key)
+            .filter_map(|state| state.held.get(&key))
+            .max()
+            .copied()
+            .unwrap_or_default();
+        if let Some(state) = self.watches.get_mut(watch) {
+            state.held.insert(key.clone(), version);
+            if let Some(listing) = &mut state.listing {
+                listing.insert(key.clone());
+            }
+        }
+        if version < newest_of_others {
+            return false;
+        }
+        let about: Arc<str> = key.to_string().into();
+        let changed = match content {
+            Content::Object(object) => index.apply(Source::Cluster, *object),
+            Content::Foreign => false,
+            Content::Broken => {
+                if index.held(&Source::Cluster, &key).is_some() {
+                    for problem in &mut problems {
+                        problem.reason =
+                            format!("{}; its last good version is kept", problem.reason).into();
+                    }
+                }
+                false
+            }
+        };
+        index.report(&about, problems) | changed
+    }
+
+    fn forget(&mut self, index: &mut Index, watch: &Watch, key: &Key) -> bool {
+        if let Some(state) = self.watches.get_mut(watch) {
+            state.held.remove(key);
+        }
+        if self.others(watch, key).any(|state| state.held.contains_key(key)) {
+            return false;
+        }
+        let about: Arc<str> = key.to_string().into();
+        index.remove(&Source::Cluster, key) | index.report(&about, Vec::new())
+    }
+
+    /// The other watches over which this object may come.
+    fn others<'s>(&'s self, watch: &'s Watch, key: &'s Key) -> impl Iterator<Item = &'s State> {
+        self.watches.iter().filter_map(move |(other, state)| {
+            let Watch::Pods { namespace, .. } = other else { return None };
+            let meets = other != watch && key.kind == Kind::Pod && *namespace == key.name.namespace;
+            meets.then_some(state)
+        })
+    }
+}
+
+/// How problems name a watch.
+fn about(watch: &Watch) -> Arc<str> {
+    match watch {
+        Watch::Kind(Kind::InferencePoolV1Alpha2) => "watching InferencePool (v1alpha2)".into(),
+        Watch::Kind(kind) => format!("watching {}", kind.as_str()).into(),
+        Watch::Pods { namespace, .. } => {
+            format!("watching Pods of {namespace} with {}", watch.selector().unwrap_or_default())
+                .into()
+        }
+    }
+}
+
+/// The key of an object that is gone.
+pub fn key(kind: Kind, namespace: Option<&str>, name: &str) -> Key {
+    let namespace = namespace.filter(|_| kind.namespaced()).unwrap_or("default").into();
+    Key { kind, name: ObjectName { namespace, name: name.into() } }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,208 @@
+//! Lists, gaps, lost deletes, kinds that are not there: each ends in the right index.
+
+use router_core::fleet::Fleet;
+use serde_json::json;
+
+use super::*;
+use crate::control::CONTROLLER_NAME;
+
+fn seen(kind: Kind, value: Value) -> Change {
+    Change::Present(Box::new(Seen::read(kind, value).unwrap()))
+}
+
+fn pod(name: &str, version: u64, app: &str, ready: bool) -> Value {
+    let ready = if ready { "True" } else { "False" };
+    json!({
+        "metadata": {
+            "name": name, "namespace": "default", "uid": name, "labels": {"app": app},
+            "resourceVersion": version.to_string(),
+        },
+        "status": {"podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": ready}]},
+    })
+}
+
+fn pool(name: &str, app: &str) -> Value {
+    json!({
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"selector": {"matchLabels": {"app": app}}, "targetPorts": [{"number": 8000}]},
+    })
+}
+
+fn pods_of(app: &str) -> Watch {
+    Watch::Pods { namespace: "default".into(), labels: [("app".into(), app.into())].into() }
+}
+
+/// A cluster with one Gateway of ours, and a route to pools `p` and `q`.
+struct Case {
+    index: Index,
+    watched: Watched,
+}
+
+impl Case {
+    fn new() -> Case {
+        let mut case = Case { index: Index::default(), watched: Watched::default() };
+        for kind in KINDS {
+            case.list(&Watch::Kind(kind), Vec::new());
+        }
+        let gateway = json!({
+            "metadata": {"name": "g", "namespace": "default"},
+            "spec": {
+                "gatewayClassName": "c",
+                "listeners": [{"name": "l", "protocol": "HTTP", "port": 80}],
+            },
+        });
+        let to = |name: &str| json!({"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": name});
+        let route = json!({
+            "metadata": {"name": "r", "namespace": "default"},
+            "spec": {"parentRefs": [{"name": "g"}], "rules": [{"backendRefs": [to("p"), to("q")]}]},
+        });
+        let class = json!({"metadata": {"name": "c"}, "spec": {"controllerName": CONTROLLER_NAME}});
+        for (kind, value) in [
+            (Kind::GatewayClass, class),
+            (Kind::Gateway, gateway),
+            (Kind::HttpRoute, route),
+            (Kind::InferencePoolV1, pool("p", "a")),
+            (Kind::InferencePoolV1, pool("q", "a")),
+        ] {
+            case.take(&Watch::Kind(kind), seen(kind, value));
+        }
+        case.watched.follow_pools(&mut case.index);
+        case
+    }
+
+    fn take(&mut self, watch: &Watch, change: Change) -> bool {
+        self.watched.take(&mut self.index, watch, change)
+    }
+
+    fn list(&mut self, watch: &Watch, objects: Vec<Value>) {
+        self.take(watch, Change::Listing);
+        for object in objects {
+            self.take(watch, seen(watch.kind(), object));
+        }
+        self.take(watch, Change::Listed);
+    }
+
+    fn pods(&self) -> Vec<String> {
+        self.index.pods().filter_map(|pod| pod.metadata.name.clone()).collect()
+    }
+}
+
+#[test]
+fn nothing_has_begun_before_every_watch_has_answered() {
+    let mut watched = Watched::default();
+    let mut index = Index::default();
+    for kind in KINDS {
+        assert!(!watched.begun(), "{kind:?}");
+        let watch = Watch::Kind(kind);
+        // A kind that is not installed is an answer too.
+        let absent = Change::Failed { absent: true, reason: "404".to_owned() };
+        watched.take(&mut index, &watch, absent);
+    }
+    assert!(watched.begun());
+    assert_eq!(index.build(&Fleet::default()).problems, []);
+}
+
+#[test]
+fn pods_are_watched_once_for_pools_with_the_same_selector() {
+    let case = Case::new();
+    let pods: Vec<&Watch> = case.watched.watches().filter(|w| w.kind() == Kind::Pod).collect();
+    assert_eq!(pods, [&pods_of("a")]);
+    assert_eq!(pods[0].selector().as_deref(), Some("app=a"));
+}
+
+#[test]
+fn a_delete_that_was_lost_shows_in_the_next_list() {
+    let mut case = Case::new();
+    let watch = pods_of("a");
+    case.list(&watch, vec![pod("x", 1, "a", true), pod("y", 1, "a", true)]);
+    case.take(&watch, Change::Listing);
+    case.take(&watch, seen(Kind::Pod, pod("x", 1, "a", true)));
+    assert_eq!(case.pods(), ["x", "y"], "a list that is under way takes nothing away");
+    case.take(&watch, Change::Listed);
+    assert_eq!(case.pods(), ["x"]);
+}
+
+#[test]
+fn a_list_that_breaks_off_takes_nothing_away() {
+    let mut case = Case::new();
+    let watch = pods_of("a");
+    case.list(&watch, vec![pod("x", 1, "a", true)]);
+    case.take(&watch, Change::Listing);
+    let failed = Change::Failed { absent: false, reason: "connection refused".to_owned() };
+    assert!(case.take(&watch, failed));
+    assert_eq!(case.pods(), ["x"]);
+    let problems = case.index.build(&Fleet::default()).problems;
+    assert!(problems.iter().any(|p| p.reason.contains("connection refused")), "{problems:?}");
+    case.list(&watch, vec![pod("x", 1, "a", true)]);
+    let problems = case.index.build(&Fleet::default()).problems;
+    assert!(!problems.iter().any(|p| p.code == "Unreadable"), "{problems:?}");
+}
+
+#[test]
+fn a_change_of_what_is_never_read_is_no_news() {
+    let mut case = Case::new();
+    let watch = pods_of("a");
+    case.list(&watch, vec![pod("x", 1, "a", true)]);
+    let mut later = pod("x", 2, "a", true);
+    later["metadata"]["managedFields"] = json!([{"manager": "kubelet"}]);
+    later["metadata"]["annotations"] = json!({"example.com/seen": "now"});
+    later["status"]["conditions"][0]["lastProbeTime"] = json!("2026-01-01T00:00:00Z");
+    assert!(!case.take(&watch, seen(Kind::Pod, later)));
+    assert!(case.take(&watch, seen(Kind::Pod, pod("x", 3, "a", false))));
+}
+
+#[test]
+fn of_two_watches_the_newest_version_counts_whatever_comes_last() {
+    let mut case = Case::new();
+    case.take(&Watch::Kind(Kind::InferencePoolV1), seen(Kind::InferencePoolV1, pool("q", "b")));
+    case.watched.follow_pools(&mut case.index);
+    let both = |version, ready| {
+        let mut pod = pod("x", version, "a", ready);
+        pod["metadata"]["labels"]["tier"] = json!("t");
+        pod
+    };
+    case.list(&pods_of("a"), vec![both(7, true)]);
+    case.list(&pods_of("b"), vec![both(5, false)]);
+    let ready = |case: &Case| {
+        let pod = case.index.pods().next().unwrap().clone();
+        pod.status.unwrap().conditions.unwrap()[0].status.clone()
+    };
+    assert_eq!(ready(&case), "True");
+    let gone = || Change::Gone(key(Kind::Pod, Some("default"), "x"));
+    case.take(&pods_of("a"), gone());
+    assert_eq!(case.pods(), ["x"], "the other watch still holds it");
+    case.take(&pods_of("b"), gone());
+    assert_eq!(case.pods(), Vec::<String>::new());
+}
+
+#[test]
+fn a_pool_keeps_its_pods_until_those_of_its_new_selector_are_listed() {
+    let mut case = Case::new();
+    case.list(&pods_of("a"), vec![pod("x", 1, "a", true)]);
+    for name in ["p", "q"] {
+        let changed = seen(Kind::InferencePoolV1, pool(name, "b"));
+        case.take(&Watch::Kind(Kind::InferencePoolV1), changed);
+    }
+    case.watched.follow_pools(&mut case.index);
+    assert_eq!(case.pods(), ["x"]);
+    case.list(&pods_of("b"), vec![pod("y", 2, "b", true)]);
+    assert!(case.watched.follow_pools(&mut case.index));
+    assert_eq!(case.pods(), ["y"]);
+    assert!(!case.take(&pods_of("a"), seen(Kind::Pod, pod("x", 3, "a", true))), "a late word");
+}
+
+#[test]
+fn an_object_that_breaks_keeps_its_last_good_version_and_says_so() {
+    let mut case = Case::new();
+    let watch = Watch::Kind(Kind::InferencePoolV1);
+    let mut broken = pool("p", "a");
+    broken["spec"]["targetPorts"] = json!([{"number": "many"}]);
+    assert!(case.take(&watch, seen(Kind::InferencePoolV1, broken)));
+    let fleet = case.index.build(&Fleet::default());
+    assert_eq!(fleet.pools.len(), 2);
+    let told = fleet.problems.iter().find(|problem| problem.code == "Unparsable").unwrap();
+    assert!(told.to_string().contains("cluster, InferencePool default/p, spec.targetPorts"));
+    assert!(told.reason.contains("its last good version is kept"), "{told}");
+    case.take(&watch, Change::Gone(key(Kind::InferencePoolV1, Some("default"), "p")));
+    assert!(case.index.build(&Fleet::default()).problems.iter().all(|p| p.code != "Unparsable"));
+}
