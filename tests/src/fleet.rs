@@ -75,7 +75,7 @@ impl Fleet {
     }
 
     /// Waits until every engine has told the gateway what it is: only then are pairs sorted out.
-    async fn told(&self, gateway: &Gateway) {
+    pub async fn told(&self, gateway: &Gateway) {
         let engines = self.engines().count();
         eventually("every engine has told its facts", SOON, async || {
             let fleet = gateway.fleet().await.to_string();

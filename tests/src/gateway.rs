@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -69,6 +69,25 @@ impl Gateway {
     /// The program does not start.
     #[must_use]
     pub fn spawn(source: &[OsString], port: u16, flags: &[&str]) -> Gateway {
+        Gateway::spawn_with(source, port, flags, &[])
+    }
+
+    /// Starts on a cluster, without waiting.
+    ///
+    /// # Panics
+    /// The program does not start.
+    #[must_use]
+    pub fn in_cluster(kubeconfig: &Path, port: u16, flags: &[&str]) -> Gateway {
+        let environment = [("KUBECONFIG", kubeconfig)];
+        Gateway::spawn_with(&["--kubernetes".into()], port, flags, &environment)
+    }
+
+    fn spawn_with(
+        source: &[OsString],
+        port: u16,
+        flags: &[&str],
+        environment: &[(&str, &Path)],
+    ) -> Gateway {
         let address = Loopback::claim();
         let admin = address.port(ADMIN_PORT);
         let mut command = Command::new(program());
@@ -79,6 +98,7 @@ impl Gateway {
             .args(["--admin-listen", &admin.to_string()])
             .args(["--explain-headers", "--log-format", "json"])
             .args(flags)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

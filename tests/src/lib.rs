@@ -7,6 +7,7 @@
 //! side with the ports that a cluster would use.
 
 pub mod client;
+pub mod cluster;
 pub mod eventually;
 pub mod fleet;
 pub mod folder;
@@ -17,6 +18,7 @@ pub mod received;
 pub mod sse;
 
 pub use client::{Answer, Client, Stream};
+pub use cluster::Cluster;
 pub use eventually::eventually;
 pub use fleet::Fleet;
 pub use gateway::Gateway;

@@ -181,6 +181,13 @@ impl Pod {
         }
     }
 
+    /// Every label, the role's among them.
+    #[must_use]
+    pub fn all_labels(&self) -> Vec<(String, String)> {
+        let role = (ROLE_LABEL.to_owned(), self.role.clone());
+        self.labels.iter().cloned().chain([role]).collect()
+    }
+
     fn yaml(&self) -> String {
         let pairs = |pairs: &[(String, String)]| -> String {
             pairs.iter().map(|(key, value)| format!("    {key}: \"{value}\"\n")).collect()

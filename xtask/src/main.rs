@@ -2,7 +2,9 @@
 
 mod bench;
 mod ci;
+mod cluster;
 mod counts;
+mod crds;
 mod demo;
 mod docs;
 mod ebpf;
@@ -40,6 +42,8 @@ enum Chore {
     Test(test::Flags),
     /// Run a benchmark.
     Bench(bench::Flags),
+    /// Write the CustomResourceDefinitions of the Rust types into deploy/crds.
+    Crds,
     /// Check the house style: sizes, names, words, doors, links.
     Tidy,
     /// Build the API documentation; a broken link is an error.
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
         Chore::BuildEbpf => ebpf::build().map(|_| ()),
         Chore::Test(flags) => return summed_up(test::run(&flags)),
         Chore::Bench(flags) => bench::run(&flags),
+        Chore::Crds => crds::run(),
         Chore::Tidy => tidy::run(),
         Chore::Docs => docs::run(),
         Chore::Ci => return summed_up(ci::run()),

