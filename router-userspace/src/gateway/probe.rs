@@ -154,6 +154,7 @@ impl Prober {
             (Err(Failed::Unreachable), _) | (_, Err(Failed::Unreachable)) => {
                 worker.health.unreachable();
             }
+            (Err(Failed::NotReady), _) | (_, Err(Failed::NotReady)) => worker.health.not_ready(),
             (Err(Failed::Late), _) => worker.health.probe_lost(),
             _ => worker.health.probe_failed(),
         }
@@ -221,11 +222,11 @@ impl Prober {
             let response = sent.map_err(|error| match error {
                 NoAnswer::Unreachable(_) => Failed::Unreachable,
                 NoAnswer::Unanswered(_) => Failed::Late,
-                NoAnswer::Broken(_) | NoAnswer::BodyTooLarge => Failed::NotReady,
+                NoAnswer::Broken(_) | NoAnswer::BodyTooLarge => Failed::Broken,
             })?;
             let status = response.status();
             let answer = body::read_answer(response.into_body(), MAX_PROBE_ANSWER).await;
-            Ok((status, answer.map_err(|_| Failed::NotReady)?))
+            Ok((status, answer.map_err(|_| Failed::Broken)?))
         };
         timeout(self.timeouts.probe_timeout, call).await.unwrap_or(Err(Failed::Late))
     }
@@ -234,6 +235,8 @@ impl Prober {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Failed {
     Unreachable,
+    /// It answers that it is not ready.
     NotReady,
+    Broken,
     Late,
 }

@@ -105,7 +105,12 @@ impl Health {
         });
     }
 
-    /// A probe was answered, and not well.
+    /// The worker itself says that it is not ready: out at once, a second word is not needed.
+    pub fn not_ready(&self) {
+        self.unreachable();
+    }
+
+    /// The connection of a probe broke.
     pub fn probe_failed(&self) {
         self.missed(0);
     }
@@ -189,6 +194,15 @@ mod tests {
         assert!(!health.is_silent(), "one lost probe says nothing");
         health.probe_lost();
         assert!(health.is_silent());
+    }
+
+    #[test]
+    fn a_worker_that_says_it_is_not_ready_is_believed_at_once() {
+        let health = Health::default();
+        health.probe_passed(0);
+        health.not_ready();
+        assert_eq!(health.verdict(), Verdict::Down);
+        assert!(!health.is_silent());
     }
 
     #[test]
