@@ -8,10 +8,13 @@ folder=$1
 cd "$folder"
 mkdir -p apt/lists/partial apt/cache/archives/partial debs bin
 key=/usr/share/keyrings/debian-archive-keyring.gpg
+# The mirror that this machine uses; its own lists may not have been fetched yet.
+mirror() { apt-get indextargets --format '$(REPO_URI)' | grep -m 1 '/debian/$'; }
+mirror=$(mirror) || { apt-get -qq update && mirror=$(mirror); }
 cat > apt/sources.list <<LIST
-deb-src [signed-by=$key] http://deb.debian.org/debian bookworm main
-deb [signed-by=$key] http://deb.debian.org/debian bookworm main
-deb [signed-by=$key] http://deb.debian.org/debian bullseye main
+deb-src [signed-by=$key] $mirror bookworm main
+deb [signed-by=$key] $mirror bookworm main
+deb [signed-by=$key] $mirror bullseye main
 LIST
 apt="apt-get -qq -o Dir::Etc::sourcelist=$folder/apt/sources.list -o Dir::Etc::sourceparts=-
     -o Dir::State::lists=$folder/apt/lists -o Dir::Cache=$folder/apt/cache
