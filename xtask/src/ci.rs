@@ -1,52 +1,26 @@
 //! `cargo xtask ci`: everything that a change must pass, timed, with one plain last line.
 
-use std::time::{Duration, Instant};
-
 use anyhow::Result;
 
 use crate::counts::Counts;
+use crate::parts::Parts;
 use crate::{demo, docs, ebpf, setup, shell, test, tidy, workspace};
-
-/// One part: its name, how long it took, what it counted.
-struct Part {
-    name: &'static str,
-    took: Duration,
-    counts: Counts,
-}
 
 /// Runs every part even after a failure, so that one run tells all.
 ///
 /// # Errors
 /// None: what goes wrong in a part counts as a failure.
 pub(crate) fn run() -> Result<Counts> {
-    let parts = [
-        part("setup", || setup::run().map(|()| Counts::default())),
-        part("format", || format().map(|()| Counts::default())),
-        part("clippy", || clippy().map(|()| Counts::default())),
-        part("tidy", || tidy::run().map(|()| Counts::default())),
-        part("licences", || licences().map(|()| Counts::default())),
-        part("tests", || test::run(&test::Flags::default())),
-        part("demo", || demo::run(&demo::Flags { once: true }).map(|()| Counts::default())),
-        part("docs", || docs::run().map(|()| Counts::default())),
-    ];
-    let mut total = Counts::default();
-    println!();
-    for Part { name, took, counts } in &parts {
-        let verdict = if counts.failed == 0 { "ok" } else { "FAILED" };
-        println!("{name:<10} {:>7.1} s  {verdict}", took.as_secs_f64());
-        total += *counts;
-    }
-    Ok(total)
-}
-
-fn part(name: &'static str, run: impl FnOnce() -> Result<Counts>) -> Part {
-    println!("== {name}");
-    let start = Instant::now();
-    let counts = run().unwrap_or_else(|error| {
-        println!("{name}: {error:#}");
-        Counts::FAILURE
-    });
-    Part { name, took: start.elapsed(), counts }
+    let mut parts = Parts::default();
+    parts.chore("setup", setup::run);
+    parts.chore("format", format);
+    parts.chore("clippy", clippy);
+    parts.chore("tidy", tidy::run);
+    parts.chore("licences", licences);
+    test::run_into(&mut parts, &test::Flags::default());
+    parts.chore("demo", || demo::run(&demo::Flags { once: true }));
+    parts.chore("docs", docs::run);
+    Ok(parts.told())
 }
 
 fn format() -> Result<()> {

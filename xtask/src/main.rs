@@ -8,6 +8,7 @@ mod crds;
 mod demo;
 mod docs;
 mod ebpf;
+mod parts;
 mod python;
 mod real_sglang;
 mod setup;
@@ -57,7 +58,7 @@ fn main() -> ExitCode {
         Chore::Setup => setup::run(),
         Chore::Demo(flags) => demo::run(&flags),
         Chore::BuildEbpf => ebpf::build().map(|_| ()),
-        Chore::Test(flags) => return summed_up(test::run(&flags)),
+        Chore::Test(flags) => return summed_up(Ok(test::run(&flags))),
         Chore::Bench(flags) => bench::run(&flags),
         Chore::Crds => crds::run(),
         Chore::Tidy => tidy::run(),

@@ -1,11 +1,13 @@
 //! `cargo xtask test`: builds what the tests run, then runs them all or one suite.
 
+use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::counts::Counts;
+use crate::parts::Parts;
 use crate::workspace::Binaries;
 use crate::{cluster, ebpf, python, real_sglang, shell, workspace};
 
@@ -38,37 +40,57 @@ enum Suite {
     RealSglang,
 }
 
-/// Runs the tests; failed ones are in the counts, not an error.
-///
-/// # Errors
-/// Something could not be built or started.
-pub(crate) fn run(flags: &Flags) -> Result<Counts> {
-    let mut counts = Counts::default();
-    let all =
+impl Suite {
+    /// All but those that run only when they are named.
+    const ALL: [Suite; 6] =
         [Suite::Unit, Suite::Engine, Suite::Gateway, Suite::Kernel, Suite::Cluster, Suite::Doc];
-    for suite in flags.suite.map_or(all.to_vec(), |only| vec![only]) {
-        if suite == Suite::Kernel
-            && let Some(missing) = kernel_tests_need()
-        {
-            println!("kernel tests left out: {missing}");
-            continue;
-        }
-        counts += run_suite(suite, flags)?;
+
+    fn name(self) -> String {
+        self.to_possible_value().expect("no suite is hidden").get_name().to_owned()
     }
-    Ok(counts)
 }
 
-/// What the kernel tests lack here, if anything.
-fn kernel_tests_need() -> Option<&'static str> {
-    if !workspace::root().join("tests/kernel/main.rs").exists() {
-        Some("there are none yet")
-    } else if !nix::unistd::geteuid().is_root() {
-        Some("they need root")
-    } else if !std::path::Path::new("/sys/kernel/btf/vmlinux").exists() {
-        Some("this kernel has no BTF")
-    } else {
-        None
+/// Runs the tests and prints what each suite took; failed ones are in the counts, not an error.
+pub(crate) fn run(flags: &Flags) -> Counts {
+    let mut parts = Parts::default();
+    run_into(&mut parts, flags);
+    parts.told()
+}
+
+/// Each suite as a part of its own.
+pub(crate) fn run_into(parts: &mut Parts, flags: &Flags) {
+    for suite in flags.suite.map_or(Suite::ALL.to_vec(), |only| vec![only]) {
+        parts.run(&format!("test {}", suite.name()), || run_suite(suite, flags));
     }
+}
+
+/// Where changes are judged, what a suite lacks must not pass for a passed test; elsewhere it is
+/// said in one line, unless the suite was asked for by name.
+fn left_out(suite: Suite, flags: &Flags, missing: &anyhow::Error) -> Result<Counts> {
+    if judged() || flags.suite == Some(suite) {
+        bail!("{missing:#}");
+    }
+    println!("{} tests left out: {missing:#}", suite.name());
+    Ok(Counts::default())
+}
+
+/// A CI runs this.
+fn judged() -> bool {
+    std::env::var_os("CI").is_some()
+}
+
+/// What the kernel half's tests run on.
+///
+/// # Errors
+/// They lack something here.
+fn kernel_object() -> Result<PathBuf> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("they need root");
+    }
+    if !std::path::Path::new("/sys/kernel/btf/vmlinux").exists() {
+        bail!("this kernel has no BTF");
+    }
+    ebpf::build()
 }
 
 fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
@@ -91,28 +113,21 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
         real_sglang::equip(&mut runner)?;
     }
     if suite == Suite::Kernel {
-        match ebpf::build() {
+        match kernel_object() {
             Ok(object) => _ = runner.env("PD_ROUTER_EBPF_OBJECT", object),
-            // Where changes are judged, a missing tool must not pass for a passed test.
-            Err(error) if std::env::var_os("CI").is_some() => return Err(error),
-            Err(error) => {
-                println!("kernel tests left out: {error:#}");
-                return Ok(Counts::default());
-            }
+            Err(missing) => return left_out(suite, flags, &missing),
         }
     }
     if suite == Suite::Cluster {
-        match cluster::control_plane(flags.suite == Some(suite)) {
+        // Building one takes minutes, once: for who asks for it, and where changes are judged.
+        match cluster::control_plane(judged() || flags.suite == Some(suite)) {
             Ok(plane) => {
                 runner
                     .env("KUBE_APISERVER_BIN", plane.kube_apiserver)
                     .env("ETCD_BIN", plane.etcd)
                     .env("KUBECTL_BIN", plane.kubectl);
             }
-            Err(error) => {
-                println!("cluster tests left out: {error:#}");
-                return Ok(Counts::default());
-            }
+            Err(missing) => return left_out(suite, flags, &missing),
         }
     }
     let mut counts = Counts::default();
@@ -158,6 +173,9 @@ fn runner(suite: Suite) -> Command {
     let by_cargo_alone = matches!(suite, Suite::Doc | Suite::RealSglang);
     if !by_cargo_alone && shell::which("cargo-nextest").is_some() {
         command.args(["nextest", "run", "--no-tests=pass", "--no-fail-fast"]);
+        if judged() {
+            command.args(["--profile", "ci"]);
+        }
     } else {
         command.args(["test", "--no-fail-fast"]);
     }
