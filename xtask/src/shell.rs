@@ -10,10 +10,22 @@ use anyhow::{Context, Result, bail};
 use crate::workspace;
 
 /// A command that runs in the workspace's root.
+///
+/// It does not see what cargo told this chore of its package: build scripts look at that, ring's
+/// among them, and would be run again whenever a chore builds after a terminal or the other way
+/// round, with everything that stands on them.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.current_dir(workspace::root());
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_of_this_package(name)) {
+        command.env_remove(name);
+    }
     command
+}
+
+fn is_of_this_package(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
 }
 
 /// Runs to the end with this terminal's output.
@@ -96,6 +108,13 @@ mod tests {
         let error = output(command("sh").args(["-c", "echo broken >&2; exit 3"])).unwrap_err();
         let message = format!("{error:#}");
         assert!(message.contains("sh -c") && message.contains("broken"), "{message}");
+    }
+
+    #[test]
+    fn commands_know_nothing_of_this_package() {
+        let seen = output(&mut command("env")).unwrap();
+        assert!(seen.contains("PATH="), "{seen}");
+        assert!(!seen.contains("CARGO_PKG_") && !seen.contains("CARGO_MANIFEST_"), "{seen}");
     }
 
     #[test]
