@@ -6,6 +6,7 @@
 mod facts;
 mod health;
 mod learned;
+mod line;
 mod links;
 mod load;
 mod pool;
@@ -18,6 +19,7 @@ mod worker;
 pub use facts::Facts;
 pub use health::{ERRORS_TO_OPEN, Health, OPEN_MS, PROBES_TO_OPEN, Verdict};
 pub use learned::{HALF_LIFE_MS, Learned, Prior};
+pub use line::{Head, Line};
 pub use links::{Link, LinkPrior, Links};
 pub use load::{Load, STALE_MS};
 pub use pool::{Fit, Member, ObjectName, Phase, Pool, Profile, Role, Unfit, host_text};

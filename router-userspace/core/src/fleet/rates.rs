@@ -12,6 +12,8 @@ const WORK_MEMORY_BYTES: f32 = 1e6;
 /// The same two for what is counted in requests.
 const REQUEST_PRIOR: f32 = 4.0;
 const REQUEST_MEMORY: f32 = 200.0;
+/// Evidence of prefill counts for no more than so many times what was expected, either way.
+const MOST_SURPRISE: f32 = 3.0;
 /// A step time follows the engine faster than a mean of requests does.
 const STEP_MEMORY: f32 = 16.0;
 
@@ -44,8 +46,10 @@ pub struct Experience {
 }
 
 impl Experience {
-    /// `work_bytes` of prompts, the ones that waited before it included, took `ms`.
-    pub fn prefilled(&self, work_bytes: f32, ms: f32, now_ms: u64) {
+    /// `work_bytes` of prompts, the ones that waited before it included, took `ms` where `usual`
+    /// were expected. One that took many times as long waited for something else.
+    pub fn prefilled(&self, work_bytes: f32, ms: f32, usual_ms: f32, now_ms: u64) {
+        let ms = ms.min(usual_ms * MOST_SURPRISE).max(usual_ms / MOST_SURPRISE);
         self.prefill.observe(ms * 1000.0, work_bytes, WORK_MEMORY_BYTES, now_ms);
     }
 
@@ -107,13 +111,13 @@ mod tests {
         let prior = Rates { prefill_us_per_byte: 40.0, ..Rates::default() };
         let (pool, worker) = (Experience::default(), Experience::default());
         for _ in 0..50 {
-            pool.prefilled(50e3, 1000.0, 0);
+            pool.prefilled(50e3, 1000.0, 1000.0, 0);
         }
         let of_pool = pool.rates(&prior, 0);
         assert!((of_pool.prefill_us_per_byte - 20.0).abs() < 2.0, "{of_pool:?}");
         assert_eq!(worker.rates(&of_pool, 0), of_pool);
         for _ in 0..50 {
-            worker.prefilled(50e3, 4000.0, 0);
+            worker.prefilled(50e3, 4000.0, 4000.0, 0);
         }
         assert!(worker.rates(&of_pool, 0).prefill_us_per_byte > 70.0);
     }

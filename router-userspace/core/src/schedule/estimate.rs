@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::question::{Ask, Candidate};
 use super::unknown::Typical;
-use crate::fleet::{Link, LinkPrior, Load, Rates};
+use crate::fleet::{Head, Limits, Link, LinkPrior, Load, Rates};
 use crate::pair::Pair;
 
 /// What is taken for granted until it is learned, and the shapes that are not learned.
@@ -46,19 +46,29 @@ impl Assumptions {
 const CHUNK_BYTES: f32 = 32_768.0;
 /// Not knowing how a worker fares is as bad as a request of this length before ours.
 pub const PENALTY_MS: f32 = 25.0;
+/// Of a prompt at work, so much is counted as done at most: how long it takes is only thought.
+const MOST_DONE: f32 = 0.5;
 /// What a transfer gets at least of a link that others fill with KV cache: a third.
 const FAIR_SHARE: f32 = 1.0 / 3.0;
 const MS_PER_US: f32 = 1e-3;
-/// The part of a prompt that the worker a rendezvous hash names is thought to hold, where the
-/// index knows nothing: some other gateway may have sent it there.
-const RENDEZVOUS_SHARE: f32 = 0.2;
+/// The part of its prefill that a prompt is hoped to be spared at the worker that a rendezvous
+/// hash names, where the index knows nothing of the conversation: another gateway may have sent
+/// an earlier turn there. Never counted as time, only as a reason to go there.
+const RENDEZVOUS_SHARE: f32 = 0.5;
+/// The same where no agent tells how busy that worker is with the others' requests.
+const BLIND_RENDEZVOUS_SHARE: f32 = 0.2;
 
 /// The predicted milliseconds of one request on one pair, term by term.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Estimate {
     /// For the prompts before this one.
     pub wait_ms: f32,
+    /// For room at decode, longer than for the prompts before.
+    pub admission_ms: f32,
     pub prefill_ms: f32,
+    /// What this worker is preferred by, in the hope that another gateway sent it an earlier turn
+    /// of the conversation.
+    pub hoped_ms: f32,
     /// What the work of this prompt costs those who come behind it.
     pub pressing_ms: f32,
     /// Of the KV cache, as far as it does not happen during prefill.
@@ -78,11 +88,11 @@ pub struct Estimate {
 impl Estimate {
     /// What the prefill leg and the transfer cost, to this request and to later ones.
     pub(super) fn first_leg_ms(&self) -> f32 {
-        self.ttft_ms() + self.pressing_ms
+        self.ttft_ms() + self.pressing_ms - self.hoped_ms
     }
 
     pub fn ttft_ms(&self) -> f32 {
-        self.wait_ms + self.prefill_ms + self.transfer_ms
+        self.wait_ms + self.admission_ms + self.prefill_ms + self.transfer_ms
     }
 }
 
@@ -92,6 +102,7 @@ pub(super) struct PrefillTerms {
     pub(super) wait_ms: f32,
     pub(super) prefill_ms: f32,
     pub(super) tx_bytes_per_ms: f32,
+    hoped_ms: f32,
     cached_bytes: f32,
     work_bytes: f32,
 }
@@ -101,6 +112,8 @@ pub(super) struct PrefillTerms {
 pub(super) struct DecodeTerms {
     pub(super) itl_ms: f32,
     pub(super) crowding_ms: f32,
+    /// Until there is room.
+    pub(super) admission_ms: f32,
     pub(super) rx_bytes_per_ms: f32,
 }
 
@@ -114,7 +127,7 @@ pub(super) struct Estimator<'a> {
     pub(super) per_batch: f32,
     /// Requests that a work delays.
     pub(super) pressure: f32,
-    /// The prefill that other gateways would take for this prompt.
+    /// The prefill that other gateways would take for this prompt, were all idle.
     pub(super) rendezvous: Option<u64>,
 }
 
@@ -124,10 +137,12 @@ impl Estimator<'_> {
         let prompt = self.ask.prompt_bytes as f32;
         let cached_bytes = self.cached_bytes(candidate.worker, prompt);
         let work_bytes = self.work_bytes(prompt - cached_bytes, cached_bytes);
+        let prefill_ms = work_bytes * rates.prefill_us_per_byte * MS_PER_US;
         let (load, _) = self.typical.prefill.or_measured(candidate.load.as_ref());
         PrefillTerms {
             wait_ms: self.wait_ms(candidate),
-            prefill_ms: work_bytes * rates.prefill_us_per_byte * MS_PER_US,
+            prefill_ms,
+            hoped_ms: prefill_ms * self.hope(candidate),
             tx_bytes_per_ms: free(load.tx_free_bytes_per_ms, load.tx_kv_bytes_per_ms),
             cached_bytes,
             work_bytes,
@@ -141,7 +156,10 @@ impl Estimator<'_> {
         let (load, penalty_ms) = self.typical.prefill.or_measured(candidate.load.as_ref());
         let others = load.others_waiting_bytes * rates.uncached_share;
         let backlog_bytes = candidate.usage.prompt_bytes as f32 + others;
-        backlog_bytes * rates.prefill_us_per_byte * MS_PER_US + penalty_ms
+        let Head { work_bytes, busy_ms } = candidate.head;
+        let backlog_ms = backlog_bytes * rates.prefill_us_per_byte * MS_PER_US;
+        let head_ms = work_bytes * rates.prefill_us_per_byte * MS_PER_US;
+        (backlog_ms - busy_ms.min(head_ms * MOST_DONE)).max(0.0) + penalty_ms
     }
 
     #[inline]
@@ -157,9 +175,23 @@ impl Estimator<'_> {
         let more_ms = rates.step_us * MS_PER_US * self.ask.kv_tokens as f32 * self.per_batch;
         DecodeTerms {
             itl_ms: now_ms + more_ms,
+            admission_ms: self.admission_steps(candidate, streams, batch) * now_ms,
             crowding_ms: streams * more_ms * rates.output_tokens + penalty_ms,
             rx_bytes_per_ms: free(load.rx_free_bytes_per_ms, load.rx_kv_bytes_per_ms),
         }
+    }
+
+    /// Decode steps until there is room: streams are thought to end evenly over the time that an
+    /// answer takes, each with its share of the KV tokens.
+    fn admission_steps(&self, candidate: &Candidate, streams: f32, batch: f32) -> f32 {
+        let Limits { requests, kv_tokens } = candidate.limits;
+        let tokens_over = batch + self.ask.kv_tokens as f32 - kv_tokens as f32;
+        let streams_over = streams + 1.0 - requests as f32;
+        if streams < 1.0 || (tokens_over <= 0.0 && streams_over <= 0.0) {
+            return 0.0;
+        }
+        let part = (tokens_over / batch.max(1.0)).max(streams_over / streams);
+        part * candidate.rates.output_tokens
     }
 
     pub(super) fn pair(
@@ -176,7 +208,9 @@ impl Estimator<'_> {
         let behind_ms = prompt * ms_per_byte - p.prefill_ms;
         Estimate {
             wait_ms: p.wait_ms,
+            admission_ms: (d.admission_ms - p.wait_ms).max(0.0),
             prefill_ms: p.prefill_ms,
+            hoped_ms: p.hoped_ms * (1.0 + self.pressure),
             pressing_ms: p.prefill_ms * self.pressure,
             transfer_ms: behind_ms.max(last_chunk_ms) + link.rtt_us / 1000.0,
             itl_ms: d.itl_ms,
@@ -187,9 +221,17 @@ impl Estimator<'_> {
         }
     }
 
+    /// The part of a prompt that another gateway is hoped to have sent here.
+    fn hope(&self, candidate: &Candidate) -> f32 {
+        match candidate.load {
+            _ if self.rendezvous != Some(candidate.worker) => 0.0,
+            Some(load) if !load.is_stale() => RENDEZVOUS_SHARE,
+            _ => BLIND_RENDEZVOUS_SHARE,
+        }
+    }
+
     fn cached_bytes(&self, worker: u64, prompt: f32) -> f32 {
-        let held = (self.ask.held.bytes_of(worker) as f32).min(prompt);
-        if self.rendezvous == Some(worker) { held.max(prompt * RENDEZVOUS_SHARE) } else { held }
+        (self.ask.held.bytes_of(worker) as f32).min(prompt)
     }
 
     /// Uncached bytes, weighed by the attention over all that stands before them.

@@ -4,6 +4,7 @@
 //! other, since only what a pair shares, the link, is not known from the legs.
 
 use super::estimate::{DecodeTerms, Estimate, Estimator, PrefillTerms};
+use super::prefix::KEY_BYTES;
 use super::question::{Aim, Candidate, Chosen, Draw, Question};
 use super::shortlist::Shortlist;
 use super::unknown::Typical;
@@ -63,7 +64,8 @@ pub(super) fn choose(question: &Question<'_>) -> Option<Chosen> {
 fn estimator<'a>(question: &'a Question<'a>) -> Estimator<'a> {
     let Pair { prefill, decode } = question.candidates;
     let key = question.ask.prefix_key;
-    let named = (key != 0 && question.ask.held.is_empty()).then(|| rendezvous(prefill, key));
+    let unknown = question.ask.held.most_bytes() < KEY_BYTES;
+    let named = (key != 0 && unknown).then(|| rendezvous(prefill, key));
     Estimator {
         ask: &question.ask,
         per_context: 1.0 / question.assumptions.context_doubles_bytes,
@@ -108,9 +110,11 @@ impl Scene<'_> {
 
     /// What a decode costs, its whole share in the transfer included.
     fn decode_ms(&self, candidate: &Candidate, bar: f32) -> f32 {
-        let DecodeTerms { itl_ms, crowding_ms, rx_bytes_per_ms } = self.estimator.decode(candidate);
+        let DecodeTerms { itl_ms, crowding_ms, admission_ms, rx_bytes_per_ms } =
+            self.estimator.decode(candidate);
         let output_tokens = candidate.rates.output_tokens;
-        let cost_ms = decode_cost_ms(itl_ms, crowding_ms, output_tokens, &self.question.aim);
+        let cost_ms =
+            admission_ms + decode_cost_ms(itl_ms, crowding_ms, output_tokens, &self.question.aim);
         if cost_ms >= bar {
             return cost_ms;
         }

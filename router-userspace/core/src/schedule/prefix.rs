@@ -13,6 +13,8 @@ pub const MAX_BLOCKS: usize = 4096;
 
 /// Blocks that tell one conversation from another: 8 KiB.
 const KEY_BLOCKS: usize = 4;
+/// The same in bytes: whose first bytes are known no further is a new conversation.
+pub const KEY_BYTES: u64 = (KEY_BLOCKS * BLOCK_BYTES) as u64;
 /// Workers that are remembered for one block. A block of more is taken for common.
 const HOLDERS: usize = 4;
 /// Places that one block may stand in.

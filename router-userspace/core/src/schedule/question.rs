@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::estimate::{Assumptions, Estimate};
 use super::held::Held;
-use crate::fleet::{Links, Load, Rates, Usage};
+use crate::fleet::{Head, Limits, Links, Load, Rates, Usage};
 use crate::pair::Pair;
 
 /// A worker that could take the request: eligible, and with room for it.
@@ -14,6 +14,10 @@ pub struct Candidate {
     pub id: usize,
     /// The leases on it. A prefill lease counts the work that the prompt is, in bytes.
     pub usage: Usage,
+    /// What it takes at once, as its engine told: what is over it waits for room at the engine.
+    pub limits: Limits,
+    /// The prompt at work among the leases of a prefill.
+    pub head: Head,
     /// Pods of one group are preferred for each other. `0` is no group.
     pub group: u64,
     /// The worker's identity (UID and port, hashed), the same in every snapshot and gateway.
@@ -28,12 +32,36 @@ pub struct Candidate {
     pub reported: Option<Reported>,
 }
 
+impl Candidate {
+    /// Whether the worker has room for `weight` beside all that is known to be there: the leases,
+    /// what others have on it by the kernel's view, and what its engine told. What takes it over
+    /// its limits waits in the gateway: at the engine it would hold up others.
+    pub fn admits(&self, weight: Usage) -> bool {
+        let load = self.load.filter(|load| !load.is_stale()).unwrap_or_default();
+        let others = Usage {
+            requests: load.others_requests as u64,
+            kv_tokens: (load.others_requests * self.rates.request_tokens) as u64,
+            ..Usage::default()
+        };
+        let known = Usage {
+            requests: self.usage.requests.saturating_add(others.requests),
+            kv_tokens: self.usage.kv_tokens.saturating_add(others.kv_tokens),
+            ..self.usage
+        };
+        let told = self.reported.map_or(0, |told| told.tokens);
+        let known = Usage { kv_tokens: known.kv_tokens.max(told), ..known };
+        self.limits.admit(known, weight)
+    }
+}
+
 impl Default for Candidate {
     /// An idle worker of which nothing was learned.
     fn default() -> Candidate {
         Candidate {
             id: 0,
             usage: Usage::default(),
+            limits: Limits::NONE,
+            head: Head::default(),
             group: 0,
             worker: 0,
             rates: Assumptions::USUAL.rates,

@@ -2,7 +2,7 @@
 
 use super::prefix::{Capacity, Chain, PrefixIndex};
 use super::*;
-use crate::fleet::{Links, Load, Rates, Usage};
+use crate::fleet::{Head, Limits, Links, Load, Rates, Usage};
 
 fn idle(id: usize, group: u64) -> Candidate {
     Candidate { id, group, worker: id as u64 + 1, ..Candidate::default() }
@@ -171,6 +171,60 @@ fn a_target_that_one_pair_meets_is_met() {
     assert!(tally(Policy::Predicted, question)[1] > 985);
 }
 
+#[test]
+fn a_wait_for_room_is_told_and_avoided() {
+    let prefill = [idle(0, 0)];
+    let mut decode = [idle(1, 0), idle(2, 0)];
+    // The emptier of the two has no room, since its engine is smaller.
+    decode[0].usage = Usage { requests: 2, prompt_bytes: 0, kv_tokens: 20_000 };
+    decode[0].limits = Limits { requests: 100, kv_tokens: 25_000 };
+    decode[1].usage = Usage { requests: 3, prompt_bytes: 0, kv_tokens: 30_000 };
+    let question = Question { ask: ASK, ..Question::of(&prefill, &decode, DRAW) };
+    assert!(tally(Policy::Predicted, question)[2] > 985);
+    let one = Question { ask: ASK, ..Question::of(&prefill, &decode[..1], DRAW) };
+    let estimate = choose(Policy::Predicted, &one).unwrap().estimate.unwrap();
+    // A quarter of the batch must end: a quarter of 300 steps of 20 ms, longer by the batch.
+    assert!((1500.0..1700.0).contains(&estimate.admission_ms), "{estimate:?}");
+}
+
+#[test]
+fn room_is_what_is_left_by_all_who_are_known() {
+    let limits = Limits { requests: 10, kv_tokens: 50_000 };
+    let usage = Usage { requests: 2, prompt_bytes: 0, kv_tokens: 20_000 };
+    let alone = Candidate { limits, usage, ..idle(1, 0) };
+    let weight = |kv_tokens| Usage { requests: 1, prompt_bytes: 0, kv_tokens };
+    assert!(alone.admits(weight(30_000)) && !alone.admits(weight(30_001)));
+    let load = Some(Load { others_requests: 3.0, ..Load::default() });
+    let shared = Candidate { load, ..alone };
+    assert!(shared.admits(weight(6_000)) && !shared.admits(weight(6_001)), "8,000 tokens each");
+    let old = load.map(|load| Load { age_ms: 1e6, ..load });
+    assert!(Candidate { load: old, ..alone }.admits(weight(30_000)));
+    let told = Candidate { reported: Some(Reported { tokens: 45_000 }), ..alone };
+    assert!(told.admits(weight(5_000)) && !told.admits(weight(5_001)));
+    let empty = Candidate { limits, ..idle(1, 0) };
+    assert!(empty.admits(weight(1 << 40)), "an idle engine refuses by itself");
+}
+
+#[test]
+fn a_prompt_that_is_half_done_is_half_a_queue_at_least() {
+    let mut prefill = [idle(0, 0), idle(1, 0)];
+    let decode = [idle(2, 0)];
+    for (at, busy_ms) in [(0, 0.0), (1, 700.0)] {
+        prefill[at].usage = Usage { requests: 1, prompt_bytes: 100_000, kv_tokens: 0 };
+        prefill[at].head = Head { work_bytes: 100_000.0, busy_ms };
+    }
+    let question = Question { ask: ASK, ..Question::of(&prefill, &decode, DRAW) };
+    assert!(tally(Policy::Predicted, question)[1] > 985);
+    let wait_ms = |busy_ms| {
+        let head = Head { work_bytes: 100_000.0, busy_ms };
+        let all = [Candidate { head, ..prefill[0] }];
+        let question = Question { ask: ASK, ..Question::of(&all, &decode, DRAW) };
+        choose(Policy::Predicted, &question).unwrap().estimate.unwrap().wait_ms
+    };
+    assert!((wait_ms(700.0) - 1100.0).abs() < 1.0, "1,800 ms of work: {}", wait_ms(700.0));
+    assert!((wait_ms(1e9) - 900.0).abs() < 1.0, "late is not done: {}", wait_ms(1e9));
+}
+
 proptest::proptest! {
     #[test]
     fn no_numbers_break_a_choice(
@@ -183,8 +237,19 @@ proptest::proptest! {
     ) {
         let all: Vec<Candidate> = legs.iter().enumerate().map(|(id, &(bytes, tokens, x, y))| {
             let usage = Usage { requests: bytes % 100, prompt_bytes: bytes, kv_tokens: tokens };
-            let load = Load { age_ms: x, others_waiting_bytes: y, tx_free_bytes_per_ms: x, ..Load::default() };
-            Candidate { usage, load: Some(load), ..idle(id, bytes % 3) }
+            let rates = Rates { prefill_us_per_byte: x, step_us: y, ..Rates::default() };
+            let load = Load {
+                age_ms: if bytes % 2 == 0 { 1.0 } else { x },
+                others_requests: y,
+                others_waiting_bytes: y,
+                tx_free_bytes_per_ms: x,
+                rx_kv_bytes_per_ms: y,
+                ..Load::default()
+            };
+            let limits = Limits { requests: tokens % 100, kv_tokens: tokens };
+            let head = Head { work_bytes: y, busy_ms: x };
+            let load = (bytes % 5 > 0).then_some(load);
+            Candidate { usage, load, limits, head, rates, ..idle(id, bytes % 3) }
         }).collect();
         let ask = Ask { prompt_bytes, kv_tokens: prompt_bytes / 4, prefix_key: chance, ..EMPTY };
         let draw = Draw { chance, turn: chance };

@@ -16,6 +16,8 @@ pub(super) enum Event {
         bytes: f64,
         ms: f64,
     },
+    /// Those who wait at a gateway look again: a frame may tell of room.
+    Looks(usize),
     Begins(usize),
     Ends(usize),
 }

@@ -3,12 +3,14 @@
 //! It knows bytes, not tokens; its own leases at once, and everything else as old as it comes.
 //! What it assumes of engines is wrong by a factor of two in each number.
 
+use std::collections::VecDeque;
+
 use super::chance::Chance;
 use super::contender::{Contender, Way};
 use super::engine::Engine;
 use super::history::History;
 use super::view::{View, Views};
-use crate::fleet::{Experience, Link, LinkPrior, Links, Load, Rates, Usage};
+use crate::fleet::{Experience, Limits, Line, Link, LinkPrior, Links, Load, Rates, Usage};
 use crate::pair::Pair;
 use crate::schedule::prefix::{Capacity, PrefixIndex, key_of};
 use crate::schedule::{
@@ -17,6 +19,9 @@ use crate::schedule::{
 
 /// Bytes of a token on average: what the model uses to make prompts of a trace's tokens.
 pub(super) const BYTES_PER_TOKEN: f64 = 4.2;
+
+/// Room that admission keeps for an answer of unknown length.
+const OUTPUT_TOKENS: u64 = 512;
 
 /// What a gateway remembers of a request that it sent.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,7 +33,20 @@ pub(super) struct Sent {
     at_ms: f64,
     /// Work before it and its own, as it was believed; what happened to both is evidence.
     ahead_bytes: f32,
+    ahead_ms: f32,
     transfer_ms: f32,
+    /// It was known that decode had no room for it yet.
+    roomless: bool,
+    ticket: u64,
+}
+
+/// Why a request was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unsent {
+    /// No decode has room by the gateway's own leases: it waits in the gateway.
+    Full,
+    /// Nobody is left.
+    Nobody,
 }
 
 /// A request as a gateway sees it.
@@ -48,6 +66,10 @@ pub(super) struct Gateway {
     /// What it had on each worker, and the bytes of the whole prompts, for frames of then.
     past: Vec<History<(Usage, u64)>>,
     prompts: Vec<u64>,
+    lines: Vec<Line>,
+    limits: Limits,
+    /// Requests that wait for room, in order.
+    pub(super) waiting: VecDeque<usize>,
     dead: Vec<bool>,
     pool: Experience,
     workers: Vec<Experience>,
@@ -87,6 +109,10 @@ impl Gateway {
             turn: number,
             usage: vec![Usage::default(); workers],
             prompts: vec![0; workers],
+            lines: vec![Line::default(); workers],
+            // As engines tell them when asked.
+            limits: Limits { requests: engine.max_running as u64, kv_tokens: engine.kv_tokens },
+            waiting: VecDeque::new(),
             past: (0..workers).map(|_| History::default()).collect(),
             dead: vec![false; workers],
             pool: Experience::default(),
@@ -97,21 +123,25 @@ impl Gateway {
         }
     }
 
-    /// Chooses a pair and counts the request on it; `None` where nobody is left.
-    pub(super) fn send(&mut self, prompt: Prompt<'_>, views: &Views, now: f64) -> Option<Sent> {
+    /// Chooses a pair and counts the request on it.
+    pub(super) fn send(
+        &mut self,
+        prompt: Prompt<'_>,
+        views: &Views,
+        now: f64,
+    ) -> Result<Sent, Unsent> {
         let now_ms = now as u64;
         let pool = self.pool.rates(&self.assumptions.rates, now_ms);
         if self.way == Way::Agents {
             self.watch_steps(&pool, views, now);
         }
-        let workers = self.usage.len();
-        let candidates: Vec<Candidate> = (0..workers)
-            .filter(|&worker| !self.dead[worker])
-            .map(|worker| self.candidate(worker, &pool, views, now))
-            .collect();
+        let kv_tokens = prompt.bytes / 4 + OUTPUT_TOKENS;
+        let candidates = self.candidates(kv_tokens, &pool, views, now);
         let split = candidates.partition_point(|candidate| candidate.id < self.prefills);
         let (prefill, decode) = candidates.split_at(split);
-        let kv_tokens = prompt.bytes / 4 + pool.output_tokens as u64;
+        if prefill.is_empty() || self.dead[self.prefills..].iter().all(|dead| *dead) {
+            return Err(Unsent::Nobody);
+        }
         let draw = Draw { chance: self.chance.next(), turn: self.turn };
         self.turn += 1;
         let ask = Ask {
@@ -129,12 +159,9 @@ impl Gateway {
             now_ms,
             draw,
         };
-        let chosen = choose(self.way.policy(), &question)?;
+        let chosen = choose(self.way.policy(), &question).ok_or(Unsent::Full)?;
         let estimate = chosen.estimate.unwrap_or_default();
-        let work_bytes = match chosen.estimate {
-            Some(estimate) => estimate.work_bytes,
-            None => prompt.bytes as f32,
-        };
+        let work_bytes = chosen.estimate.map_or(prompt.bytes as f32, |told| told.work_bytes);
         let backlog_ms = estimate.wait_ms + estimate.prefill_ms;
         let rates = self.workers[chosen.pair.prefill].rates(&pool, now_ms);
         let sent = Sent {
@@ -144,22 +171,28 @@ impl Gateway {
             bytes: prompt.bytes,
             at_ms: now,
             ahead_bytes: backlog_ms * 1000.0 / rates.prefill_us_per_byte,
+            ahead_ms: backlog_ms,
             transfer_ms: estimate.transfer_ms,
+            roomless: estimate.admission_ms > 0.0,
+            ticket: self.lines[chosen.pair.prefill].join(work_bytes, now_ms),
         };
         self.count(sent.pair.prefill, sent.prefill, sent.bytes, now);
         self.count(sent.pair.decode, sent.decode, sent.bytes, now);
         self.index.sent(identity(sent.pair.prefill), prompt.blocks);
         self.pool.asked(kv_tokens as f32, prompt.bytes as f32, work_bytes, now_ms);
-        Some(sent)
+        Ok(sent)
     }
 
     /// Prefill answered: prompt computed, KV cache sent.
     pub(super) fn prefilled(&mut self, sent: &Sent, now: f64) {
-        self.uncount(sent.pair.prefill, sent.prefill, sent.bytes, now);
+        self.leave(sent, now);
+        if sent.roomless {
+            return;
+        }
         let took_ms = (now - sent.at_ms) as f32;
         let work_ms = (took_ms - sent.transfer_ms).max(took_ms / 5.0);
         for experience in [&self.pool, &self.workers[sent.pair.prefill]] {
-            experience.prefilled(sent.ahead_bytes, work_ms, now as u64);
+            experience.prefilled(sent.ahead_bytes, work_ms, sent.ahead_ms, now as u64);
         }
     }
 
@@ -179,7 +212,7 @@ impl Gateway {
     /// The request failed; `prefilled` says whether its prefill had answered.
     pub(super) fn failed(&mut self, sent: &Sent, prefilled: bool, now: f64) {
         if !prefilled {
-            self.uncount(sent.pair.prefill, sent.prefill, sent.bytes, now);
+            self.leave(sent, now);
         }
         self.uncount(sent.pair.decode, sent.decode, sent.bytes, now);
     }
@@ -194,6 +227,11 @@ impl Gateway {
         let (prefill, decode) = (identity(pair.prefill), identity(pair.decode));
         self.links.transferred(prefill, decode, bytes, ms, now as u64);
         self.pool.sent(prompt, bytes, now as u64);
+    }
+
+    fn leave(&mut self, sent: &Sent, now: f64) {
+        self.uncount(sent.pair.prefill, sent.prefill, sent.bytes, now);
+        self.lines[sent.pair.prefill].leave(sent.ticket, now as u64);
     }
 
     fn count(&mut self, worker: usize, weight: Usage, bytes: u64, now: f64) {
@@ -214,6 +252,16 @@ impl Gateway {
         self.past[worker].set(now, (*usage, self.prompts[worker]));
     }
 
+    /// The living; of decodes, those with room by the gateway's own leases, as admission keeps it.
+    fn candidates(&self, kv_tokens: u64, pool: &Rates, views: &Views, now: f64) -> Vec<Candidate> {
+        let weight = Usage { requests: 1, prompt_bytes: 0, kv_tokens };
+        (0..self.usage.len())
+            .filter(|&id| !self.dead[id])
+            .map(|id| self.candidate(id, pool, views, now))
+            .filter(|candidate| candidate.admits(weight))
+            .collect()
+    }
+
     fn candidate(&self, id: usize, pool: &Rates, views: &Views, now: f64) -> Candidate {
         let load = (self.way == Way::Agents).then(|| self.load(id, views, now));
         let reported = match self.way {
@@ -227,6 +275,8 @@ impl Gateway {
         Candidate {
             id,
             usage: self.usage[id],
+            limits: if id < self.prefills { Limits::NONE } else { self.limits },
+            head: self.lines[id].head(now as u64),
             group: 0,
             worker: identity(id),
             rates: self.workers[id].rates(pool, now as u64),

@@ -63,6 +63,7 @@ impl World<'_> {
             Some(at) => self.decodes[at] = Decode::new(),
         }
         self.share();
+        (0..self.gateways.len()).for_each(|gateway| self.seat(gateway));
         for decode in 0..self.decodes.len() {
             self.admit(decode);
         }

@@ -11,7 +11,8 @@ use super::chance::Chance;
 use super::contender::{Contender, Way};
 use super::decode::{Decode, Waiting};
 use super::event::{Event, Timed};
-use super::gateway::{BYTES_PER_TOKEN, Gateway, Prompt, Sent};
+use super::gateway::{BYTES_PER_TOKEN, Gateway, Prompt, Sent, Unsent};
+use super::history::TICK_MS;
 use super::network::Network;
 use super::oracle::Truth;
 use super::prefill::Prefill;
@@ -55,6 +56,8 @@ pub(super) struct World<'a> {
     pub(super) decode_of: Vec<usize>,
     pub(super) network: Network,
     pub(super) gateways: Vec<Gateway>,
+    /// Whether those who wait at a gateway look again soon.
+    pub(super) looking: Vec<bool>,
     pub(super) views: Views,
     /// Requests at each worker whose answer has not ended, and the bytes of those.
     pub(super) held: Vec<(u64, u64)>,
@@ -100,6 +103,7 @@ impl<'a> World<'a> {
             decode_of: vec![usize::MAX; arrivals.len()],
             network: Network::new(*prefills, *decodes, engine.nic_bytes_per_ms),
             gateways: (0..setup.gateways as u64).map(gateway).collect(),
+            looking: vec![false; setup.gateways],
             views: Views::new(workers, setup.report_age_ms),
             held: vec![(0, 0); workers],
             dead: vec![false; workers],
@@ -137,7 +141,12 @@ impl<'a> World<'a> {
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Arrives(request) => self.arrives(request),
+            Event::Arrives(request) if self.way == Way::Oracle => self.by_oracle(request),
+            Event::Arrives(request) => {
+                let gateway = self.requests[request].gateway;
+                self.gateways[gateway].waiting.push_back(request);
+                self.seat(gateway);
+            }
             Event::Prefilled(prefill) => self.prefilled(prefill),
             Event::Stepped(decode) => self.step(decode),
             Event::Moved(version) if version == self.network.version => self.moved(),
@@ -148,16 +157,61 @@ impl<'a> World<'a> {
                     gateway.heard(pair, prompt as f32, bytes as f32, ms as f32, self.now);
                 }
             }
+            Event::Looks(gateway) => {
+                self.looking[gateway] = false;
+                self.seat(gateway);
+            }
             Event::Begins(trouble) => self.trouble(self.setup.troubles[trouble], true),
             Event::Ends(trouble) => self.trouble(self.setup.troubles[trouble], false),
         }
     }
 
-    fn arrives(&mut self, request: usize) {
-        let Some(pair) = self.choose(request) else {
-            self.requests[request].stage = Stage::Failed;
-            return;
+    fn by_oracle(&mut self, request: usize) {
+        let truth = Truth {
+            engine: &self.setup.engine,
+            arrivals: self.arrivals,
+            prefills: &self.prefills,
+            decodes: &self.decodes,
+            network: &self.network,
+            dead: &self.dead,
+            decode_of: &self.decode_of,
+            now: self.now,
         };
+        match truth.choose(&self.arrivals[request]) {
+            Some(pair) => {
+                let decode = pair.decode + self.prefills.len();
+                self.place(request, Pair { decode, ..pair });
+            }
+            None => self.requests[request].stage = Stage::Failed,
+        }
+    }
+
+    /// Sends those who wait at a gateway, in order, as long as there is room.
+    pub(super) fn seat(&mut self, gateway: usize) {
+        while let Some(&request) = self.gateways[gateway].waiting.front() {
+            let Request { bytes, .. } = self.requests[request];
+            let prompt = Prompt { bytes, blocks: &self.arrivals[request].blocks };
+            let sent = match self.gateways[gateway].send(prompt, &self.views, self.now) {
+                Err(Unsent::Full) => return self.look_again(gateway),
+                sent => sent.ok(),
+            };
+            self.gateways[gateway].waiting.pop_front();
+            self.requests[request].sent = sent;
+            match sent {
+                Some(sent) => self.place(request, sent.pair),
+                None => self.requests[request].stage = Stage::Failed,
+            }
+        }
+    }
+
+    /// Room that others leave is told by frames and polls alone.
+    fn look_again(&mut self, gateway: usize) {
+        if !std::mem::replace(&mut self.looking[gateway], true) {
+            self.at(self.now + TICK_MS, Event::Looks(gateway));
+        }
+    }
+
+    fn place(&mut self, request: usize, pair: Pair<usize>) {
         let decode = pair.decode - self.prefills.len();
         let input = self.arrivals[request].input_tokens;
         let bytes = self.requests[request].bytes;
@@ -173,29 +227,6 @@ impl<'a> World<'a> {
         self.admit(decode);
         self.show(pair.prefill);
         self.show(pair.decode);
-    }
-
-    fn choose(&mut self, request: usize) -> Option<Pair<usize>> {
-        let arrival = &self.arrivals[request];
-        if self.way == Way::Oracle {
-            let truth = Truth {
-                engine: &self.setup.engine,
-                arrivals: self.arrivals,
-                prefills: &self.prefills,
-                decodes: &self.decodes,
-                network: &self.network,
-                dead: &self.dead,
-                decode_of: &self.decode_of,
-                now: self.now,
-            };
-            let pair = truth.choose(arrival)?;
-            return Some(Pair { decode: pair.decode + self.prefills.len(), ..pair });
-        }
-        let Request { gateway, bytes, .. } = self.requests[request];
-        let prompt = Prompt { bytes, blocks: &arrival.blocks };
-        let sent = self.gateways[gateway].send(prompt, &self.views, self.now)?;
-        self.requests[request].sent = Some(sent);
-        Some(sent.pair)
     }
 
     pub(super) fn admit(&mut self, decode: usize) {
@@ -298,7 +329,9 @@ impl<'a> World<'a> {
         self.held[request.pair.decode].0 -= 1;
         self.held[request.pair.decode].1 -= request.bytes;
         if let Some(sent) = request.sent {
-            self.gateways[request.gateway].answered(&sent, tokens, itl_ms, self.now);
+            let gateway = request.gateway;
+            self.gateways[gateway].answered(&sent, tokens, itl_ms, self.now);
+            self.seat(gateway);
         }
     }
 
