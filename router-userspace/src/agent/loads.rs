@@ -12,6 +12,7 @@ use router_core::sample;
 use serde::Serialize;
 
 use super::attach::Device;
+use super::rdma::RdmaLoad;
 use super::registry::Entry;
 use super::sampler::{PairCounters, PodCounters, Sampler};
 
@@ -24,6 +25,7 @@ pub(super) struct Loads {
     /// KV cache between prefills and decodes, each byte once.
     pub(super) kv: Vec<KvLoad>,
     pub(super) devices: Vec<Device>,
+    pub(super) rdma: RdmaLoad,
     /// What cannot be measured here, and why.
     pub(super) missing: Vec<String>,
     /// Details that found no room in a map.
@@ -104,6 +106,8 @@ pub(super) struct PairLoad {
     /// Older than the programs: their bytes are not in the counters.
     pub(super) seeded: u64,
     pub(super) open: u64,
+    /// Further open ones, which RDMA has taken over (iWARP): they stay silent, and are no load.
+    pub(super) rdma: u64,
     pub(super) tx_bytes: u64,
     pub(super) rx_bytes: u64,
     pub(super) retransmits: u64,
@@ -172,6 +176,7 @@ pub(super) fn snapshot<'a>(
         pairs,
         kv,
         devices: devices.to_vec(),
+        rdma: RdmaLoad::default(),
         missing: missing.to_vec(),
         lost: sampler.losses.into(),
         connections: sampler.connections,
@@ -284,7 +289,10 @@ fn pair_load(
         closed: stats.closed,
         failed: stats.failed,
         seeded: counters.seeded,
-        open: (stats.established + counters.seeded).saturating_sub(stats.closed),
+        open: (stats.established + counters.seeded)
+            .saturating_sub(stats.closed)
+            .saturating_sub(counters.taken),
+        rdma: counters.taken,
         tx_bytes: stats.tx_bytes,
         rx_bytes: stats.rx_bytes,
         retransmits: stats.retransmits,

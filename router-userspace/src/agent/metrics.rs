@@ -80,6 +80,7 @@ fn write(page: &mut String, loads: &Loads) -> fmt::Result {
         let labels = format!("prefill=\"{prefill}\",decode=\"{decode}\"");
         writeln!(page, "pd_agent_kv_bytes_total{{{labels}}} {}", kv.bytes)?;
     }
+    super::rdma::metrics::write(page, &loads.rdma)?;
     header(page, "lost_details_total", "counter", "Details that found no room in a map")?;
     let lost = loads.lost;
     for (map, count) in [

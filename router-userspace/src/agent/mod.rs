@@ -13,11 +13,14 @@ pub mod maps;
 mod metrics;
 mod netlink;
 mod pods;
+pub mod rdma;
 mod registry;
 mod sampler;
 mod seed;
 mod server;
 pub mod settings;
+mod view;
+mod wire;
 
 use std::borrow::Cow;
 use std::future::Future;
@@ -31,14 +34,16 @@ use tokio::net::TcpListener;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use attach::{Attachments, Device, Plan};
+use attach::{Attachments, Plan};
 use kernel::Programs;
-use loads::Loads;
 use maps::Maps;
 use pods::{KnownPod, Manifests, PodSource};
-use registry::{Entry, Registry};
+use rdma::ask::Kernel;
+use rdma::{Rdma, Roots, Watcher};
+use registry::Registry;
 use sampler::Sampler;
 use settings::AgentFlags;
+use view::View;
 
 use crate::control::POLL_INTERVAL;
 use crate::control::files::Directory;
@@ -47,24 +52,6 @@ use crate::control::files::Directory;
 const PAIRS_EVERY: Duration = Duration::from_millis(100);
 /// How often interfaces and routes are looked at again, and silent answers are looked for.
 const FOLLOW_EVERY: Duration = Duration::from_secs(1);
-
-/// What the server shows: what was read last, of whom.
-#[derive(Debug)]
-struct View {
-    sampler: Sampler,
-    entries: Vec<Entry>,
-    devices: Vec<Device>,
-    missing: Vec<String>,
-    node: Option<String>,
-}
-
-impl View {
-    fn loads(&self) -> Loads {
-        let entries = self.entries.iter();
-        let node = self.node.as_deref();
-        loads::snapshot(&self.sampler, entries, &self.devices, &self.missing, node)
-    }
-}
 
 /// The agent's parts, all on one thread but for the server's view.
 struct Agent {
@@ -155,6 +142,7 @@ impl Agent {
             devices: Vec::new(),
             missing: Vec::new(),
             node: flags.node_name.clone(),
+            rdma: None,
         };
         Ok(Agent {
             source: Box::new(Manifests::new(directory)),
@@ -196,6 +184,14 @@ impl Agent {
             self.missing.push(format!(
                 "inet_sock_set_state: {error:#}; ends of older connections are not seen"
             ));
+        }
+        let roots = Roots { sysfs: self.flags.sysfs.clone(), ..Roots::default() };
+        let speeds = self.flags.rdma_speed.clone();
+        match Watcher::start(Rdma::new(Box::new(Kernel::default()), &roots, speeds)) {
+            Ok(watcher) => {
+                self.view.lock().unwrap_or_else(PoisonError::into_inner).rdma = Some(watcher);
+            }
+            Err(error) => self.missing.push(format!("RDMA: no thread can be had: {error}")),
         }
         self.follow(true);
         for missing in &self.missing {
@@ -285,7 +281,10 @@ impl Agent {
             tokio::select! {
                 biased;
                 _ = pods.tick() => self.read(|sampler, maps, ids| sampler.read_pods(maps, ids)),
-                _ = pairs.tick() => self.read(|sampler, maps, _| sampler.read_pairs(maps)),
+                _ = pairs.tick() => {
+                    self.read(|sampler, maps, _| sampler.read_pairs(maps));
+                    self.tell_rdma();
+                }
                 _ = source.tick() => {
                     if let Some(pods) = self.source.poll() {
                         self.pods = pods;
@@ -294,16 +293,28 @@ impl Agent {
                 }
                 _ = follow.tick() => {
                     self.follow(false);
-                    self.read(|sampler, maps, _| sampler.sweep(maps));
+                    self.sweep();
                 }
             }
         }
     }
 
     fn read_all(&mut self) {
-        self.read(|sampler, maps, _| sampler.sweep(maps));
+        self.sweep();
         self.read(|sampler, maps, ids| sampler.read_pods(maps, ids));
         self.read(|sampler, maps, _| sampler.read_pairs(maps));
+    }
+
+    fn sweep(&mut self) {
+        let taken = self.view.lock().unwrap_or_else(PoisonError::into_inner).taken();
+        self.read(|sampler, maps, _| sampler.sweep(maps, &taken));
+    }
+
+    fn tell_rdma(&self) {
+        let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = view.tell_rdma(&self.maps) {
+            warn!(%error, "the counters of queue pairs cannot be read");
+        }
     }
 
     fn read(&mut self, read: impl FnOnce(&mut Sampler, &Maps, &[u32]) -> std::io::Result<()>) {

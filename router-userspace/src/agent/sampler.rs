@@ -11,6 +11,7 @@ use router_common::maps as limits;
 use router_core::sample::{Reading, Times, Window};
 
 use super::maps::{Maps, single};
+use super::rdma::Taken;
 
 /// Rates are over the last second.
 const SPAN: Duration = Duration::from_secs(1);
@@ -39,6 +40,8 @@ pub(super) struct PairCounters {
     pub(super) stats: PairStats,
     /// Connections older than the programs.
     pub(super) seeded: u64,
+    /// Open ones that RDMA has taken over.
+    pub(super) taken: u64,
     pub(super) tx_per_second: f64,
     pub(super) rx_per_second: f64,
     pub(super) read: Instant,
@@ -52,6 +55,7 @@ pub(super) struct Sampler {
     pub(super) pods: BTreeMap<u32, PodCounters>,
     pub(super) pairs: BTreeMap<PairKey, PairCounters>,
     silent: HashMap<u32, u64>,
+    taken: HashMap<PairKey, u64>,
     pub(super) losses: Losses,
     pub(super) streams: usize,
     pub(super) connections: usize,
@@ -65,6 +69,7 @@ impl Sampler {
             pods: BTreeMap::new(),
             pairs: BTreeMap::new(),
             silent: HashMap::new(),
+            taken: HashMap::new(),
             losses: Losses::default(),
             streams: 0,
             connections: 0,
@@ -113,6 +118,7 @@ impl Sampler {
             let mut next = PairCounters {
                 stats,
                 seeded: seeds.get(&key).copied().unwrap_or_default(),
+                taken: self.taken.get(&key).copied().unwrap_or_default(),
                 tx_per_second: 0.0,
                 rx_per_second: 0.0,
                 read: now,
@@ -127,11 +133,12 @@ impl Sampler {
         Ok(())
     }
 
-    /// Looks through the HTTP connections for answers of unknown end that went silent.
+    /// Looks through the HTTP connections for answers of unknown end that went silent, and through
+    /// all for those that RDMA has taken over.
     ///
     /// # Errors
     /// The kernel's.
-    pub(super) fn sweep(&mut self, maps: &Maps) -> io::Result<()> {
+    pub(super) fn sweep(&mut self, maps: &Maps, taken: &Taken) -> io::Result<()> {
         let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
         let streams = maps.streams.all(limits::STREAMS)?;
         self.streams = streams.len();
@@ -141,7 +148,16 @@ impl Sampler {
                 *self.silent.entry(stream.pod).or_default() += 1;
             }
         }
-        self.connections = maps.connections.all(limits::CONNECTIONS)?.len();
+        let connections = maps.connections.all(limits::CONNECTIONS)?;
+        self.connections = connections.len();
+        self.taken.clear();
+        for (flow, connection) in &connections {
+            if let Some(connection) = connection.first()
+                && taken.has(flow, connection, now)
+            {
+                *self.taken.entry(connection.pair).or_default() += 1;
+            }
+        }
         Ok(())
     }
 }

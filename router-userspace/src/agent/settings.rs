@@ -47,6 +47,14 @@ pub struct AgentFlags {
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
 
+    /// Bits a second of RDMA links, in Gbit/s, where devices do not tell: of one device, or of all
+    /// that are not named. May be repeated.
+    #[arg(long, value_name = "[DEVICE=]GBITS", value_parser = speed)]
+    pub rdma_speed: Vec<(Option<String>, u64)>,
+    /// Where the host's sysfs is mounted.
+    #[arg(long, default_value = "/sys", value_name = "DIR")]
+    pub sysfs: PathBuf,
+
     /// Where /v1/loads, /metrics, /livez and /readyz are served.
     #[arg(long, default_value = "127.0.0.1:9911", value_name = "IP:PORT")]
     pub listen: SocketAddr,
@@ -88,10 +96,38 @@ fn milliseconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn speed(text: &str) -> Result<(Option<String>, u64), String> {
+    let (device, gigabits) = match text.split_once('=') {
+        Some((device, gigabits)) if !device.is_empty() => (Some(device.to_owned()), gigabits),
+        Some(_) => return Err("no device before `=`".to_owned()),
+        None => (None, text),
+    };
+    match gigabits.parse::<f64>() {
+        Ok(gigabits) if (0.001..=10_000.0).contains(&gigabits) => {
+            Ok((device, (gigabits * 1e9).round() as u64))
+        }
+        _ => Err("not [DEVICE=]GBITS, from 0.001 to 10000 Gbit/s".to_owned()),
+    }
+}
+
 fn port_range(text: &str) -> Result<(u16, u16), String> {
     let ends = text
         .split_once('-')
         .and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
     ends.filter(|(first, last)| 0 < *first && first <= last)
         .ok_or_else(|| "not FIRST-LAST, two ports in order".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_speed_is_of_one_device_or_of_all() {
+        assert_eq!(speed("200"), Ok((None, 200_000_000_000)));
+        assert_eq!(speed("erdma_0=2.5"), Ok((Some("erdma_0".to_owned()), 2_500_000_000)));
+        for text in ["", "=5", "a=", "a=fast", "0", "-1", "inf", "nan", "10001"] {
+            assert!(speed(text).is_err(), "{text}");
+        }
+    }
 }

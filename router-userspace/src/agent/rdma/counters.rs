@@ -1,0 +1,98 @@
+//! What an RDMA device counts, whatever its driver calls it; what it does not count is unknown.
+
+use serde::Serialize;
+
+/// A counter that some driver has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Counter {
+    TxBytes,
+    RxBytes,
+    TxPackets,
+    RxPackets,
+    /// Work requests.
+    TxRequests,
+    /// Requests of peers.
+    RxRequests,
+    /// Dropped by the device's limit of bandwidth.
+    TxDropsBandwidth,
+    RxDropsBandwidth,
+    /// Dropped by its limit of packets.
+    TxDropsPackets,
+    RxDropsPackets,
+    /// Dropped for any other reason that the device tells.
+    TxDropsOther,
+    RxDropsOther,
+}
+
+/// How many there are.
+pub(super) const COUNTERS: usize = 12;
+
+/// Values by counter. `None`: the device does not tell, which is not zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counters([Option<u64>; COUNTERS]);
+
+impl Counters {
+    pub(super) fn get(&self, counter: Counter) -> Option<u64> {
+        self.0[counter as usize]
+    }
+
+    /// Adds to what is there: some drivers count IPv4 and IPv6, or each kind of request, apart.
+    pub(super) fn add(&mut self, counter: Counter, value: u64) {
+        let slot = &mut self.0[counter as usize];
+        *slot = Some(slot.unwrap_or_default().wrapping_add(value));
+    }
+
+    /// Takes from `other` what is unknown here.
+    pub(super) fn or(mut self, other: Counters) -> Counters {
+        for (slot, other) in self.0.iter_mut().zip(other.0) {
+            *slot = slot.or(other);
+        }
+        self
+    }
+
+    /// Both values of each counter that both have.
+    pub(super) fn zip(&self, other: &Counters) -> impl Iterator<Item = (usize, u64, u64)> {
+        let pairs = self.0.iter().zip(other.0).enumerate();
+        pairs.filter_map(|(index, (one, other))| Some((index, (*one)?, other?)))
+    }
+
+    /// Whether anything of it is traffic.
+    pub(super) fn has_bytes(&self) -> bool {
+        self.get(Counter::TxBytes).is_some() && self.get(Counter::RxBytes).is_some()
+    }
+
+    /// As `/v1/loads` shows them.
+    pub(super) fn named(&self) -> Named {
+        Named {
+            tx_bytes: self.get(Counter::TxBytes),
+            rx_bytes: self.get(Counter::RxBytes),
+            tx_packets: self.get(Counter::TxPackets),
+            rx_packets: self.get(Counter::RxPackets),
+            tx_requests: self.get(Counter::TxRequests),
+            rx_requests: self.get(Counter::RxRequests),
+            tx_drops_bandwidth: self.get(Counter::TxDropsBandwidth),
+            rx_drops_bandwidth: self.get(Counter::RxDropsBandwidth),
+            tx_drops_packets: self.get(Counter::TxDropsPackets),
+            rx_drops_packets: self.get(Counter::RxDropsPackets),
+            tx_drops_other: self.get(Counter::TxDropsOther),
+            rx_drops_other: self.get(Counter::RxDropsOther),
+        }
+    }
+}
+
+/// Counters by name; null where the device does not tell.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(in crate::agent) struct Named {
+    pub(in crate::agent) tx_bytes: Option<u64>,
+    pub(in crate::agent) rx_bytes: Option<u64>,
+    pub(in crate::agent) tx_packets: Option<u64>,
+    pub(in crate::agent) rx_packets: Option<u64>,
+    pub(in crate::agent) tx_requests: Option<u64>,
+    pub(in crate::agent) rx_requests: Option<u64>,
+    pub(in crate::agent) tx_drops_bandwidth: Option<u64>,
+    pub(in crate::agent) rx_drops_bandwidth: Option<u64>,
+    pub(in crate::agent) tx_drops_packets: Option<u64>,
+    pub(in crate::agent) rx_drops_packets: Option<u64>,
+    pub(in crate::agent) tx_drops_other: Option<u64>,
+    pub(in crate::agent) rx_drops_other: Option<u64>,
+}

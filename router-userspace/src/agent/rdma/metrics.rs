@@ -1,0 +1,105 @@
+//! RDMA in Prometheus' text format. What is unknown has no line: a series that is absent is not 0.
+
+use std::fmt::{self, Write};
+
+use super::known::Figure;
+use super::named::{PodRdma, RdmaLoad};
+use super::report::DeviceReport;
+
+type DeviceMetric = (&'static str, &'static str, &'static str, fn(&DeviceReport) -> Option<f64>);
+type PodMetric = (&'static str, &'static str, &'static str, fn(&PodRdma) -> Figure);
+
+fn count(value: Option<u64>) -> Option<f64> {
+    value.map(|value| value as f64)
+}
+
+const DEVICES: [DeviceMetric; 14] = [
+    ("transmit_bytes_total", "counter", "Bytes that the device sent", |device| {
+        count(device.counters.tx_bytes)
+    }),
+    ("receive_bytes_total", "counter", "Bytes that the device received", |device| {
+        count(device.counters.rx_bytes)
+    }),
+    ("transmit_packets_total", "counter", "Packets that the device sent", |device| {
+        count(device.counters.tx_packets)
+    }),
+    ("receive_packets_total", "counter", "Packets that the device received", |device| {
+        count(device.counters.rx_packets)
+    }),
+    ("transmit_requests_total", "counter", "Work requests", |device| {
+        count(device.counters.tx_requests)
+    }),
+    ("transmit_drops_bandwidth_total", "counter", "Dropped by the limit of bandwidth", |device| {
+        count(device.counters.tx_drops_bandwidth)
+    }),
+    ("receive_drops_bandwidth_total", "counter", "Dropped by the limit of bandwidth", |device| {
+        count(device.counters.rx_drops_bandwidth)
+    }),
+    ("transmit_drops_packets_total", "counter", "Dropped by the limit of packets", |device| {
+        count(device.counters.tx_drops_packets)
+    }),
+    ("receive_drops_packets_total", "counter", "Dropped by the limit of packets", |device| {
+        count(device.counters.rx_drops_packets)
+    }),
+    ("speed_bits_per_second", "gauge", "Speed of the link", |device| {
+        count(device.speed_bits_per_second)
+    }),
+    ("transmit_utilisation", "gauge", "Share of the link in use", |device| {
+        device.rates.tx_utilisation.value
+    }),
+    ("receive_utilisation", "gauge", "Share of the link in use", |device| {
+        device.rates.rx_utilisation.value
+    }),
+    (
+        "bytes_known",
+        "gauge",
+        "1 where the device counts bytes and they can be believed",
+        |device| Some(if device.bytes == super::known::Known::Exact { 1.0 } else { 0.0 }),
+    ),
+    ("age_seconds", "gauge", "Since the counters were read", |device| Some(device.age_ms / 1e3)),
+];
+
+const PODS: [PodMetric; 3] = [
+    ("transmit_bytes_total", "counter", "The pod's part of what its devices sent", |pod| {
+        pod.tx_bytes
+    }),
+    ("receive_bytes_total", "counter", "The pod's part of what its devices received", |pod| {
+        pod.rx_bytes
+    }),
+    ("queue_pairs", "gauge", "Queue pairs that can move something", |pod| {
+        Figure::new(Some(f64::from(pod.active_queue_pairs)), super::known::Known::Exact)
+    }),
+];
+
+/// Appends the metrics.
+pub(in crate::agent) fn write(page: &mut String, load: &RdmaLoad) -> fmt::Result {
+    for (name, kind, what, value) in DEVICES {
+        header(page, &format!("device_{name}"), kind, what)?;
+        for device in &load.devices {
+            if let Some(value) = value(device) {
+                let (name_of, port) = (escaped(&device.device), device.port);
+                let labels =
+                    format!("device=\"{name_of}\",port=\"{port}\",driver=\"{}\"", device.driver);
+                writeln!(page, "pd_agent_rdma_device_{name}{{{labels}}} {value}")?;
+            }
+        }
+    }
+    for (name, kind, what, value) in PODS {
+        header(page, &format!("pod_{name}"), kind, what)?;
+        for pod in &load.pods {
+            let Figure { value: Some(value), known } = value(pod) else { continue };
+            let (pod, known) = (escaped(&pod.pod), known.name());
+            let labels = format!("pod=\"{pod}\",known=\"{known}\"");
+            writeln!(page, "pd_agent_rdma_pod_{name}{{{labels}}} {value}")?;
+        }
+    }
+    Ok(())
+}
+
+fn header(page: &mut String, name: &str, kind: &str, what: &str) -> fmt::Result {
+    writeln!(page, "# HELP pd_agent_rdma_{name} {what}.\n# TYPE pd_agent_rdma_{name} {kind}")
+}
+
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}

@@ -1,0 +1,181 @@
+//! One port of a device: its counters over time, and whether they can be believed.
+
+use std::time::Duration;
+
+use super::ask::Source;
+use super::counters::{Counter, Counters};
+use super::freshness::{Freshness, Watch};
+use super::known::{Figure, Known};
+use super::meter::{Change, Meter};
+use super::names;
+use super::nldev::Command;
+use super::parse;
+use super::sysfs::Sysfs;
+
+/// Counters are read no more often than this, however short they live.
+const COUNTERS_EVERY: Duration = Duration::from_millis(50);
+/// A driver is made to refresh counters no more often than this: each time is a command to the
+/// device.
+const REFRESH_EVERY: Duration = Duration::from_millis(100);
+/// What some drivers say of a link whose speed they do not know (`ib_get_eth_speed`).
+const PLACEHOLDER: u64 = 2_500_000_000;
+
+/// Where a figure of the link's speed comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::agent) enum SpeedBy {
+    Configured,
+    /// The device's own rate.
+    Device,
+    /// The network interface's.
+    Interface,
+    #[default]
+    Nothing,
+}
+
+/// How counters were read last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::agent) enum ReadBy {
+    Netlink,
+    Sysfs,
+    /// By netlink or sysfs, after the driver was made to refresh them.
+    Refreshed,
+    #[default]
+    Nothing,
+}
+
+/// A port.
+#[derive(Debug, Default)]
+pub(super) struct Port {
+    pub(super) number: u32,
+    pub(super) state: u8,
+    pub(super) interface: Option<(u32, String)>,
+    pub(super) lifespan: Option<Duration>,
+    /// Bits a second, 0 while unknown.
+    pub(super) speed: u64,
+    pub(super) speed_by: SpeedBy,
+    pub(super) meter: Meter,
+    pub(super) watch: Watch,
+    pub(super) read: Option<Duration>,
+    pub(super) by: ReadBy,
+    due: Duration,
+    /// Counters jumped after they had stood still for an unknown time.
+    jumped: bool,
+}
+
+/// Of which device a port is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Of<'a> {
+    pub(super) device: &'a str,
+    /// Its index in netlink; `None` where only sysfs knows it.
+    pub(super) index: Option<u32>,
+    pub(super) driver: &'static str,
+    /// A queue pair of it could move something.
+    pub(super) is_held: bool,
+}
+
+impl Port {
+    pub(super) fn new(number: u32) -> Port {
+        Port { number, ..Port::default() }
+    }
+
+    pub(super) fn is_due(&self, at: Duration) -> bool {
+        at >= self.due
+    }
+
+    /// Takes up what the port says of itself and its link.
+    pub(super) fn describe(&mut self, found: parse::Port, of: Of<'_>, sysfs: &Sysfs, set: Speeds) {
+        (self.state, self.interface) = (found.state, found.interface);
+        let interface = self.interface.as_ref();
+        let of_interface = interface.and_then(|(_, name)| sysfs.interface_rate(name));
+        let of_device = sysfs.rate(of.device, self.number);
+        let of_device = of_device.filter(|rate| *rate > PLACEHOLDER);
+        let candidates = [
+            (set(of.device), SpeedBy::Configured),
+            (of_device, SpeedBy::Device),
+            (of_interface, SpeedBy::Interface),
+        ];
+        let known = candidates.into_iter().find_map(|(speed, by)| Some((speed?, by)));
+        (self.speed, self.speed_by) = known.unwrap_or_default();
+        if self.lifespan.is_none() {
+            self.lifespan = sysfs.lifespan(of.device, self.number);
+        }
+    }
+
+    /// Reads the counters, after `refresh` was tried where reading alone may tell nothing new.
+    pub(super) fn sample(
+        &mut self,
+        at: Duration,
+        of: Of<'_>,
+        source: &mut dyn Source,
+        sysfs: &Sysfs,
+        refresh: &mut dyn FnMut(&str) -> bool,
+    ) {
+        let before = self.watch.verdict(of.is_held);
+        let wants = of.driver == "erdma" && of.is_held && self.watch.wants_refresh();
+        let refreshed = wants && refresh(of.device);
+        let (counters, by) = self.counters(of, source, sysfs);
+        let change = self.meter.push(at, counters, |index| names::is_narrow(of.driver, index));
+        self.watch.read(at, change, refreshed);
+        let stood = matches!(before, Freshness::Unproven | Freshness::Stale);
+        if stood && change == Change::Moved {
+            self.meter.restart(at);
+            self.jumped = true;
+        }
+        self.by = if refreshed { ReadBy::Refreshed } else { by };
+        self.read = Some(at);
+        let every = if wants { REFRESH_EVERY } else { COUNTERS_EVERY };
+        self.due = at + every.max(self.lifespan.unwrap_or_default());
+    }
+
+    fn counters(
+        &mut self,
+        of: Of<'_>,
+        source: &mut dyn Source,
+        sysfs: &Sysfs,
+    ) -> (Counters, ReadBy) {
+        let answer =
+            of.index.map(|index| source.ask(Command::Counters, Some(index), Some(self.number)));
+        if let Some(Ok(answer)) = answer {
+            let named = parse::counters(answer);
+            let may_stand_still = names::may_stand_still(named.iter().map(|(name, _)| *name));
+            self.watch.may_stand_still = may_stand_still;
+            let counters = names::of_hardware(named.into_iter());
+            // mlx5 counts its bytes where netlink has nothing.
+            let all = match counters.has_bytes() {
+                true => counters,
+                false => counters.or(sysfs.standard(of.device, self.number)),
+            };
+            return (all, ReadBy::Netlink);
+        }
+        let counted = sysfs.counters(of.device, self.number);
+        self.watch.may_stand_still = counted.may_stand_still;
+        (counted.counters, ReadBy::Sysfs)
+    }
+
+    /// Whether the device's bytes may be said: it counts them, and they are no stale ones.
+    pub(super) fn bytes_known(&self, is_held: bool) -> Known {
+        let fresh = match self.watch.verdict(is_held) {
+            Freshness::Moving | Freshness::Idle => true,
+            Freshness::Unread | Freshness::Unproven | Freshness::Stale => false,
+        };
+        let known = fresh && self.meter.counters().has_bytes();
+        if known { Known::Exact } else { Known::Unknown }
+    }
+
+    /// Per second, as far as it is known.
+    pub(super) fn rate(&self, counter: Counter, is_held: bool) -> Figure {
+        let fresh = matches!(self.watch.verdict(is_held), Freshness::Moving | Freshness::Idle);
+        let known = if fresh { Known::Exact } else { Known::Unknown };
+        Figure::new(self.meter.rate(counter), known)
+    }
+
+    /// Takes note that counters jumped, once.
+    pub(super) fn take_jump(&mut self) -> bool {
+        std::mem::take(&mut self.jumped)
+    }
+}
+
+/// Bits a second that are configured for a device.
+pub(super) type Speeds<'a> = &'a dyn Fn(&str) -> Option<u64>;

@@ -1,0 +1,292 @@
+//! What `/v1/loads` and `/metrics` show of RDMA: by device, by pod and by pair.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::Rdma;
+use super::counters::{Counter, Named};
+use super::device::Device;
+use super::freshness::Freshness;
+use super::holders::States;
+use super::known::{Figure, Known};
+use super::owner::Owner;
+use super::port::{Port, ReadBy, SpeedBy};
+use super::seen::Arrived;
+
+/// All of it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    pub devices: Vec<DeviceReport>,
+    /// What cannot be measured, and why.
+    #[serde(skip)]
+    pub(in crate::agent) missing: Vec<String>,
+    /// Both ends of connections that RDMA has taken over from TCP (iWARP).
+    #[serde(skip)]
+    pub(in crate::agent) taken: Vec<(std::net::SocketAddr, std::net::SocketAddr)>,
+}
+
+/// One port of one device.
+#[derive(Clone, Debug, Serialize)]
+pub struct DeviceReport {
+    pub device: String,
+    pub port: u32,
+    pub driver: &'static str,
+    /// `ib`, `roce`, `iw`; empty where it is unknown.
+    protocol: String,
+    pub(in crate::agent) interface: Option<String>,
+    active: bool,
+    /// Its packets pass the host's network stack as well, and are counted there.
+    pub(in crate::agent) seen_by_host: bool,
+    pub(in crate::agent) speed_bits_per_second: Option<u64>,
+    speed_by: SpeedBy,
+    read_by: ReadBy,
+    pub(in crate::agent) freshness: Freshness,
+    /// Of `counters.tx_bytes` and `rx_bytes`.
+    pub(in crate::agent) bytes: Known,
+    pub(in crate::agent) counters: Named,
+    pub(in crate::agent) rates: RateReport,
+    resets: u64,
+    pub(in crate::agent) holders: Vec<HolderReport>,
+    pub(in crate::agent) age_ms: f64,
+}
+
+/// Per second, over the last second; utilisation is a share of the link's speed.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(in crate::agent) struct RateReport {
+    pub(in crate::agent) tx_bytes: Figure,
+    pub(in crate::agent) rx_bytes: Figure,
+    tx_packets: Figure,
+    rx_packets: Figure,
+    pub(in crate::agent) tx_utilisation: Figure,
+    pub(in crate::agent) rx_utilisation: Figure,
+}
+
+/// Who has queue pairs on a device, or had.
+#[derive(Clone, Debug, Serialize)]
+pub(in crate::agent) struct HolderReport {
+    /// `pod`, `host` (a process of no pod), `kernel` or `unseen`.
+    owner: &'static str,
+    /// Filled in where the pod is known.
+    pub(in crate::agent) pod: Option<Arc<str>>,
+    pub(in crate::agent) uid: Option<Arc<str>>,
+    pub(in crate::agent) queue_pairs: States,
+    pub(in crate::agent) share: Figure,
+    /// Since the agent sees the device.
+    pub(in crate::agent) tx_bytes: Figure,
+    pub(in crate::agent) rx_bytes: Figure,
+    pub(in crate::agent) tx_bytes_per_second: Figure,
+    pub(in crate::agent) rx_bytes_per_second: Figure,
+    /// RoCEv2 that the kernel half saw arrive; in `rx_bytes` already where the device counts.
+    pub(in crate::agent) arrived: Option<Arrived>,
+    pub(in crate::agent) peers: Vec<PeerReport>,
+}
+
+/// Whom a holder is connected to.
+#[derive(Clone, Debug, Serialize)]
+pub(in crate::agent) struct PeerReport {
+    pub(in crate::agent) address: IpAddr,
+    /// Filled in where a pod has the address.
+    pub(in crate::agent) pod: Option<Arc<str>>,
+    /// Active ones that the connection manager made.
+    queue_pairs: u32,
+    pub(in crate::agent) tx_bytes_per_second: Figure,
+    pub(in crate::agent) rx_bytes_per_second: Figure,
+    pub(in crate::agent) arrived: Option<Arrived>,
+}
+
+impl Report {
+    /// Whether the pod of this UID has queue pairs on an iWARP device.
+    pub(in crate::agent) fn uses_iwarp(&self, uid: &str) -> bool {
+        let iwarp = self.devices.iter().filter(|device| device.protocol == "iw");
+        let mut holders = iwarp.flat_map(|device| &device.holders);
+        holders.any(|held| held.uid.as_deref() == Some(uid) && held.queue_pairs.active() > 0)
+    }
+
+    pub(super) fn new(rdma: &Rdma, at: Duration) -> Report {
+        let ports = rdma.devices.iter().flat_map(|device| {
+            device.ports.iter().map(move |port| port_report(rdma, device, port, at))
+        });
+        let taken = rdma.devices.iter().filter(|device| device.found.protocol == "iw");
+        Report {
+            devices: ports.collect(),
+            missing: missing(rdma),
+            taken: taken.flat_map(|device| device.ends.iter().copied()).collect(),
+        }
+    }
+}
+
+fn port_report(rdma: &Rdma, device: &Device, port: &Port, at: Duration) -> DeviceReport {
+    let is_held = device.is_held();
+    let rate = |counter| port.rate(counter, is_held);
+    let known = port.bytes_known(is_held);
+    let bytes = |counter| match known {
+        Known::Unknown => Figure::default(),
+        _ => rate(counter),
+    };
+    let used = |rate: Figure| match port.speed {
+        0 => Figure::default(),
+        speed => rate.part((8.0 / speed as f64, Known::Exact)),
+    };
+    let (tx_bytes, rx_bytes) = (bytes(Counter::TxBytes), bytes(Counter::RxBytes));
+    let rates = RateReport {
+        tx_bytes,
+        rx_bytes,
+        tx_packets: rate(Counter::TxPackets),
+        rx_packets: rate(Counter::RxPackets),
+        tx_utilisation: used(tx_bytes),
+        rx_utilisation: used(rx_bytes),
+    };
+    DeviceReport {
+        device: device.found.name.clone(),
+        port: port.number,
+        driver: device.driver,
+        protocol: device.found.protocol.clone(),
+        interface: port.interface.as_ref().map(|(_, name)| name.clone()),
+        active: port.state == 4,
+        seen_by_host: device.is_seen_by_host(),
+        speed_bits_per_second: (port.speed > 0).then_some(port.speed),
+        speed_by: port.speed_by,
+        read_by: port.by,
+        freshness: port.watch.verdict(is_held),
+        bytes: known,
+        counters: port.meter.counters().named(),
+        rates,
+        resets: port.meter.resets(),
+        holders: holders(rdma, device, port, (tx_bytes, rx_bytes), known),
+        age_ms: port.read.map_or(0.0, |read| at.saturating_sub(read).as_secs_f64() * 1e3),
+    }
+}
+
+fn holders(
+    rdma: &Rdma,
+    device: &Device,
+    port: &Port,
+    rates: (Figure, Figure),
+    known: Known,
+) -> Vec<HolderReport> {
+    // Shares are a device's; the first port shows them, so that nothing is there twice.
+    let is_first = device.ports.first().is_some_and(|first| first.number == port.number);
+    let Some(held) = device.holders.as_ref().filter(|_| is_first) else { return Vec::new() };
+    let mut owners: BTreeMap<&Owner, States> = held.iter().map(|(o, s)| (o, *s)).collect();
+    for (owner, _) in device.ledger.iter() {
+        owners.entry(owner).or_default();
+    }
+    let of_device = |owner: &Owner| rdma.seen.of(&device.found.name, owner).collect::<Vec<_>>();
+    let report = |(owner, queue_pairs): (&Owner, States)| {
+        let share = held.share(owner);
+        let moved = device.ledger.of(owner);
+        let split = if moved.is_estimated { Known::Estimated } else { Known::Exact };
+        let total = |bytes: u64| Figure::new(Some(bytes as f64), known.and(split));
+        let (tx, rx) = (rates.0.part(share), rates.1.part(share));
+        let arrivals = of_device(owner);
+        let all = arrivals.iter().map(|(_, arrived)| *arrived).reduce(Arrived::plus);
+        let (kind, uid) = match owner {
+            Owner::Pod(uid) => ("pod", Some(Arc::clone(uid))),
+            Owner::Host => ("host", None),
+            Owner::Kernel => ("kernel", None),
+            Owner::Unseen => ("unseen", None),
+        };
+        HolderReport {
+            owner: kind,
+            pod: None,
+            uid,
+            queue_pairs,
+            share: Figure::new(Some(share.0), share.1),
+            tx_bytes: total(moved.tx),
+            rx_bytes: total(moved.rx),
+            tx_bytes_per_second: tx,
+            rx_bytes_per_second: rx,
+            arrived: all,
+            peers: peers(device, owner, queue_pairs.active(), (tx, rx), &arrivals),
+        }
+    };
+    owners.into_iter().map(report).collect()
+}
+
+fn peers(
+    device: &Device,
+    owner: &Owner,
+    active: u32,
+    rates: (Figure, Figure),
+    arrivals: &[(IpAddr, Arrived)],
+) -> Vec<PeerReport> {
+    let first = (owner.clone(), IpAddr::from([0; 4]));
+    let connected = device.peers.range(first..).take_while(|((whose, _), _)| whose == owner);
+    let mut peers: BTreeMap<IpAddr, u32> =
+        connected.map(|((_, address), count)| (*address, *count)).collect();
+    for (address, _) in arrivals {
+        peers.entry(*address).or_default();
+    }
+    let report = |(address, queue_pairs): (IpAddr, u32)| {
+        let share = match queue_pairs {
+            0 => (0.0, Known::Unknown),
+            all if all == active => (1.0, Known::Exact),
+            some => (f64::from(some) / f64::from(active.max(some)), Known::Estimated),
+        };
+        let arrived = arrivals.iter().find(|(from, _)| *from == address);
+        PeerReport {
+            address,
+            pod: None,
+            queue_pairs,
+            tx_bytes_per_second: rates.0.part(share),
+            rx_bytes_per_second: rates.1.part(share),
+            arrived: arrived.map(|(_, arrived)| *arrived),
+        }
+    };
+    peers.into_iter().map(report).collect()
+}
+
+/// In words, for the log and for whoever asks.
+fn missing(rdma: &Rdma) -> Vec<String> {
+    let mut missing = Vec::new();
+    if rdma.devices.is_empty() {
+        return missing;
+    }
+    if let Some(refusal) = &rdma.refusal {
+        missing.push(format!(
+            "RDMA netlink: {refusal}; devices are read from sysfs, and their traffic is not told \
+             by pod"
+        ));
+    } else if !rdma.processes.sees_all() {
+        missing.push(
+            "RDMA by pod: queue pairs name processes, and this PID namespace does not see all of \
+             them; the agent's pod needs hostPID"
+                .to_owned(),
+        );
+    }
+    for device in &rdma.devices {
+        let name = &device.found.name;
+        if device.by_netlink && device.holders.is_none() {
+            missing.push(format!("RDMA by pod: queue pairs of {name} cannot be listed"));
+        }
+        for port in &device.ports {
+            let what = format!("RDMA bytes of {name}, port {}", port.number);
+            let verdict = port.watch.verdict(device.is_held());
+            match verdict {
+                Freshness::Stale => missing.push(format!(
+                    "{what}: its counters stand still while queue pairs work{}",
+                    because(rdma)
+                )),
+                Freshness::Unproven => missing.push(format!(
+                    "{what}: nothing shows whether its counters stand still or are not refreshed{}",
+                    because(rdma)
+                )),
+                _ if port.read.is_some() && !port.meter.counters().has_bytes() => {
+                    let driver = if device.driver.is_empty() { "unknown" } else { device.driver };
+                    missing.push(format!("{what}: the driver ({driver}) does not count them"));
+                }
+                _ => {}
+            }
+        }
+    }
+    missing
+}
+
+fn because(rdma: &Rdma) -> String {
+    let refusal = rdma.erdma.refusal();
+    refusal.map_or_else(String::new, |refusal| format!("; they cannot be refreshed by {refusal}"))
+}

@@ -1,0 +1,173 @@
+//! The drivers that no virtual machine has: counters that stand still, wrap, begin anew.
+
+use std::sync::Arc;
+
+use super::super::freshness::Freshness;
+use super::super::known::{Figure, Known};
+use super::node::{Node, of};
+use super::rounds::ONE;
+
+/// As `cat hw_counters/*` of erdma's installer driver shows them, those that matter set.
+fn installer(tx: u64, rx: u64) -> Vec<(&'static str, u64)> {
+    vec![
+        ("listen_create_cnt", 2),
+        ("accept_total_cnt", 4),
+        ("connect_total_cnt", 4),
+        ("cmdq_submitted_cnt", 1_500),
+        ("cmdq_comp_cnt", 1_500),
+        ("erdma_aeq_event_cnt", 0),
+        ("verbs_create_qp_cnt", 8),
+        ("hw_tx_reqs_cnt", tx / 65_536),
+        ("hw_tx_packets_cnt", tx / 8_000),
+        ("hw_tx_bytes_cnt", tx),
+        ("hw_disable_drop_cnt", 0),
+        ("hw_bps_limit_drop_cnt", 3),
+        ("hw_pps_limit_drop_cnt", 1),
+        ("hw_rx_packets_cnt", rx / 8_000),
+        ("hw_rx_bytes_cnt", rx),
+        ("hw_rx_disable_drop_cnt", 0),
+        ("hw_rx_bps_limit_drop_cnt", 0),
+        ("hw_rx_pps_limit_drop_cnt", 0),
+    ]
+}
+
+fn held() -> Node {
+    let mut node = Node::new("erdma_0", 19, "iw");
+    node.process(10, ONE);
+    node.pairs(&[(5, 3, 0, 10)]);
+    node
+}
+
+fn unknown() -> (Figure, Figure) {
+    (Figure::default(), Figure::default())
+}
+
+#[test]
+fn the_installers_counters_that_stand_still_are_unknown_and_not_zero() {
+    let mut node = held();
+    node.counts(&installer(1 << 40, 1 << 30));
+    node.second();
+    let report = node.second();
+    let device = &report.devices[0];
+    assert_eq!((device.freshness, device.bytes), (Freshness::Unproven, Known::Unknown));
+    assert_eq!((device.rates.tx_bytes, device.rates.rx_bytes), unknown());
+    assert_eq!(of(device, ONE).tx_bytes_per_second, Figure::default());
+    let [said] =
+        &report.missing.iter().filter(|line| line.contains("erdma_0")).collect::<Vec<_>>()[..]
+    else {
+        panic!("{:?}", report.missing)
+    };
+    assert!(said.contains("not refreshed") && said.contains("dev-erdma"), "{said}");
+}
+
+#[test]
+fn control_messages_without_bytes_make_them_stale() {
+    let mut node = held();
+    node.counts(&installer(1 << 40, 0));
+    for second in 0..8 {
+        node.activity.control.insert(Arc::from(ONE), 1_000 * second);
+        node.second();
+    }
+    assert_eq!(node.device().freshness, Freshness::Stale);
+}
+
+#[test]
+fn the_installers_counters_that_move_by_themselves_are_believed() {
+    let mut node = held();
+    for second in 0..5 {
+        node.counts(&installer(second * 1_000_000, 0));
+        node.second();
+    }
+    node.counts(&installer(5_000_000, 0));
+    let device = node.device();
+    assert_eq!((device.freshness, device.bytes), (Freshness::Moving, Known::Exact));
+    assert_eq!(device.rates.tx_bytes, Figure::new(Some(1_000_000.0), Known::Exact));
+    assert_eq!(device.counters.tx_drops_bandwidth, Some(3));
+    // From now on standing still is being idle.
+    let device = node.device();
+    assert_eq!(device.freshness, Freshness::Idle);
+    assert_eq!(of(&device, ONE).tx_bytes_per_second, Figure::new(Some(0.0), Known::Exact));
+}
+
+#[test]
+fn a_device_without_queue_pairs_is_idle_whoever_made_its_driver() {
+    let mut node = Node::new("erdma_0", 19, "iw");
+    node.counts(&installer(1, 1));
+    node.second();
+    assert_eq!(node.device().freshness, Freshness::Idle);
+}
+
+#[test]
+fn upstreams_counters_that_stand_still_while_sequence_numbers_move_are_stale() {
+    let mut node = held();
+    node.counts(&[("tx_bytes_cnt", 9), ("rx_bytes_cnt", 9)]);
+    for second in 0..4 {
+        node.pairs(&[(5, 3, second * 100, 10)]);
+        node.second();
+    }
+    let report = node.second();
+    let device = &report.devices[0];
+    assert_eq!((device.freshness, device.bytes), (Freshness::Stale, Known::Unknown));
+    let said =
+        report.missing.iter().any(|line| line.contains("stand still while queue pairs work"));
+    assert!(said, "{:?}", report.missing);
+    node.counts(&[("tx_bytes_cnt", 1 << 30), ("rx_bytes_cnt", 9)]);
+    let device = node.device();
+    assert_eq!(device.freshness, Freshness::Moving);
+    assert_eq!(device.rates.tx_bytes, Figure::default(), "the jump took an unknown time");
+    let held = of(&device, ONE);
+    assert_eq!(held.tx_bytes, Figure::new(Some((1u64 << 30) as f64 - 9.0), Known::Estimated));
+}
+
+#[test]
+fn a_wrap_and_a_reset_are_no_rates_of_their_own() {
+    let mut node = held();
+    node.counts(&[("tx_bytes_cnt", u64::MAX - 99), ("rx_bytes_cnt", 0)]);
+    node.second();
+    node.counts(&[("tx_bytes_cnt", 100), ("rx_bytes_cnt", 0)]);
+    let device = node.device();
+    assert_eq!(device.rates.tx_bytes, Figure::new(Some(200.0), Known::Exact));
+    node.counts(&[("tx_bytes_cnt", 1 << 40), ("rx_bytes_cnt", 0)]);
+    node.second();
+    node.counts(&[("tx_bytes_cnt", 50), ("rx_bytes_cnt", 0)]);
+    let device = node.device();
+    assert_eq!((device.freshness, device.rates.tx_bytes), (Freshness::Unread, Figure::default()));
+    node.counts(&[("tx_bytes_cnt", 80), ("rx_bytes_cnt", 0)]);
+    let device = node.device();
+    assert_eq!(device.rates.tx_bytes, Figure::new(Some(30.0), Known::Exact));
+}
+
+#[test]
+fn mlx5_has_its_bytes_from_the_standard_folder_and_requests_of_32_bits() {
+    let mut node = Node::new("mlx5_0", 1, "roce");
+    let port = "class/infiniband/mlx5_0/ports/1";
+    let data = |node: &Node, words: u64| {
+        node.tree.write(&format!("{port}/counters/port_xmit_data"), &format!("{words}\n"));
+        node.tree.write(&format!("{port}/counters/port_rcv_data"), "0\n");
+    };
+    node.tree.write(&format!("{port}/rate"), "200 Gb/sec (4X HDR)\n");
+    node.counts(&[("rx_write_requests", u64::from(u32::MAX)), ("out_of_buffer", 0)]);
+    data(&node, 0);
+    node.second();
+    node.counts(&[("rx_write_requests", 4), ("out_of_buffer", 0)]);
+    data(&node, 250_000_000);
+    let device = node.device();
+    assert_eq!(device.freshness, Freshness::Moving, "a wrap of 32 bits is no reset");
+    assert_eq!(device.speed_bits_per_second, Some(200_000_000_000));
+    assert_eq!(device.rates.tx_utilisation, Figure::new(Some(0.04), Known::Exact));
+}
+
+#[test]
+fn a_rate_that_is_a_placeholder_gives_way_to_the_interface_and_to_the_flag() {
+    let sped = |speeds| {
+        let node = Node::with("erdma_0", 19, "iw", speeds);
+        node.tree.erdma("erdma_0", &[]);
+        node
+    };
+    let mut node = sped(Vec::new());
+    assert_eq!(node.device().speed_bits_per_second, None, "2.5 Gbit/s is erdma's `unknown`");
+    node.tree.write("class/net/eth1/speed", "25000\n");
+    assert_eq!(node.device().speed_bits_per_second, Some(25_000_000_000));
+    let configured = vec![(None, 1), (Some("erdma_0".to_owned()), 64_000_000_000)];
+    assert_eq!(sped(configured).device().speed_bits_per_second, Some(64_000_000_000));
+}

@@ -1,0 +1,7 @@
+//! RDMA as a whole, on answers and trees made by hand.
+
+mod families;
+pub(crate) mod golden;
+mod node;
+mod rounds;
+pub(crate) mod tree;

@@ -1,0 +1,155 @@
+//! A node made by hand: recorded answers that a test may change, and the trees beside them.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::super::ask::Source;
+use super::super::nldev::Command;
+use super::super::report::{DeviceReport, HolderReport, Report};
+use super::super::{Activity, Rdma, Roots, Speed};
+use super::golden::{self, Pair};
+use super::tree::Tree;
+
+type Question = (Command, Option<u32>, Option<u32>);
+
+/// Answers by question; a question without one is refused as the kernel does.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Answers(Arc<Mutex<HashMap<Question, Vec<u8>>>>);
+
+/// Plays the answers back.
+#[derive(Debug)]
+struct Player {
+    answers: Answers,
+    last: Vec<u8>,
+}
+
+impl Source for Player {
+    fn ask(
+        &mut self,
+        command: Command,
+        device: Option<u32>,
+        port: Option<u32>,
+    ) -> io::Result<&[u8]> {
+        let answers = self.answers.0.lock().expect("the answers");
+        let answer = answers.get(&(command, device, port));
+        self.last = answer.cloned().ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+        Ok(&self.last)
+    }
+}
+
+impl Answers {
+    fn set(&self, command: Command, device: Option<u32>, port: Option<u32>, answer: Vec<u8>) {
+        self.0.lock().expect("the answers").insert((command, device, port), answer);
+    }
+
+    fn remove(&self, command: Command, device: Option<u32>, port: Option<u32>) {
+        self.0.lock().expect("the answers").remove(&(command, device, port));
+    }
+}
+
+/// One device (index 0) on a node.
+pub(super) struct Node {
+    pub(super) tree: Tree,
+    answers: Answers,
+    name: &'static str,
+    pub(super) rdma: Rdma,
+    pub(super) now: Duration,
+    pub(super) activity: Activity,
+}
+
+impl Node {
+    /// A device of a driver (`enum rdma_driver_id`).
+    pub(super) fn new(name: &'static str, driver: u32, protocol: &str) -> Node {
+        Node::with(name, driver, protocol, Vec::new())
+    }
+
+    pub(super) fn with(
+        name: &'static str,
+        driver: u32,
+        protocol: &str,
+        speeds: Vec<Speed>,
+    ) -> Node {
+        let (tree, answers) = (Tree::new(), Answers::default());
+        let device = golden::device(0, name, 0x0216_3eff_fe00_0102, protocol);
+        answers.set(Command::Devices, None, None, device);
+        answers.set(Command::Ports, Some(0), None, golden::port(0, name, (3, "eth1")));
+        answers.set(Command::Driver, Some(0), None, golden::driver(driver));
+        let player = Player { answers: answers.clone(), last: Vec::new() };
+        let roots = Roots {
+            sysfs: tree.root().to_owned(),
+            proc: tree.root().join("proc"),
+            erdma: tree.root().join("dev-erdma"),
+        };
+        let rdma = Rdma::new(Box::new(player), &roots, speeds);
+        let (now, activity) = (Duration::from_secs(1), Activity::default());
+        let mut node = Node { tree, answers, name, rdma, now, activity };
+        node.pairs(&[]);
+        node
+    }
+
+    /// What the device counts from now on.
+    pub(super) fn counts(&self, values: &[(&str, u64)]) {
+        let answer = golden::counters(0, self.name, values);
+        self.answers.set(Command::Counters, Some(0), Some(1), answer);
+    }
+
+    /// Queue pairs: number, state, what was sent, process.
+    pub(super) fn pairs(&mut self, pairs: &[(u32, u8, u32, u32)]) {
+        let pairs: Vec<Pair> = pairs
+            .iter()
+            .map(|(number, state, sent, pid)| Pair {
+                number: *number,
+                kind: 2,
+                state: *state,
+                sent: *sent,
+                pid: *pid,
+            })
+            .collect();
+        let answer = golden::queue_pairs(0, self.name, &pairs);
+        self.answers.set(Command::QueuePairs, Some(0), None, answer);
+    }
+
+    pub(super) fn connections(&self, ids: &[(u32, u32, &str, &str)]) {
+        let address = |text: &str| text.parse().expect("an address");
+        let ids: Vec<_> = ids
+            .iter()
+            .map(|(number, pid, one, other)| (*number, *pid, address(one), address(other)))
+            .collect();
+        let answer = golden::connections(0, self.name, &ids);
+        self.answers.set(Command::ConnectionIds, Some(0), None, answer);
+    }
+
+    /// Netlink answers no more.
+    pub(super) fn without_netlink(&self) {
+        self.answers.remove(Command::Devices, None, None);
+    }
+
+    pub(super) fn without_device(&self) {
+        self.answers.set(Command::Devices, None, None, Vec::new());
+    }
+
+    /// A process of a pod.
+    pub(super) fn process(&self, pid: u32, pod: &str) {
+        let cgroup = format!("0::/kubepods/burstable/pod{pod}/container\n");
+        self.tree.write(&format!("proc/{pid}/cgroup"), &cgroup);
+    }
+
+    /// A second passes, and everything is read.
+    pub(super) fn second(&mut self) -> Report {
+        self.now += Duration::from_secs(1);
+        self.rdma.round(self.now, &self.activity);
+        self.rdma.report(self.now)
+    }
+
+    pub(super) fn device(&mut self) -> DeviceReport {
+        self.second().devices.into_iter().next().expect("the device")
+    }
+}
+
+/// The holder of a pod.
+pub(super) fn of<'a>(device: &'a DeviceReport, pod: &str) -> &'a HolderReport {
+    let mut holders = device.holders.iter();
+    holders.find(|holder| holder.uid.as_deref() == Some(pod)).expect("the pod holds queue pairs")
+}

@@ -1,0 +1,84 @@
+//! What the agent's server shows: what was read last, of whom.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use router_common::flow::CLASS_KV_CONTROL;
+use router_common::maps::QUEUE_PAIRS;
+
+use super::attach::Device;
+use super::loads::{self, Loads};
+use super::maps::Maps;
+use super::rdma::{Activity, Names, RdmaLoad, Taken, Watcher};
+use super::registry::Entry;
+use super::sampler::Sampler;
+
+/// What the server shows: what was read last, of whom.
+#[derive(Debug)]
+pub(super) struct View {
+    pub(super) sampler: Sampler,
+    pub(super) entries: Vec<Entry>,
+    pub(super) devices: Vec<Device>,
+    pub(super) missing: Vec<String>,
+    pub(super) node: Option<String>,
+    /// `None` if its thread could not be had.
+    pub(super) rdma: Option<Watcher>,
+}
+
+impl View {
+    pub(super) fn loads(&self) -> Loads {
+        let entries = self.entries.iter();
+        let node = self.node.as_deref();
+        let mut loads = loads::snapshot(&self.sampler, entries, &self.devices, &self.missing, node);
+        if let Some((report, ago)) = self.rdma.as_ref().map(Watcher::report) {
+            loads.rdma = RdmaLoad::new(&report, ago, &self.names());
+            loads.missing.extend(report.missing.iter().cloned());
+        }
+        loads
+    }
+
+    fn names(&self) -> Names {
+        let known = self.entries.iter().map(|entry| &entry.placed);
+        let local = known.clone().filter(|placed| placed.local);
+        let own = known.filter(|placed| !placed.pod.host_network);
+        Names {
+            by_uid: local.map(|at| (Arc::clone(&at.pod.uid), Arc::clone(&at.pod.name))).collect(),
+            by_address: own.map(|at| (at.pod.address, Arc::clone(&at.pod.name))).collect(),
+        }
+    }
+
+    /// TCP connections that RDMA has taken over.
+    pub(super) fn taken(&self) -> Taken {
+        let Some((report, _)) = self.rdma.as_ref().map(Watcher::report) else {
+            return Taken::default();
+        };
+        let pods = self.entries.iter().filter(|entry| report.uses_iwarp(&entry.placed.pod.uid));
+        Taken {
+            ends: report.taken.iter().copied().collect(),
+            pods: pods.map(|entry| entry.id).collect(),
+        }
+    }
+
+    /// What the watcher of RDMA cannot see itself.
+    pub(super) fn tell_rdma(&self, maps: &Maps) -> io::Result<()> {
+        let Some(watcher) = self.rdma.as_ref().filter(|watcher| watcher.has_devices()) else {
+            return Ok(());
+        };
+        let uids: HashMap<u32, &Arc<str>> =
+            self.entries.iter().map(|entry| (entry.id, &entry.placed.pod.uid)).collect();
+        let mut activity = Activity::default();
+        for (key, counters) in &self.sampler.pairs {
+            if let Some(uid) = uids.get(&key.pod).filter(|_| key.class == CLASS_KV_CONTROL) {
+                let moved = counters.stats.tx_bytes.wrapping_add(counters.stats.rx_bytes);
+                let total = activity.control.entry(Arc::clone(uid)).or_default();
+                *total = total.wrapping_add(moved);
+            }
+        }
+        let arrivals = maps.queue_pairs.all(QUEUE_PAIRS)?.into_iter();
+        activity.arrivals =
+            arrivals.filter_map(|(key, stats)| Some((key, *stats.first()?))).collect();
+        watcher.tell(activity);
+        Ok(())
+    }
+}

@@ -1,0 +1,175 @@
+//! Netlink as bytes: a socket that asks, and the messages and attributes of an answer.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendmsg,
+    setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+pub(super) const REQUEST: u16 = 1;
+pub(super) const DUMP: u16 = 0x300;
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+const HEADER: usize = 16;
+/// Room for the largest datagram that the kernel makes of a dump (32 KiB), and some.
+const DATAGRAM: usize = 64 << 10;
+/// Bytes of one answer; a dump of 65,536 queue pairs has 6 MiB.
+const LONGEST_ANSWER: usize = 16 << 20;
+/// The kernel answers at once, or a driver's firmware does.
+const PATIENCE_SECONDS: i64 = 2;
+
+/// A netlink socket that was opened once and is asked often.
+#[derive(Debug)]
+pub(super) struct Socket {
+    fd: OwnedFd,
+    sequence: u32,
+    datagram: Vec<u8>,
+}
+
+impl Socket {
+    /// # Errors
+    /// This kernel does not speak the protocol.
+    pub(super) fn open(protocol: SockProtocol) -> io::Result<Socket> {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))?;
+        Ok(Socket { fd, sequence: 0, datagram: vec![0; DATAGRAM] })
+    }
+
+    /// Asks, and appends the answer's messages to `answer`, without the one that ends a dump.
+    ///
+    /// # Errors
+    /// The kernel's answer is an error, too long, or none. The socket is to be opened anew then:
+    /// what it still holds belongs to no question.
+    pub(super) fn ask(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        body: &[u8],
+        answer: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let length = u32::try_from(HEADER + body.len()).map_err(io::Error::other)?;
+        let mut question = length.to_ne_bytes().to_vec();
+        question.extend(kind.to_ne_bytes());
+        question.extend((flags | REQUEST).to_ne_bytes());
+        question.extend(self.sequence.to_ne_bytes());
+        question.extend([0; 4]);
+        question.extend(body);
+        let to = NetlinkAddr::new(0, 0);
+        let parts = [IoSlice::new(&question)];
+        sendmsg(self.fd.as_raw_fd(), &parts, &[], MsgFlags::empty(), Some(&to))?;
+        let start = answer.len();
+        loop {
+            let count = recv(self.fd.as_raw_fd(), &mut self.datagram, MsgFlags::MSG_TRUNC)?;
+            let datagram = self.datagram.get(..count).filter(|datagram| !datagram.is_empty());
+            let datagram = datagram.ok_or_else(|| io::Error::other("a datagram of no fit size"))?;
+            for message in messages(datagram).filter(|message| message.sequence == self.sequence) {
+                match message.kind {
+                    ERROR | DONE => return end(message.body),
+                    _ => answer.extend(message.whole),
+                }
+                if flags & DUMP == 0 {
+                    return Ok(());
+                }
+            }
+            if answer.len() - start > LONGEST_ANSWER {
+                return Err(io::Error::other(format!("more than {LONGEST_ANSWER} bytes")));
+            }
+        }
+    }
+}
+
+/// What an error and the end of a dump say: 0, or a negative errno.
+fn end(body: &[u8]) -> io::Result<()> {
+    let code = number(body).map_or(0, u32::cast_signed);
+    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code.saturating_neg())) }
+}
+
+/// One message: `nlmsghdr` and what follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Message<'a> {
+    pub(super) kind: u16,
+    sequence: u32,
+    pub(super) body: &'a [u8],
+    /// With its header, padded.
+    whole: &'a [u8],
+}
+
+/// The messages one after another, as far as they are whole.
+pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
+    std::iter::from_fn(move || {
+        let length = number(bytes)? as usize;
+        let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
+        let sequence = number(bytes.get(8..)?)?;
+        let body = bytes.get(HEADER..length)?;
+        let whole = bytes.get(..length.next_multiple_of(4)).unwrap_or(bytes);
+        bytes = bytes.get(whole.len()..)?;
+        Some(Message { kind, sequence, body, whole })
+    })
+}
+
+/// The attributes one after another, as far as they are whole.
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
+        // The upper bits say "nested" and "big endian".
+        let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?) & 0x3fff;
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+pub(super) fn push_attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let length = u16::try_from(4 + value.len()).unwrap_or_default();
+    message.extend(length.to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(value);
+    message.resize(message.len().next_multiple_of(4), 0);
+}
+
+pub(super) fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).trim_end_matches('\0').to_owned()
+}
+
+pub(super) fn number(value: &[u8]) -> Option<u32> {
+    Some(u32::from_ne_bytes(value.get(..4)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_and_attributes_end_where_they_are_cut() {
+        let mut body = Vec::new();
+        push_attribute(&mut body, 1, b"odd");
+        push_attribute(&mut body, 2, &7u32.to_ne_bytes());
+        let mut bytes = ((16 + body.len()) as u32).to_ne_bytes().to_vec();
+        bytes.extend([9, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0]);
+        bytes.extend(&body);
+        let whole: Vec<Message<'_>> = messages(&bytes).collect();
+        assert_eq!(whole.len(), 1);
+        assert_eq!((whole[0].kind, whole[0].sequence), (9, 5));
+        let found: Vec<(u16, &[u8])> = attributes(whole[0].body).collect();
+        assert_eq!(found, [(1, &b"odd"[..]), (2, &[7, 0, 0, 0][..])]);
+        for cut in 0..bytes.len() {
+            assert_eq!(messages(&bytes[..cut]).count(), 0, "{cut}");
+        }
+        for cut in 0..body.len() {
+            assert!(attributes(&body[..cut]).count() < 2, "{cut}");
+        }
+    }
+
+    #[test]
+    fn lengths_that_lie_end_the_walk() {
+        assert_eq!(messages(&[0; 64]).count(), 0);
+        assert_eq!(messages(&[255; 64]).count(), 0);
+        assert_eq!(attributes(&[0; 64]).count(), 0);
+        assert_eq!(attributes(&[255; 64]).count(), 0);
+    }
+}
