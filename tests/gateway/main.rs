@@ -11,6 +11,7 @@ mod drain;
 mod endpoints;
 mod failures;
 mod fits;
+mod forwarding;
 mod headers;
 mod limits;
 mod logprobs;

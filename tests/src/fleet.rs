@@ -19,11 +19,12 @@ pub struct Engine {
     pub sim: sglang_sim::Engine,
 }
 
-/// Prefills and decodes of one pool. Dropping it ends them.
+/// Prefills and decodes of one pool, or ordinary servers. Dropping it ends them.
 pub struct Fleet {
     pub manifests: Manifests,
     pub prefill: Vec<Engine>,
     pub decode: Vec<Engine>,
+    pub unified: Vec<Engine>,
 }
 
 impl Fleet {
@@ -38,8 +39,7 @@ impl Fleet {
         decodes: usize,
         change: impl Fn(Config) -> Config,
     ) -> Fleet {
-        let mut fleet =
-            Fleet { manifests: Manifests::documents(), prefill: Vec::new(), decode: Vec::new() };
+        let mut fleet = Fleet::empty(Manifests::documents());
         for _ in 0..prefills {
             fleet.add(Role::Prefill, &change).await;
         }
@@ -49,9 +49,26 @@ impl Fleet {
         fleet
     }
 
+    /// Ordinary servers that answer at once, in a pool without a split.
+    pub async fn start_single(servers: usize) -> Fleet {
+        let mut fleet = Fleet::empty(Manifests::single());
+        for _ in 0..servers {
+            fleet.add(Role::Unified, Config::instant).await;
+        }
+        fleet
+    }
+
+    fn empty(manifests: Manifests) -> Fleet {
+        Fleet { manifests, prefill: Vec::new(), decode: Vec::new(), unified: Vec::new() }
+    }
+
     /// Starts one more engine and writes its pod; `prefill-0`, `prefill-1`, ...
     pub async fn add(&mut self, role: Role, change: impl Fn(Config) -> Config) {
-        let list = if role == Role::Decode { &mut self.decode } else { &mut self.prefill };
+        let list = match role {
+            Role::Prefill => &mut self.prefill,
+            Role::Decode => &mut self.decode,
+            Role::Unified => &mut self.unified,
+        };
         let name = format!("{}-{}", role.engine_type(), list.len());
         let engine = Engine::start(&name, role, change).await;
         self.manifests.put_pod(&engine.pod);
@@ -71,7 +88,7 @@ impl Fleet {
     }
 
     pub fn engines(&self) -> impl Iterator<Item = &Engine> {
-        self.prefill.iter().chain(&self.decode)
+        self.prefill.iter().chain(&self.decode).chain(&self.unified)
     }
 
     /// Waits until every engine has told the gateway what it is: only then are pairs sorted out.
@@ -175,8 +192,13 @@ impl Engine {
 
     /// Waits until the leg has been aborted by its name, well before a mere disconnect is noticed.
     pub async fn abort_arrived(&self, leg: &Received) {
+        self.abort_arrived_within(leg, SOON).await;
+    }
+
+    /// As [`Engine::abort_arrived`], for aborts that are due later.
+    pub async fn abort_arrived_within(&self, leg: &Received, limit: Duration) {
         let what = format!("an abort of {:?} at {}", leg.rids, self.pod.name);
-        eventually(&what, SOON, async || {
+        eventually(&what, limit, async || {
             let aborts = self.aborts();
             leg.rids.iter().all(|rid| aborts.iter().any(|abort| abort.rid == *rid)).then_some(())
         })

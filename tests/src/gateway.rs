@@ -179,8 +179,10 @@ impl Gateway {
     }
 }
 
-/// Sums the samples of a metric in Prometheus' text format.
-fn metric(text: &str, name: &str, labels: &[&str]) -> f64 {
+/// Sums the samples of a metric in Prometheus' text format, of the label sets that hold all the
+/// given texts.
+#[must_use]
+pub fn metric(text: &str, name: &str, labels: &[&str]) -> f64 {
     let samples = text.lines().filter_map(|line| {
         let (series, value) = line.rsplit_once(' ')?;
         let (family, rest) = series.split_once('{').unwrap_or((series, ""));

@@ -57,6 +57,16 @@ impl Manifests {
         manifests
     }
 
+    /// The documents' objects with a pool that has no split, without pods.
+    #[must_use]
+    pub fn single() -> Manifests {
+        let manifests = Manifests::documents();
+        let pool = pool(POOL, "alibabacloud.com/inference_backend: sglang");
+        let profile = pool.find("    pd:").expect("the policy has a profile");
+        manifests.put("pool.yaml", &format!("{}    single: {{}}\n", &pool[..profile]));
+        manifests
+    }
+
     #[must_use]
     pub fn path(&self) -> &Path {
         self.folder.path()

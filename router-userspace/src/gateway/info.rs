@@ -21,6 +21,8 @@ use super::upstream::whole;
 
 /// Workers that are asked for one merged answer.
 const MAX_ASKED: usize = 64;
+/// Workers that are tried for one part of it.
+const MAX_TRIED: usize = 2;
 /// For one worker's part of a merged answer; a part that is late is left out.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// An engine's generating health check waits up to 20 s itself.
@@ -31,13 +33,11 @@ const MAX_PART: usize = 4 << 20;
 impl Gateway {
     /// `GET /v1/models`: what one worker of each model of the pool says.
     pub(crate) async fn models(&self, pool: &Pool, call: Call) -> Result<Reply, Reject> {
-        let seats = |fit: &'_ router_core::fleet::Fit| {
+        let seats = |fit: &router_core::fleet::Fit| {
             let all = fit.prefill.iter().chain(&fit.decode).chain(&fit.unified);
-            all.map(|&seat| &pool.members[seat]).find(|member| is_up(member))
+            up(all.map(|&seat| &pool.members[seat]))
         };
-        let asked: Vec<&Arc<Worker>> =
-            pool.fits.iter().filter_map(seats).map(|member| &member.worker).collect();
-        let parts = self.ask(asked, &call, ASK_TIMEOUT).await;
+        let parts = self.ask(pool.fits.iter().map(seats), &call, ASK_TIMEOUT).await;
         let mut answers = parts.into_iter().filter(|(status, _)| status.is_success());
         let Some((_, first)) = answers.next() else {
             return Err(Reject::NobodyReady(pool.name.clone()));
@@ -52,22 +52,23 @@ impl Gateway {
     /// `GET /server_info`: every worker's, merged as SGLang's benchmark tools expect it of a
     /// load balancer; of a pool without a split, one worker's.
     pub(crate) async fn server_info(&self, pool: &Pool, call: Call) -> Result<Reply, Reject> {
-        let of = |role: Role| {
-            let up = pool.members.iter().filter(move |m| m.role == role && is_up(m));
-            up.map(|member| &member.worker)
-        };
-        if let Some(unified) = of(Role::Unified).next() {
+        let unified = of_role(pool, Role::Unified);
+        if !unified.is_empty() {
             let mut parts = self.ask([unified], &call, ASK_TIMEOUT).await;
             let (status, body) =
                 parts.pop().ok_or_else(|| Reject::NobodyReady(pool.name.clone()))?;
             return Ok(json_reply(status, body));
         }
+        let each = |role| {
+            let up = pool.members.iter().filter(move |m| m.role == role && is_up(m));
+            up.map(|member| vec![&member.worker])
+        };
         let good = |parts: Vec<(StatusCode, Bytes)>| -> Vec<Bytes> {
             parts.into_iter().filter(|(status, _)| status.is_success()).map(|part| part.1).collect()
         };
         let (prefill, decode) = tokio::join!(
-            self.ask(of(Role::Prefill), &call, ASK_TIMEOUT),
-            self.ask(of(Role::Decode), &call, ASK_TIMEOUT),
+            self.ask(each(Role::Prefill), &call, ASK_TIMEOUT),
+            self.ask(each(Role::Decode), &call, ASK_TIMEOUT),
         );
         Ok(json_reply(StatusCode::OK, info::server_info(&good(prefill), &good(decode))))
     }
@@ -82,12 +83,8 @@ impl Gateway {
 
     /// `GET /health_generate`: whether a worker of each role generates a token.
     pub(crate) async fn health_generate(&self, pool: &Pool, call: Call) -> Result<Reply, Reject> {
-        let mut asked: Vec<&Arc<Worker>> = Vec::new();
-        for role in [Role::Prefill, Role::Decode, Role::Unified] {
-            asked.extend(
-                pool.members.iter().find(|m| m.role == role && is_up(m)).map(|m| &m.worker),
-            );
-        }
+        let roles = [Role::Prefill, Role::Decode, Role::Unified].map(|role| of_role(pool, role));
+        let asked: Vec<_> = roles.into_iter().filter(|workers| !workers.is_empty()).collect();
         let wanted = asked.len();
         let parts = self.ask(asked, &call, HEALTH_TIMEOUT).await;
         let good = parts.iter().filter(|(status, _)| status.is_success()).count();
@@ -97,16 +94,22 @@ impl Gateway {
         Err(Reject::NobodyReady(pool.name.clone()))
     }
 
-    /// The call's `GET` at several workers at once; those that fail are left out.
+    /// The call's `GET` at several workers at once, each given with those who could stand in for
+    /// it. Where none of them answers, the part is left out.
     async fn ask<'a>(
         &self,
-        workers: impl IntoIterator<Item = &'a Arc<Worker>>,
+        workers: impl IntoIterator<Item = Vec<&'a Arc<Worker>>>,
         call: &Call,
         limit: Duration,
     ) -> Vec<(StatusCode, Bytes)> {
-        let one = |worker: &'a Arc<Worker>| {
-            let (path, headers) = (call.path.clone(), call.headers.clone());
-            async move { timeout(limit, self.get(worker, path, headers)).await.ok().flatten() }
+        let one = |workers: Vec<&'a Arc<Worker>>| async move {
+            for worker in workers {
+                let got = self.get(worker, call.path.clone(), call.headers.clone());
+                if let Some(answer) = timeout(limit, got).await.ok().flatten() {
+                    return Some(answer);
+                }
+            }
+            None
         };
         let asked = workers.into_iter().take(MAX_ASKED).map(one);
         join_all(asked).await.into_iter().flatten().collect()
@@ -130,6 +133,16 @@ impl Gateway {
 pub(crate) fn serves(pool: &Pool) -> bool {
     let up = |seats: &[usize]| seats.iter().any(|&seat| is_up(&pool.members[seat]));
     pool.fits.iter().any(|fit| up(&fit.unified) || (up(&fit.prefill) && up(&fit.decode)))
+}
+
+/// The first workers that are up.
+fn up<'p>(members: impl Iterator<Item = &'p Member>) -> Vec<&'p Arc<Worker>> {
+    let up = members.filter(|member| is_up(member));
+    up.take(MAX_TRIED).map(|member| &member.worker).collect()
+}
+
+fn of_role(pool: &Pool, role: Role) -> Vec<&Arc<Worker>> {
+    up(pool.members.iter().filter(|member| member.role == role))
 }
 
 fn is_up(member: &Member) -> bool {

@@ -17,6 +17,7 @@ mod generate;
 mod handle;
 mod info;
 mod leg;
+mod lent;
 mod listener;
 mod opening;
 mod probe;

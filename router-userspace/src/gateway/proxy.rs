@@ -21,9 +21,16 @@ use super::body::BodyError;
 use super::fault::Fault;
 use super::handle::{Call, Reply};
 use super::leg::until;
+use super::lent::{Lent, Owner};
 use super::record::Record;
 use super::reject::Reject;
-use super::upstream::{NoAnswer, Outgoing, Protocol, innermost, whole};
+use super::upstream::{NoAnswer, Protocol, innermost, whole};
+
+/// Endpoints that one call is tried on.
+const MAX_FORWARDS: u32 = 2;
+
+/// Where a call goes, and where it goes where that one cannot be reached.
+type Choose<'a> = &'a (dyn Fn(Option<&Arc<Worker>>) -> Result<Lease, Reject> + Send + Sync);
 
 impl Gateway {
     /// Passes a request to an endpoint of a Service.
@@ -34,13 +41,13 @@ impl Gateway {
         record: &mut Record,
     ) -> Result<Reply, Reject> {
         record.endpoint = "service";
-        let lease = self.endpoint_of(service)?;
         let protocol = if service.h2c { Protocol::H2c } else { Protocol::Http1 };
         if service.h2c {
             // The request line names the backend there, and a host beside it must not differ.
             call.headers.remove(HOST);
         }
-        self.forward(lease, protocol, call, record).await
+        let choose = |avoid: Option<&Arc<Worker>>| endpoint_of(service, avoid);
+        self.forward(&choose, protocol, call, record).await
     }
 
     /// Passes a request to one worker of a pool, whichever is up.
@@ -50,89 +57,119 @@ impl Gateway {
         call: Call,
         record: &mut Record,
     ) -> Result<Reply, Reject> {
-        let member = any_up(pool).ok_or_else(|| Reject::NobodyReady(pool.name.clone()))?;
-        let lease = lease(&member.worker, &pool.name)?;
-        self.forward(lease, Protocol::Http1, call, record).await
+        let choose = |avoid: Option<&Arc<Worker>>| {
+            let member = any_up(pool, avoid).ok_or_else(|| nobody(&pool.name))?;
+            lease(&member.worker, &pool.name)
+        };
+        self.forward(&choose, Protocol::Http1, call, record).await
     }
 
-    fn endpoint_of(&self, service: &ServiceBackend) -> Result<Lease, Reject> {
-        let endpoints = service.endpoints.iter().enumerate();
-        let candidates: Vec<Candidate> = endpoints
-            .map(|(id, worker)| Candidate { id, usage: worker.usage(), ..Candidate::default() })
-            .collect();
-        let draw = Draw { chance: rand::random(), turn: 0 };
-        let chosen = Policy::PowerOfTwo.pick(&candidates, draw);
-        let chosen = chosen.ok_or_else(|| Reject::NobodyReady(service.name.clone()))?;
-        lease(&service.endpoints[chosen], &service.name)
-    }
-
+    /// Sends the call on and passes the answer back as it comes.
+    ///
+    /// A call of which nothing was sent is tried on another endpoint. One that only reads is sent
+    /// again where its connection broke, too: a connection that was kept alive may end at any
+    /// time. A body is passed as it comes, so that one that was begun can be sent only once.
     async fn forward(
         &self,
-        lease: Lease,
+        choose: Choose<'_>,
         protocol: Protocol,
         call: Call,
         record: &mut Record,
     ) -> Result<Reply, Reject> {
-        let worker = Arc::clone(lease.worker());
-        record.worker = Some(Arc::clone(&worker.name));
-        record.attempts = 1;
-        let deadline = call.timeouts.attempt_deadline();
-        let answer = tokio::select! {
-            answer = self.exchange(&worker, protocol, call) => answer,
-            () = until(deadline) => return Err(Reject::Deadline),
-        };
-        let answer = answer.map_err(|error| match error {
-            NoAnswer::BodyTooLarge => Reject::BodyTooLarge(self.settings.limits.max_body),
-            error => Fault { leg: None, worker: Arc::clone(&worker), kind: error.into() }.into(),
-        })?;
-        let (head, body) = answer.into_parts();
-        let mut response =
-            Response::new(Passed { body, lease: Some(lease), deadline, record: None });
-        *response.status_mut() = head.status;
-        *response.headers_mut() = headers::to_client(&head.headers, true);
-        Ok(Reply::Passed(Box::new(response)))
+        let limit = self.settings.limits.max_body;
+        if call.body.size_hint().lower() > limit as u64 {
+            return Err(Reject::BodyTooLarge(limit));
+        }
+        let Call { parts, body, headers, path, timeouts } = call;
+        let only_reads = body.is_end_stream() && parts.method.is_safe();
+        let mut body = Some(body).filter(|_| !only_reads);
+        let mut lease = choose(None)?;
+        loop {
+            let worker = Arc::clone(lease.worker());
+            record.worker = Some(Arc::clone(&worker.name));
+            record.attempts += 1;
+            let deadline = timeouts.attempt_deadline();
+            let (outgoing, owner) = match body.take() {
+                None => (whole(Bytes::new()), None),
+                Some(body) => {
+                    let (lent, owner) = Lent::new(body);
+                    (Either::Right(Limited::new(lent, limit)), Some(owner))
+                }
+            };
+            let sent = self.dispatch.upstream.send_over(
+                protocol,
+                worker.authority.clone(),
+                parts.method.clone(),
+                path.clone(),
+                headers.clone(),
+                outgoing,
+            );
+            let error = tokio::select! {
+                answer = sent => match answer {
+                    Ok(answer) => return Ok(passed(answer, lease, deadline)),
+                    Err(NoAnswer::BodyTooLarge) => return Err(Reject::BodyTooLarge(limit)),
+                    Err(error) => error,
+                },
+                () = until(deadline) => return Err(Reject::Deadline),
+            };
+            body = owner.and_then(Owner::returned);
+            let sendable = only_reads || (error.is_unsent() && body.is_some());
+            let other = || choose(Some(&worker)).ok();
+            let again = match sendable && record.attempts < MAX_FORWARDS {
+                true if error.is_unsent() => other(),
+                true => other().or_else(|| choose(None).ok()),
+                false => None,
+            };
+            let Some(again) = again else {
+                return Err(Fault { leg: None, worker, kind: error.into() }.into());
+            };
+            tracing::debug!(worker = %worker.name, %error, "forwards once more");
+            lease = again;
+        }
     }
 }
 
-impl Gateway {
-    /// Sends the call on and waits for the answer's head. A body is passed as it comes, so that it
-    /// can be sent only once; a call that only reads is sent again where its connection broke, since
-    /// one that was kept alive may end at any time.
-    async fn exchange(
-        &self,
-        worker: &Worker,
-        protocol: Protocol,
-        call: Call,
-    ) -> Result<Response<Incoming>, NoAnswer> {
-        let limit = self.settings.limits.max_body;
-        if call.body.size_hint().lower() > limit as u64 {
-            return Err(NoAnswer::BodyTooLarge);
-        }
-        let again = (call.body.is_end_stream() && call.parts.method.is_safe())
-            .then(|| (call.parts.method.clone(), call.path.clone(), call.headers.clone()));
-        let send = |method, path, headers, body| {
-            let authority = worker.authority.clone();
-            self.dispatch.upstream.send_over(protocol, authority, method, path, headers, body)
-        };
-        let body: Outgoing = Either::Right(Limited::new(call.body, limit));
-        match (send(call.parts.method, call.path, call.headers, body).await, again) {
-            (Err(NoAnswer::Broken(_)), Some((method, path, headers))) => {
-                send(method, path, headers, whole(Bytes::new())).await
-            }
-            (answer, _) => answer,
-        }
-    }
+fn passed(
+    answer: Response<Incoming>,
+    lease: Lease,
+    deadline: Option<tokio::time::Instant>,
+) -> Reply {
+    let (head, body) = answer.into_parts();
+    let mut response = Response::new(Passed { body, lease: Some(lease), deadline, record: None });
+    *response.status_mut() = head.status;
+    *response.headers_mut() = headers::to_client(&head.headers, true);
+    Reply::Passed(Box::new(response))
+}
+
+fn endpoint_of(service: &ServiceBackend, avoid: Option<&Arc<Worker>>) -> Result<Lease, Reject> {
+    let endpoints = service.endpoints.iter().enumerate();
+    let candidates: Vec<Candidate> = endpoints
+        .filter(|(_, worker)| !is(worker, avoid))
+        .map(|(id, worker)| Candidate { id, usage: worker.usage(), ..Candidate::default() })
+        .collect();
+    let draw = Draw { chance: rand::random(), turn: 0 };
+    let chosen = Policy::PowerOfTwo.pick(&candidates, draw).ok_or_else(|| nobody(&service.name))?;
+    lease(&service.endpoints[chosen], &service.name)
+}
+
+fn is(worker: &Arc<Worker>, avoid: Option<&Arc<Worker>>) -> bool {
+    avoid.is_some_and(|avoid| Arc::ptr_eq(avoid, worker))
+}
+
+fn nobody(of: &ObjectName) -> Reject {
+    Reject::NobodyReady(of.clone())
 }
 
 fn lease(worker: &Arc<Worker>, of: &ObjectName) -> Result<Lease, Reject> {
     let weight = Weight { requests: 1, ..Weight::default() };
     // No limit is set here, so there is always room.
-    worker.try_lease(weight, Limits::NONE, None).ok_or_else(|| Reject::NobodyReady(of.clone()))
+    worker.try_lease(weight, Limits::NONE, None).ok_or_else(|| nobody(of))
 }
 
 /// A ready member, one that answers probes where there is one.
-pub(crate) fn any_up(pool: &Pool) -> Option<&Member> {
-    let ready: Vec<&Member> = pool.members.iter().filter(|m| m.phase == Phase::Ready).collect();
+fn any_up<'p>(pool: &'p Pool, avoid: Option<&Arc<Worker>>) -> Option<&'p Member> {
+    let ready = |m: &&Member| m.phase == Phase::Ready && !is(&m.worker, avoid);
+    let ready: Vec<&Member> = pool.members.iter().filter(ready).collect();
     let up = |member: &&&Member| member.worker.health.verdict() == Verdict::Up;
     let start = rand::random_range(0..ready.len().max(1));
     let walk = || ready[start.min(ready.len())..].iter().chain(&ready[..start.min(ready.len())]);

@@ -13,10 +13,11 @@ use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use router_core::fleet::Worker;
 
+use super::lent::Lent;
 use crate::config::Settings;
 
 /// What is sent to a backend: bytes at hand, or the client's body as it comes.
-pub(crate) type Outgoing = Either<Full<Bytes>, Limited<Incoming>>;
+pub(crate) type Outgoing = Either<Full<Bytes>, Limited<Lent<Incoming>>>;
 
 /// A body of bytes at hand.
 pub(crate) fn whole(bytes: Bytes) -> Outgoing {
@@ -38,6 +39,13 @@ pub(crate) enum NoAnswer {
     /// The client's body is over the limit.
     #[error("the body is over its limit")]
     BodyTooLarge,
+}
+
+impl NoAnswer {
+    /// No connection was made, so that no worker has seen anything of the request.
+    pub(crate) fn is_unsent(&self) -> bool {
+        matches!(self, NoAnswer::Unreachable(_) | NoAnswer::Unanswered(_))
+    }
 }
 
 /// How a backend is spoken to.
