@@ -13,6 +13,7 @@ mod failures;
 mod fits;
 mod forwarding;
 mod headers;
+mod http2;
 mod limits;
 mod logprobs;
 mod policies;

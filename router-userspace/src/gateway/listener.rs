@@ -124,6 +124,7 @@ impl Listeners {
             room: Arc::clone(&self.room),
             server: self.server.clone(),
             idle_timeout: self.idle_timeout,
+            send_timeout: self.send_timeout,
             tasks: self.tasks.clone(),
         }
     }
@@ -137,6 +138,7 @@ struct Acceptor {
     room: Arc<Semaphore>,
     server: auto::Builder<TokioExecutor>,
     idle_timeout: Duration,
+    send_timeout: Duration,
     tasks: TaskTracker,
 }
 
@@ -186,24 +188,32 @@ impl Acceptor {
         let visited = Arc::clone(&visits);
         let answer = service_fn(move |request: http::Request<Incoming>| {
             let (service, visit) = (service.clone(), visited.begin());
+            let version = request.version();
             async move {
                 let answer = service.handle(port, request).await;
-                Ok::<_, std::convert::Infallible>(visit.with(answer))
+                Ok::<_, std::convert::Infallible>(visit.with(answer, version))
             }
         });
         let server = self.server.clone();
         let (closing, idle_timeout) = (self.closing.clone(), self.idle_timeout);
+        let send_timeout = self.send_timeout;
         let counted = Counted::new(&self.service.metrics().connections);
         async move {
             let _counted = counted;
             let connection = server.serve_connection(TokioIo::new(stream), answer);
             tokio::pin!(connection);
-            let ended = tokio::select! {
-                ended = connection.as_mut() => ended,
-                () = over(&visits, closing, idle_timeout) => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
+            let served = async {
+                tokio::select! {
+                    ended = connection.as_mut() => ended,
+                    () = over(&visits, closing, idle_timeout) => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
                 }
+            };
+            let ended = tokio::select! {
+                ended = served => ended,
+                () = visits.drop_untaken(send_timeout) => return,
             };
             if let Err(error) = ended {
                 tracing::debug!(%peer, error, "connection ended early");
