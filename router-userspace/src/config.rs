@@ -162,6 +162,10 @@ pub struct LimitFlags {
     /// Pairs tried for one request, the first included.
     #[arg(long, default_value_t = 3)]
     pub max_attempts: u32,
+    /// Engines that may die under one request; then it is a 502 and tried on no other, since it
+    /// may be what kills them.
+    #[arg(long, default_value_t = 1)]
+    pub max_deaths: u32,
     /// Idle connections kept open to each worker.
     #[arg(long, default_value_t = 512)]
     pub max_idle_per_worker: usize,
@@ -275,6 +279,9 @@ impl GatewayFlags {
         }
         if self.limits.max_attempts == 0 {
             bail!("--max-attempts is 0: a request needs at least one attempt");
+        }
+        if self.limits.max_deaths == 0 {
+            bail!("--max-deaths is 0: the first engine to die cannot be spared");
         }
         if self.limits.max_head < 8 << 10 {
             bail!("--max-head is {}: at least 8192 bytes are needed", self.limits.max_head);

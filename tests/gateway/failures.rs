@@ -236,7 +236,7 @@ async fn a_retry_takes_another_worker_and_a_fresh_room() {
 async fn a_stream_that_has_not_begun_is_retried_too() {
     let fleet = Fleet::start(1, 2).await;
     let gateway = fleet.gateway_with(&["--policy", "round_robin"]).await;
-    fleet.decode[0].once(Action::DieBeforeHead);
+    fleet.decode[0].once(Action::DropBeforeHead);
     for _ in 0..4 {
         let stream = gateway.client.open(CHAT, &streamed("hi")).await;
         assert_eq!(stream.status, 200);

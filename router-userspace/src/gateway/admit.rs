@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use router_core::fleet::{ObjectName, Pool, Released};
+use router_core::fleet::{ObjectName, Pool, Released, WorkerKey};
 use router_core::schedule::{Draw, Policy};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
@@ -20,8 +20,9 @@ use super::reject::Reject;
 use super::seats::{Ask, NoSeat, Seating, Seats};
 use crate::config::LimitFlags;
 
-/// One pool's model: who waits for the same workers waits in the same line.
-type LineKey = (ObjectName, Option<Arc<str>>);
+/// One pool's model: who waits for the same workers waits in the same line. A request that only
+/// one worker can serve waits in a line for that one.
+type LineKey = (ObjectName, Option<Arc<str>>, Option<WorkerKey>);
 
 #[derive(Debug)]
 struct Waiter {
@@ -215,7 +216,8 @@ fn released(admission: Weak<Admission>) -> Released {
 
 fn line_key(pool: &Pool, ask: &Ask) -> LineKey {
     let fit = pool.serving(ask.model.as_deref()).next();
-    (pool.name.clone(), fit.and_then(|fit| fit.models.first().cloned()))
+    let only = ask.only.as_ref().map(|worker| worker.key.clone());
+    (pool.name.clone(), fit.and_then(|fit| fit.models.first().cloned()), only)
 }
 
 fn refused(why: NoSeat, pool: &ObjectName, ask: &Ask) -> Reject {

@@ -25,6 +25,8 @@ pub(crate) enum Kind {
     Unreachable(String),
     /// The connection ended before the answer was whole.
     Broken(String),
+    /// The engine lived until it had this request; another pair is not risked.
+    Died,
     /// No probe is answered any more while the request waits.
     Silent,
     /// The answer did not come within this limit.
@@ -38,7 +40,7 @@ pub(crate) enum Kind {
 }
 
 /// Every [`Fault::reason`]: prefill's, decode's, and that of an engine that serves alone.
-pub(crate) const REASONS: [[&str; 3]; 9] = [
+pub(crate) const REASONS: [[&str; 3]; 10] = [
     ["prefill_unreachable", "decode_unreachable", "engine_unreachable"],
     ["prefill_broken", "decode_broken", "engine_broken"],
     ["prefill_silent", "decode_silent", "engine_silent"],
@@ -48,6 +50,7 @@ pub(crate) const REASONS: [[&str; 3]; 9] = [
     ["prefill_error", "decode_error", "engine_error"],
     ["prefill_unserved", "decode_unserved", "engine_unserved"],
     ["prefill_malformed", "decode_malformed", "engine_malformed"],
+    ["prefill_died", "decode_died", "engine_died"],
 ];
 
 impl Fault {
@@ -59,7 +62,7 @@ impl Fault {
                 matches!(*status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE)
                     || (status.is_server_error() && *about_transfer)
             }
-            Kind::Late { .. } | Kind::Unserved(_) | Kind::Malformed(_) => false,
+            Kind::Died | Kind::Late { .. } | Kind::Unserved(_) | Kind::Malformed(_) => false,
         }
     }
 
@@ -78,7 +81,7 @@ impl Fault {
             Kind::Malformed(_) => self.worker.health.errored(now_ms),
             Kind::Engine { .. } | Kind::Unserved(_) => self.worker.health.answered(),
             // Whether a broken or late worker is gone is for a probe to say.
-            Kind::Broken(_) | Kind::Silent | Kind::Late { .. } => {}
+            Kind::Broken(_) | Kind::Died | Kind::Silent | Kind::Late { .. } => {}
         }
     }
 
@@ -92,9 +95,11 @@ impl Fault {
 
     pub(crate) fn status(&self) -> StatusCode {
         match &self.kind {
-            Kind::Unreachable(_) | Kind::Broken(_) | Kind::Silent | Kind::Malformed(_) => {
-                StatusCode::BAD_GATEWAY
-            }
+            Kind::Unreachable(_)
+            | Kind::Broken(_)
+            | Kind::Died
+            | Kind::Silent
+            | Kind::Malformed(_) => StatusCode::BAD_GATEWAY,
             Kind::Late { .. } => StatusCode::GATEWAY_TIMEOUT,
             Kind::Unserved(_) => StatusCode::NOT_IMPLEMENTED,
             Kind::Engine { status, .. } => *status,
@@ -128,6 +133,9 @@ impl Fault {
             Kind::Unreachable(_) => format!("the {who} engine cannot be reached"),
             Kind::Broken(_) => {
                 format!("the {who} engine closed the connection before its answer was whole")
+            }
+            Kind::Died => {
+                format!("the {who} engine died while it had this request; no other is tried")
             }
             Kind::Silent => format!("the {who} engine has stopped answering"),
             Kind::Late { waited_for, limit } => {
@@ -164,6 +172,7 @@ impl Fault {
             Kind::Engine { .. } => 6,
             Kind::Unserved(_) => 7,
             Kind::Malformed(_) => 8,
+            Kind::Died => 9,
         }];
         match self.leg {
             Some(Leg::Prefill) => names[0],

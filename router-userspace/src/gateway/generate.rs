@@ -8,9 +8,9 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Response};
-use router_core::fleet::{Pool, Profile, Weight};
+use router_core::fleet::{Pool, Weight};
 use router_core::sglang::logprob::InputLogprobs;
-use router_core::sglang::{Endpoint, Invalid, Request, headers, merge};
+use router_core::sglang::{Endpoint, Request, headers, merge};
 
 use tokio::time::Instant;
 
@@ -26,6 +26,7 @@ use super::record::Record;
 use super::reject::Reject;
 use super::relay::Patience;
 use super::seats::{Ask, Seats};
+use super::setbacks::{Before, Setbacks};
 use super::source::{Many, Sample, Source};
 use super::upstream::Protocol;
 
@@ -57,31 +58,29 @@ impl Gateway {
             () = until(call.timeouts.deadline) => return Err(Reject::Deadline),
         };
         let request = Request::parse(endpoint, body)?;
-        refuse_continuation(pool, &request)?;
         let mut ask = Ask {
             model: request.model().map(str::to_owned),
             weight: weight(&request),
             avoid: Vec::new(),
+            only: self.continues(pool, &request)?,
         };
         let (path, headers) = (call.path, call.headers);
         let protocol = if pool.h2c { Protocol::H2c } else { Protocol::Http1 };
         let mut order = Order { request, protocol, path, headers, deadline: None };
-        // A request that kills the engine it is sent to must not be carried from pair to pair:
-        // one connection may break under it, not two.
-        let mut broke = false;
+        let mut setbacks = Setbacks::default();
+        let mut pool = Arc::clone(pool);
         loop {
             record.attempts += 1;
-            let seats = self.admission.admit(pool, &ask, call.timeouts.deadline).await?;
+            let seats = self.admission.admit(&pool, &ask, call.timeouts.deadline).await?;
             record.seated(&seats);
             order.deadline = call.timeouts.attempt_deadline();
-            let workers: Vec<_> = seats.leases().map(|lease| Arc::clone(lease.worker())).collect();
+            let before = Before::of(&seats);
             let fault = match self.attempt(&order, seats, call.timeouts).await {
                 Err(Reject::Fault(fault)) => fault,
                 done => return done,
             };
-            let broke_again = fault.broke() && std::mem::replace(&mut broke, true);
-            let spent = record.attempts >= self.settings.limits.max_attempts;
-            if !fault.retryable() || spent || broke_again {
+            let (fault, again) = self.weigh(&pool, fault, &before, &mut setbacks).await;
+            if !again {
                 return Err(Reject::Fault(fault));
             }
             let reason = crate::metrics::ReasonLabels { reason: fault.reason() };
@@ -89,11 +88,15 @@ impl Gateway {
             tracing::debug!(reason = fault.reason(), detail = fault.detail(), "tries another pair");
             // A transfer fault may be either worker's.
             match fault.about_transfer() {
-                true => ask.avoid.extend(workers),
+                true => ask.avoid.extend(before.workers),
                 false => ask.avoid.push(fault.worker),
             }
             tokio::time::sleep(RETRY_PAUSE * record.attempts).await;
-            self.somebody_up(pool).await;
+            self.somebody_up(&pool).await;
+            // Pods may have come and gone meanwhile.
+            if let Some(now) = self.fleet.snapshot().pool(&pool.name) {
+                pool = Arc::clone(now);
+            }
         }
     }
 
@@ -122,6 +125,7 @@ impl Gateway {
         let reply = match seats {
             Seats::One(lease) => {
                 let begun = self.dispatch.begin_alone(order, Arc::new(lease)).await?;
+                self.responses.learn(patience.endpoint, &begun);
                 one(begun, patience)
             }
             Seats::Pair { leases, bootstrap } => {
@@ -143,20 +147,6 @@ impl Gateway {
             }
         })
     }
-}
-
-/// In a pair, decode's engine keeps the whole earlier response and prefill's only its first
-/// token: continued there, the two would compute from different prompts.
-fn refuse_continuation(pool: &Pool, request: &Request) -> Result<(), Reject> {
-    if pool.profile == Profile::Pd && request.previous_response_id().is_some() {
-        return Err(Reject::Invalid(Invalid {
-            message: "'previous_response_id' cannot be served by a prefill/decode pair: only the \
-                      decode engine has the earlier response; send the conversation as 'input'"
-                .to_owned(),
-            param: Some("previous_response_id"),
-        }));
-    }
-    Ok(())
 }
 
 fn weight(request: &Request) -> Weight {

@@ -26,7 +26,9 @@ mod record;
 mod reject;
 mod relay;
 mod report;
+mod responses;
 mod seats;
+mod setbacks;
 mod source;
 mod upstream;
 mod visits;
@@ -49,6 +51,7 @@ pub use self::fleet::FleetHandle;
 use self::handle::Service;
 use self::listener::Listeners;
 use self::probe::{Prober, Probes};
+use self::responses::Responses;
 use self::upstream::Upstream;
 use crate::admin::{self, Admin};
 use crate::config::Settings;
@@ -71,6 +74,7 @@ pub(crate) struct Gateway {
     metrics: Metrics,
     /// Bytes that the bodies of all requests may hold together.
     body_memory: Arc<Semaphore>,
+    responses: Responses,
 }
 
 /// What became of the ports that the fleet wants open.
@@ -219,8 +223,15 @@ impl Parts {
             settled: false.into(),
         });
         let body_memory = Arc::new(Semaphore::new(settings.limits.max_body_memory));
-        let gateway =
-            Arc::new(Gateway { settings, fleet, admission, dispatch, metrics, body_memory });
+        let gateway = Arc::new(Gateway {
+            settings,
+            fleet,
+            admission,
+            dispatch,
+            metrics,
+            body_memory,
+            responses: Responses::default(),
+        });
         Parts { gateway, probes, readiness, facts, tasks, probing }
     }
 

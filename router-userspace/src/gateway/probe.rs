@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use router_core::fleet::{Facts, Fleet, Role, Verdict, Worker, WorkerKey};
 use router_core::sglang::info::RouteParams;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -24,6 +24,8 @@ use crate::config::TimeoutFlags;
 
 /// Between two probes of a worker that is not up: it serves within a second of its return.
 const RETURN_INTERVAL: Duration = Duration::from_millis(200);
+/// Between two questions to a process that may be ending.
+const ENDING: Duration = Duration::from_millis(20);
 /// Largest answer read of a probe; `/server_info` of a large engine is some tens of KB.
 const MAX_PROBE_ANSWER: usize = 4 << 20;
 const READY: PathAndQuery = PathAndQuery::from_static("/ready");
@@ -100,6 +102,19 @@ impl Probes {
         let watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(watch) = watches.get(&worker.key) {
             watch.look.notify_one();
+        }
+    }
+
+    /// Whether a worker whose connection has broken still answers. Asked again while connections
+    /// break, as they do while a process ends.
+    pub(crate) async fn answers(&self, worker: &Worker) -> bool {
+        let until = Instant::now() + self.prober.timeouts.probe_timeout;
+        loop {
+            match self.prober.is_ready(worker).await {
+                Ok(()) => return true,
+                Err(Failed::Broken) if Instant::now() < until => sleep(ENDING).await,
+                Err(_) => return false,
+            }
         }
     }
 

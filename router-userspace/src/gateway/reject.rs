@@ -14,6 +14,8 @@ use super::fault::{Fault, Kind};
 
 /// The answer's header that carries [`Reject::reason`].
 pub(crate) const REASON: HeaderName = HeaderName::from_static("x-pd-router-reason");
+/// OpenAI's and Anthropic's clients try a 502 again by themselves, unless they read `false` here.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// Why a request gets no answer of an engine.
 #[derive(Debug)]
@@ -181,6 +183,9 @@ impl Reject {
         headers.insert(REASON, HeaderValue::from_static(self.reason()));
         if let Reject::WrongMethod { allow } = self {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if let Reject::Fault(Fault { kind: Kind::Died, .. }) = self {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if let Some(seconds) = self.retry_after() {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));

@@ -18,6 +18,8 @@ pub(crate) struct Ask {
     pub weight: Weight,
     /// Workers that failed this request already: taken again only where no other is up.
     pub avoid: Vec<Arc<Worker>>,
+    /// Nobody else has what the request continues.
+    pub only: Option<Arc<Worker>>,
 }
 
 /// The places a request was given.
@@ -155,8 +157,12 @@ impl Seating<'_> {
         let members = seats.iter().map(|&id| (id, &self.pool.members[id]));
         members.filter(|(_, member)| {
             let meets = member.role != Role::Prefill || member.bootstrap.is_some();
-            member.phase == Phase::Ready && meets
+            member.phase == Phase::Ready && meets && self.may_be(&member.worker)
         })
+    }
+
+    fn may_be(&self, worker: &Arc<Worker>) -> bool {
+        self.ask.only.as_ref().is_none_or(|only| Arc::ptr_eq(only, worker))
     }
 
     fn rank(&self, member: &Member) -> u8 {

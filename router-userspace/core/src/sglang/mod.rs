@@ -47,6 +47,7 @@ pub mod merge;
 mod prompt;
 mod rendezvous;
 mod request;
+pub mod response;
 mod samples;
 mod splice;
 pub mod sse;

@@ -16,6 +16,7 @@ fn limits(max_queued: usize) -> LimitFlags {
         max_answer: 1 << 20,
         max_queued,
         max_attempts: 3,
+        max_deaths: 1,
         max_idle_per_worker: 8,
     }
 }
@@ -53,7 +54,7 @@ fn admission(pool: &Arc<Pool>, max_queued: usize) -> Arc<Admission> {
 
 fn ask() -> Ask {
     let weight = Weight { requests: 1, prompt_bytes: 10, kv_tokens: 5 };
-    Ask { model: None, weight, avoid: Vec::new() }
+    Ask { model: None, weight, avoid: Vec::new(), only: None }
 }
 
 fn decode_of(seats: &Seats) -> String {

@@ -1,0 +1,58 @@
+//! The name that an engine gave a response of `/v1/responses`, by which a later request continues it.
+
+use super::json::{Kind, Raw};
+use super::sse;
+
+/// Longer names are no engine's, and are not remembered.
+pub const MAX_ID: usize = 128;
+
+/// The name in a whole answer.
+///
+/// ```
+/// use router_core::sglang::response;
+///
+/// assert_eq!(response::id(br#"{"object":"response","id":"resp_1"}"#).as_deref(), Some("resp_1"));
+/// assert_eq!(response::id(br#"{"error":{}}"#), None);
+/// ```
+pub fn id(answer: &[u8]) -> Option<String> {
+    named(Raw::parse(answer).ok()?)
+}
+
+/// The name in one of the events that open a stream, all of which hold the response so far.
+///
+/// ```
+/// use router_core::sglang::response;
+///
+/// let event = b"event: response.created\ndata: {\"response\":{\"id\":\"resp_1\"}}\n\n";
+/// assert_eq!(response::event_id(event).as_deref(), Some("resp_1"));
+/// ```
+pub fn event_id(event: &[u8]) -> Option<String> {
+    let data = sse::data(event)?;
+    let whole = Raw::parse(&data).ok().filter(|whole| whole.kind() == Kind::Object)?;
+    named(whole.get("response")?)
+}
+
+fn named(response: Raw<'_>) -> Option<String> {
+    if response.kind() != Kind::Object {
+        return None;
+    }
+    let id = response.get("id")?.as_str()?;
+    (id.len() <= MAX_ID).then(|| id.into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_names_no_response_gives_no_name() {
+        for answer in [&b""[..], b"[]", b"7", b"{\"id\":7}", b"{\"id\":null}"] {
+            assert_eq!(id(answer), None);
+        }
+        for event in [&b"data: [DONE]\n\n"[..], b"data: {\"id\":\"a\"}\n\n", b": ping\n\n"] {
+            assert_eq!(event_id(event), None);
+        }
+        let long = format!("{{\"id\":\"{}\"}}", "x".repeat(MAX_ID + 1));
+        assert_eq!(id(long.as_bytes()), None);
+    }
+}

@@ -1,0 +1,120 @@
+//! A request that kills engines: it takes one down and not the pool; and what is still retried.
+
+use std::time::Duration;
+
+use router_tests::fleet::Engine;
+use router_tests::{Answer, Fleet, Gateway, eventually};
+use sglang_sim::{Action, Match, Script};
+
+use crate::{CHAT, chat, streamed};
+
+/// Every engine dies of every request that says so.
+fn poison(engines: &[Engine]) {
+    for engine in engines {
+        let matching = Match { body_contains: Some("poison".into()), ..Match::default() };
+        engine.script(Script { matching, action: Action::DieBeforeHead, times: 0 });
+    }
+}
+
+fn dead(engines: &[Engine]) -> usize {
+    engines.iter().filter(|engine| !engine.sim.is_alive()).count()
+}
+
+fn assert_died(answer: &Answer, leg: &str) {
+    assert_eq!(answer.status, 502, "{}", answer.text());
+    assert_eq!(answer.header("x-pd-router-reason"), format!("{leg}_died"));
+    // OpenAI's client would send it again, and again.
+    assert_eq!(answer.header("x-should-retry"), "false");
+    assert_eq!(answer.header("retry-after"), "");
+}
+
+#[tokio::test]
+async fn a_request_that_kills_prefills_kills_one() {
+    let fleet = Fleet::start(3, 3).await;
+    let gateway = fleet.gateway().await;
+    poison(&fleet.prefill);
+    assert_died(&gateway.client.post(CHAT, &chat("poison")).await, "prefill");
+    assert_eq!((dead(&fleet.prefill), dead(&fleet.decode)), (1, 0));
+    for _ in 0..6 {
+        gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_kills_decodes_kills_one() {
+    let fleet = Fleet::start(3, 3).await;
+    let gateway = fleet.gateway().await;
+    poison(&fleet.decode);
+    let answer = gateway.client.open(CHAT, &streamed("poison")).await.answer().await;
+    assert_died(&answer, "decode");
+    assert_eq!((dead(&fleet.prefill), dead(&fleet.decode)), (0, 1));
+}
+
+#[tokio::test]
+async fn a_request_that_kills_ordinary_servers_kills_one() {
+    let fleet = Fleet::start_single(3).await;
+    let gateway = fleet.gateway().await;
+    poison(&fleet.unified);
+    assert_died(&gateway.client.post(CHAT, &chat("poison")).await, "engine");
+    assert_eq!(dead(&fleet.unified), 1);
+}
+
+#[tokio::test]
+async fn as_many_engines_may_die_as_the_setting_says() {
+    let fleet = Fleet::start(3, 3).await;
+    let gateway = fleet.gateway_with(&["--max-deaths", "2"]).await;
+    poison(&fleet.prefill);
+    assert_died(&gateway.client.post(CHAT, &chat("poison")).await, "prefill");
+    assert_eq!((dead(&fleet.prefill), dead(&fleet.decode)), (2, 0));
+    // One engine's death is overcome.
+    fleet.decode[0].once(Action::DieBeforeHead);
+    for _ in 0..3 {
+        gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_without_a_death_is_overcome_once() {
+    let fleet = Fleet::start(1, 3).await;
+    let gateway = fleet.gateway().await;
+    fleet.decode[0].always(Action::DropBeforeHead);
+    for _ in 0..6 {
+        gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
+    }
+    assert!(!fleet.decode[0].legs().is_empty(), "the one that breaks was never tried");
+    for decode in &fleet.decode {
+        decode.always(Action::DropBeforeHead);
+    }
+    let before: usize = fleet.decode.iter().map(|decode| decode.legs().len()).sum();
+    let answer = gateway.client.post(CHAT, &chat("hi")).await.expect_status(502);
+    assert_eq!(answer.header("x-pd-router-reason"), "decode_broken");
+    let after: usize = fleet.decode.iter().map(|decode| decode.legs().len()).sum();
+    assert_eq!(after - before, 2, "attempts");
+}
+
+/// Waits until the gateway has heard that the pod is to go.
+async fn drains(fleet: &Fleet, gateway: &Gateway, pod: &router_tests::manifests::Pod) {
+    fleet.manifests.put_pod(pod);
+    eventually("the pod is draining", Duration::from_secs(5), async || {
+        gateway.fleet().await.to_string().contains("draining").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_pod_that_was_told_to_go_is_overcome() {
+    let mut fleet = Fleet::start(1, 1).await;
+    let gateway = fleet.gateway().await;
+    fleet.decode[0].once(Action::HangHead);
+    let client = gateway.client;
+    let waiting = tokio::spawn(async move { client.post(CHAT, &chat("hi")).await });
+    fleet.decode[0].legs_arrived(1).await;
+    let mut going = fleet.decode[0].pod.clone();
+    going.deleting = true;
+    drains(&fleet, &gateway, &going).await;
+    fleet.add(sglang_sim::Role::Decode, sglang_sim::Config::instant).await;
+    fleet.told(&gateway).await;
+    fleet.decode[0].sim.kill().await;
+    waiting.await.expect("no panic").expect_status(200);
+    assert_eq!(fleet.decode[1].legs().len(), 1);
+}
