@@ -1,11 +1,11 @@
 //! The admin port: whether the gateway lives and is ready, its metrics, and its fleet.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -20,10 +20,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::gateway::{Gateway, Readiness};
 use crate::metrics;
+use crate::token::Guard;
 
 /// Connections of probes, scrapers and people at once.
 const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// What the admin port tells of.
 #[derive(Clone)]
@@ -31,6 +33,8 @@ pub(crate) struct State {
     pub(crate) readiness: Arc<Readiness>,
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) registry: Arc<Registry>,
+    /// Of all but the probes.
+    pub(crate) guard: Arc<Guard>,
 }
 
 /// The bound admin port.
@@ -60,10 +64,12 @@ impl Admin {
                 },
                 () = stop.cancelled() => return,
             };
+            // A connection that is gone already came to no address: to one outside, for the guard.
+            let at = stream.local_addr().unwrap_or(NOWHERE);
             let (state, stop) = (state.clone(), stop.clone());
             connections.spawn(async move {
                 let answer = service_fn(move |request| {
-                    let response = state.answer(&request);
+                    let response = state.answer(&request, at);
                     async move { Ok::<_, std::convert::Infallible>(response) }
                 });
                 let mut server = http1::Builder::new();
@@ -79,11 +85,15 @@ impl Admin {
 }
 
 impl State {
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    fn answer(&self, request: &Request<Incoming>, at: SocketAddr) -> Response<Full<Bytes>> {
         if request.method() != Method::GET && request.method() != Method::HEAD {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
         }
-        match request.uri().path() {
+        let path = request.uri().path();
+        if matches!(path, "/metrics" | "/fleet") && !self.guard.admits(request.headers(), at) {
+            return unauthorized();
+        }
+        match path {
             "/livez" => text(StatusCode::OK, "ok\n"),
             "/readyz" => match self.readiness.check() {
                 Ok(()) => text(StatusCode::OK, "ok\n"),
@@ -100,6 +110,12 @@ impl State {
             _ => text(StatusCode::NOT_FOUND, "/livez /readyz /metrics /fleet\n"),
         }
     }
+}
+
+fn unauthorized() -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::UNAUTHORIZED, "a bearer token is needed\n");
+    response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    response
 }
 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

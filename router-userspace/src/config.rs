@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -11,6 +12,7 @@ use router_core::schedule::Policy;
 
 use crate::agent::settings::AgentFlags;
 use crate::simulate::SimulateFlags;
+use crate::token::Guard;
 
 /// Inference gateway for SGLang prefill/decode-disaggregated serving.
 #[derive(Debug, Parser)]
@@ -68,9 +70,16 @@ pub struct GatewayFlags {
     /// Address that the listeners of every Gateway bind.
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED), value_name = "IP")]
     pub listen_address: IpAddr,
-    /// Where /livez, /readyz, /metrics and /fleet are served. Keep it private.
+    /// Where /livez, /readyz, /metrics and /fleet are served.
     #[arg(long, default_value = "127.0.0.1:9901", value_name = "IP:PORT")]
     pub admin_listen: SocketAddr,
+    /// File with the token that /metrics and /fleet ask for. Without it they answer over loopback
+    /// alone.
+    #[arg(long, value_name = "FILE")]
+    pub admin_token_file: Option<PathBuf>,
+    /// Answer /metrics and /fleet to everyone who reaches the admin port.
+    #[arg(long, conflicts_with = "admin_token_file")]
+    pub admin_without_token: bool,
     /// How the workers of a pair are chosen: round_robin, random, power_of_two, least_load,
     /// predicted.
     #[arg(long, default_value_t = PolicyName(Policy::default()))]
@@ -251,6 +260,7 @@ pub struct Settings {
     pub source: SourceFlags,
     pub listen_address: IpAddr,
     pub admin_listen: SocketAddr,
+    pub admin_guard: Arc<Guard>,
     pub policy: Policy,
     pub explain_headers: bool,
     pub engine_api_key: Option<http::HeaderValue>,
@@ -300,6 +310,10 @@ impl GatewayFlags {
             source: self.source,
             listen_address,
             admin_listen: self.admin_listen,
+            admin_guard: Arc::new(Guard::new(
+                self.admin_token_file.as_deref(),
+                self.admin_without_token,
+            )),
             policy: self.policy.0,
             explain_headers: self.explain_headers,
             engine_api_key,

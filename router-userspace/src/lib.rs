@@ -2,7 +2,7 @@
 //!
 //! Rooms in reading order: [`config`] (flags to settings), [`control`] (documents to fleet),
 //! [`gateway`] (a request's life), [`agent`] (what the kernel counts), [`simulate`] (a model of
-//! a fleet), `admin`, [`metrics`], [`telemetry`].
+//! a fleet), `admin`, [`metrics`], [`telemetry`], [`token`].
 
 mod admin;
 pub mod agent;
@@ -12,3 +12,4 @@ pub mod gateway;
 pub mod metrics;
 pub mod simulate;
 pub mod telemetry;
+pub mod token;

@@ -32,6 +32,7 @@ fn start(cli: Cli) -> Result<()> {
         Command::Simulate(flags) => simulate(&flags),
         Command::Crds(flags) => definitions(&flags),
         Command::Agent(flags) if flags.cleanup => agent::cleanup(&flags),
+        Command::Agent(flags) if flags.prepare_node => agent::prepare_node(&flags),
         Command::Agent(flags) => agent::run(*flags, || Ok(on_signal()?.cancelled_owned())),
     }
 }

@@ -1,5 +1,6 @@
 //! The gateway on a real API server: what kubectl applies is served, and follows the cluster.
 
+mod agents;
 mod documents;
 mod following;
 
@@ -54,14 +55,12 @@ async fn established(cluster: &Cluster) {
 
 /// Installs pd-router as the overlay for the documents has it.
 async fn deploy(cluster: &Cluster) {
-    let overlay = root().join("deploy/overlays/documents");
-    let rendered = cluster.kubectl(&["kustomize", overlay.to_str().expect("a path in UTF-8")], "");
-    // The tests' API server is older than policy/v1.
-    let known = rendered.split("\n---\n").filter(|one| !one.contains("apiVersion: policy/v1"));
-    let known = known.collect::<Vec<_>>().join("\n---\n");
-    cluster.kubectl(&["apply", "-f", "-"], &known);
+    // The overlay for the documents, without what the tests' API server is too old for.
+    let overlay = root().join("tests/cluster/deploy");
+    let overlay = overlay.to_str().expect("a path in UTF-8");
+    cluster.kubectl(&["apply", "-k", overlay], "");
     established(cluster).await;
-    let difference = cluster.kubectl(&["diff", "-f", "-"], &known);
+    let difference = cluster.kubectl(&["diff", "-k", overlay], "");
     assert_eq!(difference, "", "what was applied is what is there");
 }
 

@@ -1,5 +1,6 @@
 //! The gateway from outside: a real process on real sockets, against simulated engines.
 
+mod admin;
 mod admission;
 mod batches;
 mod blame;

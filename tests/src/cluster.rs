@@ -152,9 +152,10 @@ impl Cluster {
         }
     }
 
-    /// Users with their groups: the administrator, and the gateway's service account.
-    fn users(&self) -> [(&'static str, &'static str); 2] {
-        [(ADMIN, "system:masters"), (GATEWAY_ACCOUNT, "system:serviceaccounts")]
+    /// Users with their groups: the administrator, and the service accounts of `deploy/`.
+    fn users(&self) -> [(&'static str, &'static str); 3] {
+        let accounts = "system:serviceaccounts";
+        [(ADMIN, "system:masters"), (GATEWAY_ACCOUNT, accounts), (AGENT_ACCOUNT, accounts)]
     }
 
     /// The kubeconfig of a user.
@@ -211,6 +212,14 @@ impl Cluster {
     /// # Panics
     /// The API server refuses it.
     pub async fn put_pod(&self, client: &Client, pod: &Pod) {
+        self.put_pod_on(client, "node", pod).await;
+    }
+
+    /// The same on a node.
+    ///
+    /// # Panics
+    /// The API server refuses it.
+    pub async fn put_pod_on(&self, client: &Client, node: &str, pod: &Pod) {
         let pods: Api<ApiPod> = Api::default_namespaced(client.clone());
         let mut labels = serde_json::Map::new();
         for (name, value) in pod.all_labels() {
@@ -219,7 +228,7 @@ impl Cluster {
         // On a node: else a delete would not wait for a kubelet.
         let value = json!({
             "metadata": {"name": pod.name, "labels": labels},
-            "spec": {"nodeName": "node", "containers": [{"name": "engine", "image": "none"}]},
+            "spec": {"nodeName": node, "containers": [{"name": "engine", "image": "none"}]},
         });
         let object: ApiPod = serde_json::from_value(value).expect("a pod");
         pods.create(&PostParams::default(), &object).await.expect("creating a pod");
@@ -277,6 +286,9 @@ impl Cluster {
 
 /// The service account that `deploy/` runs the gateway as.
 pub const GATEWAY_ACCOUNT: &str = "system:serviceaccount:pd-router-system:pd-router-gateway";
+
+/// The service account that `deploy/` runs the agent as.
+pub const AGENT_ACCOUNT: &str = "system:serviceaccount:pd-router-system:pd-router-agent";
 
 fn token(user: &str) -> String {
     format!("token-of-{}", user.replace(':', "-"))

@@ -27,14 +27,7 @@ pub(crate) struct ControlPlane {
 /// # Errors
 /// They are not there, and are not to be or cannot be built here.
 pub(crate) fn control_plane(build: bool) -> Result<ControlPlane> {
-    let folder = workspace::cache()?.join("kubernetes");
-    std::fs::create_dir_all(&folder).context("making the folder of the control plane")?;
-    // Two chores at once: the second waits here and then finds the work done.
-    let lock = File::create(folder.join("lock")).context("making the control plane's lock")?;
-    let _lock = Flock::lock(lock, FlockArg::LockExclusive)
-        .map_err(|(_, error)| error)
-        .context("waiting for the control plane's lock")?;
-
+    let (folder, _lock) = locked_folder()?;
     let kube_apiserver = folder.join("bin/kube-apiserver");
     let etcd = folder.join("bin/etcd");
     if !kube_apiserver.is_file() || !etcd.is_file() {
@@ -47,10 +40,31 @@ pub(crate) fn control_plane(build: bool) -> Result<ControlPlane> {
         println!("building kube-apiserver in {} (some minutes, once)", folder.display());
         shell::run(shell::command("sh").args(["-euc", RECIPE, "apiserver"]).arg(&folder))?;
     }
-    Ok(ControlPlane { kube_apiserver, etcd, kubectl: kubectl(&folder)? })
+    Ok(ControlPlane { kube_apiserver, etcd, kubectl: install_kubectl(&folder)? })
 }
 
-fn kubectl(folder: &std::path::Path) -> Result<PathBuf> {
+/// Finds kubectl, or fetches it.
+///
+/// # Errors
+/// It is not there and cannot be fetched.
+pub(crate) fn kubectl() -> Result<PathBuf> {
+    let (folder, _lock) = locked_folder()?;
+    install_kubectl(&folder)
+}
+
+/// The folder of these programs. Two chores at once: the second waits here and then finds the work
+/// done.
+fn locked_folder() -> Result<(PathBuf, Flock<File>)> {
+    let folder = workspace::cache()?.join("kubernetes");
+    std::fs::create_dir_all(&folder).context("making the folder of the control plane")?;
+    let lock = File::create(folder.join("lock")).context("making the control plane's lock")?;
+    let lock = Flock::lock(lock, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .context("waiting for the control plane's lock")?;
+    Ok((folder, lock))
+}
+
+fn install_kubectl(folder: &std::path::Path) -> Result<PathBuf> {
     if let Some(path) = shell::which("kubectl") {
         return Ok(path);
     }

@@ -8,6 +8,7 @@ mod crds;
 mod demo;
 mod docs;
 mod ebpf;
+mod helm;
 mod parts;
 mod python;
 mod real_sglang;

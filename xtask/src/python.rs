@@ -77,7 +77,11 @@ pub(crate) fn pip(python: &Path, words: &[&str]) -> Result<()> {
     shell::run(pip.args(words))
 }
 
-fn make(folder: &Path) -> Result<()> {
+/// Makes an empty environment.
+///
+/// # Errors
+/// There is no python, or it has no venv module, and neither can be installed here.
+pub(crate) fn make(folder: &Path) -> Result<()> {
     if shell::which("python3").is_none() {
         setup::install(&["python3", "python3-venv"]).context("python3 is missing")?;
     }

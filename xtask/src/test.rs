@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use crate::counts::Counts;
 use crate::parts::Parts;
 use crate::workspace::Binaries;
-use crate::{cluster, ebpf, python, real_sglang, shell, workspace};
+use crate::{cluster, ebpf, helm, python, real_sglang, shell, workspace};
 
 /// What to run of the tests.
 #[derive(Debug, Default, Args)]
@@ -34,6 +34,8 @@ enum Suite {
     Kernel,
     /// The gateway on a real API server, with the documents' manifests.
     Cluster,
+    /// What is in deploy/: rendered by kustomize and helm, and decoded strictly.
+    Deploy,
     /// Examples in the documentation.
     Doc,
     /// The gateway before a real SGLang on the CPU. Gigabytes and minutes: only when it is named.
@@ -42,8 +44,15 @@ enum Suite {
 
 impl Suite {
     /// All but those that run only when they are named.
-    const ALL: [Suite; 6] =
-        [Suite::Unit, Suite::Engine, Suite::Gateway, Suite::Kernel, Suite::Cluster, Suite::Doc];
+    const ALL: [Suite; 7] = [
+        Suite::Unit,
+        Suite::Engine,
+        Suite::Gateway,
+        Suite::Kernel,
+        Suite::Cluster,
+        Suite::Deploy,
+        Suite::Doc,
+    ];
 
     fn name(self) -> String {
         self.to_possible_value().expect("no suite is hidden").get_name().to_owned()
@@ -102,6 +111,7 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
         Suite::Gateway => runner.args(["--test", "gateway"]),
         Suite::Kernel => runner.args(["--test", "kernel"]),
         Suite::Cluster => runner.args(["--test", "cluster"]),
+        Suite::Deploy => runner.args(["--test", "deploy"]),
         Suite::Doc => runner.arg("--doc"),
         Suite::RealSglang => runner.args(["--test", "real-sglang"]),
     };
@@ -122,11 +132,18 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
         // Building one takes minutes, once: for who asks for it, and where changes are judged.
         match cluster::control_plane(judged() || flags.suite == Some(suite)) {
             Ok(plane) => {
+                equip_agents(&mut runner)?;
                 runner
                     .env("KUBE_APISERVER_BIN", plane.kube_apiserver)
                     .env("ETCD_BIN", plane.etcd)
                     .env("KUBECTL_BIN", plane.kubectl);
             }
+            Err(missing) => return left_out(suite, flags, &missing),
+        }
+    }
+    if suite == Suite::Deploy {
+        match cluster::kubectl().and_then(|kubectl| Ok((kubectl, helm::program()?))) {
+            Ok((kubectl, helm)) => _ = runner.env("KUBECTL_BIN", kubectl).env("HELM_BIN", helm),
             Err(missing) => return left_out(suite, flags, &missing),
         }
     }
@@ -163,6 +180,19 @@ fn equip(runner: &mut Command) -> Result<()> {
         Ok(python) => _ = runner.env("PD_ROUTER_PYTHON", python),
         // The tests that need it then say so; the others still run.
         Err(error) => println!("no environment for the official client: {error:#}"),
+    }
+    Ok(())
+}
+
+/// The kernel half for the agents on a cluster; their tests are left out where it cannot run.
+fn equip_agents(runner: &mut Command) -> Result<()> {
+    match kernel_object() {
+        Ok(object) => _ = runner.env("PD_ROUTER_EBPF_OBJECT", object),
+        Err(missing) if judged() => return Err(missing),
+        Err(missing) => {
+            println!("tests of agents on a cluster left out: {missing:#}");
+            runner.args(["--", "--skip", "agents::"]);
+        }
     }
     Ok(())
 }

@@ -1,9 +1,13 @@
 //! The cgroup2 root to attach to: a mount that is there, also beside cgroup v1, else one of ours.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 /// Where a cgroup2 file system of our own is mounted on nodes that have none.
 const OWN: &str = "/run/pd-router/cgroup";
@@ -17,10 +21,36 @@ pub(super) fn root() -> io::Result<PathBuf> {
     if let Some(path) = mounted(&mounts, "cgroup2") {
         return Ok(path);
     }
-    std::fs::create_dir_all(OWN)?;
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("none"), OWN, Some("cgroup2"), flags, None::<&str>)?;
+    mount_cgroup2(OWN.as_ref())?;
     Ok(OWN.into())
+}
+
+fn mount_cgroup2(at: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(at)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    Ok(mount(Some("none"), at, Some("cgroup2"), flags, None::<&str>)?)
+}
+
+/// Mounts what the node lacks, from a container that shares its process ids: a bpf file system,
+/// tracefs, and cgroup2 at `cgroup`, where the root is the node's.
+///
+/// # Errors
+/// Something cannot be mounted.
+pub(super) fn prepare(pin_dir: &Path, cgroup: &Path) -> anyhow::Result<()> {
+    bpf_file_system(pin_dir).context("a bpf file system")?;
+    // Counting goes on without it: the agent itself says what it misses.
+    if let Err(error) = trace_file_system() {
+        tracing::warn!(%error, "tracefs cannot be mounted");
+    }
+    if statfs(cgroup).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC) {
+        return Ok(());
+    }
+    // The root of a new mount is that of the cgroup namespace: a container's own is no use.
+    let first = File::open("/proc/1/ns/cgroup").context("the node's cgroup namespace")?;
+    setns(first, CloneFlags::CLONE_NEWCGROUP).context("joining the node's cgroup namespace")?;
+    mount_cgroup2(cgroup).with_context(|| format!("cgroup2 at {}", cgroup.display()))?;
+    tracing::info!(path = %cgroup.display(), "cgroup2 mounted");
+    Ok(())
 }
 
 /// Makes sure that `path` is on a bpf file system, mounting one at /sys/fs/bpf if that helps.

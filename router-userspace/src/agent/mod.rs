@@ -37,7 +37,7 @@ use tracing::{info, warn};
 use attach::{Attachments, Plan};
 use kernel::Programs;
 use maps::Maps;
-use pods::{KnownPod, Manifests, PodSource};
+use pods::{KnownPod, PodSource};
 use rdma::ask::Kernel;
 use rdma::{Rdma, Roots, Watcher};
 use registry::Registry;
@@ -46,7 +46,7 @@ use settings::AgentFlags;
 use view::View;
 
 use crate::control::POLL_INTERVAL;
-use crate::control::files::Directory;
+use crate::token::Guard;
 
 /// How often pairs are read.
 const PAIRS_EVERY: Duration = Duration::from_millis(100);
@@ -61,7 +61,8 @@ struct Agent {
     registry: Registry,
     attachments: Attachments,
     source: Box<dyn PodSource>,
-    pods: Vec<KnownPod>,
+    /// Not known before the source has been read: what the maps say of them holds until then.
+    pods: Option<Vec<KnownPod>>,
     /// What the start could not do.
     missing: Vec<String>,
     unseen: Vec<String>,
@@ -76,6 +77,15 @@ pub fn cleanup(flags: &AgentFlags) -> Result<()> {
     let names = netlink::links()?.into_iter().map(|link| link.name);
     kernel::cleanup(&flags.pin_dir, names)
         .with_context(|| format!("removing {}", flags.pin_dir.display()))
+}
+
+/// Mounts what the node lacks, for an agent that may not.
+///
+/// # Errors
+/// It cannot be mounted.
+pub fn prepare_node(flags: &AgentFlags) -> Result<()> {
+    let cgroup = flags.cgroup.as_ref().context("--cgroup names no directory")?;
+    cgroup::prepare(&flags.pin_dir, cgroup)
 }
 
 /// Runs until what `shutdown` makes is ready. Programs and counters stay for the next agent.
@@ -124,9 +134,7 @@ const EMBEDDED: Option<&[u8]> = None;
 
 impl Agent {
     fn new(flags: AgentFlags, mut missing: Vec<String>) -> Result<Agent> {
-        let manifests = flags.manifests.as_ref().context("--manifests names no directory")?;
-        let directory = Directory::open(manifests)
-            .with_context(|| format!("opening {}", manifests.display()))?;
+        let source = pods::open(&flags)?;
         let object = object(&flags)?;
         if maps::is_foreign(&flags.pin_dir) {
             warn!("the pinned maps are of another layout: counting starts anew");
@@ -145,12 +153,12 @@ impl Agent {
             rdma: None,
         };
         Ok(Agent {
-            source: Box::new(Manifests::new(directory)),
+            source,
             programs,
             maps,
             registry,
             attachments: Attachments::default(),
-            pods: Vec::new(),
+            pods: None,
             missing,
             unseen: Vec::new(),
             view: Arc::new(Mutex::new(view)),
@@ -170,7 +178,7 @@ impl Agent {
         let with = settings(1);
         let without = settings(0);
         self.told(with);
-        self.pods = self.source.poll().unwrap_or_default();
+        self.pods = self.source.poll();
         self.follow(false);
         let sock_ops =
             cgroup.context("no cgroup2").and_then(|cgroup| self.programs.attach_sock_ops(&cgroup));
@@ -207,7 +215,8 @@ impl Agent {
 
     /// Brings the maps and the interfaces up to the pods; `seeds` once the programs count.
     fn follow(&mut self, seeds: bool) {
-        let plan = match attach::plan(&self.flags, &self.pods) {
+        let Some(pods) = &self.pods else { return };
+        let plan = match attach::plan(&self.flags, pods) {
             Ok(plan) => plan,
             Err(error) => {
                 warn!(%error, "interfaces are unknown");
@@ -241,16 +250,9 @@ impl Agent {
 
     /// Reads at every tick, and serves, until `shutdown`.
     async fn serve(&mut self, shutdown: impl Future<Output = ()>) -> Result<()> {
-        let token = match &self.flags.token_file {
-            Some(path) => {
-                let token = std::fs::read_to_string(path)
-                    .with_context(|| format!("reading {}", path.display()))?;
-                Some(token.trim().to_owned())
-            }
-            None => None,
-        };
+        let guard = Guard::new(self.flags.token_file.as_deref(), self.flags.without_token);
         let address = self.flags.listen;
-        if !server::may_listen(address, token.as_deref()) {
+        if !server::may_listen(address, &guard) {
             bail!("--listen {address} is not loopback: --token-file is needed");
         }
         self.read_all();
@@ -259,7 +261,7 @@ impl Agent {
         info!(address = %listener.local_addr()?, "serving");
         let view = Arc::clone(&self.view);
         let snapshot = move || view.lock().unwrap_or_else(PoisonError::into_inner).loads();
-        let server = server::Server { token, snapshot }.serve(listener);
+        let server = server::Server { guard, snapshot }.serve(listener);
         tokio::select! {
             () = shutdown => {}
             () = server => {}
@@ -287,7 +289,7 @@ impl Agent {
                 }
                 _ = source.tick() => {
                     if let Some(pods) = self.source.poll() {
-                        self.pods = pods;
+                        self.pods = Some(pods);
                         self.follow(false);
                     }
                 }

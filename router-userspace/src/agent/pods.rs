@@ -1,13 +1,19 @@
 //! The pods that the agent knows, from a source behind one interface.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
+use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Pod;
 use router_core::fleet::{Fleet, ObjectName, Role};
+use tokio::sync::oneshot;
 
+use super::settings::{AgentFlags, Peers};
 use crate::control::Index;
 use crate::control::files::Directory;
+use crate::control::kube::Cluster;
+use crate::control::watched::Watched;
 
 /// A pod as far as the kernel half needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,10 +31,26 @@ pub(super) struct KnownPod {
     pub(super) bootstrap: Option<u16>,
 }
 
-/// Where pods come from. The Kubernetes watch is another.
+/// Where pods come from.
 pub(super) trait PodSource: Send {
-    /// The pods, if they changed since the last look. Blocks on the source.
+    /// The pods, if they changed since the last look; never before they have been read once.
+    /// Blocks on the source.
     fn poll(&mut self) -> Option<Vec<KnownPod>>;
+}
+
+/// The source that the flags name.
+///
+/// # Errors
+/// It cannot be opened.
+pub(super) fn open(flags: &AgentFlags) -> Result<Box<dyn PodSource>> {
+    if flags.kubernetes {
+        let node = flags.node_name.as_deref().context("--kubernetes needs --node-name")?;
+        return Ok(Box::new(Watching::start(node, flags.peers == Peers::Pools)?));
+    }
+    let manifests = flags.manifests.as_ref().context("--manifests names no directory")?;
+    let directory =
+        Directory::open(manifests).with_context(|| format!("opening {}", manifests.display()))?;
+    Ok(Box::new(Manifests::new(directory)))
 }
 
 /// The directory of manifests that the gateway reads as well.
@@ -51,8 +73,77 @@ impl PodSource for Manifests {
             return None;
         }
         self.fleet = self.index.build(&self.fleet);
-        Some(self.index.pods().filter_map(|pod| known(pod, &self.fleet)).collect())
+        Some(all(&self.index, &self.fleet))
     }
+}
+
+/// The pods of this node, by a watch of its own thread: what comes in bursts must not hold up the
+/// reading of counters. What was read goes on while the API server is away.
+#[derive(Debug)]
+pub(super) struct Watching {
+    /// Told and not yet looked at.
+    latest: Arc<Mutex<Option<Vec<KnownPod>>>>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watching {
+    /// Watches the pods of `node`; with `peers` also those that pools select, on any node.
+    ///
+    /// # Errors
+    /// There is neither a cluster around nor a kubeconfig, or no thread to be had.
+    pub(super) fn start(node: &str, peers: bool) -> Result<Watching> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let open = Cluster::read_only(Watched::of_node(node, peers));
+        let cluster = runtime.block_on(open).context("--kubernetes")?;
+        let latest = Arc::default();
+        let (stop, stopped) = oneshot::channel();
+        let follow = follow(cluster, Arc::clone(&latest), stopped);
+        let thread = std::thread::Builder::new().name("pods".to_owned());
+        let thread = thread.spawn(move || runtime.block_on(follow)).context("the pods' thread")?;
+        Ok(Watching { latest, stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+async fn follow(
+    mut cluster: Cluster,
+    latest: Arc<Mutex<Option<Vec<KnownPod>>>>,
+    mut stopped: oneshot::Receiver<()>,
+) {
+    let (mut index, mut fleet) = (Index::default(), Fleet::default());
+    loop {
+        tokio::select! {
+            _ = &mut stopped => return,
+            () = cluster.changed() => {}
+        }
+        if cluster.poll(&mut index) {
+            fleet = index.build(&fleet);
+            let pods = all(&index, &fleet);
+            *latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(pods);
+        }
+    }
+}
+
+impl PodSource for Watching {
+    fn poll(&mut self) -> Option<Vec<KnownPod>> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        // The thread ends when it is told to, and when nobody can tell it any more.
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the pods' thread has failed");
+        }
+    }
+}
+
+fn all(index: &Index, fleet: &Fleet) -> Vec<KnownPod> {
+    index.pods().filter_map(|pod| known(pod, fleet)).collect()
 }
 
 /// A pod with an address; one of a pool has its role and ports from there.

@@ -1,7 +1,7 @@
 //! The agent's own port: /v1/loads, /metrics, /livez, /readyz.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,15 +18,17 @@ use tracing::debug;
 
 use super::loads::Loads;
 use super::metrics;
+use crate::token::Guard;
 
 /// Connections at once; further ones wait.
 const CONNECTIONS: usize = 64;
 /// How long a request's head may take.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// Who may ask, and where the answers come from.
 pub(super) struct Server<S> {
-    pub(super) token: Option<String>,
+    pub(super) guard: Guard,
     pub(super) snapshot: S,
 }
 
@@ -49,9 +51,11 @@ impl<S: Fn() -> Loads + Send + Sync + 'static> Server<S> {
                 }
             };
             let server = Arc::clone(&server);
+            // One that is gone already came to no address: to one outside, for the guard.
+            let at = stream.local_addr().unwrap_or(NOWHERE);
             connections.spawn(async move {
                 let answer = service_fn(|request| {
-                    let answer = server.answer(&request);
+                    let answer = server.answer(&request, at);
                     async move { Ok::<_, Infallible>(answer) }
                 });
                 let connection = http1::Builder::new()
@@ -66,7 +70,7 @@ impl<S: Fn() -> Loads + Send + Sync + 'static> Server<S> {
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    fn answer(&self, request: &Request<Incoming>, at: SocketAddr) -> Response<Full<Bytes>> {
         let path = request.uri().path();
         if request.method() != Method::GET {
             return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
@@ -76,8 +80,11 @@ impl<S: Fn() -> Loads + Send + Sync + 'static> Server<S> {
             "/v1/loads" | "/metrics" => {}
             _ => return plain(StatusCode::NOT_FOUND, "/v1/loads, /metrics, /livez, /readyz\n"),
         }
-        if !self.may_ask(request) {
-            return plain(StatusCode::UNAUTHORIZED, "a bearer token is needed\n");
+        if !self.guard.admits(request.headers(), at) {
+            let mut answer = plain(StatusCode::UNAUTHORIZED, "a bearer token is needed\n");
+            let bearer = header::HeaderValue::from_static("Bearer");
+            answer.headers_mut().insert(header::WWW_AUTHENTICATE, bearer);
+            return answer;
         }
         let loads = (self.snapshot)();
         if path == "/metrics" {
@@ -91,23 +98,11 @@ impl<S: Fn() -> Loads + Send + Sync + 'static> Server<S> {
         answer.headers_mut().insert(header::CONTENT_TYPE, json);
         answer
     }
-
-    fn may_ask(&self, request: &Request<Incoming>) -> bool {
-        let Some(token) = &self.token else { return true };
-        let given = request.headers().get(header::AUTHORIZATION);
-        let given = given.and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-        given.is_some_and(|given| same(given, token.as_bytes()))
-    }
 }
 
-/// Takes as long for a wrong byte at the start as at the end.
-fn same(one: &[u8], other: &[u8]) -> bool {
-    one.len() == other.len() && one.iter().zip(other).fold(0, |all, (a, b)| all | (a ^ b)) == 0
-}
-
-/// Loopback, or a token: what an agent tells is nobody else's business.
-pub(super) fn may_listen(address: SocketAddr, token: Option<&str>) -> bool {
-    address.ip().is_loopback() || token.is_some_and(|token| !token.is_empty())
+/// Loopback, or something to admit others by: what an agent tells is nobody else's business.
+pub(super) fn may_listen(address: SocketAddr, guard: &Guard) -> bool {
+    address.ip().is_loopback() || !matches!(guard, Guard::Loopback)
 }
 
 fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
@@ -123,11 +118,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn beyond_loopback_a_token_is_needed() {
+    fn beyond_loopback_a_token_or_a_flag_is_needed() {
         let outside: SocketAddr = "0.0.0.0:1".parse().unwrap();
-        assert!(!may_listen(outside, None) && !may_listen(outside, Some("")));
-        assert!(may_listen(outside, Some("secret")));
-        assert!(may_listen("[::1]:1".parse().unwrap(), None));
-        assert!(same(b"secret", b"secret") && !same(b"secret", b"secreT") && !same(b"", b"x"));
+        assert!(!may_listen(outside, &Guard::new(None, false)));
+        assert!(may_listen(outside, &Guard::new(None, true)));
+        assert!(may_listen(outside, &Guard::new(Some("token".as_ref()), false)));
+        assert!(may_listen("[::1]:1".parse().unwrap(), &Guard::new(None, false)));
     }
 }

@@ -9,8 +9,16 @@ use clap::{Args, ValueEnum};
 /// Counts in the kernel what this node's pods do on the network, and serves it.
 #[derive(Clone, Debug, Args)]
 pub struct AgentFlags {
+    /// Watch the pods of this node, and the pools and policies that say what they are, in the
+    /// cluster that this runs in, else that of $KUBECONFIG or ~/.kube/config.
+    #[arg(long, conflicts_with = "manifests", requires = "node_name")]
+    pub kubernetes: bool,
+    /// With --kubernetes: which pods of other nodes are watched, to tell KV cache from other
+    /// traffic and to name who it moves between.
+    #[arg(long, value_enum, default_value_t = Peers::Pools)]
+    pub peers: Peers,
     /// Directory of manifests: the same as the gateway's.
-    #[arg(long, value_name = "DIR", required_unless_present = "cleanup")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["cleanup", "kubernetes", "prepare_node"])]
     pub manifests: Option<PathBuf>,
     /// Name of this node: pods with this `spec.nodeName` are local. Without it, and for pods
     /// without one, local is what is not behind the default route.
@@ -61,6 +69,9 @@ pub struct AgentFlags {
     /// File with the token that /v1/loads and /metrics ask for. Needed beyond loopback.
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// Answer everyone who reaches --listen.
+    #[arg(long, conflicts_with = "token_file")]
+    pub without_token: bool,
 
     /// Where maps and links are pinned, on a bpf file system.
     #[arg(long, default_value = "/sys/fs/bpf/pd-router", value_name = "DIR")]
@@ -68,6 +79,10 @@ pub struct AgentFlags {
     /// The kernel half's object, for a binary that does not carry it.
     #[arg(long, env = "PD_ROUTER_EBPF_OBJECT", value_name = "FILE")]
     pub object: Option<PathBuf>,
+    /// Mount what the node lacks (a bpf file system, tracefs, cgroup2 in --cgroup), then end. Needs
+    /// more privileges than counting.
+    #[arg(long, requires = "cgroup")]
+    pub prepare_node: bool,
     /// Detach every program and remove every pin of this directory, then end.
     #[arg(long)]
     pub cleanup: bool,
@@ -79,6 +94,15 @@ pub enum XdpWish {
     Native,
     Generic,
     Off,
+}
+
+/// Pods of other nodes that an agent watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Peers {
+    /// Those that a pool selects.
+    Pools,
+    /// None: what goes to another node then counts as `other`, to nobody in particular.
+    None,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

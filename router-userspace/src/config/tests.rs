@@ -54,3 +54,22 @@ fn a_wrong_flag_is_named() {
         assert!(error.contains(name), "{line:?}: {error}");
     }
 }
+
+#[test]
+fn an_agent_in_a_cluster_needs_its_nodes_name() {
+    let agent = |line: &str| {
+        let words = ["pd-router", "agent"].into_iter().chain(line.split_whitespace());
+        Cli::try_parse_from(words).map_err(|error| error.to_string())
+    };
+    assert!(agent("--kubernetes --node-name n").is_ok());
+    let missing = agent("--kubernetes").unwrap_err();
+    assert!(missing.contains("--node-name"), "{missing}");
+    let both = agent("--kubernetes --node-name n --manifests d").unwrap_err();
+    assert!(both.contains("--manifests"), "{both}");
+    assert!(agent("").unwrap_err().contains("--manifests"));
+    assert!(agent("--prepare-node").unwrap_err().contains("--cgroup"));
+    assert!(agent("--prepare-node --cgroup c").is_ok());
+    assert!(agent("--cleanup").is_ok());
+    let both = agent("--manifests d --token-file t --without-token").unwrap_err();
+    assert!(both.contains("--without-token"), "{both}");
+}

@@ -43,7 +43,7 @@ pub struct Cluster {
     told: mpsc::Receiver<(Watch, Change)>,
     /// To the task that writes statuses.
     standings: watch::Sender<Arc<Vec<Standing>>>,
-    _status: AbortOnDropHandle<()>,
+    _status: Option<AbortOnDropHandle<()>>,
     /// Received and not yet read.
     waiting: Vec<(Watch, Change)>,
     /// Not read before: in a burst, one fleet is made for many changes.
@@ -63,23 +63,35 @@ impl Cluster {
     /// # Errors
     /// Neither is there, or it cannot be used.
     pub async fn open(service: Option<ObjectName>) -> anyhow::Result<Cluster> {
-        let mut config = Config::infer().await.context("neither in a cluster nor a kubeconfig")?;
-        config.read_timeout = Some(SILENCE);
-        let client = Client::try_from(config).context("the cluster's client")?;
+        let mut cluster = Cluster::new(client().await?, Watched::default());
+        let to_tell = cluster.standings.subscribe();
+        let status = tokio::spawn(status::run(cluster.client.clone(), to_tell, service));
+        cluster._status = Some(AbortOnDropHandle::new(status));
+        Ok(cluster)
+    }
+
+    /// The cluster as `watched` looks at it, for whoever writes nothing back.
+    ///
+    /// # Errors
+    /// As [`Cluster::open`].
+    pub async fn read_only(watched: Watched) -> anyhow::Result<Cluster> {
+        Ok(Cluster::new(client().await?, watched))
+    }
+
+    fn new(client: Client, watched: Watched) -> Cluster {
         let (tell, told) = mpsc::channel(MAX_WAITING);
-        let (standings, to_tell) = watch::channel(Arc::default());
-        let status = tokio::spawn(status::run(client.clone(), to_tell, service));
-        Ok(Cluster {
+        let (standings, _) = watch::channel(Arc::default());
+        Cluster {
             client,
-            watched: Watched::default(),
+            watched,
             tasks: BTreeMap::new(),
             tell,
             told,
             standings,
-            _status: AbortOnDropHandle::new(status),
+            _status: None,
             waiting: Vec::new(),
             rests_until: Instant::now(),
-        })
+        }
     }
 
     /// Waits until a watch has told something.
@@ -141,15 +153,25 @@ impl Cluster {
     }
 }
 
+async fn client() -> anyhow::Result<Client> {
+    let mut config = Config::infer().await.context("neither in a cluster nor a kubeconfig")?;
+    config.read_timeout = Some(SILENCE);
+    Client::try_from(config).context("the cluster's client")
+}
+
 /// Tells what happens to the objects of `watch`, for ever or until nobody listens.
 async fn follow(client: Client, watch: Watch, tell: mpsc::Sender<(Watch, Change)>) {
     let kind = watch.kind();
     let resource = resource(kind);
     let api: Api<DynamicObject> = match &watch {
-        Watch::Kind(_) => Api::all_with(client, &resource),
+        Watch::Kind(_) | Watch::Node(_) => Api::all_with(client, &resource),
         Watch::Pods { namespace, .. } => Api::namespaced_with(client, namespace, &resource),
     };
-    let config = watcher::Config { label_selector: watch.selector(), ..watcher::Config::default() };
+    let config = watcher::Config {
+        label_selector: watch.selector(),
+        field_selector: watch.fields(),
+        ..watcher::Config::default()
+    };
     let mut events = watcher(api.clone(), config.clone()).boxed();
     let mut pause = FIRST_PAUSE;
     while let Some(event) = events.next().await {

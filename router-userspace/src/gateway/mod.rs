@@ -135,6 +135,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<()> 
     let metrics = Metrics::new(&mut registry);
     let feed = control::Feed::open(&settings.source).await?;
     let admin_listen = settings.admin_listen;
+    let guard = Arc::clone(&settings.admin_guard);
     let drain_timeout = settings.timeouts.drain_timeout;
     let parts = Parts::new(settings, metrics, &shutdown);
     let admin = Admin::bind(admin_listen).await.context("--admin-listen")?;
@@ -145,6 +146,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<()> 
             readiness: Arc::clone(&parts.readiness),
             gateway: Arc::clone(&parts.gateway),
             registry: Arc::new(registry),
+            guard,
         },
         stop.clone(),
     ));

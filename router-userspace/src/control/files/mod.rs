@@ -275,4 +275,4 @@ fn read(path: &Path) -> io::Result<String> {
 #[cfg(test)]
 mod documents;
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

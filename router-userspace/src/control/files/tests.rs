@@ -7,10 +7,10 @@ use router_core::fleet::{Fleet, Phase};
 use super::*;
 
 /// A directory of its own, gone with the test.
-pub(in crate::control) struct Scratch(PathBuf);
+pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
-    pub(in crate::control) fn new() -> Scratch {
+    pub(crate) fn new() -> Scratch {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("pd-router-files-{}-{number}", std::process::id());
@@ -19,12 +19,12 @@ impl Scratch {
         Scratch(path)
     }
 
-    pub(in crate::control) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 
     /// Writes a file under a new inode, so that two states never look the same.
-    pub(in crate::control) fn write(&self, name: &str, text: &str) {
+    pub(crate) fn write(&self, name: &str, text: &str) {
         let next = self.0.join(format!("{name}.next"));
         std::fs::write(&next, text).unwrap();
         std::fs::rename(next, self.0.join(name)).unwrap();

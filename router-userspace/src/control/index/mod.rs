@@ -38,6 +38,8 @@ pub enum Source {
         document: u32,
     },
     Cluster,
+    /// A cluster as a node's agent looks at it: every pool counts, whoever serves it.
+    Node,
 }
 
 impl Source {
@@ -46,14 +48,14 @@ impl Source {
         match self {
             Source::Flags => "flags".into(),
             Source::File { name, .. } => Arc::clone(name),
-            Source::Cluster => "cluster".into(),
+            Source::Cluster | Source::Node => "cluster".into(),
         }
     }
 
     pub fn document(&self) -> Option<u32> {
         match self {
             Source::File { document, .. } => Some(*document),
-            Source::Flags | Source::Cluster => None,
+            Source::Flags | Source::Cluster | Source::Node => None,
         }
     }
 }

@@ -103,7 +103,9 @@ pub(super) fn selections(index: &Index) -> BTreeSet<(Arc<str>, BTreeMap<String, 
     let kinds = [Kind::InferencePoolV1Alpha2, Kind::InferencePoolV1];
     kinds
         .into_iter()
-        .flat_map(|kind| of_cluster(index, kind))
+        .flat_map(|kind| index.of_kind(kind))
+        .filter(|(source, _)| matches!(source, Source::Cluster | Source::Node))
+        .map(|(_, object)| object)
         .filter(|object| !foreign.contains(&object.key()))
         .filter_map(|object| match object {
             Object::InferencePool(pool) if !pool.selector().is_empty() => {

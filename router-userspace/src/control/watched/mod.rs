@@ -29,21 +29,25 @@ const KINDS: [Kind; 11] = [
     Kind::Service,
     Kind::EndpointSlice,
 ];
+/// What a node's agent needs to know of pods: their ports and roles.
+const KINDS_OF_NODE: [Kind; 3] =
+    [Kind::InferencePoolV1Alpha2, Kind::InferencePoolV1, Kind::InferenceTrafficPolicy];
 /// Annotations that are read; the others are dropped, and a change of them is no news.
 const ANNOTATIONS: [&str; 1] = [super::index::BOOTSTRAP_PORT_ANNOTATION];
 
-/// One watch: all objects of a kind, or the pods of a namespace with these labels.
+/// One watch: all objects of a kind, the pods of a namespace with these labels, or those of a node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Watch {
     Kind(Kind),
     Pods { namespace: Arc<str>, labels: BTreeMap<String, String> },
+    Node(Arc<str>),
 }
 
 impl Watch {
     pub fn kind(&self) -> Kind {
         match self {
             Watch::Kind(kind) => *kind,
-            Watch::Pods { .. } => Kind::Pod,
+            Watch::Pods { .. } | Watch::Node(_) => Kind::Pod,
         }
     }
 
@@ -52,6 +56,12 @@ impl Watch {
         let Watch::Pods { labels, .. } = self else { return None };
         let pairs = labels.iter().map(|(name, value)| format!("{name}={value}"));
         Some(pairs.collect::<Vec<_>>().join(","))
+    }
+
+    /// The field selector of a list request.
+    pub fn fields(&self) -> Option<String> {
+        let Watch::Node(node) = self else { return None };
+        Some(format!("spec.nodeName={node}"))
     }
 }
 
@@ -146,7 +156,13 @@ fn trim(kind: Kind, value: &mut Value) {
         "podIP": text(&status, "/podIP"),
         "conditions": ready,
     });
-    object.insert("spec".to_owned(), serde_json::json!({"containers": containers}));
+    let mut spec = serde_json::json!({"containers": containers});
+    for field in ["nodeName", "hostNetwork"] {
+        if let Some(value) = object.get("spec").and_then(|spec| spec.get(field)) {
+            spec[field] = value.clone();
+        }
+    }
+    object.insert("spec".to_owned(), spec);
     object.insert("status".to_owned(), status);
 }
 
@@ -164,19 +180,41 @@ struct State {
 /// All watches.
 #[derive(Debug)]
 pub struct Watched {
+    source: Source,
     watches: BTreeMap<Watch, State>,
+    /// Watches of pods that are there whatever the pools select.
+    always: BTreeSet<Watch>,
+    /// Whether the pods that pools select are watched.
+    follows_pools: bool,
     /// Every watch has answered once: before, a fleet would lack what is not listed yet.
     begun: bool,
 }
 
 impl Default for Watched {
     fn default() -> Watched {
-        let all = KINDS.into_iter().map(|kind| (Watch::Kind(kind), State::default()));
-        Watched { watches: all.collect(), begun: false }
+        Watched::new(Source::Cluster, &KINDS, BTreeSet::new(), true)
     }
 }
 
 impl Watched {
+    fn new(
+        source: Source,
+        kinds: &[Kind],
+        always: BTreeSet<Watch>,
+        follows_pools: bool,
+    ) -> Watched {
+        let kinds = kinds.iter().map(|kind| Watch::Kind(*kind));
+        let all = kinds.chain(always.iter().cloned()).map(|watch| (watch, State::default()));
+        Watched { source, watches: all.collect(), always, follows_pools, begun: false }
+    }
+
+    /// What a node's agent watches: the node's pods, and with `peers` the pods that pools select,
+    /// wherever they are.
+    pub fn of_node(node: &str, peers: bool) -> Watched {
+        let own = BTreeSet::from([Watch::Node(node.into())]);
+        Watched::new(Source::Node, &KINDS_OF_NODE, own, peers)
+    }
+
     /// The watches that there should be.
     pub fn watches(&self) -> impl Iterator<Item = &Watch> {
         self.watches.keys()
@@ -208,7 +246,7 @@ impl Watched {
                 state.answered |= absent;
                 // A kind that this cluster does not have is no problem.
                 let problem = Problem {
-                    source: Source::Cluster.name(),
+                    source: self.source.name(),
                     document: None,
                     object: None,
                     field: None,
@@ -225,9 +263,9 @@ impl Watched {
     /// wanted no longer go when all others have answered, so that a pool whose selector changes
     /// is never without its pods. Returns whether the index has changed.
     pub fn follow_pools(&mut self, index: &mut Index) -> bool {
-        let selections = index.selections().into_iter();
-        let wanted: BTreeSet<Watch> =
-            selections.map(|(namespace, labels)| Watch::Pods { namespace, labels }).collect();
+        let selections = index.selections().into_iter().filter(|_| self.follows_pools);
+        let selected = selections.map(|(namespace, labels)| Watch::Pods { namespace, labels });
+        let wanted: BTreeSet<Watch> = selected.chain(self.always.iter().cloned()).collect();
         for watch in &wanted {
             if !self.watches.contains_key(watch) {
                 self.watches.insert(watch.clone(), State::default());
@@ -281,10 +319,10 @@ impl Watched {
         }
         let about: Arc<str> = key.to_string().into();
         let changed = match content {
-            Content::Object(object) => index.apply(Source::Cluster, *object),
+            Content::Object(object) => index.apply(self.source.clone(), *object),
             Content::Foreign => false,
             Content::Broken => {
-                if index.held(&Source::Cluster, &key).is_some() {
+                if index.held(&self.source, &key).is_some() {
                     for problem in &mut problems {
                         problem.reason =
                             format!("{}; its last good version is kept", problem.reason).into();
@@ -304,15 +342,18 @@ impl Watched {
             return false;
         }
         let about: Arc<str> = key.to_string().into();
-        index.remove(&Source::Cluster, key) | index.report(&about, Vec::new())
+        index.remove(&self.source, key) | index.report(&about, Vec::new())
     }
 
     /// The other watches over which this object may come.
     fn others<'s>(&'s self, watch: &'s Watch, key: &'s Key) -> impl Iterator<Item = &'s State> {
         self.watches.iter().filter_map(move |(other, state)| {
-            let Watch::Pods { namespace, .. } = other else { return None };
-            let meets = other != watch && key.kind == Kind::Pod && *namespace == key.name.namespace;
-            meets.then_some(state)
+            let holds = match other {
+                Watch::Kind(_) => false,
+                Watch::Pods { namespace, .. } => *namespace == key.name.namespace,
+                Watch::Node(_) => true,
+            };
+            (holds && other != watch && key.kind == Kind::Pod).then_some(state)
         })
     }
 }
@@ -322,6 +363,7 @@ fn about(watch: &Watch) -> Arc<str> {
     match watch {
         Watch::Kind(Kind::InferencePoolV1Alpha2) => "watching InferencePool (v1alpha2)".into(),
         Watch::Kind(kind) => format!("watching {}", kind.as_str()).into(),
+        Watch::Node(node) => format!("watching Pods of node {node}").into(),
         Watch::Pods { namespace, .. } => {
             format!("watching Pods of {namespace} with {}", watch.selector().unwrap_or_default())
                 .into()

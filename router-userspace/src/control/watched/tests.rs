@@ -206,3 +206,55 @@ fn an_object_that_breaks_keeps_its_last_good_version_and_says_so() {
     case.take(&watch, Change::Gone(key(Kind::InferencePoolV1, Some("default"), "p")));
     assert!(case.index.build(&Fleet::default()).problems.iter().all(|p| p.code != "Unparsable"));
 }
+
+/// As a node's agent looks at a cluster.
+fn node_case(peers: bool) -> Case {
+    let mut case = Case { index: Index::default(), watched: Watched::of_node("n", peers) };
+    for kind in KINDS_OF_NODE {
+        case.list(&Watch::Kind(kind), Vec::new());
+    }
+    case.list(&Watch::Node("n".into()), vec![pod("own", 1, "a", true)]);
+    // No route leads to it, and yet it says what its pods are.
+    case.take(&Watch::Kind(Kind::InferencePoolV1), seen(Kind::InferencePoolV1, pool("p", "a")));
+    case.watched.follow_pools(&mut case.index);
+    case
+}
+
+#[test]
+fn an_agent_watches_its_own_node_and_the_pods_of_pools_unless_it_is_told_not_to() {
+    let of_pods = |case: &Case| -> Vec<Watch> {
+        case.watched.watches().filter(|watch| watch.kind() == Kind::Pod).cloned().collect()
+    };
+    let own = Watch::Node("n".into());
+    assert_eq!(own.fields().as_deref(), Some("spec.nodeName=n"));
+    assert_eq!(of_pods(&node_case(false)), [own.clone()]);
+    let mut case = node_case(true);
+    assert_eq!(of_pods(&case), [pods_of("a"), own.clone()]);
+
+    // A pod over both watches is there as long as one of them holds it.
+    case.list(&pods_of("a"), vec![pod("own", 1, "a", true), pod("other", 2, "a", true)]);
+    assert_eq!(case.pods(), ["other", "own"]);
+    let members = |case: &Case| case.index.build(&Fleet::default()).members().count();
+    assert_eq!(members(&case), 2);
+    let key = |name: &str| key(Kind::Pod, Some("default"), name);
+    assert!(!case.take(&pods_of("a"), Change::Gone(key("own"))));
+    assert_eq!(case.pods(), ["other", "own"]);
+    assert!(case.take(&own, Change::Gone(key("own"))));
+    assert_eq!(case.pods(), ["other"]);
+
+    // A failure forgets nothing.
+    let away = Change::Failed { absent: false, reason: "refused".into() };
+    case.take(&pods_of("a"), away);
+    assert_eq!(case.pods(), ["other"]);
+}
+
+#[test]
+fn what_an_agent_needs_of_a_pod_is_kept() {
+    let mut value = pod("p", 1, "a", true);
+    value["spec"] = json!({"nodeName": "n", "hostNetwork": true, "containers": [], "volumes": []});
+    let mut case = node_case(false);
+    case.take(&Watch::Node("n".into()), seen(Kind::Pod, value));
+    let named = |pod: &&k8s_openapi::api::core::v1::Pod| pod.metadata.name.as_deref() == Some("p");
+    let spec = case.index.pods().find(named).unwrap().spec.clone().unwrap();
+    assert_eq!((spec.node_name.as_deref(), spec.host_network), (Some("n"), Some(true)));
+}

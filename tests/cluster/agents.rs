@@ -1,0 +1,148 @@
+//! A real agent on a real API server. Needs root and BPF, as agents do.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use http::header::AUTHORIZATION;
+use http::{HeaderValue, Method};
+use router_tests::cluster::AGENT_ACCOUNT;
+use router_tests::folder::Folder;
+use router_tests::loopback::Loopback;
+use router_tests::manifests::Pod;
+use router_tests::{Answer, Client, Cluster, eventually};
+use serde_json::Value;
+
+use crate::{SOON, apply_documents, deploy, install_definitions};
+
+const NODE: &str = "node-1";
+const TOKEN: &str = "a-token";
+
+/// An agent with no more rights in the cluster than `deploy/` gives it.
+struct Agent {
+    child: Child,
+    client: Client,
+    folder: Folder,
+    pins: String,
+    _address: Loopback,
+}
+
+fn program() -> PathBuf {
+    let path = std::env::var_os("PD_ROUTER_BIN").map(PathBuf::from);
+    path.expect("PD_ROUTER_BIN names the built pd-router: run `cargo xtask test cluster`")
+}
+
+impl Agent {
+    fn start(cluster: &Cluster) -> Agent {
+        let (folder, address) = (Folder::new("agent"), Loopback::claim());
+        let token = folder.path().join("token");
+        std::fs::write(&token, TOKEN).expect("writing the token");
+        let log = std::fs::File::create(folder.path().join("log")).expect("a log");
+        let listen = address.port(9911);
+        let pins = format!("/sys/fs/bpf/pd-router-cluster-{}", std::process::id());
+        let child = Command::new(program())
+            .args(["agent", "--kubernetes", "--node-name", NODE, "--pin-dir", &pins])
+            .args(["--listen", &listen.to_string(), "--token-file"])
+            .arg(&token)
+            // The machine's own interfaces are none of this test's.
+            .args(["--uplink", "no-such-interface", "--log-format", "json"])
+            .env("KUBECONFIG", cluster.kubeconfig(AGENT_ACCOUNT))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log)
+            .spawn()
+            .expect("starting the agent");
+        Agent { child, client: Client::new(listen), folder, pins, _address: address }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).expect("the log")
+    }
+
+    async fn ask(&self, path: &str, token: Option<&str>) -> Option<Answer> {
+        let mut request = self.client.request(Method::GET, path, "");
+        if let Some(token) = token {
+            let value = HeaderValue::try_from(format!("Bearer {token}")).expect("ASCII");
+            request.headers_mut().insert(AUTHORIZATION, value);
+        }
+        Some(self.client.try_send(request).await.ok()?.answer().await)
+    }
+
+    /// The pods of its node with their roles.
+    async fn pods(&self) -> Option<BTreeMap<String, Value>> {
+        let loads = self.ask("/v1/loads", Some(TOKEN)).await?.expect_status(200).json();
+        let pods = loads["pods"].as_array()?.iter();
+        Some(pods.map(|pod| (pod["pod"].to_string(), pod["role"].clone())).collect())
+    }
+
+    async fn knows(&self, what: &str, wanted: &[(&str, Value)]) {
+        let named = |(name, role): &(&str, Value)| (format!("\"default/{name}\""), role.clone());
+        let wanted: BTreeMap<String, Value> = wanted.iter().map(named).collect();
+        eventually(what, SOON, async || (self.pods().await? == wanted).then_some(())).await;
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Both fail only where it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let cleaned =
+            Command::new(program()).args(["agent", "--cleanup", "--pin-dir", &self.pins]).output();
+        if std::thread::panicking() {
+            eprintln!("--- log of the agent\n{}--- {cleaned:?}", self.log());
+        }
+    }
+}
+
+fn pod(name: &str, role: &str) -> (Pod, Loopback) {
+    let address = Loopback::claim();
+    (Pod::new(name, role, address.ip()), address)
+}
+
+// kubectl blocks a thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_knows_its_nodes_pods_and_outlives_an_api_server_that_is_away() {
+    let mut cluster = Cluster::start().await;
+    install_definitions(&cluster).await;
+    deploy(&cluster).await;
+    apply_documents(&cluster);
+    let client = cluster.client().await;
+    let (prefill, _a) = pod("prefill-0", "prefill");
+    let (decode, _b) = pod("decode-0", "decode");
+    let (bystander, _c) = pod("bystander", "neither");
+    let (elsewhere, _d) = pod("decode-1", "decode");
+    for (node, pod) in
+        [(NODE, &prefill), (NODE, &bystander), ("node-2", &elsewhere), (NODE, &decode)]
+    {
+        cluster.put_pod_on(&client, node, pod).await;
+    }
+    let agent = Agent::start(&cluster);
+    let all = [
+        ("prefill-0", "prefill".into()),
+        ("decode-0", "decode".into()),
+        ("bystander", Value::Null),
+    ];
+    agent.knows("the agent knows its node's pods", &all).await;
+    for token in [None, Some("another")] {
+        let refused = agent.ask("/v1/loads", token).await.expect("an answer");
+        assert_eq!(refused.status, 401, "{token:?}");
+    }
+    assert_eq!(agent.ask("/readyz", None).await.expect("an answer").status, 200);
+
+    cluster.delete_pod(&client, &bystander.name).await;
+    cluster.finish_pod(&client, &bystander.name).await;
+    agent.knows("a pod that is gone is forgotten", &all[..2]).await;
+
+    cluster.stop_api_server();
+    eventually("the agent misses the API server", SOON, async || {
+        agent.log().contains("cannot be watched").then_some(())
+    })
+    .await;
+    agent.knows("what was read goes on", &all[..2]).await;
+    cluster.start_api_server().await;
+    let (late, _e) = pod("decode-2", "decode");
+    cluster.put_pod_on(&cluster.client().await, NODE, &late).await;
+    let with_late = [all[0].clone(), all[1].clone(), ("decode-2", "decode".into())];
+    agent.knows("what happens after the outage is seen", &with_late).await;
+}

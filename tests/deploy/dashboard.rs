@@ -1,0 +1,54 @@
+//! The dashboard asks for metrics that there are.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use crate::read;
+
+/// Names as they stand in samples, of every metric that docs/metrics.md names.
+fn samples() -> BTreeSet<String> {
+    let document = read("docs/metrics.md");
+    let rows = document.lines().filter_map(|line| line.strip_prefix("| `pd_"));
+    let mut names = BTreeSet::new();
+    for row in rows {
+        let cells: Vec<&str> = row.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
+        let name = format!("pd_{}", cells[0]);
+        let endings: &[&str] = match cells[1] {
+            "histogram" => &["_bucket", "_sum", "_count"],
+            "counter" if name.starts_with("pd_router_") => &["_total"],
+            "counter" | "gauge" => &[""],
+            other => panic!("{name} is a {other}"),
+        };
+        names.extend(endings.iter().map(|ending| format!("{name}{ending}")));
+    }
+    names
+}
+
+fn expressions(panels: &Value, found: &mut BTreeMap<String, String>) {
+    for panel in panels.as_array().into_iter().flatten() {
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            let expression = target["expr"].as_str().expect("an expression").to_owned();
+            found.insert(expression, panel["title"].to_string());
+        }
+        expressions(&panel["panels"], found);
+    }
+}
+
+#[test]
+fn every_metric_of_the_dashboard_exists() {
+    let dashboard: Value =
+        serde_json::from_str(&read("deploy/dashboards/pd-router.json")).expect("JSON");
+    let mut found = BTreeMap::new();
+    expressions(&dashboard["panels"], &mut found);
+    assert!(found.len() > 15, "{found:?}");
+    let samples = samples();
+    for (expression, panel) in found {
+        let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let named: Vec<&str> = words.filter(|word| word.starts_with("pd_")).collect();
+        assert!(!named.is_empty(), "{panel}: {expression}");
+        for name in named {
+            assert!(samples.contains(name), "{panel}: {name} is not in docs/metrics.md");
+        }
+    }
+}

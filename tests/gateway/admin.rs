@@ -1,0 +1,53 @@
+//! The admin port: open to probes, and to whoever has the token.
+
+use std::time::Duration;
+
+use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use http::{HeaderValue, Method};
+use router_tests::folder::Folder;
+use router_tests::{Client, Fleet, Gateway, eventually};
+
+/// A token is read again within a second; this machine may be slow.
+const SOON: Duration = Duration::from_secs(10);
+
+/// The status that `path` answers with, and the challenge where there is one.
+async fn ask(admin: &Client, path: &str, token: Option<&str>) -> (u16, String) {
+    let mut request = admin.request(Method::GET, path, "");
+    if let Some(token) = token {
+        let value = HeaderValue::try_from(format!("Bearer {token}")).expect("a token in ASCII");
+        request.headers_mut().insert(AUTHORIZATION, value);
+    }
+    let answer = admin.send(request).await.answer().await;
+    (answer.status.as_u16(), answer.header(WWW_AUTHENTICATE.as_str()).to_owned())
+}
+
+#[tokio::test]
+async fn metrics_and_the_fleet_ask_for_the_token_and_probes_do_not() {
+    let folder = Folder::new("token");
+    let file = folder.path().join("token");
+    let fleet = Fleet::start(1, 1).await;
+    // As a Secret that is mounted before it exists.
+    let flags = ["--admin-token-file", file.to_str().expect("UTF-8")];
+    let gateway = Gateway::start_with(&fleet.manifests, &flags).await;
+    let admin = &gateway.admin;
+    let refused = (401, "Bearer".to_owned());
+    for path in ["/metrics", "/fleet"] {
+        assert_eq!(ask(admin, path, None).await, refused, "{path}");
+        assert_eq!(ask(admin, path, Some("")).await, refused, "{path}");
+    }
+    for token in ["first", "second"] {
+        std::fs::write(&file, format!("{token}\n")).expect("writing the token");
+        eventually("the token is read", SOON, async || {
+            (ask(admin, "/fleet", Some(token)).await.0 == 200).then_some(())
+        })
+        .await;
+        assert_eq!(ask(admin, "/metrics", Some(token)).await.0, 200);
+        assert_eq!(ask(admin, "/metrics", Some("another")).await, refused);
+        assert_eq!(ask(admin, "/metrics", None).await, refused);
+    }
+    // The first token is no token any more.
+    assert_eq!(ask(admin, "/fleet", Some("first")).await, refused);
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(ask(admin, path, None).await.0, 200, "{path}");
+    }
+}
