@@ -240,7 +240,10 @@ mod tests {
     }
 
     /// Two parts, and the number of bodies that live.
-    struct Counted(Arc<()>, u8);
+    struct Counted {
+        _held: Arc<()>,
+        parts: u8,
+    }
 
     impl Body for Counted {
         type Data = Bytes;
@@ -250,9 +253,9 @@ mod tests {
             mut self: Pin<&mut Self>,
             _: &mut Context<'_>,
         ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-            self.1 += 1;
+            self.parts += 1;
             let part = Frame::data(Bytes::from_static(b"part"));
-            Poll::Ready((self.1 <= 2).then_some(Ok(part)))
+            Poll::Ready((self.parts <= 2).then_some(Ok(part)))
         }
     }
 
@@ -262,7 +265,7 @@ mod tests {
 
         let visits = Visits::new();
         let held = Arc::new(());
-        let answer = Response::new(Answer::relayed(Counted(Arc::clone(&held), 0)));
+        let answer = Response::new(Answer::relayed(Counted { _held: Arc::clone(&held), parts: 0 }));
         let mut taken = visits.begin().with(answer, Version::HTTP_2).into_body();
         let limit = Duration::from_secs(8);
         let look = async |wait: u64| {
