@@ -11,6 +11,7 @@ mod manifests;
 mod node;
 mod packets;
 mod pods;
+mod rdma;
 mod requests;
 mod restart;
 mod space;

@@ -195,7 +195,9 @@ impl Agent {
         }
         let roots = Roots { sysfs: self.flags.sysfs.clone(), ..Roots::default() };
         let speeds = self.flags.rdma_speed.clone();
-        match Watcher::start(Rdma::new(Box::new(Kernel::default()), &roots, speeds)) {
+        let mut rdma = Rdma::new(Box::new(Kernel::default()), &roots, speeds);
+        rdma.page_bytes(self.flags.kv_page_bytes);
+        match Watcher::start(rdma) {
             Ok(watcher) => {
                 self.view.lock().unwrap_or_else(PoisonError::into_inner).rdma = Some(watcher);
             }

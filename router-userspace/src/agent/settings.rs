@@ -59,6 +59,10 @@ pub struct AgentFlags {
     /// that are not named. May be repeated.
     #[arg(long, value_name = "[DEVICE=]GBITS", value_parser = speed)]
     pub rdma_speed: Vec<(Option<String>, u64)>,
+    /// Bytes of KV cache of one page on one rank. Where RDMA devices do not tell what they move,
+    /// it is estimated by the pages that decodes ask their prefills for.
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    pub kv_page_bytes: Option<u64>,
     /// Where the host's sysfs is mounted.
     #[arg(long, default_value = "/sys", value_name = "DIR")]
     pub sysfs: PathBuf,

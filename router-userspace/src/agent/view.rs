@@ -1,11 +1,12 @@
 //! What the agent's server shows: what was read last, of whom.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
 use router_common::flow::CLASS_KV_CONTROL;
 use router_common::maps::QUEUE_PAIRS;
+use router_core::fleet::Role;
 
 use super::attach::Device;
 use super::loads::{self, Loads};
@@ -67,12 +68,25 @@ impl View {
         };
         let uids: HashMap<u32, &Arc<str>> =
             self.entries.iter().map(|entry| (entry.id, &entry.placed.pod.uid)).collect();
+        let decodes: HashSet<u32> = self
+            .entries
+            .iter()
+            .filter(|entry| entry.placed.pod.role == Some(Role::Decode))
+            .map(|entry| entry.id)
+            .collect();
         let mut activity = Activity::default();
         for (key, counters) in &self.sampler.pairs {
             if let Some(uid) = uids.get(&key.pod).filter(|_| key.class == CLASS_KV_CONTROL) {
                 let moved = counters.stats.tx_bytes.wrapping_add(counters.stats.rx_bytes);
                 let total = activity.control.entry(Arc::clone(uid)).or_default();
                 *total = total.wrapping_add(moved);
+                if decodes.contains(&key.pod) {
+                    // The sender's count is the live one.
+                    let asked = activity.asked.entry(Arc::clone(uid)).or_default();
+                    asked.control_bytes = asked.control_bytes.wrapping_add(counters.stats.tx_bytes);
+                    asked.requests =
+                        self.sampler.pods.get(&key.pod).map_or(0, |pod| pod.http.started);
+                }
             }
         }
         let arrivals = maps.queue_pairs.all(QUEUE_PAIRS)?.into_iter();

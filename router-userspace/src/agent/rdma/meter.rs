@@ -36,6 +36,11 @@ pub(super) struct Meter {
 }
 
 impl Meter {
+    /// Whether nothing was read yet.
+    pub(super) fn is_new(&self) -> bool {
+        self.last.is_none()
+    }
+
     /// Adds a reading made `at`; `is_narrow` names the counters of 32 bits.
     pub(super) fn push(
         &mut self,

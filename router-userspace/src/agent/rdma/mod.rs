@@ -3,12 +3,14 @@
 //! Reading order: [`ask`] and `parse` (what the kernel says), `sysfs` (where it does not), `names`
 //! (what counters are called), `meter` and `freshness` (what they say over time), `owner` and
 //! `holders` (whose it is), `device` and `port` (all of it together), `report`, `named` and
-//! `metrics` (how it is shown), `taken` (TCP connections that are none), `watcher` (the thread).
+//! `metrics` (how it is shown), `estimate` (KV cache by its pages), `taken`
+//! (TCP connections that are none), `watcher` (the thread).
 
 pub mod ask;
 mod counters;
 mod device;
 mod erdma;
+mod estimate;
 mod freshness;
 mod holders;
 mod known;
@@ -36,6 +38,7 @@ use std::time::Duration;
 
 use ask::Source;
 use device::Device;
+use estimate::Estimates;
 use freshness::Work;
 use nldev::Command;
 use owner::{Owner, Owners, Processes};
@@ -44,6 +47,7 @@ use report::Report;
 use seen::Seen;
 use sysfs::Sysfs;
 
+pub use estimate::Asked;
 pub use seen::{Arrival, Arrived};
 
 pub(super) use named::{Names, RdmaLoad};
@@ -76,6 +80,8 @@ pub type Speed = (Option<String>, u64);
 pub struct Activity {
     /// KV control payload that pods, by UID, sent and received so far.
     pub control: HashMap<Arc<str>, u64>,
+    /// What decodes, by UID, asked their prefills for.
+    pub asked: HashMap<Arc<str>, Asked>,
     /// RoCEv2 that arrived, by queue pair.
     pub arrivals: Vec<Arrival>,
 }
@@ -89,6 +95,7 @@ pub struct Rdma {
     speeds: Vec<Speed>,
     devices: Vec<Device>,
     seen: Seen,
+    estimates: Estimates,
     control: HashMap<Arc<str>, u64>,
     /// Why netlink does not answer.
     refusal: Option<String>,
@@ -106,6 +113,7 @@ impl Rdma {
             speeds,
             devices: Vec::new(),
             seen: Seen::default(),
+            estimates: Estimates::default(),
             control: HashMap::new(),
             refusal: None,
             look_every: LOOK_EVERY,
@@ -116,6 +124,11 @@ impl Rdma {
     /// How often devices and queue pairs are looked at.
     pub fn look_every(&mut self, every: Duration) {
         self.look_every = every;
+    }
+
+    /// Bytes of KV cache that one page has on one rank, for estimates where nothing counts.
+    pub fn page_bytes(&mut self, bytes: Option<u64>) {
+        self.estimates = Estimates::new(bytes);
     }
 
     pub fn has_devices(&self) -> bool {
@@ -144,6 +157,7 @@ impl Rdma {
                 device.count(at, &mut *self.source, &mut owners);
             }
             self.likely_work(at, activity);
+            self.estimates.enter(at, &activity.asked);
             self.seen.enter(at, &activity.arrivals, &self.devices, &self.sysfs);
         }
         looks
@@ -152,23 +166,26 @@ impl Rdma {
     /// Devices that came, went or changed.
     fn find(&mut self) {
         let answer = self.source.ask(Command::Devices, None, None).map(parse::devices);
-        let (found, by_netlink) = match answer {
-            Ok(found) => {
-                self.refusal = None;
-                (found, true)
-            }
-            Err(error) => {
-                self.refusal = Some(error.to_string());
-                (self.sysfs.devices(), false)
-            }
+        let (told, refusal) = match answer {
+            Ok(told) => (told, None),
+            Err(error) => (Vec::new(), Some(error.to_string())),
         };
-        let is_same = |device: &Device, found: &parse::Device| {
-            let (known, by) = (&device.found, device.by_netlink);
-            by == by_netlink && known.index == found.index && known.name == found.name
+        self.refusal = refusal;
+        let others = self.sysfs.devices(|name| told.iter().all(|told| told.name != name));
+        let found: Vec<(parse::Device, bool)> = told
+            .into_iter()
+            .map(|device| (device, true))
+            .chain(others.into_iter().map(|device| (device, false)))
+            .collect();
+        let is_same = |device: &Device, (found, by_netlink): &(parse::Device, bool)| {
+            let known = &device.found;
+            let same = device.by_netlink == *by_netlink && known.index == found.index;
+            same && known.name == found.name
         };
         self.devices.retain(|device| found.iter().any(|found| is_same(device, found)));
         for found in found {
             if !self.devices.iter().any(|device| is_same(device, &found)) {
+                let (found, by_netlink) = found;
                 let driver = self.driver(&found, by_netlink);
                 self.devices.push(Device::new(found, by_netlink, driver));
             }

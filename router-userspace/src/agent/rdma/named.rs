@@ -80,6 +80,13 @@ impl RdmaLoad {
             }
         }
         load.pods = pods.into_values().collect();
+        for pod in &mut load.pods {
+            let Some((bytes, per_second)) = report.estimates.get(&pod.uid) else { continue };
+            // Only where nothing was counted: the two are one transfer.
+            if pod.rx_bytes_per_second.value.is_none() && pod.active_queue_pairs > 0 {
+                (pod.rx_bytes, pod.rx_bytes_per_second) = (*bytes, *per_second);
+            }
+        }
         load.pairs = pairs.into_values().collect();
         load
     }

@@ -24,6 +24,9 @@ pub struct Report {
     /// What cannot be measured, and why.
     #[serde(skip)]
     pub(in crate::agent) missing: Vec<String>,
+    /// KV cache that pods received by the pages they asked for, and per second.
+    #[serde(skip)]
+    pub(in crate::agent) estimates: std::collections::HashMap<Arc<str>, (Figure, Figure)>,
     /// Both ends of connections that RDMA has taken over from TCP (iWARP).
     #[serde(skip)]
     pub(in crate::agent) taken: Vec<(std::net::SocketAddr, std::net::SocketAddr)>,
@@ -114,6 +117,7 @@ impl Report {
         Report {
             devices: ports.collect(),
             missing: missing(rdma),
+            estimates: rdma.estimates.all(),
             taken: taken.flat_map(|device| device.ends.iter().copied()).collect(),
         }
     }
@@ -246,12 +250,8 @@ fn missing(rdma: &Rdma) -> Vec<String> {
     if rdma.devices.is_empty() {
         return missing;
     }
-    if let Some(refusal) = &rdma.refusal {
-        missing.push(format!(
-            "RDMA netlink: {refusal}; devices are read from sysfs, and their traffic is not told \
-             by pod"
-        ));
-    } else if !rdma.processes.sees_all() {
+    let by_netlink = rdma.devices.iter().any(|device| device.by_netlink);
+    if by_netlink && !rdma.processes.sees_all() {
         missing.push(
             "RDMA by pod: queue pairs name processes, and this PID namespace does not see all of \
              them; the agent's pod needs hostPID"
@@ -260,7 +260,12 @@ fn missing(rdma: &Rdma) -> Vec<String> {
     }
     for device in &rdma.devices {
         let name = &device.found.name;
-        if device.by_netlink && device.holders.is_none() {
+        if !device.by_netlink {
+            let why = rdma.refusal.as_deref().unwrap_or("it has no such device");
+            missing.push(format!(
+                "RDMA netlink: {why}; {name} is read from sysfs, and its traffic is not told by pod"
+            ));
+        } else if device.holders.is_none() {
             missing.push(format!("RDMA by pod: queue pairs of {name} cannot be listed"));
         }
         for port in &device.ports {

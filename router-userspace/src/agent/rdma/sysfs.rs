@@ -36,9 +36,10 @@ impl Sysfs {
         Sysfs { root: root.to_owned() }
     }
 
-    /// The devices, by name; a device has no index here.
-    pub(super) fn devices(&self) -> Vec<Device> {
+    /// The devices that are wanted, by name; a device has no index here.
+    pub(super) fn devices(&self, wanted: impl Fn(&str) -> bool) -> Vec<Device> {
         let mut names: Vec<String> = listed(&self.root.join("class/infiniband"), DEVICES);
+        names.retain(|name| wanted(name));
         names.sort();
         let device = |name: String| {
             let path = self.device(&name)?;
@@ -218,7 +219,7 @@ mod tests {
         let tree = Tree::new();
         tree.erdma("erdma_0", &[("hw_tx_bytes_cnt", 7), ("hw_rx_bytes_cnt", 8), ("cmdq_comp", 1)]);
         let sysfs = Sysfs::new(tree.root());
-        let [device] = &sysfs.devices()[..] else { panic!("one device") };
+        let [device] = &sysfs.devices(|_| true)[..] else { panic!("one device") };
         assert_eq!((&*device.name, device.ports, &*device.protocol), ("erdma_0", 1, "iw"));
         let port = sysfs.port(device, 1).expect("a port");
         assert_eq!(port.state, 4);
@@ -241,7 +242,7 @@ mod tests {
         tree.write(&format!("{port}/counters/port_rcv_data"), "250\n");
         tree.write(&format!("{port}/hw_counters/rx_write_requests"), "12\n");
         let sysfs = Sysfs::new(tree.root());
-        let device = &sysfs.devices()[0];
+        let device = &sysfs.devices(|_| true)[0];
         assert_eq!(sysfs.interface(device, 1), Some("eth0".to_owned()));
         assert_eq!(sysfs.rate("mlx5_0", 1), Some(100_000_000_000));
         let counters = sysfs.counters("mlx5_0", 1).counters;

@@ -1,9 +1,12 @@
 //! Rounds of sampling: whose bytes they are, and what is said where that is not known.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use router_common::flow::{QueuePairKey, QueuePairStats, mapped};
 
+use super::super::Asked;
 use super::super::known::{Figure, Known};
 use super::super::named::{Names, RdmaLoad};
 use super::node::{Node, of};
@@ -107,7 +110,7 @@ fn peers_are_told_by_the_connection_manager() {
         by_uid: [(ONE.into(), Arc::clone(&pod))].into(),
         by_address: [("10.0.0.2".parse().unwrap(), "default/decode".into())].into(),
     };
-    let load = RdmaLoad::new(&report, std::time::Duration::ZERO, &names);
+    let load = RdmaLoad::new(&report, Duration::ZERO, &names);
     assert_eq!(load.pods[0].pod, pod);
     assert_eq!(load.pods[0].tx_bytes_per_second, exact(100.0));
     let [known, unknown] = &load.pairs[..] else { panic!("two pairs: {:?}", load.pairs) };
@@ -118,14 +121,14 @@ fn peers_are_told_by_the_connection_manager() {
         (6, 10, "10.0.0.1:902", "10.0.0.2:903"),
     ]);
     node.counts(&tx_rx(200, 0));
-    let load = RdmaLoad::new(&node.second(), std::time::Duration::ZERO, &names);
+    let load = RdmaLoad::new(&node.second(), Duration::ZERO, &names);
     assert_eq!(load.pairs[0].tx_bytes_per_second, exact(100.0), "all of it with one peer");
 }
 
 #[test]
 fn rocev2_that_arrives_goes_to_the_pod_of_its_queue_pair_at_that_address() {
     let mut node = Node::new("rxe0", 14, "roce");
-    node.tree.write("class/infiniband/rxe0/ports/1/gids/0", &format!("{}\n", gid(10, 1)));
+    node.tree.write("class/infiniband/rxe0/ports/1/gids/0", &format!("{}\n", gid(1)));
     node.tree
         .write("class/infiniband/rxe0/ports/1/gids/1", "0000:0000:0000:0000:0000:0000:0000:0000\n");
     node.process(10, ONE);
@@ -156,9 +159,39 @@ fn rocev2_that_arrives_goes_to_the_pod_of_its_queue_pair_at_that_address() {
     assert_eq!(device.counters.rx_bytes, None);
 }
 
+#[test]
+fn a_decode_whose_device_does_not_count_is_estimated_by_the_pages_it_asked_for() {
+    let mut node = Node::new("rxe0", 14, "roce");
+    node.rdma.page_bytes(Some(65_536));
+    node.process(10, ONE);
+    node.pairs(&[(17, SENDS, 0, 10)]);
+    let names = Names {
+        by_uid: [(ONE.into(), "default/decode".into())].into(),
+        by_address: HashMap::new(),
+    };
+    let mut asked = |control_bytes, requests, counted: Option<u64>| {
+        node.activity.asked = [(ONE.into(), Asked { control_bytes, requests })].into();
+        let packets = [("sent_pkts", 0), ("rcvd_pkts", 0)];
+        let bytes = counted.map(|bytes| [("sent_bytes", 0), ("rcvd_bytes", bytes)]);
+        let all: Vec<_> = packets.into_iter().chain(bytes.into_iter().flatten()).collect();
+        node.counts(&all);
+        let report = node.second();
+        RdmaLoad::new(&report, Duration::ZERO, &names).pods.remove(0)
+    };
+    asked(0, 0, None);
+    let pod = asked(128 + 400, 1, None);
+    assert_eq!(pod.rx_bytes_per_second, estimated(100.0 * 65_536.0));
+    assert_eq!(pod.tx_bytes_per_second, Figure::default());
+    // What is counted is not guessed as well.
+    asked(128 + 400, 1, Some(5));
+    asked(128 + 400, 1, Some(5));
+    let pod = asked(128 + 800, 1, Some(1_005));
+    assert_eq!(pod.rx_bytes_per_second, exact(1_000.0));
+}
+
 /// A GID made of 10.0.0.`host`.
-fn gid(_: u8, host: u8) -> String {
-    format!("0000:0000:0000:0000:0000:ffff:0a00:{:04x}", host)
+fn gid(host: u8) -> String {
+    format!("0000:0000:0000:0000:0000:ffff:0a00:{host:04x}")
 }
 
 #[test]
