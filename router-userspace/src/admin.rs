@@ -1,7 +1,7 @@
 //! The admin port: whether the gateway lives and is ready, its metrics, and its fleet.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,7 +32,8 @@ const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0
 pub(crate) struct State {
     pub(crate) readiness: Arc<Readiness>,
     pub(crate) gateway: Arc<Gateway>,
-    pub(crate) registry: Arc<Registry>,
+    /// Locked for a whole answer: gauges of workers are cleared before they are filled anew.
+    pub(crate) registry: Arc<Mutex<Registry>>,
     /// Of all but the probes.
     pub(crate) guard: Arc<Guard>,
 }
@@ -100,10 +101,11 @@ impl State {
                 Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
             },
             "/metrics" => {
+                let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
                 self.gateway.observe();
                 typed(
                     "application/openmetrics-text; version=1.0.0; charset=utf-8",
-                    metrics::encode(&self.registry),
+                    metrics::encode(&registry),
                 )
             }
             "/fleet" => typed("application/json", self.gateway.describe()),

@@ -135,6 +135,33 @@ async fn the_admin_port_tells_of_the_gateway() {
 }
 
 #[tokio::test]
+async fn scrapes_at_once_see_every_worker() {
+    // So many that half a page is seen soon where scrapes are in each other's way.
+    const PODS: usize = 250;
+    let fleet = Fleet::start(1, 1).await;
+    for number in 0..PODS {
+        let ip = std::net::Ipv4Addr::new(192, 0, 2, u8::try_from(number).expect("few"));
+        let pod = router_tests::manifests::Pod::new(&format!("pod-{number}"), "decode", ip.into());
+        fleet.manifests.put_pod(&router_tests::manifests::Pod { ready: false, ..pod });
+    }
+    let gateway = fleet.gateway().await;
+    let admin = gateway.admin;
+    let scrapes: Vec<_> = (0..8)
+        .map(|_| {
+            tokio::spawn(async move {
+                for _ in 0..150 {
+                    let page = admin.get("/metrics").await.expect_status(200).text();
+                    assert_eq!(page.matches("pd_router_worker_up{").count(), PODS + 2);
+                }
+            })
+        })
+        .collect();
+    for scrape in scrapes {
+        scrape.await.expect("no worker was missing");
+    }
+}
+
+#[tokio::test]
 async fn a_request_is_one_line_of_the_log_with_the_reason_of_its_failure() {
     let fleet = Fleet::start(1, 1).await;
     let gateway = fleet.gateway_with(&["--max-attempts", "1"]).await;

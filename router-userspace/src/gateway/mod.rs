@@ -145,7 +145,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<()> 
         admin::State {
             readiness: Arc::clone(&parts.readiness),
             gateway: Arc::clone(&parts.gateway),
-            registry: Arc::new(registry),
+            registry: Arc::new(Mutex::new(registry)),
             guard,
         },
         stop.clone(),
