@@ -111,7 +111,8 @@ impl Cluster {
             .arg(flag("token-auth-file", file("tokens.csv")))
             .arg(flag("service-account-key-file", file("accounts.key")))
             .arg(flag("service-account-signing-key-file", file("accounts.key")))
-            .args(["--insecure-port=0", "--authorization-mode=RBAC"])
+            // As clusters do: an agent's first container mounts what the node lacks.
+            .args(["--insecure-port=0", "--authorization-mode=RBAC", "--allow-privileged=true"])
             .args(["--service-account-issuer=https://kubernetes.default.svc"])
             .args(["--service-cluster-ip-range=10.96.0.0/16", "--endpoint-reconciler-type=none"])
             .args(["--disable-admission-plugins=ServiceAccount"]);

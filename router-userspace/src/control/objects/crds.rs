@@ -48,7 +48,8 @@ fn inference_pool() -> Result<CustomResourceDefinition, String> {
         plural: "inferencepools",
         short: "xinfpool",
     };
-    let columns = [("Port", "integer", ".spec.targetPortNumber")];
+    let accepted = r#".status.parent[*].conditions[?(@.type=="Accepted")].status"#;
+    let columns = [("Port", "integer", ".spec.targetPortNumber"), ("Accepted", "string", accepted)];
     definition(&names, &columns, spec::<PoolSpecV1Alpha2>())
 }
 
@@ -64,6 +65,9 @@ fn inference_traffic_policy() -> Result<CustomResourceDefinition, String> {
         ("Pool", "string", ".spec.poolRef.name"),
         ("Runtime", "string", ".spec.modelServerRuntime"),
         ("Bootstrap", "integer", ".spec.profile.pd.kvTransfer.bootstrapPort"),
+        ("Accepted", "string", r#".status.conditions[?(@.type=="Accepted")].status"#),
+        ("Ready", "string", r#".status.conditions[?(@.type=="Ready")].status"#),
+        ("Reason", "string", r#".status.conditions[?(@.type=="Ready")].reason"#),
     ];
     definition(&names, &columns, spec::<TrafficPolicySpec>())
 }
