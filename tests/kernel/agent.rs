@@ -10,8 +10,8 @@ use serde_json::Value;
 use crate::manifests::{Manifests, NODE, Named};
 use crate::node::Node;
 
-/// How long anything may take that is waited for.
-const LIMIT: Duration = Duration::from_secs(30);
+/// How long anything may take that is waited for; a virtual machine of a loaded one is slow.
+const LIMIT: Duration = Duration::from_secs(120);
 
 pub(crate) struct Agent<'a> {
     pub(crate) node: &'a Node,

@@ -16,5 +16,6 @@ mod requests;
 mod restart;
 mod space;
 mod traffic;
+mod vm;
 mod watch;
 mod wire;

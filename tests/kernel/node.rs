@@ -47,6 +47,14 @@ impl Node {
         Node::over(topology, |node, outside| crate::wire::lay((node, "up0"), (outside, "eth0")))
     }
 
+    /// The machine's own network: RDMA devices are of no other.
+    #[allow(dead_code, reason = "the bench has no such devices")]
+    pub(crate) fn machine() -> Node {
+        let (number, reserved) = reserve();
+        let (space, outside) = (Space::machine(), Space::new());
+        Node { space, outside, topology: Topology::Routed, number, _reserved: reserved }
+    }
+
     fn over(topology: Topology, uplink: impl FnOnce(&Space, &Space)) -> Node {
         let (number, reserved) = reserve();
         let node = Node {

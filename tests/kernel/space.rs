@@ -34,7 +34,17 @@ impl Space {
 
     /// One with mounts of its own, a bpf file system among them: a node.
     pub(crate) fn node() -> Space {
-        let space = Space::with(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS);
+        Space::with_mounts(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+    }
+
+    /// The machine's own network, with mounts as [`Space::node`] has.
+    #[allow(dead_code, reason = "the bench has no such devices")]
+    pub(crate) fn machine() -> Space {
+        Space::with_mounts(CloneFlags::CLONE_NEWNS)
+    }
+
+    fn with_mounts(flags: CloneFlags) -> Space {
+        let space = Space::with(flags);
         space.run(|| {
             let none = None::<&str>;
             let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;

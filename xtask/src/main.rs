@@ -9,6 +9,7 @@ mod demo;
 mod docs;
 mod ebpf;
 mod helm;
+mod kernels;
 mod parts;
 mod python;
 mod real_sglang;

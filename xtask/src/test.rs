@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use crate::counts::Counts;
 use crate::parts::Parts;
 use crate::workspace::Binaries;
-use crate::{cluster, ebpf, helm, python, real_sglang, shell, workspace};
+use crate::{cluster, ebpf, helm, kernels, python, real_sglang, shell, workspace};
 
 /// What to run of the tests.
 #[derive(Debug, Default, Args)]
@@ -20,6 +20,10 @@ pub(crate) struct Flags {
     /// Only tests whose name contains this.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
+    /// Of the suite kernels: every kernel and every test, not only the oldest and the newest and
+    /// what is quick.
+    #[arg(long)]
+    all: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -32,6 +36,8 @@ enum Suite {
     Gateway,
     /// The kernel half in network namespaces; needs root and BPF.
     Kernel,
+    /// The kernel half on Debian's kernels from 5.10 on, each booted under QEMU.
+    Kernels,
     /// The gateway on a real API server, with the documents' manifests.
     Cluster,
     /// What is in deploy/: rendered by kustomize and helm, and decoded strictly.
@@ -110,12 +116,20 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
         Suite::Engine => runner.args(engine_tests()?),
         Suite::Gateway => runner.args(["--test", "gateway"]),
         Suite::Kernel => runner.args(["--test", "kernel"]),
+        Suite::Kernels => {
+            return kernels::run(flags.all, flags.filter.as_deref())
+                .or_else(|missing| left_out(suite, flags, &missing));
+        }
         Suite::Cluster => runner.args(["--test", "cluster"]),
         Suite::Deploy => runner.args(["--test", "deploy"]),
         Suite::Doc => runner.arg("--doc"),
         Suite::RealSglang => runner.args(["--test", "real-sglang"]),
     };
     runner.args(&flags.filter);
+    if suite == Suite::Kernel {
+        // Those need a machine of their own.
+        runner.args(["--", "--skip", "vm::"]);
+    }
     if matches!(suite, Suite::Gateway | Suite::Kernel | Suite::Cluster | Suite::RealSglang) {
         equip(&mut runner)?;
     }
@@ -147,8 +161,13 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
             Err(missing) => return left_out(suite, flags, &missing),
         }
     }
+    counted(&mut runner)
+}
+
+/// Runs it and counts what it says of its tests.
+fn counted(runner: &mut Command) -> Result<Counts> {
     let mut counts = Counts::default();
-    let status = shell::watch(&mut runner, |line| {
+    let status = shell::watch(runner, |line| {
         counts += Counts::of_line(line).unwrap_or_default();
     })?;
     if !status.success() && counts.failed == 0 {

@@ -72,13 +72,13 @@ fn build(profile: &str) -> Result<Binaries> {
     Ok(Binaries { pd_router: find("pd-router")?, sglang_sim: find("sglang-sim")? })
 }
 
-/// The executable of the binary `name` among cargo's JSON messages, one a line.
-fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+/// The executable of the program `name` among cargo's JSON messages, one a line.
+pub(crate) fn executable(messages: &str, name: &str) -> Option<PathBuf> {
     messages.lines().find_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         let target = message.get("target")?;
-        let is_bin = target.get("kind")?.as_array()?.iter().any(|kind| kind == "bin");
-        (is_bin && target.get("name")? == name)
+        let is_library = target.get("kind")?.as_array()?.iter().any(|kind| kind == "lib");
+        (!is_library && target.get("name")? == name)
             .then(|| message.get("executable")?.as_str().map(PathBuf::from))?
     })
 }

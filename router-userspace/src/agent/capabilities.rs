@@ -46,25 +46,58 @@ struct Sets {
 }
 
 const VERSION_3: u32 = 0x2008_0522;
+static HEADER: Header = Header { version: VERSION_3, pid: 0 };
 
-/// Gives up what is not needed, and says what is missing.
+fn number_in(path: &str) -> io::Result<i64> {
+    std::fs::read_to_string(path)?.trim().parse().map_err(io::Error::other)
+}
+
+fn knows_bpf() -> io::Result<bool> {
+    Ok(number_in("/proc/sys/kernel/cap_last_cap")? >= i64::from(BPF))
+}
+
+/// Whether events are closed to all without CAP_SYS_ADMIN, CAP_PERFMON or not: 3 is Debian's own
+/// degree, and Debian's default.
+pub(super) fn events_are_closed() -> bool {
+    number_in("/proc/sys/kernel/perf_event_paranoid").is_ok_and(|degree| degree > 2)
+}
+
+fn sets() -> io::Result<[Sets; 2]> {
+    let mut sets = [Sets::default(); 2];
+    // SAFETY: both structs have the layout of capget(2), version 3.
+    if unsafe { libc::syscall(libc::SYS_capget, &raw const HEADER, &raw mut sets) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(sets)
+}
+
+/// Gives up all but what `keep` has.
+fn keep_only(mut sets: [Sets; 2], keep: [u32; 2]) -> io::Result<()> {
+    for (set, keep) in sets.iter_mut().zip(keep) {
+        set.effective &= keep;
+        set.permitted &= keep;
+        set.inheritable = 0;
+    }
+    // SAFETY: as above.
+    if unsafe { libc::syscall(libc::SYS_capset, &raw const HEADER, &raw const sets) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Gives up what is not needed, and says what is missing. What only attaching to the tracepoint
+/// needs stays until [`attached`].
 ///
 /// # Errors
 /// The kernel's.
 pub(super) fn reduce() -> io::Result<Vec<String>> {
-    let mut sets = [Sets::default(); 2];
-    let header = Header { version: VERSION_3, pid: 0 };
-    // SAFETY: both structs have the layout of capget(2), version 3.
-    if unsafe { libc::syscall(libc::SYS_capget, &raw const header, &raw mut sets) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let last = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")?;
-    let knows_bpf = last.trim().parse::<u32>().is_ok_and(|last| last >= BPF);
+    let sets = sets()?;
+    let knows_bpf = knows_bpf()?;
     let mut keep = [0u32; 2];
     let mut add = |number: u32| keep[(number / 32) as usize] |= 1 << (number % 32);
     NEEDS.iter().for_each(|need| add(need.number));
     add(DAC_READ_SEARCH);
-    if !knows_bpf {
+    if !knows_bpf || events_are_closed() {
         add(SYS_ADMIN);
     }
     let has = |number: u32| sets[(number / 32) as usize].effective & (1 << (number % 32)) != 0;
@@ -74,14 +107,19 @@ pub(super) fn reduce() -> io::Result<Vec<String>> {
         .filter(|need| !(has(need.number) || stands_in && need.number >= 38))
         .map(|need| format!("{} is missing, and with it: {}", need.name, need.loses))
         .collect();
-    for (set, keep) in sets.iter_mut().zip(keep) {
-        set.effective &= keep;
-        set.permitted &= keep;
-        set.inheritable = 0;
-    }
-    // SAFETY: as above.
-    if unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const sets) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    keep_only(sets, keep)?;
     Ok(missing)
+}
+
+/// Gives up what only attaching needed.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn attached() -> io::Result<()> {
+    if !knows_bpf()? {
+        return Ok(());
+    }
+    let mut keep = [u32::MAX; 2];
+    keep[(SYS_ADMIN / 32) as usize] &= !(1 << (SYS_ADMIN % 32));
+    keep_only(sets()?, keep)
 }

@@ -189,9 +189,17 @@ impl Agent {
             ));
         }
         if let Err(error) = self.programs.attach_sock_state() {
+            let closed = if capabilities::events_are_closed() {
+                " (kernel.perf_event_paranoid is over 2 here, which asks for CAP_SYS_ADMIN)"
+            } else {
+                ""
+            };
             self.missing.push(format!(
-                "inet_sock_set_state: {error:#}; ends of older connections are not seen"
+                "inet_sock_set_state: {error:#}{closed}; ends of older connections are not seen"
             ));
+        }
+        if let Err(error) = capabilities::attached() {
+            self.missing.push(format!("privileges are left that are not needed: {error}"));
         }
         let roots = Roots { sysfs: self.flags.sysfs.clone(), ..Roots::default() };
         let speeds = self.flags.rdma_speed.clone();

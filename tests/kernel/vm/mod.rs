@@ -1,0 +1,37 @@
+//! What needs a machine of its own, with modules, cgroups and RDMA devices to play with:
+//! `cargo xtask test kernels` boots one for every kernel. What is found goes into its matrix.
+
+mod abilities;
+mod attribution;
+mod cgroups;
+mod rig;
+mod roce;
+mod writer;
+
+use std::fmt::Display;
+use std::fs::OpenOptions;
+use std::io::Write;
+
+/// Tells the host what this kernel is found to do, on a line of its own.
+fn found(what: &str, how: impl Display) {
+    tell(&format!("{what} = {how}"));
+}
+
+/// Shows the host a value that belongs in a document rather than in the matrix.
+fn shown(what: &str, value: &serde_json::Value) {
+    tell(&format!("{what}: {value}"));
+}
+
+fn tell(line: &str) {
+    let path = std::env::var("PD_ROUTER_FINDINGS");
+    let path = path.expect("PD_ROUTER_FINDINGS: run `cargo xtask test kernels`");
+    let mut host = OpenOptions::new().append(true).open(path).expect("a line to the host");
+    host.write_all(format!("\n@ {line}\n").as_bytes()).expect("telling the host");
+}
+
+/// The kernel's version: 5.10.0-46-amd64 is (5, 10).
+fn kernel() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
+    let mut numbers = release.split(['.', '-']).map(|part| part.trim().parse().unwrap_or(0));
+    (numbers.next().expect("a number"), numbers.next().expect("another"))
+}

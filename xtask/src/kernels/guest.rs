@@ -1,0 +1,212 @@
+//! One kernel under QEMU: started, listened to on its second serial line, ended in time.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::debian::{Kernel, QEMU};
+use crate::counts::Counts;
+use crate::shell;
+
+/// Quiet but for what is wrong; without hardware's help, mitigations cost and protect nothing.
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1 loglevel=4 mitigations=off audit=0 nokaslr";
+/// Lines of the kernel's log that are shown of a guest that did not end well.
+const LAST_LINES: usize = 40;
+
+/// A running guest, which ends with this value.
+#[derive(Debug)]
+pub(super) struct Guest {
+    qemu: Child,
+    version: String,
+    initrd: PathBuf,
+    /// What the kernel says.
+    console: PathBuf,
+    /// What the tests say.
+    transcript: PathBuf,
+}
+
+/// What came of a guest.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    pub(super) counts: Counts,
+    /// What the tests found of the kernel, in the order in which they said it.
+    pub(super) findings: Vec<(String, String)>,
+    /// Why it did not end as it should.
+    pub(super) failure: Option<String>,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        _ = self.qemu.kill();
+        _ = self.qemu.wait();
+        _ = std::fs::remove_file(&self.initrd);
+    }
+}
+
+impl Guest {
+    /// # Errors
+    /// QEMU does not start.
+    pub(super) fn start(kernel: &Kernel, initrd: &[u8], logs: &Path) -> Result<Guest> {
+        let own =
+            |ending: &str| logs.join(format!("{}-{}.{ending}", kernel.version, std::process::id()));
+        let (image, console, transcript) = (own("cpio"), own("console.log"), own("tests.log"));
+        std::fs::write(&image, initrd).with_context(|| format!("writing {}", image.display()))?;
+        let mut command = held(QEMU);
+        command
+            // One thread for both CPUs: with one each, what a CPU patches into the kernel's code
+            // reaches the other too late (an int3 of a jump label, and a panic).
+            .args(["-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", "2048"])
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+            .args(["-append", COMMAND_LINE, "-kernel"])
+            .arg(&kernel.image)
+            .arg("-initrd")
+            .arg(&image)
+            .arg("-serial")
+            .arg(format!("file:{}", console.display()))
+            .args(["-serial", "stdio"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        let qemu = command.spawn().with_context(|| format!("starting {QEMU}"))?;
+        let version = kernel.version.clone();
+        Ok(Guest { qemu, version, initrd: image, console, transcript })
+    }
+
+    /// Listens until the guest ends, and shows what it says.
+    ///
+    /// # Errors
+    /// Its output cannot be kept.
+    pub(super) fn report(mut self, limit: Duration) -> Result<Report> {
+        let lines = lines_of(self.qemu.stdout.take().context("QEMU's output is a pipe")?);
+        let mut transcript = File::create(&self.transcript)
+            .with_context(|| format!("making {}", self.transcript.display()))?;
+        let end = Instant::now() + limit;
+        let mut report = Report::default();
+        let mut ended = None;
+        loop {
+            match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    use std::io::Write;
+                    writeln!(transcript, "{line}").context("keeping the guest's output")?;
+                    let heard = hear(&line, &mut report);
+                    if let Some(shown) = heard.shown {
+                        println!("{:<16} {shown}", self.version);
+                    }
+                    ended = ended.or(heard.ended);
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    report.failure = Some(format!("not done after {} s", limit.as_secs()));
+                    break;
+                }
+            }
+        }
+        if ended.is_none() && report.failure.is_none() {
+            report.failure = Some("it ended before its tests".to_owned());
+        }
+        if ended.is_some_and(|code| code != 0) && report.counts.failed == 0 {
+            report.failure = Some("its tests ended badly".to_owned());
+        }
+        if let Some(failure) = &report.failure {
+            report.counts += Counts::FAILURE;
+            println!("Linux {}: {failure}; the kernel's last words:", self.version);
+            last_lines(&self.console).iter().for_each(|line| println!("    {line}"));
+        }
+        if report.counts.failed > 0 {
+            println!("    whole logs: {}", self.console.display());
+            println!("                {}", self.transcript.display());
+        } else {
+            _ = std::fs::remove_file(&self.console);
+            _ = std::fs::remove_file(&self.transcript);
+        }
+        Ok(report)
+    }
+}
+
+/// A command that ends with this process, however that ends, where the machine can arrange it.
+fn held(program: &str) -> Command {
+    if shell::which("setpriv").is_none() {
+        return shell::command(program);
+    }
+    let mut command = shell::command("setpriv");
+    command.args(["--pdeathsig", "KILL", program]);
+    command
+}
+
+fn lines_of(output: ChildStdout) -> Receiver<String> {
+    let (lines, inbox) = channel();
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(output);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            line.clear();
+            if lines.send(text).is_err() {
+                return;
+            }
+        }
+    });
+    inbox
+}
+
+/// What a line comes to.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Heard<'a> {
+    shown: Option<&'a str>,
+    /// The tests' exit code.
+    ended: Option<i32>,
+}
+
+/// Takes in a line.
+fn hear<'a>(line: &'a str, report: &mut Report) -> Heard<'a> {
+    if let Some(counts) = Counts::of_line(line) {
+        report.counts += counts;
+    }
+    let Some(said) = line.strip_prefix("@ ") else {
+        let shown = Some(line).filter(|line| !line.is_empty());
+        return Heard { shown, ended: None };
+    };
+    if let Some(code) = said.strip_prefix("ended with ") {
+        return Heard { shown: None, ended: Some(code.parse().unwrap_or(-1)) };
+    }
+    match said.split_once(" = ") {
+        Some((what, found)) => {
+            report.findings.push((what.to_owned(), found.to_owned()));
+            Heard::default()
+        }
+        None => Heard { shown: Some(said), ended: None },
+    }
+}
+
+fn last_lines(path: &Path) -> Vec<String> {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
+    lines[lines.len().saturating_sub(LAST_LINES)..].to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_findings_and_the_end_are_heard() {
+        let mut report = Report::default();
+        for line in [
+            "test chain::a ... ok",
+            "@ tc attach = clsact",
+            "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 1 filtered out",
+        ] {
+            assert_eq!(hear(line, &mut report).ended, None);
+        }
+        assert_eq!(hear("", &mut report), Heard::default());
+        assert_eq!(hear("@ ended with 0", &mut report).ended, Some(0));
+        assert_eq!(report.counts, Counts { passed: 3, failed: 0 });
+        assert_eq!(report.findings, [("tc attach".to_owned(), "clsact".to_owned())]);
+    }
+}

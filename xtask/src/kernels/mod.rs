@@ -1,0 +1,122 @@
+//! `cargo xtask test kernels`: the kernel half on the kernels that users run, each booted under
+//! QEMU with the static binary and the tests in a small initramfs.
+
+mod build;
+mod cpio;
+mod debian;
+mod guest;
+mod image;
+mod matrix;
+mod modules;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::counts::Counts;
+use debian::Kernel;
+use guest::Guest;
+use matrix::Matrix;
+
+/// The oldest that users run, and the newest that Debian has: these every change must pass.
+const ENDS: [&str; 2] = ["5.10", "7"];
+/// All that are fetched, by the beginning of their version.
+const ALL: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7"];
+
+/// Guests at once. Each takes one CPU of this machine.
+const GUESTS: usize = 2;
+
+/// From power-on to the end of the last test; a guest is ended by force after it.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// Boots the kernels one by one, prints what each can do, and counts the tests that ran there.
+///
+/// # Errors
+/// Something is missing, cannot be fetched or built; what goes wrong in a guest is in the counts.
+pub(crate) fn run(all: bool, filter: Option<&str>) -> Result<Counts> {
+    let start = Instant::now();
+    let families: &[&str] = if all { &ALL } else { &ENDS };
+    let store = debian::store(families)?;
+    println!("kernels, tools and QEMU: {:.1} s", start.elapsed().as_secs_f64());
+    let start = Instant::now();
+    let programs = build::programs()?;
+    println!("static programs: {:.1} s", start.elapsed().as_secs_f64());
+
+    let base = image::base(&store, &programs, &arguments(all, filter))?;
+    let reports = at_once(&store.kernels, |kernel| {
+        let start = Instant::now();
+        let report = boot(kernel, &store, &base)?;
+        let took = start.elapsed();
+        println!("Linux {}: {} ({:.1} s)", kernel.version, report.counts, took.as_secs_f64());
+        anyhow::Ok(report)
+    });
+    let mut counts = Counts::default();
+    let mut matrix = Matrix::default();
+    for (kernel, report) in store.kernels.iter().zip(reports) {
+        let report = report?;
+        counts += report.counts;
+        matrix.add(&kernel.version, report);
+    }
+    println!("\n{matrix}");
+    Ok(counts)
+}
+
+fn boot(kernel: &Kernel, store: &debian::Store, base: &[u8]) -> Result<guest::Report> {
+    println!("booting Linux {}", kernel.version);
+    let initrd = image::with_modules(base, kernel, &store.xz())?;
+    Guest::start(kernel, &initrd, &store.logs)?.report(LIMIT)
+}
+
+/// Runs `run` for each, as many at once as there are guests at once; results in their order.
+fn at_once<'a, T, R>(all: &'a [T], run: impl Fn(&'a T) -> R + Sync) -> Vec<R>
+where
+    T: Sync,
+    R: Send,
+{
+    let next = AtomicUsize::new(0);
+    let done: Vec<Mutex<Option<R>>> = all.iter().map(|_| Mutex::new(None)).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..GUESTS {
+            scope.spawn(|| {
+                while let Some((item, done)) = {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    all.get(index).zip(done.get(index))
+                } {
+                    let result = run(item);
+                    *done.lock().expect("nobody panics with it") = Some(result);
+                }
+            });
+        }
+    });
+    let results = done.into_iter().map(|done| done.into_inner().expect("nobody panics with it"));
+    results.map(|result| result.expect("each was run")).collect()
+}
+
+/// What the test program in the guest is called with.
+fn arguments(all: bool, filter: Option<&str>) -> Vec<String> {
+    let mut words: Vec<String> = filter.map(ToOwned::to_owned).into_iter().collect();
+    if !all {
+        // Minutes without the hardware's help, and much the same on every kernel.
+        for long in ["gibibyte", "ten_thousand", "cut_off_at_every_byte", "loss_and_reordering"] {
+            words.extend(["--skip".to_owned(), long.to_owned()]);
+        }
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_guest_is_run_once_and_told_in_order() {
+        let ran = AtomicUsize::new(0);
+        let told = at_once(&[3, 1, 4, 1, 5], |number| {
+            ran.fetch_add(1, Ordering::Relaxed);
+            number * 2
+        });
+        assert_eq!((told, ran.into_inner()), (vec![6, 2, 8, 2, 10], 5));
+    }
+}
