@@ -149,6 +149,10 @@ pub struct PairStats {
     /// Sum and number of smoothed round-trip times.
     pub srtt_us_sum: u64,
     pub srtt_samples: u64,
+    /// Sum of the socket's samples of what it delivered, and of the times that took: their ratio
+    /// is the speed while something moves, whatever the pauses between.
+    pub rate_bytes: u64,
+    pub rate_us: u64,
 }
 
 /// Packets of a local pod on the interface that carries it, retransmits included.
@@ -174,6 +178,9 @@ pub struct PodHttp {
     pub started: u64,
     /// Requests whose answer began, or that ended without one.
     pub answered: u64,
+    /// Bytes of requests, heads included, and those of them whose answer began since.
+    pub asked_bytes: u64,
+    pub answered_bytes: u64,
     pub finished: u64,
     /// Of the finished, those that a connection's end cut short.
     pub aborted: u64,
@@ -200,6 +207,8 @@ impl Default for PodHttp {
         PodHttp {
             started: 0,
             answered: 0,
+            asked_bytes: 0,
+            answered_bytes: 0,
             finished: 0,
             aborted: 0,
             reopened: 0,
@@ -226,6 +235,11 @@ impl PodHttp {
     /// Requests whose answer has not begun.
     pub fn waiting(&self) -> u64 {
         self.started.saturating_sub(self.answered)
+    }
+
+    /// Bytes of the requests whose answer has not begun.
+    pub fn waiting_bytes(&self) -> u64 {
+        self.asked_bytes.saturating_sub(self.answered_bytes)
     }
 
     /// Chunked answers whose body is under way.
@@ -286,9 +300,9 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 36);
     assert!(size_of::<PairKey>() == 12);
     assert!(size_of::<Connection>() == 56);
-    assert!(size_of::<PairStats>() == 72);
+    assert!(size_of::<PairStats>() == 88);
     assert!(size_of::<PodTraffic>() == 64);
-    assert!(size_of::<PodHttp>() == 13 * 8 + 2 * 8 * BUCKETS);
+    assert!(size_of::<PodHttp>() == 15 * 8 + 2 * 8 * BUCKETS);
     assert!(size_of::<QueuePairKey>() == 36);
     assert!(size_of::<QueuePairStats>() == 56);
     assert!(size_of::<Losses>() == 32);

@@ -305,6 +305,17 @@ fn sample(ctx: &SockOpsContext, stats: *mut PairStats) {
             add(&raw mut (*stats).srtt_samples, 1);
         }
     }
+    // Segments that were delivered, and how long that took, as the kernel's congestion control
+    // samples them (net/ipv4/tcp_rate.c).
+    let (delivered, took_us) = (field!(ctx, rate_delivered), field!(ctx, rate_interval_us));
+    if delivered > 0 && took_us > 0 {
+        let bytes = delivered as u64 * field!(ctx, mss_cache) as u64;
+        // SAFETY: live map values.
+        unsafe {
+            add(&raw mut (*stats).rate_bytes, bytes);
+            add(&raw mut (*stats).rate_us, took_us as u64);
+        }
+    }
 }
 
 #[inline(always)]

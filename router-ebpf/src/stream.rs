@@ -226,6 +226,12 @@ fn apply(pod: u32, flow: &FlowKey, change: &Change) -> Option<()> {
         count(&raw mut (*http).streams_ended, change.stream_ended);
         count(&raw mut (*http).aborted, change.aborted);
         count(&raw mut (*http).finished, change.finished);
+        if change.asked_bytes != 0 {
+            add(&raw mut (*http).asked_bytes, change.asked_bytes as u64);
+        }
+        if change.answered_bytes != 0 {
+            add(&raw mut (*http).answered_bytes, change.answered_bytes as u64);
+        }
         if change.duration_ns != 0 {
             add(&raw mut (*http).duration_ns_sum, change.duration_ns);
             add(&raw mut (*http).duration_samples, 1);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use router_core::fleet::ObjectName;
+use router_core::fleet::{AgentAddress, ObjectName};
 use router_core::schedule::Policy;
 
 use crate::agent::settings::AgentFlags;
@@ -84,6 +84,13 @@ pub struct GatewayFlags {
     /// predicted.
     #[arg(long, default_value_t = PolicyName(Policy::default()))]
     pub policy: PolicyName,
+    /// An agent beyond those that the source names: its address, and its node where pods tell theirs.
+    /// May be repeated.
+    #[arg(long, value_name = "IP:PORT[=NODE]", value_parser = agent)]
+    pub agent: Vec<AgentAddress>,
+    /// File with the token that agents ask for (their --token-file).
+    #[arg(long, value_name = "FILE")]
+    pub feedback_token_file: Option<PathBuf>,
     /// Names the chosen pods in the answer's x-pd-router-prefill and x-pd-router-decode.
     #[arg(long)]
     pub explain_headers: bool,
@@ -225,6 +232,9 @@ pub struct TimeoutFlags {
     /// For a probe's answer.
     #[arg(long, default_value = "1s", value_parser = duration)]
     pub probe_timeout: Duration,
+    /// Between two polls of what an engine tells of its own load.
+    #[arg(long, default_value = "1s", value_parser = duration)]
+    pub engine_load_interval: Duration,
     /// For running streams to finish after SIGTERM.
     #[arg(long, default_value = "24h", value_parser = duration)]
     pub drain_timeout: Duration,
@@ -262,6 +272,8 @@ pub struct Settings {
     pub admin_listen: SocketAddr,
     pub admin_guard: Arc<Guard>,
     pub policy: Policy,
+    pub agents: Vec<AgentAddress>,
+    pub feedback_token_file: Option<PathBuf>,
     pub explain_headers: bool,
     pub engine_api_key: Option<http::HeaderValue>,
     pub limits: LimitFlags,
@@ -315,6 +327,8 @@ impl GatewayFlags {
                 self.admin_without_token,
             )),
             policy: self.policy.0,
+            agents: self.agent,
+            feedback_token_file: self.feedback_token_file,
             explain_headers: self.explain_headers,
             engine_api_key,
             limits: self.limits,
@@ -335,6 +349,19 @@ fn bearer(path: &std::path::Path) -> Result<http::HeaderValue> {
     })?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+/// Parses `IP:PORT` or `IP:PORT=NODE`.
+fn agent(text: &str) -> Result<AgentAddress, String> {
+    let (address, node) = match text.split_once('=') {
+        Some((address, node)) => (address, Some(node)),
+        None => (text, None),
+    };
+    let address = address.parse().map_err(|_| format!("`{address}` is not IP:PORT"))?;
+    if node.is_some_and(str::is_empty) {
+        return Err(format!("`{text}` names no node after the ="));
+    }
+    Ok(AgentAddress { address, node: node.map(Into::into), name: text.into() })
 }
 
 /// Parses `NAMESPACE/NAME`.

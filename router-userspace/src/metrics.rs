@@ -1,5 +1,7 @@
 //! Every metric of the gateway: its name, its labels, and where it is counted.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -39,6 +41,12 @@ pub struct ReasonLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FeedbackLabels {
+    /// Why a stream of an agent ended, or why a record was passed over.
+    pub reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct AbortLabels {
     /// `sent`, `failed`, or `dropped` where the engine knows no name for the request.
     pub result: &'static str,
@@ -70,6 +78,12 @@ pub struct Metrics {
     pub fleet_generation: Gauge,
     pub worker_up: Family<WorkerLabels, Gauge>,
     pub worker_requests: Family<WorkerLabels, Gauge>,
+    pub agents: Gauge,
+    pub agents_heard: Gauge,
+    pub feedback_frames: Counter,
+    pub feedback_losses: Family<FeedbackLabels, Counter>,
+    pub worker_load_age: Family<WorkerLabels, Gauge<f64, AtomicU64>>,
+    pub worker_load_score: Family<WorkerLabels, Gauge<f64, AtomicU64>>,
 }
 
 /// 1 ms to 10 min: from a cached answer to a long generation.
@@ -100,9 +114,16 @@ impl Metrics {
             fleet_generation: Gauge::default(),
             worker_up: Family::default(),
             worker_requests: Family::default(),
+            agents: Gauge::default(),
+            agents_heard: Gauge::default(),
+            feedback_frames: Counter::default(),
+            feedback_losses: Family::default(),
+            worker_load_age: Family::default(),
+            worker_load_score: Family::default(),
         };
         metrics.register_requests(registry);
         metrics.register_fleet(registry);
+        metrics.register_feedback(registry);
         metrics
     }
 
@@ -154,6 +175,36 @@ impl Metrics {
             "worker_requests",
             "Requests that this gateway has on the worker",
             self.worker_requests.clone(),
+        );
+    }
+
+    fn register_feedback(&self, registry: &mut Registry) {
+        registry.register("agents", "Agents that are known", self.agents.clone());
+        registry.register(
+            "agents_heard",
+            "Agents whose stream of loads is followed",
+            self.agents_heard.clone(),
+        );
+        registry.register(
+            "feedback_frames",
+            "Load frames of agents that were taken in",
+            self.feedback_frames.clone(),
+        );
+        registry.register(
+            "feedback_losses",
+            "Streams of agents that ended, and records that were passed over",
+            self.feedback_losses.clone(),
+        );
+        registry.register_with_unit(
+            "worker_load_age",
+            "Age of what the kernel told of the worker",
+            Unit::Seconds,
+            self.worker_load_age.clone(),
+        );
+        registry.register(
+            "worker_load_score",
+            "How busy the worker is by its agent, 0 idle to 1 saturated",
+            self.worker_load_score.clone(),
         );
     }
 }

@@ -95,7 +95,7 @@ impl Node {
         node
     }
 
-    fn ip(&self, subnet: u8, host: u8) -> IpAddr {
+    pub(crate) fn ip(&self, subnet: u8, host: u8) -> IpAddr {
         Ipv4Addr::new(10, self.number, subnet, host).into()
     }
 
@@ -106,13 +106,18 @@ impl Node {
 
     /// A new pod; `host` (2 to 254) makes its address.
     pub(crate) fn pod(&self, host: u8) -> Pod {
+        self.pod_behind(host, |node, pod, link| {
+            let pod = pod.path();
+            node.sh(&format!("ip link add {link} type veth peer name eth0 netns {pod}"));
+        })
+    }
+
+    /// The same behind a link that `lay` makes: it has a name in the node, and is `eth0` in the pod.
+    pub(crate) fn pod_behind(&self, host: u8, lay: impl FnOnce(&Space, &Space, &str)) -> Pod {
         let space = Space::new();
         let (address, v6, link) = (self.ip(1, host), self.ip6(1, host), format!("veth{host}"));
-        self.space.sh(&format!(
-            "ip link add {link} type veth peer name eth0 netns {}
-             ip link set {link} up",
-            space.path()
-        ));
+        lay(&self.space, &space, &link);
+        self.space.sh(&format!("ip link set {link} up"));
         match self.topology {
             Topology::Routed => {
                 self.space.sh(&format!(

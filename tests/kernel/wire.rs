@@ -20,7 +20,8 @@ pub(crate) fn lay(one: (&Space, &'static str), other: (&Space, &'static str)) {
     std::thread::spawn(move || pass(b2, a2, 11));
 }
 
-fn tap(space: &Space, name: &'static str) -> File {
+pub(crate) fn tap(space: &Space, name: &str) -> File {
+    let name = name.to_owned();
     space.run(move || {
         const IFF_TAP: i16 = 2;
         const IFF_NO_PI: i16 = 0x1000;

@@ -38,6 +38,8 @@ enum Suite {
     Kernel,
     /// The kernel half on Debian's kernels from 5.10 on, each booted under QEMU.
     Kernels,
+    /// The loop from the kernel to the choice, in network namespaces; needs root and BPF.
+    Feedback,
     /// The gateway on a real API server, with the documents' manifests.
     Cluster,
     /// What is in deploy/: rendered by kustomize and helm, and decoded strictly.
@@ -50,15 +52,21 @@ enum Suite {
 
 impl Suite {
     /// All but those that run only when they are named.
-    const ALL: [Suite; 7] = [
+    const ALL: [Suite; 8] = [
         Suite::Unit,
         Suite::Engine,
         Suite::Gateway,
         Suite::Kernel,
+        Suite::Feedback,
         Suite::Cluster,
         Suite::Deploy,
         Suite::Doc,
     ];
+
+    /// Those that run the programs: the others are whole by themselves.
+    fn needs_programs(self) -> bool {
+        !matches!(self, Suite::Unit | Suite::Engine | Suite::Deploy | Suite::Doc)
+    }
 
     fn name(self) -> String {
         self.to_possible_value().expect("no suite is hidden").get_name().to_owned()
@@ -120,6 +128,7 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
             return kernels::run(flags.all, flags.filter.as_deref())
                 .or_else(|missing| left_out(suite, flags, &missing));
         }
+        Suite::Feedback => runner.args(["--test", "feedback"]),
         Suite::Cluster => runner.args(["--test", "cluster"]),
         Suite::Deploy => runner.args(["--test", "deploy"]),
         Suite::Doc => runner.arg("--doc"),
@@ -130,13 +139,13 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
         // Those need a machine of their own.
         runner.args(["--", "--skip", "vm::"]);
     }
-    if matches!(suite, Suite::Gateway | Suite::Kernel | Suite::Cluster | Suite::RealSglang) {
+    if suite.needs_programs() {
         equip(&mut runner)?;
     }
     if suite == Suite::RealSglang {
         real_sglang::equip(&mut runner)?;
     }
-    if suite == Suite::Kernel {
+    if matches!(suite, Suite::Kernel | Suite::Feedback) {
         match kernel_object() {
             Ok(object) => _ = runner.env("PD_ROUTER_EBPF_OBJECT", object),
             Err(missing) => return left_out(suite, flags, &missing),

@@ -4,11 +4,13 @@
 //! and only while no answer is outstanding. So a segment that is sent twice, comes late or is a
 //! body that begins with a method counts nothing. Nothing here waits, allocates or can fail.
 
+mod change;
 mod head;
 mod segment;
 
+pub use change::Change;
 pub use head::{HEAD_WINDOW, HeadScan, Window};
-pub use segment::{Payload, Segment, TCP_FIN, TCP_RST, TCP_SYN};
+pub use segment::{Payload, Segment, TCP_FIN, TCP_RST, TCP_SYN, begins_request};
 
 use head::{HEAD_END, LAST_CHUNK, LONGEST, SEVEN_BYTES};
 
@@ -43,24 +45,6 @@ pub const FIN_FROM_POD: u32 = 1 << 9;
 const PER_ANSWER: u32 = SIZED | CHUNKED | ENDLESS | BEGUN;
 const PER_REQUEST: u32 = PER_ANSWER | BODILESS | UNTIMED;
 
-/// What one segment adds to a pod's counters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Change {
-    pub started: bool,
-    pub answered: bool,
-    pub finished: bool,
-    pub aborted: bool,
-    pub reopened: bool,
-    pub stream_started: bool,
-    pub stream_ended: bool,
-    /// The connection is over: forget it.
-    pub gone: bool,
-    /// Times that end here, 0 where none does.
-    pub ttft_ns: u64,
-    pub itl_ns: u64,
-    pub duration_ns: u64,
-}
-
 /// One HTTP connection to a local pod's engine.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,6 +61,9 @@ pub struct Stream {
     pub answered: u32,
     /// Where a sized answer ends.
     pub answer_end: u32,
+    /// Bytes of the request whose answer has not begun, and nothing.
+    pub waiting_bytes: u32,
+    pub reserved: u32,
     pub started_ns: u64,
     /// The last new byte of the answer.
     pub last_ns: u64,
@@ -85,28 +72,11 @@ pub struct Stream {
     pub head: HeadScan,
 }
 
-const _: () = assert!(size_of::<Stream>() == 104);
+const _: () = assert!(size_of::<Stream>() == 112);
 
 #[inline(always)]
 fn after(a: u32, b: u32) -> bool {
     (a.wrapping_sub(b) as i32) > 0
-}
-
-/// Whether a payload that begins with `first` begins a request of HTTP/1.
-#[inline(always)]
-pub fn begins_request(first: [u8; 4]) -> bool {
-    // The preface of HTTP/2 is "PRI ", which is none of these.
-    const METHODS: [[u8; 4]; 9] =
-        [*b"POST", *b"GET ", *b"HEAD", *b"PUT ", *b"DELE", *b"OPTI", *b"PATC", *b"CONN", *b"TRAC"];
-    let first = u32::from_be_bytes(first);
-    let mut index = 0;
-    while index < METHODS.len() {
-        if first == u32::from_be_bytes(METHODS[index]) {
-            return true;
-        }
-        index += 1;
-    }
-    false
 }
 
 impl Stream {
@@ -153,6 +123,9 @@ impl Stream {
                 self.begin(&mut change, payload, end, now);
             }
             if after(end, self.asked) {
+                if !change.started && (self.phase == WAITING || self.phase == HEAD) {
+                    self.wait_for(&mut change, end.wrapping_sub(self.asked));
+                }
                 self.asked = end;
             }
         }
@@ -161,6 +134,21 @@ impl Stream {
             change.gone = self.flags & FIN_FROM_POD != 0;
         }
         change
+    }
+
+    /// Bytes of a request without an answer.
+    #[inline(always)]
+    fn wait_for(&mut self, change: &mut Change, bytes: u32) {
+        self.waiting_bytes = self.waiting_bytes.wrapping_add(bytes);
+        change.asked_bytes = bytes;
+    }
+
+    /// The answer begins, or will never come.
+    #[inline(always)]
+    fn answer(&mut self, change: &mut Change) {
+        change.answered = true;
+        change.answered_bytes = self.waiting_bytes;
+        self.waiting_bytes = 0;
     }
 
     /// New bytes where a request is due.
@@ -178,6 +166,9 @@ impl Stream {
             self.phase = WAITING;
             self.started_ns = now;
             change.started = true;
+            // The rest of it may have come before its beginning.
+            let known = if after(self.asked, end) { self.asked } else { end };
+            self.wait_for(change, known.wrapping_sub(self.due));
         } else if self.flags & SEEN == 0 {
             self.flags |= OPAQUE;
         } else {
@@ -286,6 +277,7 @@ impl Stream {
             change.started = true;
             self.flags = (self.flags & !PER_REQUEST) | SEEN | UNTIMED;
             self.phase = WAITING;
+            self.wait_for(change, self.asked.wrapping_sub(self.due));
             return true;
         }
         if self.flags & SEEN == 0 {
@@ -313,12 +305,12 @@ impl Stream {
             self.phase = WAITING;
             if self.head.status == 101 {
                 self.finish(change, now);
-                change.answered = true;
+                self.answer(change);
                 self.flags |= OPAQUE;
             }
             return false;
         }
-        change.answered = true;
+        self.answer(change);
         self.phase = BODY;
         self.tail = HEAD_END;
         self.last_ns = now;
@@ -377,7 +369,9 @@ impl Stream {
     fn cut(&mut self, change: &mut Change, now: u64) {
         if self.phase != IDLE {
             change.aborted = true;
-            change.answered = change.answered || self.phase != BODY;
+            if self.phase != BODY {
+                self.answer(change);
+            }
             self.finish(change, now);
         }
     }

@@ -33,3 +33,20 @@ pub trait Payload {
     /// The last `count` bytes (1 to 8) as a big-endian number.
     fn last(&self, count: u32) -> u64;
 }
+
+/// Whether a payload that begins with `first` begins a request of HTTP/1.
+#[inline(always)]
+pub fn begins_request(first: [u8; 4]) -> bool {
+    // The preface of HTTP/2 is "PRI ", which is none of these.
+    const METHODS: [[u8; 4]; 9] =
+        [*b"POST", *b"GET ", *b"HEAD", *b"PUT ", *b"DELE", *b"OPTI", *b"PATC", *b"CONN", *b"TRAC"];
+    let first = u32::from_be_bytes(first);
+    let mut index = 0;
+    while index < METHODS.len() {
+        if first == u32::from_be_bytes(METHODS[index]) {
+            return true;
+        }
+        index += 1;
+    }
+    false
+}

@@ -38,6 +38,8 @@ impl Payload for Bytes<'_> {
 struct Totals {
     started: u32,
     answered: u32,
+    asked_bytes: u32,
+    answered_bytes: u32,
     finished: u32,
     aborted: u32,
     reopened: u32,
@@ -77,6 +79,8 @@ impl Replay {
         let totals = &mut self.totals;
         totals.started += change.started as u32;
         totals.answered += change.answered as u32;
+        totals.asked_bytes += change.asked_bytes;
+        totals.answered_bytes += change.answered_bytes;
         totals.finished += change.finished as u32;
         totals.aborted += change.aborted as u32;
         totals.reopened += change.reopened as u32;
@@ -137,6 +141,20 @@ fn a_sized_answer_ends_with_its_last_byte() {
     assert_eq!(replay.totals.ttft, [500]);
     assert_eq!(replay.totals.durations, [600]);
     assert_eq!(replay.totals.itl, [0; 0]);
+}
+
+#[test]
+fn the_bytes_of_a_request_wait_until_its_answer_begins() {
+    let mut replay = Replay::new();
+    let waiting = |replay: &Replay| replay.totals.asked_bytes - replay.totals.answered_bytes;
+    replay.client(0, GET, 0);
+    replay.client(GET.len() as u32, &[b'x'; 1_000], 0);
+    assert_eq!(waiting(&replay), GET.len() as u32 + 1_000);
+    replay.engine(0, SIZED_ANSWER);
+    replay.client(GET.len() as u32 + 1_000, GET, 0);
+    assert_eq!(waiting(&replay), GET.len() as u32);
+    replay.engine_segment(SIZED_ANSWER.len() as u32, b"", TCP_RST);
+    assert_eq!((waiting(&replay), replay.totals.aborted), (0, 1));
 }
 
 #[test]
@@ -356,6 +374,7 @@ proptest! {
                 segments.swap(index, index + 1);
             }
         }
+        let asked: u32 = segments.iter().filter(|s| s.0).map(|s| s.2.len() as u32).sum();
         let mut replay = Replay::new();
         for (index, (repeat, past)) in (0..segments.len()).zip(&choices) {
             let (client, offset, bytes) = &segments[index];
@@ -374,6 +393,7 @@ proptest! {
         prop_assert_eq!(replay.totals.started, requests);
         prop_assert_eq!(replay.totals.finished, requests);
         prop_assert_eq!(replay.totals.answered, requests);
+        prop_assert_eq!([replay.totals.asked_bytes, replay.totals.answered_bytes], [asked; 2]);
         prop_assert_eq!((replay.totals.aborted, replay.totals.reopened), (0, 0));
         prop_assert_eq!(replay.totals.ttft.len() as u32, requests);
     }

@@ -74,7 +74,12 @@ fn candidates(count: usize, salt: u64) -> Vec<Candidate> {
         Candidate {
             id,
             worker: noise * 7919 + salt + id as u64,
-            usage: Usage { requests: noise % 30, prompt_bytes: noise % 900_000, kv_tokens: noise },
+            usage: Usage {
+                requests: noise % 30,
+                prompt_bytes: noise % 900_000,
+                kv_tokens: noise,
+                ..Usage::default()
+            },
             rates: Assumptions::USUAL.rates,
             load: (!id.is_multiple_of(50)).then_some(Load {
                 age_ms: 12.0,

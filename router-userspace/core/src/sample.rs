@@ -28,6 +28,8 @@ pub struct Reading {
     pub finished: u64,
     /// Requests whose answer has not ended: a gauge.
     pub in_flight: u64,
+    /// Bytes of the requests whose answer has not begun: a gauge.
+    pub waiting_bytes: u64,
     pub ttft: Times,
     pub itl: Times,
     pub duration: Times,
@@ -43,6 +45,7 @@ impl Default for Reading {
             started: 0,
             finished: 0,
             in_flight: 0,
+            waiting_bytes: 0,
             ttft: Times::default(),
             itl: Times::default(),
             duration: Times::default(),
@@ -64,8 +67,10 @@ pub struct Rates {
     pub tx_bytes: f64,
     pub ttft: Option<Duration>,
     pub ttft_p99: Option<Duration>,
+    pub ttft_samples: u64,
     pub itl: Option<Duration>,
     pub itl_p99: Option<Duration>,
+    pub itl_samples: u64,
     pub duration: Option<Duration>,
 }
 
@@ -92,8 +97,10 @@ pub fn rates(older: &Reading, newer: &Reading, elapsed: Duration) -> Rates {
         tx_bytes: per_second(older.tx_bytes, newer.tx_bytes),
         ttft: newer.ttft.mean_since(older.ttft),
         ttft_p99: quantile(&older.ttft_us, &newer.ttft_us, 0.99),
+        ttft_samples: newer.ttft.samples.saturating_sub(older.ttft.samples),
         itl: newer.itl.mean_since(older.itl),
         itl_p99: quantile(&older.itl_us, &newer.itl_us, 0.99),
+        itl_samples: newer.itl.samples.saturating_sub(older.itl.samples),
         duration: newer.duration.mean_since(older.duration),
     }
 }
@@ -114,9 +121,9 @@ fn quantile(older: &[u64; BUCKETS], newer: &[u64; BUCKETS], share: f64) -> Optio
     Some(Duration::from_micros(floor_us(index + 1)))
 }
 
-/// One number for how busy a pod is: the seconds in which it would finish what it has in flight
-/// (Little's law). `None` if it never finished anything, 0 if it is idle.
-pub fn score(in_flight: u64, rates: &Rates) -> Option<f64> {
+/// Seconds in which a pod would finish what it has in flight (Little's law). `None` if it never
+/// finished anything, 0 if it is idle.
+pub fn drain_seconds(in_flight: u64, rates: &Rates) -> Option<f64> {
     if in_flight == 0 {
         return Some(0.0);
     }
@@ -210,10 +217,10 @@ mod tests {
     }
 
     #[test]
-    fn the_score_is_the_time_to_drain_or_unknown() {
+    fn the_time_to_drain_follows_the_answers_or_is_unknown() {
         let busy = Rates { answers: 4.0, ..Rates::default() };
-        assert_eq!(score(8, &busy), Some(2.0));
-        assert_eq!(score(0, &Rates::default()), Some(0.0));
-        assert_eq!(score(8, &Rates::default()), None);
+        assert_eq!(drain_seconds(8, &busy), Some(2.0));
+        assert_eq!(drain_seconds(0, &Rates::default()), Some(0.0));
+        assert_eq!(drain_seconds(8, &Rates::default()), None);
     }
 }

@@ -9,6 +9,7 @@ use router_common::flow::{
 };
 use router_core::fleet::Role;
 use router_core::sample;
+use router_core::score::Score;
 use serde::Serialize;
 
 use super::attach::Device;
@@ -51,6 +52,8 @@ pub(super) struct PodLoad {
     pub(super) in_flight: u64,
     pub(super) waiting: u64,
     pub(super) streaming: u64,
+    /// Of the requests whose answer has not begun, their heads included.
+    pub(super) waiting_bytes: u64,
     /// Since the pod is known.
     pub(super) ttft: Latency,
     pub(super) itl: Latency,
@@ -63,7 +66,10 @@ pub(super) struct PodLoad {
     /// Over the last second.
     pub(super) rates: PodRates,
     /// Seconds to finish what is in flight at the present rate; absent while unknown.
-    pub(super) score: Option<f64>,
+    pub(super) drain_s: Option<f64>,
+    /// How busy the pod is, 0 idle to 1 saturated, and what that is made of.
+    pub(super) score: f64,
+    pub(super) score_terms: Score,
     pub(super) age_ms: f64,
 }
 
@@ -149,13 +155,14 @@ pub(super) fn snapshot<'a>(
     devices: &[Device],
     missing: &[String],
     node: Option<&str>,
+    score: impl Fn(&Entry, &PodCounters) -> Score,
 ) -> Loads {
     let entries: BTreeMap<u32, &Entry> = entries.map(|entry| (entry.id, entry)).collect();
     let now = Instant::now();
-    let pods = sampler
-        .pods
-        .iter()
-        .filter_map(|(id, counters)| Some(pod_load(entries.get(id)?, counters, now)));
+    let pods = sampler.pods.iter().filter_map(|(id, counters)| {
+        let entry = entries.get(id)?;
+        Some(pod_load(entry, counters, score(entry, counters), now))
+    });
     let mut pairs: Vec<PairLoad> = Vec::new();
     let mut kv: HashMap<(u32, u32), KvLoad> = HashMap::new();
     for (key, counters) in &sampler.pairs {
@@ -219,7 +226,7 @@ fn latency(ns: u64, samples: u64) -> Latency {
     Latency { sum_ms, samples, mean_ms: (samples > 0).then(|| sum_ms / samples as f64) }
 }
 
-fn pod_load(entry: &Entry, counters: &PodCounters, now: Instant) -> PodLoad {
+fn pod_load(entry: &Entry, counters: &PodCounters, score: Score, now: Instant) -> PodLoad {
     let (http, traffic) = (&counters.http, &counters.traffic);
     let known = &entry.placed.pod;
     let rates = counters.window.rates();
@@ -235,6 +242,7 @@ fn pod_load(entry: &Entry, counters: &PodCounters, now: Instant) -> PodLoad {
         reopened: http.reopened,
         in_flight: counters.in_flight(),
         waiting: http.waiting(),
+        waiting_bytes: http.waiting_bytes(),
         streaming: http.streaming(),
         ttft: latency(http.ttft_ns_sum, http.ttft_samples),
         itl: latency(http.itl_ns_sum, http.itl_samples),
@@ -261,7 +269,9 @@ fn pod_load(entry: &Entry, counters: &PodCounters, now: Instant) -> PodLoad {
             itl_ms: rates.itl.map(milliseconds),
             itl_p99_ms: rates.itl_p99.map(milliseconds),
         },
-        score: sample::score(counters.in_flight(), &rates),
+        score: score.total(),
+        score_terms: score,
+        drain_s: sample::drain_seconds(counters.in_flight(), &rates),
         age_ms: milliseconds(now - counters.read),
     }
 }

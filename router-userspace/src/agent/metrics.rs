@@ -8,7 +8,7 @@ use super::loads::{Loads, PairLoad, PodLoad};
 type PodMetric = (&'static str, &'static str, &'static str, fn(&PodLoad) -> f64);
 type PairMetric = (&'static str, &'static str, &'static str, fn(&PairLoad) -> f64);
 
-const PODS: [PodMetric; 15] = [
+const PODS: [PodMetric; 17] = [
     ("requests_total", "counter", "Requests begun", |pod| pod.started as f64),
     ("answers_total", "counter", "Answers ended", |pod| pod.finished as f64),
     ("aborted_total", "counter", "Answers cut short", |pod| pod.aborted as f64),
@@ -16,6 +16,10 @@ const PODS: [PodMetric; 15] = [
         pod.in_flight as f64
     }),
     ("requests_waiting", "gauge", "Requests without an answer", |pod| pod.waiting as f64),
+    ("request_bytes_waiting", "gauge", "Bytes of requests without an answer", |pod| {
+        pod.waiting_bytes as f64
+    }),
+    ("load_score", "gauge", "How busy the pod is, 0 idle to 1 saturated", |pod| pod.score),
     ("streams", "gauge", "Chunked answers under way", |pod| pod.streaming as f64),
     ("ttft_seconds_sum", "counter", "Times to the first byte of a body", |pod| {
         pod.ttft.sum_ms / 1e3

@@ -8,12 +8,15 @@ pub mod bpf;
 mod capabilities;
 mod cgroup;
 pub mod kernel;
+mod link_speed;
+mod links;
 mod loads;
 pub mod maps;
 mod metrics;
 mod netlink;
 mod pods;
 pub mod rdma;
+mod recent;
 mod registry;
 mod sampler;
 mod seed;
@@ -25,7 +28,7 @@ mod wire;
 use std::borrow::Cow;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use router_common::flow::Settings;
@@ -46,10 +49,11 @@ use settings::AgentFlags;
 use view::View;
 
 use crate::control::POLL_INTERVAL;
+use crate::feedback::publish::Publisher;
 use crate::token::Guard;
 
-/// How often pairs are read.
-const PAIRS_EVERY: Duration = Duration::from_millis(100);
+/// How often pairs and links are read.
+const PAIRS_EVERY: Duration = Duration::from_millis(25);
 /// How often interfaces and routes are looked at again, and silent answers are looked for.
 const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 
@@ -67,6 +71,7 @@ struct Agent {
     missing: Vec<String>,
     unseen: Vec<String>,
     view: Arc<Mutex<View>>,
+    publisher: Publisher,
 }
 
 /// Removes every pin and program of these flags' directory.
@@ -146,6 +151,8 @@ impl Agent {
         let registry = Registry::adopt(&maps, flags.kv_ports)?;
         let view = View {
             sampler: Sampler::new(flags.idle_window),
+            recent: recent::Recent::default(),
+            links: links::Links::default(),
             entries: Vec::new(),
             devices: Vec::new(),
             missing: Vec::new(),
@@ -162,6 +169,7 @@ impl Agent {
             missing,
             unseen: Vec::new(),
             view: Arc::new(Mutex::new(view)),
+            publisher: Publisher::new(rand::random()),
             flags,
         })
     }
@@ -254,7 +262,7 @@ impl Agent {
         }
         let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
         view.entries = self.registry.entries().cloned().collect();
-        view.devices.clone_from(&self.attachments.devices);
+        view.shows(&self.attachments.devices, &self.flags.link_speed);
         view.missing = self.missing.iter().chain(&self.unseen).cloned().collect();
     }
 
@@ -271,7 +279,8 @@ impl Agent {
         info!(address = %listener.local_addr()?, "serving");
         let view = Arc::clone(&self.view);
         let snapshot = move || view.lock().unwrap_or_else(PoisonError::into_inner).loads();
-        let server = server::Server { guard, snapshot }.serve(listener);
+        let publisher = self.publisher.clone();
+        let server = server::Server { guard, snapshot, publisher }.serve(listener);
         tokio::select! {
             () = shutdown => {}
             () = server => {}
@@ -292,10 +301,10 @@ impl Agent {
         loop {
             tokio::select! {
                 biased;
-                _ = pods.tick() => self.read(|sampler, maps, ids| sampler.read_pods(maps, ids)),
-                _ = pairs.tick() => {
-                    self.read(|sampler, maps, _| sampler.read_pairs(maps));
-                    self.tell_rdma();
+                _ = pairs.tick() => self.read_pairs(),
+                _ = pods.tick() => {
+                    self.read_pods();
+                    self.publish();
                 }
                 _ = source.tick() => {
                     if let Some(pods) = self.source.poll() {
@@ -313,8 +322,28 @@ impl Agent {
 
     fn read_all(&mut self) {
         self.sweep();
+        self.read_pods();
+        self.read_pairs();
+    }
+
+    fn read_pods(&mut self) {
         self.read(|sampler, maps, ids| sampler.read_pods(maps, ids));
+        self.view.lock().unwrap_or_else(PoisonError::into_inner).read_pods();
+    }
+
+    fn read_pairs(&mut self) {
         self.read(|sampler, maps, _| sampler.read_pairs(maps));
+        self.view.lock().unwrap_or_else(PoisonError::into_inner).read_pairs();
+        self.tell_rdma();
+    }
+
+    /// Tells the gateways what changed.
+    fn publish(&self) {
+        let (report, read) = {
+            let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+            (view.report(), view.sampler.read)
+        };
+        self.publisher.tick(report, read, Instant::now());
     }
 
     fn sweep(&mut self) {

@@ -19,6 +19,7 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_STATS64: u16 = 23;
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +61,34 @@ fn link(message: &[u8]) -> Option<Link> {
     Some(link)
 }
 
+/// What an interface has moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Counters {
+    pub(super) rx_bytes: u64,
+    pub(super) tx_bytes: u64,
+}
+
+/// What interface `index` has moved; `None` if there is no such interface.
+///
+/// # Errors
+/// The socket's.
+pub(super) fn counters(index: u32) -> io::Result<Option<Counters>> {
+    let mut message = [0; 16];
+    message[4..8].copy_from_slice(&index.to_ne_bytes());
+    let mut answer = Vec::new();
+    let mut socket = Socket::open(SockProtocol::NetlinkRoute)?;
+    // An error is an answer too: there is no such interface.
+    _ = socket.ask(RTM_GETLINK, 0, &message, &mut answer);
+    let link = messages(&answer).find(|message| message.kind == RTM_NEWLINK);
+    Ok(link.and_then(|message| {
+        let body = message.body.get(16..)?;
+        let (_, stats) = attributes(body).find(|(kind, _)| *kind == IFLA_STATS64)?;
+        // struct rtnl_link_stats64: packets received and sent, then the bytes.
+        let number = |at: usize| Some(u64::from_ne_bytes(stats.get(at..at + 8)?.try_into().ok()?));
+        Some(Counters { rx_bytes: number(16)?, tx_bytes: number(24)? })
+    }))
+}
+
 /// The interface by which packets to `address` leave; `None` without a route.
 ///
 /// # Errors
@@ -95,5 +124,7 @@ mod tests {
         let links = links().unwrap();
         let loopback = links.iter().find(|link| link.name == "lo").expect("lo");
         assert_eq!(route("127.0.0.1".parse().unwrap()).unwrap(), Some(loopback.index));
+        assert!(counters(loopback.index).unwrap().is_some());
+        assert_eq!(counters(u32::MAX >> 1).unwrap(), None);
     }
 }

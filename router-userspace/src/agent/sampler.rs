@@ -51,6 +51,8 @@ pub(super) struct PairCounters {
 #[derive(Debug)]
 pub(super) struct Sampler {
     start: Instant,
+    /// When the counters of all pods were last read.
+    pub(super) read: Instant,
     idle_window: Duration,
     pub(super) pods: BTreeMap<u32, PodCounters>,
     pub(super) pairs: BTreeMap<PairKey, PairCounters>,
@@ -65,6 +67,7 @@ impl Sampler {
     pub(super) fn new(idle_window: Duration) -> Sampler {
         Sampler {
             start: Instant::now(),
+            read: Instant::now(),
             idle_window,
             pods: BTreeMap::new(),
             pairs: BTreeMap::new(),
@@ -97,6 +100,7 @@ impl Sampler {
             (pod.http, pod.traffic, pod.read, pod.silent) = (http, traffic, now, silent);
             pod.window.push(now - self.start, reading(&http, &traffic, pod.in_flight()));
         }
+        self.read = Instant::now();
         Ok(())
     }
 
@@ -198,6 +202,7 @@ fn reading(http: &PodHttp, traffic: &PodTraffic, in_flight: u64) -> Reading {
         started: http.started,
         finished: http.finished,
         in_flight,
+        waiting_bytes: http.waiting_bytes(),
         ttft: times(http.ttft_ns_sum, http.ttft_samples),
         itl: times(http.itl_ns_sum, http.itl_samples),
         duration: times(http.duration_ns_sum, http.duration_samples),

@@ -1,4 +1,4 @@
-//! The agent's own port: /v1/loads, /metrics, /livez, /readyz.
+//! The agent's own port: /v1/loads, /v1/loads/stream, /metrics, /livez, /readyz.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -18,10 +19,16 @@ use tracing::debug;
 
 use super::loads::Loads;
 use super::metrics;
+use crate::feedback::publish::{CONTENT_TYPE, Publisher};
 use crate::token::Guard;
 
 /// Connections at once; further ones wait.
-const CONNECTIONS: usize = 64;
+const CONNECTIONS: usize = 128;
+/// What a connection may have on its way to a reader that does not read. The rest of what it
+/// misses is replaced by a report.
+const SEND_BUFFER: usize = 64 << 10;
+/// One that takes nothing for so long is let go.
+const STUCK: Duration = Duration::from_secs(10);
 /// How long a request's head may take.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
 const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
@@ -30,7 +37,10 @@ const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0
 pub(super) struct Server<S> {
     pub(super) guard: Guard,
     pub(super) snapshot: S,
+    pub(super) publisher: Publisher,
 }
+
+type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 impl<S: Fn() -> Loads + Send + Sync + 'static> Server<S> {
     /// Serves until dropped.
@@ -50,6 +60,7 @@ impl<S: Fn() -> Loads + Send + Sync + 'static> Server<S> {
                     continue;
                 }
             };
+            hurry(&stream);
             let server = Arc::clone(&server);
             // One that is gone already came to no address: to one outside, for the guard.
             let at = stream.local_addr().unwrap_or(NOWHERE);
@@ -61,6 +72,7 @@ impl<S: Fn() -> Loads + Send + Sync + 'static> Server<S> {
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(HEAD_LIMIT)
+                    .max_buf_size(SEND_BUFFER)
                     .serve_connection(TokioIo::new(stream), answer);
                 if let Err(error) = connection.await {
                     debug!(%peer, %error, "connection");
@@ -70,21 +82,27 @@ impl<S: Fn() -> Loads + Send + Sync + 'static> Server<S> {
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>, at: SocketAddr) -> Response<Full<Bytes>> {
+    fn answer(&self, request: &Request<Incoming>, at: SocketAddr) -> Answer {
         let path = request.uri().path();
         if request.method() != Method::GET {
             return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
         }
         match path {
             "/livez" | "/readyz" => return plain(StatusCode::OK, "ok\n"),
-            "/v1/loads" | "/metrics" => {}
-            _ => return plain(StatusCode::NOT_FOUND, "/v1/loads, /metrics, /livez, /readyz\n"),
+            "/v1/loads" | "/v1/loads/stream" | "/metrics" => {}
+            _ => {
+                let known = "/v1/loads, /v1/loads/stream, /metrics, /livez, /readyz\n";
+                return plain(StatusCode::NOT_FOUND, known);
+            }
         }
         if !self.guard.admits(request.headers(), at) {
             let mut answer = plain(StatusCode::UNAUTHORIZED, "a bearer token is needed\n");
             let bearer = header::HeaderValue::from_static("Bearer");
             answer.headers_mut().insert(header::WWW_AUTHENTICATE, bearer);
             return answer;
+        }
+        if path == "/v1/loads/stream" {
+            return self.stream();
         }
         let loads = (self.snapshot)();
         if path == "/metrics" {
@@ -93,9 +111,19 @@ impl<S: Fn() -> Loads + Send + Sync + 'static> Server<S> {
         let Ok(body) = serde_json::to_vec(&loads) else {
             return plain(StatusCode::INTERNAL_SERVER_ERROR, "not JSON\n");
         };
-        let mut answer = Response::new(Full::new(body.into()));
+        let mut answer = Response::new(Full::new(body.into()).boxed_unsync());
         let json = header::HeaderValue::from_static("application/json");
         answer.headers_mut().insert(header::CONTENT_TYPE, json);
+        answer
+    }
+
+    fn stream(&self) -> Answer {
+        let Some(frames) = self.publisher.subscribe() else {
+            return plain(StatusCode::SERVICE_UNAVAILABLE, "too many gateways listen\n");
+        };
+        let mut answer = Response::new(frames);
+        let binary = header::HeaderValue::from_static(CONTENT_TYPE);
+        answer.headers_mut().insert(header::CONTENT_TYPE, binary);
         answer
     }
 }
@@ -105,8 +133,21 @@ pub(super) fn may_listen(address: SocketAddr, guard: &Guard) -> bool {
     address.ip().is_loopback() || !matches!(guard, Guard::Loopback)
 }
 
-fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut answer = Response::new(Full::new(text.into()));
+/// A frame goes out at once, and a reader that does not read holds little and not for long.
+fn hurry(stream: &tokio::net::TcpStream) {
+    let socket = socket2::SockRef::from(stream);
+    let set = [
+        stream.set_nodelay(true),
+        socket.set_send_buffer_size(SEND_BUFFER),
+        socket.set_tcp_user_timeout(Some(STUCK)),
+    ];
+    for error in set.into_iter().filter_map(Result::err) {
+        debug!(%error, "a socket's options");
+    }
+}
+
+fn plain(status: StatusCode, text: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(text.into()).boxed_unsync());
     *answer.status_mut() = status;
     let kind = header::HeaderValue::from_static("text/plain; version=0.0.4");
     answer.headers_mut().insert(header::CONTENT_TYPE, kind);

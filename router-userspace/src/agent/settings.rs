@@ -45,6 +45,10 @@ pub struct AgentFlags {
     /// Interface towards other nodes, instead of the default route's.
     #[arg(long, value_name = "INTERFACE")]
     pub uplink: Vec<String>,
+    /// Speed of an interface in Mbit/s, for one whose device does not tell it: an uplink of a
+    /// virtual machine, or a pod's link with a limit. May be repeated.
+    #[arg(long, value_name = "INTERFACE=MBIT", value_parser = link_speed)]
+    pub link_speed: Vec<LinkSpeed>,
     /// XDP on uplinks: auto takes it where the driver keeps its offloads or RoCEv2 is in use.
     #[arg(long, value_enum, default_value_t = XdpWish::Auto)]
     pub xdp: XdpWish,
@@ -90,6 +94,19 @@ pub struct AgentFlags {
     /// Detach every program and remove every pin of this directory, then end.
     #[arg(long)]
     pub cleanup: bool,
+}
+
+/// What is known of an interface's speed from outside.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinkSpeed {
+    pub interface: String,
+    pub megabits: f64,
+}
+
+impl LinkSpeed {
+    pub(super) fn bytes_per_second(&self) -> f64 {
+        self.megabits * 1e6 / 8.0
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -144,6 +161,14 @@ fn port_range(text: &str) -> Result<(u16, u16), String> {
         .and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
     ends.filter(|(first, last)| 0 < *first && first <= last)
         .ok_or_else(|| "not FIRST-LAST, two ports in order".to_owned())
+}
+
+fn link_speed(text: &str) -> Result<LinkSpeed, String> {
+    let parts = text.split_once('=').and_then(|(name, speed)| Some((name, speed.parse().ok()?)));
+    parts
+        .filter(|(name, megabits)| !name.is_empty() && (1.0..=1e7).contains(megabits))
+        .map(|(name, megabits)| LinkSpeed { interface: name.to_owned(), megabits })
+        .ok_or_else(|| "not INTERFACE=MBIT, with a speed from 1 to 10000000".to_owned())
 }
 
 #[cfg(test)]

@@ -8,17 +8,24 @@ use router_common::flow::CLASS_KV_CONTROL;
 use router_common::maps::QUEUE_PAIRS;
 use router_core::fleet::Role;
 
+use router_core::frame;
+
 use super::attach::Device;
+use super::links::Links;
 use super::loads::{self, Loads};
 use super::maps::Maps;
 use super::rdma::{Activity, Names, RdmaLoad, Taken, Watcher};
+use super::recent::Recent;
 use super::registry::Entry;
-use super::sampler::Sampler;
+use super::sampler::{PodCounters, Sampler};
+use super::settings::LinkSpeed;
 
 /// What the server shows: what was read last, of whom.
 #[derive(Debug)]
 pub(super) struct View {
     pub(super) sampler: Sampler,
+    pub(super) recent: Recent,
+    pub(super) links: Links,
     pub(super) entries: Vec<Entry>,
     pub(super) devices: Vec<Device>,
     pub(super) missing: Vec<String>,
@@ -31,12 +38,37 @@ impl View {
     pub(super) fn loads(&self) -> Loads {
         let entries = self.entries.iter();
         let node = self.node.as_deref();
-        let mut loads = loads::snapshot(&self.sampler, entries, &self.devices, &self.missing, node);
+        let score = |entry: &Entry, counters: &PodCounters| {
+            self.recent.score_of(entry, counters, &self.links)
+        };
+        let mut loads =
+            loads::snapshot(&self.sampler, entries, &self.devices, &self.missing, node, score);
         if let Some((report, ago)) = self.rdma.as_ref().map(Watcher::report) {
             loads.rdma = RdmaLoad::new(&report, ago, &self.names());
             loads.missing.extend(report.missing.iter().cloned());
         }
         loads
+    }
+
+    /// What load frames tell.
+    pub(super) fn report(&self) -> frame::Report {
+        self.recent.report(&self.sampler, self.entries.iter(), &self.links, self.node.as_deref())
+    }
+
+    /// Takes in what the sampler read of the pods.
+    pub(super) fn read_pods(&mut self) {
+        self.recent.read_pods(&self.sampler);
+    }
+
+    /// Takes in what the sampler read of the pairs, and reads the links.
+    pub(super) fn read_pairs(&mut self) {
+        self.recent.read_pairs(&self.sampler);
+        self.links.read();
+    }
+
+    pub(super) fn shows(&mut self, devices: &[Device], speeds: &[LinkSpeed]) {
+        self.devices = devices.to_vec();
+        self.links.follow(devices, speeds);
     }
 
     fn names(&self) -> Names {

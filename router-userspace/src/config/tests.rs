@@ -45,6 +45,8 @@ fn a_wrong_flag_is_named() {
         (&["--manifests", "d", "--max-attempts", "0"], "--max-attempts"),
         (&["--manifests", "d", "--queue-timeout", "5"], "--queue-timeout"),
         (&["--manifests", "d", "--engine-api-key-file", "/nowhere"], "--engine-api-key-file"),
+        (&["--manifests", "d", "--agent", "somewhere"], "--agent"),
+        (&["--manifests", "d", "--agent", "10.0.0.1:9911="], "--agent"),
         (&["--manifests", "d", "--decode", "http://x"], "--decode"),
         (&["--kubernetes", "--manifests", "d"], "--manifests"),
         (&["--kubernetes", "--gateway-service", "x"], "--gateway-service"),

@@ -10,14 +10,15 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use router_core::fleet::{ObjectName, Pool, Released, WorkerKey};
-use router_core::schedule::{Draw, Policy};
+use router_core::fleet::{ObjectName, Pool, Rates, Released, Worker, WorkerKey};
+use router_core::schedule::Draw;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use super::fleet::FleetHandle;
 use super::reject::Reject;
 use super::seats::{Ask, NoSeat, Seating, Seats};
+use super::view::{Lesson, View};
 use crate::config::LimitFlags;
 
 /// One pool's model: who waits for the same workers waits in the same line. A request that only
@@ -33,7 +34,7 @@ struct Waiter {
 /// Gives requests their places, in order.
 pub(crate) struct Admission {
     fleet: Arc<FleetHandle>,
-    policy: Policy,
+    view: View,
     limits: LimitFlags,
     queue_timeout: Duration,
     turn: AtomicU64,
@@ -46,14 +47,14 @@ pub(crate) struct Admission {
 impl Admission {
     pub(crate) fn new(
         fleet: Arc<FleetHandle>,
-        policy: Policy,
+        view: View,
         limits: LimitFlags,
         queue_timeout: Duration,
     ) -> Arc<Admission> {
         Arc::new_cyclic(|admission: &Weak<Admission>| Admission {
             released: released(admission.clone()),
             fleet,
-            policy,
+            view,
             limits,
             queue_timeout,
             turn: AtomicU64::new(0),
@@ -102,6 +103,17 @@ impl Admission {
         }
     }
 
+    /// What the answer that these places give is to teach.
+    pub(crate) fn lesson(&self, pool: &Pool, seats: &Seats) -> Option<Lesson> {
+        let worker = Arc::clone(seats.leases().last()?.worker());
+        Some(Lesson { view: self.view.clone(), pool: Arc::clone(&pool.experience), worker })
+    }
+
+    /// What is believed of a pool's engines together.
+    pub(crate) fn rates(&self, pool: &Pool) -> Rates {
+        self.view.rates(pool)
+    }
+
     /// How many requests wait.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
@@ -128,7 +140,8 @@ impl Admission {
     fn take(&self, pool: &Pool, ask: &Ask) -> Result<Seats, NoSeat> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let draw = Draw { chance: rand::random(), turn };
-        Seating { pool, ask, policy: self.policy, draw, limits: &self.limits }.take(&self.released)
+        let seating = Seating { pool, ask, view: &self.view, draw, limits: &self.limits };
+        seating.take(&self.released)
     }
 
     fn join(
@@ -207,8 +220,9 @@ impl Drop for Place {
 }
 
 fn released(admission: Weak<Admission>) -> Released {
-    Arc::new(move || {
+    Arc::new(move |worker: &Worker| {
         if let Some(admission) = admission.upgrade() {
+            worker.own.note(admission.view.clock.now_ms(), worker.usage());
             admission.wake();
         }
     })

@@ -25,6 +25,7 @@ use super::opening::{Opened, open};
 use super::probe::Probes;
 use super::reject::Reject;
 use super::upstream::{Protocol, Upstream, whole};
+use super::view::Forecast;
 use crate::config::TimeoutFlags;
 use crate::metrics::{LegLabels, Metrics};
 
@@ -48,6 +49,8 @@ pub(crate) struct Order {
 pub(crate) struct Places {
     pub leases: Pair<Arc<Lease>>,
     pub bootstrap: Bootstrap,
+    /// What prefill's answer is evidence for.
+    pub forecast: Option<Forecast>,
 }
 
 /// One sample's answer has begun.
@@ -95,7 +98,7 @@ impl Dispatch {
         });
         let names: Vec<String> =
             rids.iter().filter_map(|rid| order.request.endpoint().abort_name(rid)).collect();
-        let prefill = self.send_prefill(order, &places.leases.prefill, bodies.prefill, &names);
+        let prefill = self.send_prefill(order, places, bodies.prefill, &names);
         let worker = places.leases.decode.worker();
         let guard = AbortGuard::new(&self.aborter, worker, names);
         let flight = Flight::new(prefill, guard, Arc::clone(&places.leases.decode));
@@ -240,11 +243,13 @@ impl Dispatch {
     fn send_prefill(
         self: &Arc<Self>,
         order: &Order,
-        lease: &Arc<Lease>,
+        places: &Places,
         body: Bytes,
         names: &[String],
     ) -> PrefillLeg {
         let (tell, outcome) = oneshot::channel();
+        let lease = &places.leases.prefill;
+        let forecast = places.forecast.clone();
         let guard = AbortGuard::new(&self.aborter, lease.worker(), names.to_vec());
         let worker = Arc::clone(lease.worker());
         let dispatch = Arc::clone(self);
@@ -253,6 +258,9 @@ impl Dispatch {
         let task = self.tasks.spawn(async move {
             let answer = dispatch.prefill(&order, lease.worker(), body).await;
             dispatch.count(Some(Leg::Prefill), lease.worker(), answer.as_ref().err());
+            if let (Some(forecast), Ok(_)) = (&forecast, &answer) {
+                forecast.came(lease.worker());
+            }
             drop(lease);
             // Nobody listens where the client has its answer already.
             let _ = tell.send(answer);

@@ -73,6 +73,7 @@ impl Gateway {
             record.attempts += 1;
             let seats = self.admission.admit(&pool, &ask, call.timeouts.deadline).await?;
             record.seated(&seats);
+            record.teaches(self.admission.lesson(&pool, &seats));
             order.deadline = call.timeouts.attempt_deadline();
             let before = Before::of(&seats);
             let fault = match self.attempt(&order, seats, call.timeouts).await {
@@ -128,8 +129,8 @@ impl Gateway {
                 self.responses.learn(patience.endpoint, &begun);
                 one(begun, patience)
             }
-            Seats::Pair { leases, bootstrap } => {
-                let places = Places { leases: leases.map(Arc::new), bootstrap };
+            Seats::Pair { leases, bootstrap, forecast } => {
+                let places = Places { leases: leases.map(Arc::new), bootstrap, forecast };
                 let samples = order.request.samples();
                 if samples == 1 {
                     one(self.dispatch.begin(order, &places).await?, patience)
@@ -154,10 +155,13 @@ fn weight(request: &Request) -> Weight {
     let output = request.max_output_tokens().unwrap_or(EXPECTED_OUTPUT).min(MOST_OUTPUT);
     let prompt_bytes = request.prompt_bytes() as u64;
     let prompt_tokens = prompt_bytes / BYTES_PER_TOKEN * u64::from(request.samples());
+    let exchanges = u64::from(request.samples());
     Weight {
         requests: sequences,
         prompt_bytes,
         kv_tokens: prompt_tokens + u64::from(output) * sequences,
+        exchanges,
+        wire_bytes: request.body().len() as u64 * exchanges,
     }
 }
 

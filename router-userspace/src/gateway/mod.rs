@@ -7,9 +7,10 @@
 mod abort;
 mod admit;
 mod body;
-mod clock;
+pub(crate) mod clock;
 mod dispatch;
 mod endpoint;
+mod engine_load;
 mod fault;
 mod fleet;
 mod flight;
@@ -30,7 +31,8 @@ mod responses;
 mod seats;
 mod setbacks;
 mod source;
-mod upstream;
+pub(crate) mod upstream;
+pub(crate) mod view;
 mod visits;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,15 +49,18 @@ use self::abort::Aborter;
 use self::admit::Admission;
 use self::clock::Clock;
 use self::dispatch::Dispatch;
+use self::engine_load::{Poller, Polls};
 pub use self::fleet::FleetHandle;
 use self::handle::Service;
 use self::listener::Listeners;
 use self::probe::{Prober, Probes};
 use self::responses::Responses;
 use self::upstream::Upstream;
+use self::view::View;
 use crate::admin::{self, Admin};
 use crate::config::Settings;
 use crate::control;
+use crate::feedback::{Listening, Subscriptions};
 use crate::metrics::Metrics;
 
 /// Facts that wait for the next snapshot; probes wait beyond that.
@@ -72,6 +77,8 @@ pub(crate) struct Gateway {
     admission: Arc<Admission>,
     dispatch: Arc<Dispatch>,
     metrics: Metrics,
+    /// The agents that are listened to.
+    feedback: Subscriptions,
     /// Bytes that the bodies of all requests may hold together.
     body_memory: Arc<Semaphore>,
     responses: Responses,
@@ -179,6 +186,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<()> 
 struct Parts {
     gateway: Arc<Gateway>,
     probes: Arc<Probes>,
+    polls: Arc<Polls>,
     readiness: Arc<Readiness>,
     facts: mpsc::Receiver<(WorkerKey, Facts)>,
     tasks: TaskTracker,
@@ -193,8 +201,9 @@ impl Parts {
         let probing = CancellationToken::new();
         let upstream = Upstream::new(&settings);
         let (limits, timeouts) = (settings.limits.clone(), settings.timeouts.clone());
+        let view = View::new(settings.policy, clock, timeouts.engine_load_interval);
         let admission =
-            Admission::new(Arc::clone(&fleet), settings.policy, limits, timeouts.queue_timeout);
+            Admission::new(Arc::clone(&fleet), view.clone(), limits, timeouts.queue_timeout);
         let (told, facts) = mpsc::channel(MAX_FACTS);
         let waker = Arc::clone(&admission);
         let prober = Prober {
@@ -206,6 +215,9 @@ impl Parts {
             returned: Arc::new(move || waker.wake()),
         };
         let probes = Arc::new(Probes::new(prober, tasks.clone(), probing.clone()));
+        let polls = polls(&settings, &upstream, clock, &tasks, &probing);
+        let listening = Listening::new(&settings, &upstream, view, &metrics);
+        let feedback = Subscriptions::new(listening, tasks.clone(), probing.clone());
         let key = settings.engine_api_key.clone();
         let dispatch = Arc::new(Dispatch {
             aborter: Aborter::new(upstream.clone(), key, tasks.clone(), metrics.clone()),
@@ -231,21 +243,25 @@ impl Parts {
             admission,
             dispatch,
             metrics,
+            feedback,
             body_memory,
             responses: Responses::default(),
         });
-        Parts { gateway, probes, readiness, facts, tasks, probing }
+        Parts { gateway, probes, polls, readiness, facts, tasks, probing }
     }
 
     /// What is done with a new snapshot, and the ports that it wants open.
     fn publisher(&self) -> (impl Fn(Fleet) + Send + 'static, watch::Receiver<Vec<u16>>) {
         let (ports, wanted) = watch::channel(Vec::new());
         let (gateway, probes) = (Arc::clone(&self.gateway), Arc::clone(&self.probes));
+        let polls = Arc::clone(&self.polls);
         let publish = move |fleet: Fleet| {
             gateway.metrics.config_problems.set(count(fleet.problems.len()));
             gateway.metrics.fleet_generation.set(count(fleet.generation as usize));
             let now = fleet.ports();
             probes.follow(&fleet);
+            polls.follow(&fleet);
+            gateway.feedback.follow(&fleet);
             gateway.forget_departed(&fleet);
             gateway.fleet.publish(fleet);
             gateway.admission.wake();
@@ -257,6 +273,23 @@ impl Parts {
         };
         (publish, wanted)
     }
+}
+
+fn polls(
+    settings: &Settings,
+    upstream: &Upstream,
+    clock: Clock,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Arc<Polls> {
+    let poller = Poller {
+        upstream: upstream.clone(),
+        api_key: settings.engine_api_key.clone(),
+        clock,
+        interval: settings.timeouts.engine_load_interval,
+        patience: settings.timeouts.probe_timeout,
+    };
+    Arc::new(Polls::new(poller, tasks.clone(), stop.clone()))
 }
 
 fn count(n: usize) -> i64 {

@@ -161,7 +161,7 @@ fn nobody(of: &ObjectName) -> Reject {
 }
 
 fn lease(worker: &Arc<Worker>, of: &ObjectName) -> Result<Lease, Reject> {
-    let weight = Weight { requests: 1, ..Weight::default() };
+    let weight = Weight { requests: 1, exchanges: 1, ..Weight::default() };
     // No limit is set here, so there is always room.
     worker.try_lease(weight, Limits::NONE, None).ok_or_else(|| nobody(of))
 }

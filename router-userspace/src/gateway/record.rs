@@ -7,6 +7,7 @@ use http::{HeaderValue, StatusCode};
 use tokio::time::Instant;
 
 use super::seats::Seats;
+use super::view::Lesson;
 use crate::metrics::{EndpointLabels, Metrics, RequestLabels};
 
 /// One request's story. Written when dropped, however the request ended.
@@ -27,6 +28,8 @@ pub(crate) struct Record {
     last_event: Option<Instant>,
     events: u64,
     finished: bool,
+    /// What is learned of a stream that ended well.
+    lesson: Option<Lesson>,
 }
 
 impl Record {
@@ -48,6 +51,7 @@ impl Record {
             last_event: None,
             events: 0,
             finished: false,
+            lesson: None,
         }
     }
 
@@ -61,6 +65,11 @@ impl Record {
             self.prefill = Some(Arc::clone(&leases.prefill.worker().name));
         }
         self.worker = seats.leases().last().map(|lease| Arc::clone(&lease.worker().name));
+    }
+
+    /// Whom the answer's times are evidence of.
+    pub(crate) fn teaches(&mut self, lesson: Option<Lesson>) {
+        self.lesson = lesson;
     }
 
     /// The head that the client gets.
@@ -97,6 +106,9 @@ impl Record {
             if self.events > 1 {
                 let gap = (last - first).as_secs_f64() / (self.events - 1) as f64;
                 self.metrics.inter_token_latency.get_or_create(&endpoint).observe(gap);
+                if let Some(lesson) = self.lesson.as_ref().filter(|_| self.reason == "ok") {
+                    lesson.answered(self.events, (last - first) / (self.events - 1) as u32);
+                }
             }
         }
     }

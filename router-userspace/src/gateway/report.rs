@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use router_core::fleet::{Fleet, Phase, Role, Verdict};
+use router_core::frame::pod_id;
 use serde_json::json;
 
 use super::Gateway;
@@ -17,8 +18,34 @@ impl Gateway {
             "policy": self.settings.policy,
             "queued": self.admission.waiting(),
             "fleet": &*fleet,
+            "agents": self.feedback.describe(),
+            "loads": self.loads(&fleet),
         });
         told.to_string()
+    }
+
+    /// What is known of every worker's load: by its agent, by its engine, and what was learned.
+    fn loads(&self, fleet: &Fleet) -> Vec<serde_json::Value> {
+        let pods = self.feedback.pods();
+        let clock = self.dispatch.clock;
+        let loads = fleet.members().map(|(pool, member)| {
+            let worker = &member.worker;
+            let told = pods.get(&pod_id(&worker.key.uid));
+            let engine = worker.engine.get(clock.now_ms());
+            json!({
+                "worker": worker.name,
+                "port": worker.key.port,
+                "pool": pool.name,
+                "agent": told.map(|(agent, _)| agent),
+                "kernel": told.map(|(_, record)| record),
+                "load": worker.load.get(clock.now_us()),
+                "engine_age_ms": engine.map(|(age_ms, _)| age_ms),
+                "engine": engine.map(|(_, load)| load),
+                "learned": worker.experience,
+                "rates": worker.experience.rates(&self.admission.rates(pool), clock.now_ms()),
+            })
+        });
+        loads.collect()
     }
 
     /// Drops the counters of workers that `next` no longer has: pods come and go for months.
@@ -43,6 +70,12 @@ impl Gateway {
         // A worker that has left must not stay in the metrics.
         self.metrics.worker_up.clear();
         self.metrics.worker_requests.clear();
+        self.metrics.worker_load_age.clear();
+        self.metrics.worker_load_score.clear();
+        let (known, heard) = self.feedback.counts();
+        self.metrics.agents.set(count(known as u64));
+        self.metrics.agents_heard.set(count(heard as u64));
+        let (pods, now_us) = (self.feedback.pods(), self.dispatch.clock.now_us());
         for (pool, member) in self.fleet.snapshot().members() {
             let labels = WorkerLabels {
                 pool: pool.name.to_string(),
@@ -57,6 +90,14 @@ impl Gateway {
             self.metrics.worker_up.get_or_create(&labels).set(i64::from(up));
             let requests = count(member.worker.usage().requests);
             self.metrics.worker_requests.get_or_create(&labels).set(requests);
+            if let Some(load) = member.worker.load.get(now_us) {
+                let age = f64::from(load.age_ms) / 1000.0;
+                self.metrics.worker_load_age.get_or_create(&labels).set(age);
+            }
+            let told = pods.get(&pod_id(&member.worker.key.uid));
+            if let Some(score) = told.and_then(|(_, record)| record.score.known()) {
+                self.metrics.worker_load_score.get_or_create(&labels).set(score.into());
+            }
         }
     }
 }

@@ -6,9 +6,10 @@ use router_core::fleet::{
     Fit, Lease, Limits, Member, Phase, Pool, Profile, Released, Role, Verdict, Weight, Worker,
 };
 use router_core::pair::Pair;
-use router_core::schedule::{self, Candidate, Draw, Policy, Question};
+use router_core::schedule::{self, Candidate, Draw, Question};
 use router_core::sglang::Bootstrap;
 
+use super::view::{Forecast, View};
 use crate::config::LimitFlags;
 
 /// What a request asks of a pool.
@@ -29,6 +30,8 @@ pub(crate) enum Seats {
     Pair {
         leases: Pair<Lease>,
         bootstrap: Bootstrap,
+        /// What was predicted, by a policy that predicts.
+        forecast: Option<Forecast>,
     },
     One(Lease),
 }
@@ -60,7 +63,7 @@ pub(crate) enum NoSeat {
 pub(crate) struct Seating<'a> {
     pub pool: &'a Pool,
     pub ask: &'a Ask,
-    pub policy: Policy,
+    pub view: &'a View,
     pub draw: Draw,
     pub limits: &'a LimitFlags,
 }
@@ -107,31 +110,56 @@ impl Seating<'_> {
     fn in_fit(&self, fit: &Fit, released: &Released) -> Result<Seats, NoSeat> {
         match self.pool.profile {
             Profile::Pd => {
-                let prefill = self.candidates(&fit.prefill)?;
-                let decode = self.candidates(&fit.decode)?;
-                let Weight { prompt_bytes, kv_tokens, .. } = self.ask.weight;
-                let ask = schedule::Ask { prompt_bytes, kv_tokens, ..Default::default() };
-                let question = Question { ask, ..Question::of(&prefill, &decode, self.draw) };
-                let pair = schedule::choose(self.policy, &question).ok_or(NoSeat::Full)?.pair;
-                let meet = self.pool.members[pair.prefill].bootstrap.ok_or(NoSeat::Nobody)?;
+                let chosen = self.pair(fit)?;
+                let Pair { prefill, decode } = chosen.pair;
+                let meet = self.pool.members[prefill].bootstrap.ok_or(NoSeat::Nobody)?;
                 let bootstrap = Bootstrap::new(meet.ip(), meet.port());
-                let prefill = self.lease(pair.prefill, released).ok_or(NoSeat::Full)?;
-                match self.lease(pair.decode, released) {
-                    Some(decode) => Ok(Seats::Pair { leases: Pair { prefill, decode }, bootstrap }),
+                let worker = &self.pool.members[prefill].worker;
+                let forecast = self.view.forecast(self.pool, &chosen, worker);
+                let work = forecast.as_ref().map(|forecast| forecast.work_bytes as u64);
+                let weight = self.ask.weight;
+                let of_prefill =
+                    Weight { prompt_bytes: work.unwrap_or(weight.prompt_bytes), ..weight };
+                let prefill = self.lease(prefill, of_prefill, released).ok_or(NoSeat::Full)?;
+                match self.lease(decode, weight, released) {
+                    Some(decode) => {
+                        let leases = Pair { prefill, decode };
+                        Ok(Seats::Pair { leases, bootstrap, forecast })
+                    }
                     // Filled since it was looked at. The line is locked here, so that a lease
                     // that tells of its end would wait for itself.
                     None => {
+                        let worker = Arc::clone(prefill.worker());
                         prefill.withdraw();
+                        worker.own.note(self.view.clock.now_ms(), worker.usage());
                         Err(NoSeat::Full)
                     }
                 }
             }
             Profile::Single => {
                 let all = self.candidates(&fit.unified)?;
-                let chosen = self.policy.pick(&all, self.draw).ok_or(NoSeat::Full)?;
-                self.lease(chosen, released).map(Seats::One).ok_or(NoSeat::Full)
+                let chosen = self.view.policy.pick(&all, self.draw).ok_or(NoSeat::Full)?;
+                self.lease(chosen, self.ask.weight, released).map(Seats::One).ok_or(NoSeat::Full)
             }
         }
+    }
+
+    /// The pair of a set that takes the request.
+    fn pair(&self, fit: &Fit) -> Result<schedule::Chosen, NoSeat> {
+        let prefill = self.candidates(&fit.prefill)?;
+        let decode = self.candidates(&fit.decode)?;
+        let Weight { prompt_bytes, kv_tokens, .. } = self.ask.weight;
+        let ask = schedule::Ask { prompt_bytes, kv_tokens, ..Default::default() };
+        let links = self.view.links();
+        let question = Question {
+            ask,
+            links: Some(&links),
+            assumptions: &self.view.assumptions,
+            aim: self.view.aim,
+            now_ms: self.view.clock.now_ms(),
+            ..Question::of(&prefill, &decode, self.draw)
+        };
+        schedule::choose(self.view.policy, &question).ok_or(NoSeat::Full)
     }
 
     /// Those of the best health that is to be had, less those that are full. Health may be a
@@ -139,15 +167,13 @@ impl Seating<'_> {
     fn candidates(&self, seats: &[usize]) -> Result<Vec<Candidate>, NoSeat> {
         let ready = || self.ready(seats).map(|(id, member)| (id, member, self.rank(member)));
         let best = ready().map(|(_, _, rank)| rank).min().ok_or(NoSeat::Nobody)?;
+        let rates = self.view.rates(self.pool);
         let fit = ready().filter(|(_, _, rank)| *rank == best).filter_map(|(id, m, _)| {
             let usage = m.worker.usage();
             let group = m.group.as_deref().map_or(0, group_number);
-            self.limits_of(m).admit(usage, self.ask.weight).then_some(Candidate {
-                id,
-                usage,
-                group,
-                ..Candidate::default()
-            })
+            let limits = self.limits_of(m);
+            let candidate = || self.view.candidate(id, m, usage, &rates);
+            limits.admit(usage, self.ask.weight).then(|| Candidate { group, limits, ..candidate() })
         });
         let fit: Vec<Candidate> = fit.collect();
         if fit.is_empty() { Err(NoSeat::Full) } else { Ok(fit) }
@@ -181,17 +207,31 @@ impl Seating<'_> {
         let facts = member.facts.as_deref();
         match member.role {
             Role::Decode => Limits {
-                requests: facts.and_then(|f| f.max_running_requests).map_or(usual, u64::from),
-                kv_tokens: facts.and_then(|f| f.max_total_num_tokens).unwrap_or(u64::MAX),
+                // What it tells now counts more than what it told at its start.
+                requests: member
+                    .worker
+                    .engine
+                    .max_requests()
+                    .or(facts.and_then(|f| f.max_running_requests).map(u64::from))
+                    .unwrap_or(usual),
+                kv_tokens: member
+                    .worker
+                    .engine
+                    .max_tokens()
+                    .or(facts.and_then(|f| f.max_total_num_tokens))
+                    .unwrap_or(u64::MAX),
             },
             Role::Prefill | Role::Unified => Limits { requests: usual, kv_tokens: u64::MAX },
         }
     }
 
-    fn lease(&self, id: usize, released: &Released) -> Option<Lease> {
+    fn lease(&self, id: usize, weight: Weight, released: &Released) -> Option<Lease> {
         let member = &self.pool.members[id];
+        let worker = &member.worker;
         let released = Some(Arc::clone(released));
-        member.worker.try_lease(self.ask.weight, self.limits_of(member), released)
+        let lease = worker.try_lease(weight, self.limits_of(member), released)?;
+        worker.own.note(self.view.clock.now_ms(), worker.usage());
+        Some(lease)
     }
 }
 

@@ -3,12 +3,15 @@
 //! Topology (roles, readiness, which engines fit) is swapped whole; load and health change
 //! inside each [`Worker`], which outlives the snapshots that name it.
 
+mod agents;
+mod engine_load;
 mod facts;
 mod health;
 mod learned;
 mod line;
 mod links;
 mod load;
+mod own;
 mod pool;
 mod problem;
 mod rates;
@@ -16,12 +19,15 @@ mod service;
 mod snapshot;
 mod worker;
 
+pub use agents::AgentAddress;
+pub use engine_load::{EngineCell, EngineLoad};
 pub use facts::Facts;
 pub use health::{ERRORS_TO_OPEN, Health, OPEN_MS, PROBES_TO_OPEN, Verdict};
 pub use learned::{HALF_LIFE_MS, Learned, Prior};
 pub use line::{Head, Line};
 pub use links::{Link, LinkPrior, Links};
-pub use load::{Load, STALE_MS};
+pub use load::{Load, LoadCell, STALE_MS};
+pub use own::Own;
 pub use pool::{Fit, Member, ObjectName, Phase, Pool, Profile, Role, Unfit, host_text};
 pub use problem::Problem;
 pub use rates::{Experience, Rates};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Facts, Worker};
+use super::{Experience, Facts, Worker};
 
 /// `namespace/name` of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -58,6 +58,9 @@ pub struct Member {
     pub group: Option<Arc<str>>,
     /// `None` until the engine has been asked.
     pub facts: Option<Arc<Facts>>,
+    /// The node that the pod runs on, where that is told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<Arc<str>>,
 }
 
 /// Engines whose KV caches fit together; indices into [`Pool::members`].
@@ -100,6 +103,9 @@ pub struct Pool {
     pub members: Vec<Member>,
     pub fits: Vec<Fit>,
     pub unfit: Vec<Unfit>,
+    /// What was learned of its engines together. It outlives the snapshot.
+    #[serde(skip)]
+    pub experience: Arc<Experience>,
 }
 
 impl Pool {
@@ -116,6 +122,7 @@ impl Pool {
             members,
             fits: Vec::new(),
             unfit: Vec::new(),
+            experience: Arc::default(),
         };
         let (told, silent): (Vec<usize>, Vec<usize>) =
             (0..pool.members.len()).partition(|&i| pool.members[i].facts.is_some());
@@ -235,7 +242,8 @@ mod tests {
         let key = WorkerKey { uid: name.into(), port: 8000 };
         let worker = Arc::new(Worker::new(key, name, ([127, 0, 0, 1], 8000).into()));
         let facts = facts.map(Arc::new);
-        Member { worker, role, phase: Phase::Ready, bootstrap: None, group: None, facts }
+        let (bootstrap, group, node) = (None, None, None);
+        Member { worker, role, phase: Phase::Ready, bootstrap, group, facts, node }
     }
 
     fn model(path: &str, page_size: u32) -> Option<Facts> {

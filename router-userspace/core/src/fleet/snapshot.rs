@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Member, ObjectName, Pool, Problem, ServiceBackend, Worker};
+use super::{AgentAddress, Member, ObjectName, Pool, Problem, ServiceBackend, Worker};
 use crate::route::Listener;
 
 /// The topology at one moment: immutable, swapped whole.
@@ -17,6 +17,9 @@ pub struct Fleet {
     pub pools: Vec<Arc<Pool>>,
     /// The Service ports that routes name, sorted.
     pub services: Vec<Arc<ServiceBackend>>,
+    /// The agents that the source names, sorted by address.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub agents: Vec<AgentAddress>,
     pub problems: Vec<Problem>,
 }
 

@@ -8,7 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use http::uri::Authority;
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
+use super::engine_load::EngineCell;
 use super::health::Health;
+use super::load::LoadCell;
+use super::own::Own;
+use super::rates::Experience;
 
 /// What makes a worker the same worker: the pod's UID and the port. The same address with a
 /// new UID is another worker.
@@ -27,10 +31,22 @@ pub struct Worker {
     pub address: SocketAddr,
     /// `address` as it stands in a URL, made once.
     pub authority: Authority,
+    /// `key`, hashed: the same in every snapshot and every gateway.
+    pub identity: u64,
     pub health: Health,
+    /// What an agent measured of it.
+    pub load: LoadCell,
+    /// What this gateway had on it lately.
+    pub own: Own,
+    /// What was learned of it.
+    pub experience: Experience,
+    /// What its engine tells.
+    pub engine: EngineCell,
     requests: AtomicU64,
     prompt_bytes: AtomicU64,
     kv_tokens: AtomicU64,
+    exchanges: AtomicU64,
+    wire_bytes: AtomicU64,
 }
 
 /// What one request weighs on a worker.
@@ -39,6 +55,11 @@ pub struct Weight {
     pub requests: u64,
     pub prompt_bytes: u64,
     pub kv_tokens: u64,
+    /// HTTP requests, and the bytes of their bodies: what the kernel counts at the pod.
+    #[serde(skip)]
+    pub exchanges: u64,
+    #[serde(skip)]
+    pub wire_bytes: u64,
 }
 
 /// The sum of the leases on a worker.
@@ -63,20 +84,27 @@ impl Limits {
     }
 }
 
-/// Called whenever a lease ends, so that a waiting request can look again.
-pub type Released = Arc<dyn Fn() + Send + Sync>;
+/// Called with the worker whenever a lease on it ends, so that a waiting request can look again.
+pub type Released = Arc<dyn Fn(&Worker) + Send + Sync>;
 
 impl Worker {
     pub fn new(key: WorkerKey, name: impl Into<Arc<str>>, address: SocketAddr) -> Worker {
         Worker {
-            key,
             name: name.into(),
             address,
             authority: authority(address),
+            identity: identity(&key),
             health: Health::default(),
+            load: LoadCell::default(),
+            own: Own::default(),
+            experience: Experience::default(),
+            engine: EngineCell::default(),
             requests: AtomicU64::new(0),
             prompt_bytes: AtomicU64::new(0),
             kv_tokens: AtomicU64::new(0),
+            exchanges: AtomicU64::new(0),
+            wire_bytes: AtomicU64::new(0),
+            key,
         }
     }
 
@@ -86,6 +114,8 @@ impl Worker {
             requests: self.requests.load(Ordering::Relaxed),
             prompt_bytes: self.prompt_bytes.load(Ordering::Relaxed),
             kv_tokens: self.kv_tokens.load(Ordering::Relaxed),
+            exchanges: self.exchanges.load(Ordering::Relaxed),
+            wire_bytes: self.wire_bytes.load(Ordering::Relaxed),
         }
     }
 
@@ -103,6 +133,8 @@ impl Worker {
             requests: self.requests.fetch_add(weight.requests, Ordering::Relaxed),
             prompt_bytes: self.prompt_bytes.fetch_add(weight.prompt_bytes, Ordering::Relaxed),
             kv_tokens: self.kv_tokens.fetch_add(weight.kv_tokens, Ordering::Relaxed),
+            exchanges: self.exchanges.fetch_add(weight.exchanges, Ordering::Relaxed),
+            wire_bytes: self.wire_bytes.fetch_add(weight.wire_bytes, Ordering::Relaxed),
         };
         if limits.admit(before, weight) {
             return Some(Lease { worker: Arc::clone(self), weight, released });
@@ -115,12 +147,23 @@ impl Worker {
         self.requests.fetch_sub(weight.requests, Ordering::Relaxed);
         self.prompt_bytes.fetch_sub(weight.prompt_bytes, Ordering::Relaxed);
         self.kv_tokens.fetch_sub(weight.kv_tokens, Ordering::Relaxed);
+        self.exchanges.fetch_sub(weight.exchanges, Ordering::Relaxed);
+        self.wire_bytes.fetch_sub(weight.wire_bytes, Ordering::Relaxed);
     }
 }
 
 fn authority(address: SocketAddr) -> Authority {
     // Digits, dots, colons and brackets only: always an authority, also for IPv6.
     address.to_string().parse().expect("a socket address is an authority")
+}
+
+/// FNV-1a of the pod's UID and the port, never 0.
+fn identity(key: &WorkerKey) -> u64 {
+    let bytes = key.uid.bytes().chain(key.port.to_be_bytes());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    hash.max(1)
 }
 
 /// Counts one request on one worker until dropped.
@@ -147,7 +190,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.worker.release(self.weight);
         if let Some(released) = &self.released {
-            released();
+            released(&self.worker);
         }
     }
 }
@@ -185,14 +228,15 @@ mod tests {
         Arc::new(Worker::new(key, "default/pod", ([127, 0, 0, 1], 8000).into()))
     }
 
-    const ONE: Weight = Weight { requests: 1, prompt_bytes: 100, kv_tokens: 40 };
+    const ONE: Weight =
+        Weight { requests: 1, prompt_bytes: 100, kv_tokens: 40, exchanges: 1, wire_bytes: 120 };
 
     #[test]
     fn a_lease_counts_until_dropped_and_then_tells() {
         let worker = worker();
         let told = Arc::new(AtomicUsize::new(0));
         let hear = Arc::clone(&told);
-        let released: Released = Arc::new(move || {
+        let released: Released = Arc::new(move |_| {
             hear.fetch_add(1, Ordering::Relaxed);
         });
         let lease = worker.try_lease(ONE, Limits::NONE, Some(released)).unwrap();
@@ -205,7 +249,7 @@ mod tests {
     #[test]
     fn a_withdrawn_lease_leaves_in_silence() {
         let worker = worker();
-        let released: Released = Arc::new(|| panic!("told"));
+        let released: Released = Arc::new(|_| panic!("told"));
         worker.try_lease(ONE, Limits::NONE, Some(released)).unwrap().withdraw();
         assert_eq!(worker.usage(), Usage::default());
     }

@@ -22,8 +22,8 @@ mod tests {
 
     #[test]
     fn one_long_prompt_weighs_more_than_several_short_ones() {
-        let long = Usage { requests: 1, prompt_bytes: 400_000, kv_tokens: 0 };
-        let short = Usage { requests: 6, prompt_bytes: 6_000, kv_tokens: 0 };
+        let long = Usage { requests: 1, prompt_bytes: 400_000, kv_tokens: 0, ..Usage::default() };
+        let short = Usage { requests: 6, prompt_bytes: 6_000, kv_tokens: 0, ..Usage::default() };
         let both = [
             Candidate { usage: long, ..Candidate::default() },
             Candidate { id: 1, usage: short, ..Candidate::default() },

@@ -63,7 +63,8 @@ fn nobody_to_choose_from_is_no_choice() {
 #[test]
 fn the_choice_is_explained_term_by_term() {
     let mut prefill = [idle(0, 0), idle(1, 0)];
-    prefill[0].usage = Usage { requests: 2, prompt_bytes: 100_000, kv_tokens: 0 };
+    prefill[0].usage =
+        Usage { requests: 2, prompt_bytes: 100_000, kv_tokens: 0, ..Usage::default() };
     let decode = [idle(2, 0)];
     let question = Question { ask: ASK, ..Question::of(&prefill, &decode, DRAW) };
     let chosen = choose(Policy::Predicted, &question).unwrap();
@@ -164,7 +165,8 @@ fn a_target_that_one_pair_meets_is_met() {
     let prefill = [idle(0, 0)];
     let mut decode = [idle(1, 0), idle(2, 0)];
     // The second is better on the whole, but its step is over the target.
-    decode[0].usage = Usage { requests: 40, prompt_bytes: 0, kv_tokens: 10_000 };
+    decode[0].usage =
+        Usage { requests: 40, prompt_bytes: 0, kv_tokens: 10_000, ..Usage::default() };
     decode[1].rates = Rates { step_us: 60_000.0, output_tokens: 1.0, ..decode[1].rates };
     let aim = Aim { decode_weight: 0.0, targets: Some(Targets { ttft_ms: 1e5, itl_ms: 50.0 }) };
     let question = Question { ask: ASK, aim, ..Question::of(&prefill, &decode, DRAW) };
@@ -176,9 +178,9 @@ fn a_wait_for_room_is_told_and_avoided() {
     let prefill = [idle(0, 0)];
     let mut decode = [idle(1, 0), idle(2, 0)];
     // The emptier of the two has no room, since its engine is smaller.
-    decode[0].usage = Usage { requests: 2, prompt_bytes: 0, kv_tokens: 20_000 };
+    decode[0].usage = Usage { requests: 2, prompt_bytes: 0, kv_tokens: 20_000, ..Usage::default() };
     decode[0].limits = Limits { requests: 100, kv_tokens: 25_000 };
-    decode[1].usage = Usage { requests: 3, prompt_bytes: 0, kv_tokens: 30_000 };
+    decode[1].usage = Usage { requests: 3, prompt_bytes: 0, kv_tokens: 30_000, ..Usage::default() };
     let question = Question { ask: ASK, ..Question::of(&prefill, &decode, DRAW) };
     assert!(tally(Policy::Predicted, question)[2] > 985);
     let one = Question { ask: ASK, ..Question::of(&prefill, &decode[..1], DRAW) };
@@ -190,9 +192,9 @@ fn a_wait_for_room_is_told_and_avoided() {
 #[test]
 fn room_is_what_is_left_by_all_who_are_known() {
     let limits = Limits { requests: 10, kv_tokens: 50_000 };
-    let usage = Usage { requests: 2, prompt_bytes: 0, kv_tokens: 20_000 };
+    let usage = Usage { requests: 2, prompt_bytes: 0, kv_tokens: 20_000, ..Usage::default() };
     let alone = Candidate { limits, usage, ..idle(1, 0) };
-    let weight = |kv_tokens| Usage { requests: 1, prompt_bytes: 0, kv_tokens };
+    let weight = |kv_tokens| Usage { requests: 1, prompt_bytes: 0, kv_tokens, ..Usage::default() };
     assert!(alone.admits(weight(30_000)) && !alone.admits(weight(30_001)));
     let load = Some(Load { others_requests: 3.0, ..Load::default() });
     let shared = Candidate { load, ..alone };
@@ -210,7 +212,8 @@ fn a_prompt_that_is_half_done_is_half_a_queue_at_least() {
     let mut prefill = [idle(0, 0), idle(1, 0)];
     let decode = [idle(2, 0)];
     for (at, busy_ms) in [(0, 0.0), (1, 700.0)] {
-        prefill[at].usage = Usage { requests: 1, prompt_bytes: 100_000, kv_tokens: 0 };
+        prefill[at].usage =
+            Usage { requests: 1, prompt_bytes: 100_000, kv_tokens: 0, ..Usage::default() };
         prefill[at].head = Head { work_bytes: 100_000.0, busy_ms };
     }
     let question = Question { ask: ASK, ..Question::of(&prefill, &decode, DRAW) };
@@ -236,7 +239,7 @@ proptest::proptest! {
         prompt_bytes in 0u64..1 << 40,
     ) {
         let all: Vec<Candidate> = legs.iter().enumerate().map(|(id, &(bytes, tokens, x, y))| {
-            let usage = Usage { requests: bytes % 100, prompt_bytes: bytes, kv_tokens: tokens };
+            let usage = Usage { requests: bytes % 100, prompt_bytes: bytes, kv_tokens: tokens, ..Usage::default() };
             let rates = Rates { prefill_us_per_byte: x, step_us: y, ..Rates::default() };
             let load = Load {
                 age_ms: if bytes % 2 == 0 { 1.0 } else { x },

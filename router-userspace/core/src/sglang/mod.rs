@@ -42,6 +42,7 @@ pub mod headers;
 pub mod info;
 mod invalid;
 mod json;
+pub mod loads;
 pub mod logprob;
 pub mod merge;
 mod prompt;

@@ -166,8 +166,8 @@ impl Gateway {
         let rates = self.workers[chosen.pair.prefill].rates(&pool, now_ms);
         let sent = Sent {
             pair: chosen.pair,
-            prefill: Usage { requests: 1, prompt_bytes: work_bytes as u64, kv_tokens: 0 },
-            decode: Usage { requests: 1, prompt_bytes: 0, kv_tokens },
+            prefill: Usage { requests: 1, prompt_bytes: work_bytes as u64, ..Usage::default() },
+            decode: Usage { requests: 1, kv_tokens, ..Usage::default() },
             bytes: prompt.bytes,
             at_ms: now,
             ahead_bytes: backlog_ms * 1000.0 / rates.prefill_us_per_byte,
@@ -254,7 +254,7 @@ impl Gateway {
 
     /// The living; of decodes, those with room by the gateway's own leases, as admission keeps it.
     fn candidates(&self, kv_tokens: u64, pool: &Rates, views: &Views, now: f64) -> Vec<Candidate> {
-        let weight = Usage { requests: 1, prompt_bytes: 0, kv_tokens };
+        let weight = Usage { requests: 1, kv_tokens, ..Usage::default() };
         (0..self.usage.len())
             .filter(|&id| !self.dead[id])
             .map(|id| self.candidate(id, pool, views, now))

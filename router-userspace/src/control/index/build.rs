@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use router_core::fleet::{Fleet, ObjectName, Pool, Problem, ServiceBackend, Worker, WorkerKey};
+use router_core::fleet::{
+    Experience, Fleet, ObjectName, Pool, Problem, ServiceBackend, Worker, WorkerKey,
+};
 
 use super::super::objects::{Key, Kind, Object};
 use super::pods::PodView;
-use super::{Index, Source, listeners, ours, pods, policies, pools, routes};
+use super::{Index, Source, agents, listeners, ours, pods, policies, pools, routes};
 
 /// Problems of one fleet; what is beyond is counted in one more.
 const MAX_PROBLEMS: usize = 1_000;
@@ -24,6 +26,8 @@ pub(super) struct Build<'a> {
     pub(super) pools: HashMap<(Kind, ObjectName), Arc<Pool>>,
     pub(super) services: std::collections::BTreeMap<(ObjectName, u16), Arc<ServiceBackend>>,
     workers: HashMap<(WorkerKey, SocketAddr), Arc<Worker>>,
+    /// Of the pools that there were, by name.
+    experience: HashMap<ObjectName, Arc<Experience>>,
     problems: Vec<Problem>,
 }
 
@@ -45,6 +49,11 @@ pub(super) fn fleet(index: &Index, previous: &Fleet) -> Fleet {
         pools: HashMap::new(),
         services: std::collections::BTreeMap::new(),
         workers: previous.workers().map(known).collect(),
+        experience: previous
+            .pools
+            .iter()
+            .map(|pool| (pool.name.clone(), Arc::clone(&pool.experience)))
+            .collect(),
         problems: reports(index, &foreign),
     };
     build.name_duplicates();
@@ -58,6 +67,7 @@ pub(super) fn fleet(index: &Index, previous: &Fleet) -> Fleet {
         listeners,
         pools,
         services: std::mem::take(&mut build.services).into_values().collect(),
+        agents: agents::find(&mut build),
         problems: build.sorted_problems(),
     }
 }
@@ -116,6 +126,11 @@ impl<'a> Build<'a> {
     ) -> Arc<Worker> {
         let entry = self.workers.entry((key.clone(), address));
         Arc::clone(entry.or_insert_with(|| Arc::new(Worker::new(key, Arc::clone(name), address))))
+    }
+
+    /// What was learned of the pool of this name, or nothing yet.
+    pub(super) fn experience(&mut self, pool: &ObjectName) -> Arc<Experience> {
+        Arc::clone(self.experience.entry(pool.clone()).or_default())
     }
 
     fn name_duplicates(&mut self) {

@@ -1,6 +1,7 @@
 //! [`Index`]: the objects of all sources, and how they make a [`Fleet`]. Pure: no files, no
 //! clock, no chance; the same objects in any order make the same fleet.
 
+mod agents;
 mod build;
 mod filters;
 mod grants;

@@ -105,6 +105,12 @@ impl<'a> PodView<'a> {
         GROUP_LABELS.iter().find_map(|label| self.label(label)).map(Into::into)
     }
 
+    /// The node that it runs on.
+    pub(super) fn node(&self) -> Option<Arc<str>> {
+        let node = self.pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        node.filter(|node| !node.is_empty()).map(Into::into)
+    }
+
     pub(super) fn subject(&self) -> Subject<'_> {
         Subject { source: self.source, kind: Kind::Pod, name: &self.name }
     }

@@ -145,6 +145,7 @@ fn pool(
     build.pods = pods;
     let profile = if roles.is_some() { Profile::Pd } else { Profile::Single };
     let mut pool = Pool::new(subject.name.clone(), profile, members);
+    pool.experience = build.experience(subject.name);
     pool.unfit.extend(unfit);
     let runtime = policy.and_then(|policy| policy.policy.spec.model_server_runtime.as_deref());
     pool.runtime = runtime.unwrap_or("sglang").into();
@@ -236,7 +237,8 @@ fn seat(
         let key = WorkerKey { uid: Arc::clone(&pod.uid), port };
         let facts = build.index.facts.get(&key).cloned();
         let worker = build.worker(key, &name, SocketAddr::new(ip, port));
-        Member { worker, role, phase: pod.phase, bootstrap, group: pod.group(), facts }
+        let (phase, group, node) = (pod.phase, pod.group(), pod.node());
+        Member { worker, role, phase, bootstrap, group, facts, node }
     };
     Ok(ports.iter().map(member).collect())
 }

@@ -4,7 +4,9 @@ use router_core::fleet::{
     Facts, Fleet, Member, Phase, Profile, Role, Verdict, Weight, Worker, WorkerKey,
 };
 
+use super::super::clock::Clock;
 use super::*;
+use router_core::schedule::Policy;
 
 fn limits(max_queued: usize) -> LimitFlags {
     LimitFlags {
@@ -33,7 +35,7 @@ fn member(name: &str, role: Role, model: &str, slots: u32) -> Member {
     };
     let bootstrap = Some(([127, 0, 0, 1], 8998).into());
     let facts = Some(Arc::new(facts));
-    Member { worker, role, phase: Phase::Ready, bootstrap, group: None, facts }
+    Member { worker, role, phase: Phase::Ready, bootstrap, group: None, facts, node: None }
 }
 
 /// One prefill and one decode of one slot.
@@ -49,11 +51,12 @@ fn pool(members: Vec<Member>) -> Arc<Pool> {
 fn admission(pool: &Arc<Pool>, max_queued: usize) -> Arc<Admission> {
     let fleet = Arc::new(FleetHandle::default());
     fleet.publish(Fleet { generation: 1, pools: vec![Arc::clone(pool)], ..Fleet::default() });
-    Admission::new(fleet, Policy::LeastLoad, limits(max_queued), Duration::from_secs(30))
+    let view = View::new(Policy::LeastLoad, Clock::start(), Duration::from_secs(1));
+    Admission::new(fleet, view, limits(max_queued), Duration::from_secs(30))
 }
 
 fn ask() -> Ask {
-    let weight = Weight { requests: 1, prompt_bytes: 10, kv_tokens: 5 };
+    let weight = Weight { requests: 1, prompt_bytes: 10, kv_tokens: 5, ..Weight::default() };
     Ask { model: None, weight, avoid: Vec::new(), only: None }
 }
 

@@ -1,0 +1,116 @@
+//! [`EngineLoad`]: what an engine tells of its own load when it is asked, now and then.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use serde::Serialize;
+
+/// An engine's own numbers, its ranks added up. `None` is not told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct EngineLoad {
+    pub running: Option<u64>,
+    pub queued: Option<u64>,
+    /// Of decode: requests that wait for KV room, and for KV cache that is on its way. Of prefill:
+    /// requests that wait for their decode, and whose KV cache is being sent.
+    pub prealloc_queue: Option<u64>,
+    pub transfer_queue: Option<u64>,
+    /// KV tokens in use, and those that are waited for as well.
+    pub used_tokens: Option<u64>,
+    pub total_tokens: Option<u64>,
+    /// 0 to 1.
+    pub token_usage: Option<f64>,
+    pub max_total_num_tokens: Option<u64>,
+    pub max_running_requests: Option<u64>,
+}
+
+impl EngineLoad {
+    /// Requests that the engine has in any queue or runs.
+    pub fn requests(&self) -> Option<u64> {
+        let parts = [self.running, self.queued, self.prealloc_queue, self.transfer_queue];
+        let told = parts.iter().any(Option::is_some);
+        told.then(|| parts.iter().flatten().sum())
+    }
+
+    /// Whether it told anything at all.
+    pub fn is_empty(&self) -> bool {
+        *self == EngineLoad::default()
+    }
+}
+
+/// What was told last, and when. The limits are read by every choice, so they stand apart.
+#[derive(Debug, Default)]
+pub struct EngineCell {
+    told: Mutex<Option<(u64, EngineLoad)>>,
+    /// 0 is not told.
+    max_requests: AtomicU64,
+    max_tokens: AtomicU64,
+    at_ms: AtomicU64,
+    requests: AtomicU64,
+    tokens: AtomicU64,
+}
+
+impl EngineCell {
+    pub fn set(&self, load: EngineLoad, now_ms: u64) {
+        self.max_requests.store(load.max_running_requests.unwrap_or(0), Ordering::Relaxed);
+        self.max_tokens.store(load.max_total_num_tokens.unwrap_or(0), Ordering::Relaxed);
+        self.requests.store(load.requests().unwrap_or(0), Ordering::Relaxed);
+        let tokens = load.total_tokens.or(load.used_tokens);
+        self.tokens.store(tokens.unwrap_or(0), Ordering::Relaxed);
+        self.at_ms.store(now_ms.max(1), Ordering::Relaxed);
+        // What is held is whole after each statement.
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some((now_ms, load));
+    }
+
+    /// The load and how old it is.
+    ///
+    /// ```
+    /// use router_core::fleet::{EngineCell, EngineLoad};
+    ///
+    /// let cell = EngineCell::default();
+    /// cell.set(EngineLoad { running: Some(2), ..EngineLoad::default() }, 5_000);
+    /// assert_eq!(cell.get(5_400).map(|(age_ms, load)| (age_ms, load.running)), Some((400, Some(2))));
+    /// ```
+    pub fn get(&self, now_ms: u64) -> Option<(u64, EngineLoad)> {
+        let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.map(|(at_ms, load)| (now_ms.saturating_sub(at_ms), load))
+    }
+
+    /// Requests that it says it runs at once.
+    pub fn max_requests(&self) -> Option<u64> {
+        Some(self.max_requests.load(Ordering::Relaxed)).filter(|limit| *limit > 0)
+    }
+
+    /// KV tokens that it says it has room for.
+    pub fn max_tokens(&self) -> Option<u64> {
+        Some(self.max_tokens.load(Ordering::Relaxed)).filter(|limit| *limit > 0)
+    }
+
+    /// Requests and tokens that it told, where that is no older than `most_ms`.
+    pub fn recent(&self, now_ms: u64, most_ms: u64) -> Option<(u64, u64)> {
+        let at_ms = self.at_ms.load(Ordering::Relaxed);
+        let fresh = at_ms > 0 && now_ms.saturating_sub(at_ms) <= most_ms;
+        fresh.then(|| (self.requests.load(Ordering::Relaxed), self.tokens.load(Ordering::Relaxed)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_told_is_no_limit_and_what_is_old_is_not_recent() {
+        let cell = EngineCell::default();
+        assert_eq!((cell.max_requests(), cell.max_tokens(), cell.recent(9, 9)), (None, None, None));
+        let load = EngineLoad {
+            running: Some(3),
+            prealloc_queue: Some(1),
+            used_tokens: Some(70),
+            max_total_num_tokens: Some(1_000),
+            ..EngineLoad::default()
+        };
+        cell.set(load, 100);
+        assert_eq!((cell.max_requests(), cell.max_tokens()), (None, Some(1_000)));
+        assert_eq!(cell.recent(1_100, 1_000), Some((4, 70)));
+        assert_eq!(cell.recent(1_101, 1_000), None);
+    }
+}

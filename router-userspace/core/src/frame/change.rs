@@ -1,0 +1,261 @@
+//! What changed between two reports, so that a frame tells no more than that.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use super::{Delta, DeviceRecord, Latency, PairKey, PairRecord, PodRecord, Report, Value};
+
+/// A rate or a time that differs by less is the same: what is measured always differs a little.
+const SAME_SHARE: f32 = 0.05;
+/// Below this, in bytes a second or microseconds, a rate or a time is as good as none.
+const SAME_FLOOR: f32 = 64.0;
+/// The part by which a score must differ.
+const SAME_SCORE: f32 = 0.01;
+
+impl Report {
+    /// Brings the records into the order that [`Report::delta_to`] needs: call it once they are all
+    /// there.
+    pub fn sort(&mut self) {
+        self.pods.sort_by_key(|pod| pod.pod);
+        self.pairs.sort_by(|a, b| a.key.cmp(&b.key));
+        self.devices.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+
+    /// What is to be told to who knows `self` so that they know `newer`, both sorted. With `again`,
+    /// what is going on is told even where it goes on as before: a transfer, a stream.
+    pub fn delta_to(&self, newer: &Report, again: bool) -> Delta {
+        let mut delta = Delta::default();
+        merge(
+            &self.pods,
+            &newer.pods,
+            |a, b| a.pod.cmp(&b.pod),
+            |old, new| match new {
+                Some(new)
+                    if old.is_none_or(|old| again && is_active(new) || pod_differs(old, new)) =>
+                {
+                    delta.pods.push(new.clone());
+                }
+                Some(_) => {}
+                None => delta.gone_pods.extend(old.map(|old| old.pod)),
+            },
+        );
+        merge(
+            &self.pairs,
+            &newer.pairs,
+            |a, b| a.key.cmp(&b.key),
+            |old, new| match new {
+                Some(new)
+                    if old.is_none_or(|old| {
+                        again && new.transfer_us > 0 || pair_differs(old, new)
+                    }) =>
+                {
+                    delta.pairs.push(new.clone());
+                }
+                Some(_) => {}
+                None => delta.gone_pairs.extend(old.map(|old| old.key.clone())),
+            },
+        );
+        merge(
+            &self.devices,
+            &newer.devices,
+            |a, b| a.name.cmp(&b.name),
+            |old, new| {
+                if let Some(new) = new
+                    && old.is_none_or(|old| device_differs(old, new))
+                {
+                    delta.devices.push(new.clone());
+                }
+            },
+        );
+        delta
+    }
+
+    /// Takes in what changed; the report stays sorted.
+    pub fn apply(&mut self, delta: &Delta) {
+        let mut pods: BTreeMap<u64, PodRecord> =
+            std::mem::take(&mut self.pods).into_iter().map(|pod| (pod.pod, pod)).collect();
+        pods.extend(delta.pods.iter().map(|pod| (pod.pod, pod.clone())));
+        delta.gone_pods.iter().for_each(|gone| _ = pods.remove(gone));
+        self.pods = pods.into_values().collect();
+        let pairs = std::mem::take(&mut self.pairs).into_iter();
+        let mut pairs: BTreeMap<PairKey, PairRecord> =
+            pairs.map(|pair| (pair.key.clone(), pair)).collect();
+        pairs.extend(delta.pairs.iter().map(|pair| (pair.key.clone(), pair.clone())));
+        delta.gone_pairs.iter().for_each(|gone| _ = pairs.remove(gone));
+        self.pairs = pairs.into_values().collect();
+        let devices = std::mem::take(&mut self.devices).into_iter();
+        let mut devices: BTreeMap<String, DeviceRecord> =
+            devices.map(|device| (device.name.clone(), device)).collect();
+        devices.extend(delta.devices.iter().map(|device| (device.name.clone(), device.clone())));
+        self.devices = devices.into_values().collect();
+    }
+
+    /// The same report, `later_us` later.
+    #[must_use]
+    pub fn aged(mut self, later_us: u32) -> Report {
+        let ages = self.pods.iter_mut().map(|pod| &mut pod.age_us);
+        let ages = ages.chain(self.pairs.iter_mut().map(|pair| &mut pair.age_us));
+        let ages = ages.chain(self.devices.iter_mut().map(|device| &mut device.age_us));
+        ages.for_each(|age| *age = age.saturating_add(later_us));
+        self
+    }
+}
+
+impl Delta {
+    pub fn is_empty(&self) -> bool {
+        self.pods.is_empty()
+            && self.pairs.is_empty()
+            && self.devices.is_empty()
+            && self.gone_pods.is_empty()
+            && self.gone_pairs.is_empty()
+    }
+}
+
+impl PartialOrd for PairKey {
+    fn partial_cmp(&self, other: &PairKey) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for PairKey {
+    fn cmp(&self, other: &PairKey) -> Ordering {
+        (self.pod, self.peer, self.class).cmp(&(other.pod, other.peer, other.class))
+    }
+}
+
+/// Walks two sorted lists side by side: each record with its counterpart.
+fn merge<T>(
+    older: &[T],
+    newer: &[T],
+    order: impl Fn(&T, &T) -> Ordering,
+    mut each: impl FnMut(Option<&T>, Option<&T>),
+) {
+    let (mut older, mut newer) = (older.iter().peekable(), newer.iter().peekable());
+    loop {
+        let turn = match (older.peek(), newer.peek()) {
+            (None, None) => return,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(old), Some(new)) => order(old, new),
+        };
+        let old = if turn.is_le() { older.next() } else { None };
+        let new = if turn.is_ge() { newer.next() } else { None };
+        each(old, new);
+    }
+}
+
+/// Whether a pod does something that is evidence even where it stays the same.
+fn is_active(pod: &PodRecord) -> bool {
+    pod.itl.samples > 0 || pod.kv_tx_bytes_per_s.value > SAME_FLOOR
+}
+
+fn pod_differs(old: &PodRecord, new: &PodRecord) -> bool {
+    let counts = |pod: &PodRecord| (pod.in_flight, pod.waiting, pod.streaming, pod.waiting_bytes);
+    let values = |pod: &PodRecord| {
+        [
+            pod.tx_bytes_per_s,
+            pod.rx_bytes_per_s,
+            pod.retransmits_per_s,
+            pod.kv_tx_bytes_per_s,
+            pod.kv_rx_bytes_per_s,
+            pod.rdma_tx_bytes_per_s,
+            pod.rdma_rx_bytes_per_s,
+            pod.link_bytes_per_s,
+            pod.link_tx_used_bytes_per_s,
+            pod.link_rx_used_bytes_per_s,
+        ]
+    };
+    counts(old) != counts(new)
+        || latency_differs(&old.ttft, &new.ttft)
+        || latency_differs(&old.itl, &new.itl)
+        || values(old).iter().zip(&values(new)).any(|(old, new)| value_differs(*old, *new))
+        || old.score.by != new.score.by
+        || (old.score.value - new.score.value).abs() > SAME_SCORE
+}
+
+fn pair_differs(old: &PairRecord, new: &PairRecord) -> bool {
+    old.open != new.open
+        || differs(old.tx_bytes_per_s, new.tx_bytes_per_s)
+        || differs(old.rx_bytes_per_s, new.rx_bytes_per_s)
+        || differs(old.retransmits_per_s, new.retransmits_per_s)
+        || value_differs(old.srtt_us, new.srtt_us)
+        || value_differs(old.transfer_bytes_per_s, new.transfer_bytes_per_s)
+        || (old.transfer_us > 0) != (new.transfer_us > 0)
+}
+
+fn device_differs(old: &DeviceRecord, new: &DeviceRecord) -> bool {
+    old.kind != new.kind
+        || value_differs(old.speed_bytes_per_s, new.speed_bytes_per_s)
+        || value_differs(old.tx_bytes_per_s, new.tx_bytes_per_s)
+        || value_differs(old.rx_bytes_per_s, new.rx_bytes_per_s)
+        || old.utilisation.by != new.utilisation.by
+        || (old.utilisation.value - new.utilisation.value).abs() > SAME_SCORE
+}
+
+fn latency_differs(old: &Latency, new: &Latency) -> bool {
+    (old.samples > 0) != (new.samples > 0) || differs(old.mean_us, new.mean_us)
+}
+
+fn value_differs(old: Value, new: Value) -> bool {
+    old.by != new.by || differs(old.value, new.value)
+}
+
+fn differs(old: f32, new: f32) -> bool {
+    (old - new).abs() > SAME_SHARE * old.max(new) && old.max(new) > SAME_FLOOR
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(pod: u64, in_flight: u32) -> PodRecord {
+        PodRecord { pod, in_flight, ..PodRecord::default() }
+    }
+
+    fn report(pods: Vec<PodRecord>) -> Report {
+        let mut report = Report { pods, ..Report::default() };
+        report.sort();
+        report
+    }
+
+    #[test]
+    fn a_delta_tells_what_is_new_other_and_gone_and_nothing_else() {
+        let older = report(vec![pod(1, 0), pod(2, 5), pod(3, 1)]);
+        let newer = report(vec![pod(4, 0), pod(2, 6), pod(1, 0)]);
+        let delta = older.delta_to(&newer, false);
+        let told: Vec<u64> = delta.pods.iter().map(|pod| pod.pod).collect();
+        assert_eq!((told, delta.gone_pods.clone()), (vec![2, 4], vec![3]));
+        let mut known = older;
+        known.apply(&delta);
+        assert_eq!(known, newer);
+        assert!(known.delta_to(&newer, false).is_empty());
+    }
+
+    #[test]
+    fn noise_is_no_change_and_what_goes_on_is_told_again_when_asked() {
+        let rate = |value| PairRecord { tx_bytes_per_s: value, ..PairRecord::default() };
+        let with = |pair| Report { pairs: vec![pair], ..Report::default() };
+        let older = with(rate(1e6));
+        assert!(older.delta_to(&with(rate(1.03e6)), false).is_empty());
+        assert!(!older.delta_to(&with(rate(1.2e6)), false).is_empty());
+        let moving = with(PairRecord { transfer_us: 9, ..rate(1e6) });
+        assert!(moving.delta_to(&moving, false).is_empty());
+        assert_eq!(moving.delta_to(&moving, true).pairs.len(), 1);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn who_applies_deltas_knows_the_same_pods_and_counts(
+            steps in proptest::collection::vec(
+                proptest::collection::btree_map(0u64..12, 0u32..4, 0..8), 1..10),
+        ) {
+            let mut known = Report::default();
+            for step in steps {
+                let newer = report(step.into_iter().map(|(id, count)| pod(id, count)).collect());
+                let delta = known.delta_to(&newer, false);
+                known.apply(&delta);
+                proptest::prop_assert_eq!(&known, &newer);
+            }
+        }
+    }
+}

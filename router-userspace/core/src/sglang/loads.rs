@@ -1,0 +1,204 @@
+//! What engines tell of their own load, in the three forms that their versions have.
+
+use serde_json::Value;
+
+use crate::fleet::EngineLoad;
+
+/// Where an engine may tell its load, the best one first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadForm {
+    /// From 0.5.10.
+    Loads,
+    /// Where `--enable-metrics` is set.
+    Metrics,
+    /// Up to 0.5.10.
+    GetLoad,
+}
+
+impl LoadForm {
+    pub const ALL: [LoadForm; 3] = [LoadForm::Loads, LoadForm::Metrics, LoadForm::GetLoad];
+
+    /// Path and query of the `GET`.
+    pub fn query(self) -> &'static str {
+        match self {
+            LoadForm::Loads => "/v1/loads?include=core,disagg",
+            LoadForm::Metrics => "/metrics",
+            LoadForm::GetLoad => "/get_load",
+        }
+    }
+
+    /// Reads an answer, its ranks added up; `None` where it tells nothing.
+    ///
+    /// ```
+    /// use router_core::sglang::loads::LoadForm;
+    ///
+    /// let load = LoadForm::Loads.read(br#"{"loads":[{"num_running_reqs":2,"num_waiting_reqs":1,
+    ///     "num_used_tokens":50,"max_total_num_tokens":1000,"max_running_requests":48,
+    ///     "disaggregation":{"mode":"decode","decode_prealloc_queue_reqs":3}}]}"#).unwrap();
+    /// assert_eq!((load.running, load.queued, load.prealloc_queue), (Some(2), Some(1), Some(3)));
+    /// assert_eq!(load.max_running_requests, Some(48));
+    /// let old = LoadForm::GetLoad.read(br#"{"load": 70}"#).unwrap();
+    /// assert_eq!(old.total_tokens, Some(70));
+    /// ```
+    pub fn read(self, answer: &[u8]) -> Option<EngineLoad> {
+        let load = match self {
+            LoadForm::Loads => loads(&serde_json::from_slice(answer).ok()?)?,
+            LoadForm::Metrics => metrics(std::str::from_utf8(answer).ok()?),
+            LoadForm::GetLoad => get_load(&serde_json::from_slice(answer).ok()?)?,
+        };
+        (!load.is_empty()).then_some(load)
+    }
+}
+
+/// A sum over ranks of a number that none, some or all of them tell.
+fn sum(ranks: &[Value], place: &[&str]) -> Option<u64> {
+    let told = ranks.iter().filter_map(|rank| {
+        place.iter().try_fold(rank, |value, key| value.get(key)).and_then(whole)
+    });
+    told.fold(None, |sum, number| Some(sum.unwrap_or(0).saturating_add(number)))
+}
+
+/// A count as engines write it: some have a point, and -1 is "not known".
+fn whole(value: &Value) -> Option<u64> {
+    value.as_u64().or_else(|| value.as_f64().and_then(counted))
+}
+
+fn counted(number: f64) -> Option<u64> {
+    // Beyond 2^53 a float is no count any more.
+    (0.0..=9e15).contains(&number).then_some(number as u64)
+}
+
+fn loads(answer: &Value) -> Option<EngineLoad> {
+    let ranks = answer.get("loads")?.as_array()?;
+    let queue = |prefill: &str, decode: &str| {
+        let parts = [prefill, decode].map(|name| sum(ranks, &["disaggregation", name]));
+        parts.into_iter().flatten().reduce(u64::saturating_add)
+    };
+    let usages = ranks.iter().filter_map(|rank| rank.get("token_usage")?.as_f64());
+    Some(EngineLoad {
+        running: sum(ranks, &["num_running_reqs"]),
+        queued: sum(ranks, &["num_waiting_reqs"]),
+        prealloc_queue: queue("prefill_bootstrap_queue_reqs", "decode_prealloc_queue_reqs"),
+        transfer_queue: queue("prefill_inflight_queue_reqs", "decode_transfer_queue_reqs"),
+        used_tokens: sum(ranks, &["num_used_tokens"]),
+        total_tokens: sum(ranks, &["num_total_tokens"]),
+        token_usage: most(usages),
+        max_total_num_tokens: sum(ranks, &["max_total_num_tokens"]),
+        max_running_requests: sum(ranks, &["max_running_requests"]),
+    })
+}
+
+/// The fullest rank decides.
+fn most(usages: impl Iterator<Item = f64>) -> Option<f64> {
+    usages.filter(|usage| (0.0..=1e3).contains(usage)).reduce(f64::max)
+}
+
+fn get_load(answer: &Value) -> Option<EngineLoad> {
+    if let Some(tokens) = answer.get("load").and_then(whole) {
+        return Some(EngineLoad { total_tokens: Some(tokens), ..EngineLoad::default() });
+    }
+    let ranks = answer.as_array()?;
+    let (all, queued) = (sum(ranks, &["num_reqs"]), sum(ranks, &["num_waiting_reqs"]));
+    Some(EngineLoad {
+        // It counts the waiting ones among them.
+        running: all.map(|all| all.saturating_sub(queued.unwrap_or(0))),
+        queued,
+        total_tokens: sum(ranks, &["num_tokens"]),
+        ..EngineLoad::default()
+    })
+}
+
+/// The names of the gauges, in all versions.
+fn metrics(page: &str) -> EngineLoad {
+    let mut load = EngineLoad::default();
+    for line in page.lines() {
+        let Some(rest) = line.strip_prefix("sglang:") else { continue };
+        let Some((series, value)) = rest.rsplit_once(' ') else { continue };
+        let name = series.split('{').next().unwrap_or_default();
+        let Ok(number) = value.parse::<f64>() else { continue };
+        // Every tensor-parallel rank may tell the same; one speaks for all.
+        if let Some((_, after)) = series.split_once("tp_rank=\"")
+            && !after.starts_with("0\"")
+        {
+            continue;
+        }
+        let field = match name {
+            "num_running_reqs" => &mut load.running,
+            "num_queue_reqs" => &mut load.queued,
+            // Up to 0.5.10, and since; then the same of decode.
+            "num_prefill_prealloc_queue_reqs"
+            | "num_prefill_bootstrap_queue_reqs"
+            | "num_decode_prealloc_queue_reqs" => &mut load.prealloc_queue,
+            // 0.4.10 has the misspelt one.
+            "num_prefill_infight_queue_reqs"
+            | "num_prefill_inflight_queue_reqs"
+            | "num_decode_transfer_queue_reqs" => &mut load.transfer_queue,
+            "num_used_tokens" => &mut load.used_tokens,
+            "max_total_num_tokens" => &mut load.max_total_num_tokens,
+            "token_usage" => {
+                load.token_usage = most(load.token_usage.into_iter().chain([number]));
+                continue;
+            }
+            _ => continue,
+        };
+        if let Some(number) = counted(number) {
+            *field = Some(field.unwrap_or(0).saturating_add(number));
+        }
+    }
+    load
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_of_old_and_new_engines_are_read() {
+        let old = "# TYPE sglang:num_queue_reqs gauge\n\
+            sglang:num_running_reqs{engine_type=\"prefill\",tp_rank=\"0\"} 3.0\n\
+            sglang:num_running_reqs{engine_type=\"prefill\",tp_rank=\"1\"} 3.0\n\
+            sglang:num_queue_reqs{tp_rank=\"0\"} 1.0\n\
+            sglang:num_prefill_infight_queue_reqs{tp_rank=\"0\"} 2.0\n\
+            sglang:num_prefill_prealloc_queue_reqs{tp_rank=\"0\"} 4.0\n\
+            sglang:token_usage{tp_rank=\"0\"} 0.25\n";
+        let load = LoadForm::Metrics.read(old.as_bytes()).unwrap();
+        assert_eq!((load.running, load.queued), (Some(3), Some(1)));
+        assert_eq!((load.prealloc_queue, load.transfer_queue), (Some(4), Some(2)));
+        assert_eq!((load.requests(), load.token_usage), (Some(10), Some(0.25)));
+        let new = "sglang:num_prefill_bootstrap_queue_reqs{dp_rank=\"0\",tp_rank=\"0\"} 1.0\n\
+            sglang:num_prefill_bootstrap_queue_reqs{dp_rank=\"1\",tp_rank=\"0\"} 2.0\n\
+            sglang:max_total_num_tokens{tp_rank=\"0\"} 20000.0\n";
+        let load = LoadForm::Metrics.read(new.as_bytes()).unwrap();
+        assert_eq!((load.prealloc_queue, load.max_total_num_tokens), (Some(3), Some(20_000)));
+    }
+
+    #[test]
+    fn lists_of_ranks_are_added_up_and_what_is_not_known_is_not_zero() {
+        let list = br#"[{"dp_rank":0,"num_reqs":3,"num_waiting_reqs":1,"num_tokens":90},
+            {"dp_rank":1,"num_reqs":1,"num_waiting_reqs":0,"num_tokens":-1}]"#;
+        let load = LoadForm::GetLoad.read(list).unwrap();
+        assert_eq!((load.running, load.queued, load.total_tokens), (Some(3), Some(1), Some(90)));
+        assert_eq!(load.max_total_num_tokens, None);
+    }
+
+    #[test]
+    fn nonsense_tells_nothing() {
+        let nonsense: [&[u8]; 6] =
+            [b"", b"{}", b"{\"loads\": 7}", b"[1,2]", b"\xff\xfe", b"sglang:num_running_reqs NaN"];
+        for answer in nonsense {
+            for form in LoadForm::ALL {
+                assert_eq!(form.read(answer), None, "{form:?} of {answer:?}");
+            }
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_an_engine_answers_is_read_without_a_panic(answer: Vec<u8>, text: String) {
+            for form in LoadForm::ALL {
+                let _ = form.read(&answer);
+                let _ = form.read(text.as_bytes());
+            }
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! What happened in the last moment, pod by pod and pair by pair, as the load frames tell it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use router_common::flow::{CLASS_BOOTSTRAP, CLASS_ENGINE, CLASS_KV, CLASS_KV_CONTROL, PairKey};
+use router_core::frame::{self, Latency, PairRecord, PodRecord, Value, pod_id};
+use router_core::sample::{Rates, Window};
+use router_core::score::{Baseline, Score, Signs};
+use router_core::trail::{Growth, Trail};
+
+use super::links::{LinkUse, Links};
+use super::registry::Entry;
+use super::sampler::{PairCounters, PodCounters, Sampler};
+
+/// Rates of frames are over so long: short enough to follow at once, long enough to be rates.
+const SPAN: Duration = Duration::from_millis(200);
+const STEP: Duration = Duration::from_millis(20);
+/// What a request costs beside its bytes, in bytes: a TTFT is compared by the bytes it was for.
+const REQUEST_BYTES: f64 = 8192.0;
+/// Payload of a segment, for the part of segments that were sent again.
+const SEGMENT_BYTES: f64 = 1448.0;
+
+/// Counters of a pair, by their place in its trail.
+const TX: usize = 0;
+const RX: usize = 1;
+const RETRANSMITS: usize = 2;
+const SRTT_US: usize = 3;
+const SRTTS: usize = 4;
+const RATE_BYTES: usize = 5;
+const RATE_US: usize = 6;
+
+type PairTrail = Trail<7>;
+
+#[derive(Debug)]
+struct PodRecent {
+    window: Window,
+    /// Answers begun, and the bytes of their requests.
+    answered: Trail<2>,
+    ttft: Baseline,
+    itl: Baseline,
+    /// When a stream last said something, and how much all had said then.
+    said: (Duration, u64),
+    read: Duration,
+    rates: Rates,
+}
+
+/// The last moment of everything that is read.
+#[derive(Debug)]
+pub(super) struct Recent {
+    start: Instant,
+    pods: HashMap<u32, PodRecent>,
+    pairs: HashMap<PairKey, PairTrail>,
+}
+
+impl Default for Recent {
+    fn default() -> Recent {
+        Recent { start: Instant::now(), pods: HashMap::new(), pairs: HashMap::new() }
+    }
+}
+
+impl Recent {
+    /// Takes in what the sampler read of the pods.
+    pub(super) fn read_pods(&mut self, sampler: &Sampler) {
+        self.pods.retain(|id, _| sampler.pods.contains_key(id));
+        for (id, counters) in &sampler.pods {
+            let at = counters.read.saturating_duration_since(self.start);
+            let Some((_, reading)) = counters.window.newest() else { continue };
+            let pod = self.pods.entry(*id).or_insert_with(|| PodRecent::new(at));
+            let said = counters.http.itl_samples + counters.http.streams_started;
+            if said != pod.said.1 {
+                pod.said = (at, said);
+            }
+            pod.window.push(at, reading.clone());
+            pod.answered.push(at, [counters.http.answered, counters.http.answered_bytes]);
+            pod.learn(at);
+        }
+    }
+
+    /// Takes in what the sampler read of the pairs.
+    pub(super) fn read_pairs(&mut self, sampler: &Sampler) {
+        self.pairs.retain(|key, _| sampler.pairs.contains_key(key));
+        for (key, PairCounters { stats, read, .. }) in &sampler.pairs {
+            let at = read.saturating_duration_since(self.start);
+            let trail = self.pairs.entry(*key).or_insert_with(|| Trail::new(SPAN, STEP));
+            trail.push(
+                at,
+                [
+                    stats.tx_bytes,
+                    stats.rx_bytes,
+                    stats.retransmits,
+                    stats.srtt_us_sum,
+                    stats.srtt_samples,
+                    stats.rate_bytes,
+                    stats.rate_us,
+                ],
+            );
+        }
+    }
+
+    /// Everything as a frame tells it, sorted.
+    pub(super) fn report<'a>(
+        &self,
+        sampler: &Sampler,
+        entries: impl Iterator<Item = &'a Entry>,
+        links: &Links,
+        node: Option<&str>,
+    ) -> frame::Report {
+        let entries: BTreeMap<u32, &Entry> = entries.map(|entry| (entry.id, entry)).collect();
+        let now = Instant::now();
+        let kv = self.kv();
+        let pods = sampler.pods.iter().filter_map(|(id, counters)| {
+            let entry = entries.get(id)?;
+            let link = links.of_pod(entry.placed.ifindex);
+            Some(self.pod(entry, counters, kv.get(id).copied().unwrap_or_default(), link, now))
+        });
+        let mut report = frame::Report {
+            node: node.unwrap_or_default().to_owned(),
+            pods: pods.collect(),
+            pairs: self.pair_records(sampler, &entries, now),
+            devices: links.records(now),
+        };
+        report.sort();
+        report
+    }
+
+    fn pod(
+        &self,
+        entry: &Entry,
+        counters: &PodCounters,
+        kv: KvRates,
+        link: Option<LinkUse>,
+        now: Instant,
+    ) -> PodRecord {
+        let http = &counters.http;
+        let rates = self.pods.get(&entry.id).map(|pod| pod.rates).unwrap_or_default();
+        let age = now.saturating_duration_since(counters.read);
+        let streaming = http.streaming();
+        let silence = self
+            .pods
+            .get(&entry.id)
+            .filter(|_| streaming > 0)
+            .map(|pod| now.saturating_duration_since(self.start + pod.said.0));
+        let known = |value: Option<f64>| Value::from(value.map(|value| value as f32));
+        PodRecord {
+            pod: pod_id(&entry.placed.pod.uid),
+            age_us: micros(age),
+            in_flight: count(counters.in_flight()),
+            waiting: count(http.waiting()),
+            streaming: count(streaming),
+            waiting_bytes: http.waiting_bytes(),
+            asked_bytes: http.asked_bytes,
+            kv_tx_bytes: kv.total,
+            ttft: latency(rates.ttft, rates.ttft_p99, rates.ttft_samples),
+            itl: with_silence(latency(rates.itl, rates.itl_p99, rates.itl_samples), silence),
+            tx_bytes_per_s: Value::exact(rates.tx_bytes as f32),
+            rx_bytes_per_s: Value::exact(rates.rx_bytes as f32),
+            retransmits_per_s: Value::exact(kv.retransmits as f32),
+            kv_tx_bytes_per_s: Value::exact(kv.tx as f32),
+            kv_rx_bytes_per_s: Value::exact(kv.rx as f32),
+            rdma_tx_bytes_per_s: Value::UNKNOWN,
+            rdma_rx_bytes_per_s: Value::UNKNOWN,
+            link_bytes_per_s: known(link.map(|link| link.speed)),
+            link_tx_used_bytes_per_s: known(link.map(|link| link.tx)),
+            link_rx_used_bytes_per_s: known(link.map(|link| link.rx)),
+            score: Value::exact(self.score(entry.id, counters, kv, link).total() as f32),
+        }
+    }
+
+    /// The load score of a pod, with its terms.
+    pub(super) fn score_of(&self, entry: &Entry, counters: &PodCounters, links: &Links) -> Score {
+        let kv = self.kv().get(&entry.id).copied().unwrap_or_default();
+        self.score(entry.id, counters, kv, links.of_pod(entry.placed.ifindex))
+    }
+
+    fn score(&self, id: u32, counters: &PodCounters, kv: KvRates, link: Option<LinkUse>) -> Score {
+        let pod = self.pods.get(&id);
+        let sent = pod.map_or(0.0, |pod| pod.rates.tx_bytes) / SEGMENT_BYTES;
+        Score::of(&Signs {
+            in_flight: counters.in_flight(),
+            slowdown: pod.and_then(PodRecent::slowdown),
+            link_use: link.map(|link| link.tx.max(link.rx) / link.speed),
+            loss: (sent > 0.0).then(|| kv.retransmits / sent),
+        })
+    }
+
+    /// What each pod moves as KV cache, and what it sends again of anything.
+    fn kv(&self) -> HashMap<u32, KvRates> {
+        let mut pods: HashMap<u32, KvRates> = HashMap::new();
+        for (key, trail) in &self.pairs {
+            let pod = pods.entry(key.pod).or_default();
+            if key.class == CLASS_KV {
+                pod.total += trail.newest().map_or(0, |newest| newest[TX]);
+            }
+            let Some(growth) = trail.growth() else { continue };
+            pod.retransmits += growth.per_second(RETRANSMITS);
+            if key.class == CLASS_KV {
+                pod.tx += growth.per_second(TX);
+                pod.rx += growth.per_second(RX);
+            }
+        }
+        pods
+    }
+
+    fn pair_records(
+        &self,
+        sampler: &Sampler,
+        entries: &BTreeMap<u32, &Entry>,
+        now: Instant,
+    ) -> Vec<PairRecord> {
+        let id = |id: u32| entries.get(&id).map(|entry| pod_id(&entry.placed.pod.uid));
+        let mut records = Vec::with_capacity(sampler.pairs.len());
+        for (key, counters) in &sampler.pairs {
+            let Some(pod) = id(key.pod) else { continue };
+            if counters.stats.opened + counters.seeded == 0 {
+                continue;
+            }
+            let growth = self.pairs.get(key).and_then(Trail::growth);
+            let peer = id(key.peer).unwrap_or_default();
+            let key = frame::PairKey { pod, peer, class: class(key.class) };
+            records.push(pair(key, counters, growth, now));
+        }
+        if records.len() > frame::MAX_PAIRS {
+            // More than a frame has room for: those that move most.
+            records.sort_by(|a, b| moved(b).total_cmp(&moved(a)));
+            records.truncate(frame::MAX_PAIRS);
+        }
+        records
+    }
+}
+
+/// What a pod's pairs add up to.
+#[derive(Clone, Copy, Debug, Default)]
+struct KvRates {
+    /// KV cache that it sent since it is known, and what it sends and receives a second.
+    total: u64,
+    tx: f64,
+    rx: f64,
+    retransmits: f64,
+}
+
+impl PodRecent {
+    fn new(at: Duration) -> PodRecent {
+        PodRecent {
+            window: Window::new(SPAN, STEP),
+            answered: Trail::new(SPAN, STEP),
+            ttft: Baseline::default(),
+            itl: Baseline::default(),
+            said: (at, 0),
+            read: at,
+            rates: Rates::default(),
+        }
+    }
+
+    fn learn(&mut self, at: Duration) {
+        let elapsed = at.saturating_sub(self.read);
+        self.read = at;
+        self.rates = self.window.rates();
+        if let Some(itl) = self.rates.itl {
+            self.itl.observe(itl, elapsed);
+        }
+        if let Some(ttft) = self.ttft_by_size() {
+            self.ttft.observe(ttft, elapsed);
+        }
+    }
+
+    /// The TTFT as that of an empty request, so that long prompts do not look like trouble.
+    fn ttft_by_size(&self) -> Option<Duration> {
+        let ttft = self.rates.ttft?;
+        let [answers, bytes] = self.answered.growth()?.by;
+        let bytes = if answers > 0 { bytes as f64 / answers as f64 } else { 0.0 };
+        Some(ttft.mul_f64(REQUEST_BYTES / (REQUEST_BYTES + bytes)))
+    }
+
+    /// How many times longer than at ease its tokens take, or its first ones where it streams none.
+    fn slowdown(&self) -> Option<f64> {
+        match self.rates.itl {
+            Some(itl) => self.itl.slowdown(itl),
+            None => self.ttft.slowdown(self.ttft_by_size()?),
+        }
+    }
+}
+
+fn pair(
+    key: frame::PairKey,
+    counters: &PairCounters,
+    growth: Option<Growth<7>>,
+    now: Instant,
+) -> PairRecord {
+    let open = counters.stats.established + counters.seeded;
+    let record = PairRecord {
+        key,
+        age_us: micros(now.saturating_duration_since(counters.read)),
+        open: count(open.saturating_sub(counters.stats.closed)),
+        ..PairRecord::default()
+    };
+    let Some(growth) = growth else { return record };
+    let ratio = |sum: usize, of: usize, times: f64| {
+        let of = growth.by[of];
+        Value::from((of > 0).then(|| (growth.by[sum] as f64 / of as f64 * times) as f32))
+    };
+    PairRecord {
+        tx_bytes_per_s: growth.per_second(TX) as f32,
+        rx_bytes_per_s: growth.per_second(RX) as f32,
+        retransmits_per_s: growth.per_second(RETRANSMITS) as f32,
+        srtt_us: ratio(SRTT_US, SRTTS, 1.0),
+        transfer_bytes_per_s: ratio(RATE_BYTES, RATE_US, 1e6),
+        transfer_us: u32::try_from(growth.by[RATE_US]).unwrap_or(u32::MAX),
+        ..record
+    }
+}
+
+fn moved(record: &PairRecord) -> f32 {
+    record.tx_bytes_per_s + record.rx_bytes_per_s
+}
+
+fn class(class: u32) -> frame::Class {
+    match class {
+        CLASS_ENGINE => frame::Class::Engine,
+        CLASS_BOOTSTRAP => frame::Class::Bootstrap,
+        CLASS_KV => frame::Class::Kv,
+        CLASS_KV_CONTROL => frame::Class::KvControl,
+        _ => frame::Class::Other,
+    }
+}
+
+fn latency(mean: Option<Duration>, p99: Option<Duration>, samples: u64) -> Latency {
+    let us = |time: Option<Duration>| time.unwrap_or_default().as_secs_f32() * 1e6;
+    Latency { mean_us: us(mean), p99_us: us(p99), samples: count(samples) }
+}
+
+/// Streams that have fallen silent have no gap that ended: the one that lasts counts.
+fn with_silence(itl: Latency, silence: Option<Duration>) -> Latency {
+    let silence_us = silence.unwrap_or_default().as_secs_f32() * 1e6;
+    if silence_us <= itl.mean_us {
+        return itl;
+    }
+    Latency { mean_us: silence_us, p99_us: silence_us.max(itl.p99_us), samples: itl.samples.max(1) }
+}
+
+fn micros(time: Duration) -> u32 {
+    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
+}
+
+fn count(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silent_streams_are_as_slow_as_the_silence() {
+        let itl = Latency { mean_us: 20_000.0, p99_us: 30_000.0, samples: 5 };
+        assert_eq!(with_silence(itl.clone(), None), itl);
+        assert_eq!(with_silence(itl.clone(), Some(Duration::from_millis(10))), itl);
+        let stuck = with_silence(itl, Some(Duration::from_millis(400)));
+        assert_eq!((stuck.mean_us, stuck.samples), (400_000.0, 5));
+        let never = with_silence(Latency::default(), Some(Duration::from_millis(50)));
+        assert_eq!((never.mean_us, never.samples), (50_000.0, 1));
+    }
+
+    #[test]
+    fn a_pair_has_speed_only_of_what_moved() {
+        let growth = Growth {
+            by: [1_000_000, 0, 2, 3_000, 3, 800_000, 4_000],
+            elapsed: Duration::from_millis(200),
+        };
+        let counters = PairCounters {
+            stats: router_common::flow::PairStats { established: 2, ..Default::default() },
+            seeded: 0,
+            taken: 0,
+            tx_per_second: 0.0,
+            rx_per_second: 0.0,
+            read: Instant::now(),
+        };
+        let moving = pair(frame::PairKey::default(), &counters, Some(growth), counters.read);
+        assert_eq!(moving.tx_bytes_per_s, 5e6);
+        assert_eq!(moving.srtt_us, Value::exact(1_000.0));
+        assert_eq!((moving.transfer_bytes_per_s, moving.transfer_us), (Value::exact(2e8), 4_000));
+        let idle = pair(frame::PairKey::default(), &counters, None, counters.read);
+        assert_eq!((idle.open, idle.srtt_us), (2, Value::UNKNOWN));
+    }
+}

@@ -1,0 +1,378 @@
+//! The gateway's side: one subscription to each agent, kept up whatever the agent does.
+//!
+//! An agent that is slow, dead, lying or flooding costs what its limits say and no more: its
+//! pods' loads go stale, and requests are served on what is known.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use http::header::AUTHORIZATION;
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use router_core::fleet::{AgentAddress, Fleet};
+use router_core::frame::{self, Bad, PodRecord};
+use serde::Serialize;
+use tokio::time::{timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::budget::{Budget, Flood};
+use super::ear::{Ear, Lost};
+use super::targets::Targets;
+use crate::config::Settings;
+use crate::gateway::upstream::{Protocol, Upstream, whole};
+use crate::gateway::view::View;
+use crate::metrics::{FeedbackLabels, Metrics};
+
+const STREAM: PathAndQuery = PathAndQuery::from_static("/v1/loads/stream");
+/// For an agent to answer, and the longest silence of a stream: ten heartbeats.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Between two attempts: doubled each time, and drawn from its upper half.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// A stream that was good for so long makes the next pause a first one.
+const GOOD: Duration = Duration::from_secs(2);
+
+/// What the listeners to agents share.
+pub(crate) struct Listening {
+    upstream: Upstream,
+    view: View,
+    metrics: Metrics,
+    /// Whose token agents ask for.
+    token_file: Option<PathBuf>,
+    /// Agents beyond those of the snapshot.
+    named: Vec<AgentAddress>,
+}
+
+impl Listening {
+    pub(crate) fn new(
+        settings: &Settings,
+        upstream: &Upstream,
+        view: View,
+        metrics: &Metrics,
+    ) -> Listening {
+        Listening {
+            upstream: upstream.clone(),
+            view,
+            metrics: metrics.clone(),
+            token_file: settings.feedback_token_file.clone(),
+            named: settings.agents.clone(),
+        }
+    }
+}
+
+/// One subscription to every agent that is known.
+pub(crate) struct Subscriptions {
+    shared: Arc<Shared>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    known: Mutex<HashMap<AgentAddress, Subscription>>,
+}
+
+struct Shared {
+    listening: Listening,
+    targets: RwLock<Arc<Targets>>,
+}
+
+struct Subscription {
+    stop: CancellationToken,
+    state: Arc<Mutex<State>>,
+}
+
+/// What is known of one agent.
+#[derive(Debug, Default)]
+struct State {
+    ear: Ear,
+    /// Since when the stream is good; `None` between two.
+    since: Option<Instant>,
+    heard: Option<Instant>,
+    frames: u64,
+    attempts: u64,
+    problem: Option<String>,
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("it cannot be reached: {0}")]
+    Unreachable(String),
+    #[error("it answers {0}")]
+    Refused(StatusCode),
+    #[error("it said nothing for {PATIENCE:?}")]
+    Silent,
+    #[error("the stream broke: {0}")]
+    Broken(String),
+    #[error("the stream ended")]
+    Over,
+    #[error("no frame: {0}")]
+    Bad(#[from] Bad),
+    #[error("{0}")]
+    Lost(#[from] Lost),
+    #[error("{0}")]
+    Flood(#[from] Flood),
+    #[error("{0} holds no token")]
+    NoToken(String),
+}
+
+impl Ended {
+    fn reason(&self) -> &'static str {
+        match self {
+            Ended::Unreachable(_) => "unreachable",
+            Ended::Refused(_) | Ended::NoToken(_) => "refused",
+            Ended::Silent => "silent",
+            Ended::Broken(_) | Ended::Over => "ended",
+            Ended::Bad(_) => "bad_frame",
+            Ended::Lost(_) => "gap",
+            Ended::Flood(_) => "flood",
+        }
+    }
+}
+
+impl Subscriptions {
+    pub(crate) fn new(
+        listening: Listening,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Subscriptions {
+        let shared = Shared { listening, targets: RwLock::default() };
+        Subscriptions { shared: Arc::new(shared), tasks, stop, known: Mutex::default() }
+    }
+
+    /// Listens to the agents of a snapshot, and to those that flags name; no more to any other.
+    pub(crate) fn follow(&self, fleet: &Fleet) {
+        let targets = Arc::new(Targets::of(fleet));
+        // What is held is whole after each statement.
+        *self.shared.targets.write().unwrap_or_else(PoisonError::into_inner) = targets;
+        let wanted: HashSet<&AgentAddress> =
+            self.shared.listening.named.iter().chain(&fleet.agents).collect();
+        let mut known = self.known();
+        known.retain(|agent, subscription| {
+            let stays = wanted.contains(agent);
+            if !stays {
+                subscription.stop.cancel();
+            }
+            stays
+        });
+        for agent in wanted {
+            known.entry(agent.clone()).or_insert_with(|| self.start(agent.clone()));
+        }
+    }
+
+    fn start(&self, agent: AgentAddress) -> Subscription {
+        let ear = Ear::new(agent.node.clone());
+        let state = Arc::new(Mutex::new(State { ear, ..State::default() }));
+        let stop = self.stop.child_token();
+        let listener =
+            Listener { shared: Arc::clone(&self.shared), agent, state: Arc::clone(&state) };
+        let stopped = stop.clone();
+        self.tasks.spawn(async move { stopped.run_until_cancelled(listener.listen()).await });
+        Subscription { stop, state }
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<AgentAddress, Subscription>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every agent and how it is doing, in the order of their addresses.
+    pub(crate) fn describe(&self) -> Vec<AgentStatus> {
+        let known = self.known();
+        let mut all: Vec<AgentStatus> =
+            known.iter().map(|(agent, one)| AgentStatus::of(agent, &state(&one.state))).collect();
+        all.sort_by(|a, b| a.address.cmp(&b.address));
+        all
+    }
+
+    /// What the kernel said last of a pod, and the agent that told.
+    pub(crate) fn pods(&self) -> HashMap<u64, (Arc<str>, PodRecord)> {
+        let known = self.known();
+        let mut all = HashMap::new();
+        for (agent, one) in known.iter() {
+            let state = state(&one.state);
+            let told = state.ear.pods.iter();
+            all.extend(told.map(|(pod, record)| (*pod, (Arc::clone(&agent.name), record.clone()))));
+        }
+        all
+    }
+
+    /// Agents that are known, and those whose stream is good.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let known = self.known();
+        let good = known.values().filter(|one| state(&one.state).since.is_some()).count();
+        (known.len(), good)
+    }
+}
+
+fn state(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An agent as `/fleet` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct AgentStatus {
+    name: Arc<str>,
+    address: SocketAddr,
+    node: Option<Arc<str>>,
+    /// As it calls its own node.
+    told_node: String,
+    connected: bool,
+    /// Since the last frame.
+    silent_ms: Option<u64>,
+    frames: u64,
+    attempts: u64,
+    pods: usize,
+    problem: Option<String>,
+}
+
+impl AgentStatus {
+    fn of(agent: &AgentAddress, state: &State) -> AgentStatus {
+        let silent = state.heard.map(|heard| heard.elapsed().as_millis());
+        AgentStatus {
+            name: Arc::clone(&agent.name),
+            address: agent.address,
+            node: agent.node.clone(),
+            told_node: state.ear.told_node.clone(),
+            connected: state.since.is_some(),
+            silent_ms: silent.and_then(|ms| u64::try_from(ms).ok()),
+            frames: state.frames,
+            attempts: state.attempts,
+            pods: state.ear.pods.len(),
+            problem: state.problem.clone(),
+        }
+    }
+}
+
+struct Listener {
+    shared: Arc<Shared>,
+    agent: AgentAddress,
+    state: Arc<Mutex<State>>,
+}
+
+impl Listener {
+    /// Subscribes again and again, until it is dropped.
+    async fn listen(self) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let Err(ended) = self.subscribe().await;
+            let good = {
+                let mut state = state(&self.state);
+                state.ear.ended();
+                let good = state.since.take().is_some_and(|since| since.elapsed() >= GOOD);
+                let problem = ended.to_string();
+                if state.problem.as_deref() != Some(&*problem) {
+                    tracing::warn!(agent = %self.agent.name, address = %self.agent.address, problem, "no loads of an agent");
+                    state.problem = Some(problem);
+                }
+                good
+            };
+            self.count(ended.reason(), 1);
+            pause = if good { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
+        }
+    }
+
+    fn count(&self, reason: &'static str, by: u64) {
+        if by > 0 {
+            let labels = FeedbackLabels { reason };
+            self.shared.listening.metrics.feedback_losses.get_or_create(&labels).inc_by(by);
+        }
+    }
+
+    async fn subscribe(&self) -> Result<std::convert::Infallible, Ended> {
+        state(&self.state).attempts += 1;
+        let mut body = self.open().await?;
+        let mut stream = BytesMut::new();
+        let mut budget = Budget::start();
+        let mut last = tokio::time::Instant::now();
+        loop {
+            // Counted from the last whole frame: one that comes byte by byte says nothing.
+            let piece = match timeout_at(last + PATIENCE, body.frame()).await {
+                Err(_) => return Err(Ended::Silent),
+                Ok(None) => return Err(Ended::Over),
+                Ok(Some(Err(error))) => return Err(Ended::Broken(error.to_string())),
+                Ok(Some(Ok(piece))) => piece,
+            };
+            let Ok(data) = piece.into_data() else { continue };
+            budget.spend(data.len())?;
+            // Usually a piece is a frame, and nothing is copied.
+            stream.extend_from_slice(&data);
+            while let Some(bytes) = frame::take(&mut stream)? {
+                budget.frame()?;
+                self.hear(&bytes)?;
+                last = tokio::time::Instant::now();
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<Incoming, Ended> {
+        let listening = &self.shared.listening;
+        let mut headers = HeaderMap::new();
+        if let Some(path) = &listening.token_file {
+            headers.insert(AUTHORIZATION, bearer(path)?);
+        }
+        let authority: Authority = self
+            .agent
+            .address
+            .to_string()
+            .parse()
+            .map_err(|_| Ended::Unreachable("no address".to_owned()))?;
+        let nothing = whole(Bytes::new());
+        let sent = listening.upstream.send_over(
+            Protocol::Http1,
+            authority,
+            Method::GET,
+            STREAM,
+            headers,
+            nothing,
+        );
+        let answer = timeout(PATIENCE, sent).await.map_err(|_| Ended::Silent)?;
+        let answer = answer.map_err(|error| Ended::Unreachable(error.to_string()))?;
+        match answer.status() {
+            StatusCode::OK => Ok(answer.into_body()),
+            status => Err(Ended::Refused(status)),
+        }
+    }
+
+    fn hear(&self, bytes: &[u8]) -> Result<(), Ended> {
+        let frame = frame::decode(bytes)?;
+        let listening = &self.shared.listening;
+        let targets =
+            Arc::clone(&self.shared.targets.read().unwrap_or_else(PoisonError::into_inner));
+        let now_us = listening.view.clock.now_us();
+        let heard = {
+            let mut state = state(&self.state);
+            let heard = state.ear.hear(frame, &targets, &listening.view, now_us)?;
+            let now = Instant::now();
+            if state.since.is_none() {
+                tracing::info!(agent = %self.agent.name, address = %self.agent.address, "hears an agent");
+                state.since = Some(now);
+                state.problem = None;
+            }
+            state.heard = Some(now);
+            state.frames += 1;
+            heard
+        };
+        listening.metrics.feedback_frames.inc();
+        self.count("unknown_pod", heard.unknown);
+        self.count("foreign_pod", heard.foreign);
+        Ok(())
+    }
+}
+
+/// The token is read anew for each attempt: a Secret that is mounted changes.
+fn bearer(path: &std::path::Path) -> Result<HeaderValue, Ended> {
+    let missing = || Ended::NoToken(path.display().to_string());
+    let token = std::fs::read_to_string(path).map_err(|_| missing())?;
+    let token = token.trim();
+    let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| missing())?;
+    if token.is_empty() {
+        return Err(missing());
+    }
+    value.set_sensitive(true);
+    Ok(value)
+}

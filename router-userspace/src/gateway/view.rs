@@ -1,0 +1,167 @@
+//! [`View`]: what a choice sees of workers beyond their leases: kernel loads, learned rates, links.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use router_core::fleet::{Experience, Links, Load, Member, Pool, Rates, Usage, Worker};
+use router_core::schedule::{
+    Aim, Assumptions, Candidate, Chosen, Estimate, Policy, step_us_of_idle,
+};
+
+use super::clock::Clock;
+
+/// Pairs of workers of which something is remembered.
+const PAIRS: usize = 8192;
+/// An engine that was polled is believed for so many intervals.
+const POLLS_BELIEVED: u64 = 3;
+/// Bytes of a prompt that make a token, where only tokens are told.
+const BYTES_PER_TOKEN: f32 = 4.0;
+
+/// What is known of the fleet for choosing; shared by admission and the listeners to agents.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    pub(crate) policy: Policy,
+    pub(crate) clock: Clock,
+    pub(crate) aim: Aim,
+    pub(crate) assumptions: Assumptions,
+    /// How long what an engine told is believed, where no agent tells more.
+    engine_ms: u64,
+    links: Arc<Mutex<Links>>,
+}
+
+impl View {
+    pub(crate) fn new(policy: Policy, clock: Clock, engine_interval: std::time::Duration) -> View {
+        let interval_ms = u64::try_from(engine_interval.as_millis()).unwrap_or(u64::MAX);
+        View {
+            policy,
+            clock,
+            aim: Aim::default(),
+            assumptions: Assumptions::USUAL,
+            engine_ms: interval_ms.saturating_mul(POLLS_BELIEVED),
+            links: Arc::new(Mutex::new(Links::new(PAIRS))),
+        }
+    }
+
+    /// The facts about pairs. Held for one choice or one frame's changes.
+    pub(crate) fn links(&self) -> MutexGuard<'_, Links> {
+        // A slot is whole after each change.
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is believed of a pool's engines together.
+    pub(crate) fn rates(&self, pool: &Pool) -> Rates {
+        pool.experience.rates(&self.assumptions.rates, self.clock.now_ms())
+    }
+
+    /// A member as the scheduler looks at it. `pool` is what is believed of its pool.
+    pub(crate) fn candidate(
+        &self,
+        id: usize,
+        member: &Member,
+        usage: Usage,
+        pool: &Rates,
+    ) -> Candidate {
+        let worker = &member.worker;
+        if self.policy != Policy::Predicted {
+            // They go by leases alone.
+            return Candidate { id, usage, worker: worker.identity, ..Candidate::default() };
+        }
+        let now_us = self.clock.now_us();
+        Candidate {
+            id,
+            usage,
+            worker: worker.identity,
+            rates: worker.experience.rates(pool, now_us / 1000),
+            load: worker.load.get(now_us).or_else(|| self.told(worker, usage, now_us / 1000)),
+            ..Candidate::default()
+        }
+    }
+
+    /// What the engine itself told, where no agent ever spoke of it: counts alone, and as old as
+    /// the last poll.
+    fn told(&self, worker: &Worker, usage: Usage, now_ms: u64) -> Option<Load> {
+        let (requests, tokens) = worker.engine.recent(now_ms, self.engine_ms)?;
+        let others = requests.saturating_sub(usage.requests) as f32;
+        let other_tokens = tokens.saturating_sub(usage.kv_tokens) as f32;
+        let share = if requests > 0 { others / requests as f32 } else { 0.0 };
+        Some(Load {
+            others_requests: others,
+            others_waiting_bytes: other_tokens * BYTES_PER_TOKEN * share,
+            ..Load::default()
+        })
+    }
+
+    /// What is to be learned of a choice once its prefill has answered.
+    pub(crate) fn forecast(
+        &self,
+        pool: &Pool,
+        chosen: &Chosen,
+        prefill: &Worker,
+    ) -> Option<Forecast> {
+        let Estimate { wait_ms, prefill_ms, transfer_ms, work_bytes, .. } = chosen.estimate?;
+        let now_ms = self.clock.now_ms();
+        let rates = prefill.experience.rates(&self.rates(pool), now_ms);
+        Some(Forecast {
+            pool: Arc::clone(&pool.experience),
+            clock: self.clock,
+            sent_ms: now_ms,
+            work_bytes,
+            ahead_bytes: (wait_ms + prefill_ms) * 1000.0 / rates.prefill_us_per_byte.max(1e-6),
+            ahead_ms: wait_ms + prefill_ms,
+            transfer_ms,
+        })
+    }
+
+    /// A stream of `tokens` ended that came `itl_ms` apart. An agent tells of steps itself.
+    pub(crate) fn answered(&self, pool: &Experience, worker: &Worker, tokens: f32, itl_ms: f32) {
+        let now_us = self.clock.now_us();
+        let now_ms = now_us / 1000;
+        pool.answered(tokens, now_ms);
+        let agent = worker.load.get(now_us).is_some_and(|load| !load.is_stale());
+        if !agent && itl_ms > 0.0 {
+            let batch = worker.usage().kv_tokens as f32;
+            let step_us = step_us_of_idle(itl_ms * 1000.0, batch, &self.assumptions);
+            pool.stepped(step_us, now_ms);
+            worker.experience.stepped(step_us, now_ms);
+        }
+    }
+}
+
+/// What was predicted of a prefill: what really happens is evidence.
+#[derive(Clone, Debug)]
+pub(crate) struct Forecast {
+    pool: Arc<Experience>,
+    clock: Clock,
+    sent_ms: u64,
+    /// The work of the prompt, and with it that of the prompts before it, in bytes.
+    pub(crate) work_bytes: f32,
+    ahead_bytes: f32,
+    ahead_ms: f32,
+    transfer_ms: f32,
+}
+
+impl Forecast {
+    /// The prefill has answered now.
+    pub(crate) fn came(&self, prefill: &Worker) {
+        let now_ms = self.clock.now_ms();
+        let took_ms = now_ms.saturating_sub(self.sent_ms) as f32;
+        let work_ms = (took_ms - self.transfer_ms).max(took_ms / 5.0);
+        for experience in [&*self.pool, &prefill.experience] {
+            experience.prefilled(self.ahead_bytes, work_ms, self.ahead_ms, now_ms);
+        }
+    }
+}
+
+/// Who answered a stream, for what is learned when it ends.
+#[derive(Clone, Debug)]
+pub(crate) struct Lesson {
+    pub(crate) view: View,
+    pub(crate) pool: Arc<Experience>,
+    pub(crate) worker: Arc<Worker>,
+}
+
+impl Lesson {
+    pub(crate) fn answered(&self, tokens: u64, itl: std::time::Duration) {
+        let itl_ms = itl.as_secs_f32() * 1000.0;
+        self.view.answered(&self.pool, &self.worker, tokens as f32, itl_ms);
+    }
+}

@@ -1,0 +1,93 @@
+//! Agents that die, are cut off, come back, or were never agents: no request fails for it.
+
+use crate::crowd::{Crowd, none_failed};
+use crate::liar::{LIES, Liar, Lie};
+use crate::site::{Gateway, Site, wait};
+
+const ENGINES: &str = "--prefill-tokens-per-second 100000 --inter-token-ms 2";
+
+fn site() -> Site {
+    let mut site = Site::new();
+    for role in ["prefill", "prefill", "decode", "decode"] {
+        site.engine(role, false, ENGINES);
+    }
+    site
+}
+
+/// What was told of an engine is too old to be believed.
+fn stale(gateway: &Gateway) {
+    wait("loads are stale", || {
+        let age = gateway.load_of("prefill-0")["load"]["age_ms"].as_f64()?;
+        (age >= 300.0).then_some(())
+    });
+}
+
+#[test]
+fn an_agent_that_is_killed_cut_off_and_started_again_costs_no_request() {
+    let mut site = site();
+    site.agent("");
+    let flag = format!("--agent {}", site.agent_address());
+    let gateways = [site.gateway(&flag), site.gateway(&flag)];
+    gateways.iter().for_each(|gateway| gateway.until_told(4));
+    let crowd = Crowd::start(&gateways, 2);
+    crowd.until_more(40);
+
+    site.kill_agent();
+    gateways.iter().for_each(stale);
+    crowd.until_more(40);
+    site.agent_again();
+    gateways.iter().for_each(|gateway| gateway.until_told(4));
+
+    // Cut off without a word: the connections stand and nothing comes.
+    let agent = site.node.ip(250, 1);
+    site.node.outside.sh(&format!(
+        "ip rule add to {agent} lookup 77 pref 1; ip route add blackhole default table 77"
+    ));
+    gateways.iter().for_each(stale);
+    crowd.until_more(40);
+    site.node.outside.sh("ip rule del pref 1");
+    gateways.iter().for_each(|gateway| gateway.until_told(4));
+    crowd.until_more(40);
+    none_failed(&crowd.end());
+}
+
+#[test]
+fn agents_that_lie_flood_or_say_nothing_cost_no_request_and_the_true_one_is_heard() {
+    let mut site = site();
+    site.agent("");
+    let uids: Vec<String> =
+        site.engines.iter().map(|engine| format!("{}-1", engine.name)).collect();
+    let mut flags = format!("--agent {}", site.agent_address());
+    let liars: Vec<(Lie, Liar)> = LIES
+        .into_iter()
+        .zip(8_000..)
+        .map(|(lie, port)| {
+            let at = ([127, 0, 0, 9], port).into();
+            // The ones whose frames are good tell of pods that nobody has.
+            let uids = if lie == Lie::Nonsense { uids.clone() } else { vec!["nobody".to_owned()] };
+            (lie, Liar::start(&site.node.outside, at, lie, uids))
+        })
+        .collect();
+    for (_, liar) in &liars {
+        flags += &format!(" --agent {}", liar.address);
+    }
+    let gateway = site.gateway(&flags);
+    gateway.until_told(4);
+    let crowd = Crowd::start(std::slice::from_ref(&gateway), 3);
+    for (lie, liar) in &liars {
+        wait(&format!("{lie:?} is left and tried again"), || {
+            let visits = liar.visits.load(std::sync::atomic::Ordering::Relaxed);
+            (visits >= 2).then_some(())
+        });
+    }
+    crowd.until_more(60);
+    gateway.until_told(4);
+    none_failed(&crowd.end());
+    for reason in ["bad_frame", "flood", "silent", "unknown_pod"] {
+        let name = format!("pd_router_feedback_losses_total{{reason=\"{reason}\"}}");
+        assert!(gateway.metric(&name) > 0.0, "{reason}");
+    }
+    let told = gateway.load_of("prefill-0");
+    assert!(told["kernel"]["in_flight"].as_u64() < Some(1_000), "a lie was believed: {told:#}");
+    assert!(gateway.metric("pd_router_agents ") >= 8.0);
+}

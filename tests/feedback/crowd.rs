@@ -1,0 +1,135 @@
+//! Clients of both gateways that ask without a pause, and what became of every request.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::site::{Gateway, ask, enter, post, wait};
+
+/// One request as its client saw it.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) at: Instant,
+    pub(crate) took: Duration,
+    pub(crate) prefill: String,
+    pub(crate) decode: String,
+    /// Why it failed.
+    pub(crate) failure: Option<String>,
+}
+
+/// Clients that go on until dropped.
+pub(crate) struct Crowd {
+    asked: Arc<Mutex<Vec<Asked>>>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+static PROMPTS: AtomicU64 = AtomicU64::new(0);
+
+/// A prompt of about this many bytes that nobody has asked before.
+pub(crate) fn prompt(bytes: usize) -> String {
+    let number = PROMPTS.fetch_add(1, Ordering::Relaxed);
+    format!("{number} {}", "word ".repeat(bytes / 5))
+}
+
+impl Crowd {
+    /// `clients` of each gateway.
+    pub(crate) fn start(gateways: &[Gateway], clients: usize) -> Crowd {
+        let (asked, stop) = (Arc::default(), Arc::new(AtomicBool::new(false)));
+        let mut crowd = Crowd { asked, stop, threads: Vec::new() };
+        for gateway in gateways {
+            for _ in 0..clients {
+                let (gateway, asked) = (gateway.clone(), Arc::clone(&crowd.asked));
+                let stop = Arc::clone(&crowd.stop);
+                crowd.threads.push(std::thread::spawn(move || {
+                    enter(&gateway.outside);
+                    while !stop.load(Ordering::Relaxed) {
+                        let one = one(gateway.address);
+                        asked.lock().expect("no client panics").push(one);
+                    }
+                }));
+            }
+        }
+        crowd
+    }
+
+    /// Everything that was asked from `from` to `to`.
+    pub(crate) fn between(&self, from: Instant, to: Instant) -> Vec<Asked> {
+        let asked = self.asked.lock().expect("no client panics");
+        asked.iter().filter(|one| from <= one.at && one.at < to).cloned().collect()
+    }
+
+    /// Waits until so many more have been asked and answered.
+    pub(crate) fn until_more(&self, count: usize) {
+        let from = self.asked.lock().expect("no client panics").len();
+        wait("requests are answered", || {
+            let now = self.asked.lock().expect("no client panics").len();
+            (now >= from + count).then_some(())
+        });
+    }
+
+    /// Ends the clients; everything that they asked.
+    pub(crate) fn end(mut self) -> Vec<Asked> {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            thread.join().expect("a client");
+        }
+        std::mem::take(&mut *self.asked.lock().expect("no client panics"))
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn one(gateway: SocketAddr) -> Asked {
+    let body = serde_json::json!({
+        "text": prompt(1_500),
+        "stream": true,
+        "sampling_params": {"max_new_tokens": 12, "ignore_eos": true},
+    });
+    let at = Instant::now();
+    let answer = ask(gateway, &post("/generate", &body.to_string()));
+    let took = at.elapsed();
+    let mut asked =
+        Asked { at, took, prefill: String::new(), decode: String::new(), failure: None };
+    match answer {
+        Ok((head, body)) => {
+            let header = |name: &str| {
+                let line = head.lines().find_map(|line| line.strip_prefix(name));
+                line.and_then(|value| value.rsplit('/').next())
+                    .unwrap_or_default()
+                    .trim()
+                    .to_owned()
+            };
+            asked.prefill = header("x-pd-router-prefill: ");
+            asked.decode = header("x-pd-router-decode: ");
+            if !head.starts_with("HTTP/1.1 200 ") || !body.contains("[DONE]") {
+                asked.failure = Some(format!("{head}\n{body}"));
+            }
+        }
+        Err(error) => asked.failure = Some(error.to_string()),
+    }
+    asked
+}
+
+/// The part of the requests that chose what `chosen` says.
+pub(crate) fn share(asked: &[Asked], chosen: impl Fn(&Asked) -> bool) -> f64 {
+    asked.iter().filter(|one| chosen(one)).count() as f64 / asked.len().max(1) as f64
+}
+
+/// The mean time of requests, in milliseconds.
+pub(crate) fn mean_ms(asked: &[Asked]) -> f64 {
+    let sum: Duration = asked.iter().map(|one| one.took).sum();
+    sum.as_secs_f64() * 1e3 / asked.len().max(1) as f64
+}
+
+/// Every request was answered.
+pub(crate) fn none_failed(asked: &[Asked]) {
+    let failed: Vec<&Asked> = asked.iter().filter(|one| one.failure.is_some()).collect();
+    assert!(failed.is_empty(), "{} of {} failed: {:?}", failed.len(), asked.len(), failed.first());
+}

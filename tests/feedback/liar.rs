@@ -1,0 +1,142 @@
+//! Agents that are none: they answer with garbage, floods, lies, or nothing.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::BytesMut;
+use router_core::frame::{Body, Delta, Frame, PodRecord, Report, Value, pod_id};
+
+use crate::space::Space;
+
+/// What a false agent does to whoever subscribes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lie {
+    /// Bytes of chance behind a good head.
+    Garbage,
+    /// Good frames, without a pause.
+    Flood,
+    /// An answer's head, and then nothing.
+    Silence,
+    /// Says that idle engines are full, one byte at a time.
+    Slowly,
+    /// Counts that no engine has.
+    Nonsense,
+    /// Not an answer of HTTP.
+    NoHttp,
+    /// A frame of a length that nobody sends.
+    Endless,
+}
+
+pub(crate) const LIES: [Lie; 7] =
+    [Lie::Garbage, Lie::Flood, Lie::Silence, Lie::Slowly, Lie::Nonsense, Lie::NoHttp, Lie::Endless];
+
+/// Serves until dropped; counts who came.
+pub(crate) struct Liar {
+    pub(crate) address: SocketAddr,
+    pub(crate) visits: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Drop for Liar {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Liar {
+    pub(crate) fn start(space: &Space, address: SocketAddr, lie: Lie, uids: Vec<String>) -> Liar {
+        let listener = space.run(move || TcpListener::bind(address).expect("binding"));
+        let address = listener.local_addr().expect("an address");
+        let (visits, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (counted, stopped) = (Arc::clone(&visits), Arc::clone(&stop));
+        std::thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                if stopped.load(Ordering::Relaxed) {
+                    return;
+                }
+                counted.fetch_add(1, Ordering::Relaxed);
+                let (uids, stopped) = (uids.clone(), Arc::clone(&stopped));
+                // It ends when the gateway leaves, or with the test.
+                std::thread::spawn(move || _ = tell(stream, lie, &uids, &stopped));
+            }
+        });
+        Liar { address, visits, stop }
+    }
+}
+
+fn tell(
+    mut stream: TcpStream,
+    lie: Lie,
+    uids: &[String],
+    stop: &AtomicBool,
+) -> std::io::Result<()> {
+    let mut asked = [0; 4096];
+    let _ = stream.read(&mut asked)?;
+    if lie == Lie::NoHttp {
+        return stream.write_all(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03");
+    }
+    stream
+        .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/vnd.pd-router.loads\r\n\r\n")?;
+    let mut sequence = 0;
+    let mut chance = 88_172_645_463_325_252_u64;
+    while !stop.load(Ordering::Relaxed) {
+        sequence += 1;
+        let bytes = match lie {
+            Lie::Silence => {
+                let _ = stream.read(&mut asked)?;
+                return Ok(());
+            }
+            Lie::Garbage => {
+                let noise = (0..512).map(|_| {
+                    chance ^= chance << 13;
+                    chance ^= chance >> 7;
+                    chance ^= chance << 17;
+                    chance as u8
+                });
+                // Behind lengths that are believed, so that the frames themselves are read.
+                [&508u32.to_le_bytes()[..], &noise.take(508).collect::<Vec<u8>>()].concat()
+            }
+            Lie::Endless => u32::MAX.to_le_bytes().to_vec(),
+            Lie::Flood | Lie::Slowly | Lie::Nonsense | Lie::NoHttp => frame(sequence, lie, uids),
+        };
+        if lie == Lie::Slowly {
+            for byte in bytes {
+                stream.write_all(&[byte])?;
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+        } else {
+            stream.write_all(&bytes)?;
+        }
+        if lie == Lie::Endless {
+            let _ = stream.read(&mut asked)?;
+        }
+    }
+    Ok(())
+}
+
+/// A frame that is one, of counts that are none.
+fn frame(sequence: u64, lie: Lie, uids: &[String]) -> Vec<u8> {
+    let pods = uids.iter().map(|uid| PodRecord {
+        pod: pod_id(uid),
+        in_flight: 9_000_000,
+        waiting_bytes: 1 << 49,
+        score: Value::exact(1.0),
+        ..PodRecord::default()
+    });
+    let pods: Vec<PodRecord> = pods.collect();
+    let body = match sequence {
+        1 => Body::Full(Report { pods, ..Report::default() }),
+        _ => Body::Delta(Delta { pods, ..Delta::default() }),
+    };
+    let mut out = BytesMut::new();
+    Frame { instance: 1, sequence, body, ..Frame::default() }.encode(&mut out);
+    if lie == Lie::Nonsense {
+        // NaN, where the last float of the last pod is; the lists behind it are empty.
+        let behind = if sequence == 1 { 8 } else { 16 };
+        let at = out.len() - behind - 4;
+        out[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    }
+    out.to_vec()
+}

@@ -1,0 +1,268 @@
+//! A site: a node with engines in pods, an agent, and two gateways on a machine outside.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns};
+use router_tests::manifests::{BOOTSTRAP_PORT, ENGINE_PORT, LISTENER_PORT, Manifests, Pod};
+use serde_json::Value;
+
+use crate::node::{self, Node, Topology};
+use crate::relay::{self, Trouble};
+use crate::space::Space;
+
+/// How long anything may take that is waited for.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const AGENT_PORT: u16 = 9911;
+const TOKEN: &str = "a-token-of-this-test";
+
+/// One engine in its pod.
+pub(crate) struct Engine {
+    pub(crate) name: String,
+    pub(crate) role: &'static str,
+    pub(crate) pod: node::Pod,
+    /// Of a pod behind a link that can be troubled.
+    pub(crate) trouble: Option<Arc<Trouble>>,
+    _process: Process,
+}
+
+/// A process that ends with the test.
+pub(crate) struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+            let tail: Vec<&str> = log.lines().rev().take(25).collect();
+            eprintln!("--- {}", self.log.display());
+            tail.iter().rev().for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+pub(crate) struct Site {
+    pub(crate) engines: Vec<Engine>,
+    pub(crate) manifests: Manifests,
+    agent: Option<Process>,
+    agent_flags: Vec<String>,
+    gateways: Vec<Process>,
+    logs: u32,
+    pub(crate) node: Node,
+}
+
+fn variable(name: &str) -> PathBuf {
+    let path = std::env::var_os(name).map(PathBuf::from);
+    path.unwrap_or_else(|| panic!("{name} is not set: run `cargo xtask test feedback`"))
+}
+
+impl Site {
+    /// A node without anything on it.
+    pub(crate) fn new() -> Site {
+        let manifests = Manifests::documents();
+        manifests.put(".token", TOKEN);
+        Site {
+            engines: Vec::new(),
+            manifests,
+            agent: None,
+            agent_flags: Vec::new(),
+            gateways: Vec::new(),
+            logs: 0,
+            node: Node::new(Topology::Routed),
+        }
+    }
+
+    fn log(&mut self) -> PathBuf {
+        self.logs += 1;
+        self.manifests.path().join(format!(".log-{}", self.logs))
+    }
+
+    /// Adds an engine; `wired` puts its pod behind a link that can be troubled.
+    pub(crate) fn engine(&mut self, role: &'static str, wired: bool, flags: &str) {
+        let host = self.engines.len() as u8 + 2;
+        let mut trouble = None;
+        let pod = match wired {
+            false => self.node.pod(host),
+            true => self.node.pod_behind(host, |node, pod, link| {
+                trouble = Some(relay::lay((node, link), (pod, "eth0")));
+            }),
+        };
+        let count = self.engines.iter().filter(|engine| engine.role == role).count();
+        let name = format!("{role}-{count}");
+        let words = format!(
+            "--role {role} --host {} --port {ENGINE_PORT} --bootstrap-port {BOOTSTRAP_PORT} \
+             --disconnect-stream 0.2 --disconnect-poll 0.2 {flags}",
+            pod.address
+        );
+        let words = words.split_whitespace().map(str::to_owned).collect();
+        let log = self.log();
+        let process = start(&pod.space, log, variable("SGLANG_SIM_BIN"), words);
+        self.manifests.put_pod(&Pod::new(&name, role, pod.address));
+        self.engines.push(Engine { name, role, pod, trouble, _process: process });
+    }
+
+    /// The address of the agent, from the gateways and from the node.
+    pub(crate) fn agent_address(&self) -> SocketAddr {
+        SocketAddr::new(self.node.ip(250, 1), AGENT_PORT)
+    }
+
+    pub(crate) fn agent(&mut self, flags: &str) {
+        let words = format!(
+            "agent --manifests {0} --listen {1} --token-file {0}/.token {flags}",
+            self.manifests.path().display(),
+            self.agent_address(),
+        );
+        self.agent_flags = words.split_whitespace().map(str::to_owned).collect();
+        self.agent_again();
+    }
+
+    /// Starts the agent as before.
+    pub(crate) fn agent_again(&mut self) {
+        let log = self.log();
+        let program = variable("PD_ROUTER_BIN");
+        self.agent = Some(start(&self.node.space, log, program, self.agent_flags.clone()));
+    }
+
+    /// Ends the agent as a crash would.
+    pub(crate) fn kill_agent(&mut self) {
+        self.agent = None;
+    }
+
+    /// Starts a gateway outside and waits until it serves.
+    pub(crate) fn gateway(&mut self, flags: &str) -> Gateway {
+        let ip: IpAddr = Ipv4Addr::new(127, 0, 0, self.gateways.len() as u8 + 1).into();
+        let words = format!(
+            "gateway --manifests {0} --listen-address {ip} --admin-listen {ip}:9901 \
+             --explain-headers --feedback-token-file {0}/.token --policy predicted {flags}",
+            self.manifests.path().display(),
+        );
+        let words = words.split_whitespace().map(str::to_owned).collect();
+        let log = self.log();
+        let process = start(&self.node.outside, log, variable("PD_ROUTER_BIN"), words);
+        self.gateways.push(process);
+        let gateway = Gateway {
+            address: SocketAddr::new(ip, LISTENER_PORT),
+            admin: SocketAddr::new(ip, 9901),
+            outside: self.node.outside.path(),
+        };
+        let engines = self.engines.len();
+        wait("the gateway is ready", || {
+            let told = gateway.get("/fleet")?.matches("page_size").count();
+            (gateway.get("/readyz").is_some() && told >= engines).then_some(())
+        });
+        gateway
+    }
+}
+
+fn start(space: &Space, log: PathBuf, program: PathBuf, words: Vec<String>) -> Process {
+    let file = File::create(&log).expect("a log");
+    let child = space.run(move || {
+        let err = file.try_clone().expect("a second handle");
+        let mut command = Command::new(program);
+        command.args(words).stdin(Stdio::null()).stdout(file).stderr(err);
+        command.spawn().expect("starting a program")
+    });
+    Process { child, log }
+}
+
+/// A gateway as its clients see it, from outside the node.
+#[derive(Clone, Debug)]
+pub(crate) struct Gateway {
+    pub(crate) address: SocketAddr,
+    admin: SocketAddr,
+    /// The namespace it is in.
+    pub(crate) outside: String,
+}
+
+impl Gateway {
+    /// The body of a 200 of the admin port.
+    pub(crate) fn get(&self, path: &str) -> Option<String> {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: g\r\nconnection: close\r\n\r\n");
+        let (outside, admin) = (self.outside.clone(), self.admin);
+        let asked = std::thread::spawn(move || {
+            enter(&outside);
+            ask(admin, request.as_bytes()).ok()
+        });
+        let (head, body) = asked.join().ok()??;
+        head.contains(" 200 ").then_some(body)
+    }
+
+    /// What it tells of the loads of its workers, by name.
+    pub(crate) fn load_of(&self, worker: &str) -> Value {
+        let told: Value = self
+            .get("/fleet")
+            .and_then(|text| serde_json::from_str(&text).ok())
+            .unwrap_or_default();
+        let loads = told["loads"].as_array().cloned().unwrap_or_default();
+        let name = format!("default/{worker}");
+        loads.into_iter().find(|load| load["worker"] == *name).unwrap_or_default()
+    }
+
+    /// Waits until the kernel's loads of all workers are fresh.
+    pub(crate) fn until_told(&self, workers: usize) {
+        wait("every worker's load is fresh", || {
+            let told: Value = serde_json::from_str(&self.get("/fleet")?).ok()?;
+            let fresh = told["loads"].as_array()?.iter().filter(|load| {
+                load["load"]["age_ms"].as_f64().is_some_and(|age| age < 300.0)
+                    && !load["kernel"].is_null()
+            });
+            (fresh.count() >= workers).then_some(())
+        });
+    }
+
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").unwrap_or_default();
+        let samples = text.lines().filter(|line| line.starts_with(name));
+        samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+    }
+}
+
+/// Waits until `look` finds what it looks for.
+pub(crate) fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < LIMIT, "not within {LIMIT:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Moves this thread into a network namespace.
+pub(crate) fn enter(path: &str) {
+    let namespace = File::open(path).expect("a namespace");
+    setns(namespace, CloneFlags::CLONE_NEWNET).expect("entering a namespace");
+}
+
+/// Sends a request and reads the answer to the connection's end: its head and its body.
+pub(crate) fn ask(address: SocketAddr, request: &[u8]) -> std::io::Result<(String, String)> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.set_nodelay(true)?;
+    stream.write_all(request)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    Ok((head.to_owned(), body.to_owned()))
+}
+
+/// A POST of JSON as bytes, whose connection ends with its answer.
+pub(crate) fn post(path: &str, body: &str) -> Vec<u8> {
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n",
+        body.len()
+    );
+    [head.as_bytes(), body.as_bytes()].concat()
+}
