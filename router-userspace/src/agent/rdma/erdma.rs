@@ -12,6 +12,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// `enum erdma_cmd`, `enum erdma_stat_type`.
 const STAT: libc::c_ulong = 3;
@@ -20,6 +21,8 @@ const STAT_DEV: u32 = 2;
 const MESSAGE: usize = 4_144;
 /// `_IOWR('k', STAT, struct erdma_ioctl_msg)`.
 const REQUEST: libc::c_ulong = (3 << 30) | ((MESSAGE as libc::c_ulong) << 16) | (0x6b << 8) | STAT;
+/// A driver that refused is asked again after this.
+const AGAIN: Duration = Duration::from_secs(30);
 /// Words of the buffer: 64 KiB.
 const ROOM: usize = 8 << 10;
 /// Where the name of the device goes (NUL and all), and where the status comes back.
@@ -31,8 +34,8 @@ const STATUS: usize = 40;
 pub(super) struct Driver {
     path: PathBuf,
     file: Option<File>,
-    /// Why it is not asked any more.
-    refusal: Option<String>,
+    /// Why it is not asked, and until when.
+    refusal: Option<(String, Duration)>,
 }
 
 impl Driver {
@@ -42,18 +45,22 @@ impl Driver {
 
     /// Why nothing can be refreshed, once that was tried.
     pub(super) fn refusal(&self) -> Option<&str> {
-        self.refusal.as_deref()
+        self.refusal.as_ref().map(|(why, _)| why.as_str())
     }
 
     /// Makes the device write its counters where a read finds them; whether it did.
-    pub(super) fn refresh(&mut self, device: &str) -> bool {
-        if self.refusal.is_some() {
+    pub(super) fn refresh(&mut self, at: Duration, device: &str) -> bool {
+        if self.refusal.as_ref().is_some_and(|(_, until)| at < *until) {
             return false;
         }
         match self.ask(device) {
-            Ok(()) => true,
+            Ok(()) => {
+                self.refusal = None;
+                true
+            }
             Err(error) => {
-                self.refusal = Some(format!("{}: {error}", self.path.display()));
+                let why = format!("{}: {error}", self.path.display());
+                self.refusal = Some((why, at + AGAIN));
                 false
             }
         }
@@ -125,14 +132,17 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_missing_or_another_is_said_once_and_asked_no_more() {
+    fn a_file_that_is_missing_or_another_is_said_and_asked_again_much_later() {
         let tree = Tree::new();
+        let (now, soon) = (Duration::from_secs(1), Duration::from_secs(2));
         let mut driver = Driver::new(&tree.root().join("erdma"));
-        assert!(!driver.refresh("erdma_0"));
-        assert!(driver.refusal().expect("a reason").contains("erdma"), "{driver:?}");
+        assert!(!driver.refresh(now, "erdma_0"));
+        let missing = driver.refusal().expect("a reason").to_owned();
+        assert!(missing.contains("erdma"), "{missing}");
         tree.write("erdma", "");
-        assert!(!driver.refresh("erdma_0"), "it stays refused");
-        let mut driver = Driver::new(&tree.root().join("erdma"));
-        assert!(!driver.refresh("erdma_0"), "a plain file knows no such request");
+        assert!(!driver.refresh(soon, "erdma_0"));
+        assert_eq!(driver.refusal(), Some(&*missing), "it was not asked");
+        assert!(!driver.refresh(now + AGAIN, "erdma_0"), "a plain file knows no such request");
+        assert_ne!(driver.refusal(), Some(&*missing));
     }
 }

@@ -54,7 +54,9 @@ pub(super) use named::{Names, RdmaLoad};
 pub(super) use taken::Taken;
 pub(super) use watcher::Watcher;
 
-/// Queue pairs and devices are looked at again after this at first; a watcher sets its own pace.
+/// Devices, ports and links are looked for this often.
+const FIND_EVERY: Duration = Duration::from_secs(1);
+/// Queue pairs are looked at this often at first; a watcher sets its own pace.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Where this process finds the host.
@@ -101,6 +103,7 @@ pub struct Rdma {
     refusal: Option<String>,
     look_every: Duration,
     next_look: Duration,
+    next_find: Duration,
 }
 
 impl Rdma {
@@ -118,10 +121,11 @@ impl Rdma {
             refusal: None,
             look_every: LOOK_EVERY,
             next_look: Duration::ZERO,
+            next_find: Duration::ZERO,
         }
     }
 
-    /// How often devices and queue pairs are looked at.
+    /// How often queue pairs are looked at.
     pub fn look_every(&mut self, every: Duration) {
         self.look_every = every;
     }
@@ -137,17 +141,20 @@ impl Rdma {
 
     /// Reads what is due `at`, on any clock that goes forward; whether queue pairs were counted.
     pub fn round(&mut self, at: Duration, activity: &Activity) -> bool {
+        if at >= self.next_find {
+            self.next_find = at + FIND_EVERY;
+            self.find();
+        }
         let looks = at >= self.next_look;
         if looks {
             self.next_look = at + self.look_every;
-            self.find();
         }
         let erdma = &mut self.erdma;
         for device in &mut self.devices {
             let (index, is_held) = (device.index(), device.is_held());
             let of = Of { device: &device.found.name, index, driver: device.driver, is_held };
             for port in device.ports.iter_mut().filter(|port| port.is_due(at)) {
-                let mut refresh = |name: &str| erdma.refresh(name);
+                let mut refresh = |name: &str| erdma.refresh(at, name);
                 port.sample(at, of, &mut *self.source, &self.sysfs, &mut refresh);
             }
         }
