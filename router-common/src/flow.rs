@@ -145,6 +145,9 @@ pub struct PairStats {
     pub tx_bytes: u64,
     /// Payload that arrived in order.
     pub rx_bytes: u64,
+    /// Payload of arriving packets on other ports than an engine's, retransmits included: live
+    /// where `rx_bytes` waits for the connection's next change of state.
+    pub arrived_bytes: u64,
     pub retransmits: u64,
     /// Sum and number of smoothed round-trip times.
     pub srtt_us_sum: u64,
@@ -248,9 +251,9 @@ impl PodHttp {
     }
 }
 
-/// A RoCEv2 queue pair as its packets name it.
+/// A RoCEv2 queue pair as its packets name it. All zero stands for those that found no room.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct QueuePairKey {
     pub source: [u8; 16],
     pub destination: [u8; 16],
@@ -283,7 +286,10 @@ pub struct Losses {
     pub pairs: u64,
     /// HTTP connections whose requests were not seen.
     pub streams: u64,
+    /// Counted under the queue pair of nobody.
     pub queue_pairs: u64,
+    /// Packets whose headers are of no known shape.
+    pub unreadable: u64,
 }
 
 /// The v4-mapped form of an IPv4 address.
@@ -300,10 +306,10 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 36);
     assert!(size_of::<PairKey>() == 12);
     assert!(size_of::<Connection>() == 56);
-    assert!(size_of::<PairStats>() == 88);
+    assert!(size_of::<PairStats>() == 96);
     assert!(size_of::<PodTraffic>() == 64);
     assert!(size_of::<PodHttp>() == 15 * 8 + 2 * 8 * BUCKETS);
     assert!(size_of::<QueuePairKey>() == 36);
     assert!(size_of::<QueuePairStats>() == 56);
-    assert!(size_of::<Losses>() == 32);
+    assert!(size_of::<Losses>() == 40);
 };

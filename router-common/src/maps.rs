@@ -2,7 +2,7 @@
 
 /// Raised by every change to a struct in [`crate::flow`] or [`crate::http`], or to a capacity
 /// below: an agent that finds pins of another version replaces them.
-pub const LAYOUT: u64 = 2;
+pub const LAYOUT: u64 = 3;
 
 /// The maps that are pinned, by their names under the pin directory.
 pub const PINNED: [&str; 12] = [

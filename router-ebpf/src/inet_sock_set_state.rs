@@ -8,7 +8,7 @@ use aya_ebpf::programs::TracePointContext;
 use router_common::flow::{Connection, FlowKey, OWNER_TRACEPOINT};
 
 use crate::connection::pair_of;
-use crate::counters::{add, lost, pair};
+use crate::counters::{Loss, add, lost, pair};
 use crate::maps::{CONNECTIONS, SETTINGS};
 
 #[tracepoint]
@@ -68,13 +68,12 @@ fn established(flow: &FlowKey) -> Option<()> {
     };
     if CONNECTIONS.insert(flow, connection, BPF_NOEXIST as u64).is_err() {
         if CONNECTIONS.get_ptr(flow).is_none() {
-            // SAFETY: the pointer is that of a live map value.
-            lost(|losses| unsafe { &raw mut (*losses).connections });
+            lost(Loss::Connection);
         }
         return None;
     }
     let stats = pair(&key)?;
-    // SAFETY: as above.
+    // SAFETY: a live map value.
     unsafe {
         add(&raw mut (*stats).opened, 1);
         add(&raw mut (*stats).established, 1);

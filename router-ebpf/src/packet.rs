@@ -6,6 +6,8 @@ use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use aya_ebpf::programs::{TcContext, XdpContext};
 use router_common::flow::{FlowKey, mapped};
 
+use crate::counters::{Loss, lost};
+
 /// No header begins beyond this: 14 + 8 of VLAN, 40 + 6 * 2048 of IPv6 would, and is refused.
 const FARTHEST: usize = 1024;
 
@@ -110,10 +112,20 @@ pub fn parse<F: Frame>(frame: &F, way: Way, flow: *mut FlowKey) -> Option<Packet
         }
     }
     match kind {
-        IPV4 => parse_v4(frame, at, way, flow),
-        IPV6 => parse_v6(frame, at, way, flow),
+        IPV4 => readable(parse_v4(frame, at, way, flow)),
+        IPV6 => readable(parse_v6(frame, at, way, flow)),
+        VLAN | SERVICE_VLAN => readable(None),
         _ => None,
     }
+}
+
+/// Says so where an IP packet is none after all, or stands behind more tags than are followed.
+#[inline(always)]
+fn readable(packet: Option<Packet>) -> Option<Packet> {
+    if packet.is_none() {
+        lost(Loss::Header);
+    }
+    packet
 }
 
 #[inline(always)]
@@ -184,6 +196,9 @@ fn parse_v6<F: Frame>(frame: &F, at: usize, way: Way, flow: *mut FlowKey) -> Opt
             _ => break,
         };
         transport += size;
+    }
+    if matches!(protocol, HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT | AUTHENTICATION) {
+        lost(Loss::Header);
     }
     Some(Packet { protocol, transport, end: at + length, length: length as u64 })
 }

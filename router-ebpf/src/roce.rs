@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::BPF_NOEXIST;
 use router_common::flow::{QueuePairKey, QueuePairStats};
 
-use crate::counters::{add, lost};
+use crate::counters::{Loss, add, lost};
 use crate::maps::{QUEUE_PAIRS, Scratch};
 use crate::packet::{Frame, Packet, UDP};
 
@@ -137,9 +137,9 @@ fn stats(key: &QueuePairKey) -> Option<*mut QueuePairStats> {
     }
     let _ = QUEUE_PAIRS.insert(key, QueuePairStats::default(), BPF_NOEXIST as u64);
     let stats = QUEUE_PAIRS.get_ptr_mut(key);
-    if stats.is_none() {
-        // SAFETY: the pointer is that of a live map value.
-        lost(|losses| unsafe { &raw mut (*losses).queue_pairs });
+    if stats.is_some() {
+        return stats;
     }
-    stats
+    lost(Loss::QueuePair);
+    QUEUE_PAIRS.get_ptr_mut(QueuePairKey { source: [0; 16], destination: [0; 16], queue_pair: 0 })
 }

@@ -13,7 +13,7 @@ use aya_ebpf::programs::SockOpsContext;
 use router_common::flow::{Connection, FlowKey, OWNER_SOCK_OPS, PairKey, PairStats, mapped};
 
 use crate::connection::pair_of;
-use crate::counters::{add, lost, pair};
+use crate::counters::{Loss, add, lost, pair};
 use crate::maps::CONNECTIONS;
 
 #[sock_ops]
@@ -174,8 +174,7 @@ fn follow(ctx: &SockOpsContext, flow: &FlowKey, key: PairKey, established: bool)
         return true;
     }
     if CONNECTIONS.get_ptr(flow).is_none() {
-        // SAFETY: live map values.
-        lost(|losses| unsafe { &raw mut (*losses).connections });
+        lost(Loss::Connection);
         return true;
     }
     false

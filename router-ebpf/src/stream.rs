@@ -11,7 +11,7 @@ use router_common::http::{
     begins_request,
 };
 
-use crate::counters::{add, lost, masked};
+use crate::counters::{Loss, add, lost, masked};
 use crate::maps::{POD_HTTP, SCRATCH, STREAMS, Scratch};
 use crate::packet::Tcp;
 
@@ -150,18 +150,18 @@ const ENDS: u8 = TCP_FIN | TCP_SYN | TCP_RST;
 
 /// Whether the engine of `pod` speaks HTTP on `port`.
 #[inline(always)]
-fn serves(pod: *mut Pod, port: u16) -> bool {
+pub fn serves(pod: *mut Pod, port: u16) -> bool {
     // SAFETY: a live map value.
     let ports = unsafe { (*pod).http_ports };
     port != 0 && (ports[0] == port || ports[1] == port || ports[2] == port || ports[3] == port)
 }
 
-/// A packet to a local pod.
+/// A packet to a local pod's engine.
 #[inline(always)]
 pub fn to_pod(ctx: &TcContext, scratch: *mut Scratch, pod: *mut Pod, tcp: &Tcp) -> Option<()> {
     // SAFETY: live map values.
     let (flow, id) = unsafe { (&(*scratch).flow, (*pod).id) };
-    if !serves(pod, flow.local_port) || (tcp.length == 0 && tcp.flags & ENDS == 0) {
+    if tcp.length == 0 && tcp.flags & ENDS == 0 {
         return None;
     }
     let payload = Carried::new(ctx, scratch, tcp);
@@ -179,7 +179,7 @@ pub fn to_pod(ctx: &TcContext, scratch: *mut Scratch, pod: *mut Pod, tcp: &Tcp) 
                     return None;
                 };
                 if STREAMS.insert(flow, (*scratch).stream, BPF_NOEXIST as u64).is_err() {
-                    lost(|losses| &raw mut (*losses).streams);
+                    lost(Loss::Stream);
                     return None;
                 }
             }

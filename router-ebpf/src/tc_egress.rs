@@ -3,9 +3,11 @@
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
+use router_common::flow::{FlowKey, ROLE_NONE};
 
 use crate::connection::local_pod_at;
-use crate::maps::{POD_TRAFFIC, SCRATCH, Scratch};
+use crate::counters::add;
+use crate::maps::{CONNECTIONS, PAIRS, POD_TRAFFIC, SCRATCH, Scratch};
 use crate::packet::{Packet, Way, interface, parse, tcp};
 use crate::stream;
 use crate::tc_ingress::{NEXT, carried_by, sent};
@@ -43,6 +45,25 @@ pub fn received(ctx: &TcContext, scratch: *mut Scratch, packet: Packet) -> Optio
         (*traffic).rx_packets += 1;
         (*traffic).rx_bytes += packet.length;
         (*traffic).rx_payload += tcp.length as u64;
-        stream::to_pod(ctx, scratch, pod, &tcp)
+        if stream::serves(pod, (*flow).local_port) {
+            return stream::to_pod(ctx, scratch, pod, &tcp);
+        }
+        if tcp.length > 0 && (*pod).role != ROLE_NONE {
+            arrived(flow, tcp.length);
+        }
     }
+    Some(())
+}
+
+/// Payload to an engine on another port than that of its requests, KV cache above all. The socket
+/// that only receives says nothing of it until its state changes.
+#[inline(always)]
+fn arrived(flow: *const FlowKey, length: u32) -> Option<()> {
+    // SAFETY: live map values.
+    unsafe {
+        let connection = CONNECTIONS.get_ptr(&*flow)?;
+        let stats = PAIRS.get_ptr_mut((*connection).pair)?;
+        add(&raw mut (*stats).arrived_bytes, length as u64);
+    }
+    Some(())
 }

@@ -1,10 +1,12 @@
 //! A real agent on a node, and what it says.
 
+use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use router_tests::folder::Folder;
 use serde_json::Value;
 
 use crate::manifests::{Manifests, NODE, Named};
@@ -18,6 +20,8 @@ pub(crate) struct Agent<'a> {
     pub(crate) manifests: Manifests,
     flags: Vec<String>,
     port: u16,
+    /// What it says on stderr, of all its lives.
+    log: Folder,
     child: Child,
 }
 
@@ -38,11 +42,34 @@ impl<'a> Agent<'a> {
     fn start_at(node: &'a Node, pods: &[Named], flags: &[&str], port: u16) -> Agent<'a> {
         let manifests = Manifests::new();
         manifests.write(pods);
+        Agent::run(node, manifests, flags, port, &[])
+    }
+
+    /// One that another program starts, which these words begin.
+    pub(crate) fn start_by(node: &'a Node, pods: &[Named], by: &[&str]) -> Agent<'a> {
+        let manifests = Manifests::new();
+        manifests.write(pods);
+        Agent::run(node, manifests, &[], 9911, by)
+    }
+
+    fn run(
+        node: &'a Node,
+        manifests: Manifests,
+        flags: &[&str],
+        port: u16,
+        by: &[&str],
+    ) -> Agent<'a> {
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let child = spawn(node, &manifests, &flags);
-        let agent = Agent { node, manifests, flags, port, child };
+        let log = Folder::new("agent");
+        let child = spawn(node, by, &manifests, &flags, &log);
+        let agent = Agent { node, manifests, flags, port, log, child };
         agent.until_ready();
         agent
+    }
+
+    /// What it said on stderr.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.log.path().join(LOG)).expect("the agent's log")
     }
 
     /// Another agent on the same node, with pins and a port of its own.
@@ -105,7 +132,7 @@ impl<'a> Agent<'a> {
 
     /// Starts another after a kill.
     pub(crate) fn again(&mut self) {
-        self.child = spawn(self.node, &self.manifests, &self.flags);
+        self.child = spawn(self.node, &[], &self.manifests, &self.flags, &self.log);
         self.until_ready();
     }
 
@@ -123,15 +150,26 @@ impl Drop for Agent<'_> {
     fn drop(&mut self) {
         _ = self.child.kill();
         _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("the agent said:\n{}", self.log());
+        }
     }
 }
 
-fn spawn(node: &Node, manifests: &Manifests, flags: &[String]) -> Child {
-    let (manifests, flags) = (manifests.path().to_owned(), flags.to_vec());
+const LOG: &str = "stderr";
+
+fn spawn(node: &Node, by: &[&str], manifests: &Manifests, flags: &[String], log: &Folder) -> Child {
+    let binary = binary();
+    let mut words: Vec<String> = by.iter().map(|word| (*word).to_owned()).collect();
+    words.extend([binary.as_str(), "agent", "--node-name", NODE, "--manifests"].map(str::to_owned));
+    words.push(manifests.path().display().to_string());
+    words.extend_from_slice(flags);
+    let log = OpenOptions::new().create(true).append(true).open(log.path().join(LOG));
+    let log = log.expect("a file for the agent's log");
     node.space.run(move || {
-        let mut command = Command::new(binary());
-        command.arg("agent").arg("--manifests").arg(manifests).args(["--node-name", NODE]);
-        command.args(flags).env("PD_ROUTER_LOG", "warn").spawn().expect("starting the agent")
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).stderr(log).env("PD_ROUTER_LOG", "warn");
+        command.spawn().expect("starting the agent")
     })
 }
 

@@ -1,7 +1,7 @@
 //! Packets go on as if nobody counted: through other programs of the hook, unaltered.
 
 use crate::agent::{Agent, count, pod};
-use crate::manifests::{ENGINE, prefill};
+use crate::manifests::{ENGINE, decode, prefill};
 use crate::node::{Node, Topology};
 use crate::traffic::{ended, joined, listen, receive, send};
 
@@ -12,7 +12,8 @@ const SECOND: &str = "/sys/fs/bpf/second";
 fn a_program_behind_ours_on_the_same_hook_still_runs() {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
-    let pods = [prefill("p0", one.address)];
+    // A decode: nobody asks it anything beside the test.
+    let pods = [decode("p0", one.address)];
     let behind = Agent::start(&node, &pods);
     // Attaches before the first.
     let ahead = behind.beside(&pods, &["--pin-dir", SECOND], 9912);

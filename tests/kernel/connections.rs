@@ -152,3 +152,22 @@ fn connections_older_than_the_agent_are_open_until_they_end() {
     drop((old, new, listener));
     agent.until("all ended", |loads| open(loads) == Some(0));
 }
+
+/// A listener on `::` has sockets of IPv6 whose addresses are mapped ones.
+#[test]
+fn a_listener_of_both_families_counts_a_client_of_either() {
+    let node = Node::new(Topology::Routed);
+    let one = node.pod(2);
+    let agent = Agent::start(&node, &[prefill("p0", one.address)]);
+    let listener = listen(&one.space, std::net::Ipv6Addr::UNSPECIFIED.into(), ENGINE);
+    let client = connect(&node.outside, one.address, ENGINE);
+    let server = crate::traffic::accept(&listener);
+    assert!(server.peer_addr().expect("an address").is_ipv6(), "the socket is no mapped one");
+    let sending = (send(&client, UP), send(&server, DOWN));
+    assert_eq!(receive(&server, UP), sending.0.join().expect("the other thread"));
+    assert_eq!(receive(&client, DOWN), sending.1.join().expect("the other thread"));
+    drop((client, server));
+    let loads = agent.until("closed", |loads| pair(loads, "p0", "", "engine")["closed"] == 1);
+    let counted = pair(&loads, "p0", "", "engine");
+    assert_eq!((&counted["tx_bytes"], &counted["rx_bytes"]), (&DOWN.into(), &UP.into()));
+}

@@ -17,14 +17,20 @@ pub(crate) struct Named {
     pub(crate) uid: String,
     pub(crate) address: IpAddr,
     pub(crate) role: &'static str,
+    pub(crate) node: &'static str,
+    pub(crate) host_network: bool,
 }
 
 pub(crate) fn prefill(name: &'static str, address: IpAddr) -> Named {
-    Named { name, uid: format!("uid-{name}"), address, role: "prefill" }
+    named(name, address, "prefill")
 }
 
 pub(crate) fn decode(name: &'static str, address: IpAddr) -> Named {
-    Named { name, uid: format!("uid-{name}"), address, role: "decode" }
+    named(name, address, "decode")
+}
+
+fn named(name: &'static str, address: IpAddr, role: &'static str) -> Named {
+    Named { name, uid: format!("uid-{name}"), address, role, node: NODE, host_network: false }
 }
 
 /// A directory that goes with the test.
@@ -58,13 +64,13 @@ spec:
   profile: {{pd: {{pdRoleLabelName: role, kvTransfer: {{bootstrapPort: {BOOTSTRAP}}}}}}}
 "
         );
-        for Named { name, uid, address, role } in pods {
+        for Named { name, uid, address, role, node, host_network } in pods {
             text += &format!(
                 "---
 apiVersion: v1
 kind: Pod
 metadata: {{name: {name}, namespace: default, uid: {uid}, labels: {{app: engine, role: {role}}}}}
-spec: {{nodeName: {NODE}, containers: []}}
+spec: {{nodeName: {node}, hostNetwork: {host_network}, containers: []}}
 status: {{podIP: \"{address}\", phase: Running, conditions: [{{type: Ready, status: \"True\"}}]}}
 "
             );

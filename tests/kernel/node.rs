@@ -104,6 +104,30 @@ impl Node {
         Ipv6Addr::new(0xfd00, 0, number, subnet, 0, 0, 0, host).into()
     }
 
+    /// Its own address, and that of the machine outside.
+    pub(crate) fn addresses(&self) -> (IpAddr, IpAddr) {
+        (self.ip(250, 1), self.ip(250, 2))
+    }
+
+    /// A pod whose interface is its own and leads to the machine outside, past the node.
+    pub(crate) fn pod_apart(&self, host: u8) -> Pod {
+        let space = Space::new();
+        let (address, v6, gateway) = (self.ip(2, host), self.ip6(2, host), self.ip(2, 1));
+        self.outside.sh(&format!(
+            "ip link add ens{host} type veth peer name eth0 netns {}
+             ip link set ens{host} up
+             ip addr add {gateway}/24 dev ens{host}
+             echo 1 > /proc/sys/net/ipv4/ip_forward",
+            space.path()
+        ));
+        space.sh(&format!(
+            "ip link set eth0 up
+             ip addr add {address}/24 dev eth0
+             ip route add default via {gateway} dev eth0"
+        ));
+        Pod { space, address, v6, link: String::new() }
+    }
+
     /// A new pod; `host` (2 to 254) makes its address.
     pub(crate) fn pod(&self, host: u8) -> Pod {
         self.pod_behind(host, |node, pod, link| {

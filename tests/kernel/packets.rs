@@ -12,6 +12,9 @@ use router_userspace::agent::kernel::{Hook, Programs};
 use router_userspace::agent::maps::Maps;
 use router_userspace::agent::settings::TcMode;
 
+use crate::frames::{
+    CLIENT, CLIENT6, ENGINE, ENGINE6, ethernet, roce, tcp, transport, udp, v4, v6, vlan,
+};
 use crate::space::Space;
 
 const PINS: &str = "/sys/fs/bpf/table";
@@ -21,11 +24,6 @@ const LOOPBACK: u32 = 1;
 const NEXT: i32 = -1;
 const XDP_PASS: i32 = 2;
 const EINVAL: i32 = nix::errno::Errno::EINVAL as i32;
-
-const CLIENT: [u8; 4] = [192, 0, 2, 9];
-const ENGINE: [u8; 4] = [10, 9, 8, 7];
-const CLIENT6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
-const ENGINE6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
 
 /// The programs with maps of their own that know one pod, at an IPv4 and an IPv6 address.
 struct Table {
@@ -100,7 +98,8 @@ impl Table {
         let found = self.maps.queue_pairs.all(100).expect("reading");
         assert!(found.len() <= 1);
         found.first().map(|(key, stats)| {
-            assert_eq!((key.source, key.destination), (mapped(CLIENT), mapped(ENGINE)));
+            let ends = (key.source, key.destination);
+            assert!(ends == (mapped(CLIENT), mapped(ENGINE)) || ends == (CLIENT6, ENGINE6));
             assert_eq!(key.queue_pair, 0x12_3456);
             stats[0]
         })
@@ -110,70 +109,6 @@ impl Table {
 /// Runs `test` with the programs, in a namespace with a bpf file system of its own.
 fn with_programs(test: impl FnOnce(&Table) + Send + 'static) {
     Space::node().run(move || test(&Table::load()));
-}
-
-fn ethernet(kind: u16, rest: &[u8]) -> Vec<u8> {
-    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
-    frame.extend(kind.to_be_bytes());
-    frame.extend(rest);
-    frame
-}
-
-fn vlan(tag: u16, frame: &[u8]) -> Vec<u8> {
-    let mut tagged = frame[..12].to_vec();
-    tagged.extend(tag.to_be_bytes());
-    tagged.extend([0, 5]);
-    tagged.extend(&frame[12..]);
-    tagged
-}
-
-/// An IPv4 packet to the pod, with options of whole words.
-fn v4(protocol: u8, fragment: u16, options: &[u8], rest: &[u8]) -> Vec<u8> {
-    let words = 5 + options.len() / 4;
-    let total = (words * 4 + rest.len()) as u16;
-    let mut packet = vec![0x40 | words as u8, 0];
-    packet.extend(total.to_be_bytes());
-    packet.extend([0, 1]);
-    packet.extend(fragment.to_be_bytes());
-    packet.extend([64, protocol, 0, 0]);
-    packet.extend(CLIENT);
-    packet.extend(ENGINE);
-    packet.extend(options);
-    packet.extend(rest);
-    packet
-}
-
-/// An IPv6 packet to the pod; `next` is of the first header that follows.
-fn v6(next: u8, rest: &[u8]) -> Vec<u8> {
-    let mut packet = vec![0x60, 0, 0, 0];
-    packet.extend((rest.len() as u16).to_be_bytes());
-    packet.extend([next, 64]);
-    packet.extend(CLIENT6);
-    packet.extend(ENGINE6);
-    packet.extend(rest);
-    packet
-}
-
-fn tcp(sequence: u32, flags: u8, options: &[u8], payload: &[u8]) -> Vec<u8> {
-    let words = 5 + options.len() / 4;
-    let mut segment = Vec::new();
-    segment.extend(40_000u16.to_be_bytes());
-    segment.extend(8_000u16.to_be_bytes());
-    segment.extend(sequence.to_be_bytes());
-    segment.extend(0u32.to_be_bytes());
-    segment.extend([(words as u8) << 4, flags, 1, 0, 0, 0, 0, 0]);
-    segment.extend(options);
-    segment.extend(payload);
-    segment
-}
-
-fn udp(port: u16, payload: &[u8]) -> Vec<u8> {
-    let mut datagram = 50_000u16.to_be_bytes().to_vec();
-    datagram.extend(port.to_be_bytes());
-    datagram.extend((8 + payload.len() as u16).to_be_bytes());
-    datagram.extend([0, 0]);
-    datagram.extend(payload);
-    datagram
 }
 
 /// Shapes with the TCP payload that each carries to the pod.
@@ -230,6 +165,36 @@ fn every_shape_of_header_counts_its_packet_and_its_payload() {
         for packet in [ethernet(0x806, &[0; 46]), elsewhere] {
             assert_eq!(table.to_pod(&packet), PodTraffic::default());
         }
+    });
+}
+
+#[test]
+fn headers_of_no_known_shape_are_said_to_be_so_and_pass() {
+    with_programs(|table| {
+        let plain = tcp(1, 16, &[], b"hello");
+        let in_v4 = ethernet(0x800, &v4(6, 0, &[], &plain));
+        let (mut version, mut short) = (in_v4.clone(), in_v4.clone());
+        version[14] = 0x55;
+        short[14] = 0x44;
+        let seven = (0..7).fold((6, plain), |(next, rest), _| {
+            (60, [&[next, 0, 1, 4, 0, 0, 0, 0][..], &rest].concat())
+        });
+        let unreadable = || table.maps.losses.get(&0).expect("reading").expect("one")[0].unreadable;
+        for (number, packet) in [
+            version,
+            short,
+            vlan(0x88a8, &vlan(0x8100, &vlan(0x8100, &in_v4))),
+            ethernet(0x86dd, &v6(seven.0, &seven.1)),
+        ]
+        .iter()
+        .enumerate()
+        {
+            assert_eq!(table.to_pod(packet).rx_payload, 0);
+            assert_eq!(unreadable(), number as u64 + 1);
+        }
+        table.to_pod(&in_v4);
+        table.to_pod(&ethernet(0x806, &[0; 46]));
+        assert_eq!(unreadable(), 4);
     });
 }
 
@@ -297,16 +262,6 @@ fn a_request_counts_in_the_kernel_as_it_does_in_the_model() {
     });
 }
 
-/// A RoCEv2 packet as the IBTA lays it out: BTH, extended headers, payload, padding, ICRC.
-fn roce(opcode: u8, extended: &[u8], payload: usize) -> Vec<u8> {
-    let padding = payload.next_multiple_of(4) - payload;
-    let mut packet = vec![opcode, (padding as u8) << 4, 0xff, 0xff, 0, 0x12, 0x34, 0x56];
-    packet.extend([0x80, 0, 0, 1]);
-    packet.extend(extended);
-    packet.extend(vec![7; payload + padding + 4]);
-    ethernet(0x800, &v4(17, 0x4000, &[], &udp(4791, &packet)))
-}
-
 #[test]
 fn rocev2_is_counted_as_the_ibta_lays_it_out() {
     with_programs(|table| {
@@ -351,7 +306,14 @@ fn rocev2_is_counted_as_the_ibta_lays_it_out() {
         }
         let other = ethernet(0x800, &v4(17, 0, &[], &udp(4790, &[0; 64])));
         assert_eq!(table.roce(&other), None);
-        let tagged = vlan(0x8100, &roce(10, &reth, 512));
-        assert_eq!(table.roce(&tagged).map(|stats| stats.write_bytes), Some(65_536));
+        let datagram = udp(4791, &transport(10, &reth, 512));
+        for (what, packet) in [
+            ("VLAN", vlan(0x8100, &roce(10, &reth, 512))),
+            ("IP options", ethernet(0x800, &v4(17, 0, &[1; 8], &datagram))),
+            ("IPv6", ethernet(0x86dd, &v6(17, &datagram))),
+            ("IPv6, VLAN", vlan(0x8100, &ethernet(0x86dd, &v6(17, &datagram)))),
+        ] {
+            assert_eq!(table.roce(&packet), Some(count(1, 512, 1, 1, 65_536, 0, 0)), "{what}");
+        }
     });
 }

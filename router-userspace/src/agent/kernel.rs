@@ -13,6 +13,7 @@ use aya::programs::{
     XdpMode, tc,
 };
 use aya::{Ebpf, EbpfLoader};
+use aya_log::EbpfLogger;
 use router_common::maps::PINNED;
 
 use super::bpf;
@@ -104,6 +105,15 @@ impl Programs {
             }
         }
         Ok((Programs { ebpf, links, tc }, refused))
+    }
+
+    /// What passes on to this process's log whatever the programs told since the last call.
+    ///
+    /// # Errors
+    /// The object has no log, or somebody has taken it already.
+    pub fn log(&mut self) -> Result<impl FnMut() + use<>> {
+        let mut logger = EbpfLogger::init(&mut self.ebpf).context("the programs' log")?;
+        Ok(move || logger.flush())
     }
 
     /// Descriptor of the program `name`.

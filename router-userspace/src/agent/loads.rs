@@ -1,6 +1,7 @@
 //! What `/v1/loads` answers: a snapshot per pod, per pair and per device, each with its age.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,8 @@ use router_core::score::Score;
 use serde::Serialize;
 
 use super::attach::Device;
+use super::described::Learned;
+use super::queue_pairs::RoceLoad;
 use super::rdma::RdmaLoad;
 use super::registry::Entry;
 use super::sampler::{PairCounters, PodCounters, Sampler};
@@ -25,6 +28,10 @@ pub(super) struct Loads {
     pub(super) pairs: Vec<PairLoad>,
     /// KV cache between prefills and decodes, each byte once.
     pub(super) kv: Vec<KvLoad>,
+    /// RoCEv2 that came over uplinks.
+    pub(super) roce: RoceLoad,
+    /// Ports that are known from the engines and the node's processes alone.
+    pub(super) learned: Vec<LearnedPorts>,
     pub(super) devices: Vec<Device>,
     pub(super) rdma: RdmaLoad,
     /// What cannot be measured here, and why.
@@ -116,6 +123,8 @@ pub(super) struct PairLoad {
     pub(super) rdma: u64,
     pub(super) tx_bytes: u64,
     pub(super) rx_bytes: u64,
+    /// Payload in packets that arrived on other ports than an engine's: live, with retransmits.
+    pub(super) arrived_bytes: u64,
     pub(super) retransmits: u64,
     pub(super) rtt_us: Option<u64>,
     pub(super) tx_bytes_per_second: f64,
@@ -129,8 +138,19 @@ pub(super) struct KvLoad {
     pub(super) decode: Arc<str>,
     pub(super) bytes: u64,
     pub(super) bytes_per_second: f64,
-    /// The end that counted: live at `prefill`, complete at the end of a connection at `decode`.
+    /// The end that counted: at `prefill` both are live; at `decode` the rate is, and the bytes
+    /// are complete at the end of a connection.
     pub(super) counted_at: &'static str,
+}
+
+/// Ports of a pod that its manifest does not name.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct LearnedPorts {
+    pub(super) pod: Arc<str>,
+    /// Where its ranks take control messages, by its bootstrap server.
+    pub(super) controls: Vec<SocketAddr>,
+    /// Where its processes listen on the host's network.
+    pub(super) listening: Vec<u16>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -139,25 +159,34 @@ pub(super) struct Lost {
     pub(super) pairs: u64,
     pub(super) streams: u64,
     pub(super) queue_pairs: u64,
+    pub(super) unreadable: u64,
 }
 
 impl From<Losses> for Lost {
     fn from(losses: Losses) -> Lost {
-        let Losses { connections, pairs, streams, queue_pairs } = losses;
-        Lost { connections, pairs, streams, queue_pairs }
+        let Losses { connections, pairs, streams, queue_pairs, unreadable } = losses;
+        Lost { connections, pairs, streams, queue_pairs, unreadable }
     }
 }
 
+/// What names the counters.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    pub(super) entries: Vec<Entry>,
+    pub(super) learned: Learned,
+    pub(super) devices: Vec<Device>,
+    pub(super) missing: Vec<String>,
+    pub(super) node: Option<String>,
+}
+
 /// Names what the sampler read.
-pub(super) fn snapshot<'a>(
+pub(super) fn snapshot(
     sampler: &Sampler,
-    entries: impl Iterator<Item = &'a Entry>,
-    devices: &[Device],
-    missing: &[String],
-    node: Option<&str>,
+    names: &Names,
     score: impl Fn(&Entry, &PodCounters) -> Score,
 ) -> Loads {
-    let entries: BTreeMap<u32, &Entry> = entries.map(|entry| (entry.id, entry)).collect();
+    let entries: BTreeMap<u32, &Entry> =
+        names.entries.iter().map(|entry| (entry.id, entry)).collect();
     let now = Instant::now();
     let pods = sampler.pods.iter().filter_map(|(id, counters)| {
         let entry = entries.get(id)?;
@@ -178,17 +207,31 @@ pub(super) fn snapshot<'a>(
     let mut kv: Vec<KvLoad> = kv.into_values().collect();
     kv.sort_by(|a, b| (&a.prefill, &a.decode).cmp(&(&b.prefill, &b.decode)));
     Loads {
-        node: node.map(str::to_owned),
+        node: names.node.clone(),
         pods: pods.collect(),
         pairs,
         kv,
-        devices: devices.to_vec(),
+        roce: sampler.queue_pairs.load(names.entries.iter(), now),
+        learned: names.entries.iter().filter_map(|entry| learned(entry, &names.learned)).collect(),
+        devices: names.devices.clone(),
         rdma: RdmaLoad::default(),
-        missing: missing.to_vec(),
+        missing: names.missing.clone(),
         lost: sampler.losses.into(),
         connections: sampler.connections,
         streams: sampler.streams,
     }
+}
+
+fn learned(entry: &Entry, learned: &Learned) -> Option<LearnedPorts> {
+    let known = &entry.placed.pod;
+    let controls = learned.controls.get(&known.uid).into_iter().flatten().copied();
+    let listening = learned.listening.get(&known.uid).into_iter().flatten().copied();
+    let ports = LearnedPorts {
+        pod: Arc::clone(&known.name),
+        controls: controls.collect(),
+        listening: listening.collect(),
+    };
+    (!ports.controls.is_empty() || !ports.listening.is_empty()).then_some(ports)
 }
 
 /// Both ends of a pair on one node count the same bytes: the sender's count is the live one.
@@ -305,6 +348,7 @@ fn pair_load(
         rdma: counters.taken,
         tx_bytes: stats.tx_bytes,
         rx_bytes: stats.rx_bytes,
+        arrived_bytes: stats.arrived_bytes,
         retransmits: stats.retransmits,
         rtt_us: stats.srtt_us_sum.checked_div(stats.srtt_samples),
         tx_bytes_per_second: counters.tx_per_second,

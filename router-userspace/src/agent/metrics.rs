@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 
 use super::loads::{Loads, PairLoad, PodLoad};
+use super::queue_pairs::RoceCounts;
 
 /// A metric of every pod: its name, its kind, what it says, where it is.
 type PodMetric = (&'static str, &'static str, &'static str, fn(&PodLoad) -> f64);
@@ -52,6 +53,18 @@ const PAIRS: [PairMetric; 7] = [
     ("retransmits_total", "counter", "Segments sent again", |pair| pair.retransmits as f64),
 ];
 
+type RoceMetric = (&'static str, &'static str, fn(&RoceCounts) -> u64);
+
+const ROCE: [RoceMetric; 7] = [
+    ("packets", "RoCEv2 packets that came over uplinks", |counts| counts.packets),
+    ("messages", "Messages that ended", |counts| counts.messages),
+    ("payload_bytes", "Payload of SENDs, WRITEs and READ responses", |counts| counts.payload_bytes),
+    ("writes", "WRITE requests", |counts| counts.writes),
+    ("write_bytes", "Bytes that WRITE requests announce", |counts| counts.write_bytes),
+    ("reads", "READ requests", |counts| counts.reads),
+    ("read_bytes", "Bytes that READ requests ask for", |counts| counts.read_bytes),
+];
+
 /// The whole page.
 pub(super) fn text(loads: &Loads) -> String {
     let mut page = String::new();
@@ -85,13 +98,33 @@ fn write(page: &mut String, loads: &Loads) -> fmt::Result {
         writeln!(page, "pd_agent_kv_bytes_total{{{labels}}} {}", kv.bytes)?;
     }
     super::rdma::metrics::write(page, &loads.rdma)?;
-    header(page, "lost_details_total", "counter", "Details that found no room in a map")?;
+    for (name, what, value) in ROCE {
+        header(page, &format!("roce_{name}_total"), "counter", what)?;
+        for load in &loads.roce.queue_pairs {
+            let labels = format!(
+                "source=\"{}\",destination=\"{}\",queue_pair=\"{}\"",
+                load.source, load.destination, load.queue_pair
+            );
+            let value = value(&load.counted);
+            writeln!(page, "pd_agent_roce_{name}_total{{{labels}}} {value}")?;
+        }
+        let labels = "source=\"\",destination=\"\",queue_pair=\"\"";
+        let value = value(&loads.roce.others);
+        writeln!(page, "pd_agent_roce_{name}_total{{{labels}}} {value}")?;
+    }
+    header(
+        page,
+        "lost_details_total",
+        "counter",
+        "Details that found no room in a map, and headers of no known shape",
+    )?;
     let lost = loads.lost;
     for (map, count) in [
         ("connections", lost.connections),
         ("pairs", lost.pairs),
         ("streams", lost.streams),
         ("queue_pairs", lost.queue_pairs),
+        ("headers", lost.unreadable),
     ] {
         writeln!(page, "pd_agent_lost_details_total{{map=\"{map}\"}} {count}")?;
     }

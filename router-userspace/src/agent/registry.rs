@@ -2,18 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use router_common::flow::{
-    CLASS_BOOTSTRAP, CLASS_ENGINE, CLASS_KV, CLASS_KV_CONTROL, CLASS_OTHER, CLASSES, Endpoint,
-    FlowKey, POD_BEHIND_BRIDGE, POD_LOCAL, POD_SHARES_ADDRESS, PairKey, PairStats, Pod, PodHttp,
-    PodPort, ROLE_DECODE, ROLE_NONE, ROLE_PLAIN, ROLE_PREFILL, mapped,
+    CLASS_KV, CLASS_KV_CONTROL, CLASS_OTHER, CLASSES, Endpoint, FlowKey, POD_BEHIND_BRIDGE,
+    POD_LOCAL, POD_SHARES_ADDRESS, PairKey, PairStats, Pod, PodHttp, PodPort, QueuePairKey,
+    QueuePairStats, ROLE_DECODE, ROLE_PREFILL,
 };
 use router_common::maps;
-use router_core::fleet::Role;
 use tracing::{info, warn};
 
+use super::described::{Described, Learned, hash};
 use super::maps::Maps;
 use super::pods::KnownPod;
 
@@ -42,6 +41,8 @@ pub(super) struct Registry {
     written: HashMap<Endpoint, Pod>,
     classes: HashMap<PodPort, u32>,
     kv_ports: (u16, u16),
+    /// What the engines and the node's processes tell beside the manifests.
+    pub(super) learned: Learned,
 }
 
 impl Registry {
@@ -50,6 +51,8 @@ impl Registry {
     /// # Errors
     /// The kernel's.
     pub(super) fn adopt(maps: &Maps, kv_ports: (u16, u16)) -> io::Result<Registry> {
+        // Where a queue pair counts that finds no room: it must be there before it is needed.
+        maps.queue_pairs.add(&QueuePairKey::default(), &QueuePairStats::default())?;
         let first = |values: Vec<Pod>| values.first().copied().unwrap_or_default();
         let written = maps.pods.all(maps::PODS)?;
         let classes = maps.port_classes.all(maps::PORT_CLASSES)?;
@@ -61,6 +64,7 @@ impl Registry {
                 .map(|(key, class)| (key, class.first().copied().unwrap_or_default()))
                 .collect(),
             kv_ports,
+            learned: Learned::default(),
         })
     }
 
@@ -104,10 +108,7 @@ impl Registry {
     }
 
     fn write(&mut self, maps: &Maps, used: &BTreeSet<u32>, new: &BTreeSet<u32>) -> io::Result<()> {
-        let (mut pods, mut classes) = (HashMap::new(), HashMap::new());
-        for entry in self.entries.values() {
-            describe(entry, &mut pods, &mut classes);
-        }
+        let Described { mut pods, classes } = Described::of(&self.entries, &self.learned);
         let stale: Vec<Endpoint> =
             self.written.keys().filter(|key| !pods.contains_key(*key)).copied().collect();
         for key in stale {
@@ -178,44 +179,6 @@ impl Registry {
     }
 }
 
-/// What the maps are to hold of a pod.
-fn describe(entry: &Entry, pods: &mut HashMap<Endpoint, Pod>, classes: &mut HashMap<PodPort, u32>) {
-    let Entry { id, placed } = entry;
-    let known = &placed.pod;
-    let mut http_ports = [0; 4];
-    for (slot, port) in http_ports.iter_mut().zip(&known.ports) {
-        *slot = *port;
-    }
-    let local = if placed.local { POD_LOCAL } else { 0 };
-    let bridge = if placed.behind_bridge { POD_BEHIND_BRIDGE } else { 0 };
-    let pod = Pod {
-        id: *id,
-        flags: local | bridge,
-        role: match known.role {
-            Some(Role::Prefill) => ROLE_PREFILL,
-            Some(Role::Decode) => ROLE_DECODE,
-            Some(Role::Unified) => ROLE_PLAIN,
-            None => ROLE_NONE,
-        },
-        ifindex: placed.ifindex,
-        uid: hash(&known.uid),
-        http_ports,
-    };
-    let address = bytes(known.address);
-    let class = |port| PodPort { pod: *id, port, reserved: 0 };
-    classes.extend(known.bootstrap.map(|port| (class(port), CLASS_BOOTSTRAP)));
-    classes.extend(known.ports.iter().map(|port| (class(*port), CLASS_ENGINE)));
-    if !known.host_network {
-        pods.insert(Endpoint { address, port: 0, reserved: 0 }, pod);
-        return;
-    }
-    let shared = Pod { flags: POD_SHARES_ADDRESS | local, ..Pod::default() };
-    pods.insert(Endpoint { address, port: 0, reserved: 0 }, shared);
-    for port in known.ports.iter().chain(&known.bootstrap) {
-        pods.insert(Endpoint { address, port: *port, reserved: 0 }, pod);
-    }
-}
-
 /// Removes every counter of pods that are gone, so that their ids can be given again.
 fn forget(maps: &Maps, gone: &BTreeSet<u32>) -> io::Result<()> {
     if gone.is_empty() {
@@ -251,20 +214,4 @@ fn free_id(used: &BTreeSet<u32>, local: bool) -> Option<u32> {
         false => (maps::LOCAL_PODS, maps::LOCAL_PODS + maps::PODS),
     };
     (first as u32..end as u32).find(|id| !used.contains(id))
-}
-
-/// An address as the maps have it.
-pub(super) fn bytes(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(v4) => mapped(v4.octets()),
-        IpAddr::V6(v6) => v6.octets(),
-    }
-}
-
-/// FNV-1a: the same in every agent, and never 0, which is nobody.
-fn hash(text: &str) -> u64 {
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    hash.max(1)
 }

@@ -11,6 +11,7 @@ use router_common::maps as limits;
 use router_core::sample::{Reading, Times, Window};
 
 use super::maps::{Maps, single};
+use super::queue_pairs::QueuePairs;
 use super::rdma::Taken;
 
 /// Rates are over the last second.
@@ -56,6 +57,8 @@ pub(super) struct Sampler {
     idle_window: Duration,
     pub(super) pods: BTreeMap<u32, PodCounters>,
     pub(super) pairs: BTreeMap<PairKey, PairCounters>,
+    pub(super) queue_pairs: QueuePairs,
+    pairs_read: Option<Instant>,
     silent: HashMap<u32, u64>,
     taken: HashMap<PairKey, u64>,
     pub(super) losses: Losses,
@@ -71,6 +74,8 @@ impl Sampler {
             idle_window,
             pods: BTreeMap::new(),
             pairs: BTreeMap::new(),
+            queue_pairs: QueuePairs::default(),
+            pairs_read: None,
             silent: HashMap::new(),
             taken: HashMap::new(),
             losses: Losses::default(),
@@ -127,18 +132,25 @@ impl Sampler {
                 rx_per_second: 0.0,
                 read: now,
             };
-            if let Some(last) = self.pairs.get(&key) {
-                smooth(&mut next, last);
+            match (self.pairs.get(&key), self.pairs_read) {
+                (Some(last), _) => smooth(&mut next, last),
+                // It was not there the last time: all of it is since then.
+                (None, Some(read)) => {
+                    let nothing = PairCounters { stats: PairStats::default(), read, ..next };
+                    smooth(&mut next, &nothing);
+                }
+                (None, None) => {}
             }
             pairs.insert(key, next);
         }
         self.pairs = pairs;
+        self.pairs_read = Some(Instant::now());
         self.losses = single(&maps.losses, 0)?;
         Ok(())
     }
 
     /// Looks through the HTTP connections for answers of unknown end that went silent, and through
-    /// all for those that RDMA has taken over.
+    /// all for those that RDMA has taken over; reads what nobody needs more often.
     ///
     /// # Errors
     /// The kernel's.
@@ -162,7 +174,7 @@ impl Sampler {
                 *self.taken.entry(connection.pair).or_default() += 1;
             }
         }
-        Ok(())
+        self.queue_pairs.read(maps)
     }
 }
 
@@ -174,7 +186,10 @@ fn smooth(next: &mut PairCounters, last: &PairCounters) {
         before + weight * (newer.saturating_sub(older) as f64 / elapsed - before)
     };
     next.tx_per_second = mix(last.tx_per_second, next.stats.tx_bytes, last.stats.tx_bytes);
-    next.rx_per_second = mix(last.rx_per_second, next.stats.rx_bytes, last.stats.rx_bytes);
+    // A socket that only receives tells of its bytes late; then the packets say how fast they come.
+    let late = next.stats.arrived_bytes > 0;
+    let received = |stats: &PairStats| if late { stats.arrived_bytes } else { stats.rx_bytes };
+    next.rx_per_second = mix(last.rx_per_second, received(&next.stats), received(&last.stats));
 }
 
 fn is_silent(stream: &Stream, now: Duration, window: Duration) -> bool {

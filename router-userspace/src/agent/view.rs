@@ -4,13 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
-use router_common::flow::CLASS_KV_CONTROL;
+use router_common::flow::{CLASS_KV_CONTROL, QueuePairKey};
 use router_common::maps::QUEUE_PAIRS;
 use router_core::fleet::Role;
 
 use router_core::frame;
 
-use super::attach::Device;
 use super::links::Links;
 use super::loads::{self, Loads};
 use super::maps::Maps;
@@ -26,23 +25,17 @@ pub(super) struct View {
     pub(super) sampler: Sampler,
     pub(super) recent: Recent,
     pub(super) links: Links,
-    pub(super) entries: Vec<Entry>,
-    pub(super) devices: Vec<Device>,
-    pub(super) missing: Vec<String>,
-    pub(super) node: Option<String>,
+    pub(super) names: loads::Names,
     /// `None` if its thread could not be had.
     pub(super) rdma: Option<Watcher>,
 }
 
 impl View {
     pub(super) fn loads(&self) -> Loads {
-        let entries = self.entries.iter();
-        let node = self.node.as_deref();
         let score = |entry: &Entry, counters: &PodCounters| {
             self.recent.score_of(entry, counters, &self.links)
         };
-        let mut loads =
-            loads::snapshot(&self.sampler, entries, &self.devices, &self.missing, node, score);
+        let mut loads = loads::snapshot(&self.sampler, &self.names, score);
         if let Some((report, ago)) = self.rdma.as_ref().map(Watcher::report) {
             loads.rdma = RdmaLoad::new(&report, ago, &self.names());
             loads.missing.extend(report.missing.iter().cloned());
@@ -52,7 +45,9 @@ impl View {
 
     /// What load frames tell.
     pub(super) fn report(&self) -> frame::Report {
-        self.recent.report(&self.sampler, self.entries.iter(), &self.links, self.node.as_deref())
+        let names = &self.names;
+        let node = names.node.as_deref();
+        self.recent.report(&self.sampler, names.entries.iter(), &self.links, node)
     }
 
     /// Takes in what the sampler read of the pods.
@@ -66,13 +61,13 @@ impl View {
         self.links.read();
     }
 
-    pub(super) fn shows(&mut self, devices: &[Device], speeds: &[LinkSpeed]) {
-        self.devices = devices.to_vec();
-        self.links.follow(devices, speeds);
+    pub(super) fn shows(&mut self, names: loads::Names, speeds: &[LinkSpeed]) {
+        self.links.follow(&names.devices, speeds);
+        self.names = names;
     }
 
     fn names(&self) -> Names {
-        let known = self.entries.iter().map(|entry| &entry.placed);
+        let known = self.names.entries.iter().map(|entry| &entry.placed);
         let local = known.clone().filter(|placed| placed.local);
         let own = known.filter(|placed| !placed.pod.host_network);
         Names {
@@ -86,7 +81,8 @@ impl View {
         let Some((report, _)) = self.rdma.as_ref().map(Watcher::report) else {
             return Taken::default();
         };
-        let pods = self.entries.iter().filter(|entry| report.uses_iwarp(&entry.placed.pod.uid));
+        let pods =
+            self.names.entries.iter().filter(|entry| report.uses_iwarp(&entry.placed.pod.uid));
         Taken {
             ends: report.taken.iter().copied().collect(),
             pods: pods.map(|entry| entry.id).collect(),
@@ -99,8 +95,9 @@ impl View {
             return Ok(());
         };
         let uids: HashMap<u32, &Arc<str>> =
-            self.entries.iter().map(|entry| (entry.id, &entry.placed.pod.uid)).collect();
+            self.names.entries.iter().map(|entry| (entry.id, &entry.placed.pod.uid)).collect();
         let decodes: HashSet<u32> = self
+            .names
             .entries
             .iter()
             .filter(|entry| entry.placed.pod.role == Some(Role::Decode))
@@ -122,6 +119,7 @@ impl View {
             }
         }
         let arrivals = maps.queue_pairs.all(QUEUE_PAIRS)?.into_iter();
+        let arrivals = arrivals.filter(|(key, _)| *key != QueuePairKey::default());
         activity.arrivals =
             arrivals.filter_map(|(key, stats)| Some((key, *stats.first()?))).collect();
         watcher.tell(activity);

@@ -79,6 +79,33 @@ impl Upstream {
         Upstream { http1, h2c: client.http2_only(true).build(connector) }
     }
 
+    /// A client for questions that come rarely: no connection is kept.
+    pub(crate) fn sparing(connect_timeout: Duration) -> Upstream {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(connect_timeout));
+        let mut client = Client::builder(TokioExecutor::new());
+        client.pool_max_idle_per_host(0);
+        let http1 = client.build(connector.clone());
+        Upstream { http1, h2c: client.http2_only(true).build(connector) }
+    }
+
+    /// The body of the answer to a `GET` if it is a 200, else in words why not.
+    pub(crate) async fn fetch(
+        &self,
+        authority: Authority,
+        path: PathAndQuery,
+        limit: usize,
+    ) -> Result<Bytes, String> {
+        let (headers, nothing) = (HeaderMap::new(), whole(Bytes::new()));
+        let answer = self
+            .send_over(Protocol::Http1, authority, Method::GET, path, headers, nothing)
+            .await
+            .map_err(|error| error.to_string())?;
+        let status = answer.status();
+        let body = super::body::read_answer(answer.into_body(), limit).await?;
+        if status == http::StatusCode::OK { Ok(body) } else { Err(status.to_string()) }
+    }
+
     /// Sends one request and waits for the answer's head. Dropping the future, or the answer's
     /// body before its end, closes the connection.
     ///

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::manifests::Named;
+use crate::manifests::{Named, prefill};
 use crate::node::Node;
 
 /// The devices are of the machine's own network, and so of one test at a time.
@@ -190,5 +190,5 @@ pub(super) fn until(what: &str, holds: impl Fn() -> bool) {
 /// The pod of this number, at the address of its device.
 pub(super) fn pod(number: usize, name: &'static str, address: &str, role: &'static str) -> Named {
     let address = address.parse().expect("an address");
-    Named { name, uid: UIDS[number].to_owned(), address, role }
+    Named { uid: UIDS[number].to_owned(), role, ..prefill(name, address) }
 }

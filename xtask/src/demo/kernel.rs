@@ -1,19 +1,25 @@
-//! The kernel's view of the demo: an agent on loopback, where root and the kernel half are there.
+//! The kernel's view of the demo: an agent on the demo's node, where root and the kernel half are
+//! there.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tokio::process::Command;
+use tokio::time::{Instant, sleep};
 
+use super::START;
 use super::process::Process;
-use super::{EXAMPLE, START};
+use super::site::{Site, Space};
 use crate::{ebpf, shell};
 
 const AGENT: &str = "127.0.0.1:9911";
 /// Pins of its own, so that an agent of this machine is not disturbed.
 const PINS: &str = "/sys/fs/bpf/pd-router-demo";
+/// Between two looks at what is in flight.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The kernel half's object, or why there is none, in one line.
 pub(super) fn object() -> Result<PathBuf, String> {
@@ -23,62 +29,108 @@ pub(super) fn object() -> Result<PathBuf, String> {
     ebpf::build().map_err(|error| format!("{error:#}"))
 }
 
-/// An agent that counts on loopback until dropped.
+/// An agent that counts on the demo's node until dropped.
 #[derive(Debug)]
 pub(super) struct Counting {
-    process: Process,
-    binary: PathBuf,
+    _process: Process,
+    /// What asks the agent, up to the path, and what removes everything that it made.
+    ask: Vec<String>,
+    cleanup: Vec<String>,
+    /// The most requests that were seen in flight at once, by pod.
+    peaks: BTreeMap<String, u64>,
 }
 
 impl Counting {
-    pub(super) async fn start(binary: &Path, object: &Path) -> Result<Counting> {
-        // No uplink: nothing of this machine's own traffic is the demo's business.
-        let words = ["agent", "--manifests", EXAMPLE, "--attach", "lo", "--uplink", "none"];
-        let words = words.into_iter().chain(["--listen", AGENT, "--pin-dir", PINS, "--object"]);
-        let mut words: Vec<String> = words.map(str::to_owned).collect();
-        words.push(object.display().to_string());
-        let process = Process::start("agent", binary, &words)?;
-        let mut counting = Counting { process, binary: binary.to_owned() };
-        counting.process.answers(AGENT.parse()?, "/readyz", START).await?;
+    pub(super) async fn start(
+        binary: &Path,
+        object: &Path,
+        site: &Site,
+        node: &Space,
+    ) -> Result<Counting> {
+        let mut words = node.enter(binary);
+        words.extend(["agent", "--pin-dir", PINS].map(str::to_owned));
+        let mut cleanup = words.clone();
+        cleanup.push("--cleanup".to_owned());
+        words.extend(["--uplink", "up0", "--listen", AGENT, "--manifests"].map(str::to_owned));
+        words.push(site.manifests.display().to_string());
+        words.extend(["--object".to_owned(), object.display().to_string()]);
+        let process = Process::start("agent", Path::new(&words[0]), &words[1..])?;
+        let mut ask = node.enter(Path::new("curl"));
+        ask.extend(["--silent", "--fail", "--noproxy", "*"].map(str::to_owned));
+        let counting = Counting { _process: process, ask, cleanup, peaks: BTreeMap::new() };
+        let start = Instant::now();
+        while let Err(error) = counting.get("/readyz").await {
+            if start.elapsed() > START {
+                bail!("the agent did not get ready: {error:#}\n{}", counting._process.tail());
+            }
+            sleep(LOOK_EVERY).await;
+        }
         Ok(counting)
+    }
+
+    async fn get(&self, path: &str) -> Result<Vec<u8>> {
+        let url = format!("http://{AGENT}{path}");
+        let mut command = Command::new(&self.ask[0]);
+        command.args(&self.ask[1..]).arg(&url).kill_on_drop(true);
+        let answer = command.output().await;
+        let answer = answer.context("starting curl (cargo xtask setup installs it)")?;
+        if !answer.status.success() {
+            bail!("the agent does not answer {url}");
+        }
+        Ok(answer.stdout)
+    }
+
+    async fn loads(&self) -> Result<Value> {
+        serde_json::from_slice(&self.get("/v1/loads").await?).context("the agent's answer")
+    }
+
+    /// Looks at what is in flight until dropped.
+    pub(super) async fn watch(&mut self) -> Result<()> {
+        loop {
+            let loads = self.loads().await?;
+            for pod in loads["pods"].as_array().into_iter().flatten() {
+                let name = pod["pod"].as_str().unwrap_or_default().to_owned();
+                let peak = self.peaks.entry(name).or_default();
+                *peak = pod["in_flight"].as_u64().unwrap_or_default().max(*peak);
+            }
+            sleep(LOOK_EVERY).await;
+        }
     }
 
     /// Prints what was counted of the requests so far.
     pub(super) async fn show(&self) -> Result<()> {
         // Pairs are read every 100 ms: what has just ended is counted then.
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let url = format!("http://{AGENT}/v1/loads");
-        let answer = Command::new("curl").args(["-s", &url]).output().await;
-        let answer = answer.context("starting curl (cargo xtask setup installs it)")?;
-        let loads: Value = serde_json::from_slice(&answer.stdout).context("the agent's answer")?;
+        sleep(Duration::from_millis(300)).await;
         println!("What the kernel counted, the gateway's probes among it:");
-        lines(&loads).iter().for_each(|line| println!("  {line}"));
-        println!("  curl -s {url}     all of it\n");
+        lines(&self.loads().await?, &self.peaks).iter().for_each(|line| println!("  {line}"));
+        let ask = &self.ask[..self.ask.len() - 3];
+        println!("  {} http://{AGENT}/v1/loads     all of it\n", ask.join(" "));
         Ok(())
     }
 }
 
 impl Drop for Counting {
     fn drop(&mut self) {
-        let mut cleanup = shell::command(&self.binary);
-        if let Err(error) = shell::output(cleanup.args(["agent", "--cleanup", "--pin-dir", PINS])) {
+        let mut cleanup = shell::command(&self.cleanup[0]);
+        if let Err(error) = shell::output(cleanup.args(&self.cleanup[1..])) {
             println!("the agent's programs stay attached: {error:#}");
         }
     }
 }
 
 /// A line a pod and a line a pair.
-fn lines(loads: &Value) -> Vec<String> {
+fn lines(loads: &Value, peaks: &BTreeMap<String, u64>) -> Vec<String> {
     let list = |name: &str| loads[name].as_array().cloned().unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let milliseconds =
         |value: &Value| value.as_f64().map_or("-".to_owned(), |ms| format!("{ms:.1} ms"));
     let pods = list("pods").into_iter().map(|pod| {
+        let name = text(&pod["pod"]);
         format!(
-            "{}: {} requests, {} in flight, TTFT {}, between tokens {}",
-            text(&pod["pod"]),
+            "{name}: {} requests, {} in flight (at most {}), TTFT {}, between tokens {}",
             pod["started"],
             pod["in_flight"],
+            peaks.get(&name).copied().unwrap_or_default(),
             milliseconds(&pod["ttft"]["mean_ms"]),
             milliseconds(&pod["itl"]["mean_ms"]),
         )
@@ -101,9 +153,9 @@ mod tests {
             "kv": [{"prefill": "a/p", "decode": "a/d", "bytes": 7}],
         });
         let wanted = [
-            "a/p: 2 requests, 0 in flight, TTFT 1.2 ms, between tokens -",
+            "a/p: 2 requests, 0 in flight (at most 1), TTFT 1.2 ms, between tokens -",
             "a/p -> a/d: 7 bytes of KV",
         ];
-        assert_eq!(lines(&loads), wanted);
+        assert_eq!(lines(&loads, &[("a/p".to_owned(), 1)].into()), wanted);
     }
 }

@@ -4,9 +4,10 @@ mod kernel;
 mod ports;
 mod process;
 mod request;
+mod site;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -16,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::workspace::{self, Binaries};
 use process::Process;
 use request::Request;
+use site::Site;
 
 /// How to run the demo.
 #[derive(Debug, Args)]
@@ -27,8 +29,6 @@ pub(crate) struct Flags {
 
 /// The documents' files, and the pods that their workload would make.
 const EXAMPLE: &str = "deploy/examples/qwen3-32b";
-const PREFILLS: [&str; 2] = ["127.0.0.11", "127.0.0.12"];
-const DECODE: &str = "127.0.0.21";
 const ENGINE_PORT: u16 = 8000;
 const BOOTSTRAP_PORT: u16 = 34000;
 const GATEWAY: &str = "127.0.0.1:8080";
@@ -64,10 +64,25 @@ fn stopped() -> Result<()> {
 }
 
 async fn serve(binaries: &Binaries, object: Result<PathBuf, String>, once: bool) -> Result<()> {
-    let counting = count(binaries, object).await;
-    let mut processes = start(binaries).await?;
+    let example = workspace::root().join(EXAMPLE);
+    if !example.is_dir() {
+        bail!("{EXAMPLE} is missing");
+    }
+    // In namespaces if the kernel is to be asked about them, else on loopback.
+    let (site, object) = match object.and_then(|object| Ok((in_namespaces()?, object))) {
+        Ok((site, object)) => (site, Ok(object)),
+        Err(reason) => (Site::loopback(), Err(reason)),
+    };
+    let mut counting = count(binaries, object, &site).await;
+    let mut processes = start(binaries, &site).await?;
     for request in Request::all() {
-        request.send(GATEWAY).await?;
+        match &mut counting {
+            Ok(counting) => tokio::select! {
+                sent = request.send(GATEWAY) => sent?,
+                watched = counting.watch() => watched?,
+            },
+            Err(_) => request.send(GATEWAY).await?,
+        }
     }
     match &counting {
         Ok(counting) => counting.show().await?,
@@ -76,7 +91,8 @@ async fn serve(binaries: &Binaries, object: Result<PathBuf, String>, once: bool)
     println!("Where to look next:");
     println!("  curl -s http://{ADMIN}/fleet     the snapshot that the gateway serves");
     println!("  curl -s http://{ADMIN}/metrics   per leg and per worker, for Prometheus");
-    println!("  {EXAMPLE}/    change a file there, and it takes effect within a second");
+    let manifests = site.manifests.display();
+    println!("  {manifests}/    change a file there, and it takes effect within a second");
     if once {
         return Ok(());
     }
@@ -84,30 +100,36 @@ async fn serve(binaries: &Binaries, object: Result<PathBuf, String>, once: bool)
     process::first_to_end(&mut processes).await
 }
 
+fn in_namespaces() -> Result<Site, String> {
+    Site::namespaces().map_err(|error| format!("{error:#}"))
+}
+
 /// An agent, or why there is none.
 async fn count(
     binaries: &Binaries,
     object: Result<PathBuf, String>,
+    site: &Site,
 ) -> Result<kernel::Counting, String> {
-    let counting = kernel::Counting::start(&binaries.pd_router, &object?).await;
+    let node = site.node().ok_or_else(|| "there is no node".to_owned());
+    let (object, node) = (object?, node?);
+    let counting = kernel::Counting::start(&binaries.pd_router, &object, site, node).await;
     counting.map_err(|error| format!("{error:#}"))
 }
 
-async fn start(binaries: &Binaries) -> Result<Vec<Process>> {
-    ports::check(&addresses()?)?;
+async fn start(binaries: &Binaries, site: &Site) -> Result<Vec<Process>> {
+    ports::check(&addresses(site)?)?;
     let mut processes = Vec::new();
-    for (role, ip) in PREFILLS.map(|ip| ("prefill", ip)).into_iter().chain([("decode", DECODE)]) {
-        let words = engine_words(role, ip);
-        processes.push(Process::start(&format!("{role} {ip}"), &binaries.sglang_sim, &words)?);
+    for (number, (role, ip)) in site.engines.iter().enumerate() {
+        let mut words = site.command(number, &binaries.sglang_sim);
+        words.extend(engine_words(role, ip));
+        let name = format!("{role} {ip}");
+        processes.push(Process::start(&name, Path::new(&words[0]), &words[1..])?);
     }
     for process in &mut processes {
         process.answers(SocketAddr::new(process.ip()?, ENGINE_PORT), "/v1/models", START).await?;
     }
-    let example = workspace::root().join(EXAMPLE);
-    if !example.is_dir() {
-        bail!("{EXAMPLE} is missing");
-    }
-    let words = ["gateway", "--manifests", EXAMPLE, "--listen-address", "127.0.0.1"];
+    let manifests = site.manifests.display().to_string();
+    let words = ["gateway", "--manifests", &manifests, "--listen-address", "127.0.0.1"];
     let words = [&words[..], &["--admin-listen", ADMIN, "--explain-headers"]].concat();
     let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
     let mut gateway = Process::start("gateway", &binaries.pd_router, &words)?;
@@ -127,13 +149,18 @@ fn engine_words(role: &str, ip: &str) -> Vec<String> {
         .collect()
 }
 
-/// Every address that the demo listens on.
-fn addresses() -> Result<Vec<SocketAddr>> {
+/// Every address of this machine's that the demo listens on.
+fn addresses(site: &Site) -> Result<Vec<SocketAddr>> {
     let mut addresses: Vec<SocketAddr> = vec![GATEWAY.parse()?, ADMIN.parse()?];
-    for prefill in PREFILLS {
-        addresses.push(SocketAddr::new(prefill.parse()?, ENGINE_PORT));
-        addresses.push(SocketAddr::new(prefill.parse()?, BOOTSTRAP_PORT));
+    if site.node().is_some() {
+        return Ok(addresses);
     }
-    addresses.push(SocketAddr::new(DECODE.parse().context("decode's address")?, ENGINE_PORT));
+    for (role, ip) in site.engines {
+        let ip = ip.parse().context("an engine's address")?;
+        addresses.push(SocketAddr::new(ip, ENGINE_PORT));
+        if role == "prefill" {
+            addresses.push(SocketAddr::new(ip, BOOTSTRAP_PORT));
+        }
+    }
     Ok(addresses)
 }

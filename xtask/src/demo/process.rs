@@ -67,7 +67,7 @@ impl Process {
         }
     }
 
-    fn tail(&self) -> String {
+    pub(super) fn tail(&self) -> String {
         self.printed.lock().map(|lines| lines.join("\n")).unwrap_or_default()
     }
 

@@ -3,7 +3,8 @@
 //! Reading order: [`Endpoint`], [`Request::parse`] (reads the few fields a gateway needs and
 //! keeps the client's bytes), [`Attempt`] and [`Request::inject`] (the two bodies of one attempt).
 //! The way back: [`sse`] (events out of chunks), [`fault`] (failures in every shape), [`merge`] (one
-//! answer of n samples), [`logprob`] (prefill's part of an answer). Beside it: [`headers`], [`info`].
+//! answer of n samples), [`logprob`] (prefill's part of an answer). Beside it: [`headers`], [`info`],
+//! [`ranks`].
 //!
 //! Nothing here does I/O or draws chance: a [`Room`] and a [`Rid`] are made from numbers that the
 //! caller drew. Field names and shapes were read from SGLang 0.4.10 and 0.5.23.
@@ -46,6 +47,7 @@ pub mod loads;
 pub mod logprob;
 pub mod merge;
 mod prompt;
+pub mod ranks;
 mod rendezvous;
 mod request;
 pub mod response;

@@ -1,0 +1,141 @@
+//! A prefill's ranks as its bootstrap registry tells them: how many, and where each is reached.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::info::RouteParams;
+use super::json::{Kind, Raw};
+
+/// Ranks of one prefill that are asked for; further ones are not.
+pub const MAX_RANKS: usize = 512;
+
+/// How many ranks there are, by the kinds of parallelism, and in which form to ask for one.
+///
+/// ```
+/// use router_core::sglang::info::RouteParams;
+/// use router_core::sglang::ranks::Ranks;
+///
+/// let body = br#"{"attn_tp_size":2,"attn_cp_size":1,"dp_size":1,"pp_size":1}"#;
+/// let ranks = Ranks::read(RouteParams::Ranks, body).unwrap();
+/// assert_eq!(
+///     ranks.queries().last().unwrap(),
+///     "/route?prefill_dp_rank=0&prefill_cp_rank=0&target_tp_rank=1&target_pp_rank=0",
+/// );
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ranks {
+    form: RouteParams,
+    dp: usize,
+    cp: usize,
+    tp: usize,
+    pp: usize,
+}
+
+impl Ranks {
+    /// Reads the answer to [`RouteParams::query`]; `None` if it tells no sizes, as before the
+    /// first rank has registered.
+    pub fn read(form: RouteParams, body: &[u8]) -> Option<Ranks> {
+        let answer = Raw::parse(body).ok().filter(|raw| raw.kind() == Kind::Object)?;
+        let size = |key: &str| {
+            let size = usize::try_from(answer.get(key)?.as_u64()?).ok()?;
+            (size > 0).then_some(size)
+        };
+        let one = |key| size(key).unwrap_or(1);
+        match form {
+            RouteParams::Ranks => Some(Ranks {
+                form,
+                dp: size("dp_size")?,
+                cp: one("attn_cp_size"),
+                tp: one("attn_tp_size"),
+                pp: one("pp_size"),
+            }),
+            RouteParams::DpGroup => {
+                let dp = size("prefill_dp_size")?;
+                // Before it told the size of a group it told that of all of them together.
+                let tp = size("prefill_attn_tp_size")
+                    .unwrap_or_else(|| (one("prefill_tp_size") / dp).max(1));
+                Some(Ranks { form, dp, cp: 1, tp, pp: one("prefill_pp_size") })
+            }
+        }
+    }
+
+    /// Path and query of the `GET` for each rank, the first of them in front.
+    pub fn queries(self) -> impl Iterator<Item = String> {
+        let Ranks { form, dp, cp, tp, pp } = self;
+        let all = (0..dp).flat_map(move |dp| {
+            let ranks = (0..cp).flat_map(move |cp| (0..tp).map(move |tp| (cp, tp)));
+            ranks.flat_map(move |(cp, tp)| (0..pp).map(move |pp| (dp, cp, tp, pp)))
+        });
+        all.take(MAX_RANKS).map(move |(dp, cp, tp, pp)| match form {
+            RouteParams::Ranks => format!(
+                "/route?prefill_dp_rank={dp}&prefill_cp_rank={cp}\
+                 &target_tp_rank={tp}&target_pp_rank={pp}"
+            ),
+            RouteParams::DpGroup => {
+                format!("/route?engine_rank={tp}&target_dp_group={dp}&target_pp_rank={pp}")
+            }
+        })
+    }
+}
+
+/// Where a rank takes its control messages, from the answer to one of [`Ranks::queries`].
+///
+/// ```
+/// use router_core::sglang::ranks::control_address;
+///
+/// let body = br#"{"rank_ip":"10.0.0.7","rank_port":50123}"#;
+/// assert_eq!(control_address(body), "10.0.0.7:50123".parse().ok());
+/// ```
+pub fn control_address(body: &[u8]) -> Option<SocketAddr> {
+    let answer = Raw::parse(body).ok().filter(|raw| raw.kind() == Kind::Object)?;
+    let ip = answer.get("rank_ip")?.as_str()?;
+    let ip: IpAddr = ip.trim_matches(['[', ']']).parse().ok()?;
+    let port = answer.get("rank_port")?;
+    let port = port.as_u64().or_else(|| port.as_str()?.parse().ok())?;
+    u16::try_from(port).ok().filter(|port| *port > 0).map(|port| SocketAddr::new(ip, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queries(form: RouteParams, body: &[u8]) -> Vec<String> {
+        Ranks::read(form, body).map(|ranks| ranks.queries().collect()).unwrap_or_default()
+    }
+
+    #[test]
+    fn every_rank_is_asked_for_once_in_either_form() {
+        let new = br#"{"attn_tp_size":2,"attn_cp_size":2,"dp_size":3,"pp_size":2}"#;
+        let mut all = queries(RouteParams::Ranks, new);
+        assert_eq!(all.len(), 24);
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), 24);
+        let old = br#"{"prefill_attn_tp_size":2,"prefill_dp_size":2}"#;
+        assert_eq!(
+            queries(RouteParams::DpGroup, old),
+            [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(group, rank)| format!(
+                "/route?engine_rank={rank}&target_dp_group={group}&target_pp_rank=0"
+            ))
+        );
+        // The first versions told the tensor parallel size of all groups together.
+        let first = br#"{"prefill_tp_size":8,"prefill_dp_size":4}"#;
+        assert_eq!(queries(RouteParams::DpGroup, first).len(), 8);
+    }
+
+    #[test]
+    fn an_answer_without_sizes_or_with_absurd_ones_is_bounded() {
+        for body in [&b"Missing inputs for bootstrap server."[..], br#"{"dp_size":null}"#, b"[]"] {
+            assert_eq!(Ranks::read(RouteParams::Ranks, body), None);
+        }
+        let absurd = br#"{"attn_tp_size":4294967295,"dp_size":4294967295}"#;
+        assert_eq!(queries(RouteParams::Ranks, absurd).len(), MAX_RANKS);
+    }
+
+    #[test]
+    fn an_address_is_one_with_a_port_or_none() {
+        assert_eq!(control_address(br#"{"rank_ip":"10.0.0.7","rank_port":0}"#), None);
+        assert_eq!(control_address(br#"{"rank_ip":"prefill-0","rank_port":1}"#), None);
+        let v6 = br#"{"rank_ip":"[fd00::7]","rank_port":"50123"}"#;
+        assert_eq!(control_address(v6), "[fd00::7]:50123".parse().ok());
+    }
+}

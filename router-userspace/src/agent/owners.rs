@@ -1,0 +1,133 @@
+//! Which pod of the host's network has which port: from the listening socket to the process that
+//! has it open, to its cgroup, to the pod's UID.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+/// How often the processes are looked through.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Ports of one pod that are told; further ones are not.
+const MAX_PORTS: usize = 256;
+
+/// The listening ports of each pod.
+pub(super) type Listening = BTreeMap<Arc<str>, BTreeSet<u16>>;
+
+/// Looks for the listening ports of the pods that `uids` names, for as long as anyone listens.
+pub(super) async fn look(mut uids: watch::Receiver<Vec<Arc<str>>>, told: mpsc::Sender<Listening>) {
+    let mut last = Listening::new();
+    loop {
+        let wanted = uids.borrow_and_update().clone();
+        if !wanted.is_empty() || !last.is_empty() {
+            let found = tokio::task::spawn_blocking(move || listening(Path::new("/proc"), &wanted));
+            let Ok(found) = found.await else {
+                warn!("the processes of this node cannot be looked through");
+                return std::future::pending().await;
+            };
+            if found != last {
+                let ports: usize = found.values().map(BTreeSet::len).sum();
+                info!(pods = found.len(), ports, "ports of pods with the host's network");
+                last.clone_from(&found);
+                if told.send(found).await.is_err() {
+                    return;
+                }
+            }
+        }
+        if let Ok(Err(_)) = timeout(LOOK_EVERY, uids.changed()).await {
+            return;
+        }
+    }
+}
+
+/// The ports on which processes of these pods listen in this process's network namespace.
+fn listening(proc: &Path, uids: &[Arc<str>]) -> Listening {
+    if uids.is_empty() {
+        return Listening::new();
+    }
+    let own = std::fs::read_link(proc.join("self/ns/net")).ok();
+    let mut owners: HashMap<u64, &Arc<str>> = HashMap::new();
+    for entry in std::fs::read_dir(proc).into_iter().flatten().flatten() {
+        let process = entry.path();
+        let Ok(cgroups) = std::fs::read_to_string(process.join("cgroup")) else { continue };
+        let Some(uid) = uids.iter().find(|uid| is_of(&cgroups, uid)) else { continue };
+        if std::fs::read_link(process.join("ns/net")).ok() == own {
+            owners.extend(sockets(&process).map(|inode| (inode, uid)));
+        }
+    }
+    let mut found = Listening::new();
+    for table in ["self/net/tcp", "self/net/tcp6"] {
+        let table = std::fs::read_to_string(proc.join(table)).unwrap_or_default();
+        for (inode, port) in table.lines().skip(1).filter_map(listener) {
+            let Some(uid) = owners.get(&inode) else { continue };
+            let ports = found.entry(Arc::clone(uid)).or_default();
+            if ports.len() < MAX_PORTS {
+                ports.insert(port);
+            }
+        }
+    }
+    found
+}
+
+/// Whether lines of /proc/PID/cgroup name the pod: `.../pod<uid>/...` as the kubelet makes it, or
+/// `...-pod<uid>.slice` with underscores as systemd wants it; the same in both versions of cgroups.
+fn is_of(cgroups: &str, uid: &str) -> bool {
+    let named = |uid: &str| {
+        let name = format!("pod{uid}");
+        cgroups.match_indices(&name).any(|(at, _)| {
+            let rest = &cgroups[at + name.len()..];
+            rest.is_empty() || rest.starts_with(['/', '.', '\n'])
+        })
+    };
+    named(uid) || (uid.contains('-') && named(&uid.replace('-', "_")))
+}
+
+/// Inodes of the sockets that a process has open.
+fn sockets(process: &Path) -> impl Iterator<Item = u64> {
+    let descriptors = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+    descriptors.filter_map(|entry| {
+        let target = std::fs::read_link(entry.path()).ok()?;
+        target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    })
+}
+
+/// Inode and port of a line of /proc/net/tcp{,6} (proc(5)) that listens.
+fn listener(line: &str) -> Option<(u64, u16)> {
+    const LISTEN: &str = "0A";
+    let columns: Vec<&str> = line.split_whitespace().take(10).collect();
+    let [_, local, _, LISTEN, _, _, _, _, _, inode] = columns[..] else { return None };
+    let (_, port) = local.split_once(':')?;
+    Some((inode.parse().ok()?, u16::from_str_radix(port, 16).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_is_named_by_its_cgroups_in_every_layout() {
+        const UID: &str = "6f0c1d5e-0000-4000-8000-000000000011";
+        let v1 = format!("3:cpu,cpuacct:/kubepods/burstable/pod{UID}/4e1f\n2:pids:/x\n");
+        let v2 = format!(
+            "0::/kubepods.slice/kubepods-burstable.slice/\
+             kubepods-burstable-pod{}.slice/cri-containerd-4e1f.scope\n",
+            UID.replace('-', "_")
+        );
+        assert!(is_of(&v1, UID) && is_of(&v2, UID));
+        assert!(!is_of(&v1, "6f0c1d5e-0000-4000-8000-00000000001"), "a beginning is no name");
+        assert!(!is_of("0::/user.slice\n", UID) && !is_of("", UID));
+    }
+
+    #[test]
+    fn a_line_of_the_table_is_a_listener_if_it_listens() {
+        let line = "   0: 00000000:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     \
+                    0        0 4711 1 0000000000000000 100 0 0 10 0";
+        assert_eq!(listener(line), Some((4711, 8080)));
+        assert_eq!(listener(&line.replace(" 0A ", " 01 ")), None);
+        assert_eq!(listener("  sl  local_address"), None);
+    }
+}

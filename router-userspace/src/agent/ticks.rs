@@ -1,0 +1,140 @@
+//! Reads at every tick, serves, and hears what is learned in the meantime.
+
+use std::future::Future;
+use std::io;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use super::maps::Maps;
+use super::owners::{self, Listening};
+use super::sampler::Sampler;
+use super::{Agent, FOLLOW_EVERY, News, PAIRS_EVERY, learn, server};
+use crate::control::POLL_INTERVAL;
+use crate::token::Guard;
+
+/// News that wait for the next tick; their tellers wait beyond that.
+const MAX_NEWS: usize = 64;
+
+impl Agent {
+    /// Reads at every tick, and serves, until `shutdown`.
+    pub(super) async fn serve(&mut self, shutdown: impl Future<Output = ()>) -> Result<()> {
+        let guard = Guard::new(self.flags.token_file.as_deref(), self.flags.without_token);
+        let address = self.flags.listen;
+        if !server::may_listen(address, &guard) {
+            bail!("--listen {address} is not loopback: --token-file is needed");
+        }
+        self.read_all();
+        let listener =
+            TcpListener::bind(address).await.with_context(|| format!("binding {address}"))?;
+        info!(address = %listener.local_addr()?, "serving");
+        let view = Arc::clone(&self.view);
+        let snapshot = move || view.lock().unwrap_or_else(PoisonError::into_inner).loads();
+        let publisher = self.publisher.clone();
+        let server = server::Server { guard, snapshot, publisher }.serve(listener);
+        let (controls, told) = mpsc::channel(MAX_NEWS);
+        let learn = learn::learn(self.bootstraps.subscribe(), controls);
+        let (listening, found) = mpsc::channel(MAX_NEWS);
+        let look = owners::look(self.hosted.subscribe(), listening);
+        let log = self.programs.log().context("reading what the programs tell")?;
+        tokio::select! {
+            () = shutdown => {}
+            () = server => {}
+            () = learn => {}
+            () = look => {}
+            () = self.ticks(told, found, log) => {}
+        }
+        info!("ending; programs and counters stay for the next agent");
+        Ok(())
+    }
+
+    async fn ticks(
+        &mut self,
+        mut told: mpsc::Receiver<learn::Told>,
+        mut found: mpsc::Receiver<Listening>,
+        mut log: impl FnMut(),
+    ) {
+        let every = |period| {
+            let mut ticks = interval(period);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            ticks
+        };
+        let (mut pods, mut pairs) = (every(self.flags.tick), every(PAIRS_EVERY));
+        let (mut source, mut follow) = (every(POLL_INTERVAL), every(FOLLOW_EVERY));
+        loop {
+            tokio::select! {
+                biased;
+                _ = pairs.tick() => self.read_pairs(),
+                _ = pods.tick() => {
+                    self.read_pods();
+                    self.publish();
+                }
+                _ = source.tick() => {
+                    if let Some(pods) = self.source.poll() {
+                        self.pods = Some(pods);
+                        self.follow(false);
+                    }
+                }
+                Some(told) = told.recv() => self.heard(News::Controls(told)),
+                Some(found) = found.recv() => self.heard(News::Listening(found)),
+                _ = follow.tick() => {
+                    log();
+                    self.follow(false);
+                    self.sweep();
+                }
+            }
+        }
+    }
+
+    fn read_all(&mut self) {
+        self.sweep();
+        self.read_pods();
+        self.read_pairs();
+    }
+
+    fn read_pods(&mut self) {
+        self.read(|sampler, maps, ids| sampler.read_pods(maps, ids));
+        self.view.lock().unwrap_or_else(PoisonError::into_inner).read_pods();
+    }
+
+    fn read_pairs(&mut self) {
+        self.read(|sampler, maps, _| sampler.read_pairs(maps));
+        self.view.lock().unwrap_or_else(PoisonError::into_inner).read_pairs();
+        self.tell_rdma();
+    }
+
+    /// Tells the gateways what changed.
+    fn publish(&self) {
+        let (report, read) = {
+            let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+            (view.report(), view.sampler.read)
+        };
+        self.publisher.tick(report, read, Instant::now());
+    }
+
+    fn sweep(&mut self) {
+        let taken = self.view.lock().unwrap_or_else(PoisonError::into_inner).taken();
+        self.read(|sampler, maps, _| sampler.sweep(maps, &taken));
+    }
+
+    fn tell_rdma(&self) {
+        let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = view.tell_rdma(&self.maps) {
+            warn!(%error, "the counters of queue pairs cannot be read");
+        }
+    }
+
+    fn read(&mut self, read: impl FnOnce(&mut Sampler, &Maps, &[u32]) -> io::Result<()>) {
+        let local = self.registry.entries().filter(|entry| entry.placed.local);
+        let ids: Vec<u32> = local.map(|entry| entry.id).collect();
+        let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = read(&mut view.sampler, &self.maps, &ids) {
+            warn!(%error, "the counters cannot be read");
+        }
+    }
+}
