@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use aya::programs::links::FdLink;
-use aya::programs::tc::{NlOptions, TcAttachOptions, TcHandle};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{
     CgroupAttachMode, LinkOrder, Program, SchedClassifier, SockOps, TcAttachType, TracePoint, Xdp,
     XdpMode, tc,
@@ -46,6 +46,11 @@ impl Hook {
             Hook::PodIngress | Hook::LinkIngress => TcAttachType::Ingress,
             Hook::PodEgress | Hook::LinkEgress => TcAttachType::Egress,
         }
+    }
+
+    /// Its filter among those of the interface, where tc has only clsact: "pd", and which hook.
+    fn handle(self) -> TcHandle {
+        TcHandle::new(0x7064, self as u16 + 1)
     }
 
     const ALL: [Hook; 4] = [Hook::PodIngress, Hook::PodEgress, Hook::LinkIngress, Hook::LinkEgress];
@@ -190,10 +195,18 @@ impl Programs {
                 Err(_) => {}
             }
         }
-        // A filter of clsact stays when its process goes, and is found again by its name.
+        // A filter of clsact stays when its process goes. By its handle the next agent puts its own
+        // program in the same place, without a packet between them.
+        let (priority, handle) = (1, hook.handle());
+        let there = SchedClassifierLink::attached(name, kind, priority, handle, None)?;
+        if let Ok(id) = program.attach_to_link(there) {
+            std::mem::forget(program.take_link(id)?);
+            return Ok(Attached::TakenOver);
+        }
+        // Agents before this one let the kernel choose the handle.
         let was = tc::qdisc_detach_program(name, kind, hook.program()).is_ok();
         _ = tc::qdisc_add_clsact(name);
-        let options = NlOptions { priority: 1, handle: TcHandle::new(0, 0), classid: None };
+        let options = NlOptions { priority, handle, classid: None };
         let id = program.attach_with_options(name, kind, TcAttachOptions::Netlink(options))?;
         // Dropping the link would detach it.
         std::mem::forget(program.take_link(id)?);

@@ -83,13 +83,13 @@ fn tc_attaches_by_tcx_from_six_six_on_and_by_clsact_everywhere() {
         (attach(&mut programs), attach(&mut programs))
     });
     assert_eq!(clsact, [Attached::New; 4]);
-    assert_ne!(again, [Attached::New; 4], "the first filters were not found");
+    assert_eq!(again, [Attached::TakenOver; 4]);
     let filters = space.sh("tc filter show dev v0 ingress; tc filter show dev v0 egress");
     for hook in HOOKS {
         let filter = format!(" {} direct-action", hook.program());
         assert_eq!(filters.matches(&filter).count(), 1, "{filters}");
     }
-    found("tc", if has_tcx { "tcx, pinned (clsact too)" } else { "clsact" });
+    found("tc", if has_tcx { "tcx and clsact, taken over" } else { "clsact, taken over" });
 }
 
 #[test]
