@@ -1,6 +1,7 @@
 //! How fast the node's links are and how much of them is used, for what a transfer may get.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use router_core::frame::{DeviceKind, DeviceRecord, Value};
@@ -10,6 +11,8 @@ use tracing::debug;
 use super::attach::Device;
 use super::link_speed::bytes_per_second;
 use super::netlink;
+use super::rdma::record::PodPart;
+use super::registry::Entry;
 use super::settings::LinkSpeed;
 
 /// As the rates of pods: the last moment.
@@ -18,6 +21,27 @@ const STEP: Duration = Duration::from_millis(20);
 
 const TX: usize = 0;
 const RX: usize = 1;
+
+/// The ways of a pod to others: its interface's, and RDMA past the host.
+#[derive(Debug)]
+pub(super) struct Ways<'a> {
+    pub(super) links: &'a Links,
+    pub(super) rdma: HashMap<Arc<str>, PodPart>,
+}
+
+impl Ways<'_> {
+    /// What of RDMA is a pod's.
+    pub(super) fn rdma(&self, entry: &Entry) -> PodPart {
+        self.rdma.get(&entry.placed.pod.uid).copied().unwrap_or_default()
+    }
+
+    /// The link that transfers of a pod take. Those that pass the host by take no other; unknown
+    /// is not the interface's.
+    pub(super) fn of_pod(&self, entry: &Entry) -> Option<LinkUse> {
+        let rdma = self.rdma(entry);
+        if rdma.is_offloaded { rdma.link } else { self.links.of_pod(entry.placed.ifindex) }
+    }
+}
 
 /// A link's speed and use, in bytes a second, from the side of those behind it.
 #[derive(Clone, Copy, Debug, PartialEq)]

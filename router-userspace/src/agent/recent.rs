@@ -9,7 +9,8 @@ use router_core::sample::{Rates, Window};
 use router_core::score::{Baseline, Score, Signs};
 use router_core::trail::{Growth, Trail};
 
-use super::links::{LinkUse, Links};
+use super::links::{LinkUse, Ways};
+use super::rdma::record::with_rdma;
 use super::registry::Entry;
 use super::sampler::{PairCounters, PodCounters, Sampler};
 
@@ -103,7 +104,7 @@ impl Recent {
         &self,
         sampler: &Sampler,
         entries: impl Iterator<Item = &'a Entry>,
-        links: &Links,
+        ways: &Ways<'_>,
         node: Option<&str>,
     ) -> frame::Report {
         let entries: BTreeMap<u32, &Entry> = entries.map(|entry| (entry.id, entry)).collect();
@@ -111,14 +112,15 @@ impl Recent {
         let kv = self.kv();
         let pods = sampler.pods.iter().filter_map(|(id, counters)| {
             let entry = entries.get(id)?;
-            let link = links.of_pod(entry.placed.ifindex);
-            Some(self.pod(entry, counters, kv.get(id).copied().unwrap_or_default(), link, now))
+            let kv = kv.get(id).copied().unwrap_or_default();
+            let record = self.pod(entry, counters, kv, ways.of_pod(entry), now);
+            Some(with_rdma(record, entry.placed.pod.role, ways.rdma(entry)))
         });
         let mut report = frame::Report {
             node: node.unwrap_or_default().to_owned(),
             pods: pods.collect(),
             pairs: self.pair_records(sampler, &entries, now),
-            devices: links.records(now),
+            devices: ways.links.records(now),
         };
         report.sort();
         report
@@ -168,9 +170,9 @@ impl Recent {
     }
 
     /// The load score of a pod, with its terms.
-    pub(super) fn score_of(&self, entry: &Entry, counters: &PodCounters, links: &Links) -> Score {
+    pub(super) fn score_of(&self, entry: &Entry, counters: &PodCounters, ways: &Ways<'_>) -> Score {
         let kv = self.kv().get(&entry.id).copied().unwrap_or_default();
-        self.score(entry.id, counters, kv, links.of_pod(entry.placed.ifindex))
+        self.score(entry.id, counters, kv, ways.of_pod(entry))
     }
 
     fn score(&self, id: u32, counters: &PodCounters, kv: KvRates, link: Option<LinkUse>) -> Score {

@@ -10,10 +10,10 @@ use router_core::fleet::Role;
 
 use router_core::frame;
 
-use super::links::Links;
+use super::links::{Links, Ways};
 use super::loads::{self, Loads};
 use super::maps::Maps;
-use super::rdma::{Activity, Names, RdmaLoad, Taken, Watcher};
+use super::rdma::{Activity, Names, RdmaLoad, Taken, Watcher, record};
 use super::recent::Recent;
 use super::registry::Entry;
 use super::sampler::{PodCounters, Sampler};
@@ -32,9 +32,9 @@ pub(super) struct View {
 
 impl View {
     pub(super) fn loads(&self) -> Loads {
-        let score = |entry: &Entry, counters: &PodCounters| {
-            self.recent.score_of(entry, counters, &self.links)
-        };
+        let ways = self.ways();
+        let score =
+            |entry: &Entry, counters: &PodCounters| self.recent.score_of(entry, counters, &ways);
         let mut loads = loads::snapshot(&self.sampler, &self.names, score);
         if let Some((report, ago)) = self.rdma.as_ref().map(Watcher::report) {
             loads.rdma = RdmaLoad::new(&report, ago, &self.names());
@@ -46,8 +46,19 @@ impl View {
     /// What load frames tell.
     pub(super) fn report(&self) -> frame::Report {
         let names = &self.names;
-        let node = names.node.as_deref();
-        self.recent.report(&self.sampler, names.entries.iter(), &self.links, node)
+        let (entries, node) = (names.entries.iter(), names.node.as_deref());
+        let mut report = self.recent.report(&self.sampler, entries, &self.ways(), node);
+        if let Some((rdma, ago)) = self.rdma.as_ref().map(Watcher::report) {
+            report.devices.extend(record::devices(&rdma, ago));
+            report.sort();
+        }
+        report
+    }
+
+    fn ways(&self) -> Ways<'_> {
+        let report = self.rdma.as_ref().map(|watcher| watcher.report().0);
+        let rdma = report.map(|report| record::parts(&report)).unwrap_or_default();
+        Ways { links: &self.links, rdma }
     }
 
     /// Takes in what the sampler read of the pods.

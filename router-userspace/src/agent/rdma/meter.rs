@@ -98,8 +98,15 @@ impl Meter {
 
     /// Per second, over the last second; unknown until there are two readings.
     pub(super) fn rate(&self, counter: Counter) -> Option<f64> {
+        self.rate_over(counter, SPAN)
+    }
+
+    /// The same over a shorter time, or over as much of it as was read.
+    pub(super) fn rate_over(&self, counter: Counter, span: Duration) -> Option<f64> {
         self.last.as_ref()?.1.get(counter)?;
-        let ((then, older), (now, newer)) = (self.kept.front()?, self.kept.back()?);
+        let (now, newer) = self.kept.back()?;
+        let far = |(then, _): &&(Duration, _)| now.saturating_sub(*then) >= span;
+        let (then, older) = self.kept.iter().rev().find(far).or_else(|| self.kept.front())?;
         let seconds = now.saturating_sub(*then).as_secs_f64();
         let index = counter as usize;
         (seconds > 0.0).then(|| newer[index].wrapping_sub(older[index]) as f64 / seconds)
@@ -153,8 +160,11 @@ mod tests {
         assert!((rate - 5_000.0).abs() < 1.0, "{rate}");
         assert!(meter.kept.len() <= 30, "{}", meter.kept.len());
         assert_eq!(meter.grown(Counter::TxBytes), Some(20_000));
+        meter.push(at(4_010), tx(21_000 + 9_000), |_| false);
+        let recent = meter.rate_over(Counter::TxBytes, at(100)).expect("a rate");
+        assert!(recent > 60_000.0, "{recent}");
         assert_eq!(meter.rate(Counter::RxBytes), None, "not counted is not zero");
-        assert_eq!(meter.push(at(4_020), tx(21_000), |_| false), Change::Still);
+        assert_eq!(meter.push(at(4_020), tx(30_000), |_| false), Change::Still);
     }
 
     #[test]

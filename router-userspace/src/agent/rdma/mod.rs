@@ -3,7 +3,7 @@
 //! Reading order: [`ask`] and `parse` (what the kernel says), `sysfs` (where it does not), `names`
 //! (what counters are called), `meter` and `freshness` (what they say over time), `owner` and
 //! `holders` (whose it is), `device` and `port` (all of it together), `report`, `named` and
-//! `metrics` (how it is shown), `estimate` (KV cache by its pages), `taken`
+//! `metrics` and `record` (how it is shown), `estimate` (KV cache by its pages), `taken`
 //! (TCP connections that are none), `watcher` (the thread).
 
 pub mod ask;
@@ -22,6 +22,7 @@ pub mod nldev;
 mod owner;
 mod parse;
 mod port;
+pub(super) mod record;
 pub mod report;
 mod seen;
 mod sysfs;

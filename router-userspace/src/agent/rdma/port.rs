@@ -17,6 +17,8 @@ const COUNTERS_EVERY: Duration = Duration::from_millis(50);
 /// A driver is made to refresh counters no more often than this: each time is a command to the
 /// device.
 const REFRESH_EVERY: Duration = Duration::from_millis(100);
+/// Load frames' rates are over so long.
+const MOMENT: Duration = Duration::from_millis(200);
 /// What some drivers say of a link whose speed they do not know (`ib_get_eth_speed`).
 const PLACEHOLDER: u64 = 2_500_000_000;
 
@@ -164,11 +166,20 @@ impl Port {
         if known { Known::Exact } else { Known::Unknown }
     }
 
-    /// Per second, as far as it is known.
+    /// Per second, over the last second, as far as it is known.
     pub(super) fn rate(&self, counter: Counter, is_held: bool) -> Figure {
-        let fresh = matches!(self.watch.verdict(is_held), Freshness::Moving | Freshness::Idle);
-        let known = if fresh { Known::Exact } else { Known::Unknown };
-        Figure::new(self.meter.rate(counter), known)
+        self.fresh(self.meter.rate(counter), is_held)
+    }
+
+    /// The same over the last moment, as load frames have it.
+    pub(super) fn recent(&self, counter: Counter, is_held: bool) -> Figure {
+        self.fresh(self.meter.rate_over(counter, MOMENT), is_held)
+    }
+
+    fn fresh(&self, rate: Option<f64>, is_held: bool) -> Figure {
+        let verdict = self.watch.verdict(is_held);
+        let is_fresh = matches!(verdict, Freshness::Moving | Freshness::Idle);
+        Figure::new(rate, if is_fresh { Known::Exact } else { Known::Unknown })
     }
 
     /// Takes note that counters jumped, once.

@@ -52,6 +52,9 @@ pub struct DeviceReport {
     pub(in crate::agent) bytes: Known,
     pub(in crate::agent) counters: Named,
     pub(in crate::agent) rates: RateReport,
+    /// Bytes out and in per second, over the last moment.
+    #[serde(skip)]
+    pub(in crate::agent) recent: (Figure, Figure),
     resets: u64,
     pub(in crate::agent) holders: Vec<HolderReport>,
     pub(in crate::agent) age_ms: f64,
@@ -159,6 +162,13 @@ fn port_report(rdma: &Rdma, device: &Device, port: &Port, at: Duration) -> Devic
         bytes: known,
         counters: port.meter.counters().named(),
         rates,
+        recent: match known {
+            Known::Unknown => (Figure::default(), Figure::default()),
+            _ => {
+                let recent = |counter| port.recent(counter, is_held);
+                (recent(Counter::TxBytes), recent(Counter::RxBytes))
+            }
+        },
         resets: port.meter.resets(),
         holders: holders(rdma, device, port, (tx_bytes, rx_bytes), known),
         age_ms: port.read.map_or(0.0, |read| at.saturating_sub(read).as_secs_f64() * 1e3),

@@ -1,6 +1,7 @@
 //! RDMA as a whole, on answers and trees made by hand.
 
 mod families;
+mod frames;
 pub(crate) mod golden;
 mod node;
 mod rounds;

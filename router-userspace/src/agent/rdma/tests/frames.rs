@@ -1,0 +1,119 @@
+//! What load frames tell of RDMA, and what of it the scheduler takes for a link.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use router_core::fleet::Role;
+use router_core::frame::{DeviceKind, PodRecord, Value};
+
+use super::super::record::{PodPart, devices, parts, with_rdma};
+use super::node::Node;
+use super::rounds::{ONE, TWO};
+
+const SPEED: u64 = 8_000_000;
+
+fn node(name: &'static str, driver: u32, protocol: &str) -> Node {
+    let node = Node::with(name, driver, protocol, vec![(None, SPEED)]);
+    node.process(10, ONE);
+    node.process(11, TWO);
+    node
+}
+
+/// The parts of both pods once the device moved 1,000 bytes a second out and none in.
+fn moved(node: &mut Node, names: [&'static str; 2]) -> (PodPart, PodPart) {
+    node.counts(&[(names[0], 0), (names[1], 0)]);
+    node.second();
+    node.counts(&[(names[0], 1_000), (names[1], 0)]);
+    let parts = parts(&node.second());
+    let of = |uid: &str| parts.get(uid).copied().unwrap_or_default();
+    (of(ONE), of(TWO))
+}
+
+#[test]
+fn a_pods_transfers_take_the_device_that_passes_the_host_by() {
+    let mut node = node("erdma_0", 19, "iw");
+    node.pairs(&[(5, 3, 0, 10)]);
+    let (one, two) = moved(&mut node, ["tx_bytes_cnt", "rx_bytes_cnt"]);
+    assert_eq!((one.tx, one.rx), (Value::exact(1_000.0), Value::exact(0.0)));
+    let link = one.link.expect("a link");
+    assert_eq!((link.speed, link.tx, link.rx), (1e6, 1_000.0, 0.0));
+    assert_eq!((one.is_offloaded, one.sent, two), (true, Some(1_000), PodPart::default()));
+    let report = node.rdma.report(node.now);
+    let [record] = &devices(&report, Duration::ZERO)[..] else { panic!("one device") };
+    assert_eq!((record.kind, &*record.name), (DeviceKind::Rdma, "erdma_0/1"));
+    assert_eq!(record.speed_bytes_per_s, Value::exact(1e6));
+    assert_eq!(record.utilisation, Value::exact(0.001));
+}
+
+#[test]
+fn two_pods_have_parts_and_one_link() {
+    let mut node = node("erdma_0", 19, "iw");
+    node.pairs(&[(5, 3, 0, 10), (6, 3, 0, 11), (7, 3, 0, 11), (8, 3, 0, 11)]);
+    let (one, two) = moved(&mut node, ["tx_bytes_cnt", "rx_bytes_cnt"]);
+    assert_eq!((one.tx, two.tx), (Value::estimated(250.0), Value::estimated(750.0)));
+    assert_eq!(one.link, two.link);
+    assert_eq!(one.sent, None, "an estimate teaches nothing");
+}
+
+#[test]
+fn unknown_bytes_are_no_free_link() {
+    let mut node = node("erdma_0", 19, "iw");
+    node.pairs(&[(5, 3, 0, 10)]);
+    node.counts(&[("hw_tx_bytes_cnt", 7), ("hw_rx_bytes_cnt", 7)]);
+    node.second();
+    let part = parts(&node.second())[ONE];
+    assert_eq!((part.tx, part.rx, part.link), (Value::UNKNOWN, Value::UNKNOWN, None));
+    assert!(part.is_offloaded, "its transfers do not take the interface either");
+    let kv = Value::exact(5.0);
+    let record = PodRecord { kv_tx_bytes_per_s: kv, ..PodRecord::default() };
+    let record = with_rdma(record, Some(Role::Prefill), part);
+    assert_eq!(record.kv_tx_bytes_per_s, Value::UNKNOWN, "not what TCP alone moved");
+}
+
+#[test]
+fn what_the_host_sees_takes_the_interface_and_is_not_added_to_it() {
+    let mut node = node("rxe0", 14, "roce");
+    node.pairs(&[(5, 3, 0, 10)]);
+    let (one, _) = moved(&mut node, ["sent_bytes", "rcvd_bytes"]);
+    assert_eq!((one.is_offloaded, one.link), (false, None));
+    assert_eq!(one.tx, Value::exact(1_000.0));
+}
+
+#[test]
+fn a_prefills_sends_and_a_decodes_receives_are_kv_cache_by_estimate() {
+    let part = PodPart {
+        is_offloaded: true,
+        tx: Value::exact(100.0),
+        rx: Value::exact(7.0),
+        sent: Some(1_000),
+        link: None,
+    };
+    let (zero, tcp) = (Value::exact(0.0), Value::exact(20.0));
+    let record = PodRecord {
+        kv_tx_bytes_per_s: tcp,
+        kv_rx_bytes_per_s: zero,
+        kv_tx_bytes: 50,
+        ..PodRecord::default()
+    };
+    let prefill = with_rdma(record.clone(), Some(Role::Prefill), part);
+    assert_eq!(prefill.kv_tx_bytes_per_s, Value::estimated(120.0));
+    assert_eq!((prefill.kv_rx_bytes_per_s, prefill.kv_tx_bytes), (zero, 1_050));
+    let decode = with_rdma(record.clone(), Some(Role::Decode), part);
+    assert_eq!((decode.kv_rx_bytes_per_s, decode.kv_tx_bytes), (Value::estimated(7.0), 50));
+    assert_eq!(with_rdma(record.clone(), Some(Role::Decode), PodPart::default()), record);
+}
+
+#[test]
+fn a_decode_that_is_not_counted_has_the_estimate_of_its_pages() {
+    let mut node = node("rxe0", 14, "roce");
+    node.rdma.page_bytes(Some(1_000));
+    node.pairs(&[(5, 3, 0, 10)]);
+    node.counts(&[("sent_pkts", 0), ("rcvd_pkts", 0)]);
+    for bytes in [0, 528] {
+        let asked = super::super::Asked { control_bytes: bytes, requests: u64::from(bytes > 0) };
+        node.activity.asked = [(Arc::from(ONE), asked)].into();
+        node.second();
+    }
+    let part = parts(&node.rdma.report(node.now))[ONE];
+    assert_eq!((part.rx, part.tx), (Value::estimated(100_000.0), Value::UNKNOWN));
+}
