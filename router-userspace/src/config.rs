@@ -1,5 +1,7 @@
 //! Flags and environment, read once into [`Settings`] that are valid by construction.
 
+mod exposure;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,9 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use router_core::fleet::{AgentAddress, ObjectName};
+use router_core::fleet::AgentAddress;
 use router_core::schedule::Policy;
 
+pub use self::exposure::ExposureFlags;
 use crate::agent::settings::AgentFlags;
 use crate::simulate::SimulateFlags;
 use crate::token::Guard;
@@ -111,10 +114,8 @@ pub struct SourceFlags {
     /// ~/.kube/config.
     #[arg(long, conflicts_with_all = ["manifests", "pd_disaggregation", "prefill", "decode"])]
     pub kubernetes: bool,
-    /// With --kubernetes: the Service in front of this gateway. Its address is what Gateways are
-    /// told in `status.addresses`.
-    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = object_name)]
-    pub gateway_service: Option<ObjectName>,
+    #[command(flatten)]
+    pub exposure: ExposureFlags,
     /// Directory of YAML documents: Gateway, HTTPRoute, InferencePool, policies, Pods.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["pd_disaggregation", "prefill", "decode"])]
     pub manifests: Option<PathBuf>,
@@ -293,9 +294,7 @@ impl GatewayFlags {
                  --prefill and --decode"
             );
         }
-        if flags.gateway_service.is_some() && !flags.kubernetes {
-            bail!("--gateway-service needs --kubernetes: only a cluster has Services");
-        }
+        flags.exposure.check(flags.kubernetes, self.admin_listen.port())?;
         if flags.pd_disaggregation && (flags.prefill.is_empty() || flags.decode.is_empty()) {
             bail!("--pd-disaggregation needs at least one --prefill and one --decode");
         }
@@ -362,16 +361,6 @@ fn agent(text: &str) -> Result<AgentAddress, String> {
         return Err(format!("`{text}` names no node after the ="));
     }
     Ok(AgentAddress { address, node: node.map(Into::into), name: text.into() })
-}
-
-/// Parses `NAMESPACE/NAME`.
-fn object_name(text: &str) -> Result<ObjectName, String> {
-    match text.split_once('/') {
-        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
-            Ok(ObjectName { namespace: namespace.into(), name: name.into() })
-        }
-        _ => Err(format!("`{text}` is not NAMESPACE/NAME")),
-    }
 }
 
 /// Parses `1h`, `5m`, `300s`, `100ms`; no unit is an error, since it would be a guess.

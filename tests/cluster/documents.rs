@@ -1,17 +1,13 @@
 //! The documents' YAML, applied with kubectl, is served at the address that the Gateway tells.
 
 use std::process::Command;
-use std::time::Duration;
 
 use router_tests::cluster::ADMIN;
 use router_tests::manifests::LISTENER_PORT;
 use router_tests::{Cluster, Fleet, Gateway, eventually};
 use serde_json::{Value, json};
 
-use crate::{SOON, apply_documents, chat, deploy, install_definitions, serves, start_gateway};
-
-/// A Lease is free at first; an old one is waited for.
-const ELECTED: Duration = Duration::from_secs(40);
+use crate::{ELECTED, SOON, Scene, apply_documents, chat, deploy, install_definitions, serves};
 
 /// The object as the API server has it.
 fn get(cluster: &Cluster, kind: &str, name: &str) -> Value {
@@ -33,32 +29,25 @@ fn spelled(conditions: &Value) -> Vec<String> {
 // kubectl and curl block a thread; the engines need another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_documents_applied_with_kubectl_answer_their_request() {
-    let cluster = Cluster::start().await;
-    install_definitions(&cluster).await;
-    deploy(&cluster).await;
-    apply_documents(&cluster);
-
-    let replicas = [start_gateway(&cluster), start_gateway(&cluster)];
+    let scene = Scene::with_documents().await;
+    let replicas = [scene.replica().await, scene.replica().await];
     let fleet = Fleet::start(2, 1).await;
-    let client = cluster.client().await;
     for engine in fleet.engines() {
-        cluster.put_pod(&client, &engine.pod).await;
+        scene.cluster.put_pod(&scene.client, &engine.pod).await;
     }
+    let cluster = &scene.cluster;
     for gateway in &replicas {
         serves(gateway, &fleet).await;
         let problems = gateway.fleet().await["problems"].clone();
         assert_eq!(problems, json!([]));
     }
-    let [gateway, _] = &replicas;
-    cluster.balance(&client, "pd-router-system", "pd-router-gateway", gateway.address.ip()).await;
     let path = "jsonpath={.status.addresses[0].value}";
     let address = eventually("the Gateway tells its address", ELECTED, async || {
         let words = ["get", "gateway/inference-gateway", "-o", path];
         Some(cluster.kubectl(&words, "")).filter(|told| !told.is_empty())
     })
     .await;
-    assert_eq!(address, gateway.address.ip().to_string());
-
+    scene.entrance("inference-gateway", LISTENER_PORT).await;
     let answer = Command::new("curl")
         .args(["--silent", "--show-error", "--max-time", "20"])
         .arg(format!("http://{address}:{LISTENER_PORT}/v1/chat/completions"))
@@ -70,7 +59,7 @@ async fn the_documents_applied_with_kubectl_answer_their_request() {
         .unwrap_or_else(|error| panic!("{error}: {answer:?}"));
     assert_eq!(answer["object"], "chat.completion", "{answer}");
     assert_eq!(fleet.decode[0].legs().len(), 1);
-    everybody_is_told(&cluster).await;
+    everybody_is_told(cluster).await;
 }
 
 async fn everybody_is_told(cluster: &Cluster) {

@@ -2,12 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use router_tests::{Cluster, Fleet};
+use router_tests::Fleet;
+use router_tests::manifests::LISTENER_PORT;
 use sglang_sim::{Config, Role};
 
-use crate::{
-    CHAT, apply_documents, chat, deploy, install_definitions, phase, serves, start_gateway,
-};
+use crate::{CHAT, Scene, chat, phase};
 
 /// How often readiness is changed to see how long the fleet takes.
 const CHANGES: usize = 40;
@@ -17,17 +16,13 @@ const PROMISED: Duration = Duration::from_millis(100);
 // kubectl and curl block a thread; the engines need another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pods_reach_the_fleet_at_once_and_outlive_an_api_server_that_is_away() {
-    let mut cluster = Cluster::start().await;
-    install_definitions(&cluster).await;
-    deploy(&cluster).await;
-    apply_documents(&cluster);
+    let mut scene = Scene::with_documents().await;
     let mut fleet = Fleet::start(2, 2).await;
-    let client = cluster.client().await;
-    let gateway = start_gateway(&cluster);
-    for engine in fleet.engines() {
-        cluster.put_pod(&client, &engine.pod).await;
-    }
-    serves(&gateway, &fleet).await;
+    let gateway = scene.replica().await;
+    scene.serve(&gateway, &fleet).await;
+    let entrance = scene.entrance("inference-gateway", LISTENER_PORT).await;
+    let client = scene.client.clone();
+    let cluster = &mut scene.cluster;
 
     let pod = fleet.decode[1].pod.clone();
     let mut took = Vec::new();
@@ -49,7 +44,7 @@ async fn pods_reach_the_fleet_at_once_and_outlive_an_api_server_that_is_away() {
 
     cluster.stop_api_server();
     for message in ["one", "two", "three"] {
-        gateway.client.post(CHAT, &chat(message)).await.expect_status(200);
+        entrance.post(CHAT, &chat(message)).await.expect_status(200);
     }
     cluster.start_api_server().await;
     // What happens after the outage is seen again.
@@ -57,5 +52,5 @@ async fn pods_reach_the_fleet_at_once_and_outlive_an_api_server_that_is_away() {
     let added = &fleet.decode[2].pod;
     cluster.put_pod(&cluster.client().await, added).await;
     phase(&gateway, &added.name, Some("ready")).await;
-    gateway.client.post(CHAT, &chat("four")).await.expect_status(200);
+    entrance.post(CHAT, &chat("four")).await.expect_status(200);
 }

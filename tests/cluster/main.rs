@@ -3,18 +3,116 @@
 mod agents;
 mod documents;
 mod following;
+mod gateways;
+mod tls;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Service;
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use router_tests::cluster::GATEWAY_ACCOUNT;
 use router_tests::manifests::LISTENER_PORT;
-use router_tests::{Cluster, Fleet, Gateway, eventually};
+use router_tests::{Balancer, Client, Cluster, Fleet, Gateway, eventually};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
 /// For what needs no more than some milliseconds on an idle machine.
 const SOON: Duration = Duration::from_secs(20);
+/// A Lease is free at first; an old one is waited for.
+const ELECTED: Duration = Duration::from_secs(40);
+/// Where `deploy/` puts the gateway.
+const NAMESPACE: &str = "pd-router-system";
+
+/// A cluster with everything but engines: definitions, pd-router as `deploy/` installs it, and a
+/// load balancer in front.
+struct Scene {
+    cluster: Cluster,
+    client: kube::Client,
+    balancer: Balancer,
+}
+
+impl Scene {
+    async fn start() -> Scene {
+        let cluster = Cluster::start().await;
+        install_definitions(&cluster).await;
+        deploy(&cluster).await;
+        let client = cluster.client().await;
+        let balancer = Balancer::start(client.clone(), NAMESPACE);
+        Scene { cluster, client, balancer }
+    }
+
+    /// The same with the documents' manifests.
+    async fn with_documents() -> Scene {
+        let scene = Scene::start().await;
+        apply_documents(&scene.cluster);
+        scene
+    }
+
+    /// One more replica of the gateway, with no more rights than `deploy/` gives it.
+    async fn replica(&self) -> Gateway {
+        let gateway = start_gateway(&self.cluster);
+        gateway.wait_until_ready().await;
+        self.balancer.add(gateway.address.ip());
+        gateway
+    }
+
+    /// Writes the fleet's pods, and waits until the gateway serves them.
+    async fn serve(&self, gateway: &Gateway, fleet: &Fleet) {
+        for engine in fleet.engines() {
+            self.cluster.put_pod(&self.client, &engine.pod).await;
+        }
+        serves(gateway, fleet).await;
+    }
+
+    /// A client of a port of the Gateway, at the address that it tells, once that answers.
+    async fn entrance(&self, gateway: &str, port: u16) -> Client {
+        let gateways = self.api("gateway.networking.k8s.io/v1", "Gateway", "gateways");
+        eventually("the Gateway has an address that answers", ELECTED, async || {
+            let object = gateways.get(gateway).await.ok()?;
+            let address = object.data.pointer("/status/addresses/0/value")?.as_str()?;
+            let address = std::net::SocketAddr::new(address.parse().ok()?, port);
+            tokio::net::TcpStream::connect(address).await.ok()?;
+            Some(Client::new(address))
+        })
+        .await
+    }
+
+    /// Objects of a kind in the namespace `default`.
+    fn api(&self, api_version: &str, kind: &str, plural: &str) -> Api<DynamicObject> {
+        let resource = resource(api_version, kind, plural);
+        Api::default_namespaced_with(self.client.clone(), &resource)
+    }
+
+    /// Objects of a kind in all namespaces.
+    fn everywhere(&self, api_version: &str, kind: &str, plural: &str) -> Api<DynamicObject> {
+        Api::all_with(self.client.clone(), &resource(api_version, kind, plural))
+    }
+
+    /// The Services that were made for Gateways.
+    async fn services(&self) -> Vec<Service> {
+        let services: Api<Service> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let made = kube::api::ListParams::default().labels("pd-router.io/gateway-uid");
+        services.list(&made).await.expect("listing Services").items
+    }
+}
+
+fn resource(api_version: &str, kind: &str, plural: &str) -> ApiResource {
+    let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+    ApiResource {
+        group: group.to_owned(),
+        version: version.to_owned(),
+        api_version: api_version.to_owned(),
+        kind: kind.to_owned(),
+        plural: plural.to_owned(),
+    }
+}
+
+/// Changes an object by a merge patch.
+async fn patch(api: &Api<DynamicObject>, name: &str, change: Value) {
+    let patched = api.patch(name, &PatchParams::default(), &Patch::Merge(&change)).await;
+    patched.unwrap_or_else(|error| panic!("patching {name}: {error}"));
+}
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests stand in the workspace").into()
@@ -22,24 +120,23 @@ fn root() -> PathBuf {
 
 /// Installs the definitions of others' kinds.
 async fn install_definitions(cluster: &Cluster) {
-    let others = root().join("../shared/crds");
-    // An old API server does not know the rules in expressions of newer definitions.
-    let apply = |path: &Path, file: &str| {
-        let path = path.join(file);
-        let path = path.to_str().expect("a path in UTF-8");
-        cluster.kubectl(&["create", "--validate=false", "-f", path], "");
-    };
-    for file in [
+    let others = [
         "gateway-api-v1.6.1-gatewayclasses.yaml",
         "gateway-api-v1.6.1-gateways.yaml",
         "gateway-api-v1.6.1-httproutes.yaml",
         "gateway-api-v1.6.1-referencegrants.yaml",
         "gie-v1.6.0-inferencepools-v1.yaml",
         "rbg-v0.4.0-rolebasedgroups.yaml",
-    ] {
-        apply(&others, file);
+    ];
+    let own = root().join("tests/cluster/backendtrafficpolicies.yaml");
+    let files: Vec<PathBuf> =
+        others.iter().map(|file| root().join("../shared/crds").join(file)).chain([own]).collect();
+    // An old API server does not know the rules in expressions of newer definitions.
+    let mut words = vec!["create", "--validate=false"];
+    for file in &files {
+        words.extend(["-f", file.to_str().expect("a path in UTF-8")]);
     }
-    apply(&root(), "tests/cluster/backendtrafficpolicies.yaml");
+    cluster.kubectl(&words, "");
     established(cluster).await;
 }
 
@@ -67,18 +164,19 @@ async fn deploy(cluster: &Cluster) {
 /// Applies the manifests of the documents' example, its pods excepted.
 fn apply_documents(cluster: &Cluster) {
     let example = root().join("deploy/examples/qwen3-32b");
-    for file in
-        ["llm-model.yaml", "sglang_pd.yaml", "inference-policy.yaml", "inference-gateway.yaml"]
-    {
-        let path = example.join(file);
-        cluster.kubectl(&["create", "-f", path.to_str().expect("a path in UTF-8")], "");
+    let files =
+        ["llm-model.yaml", "sglang_pd.yaml", "inference-policy.yaml", "inference-gateway.yaml"];
+    let files = files.map(|file| example.join(file));
+    let mut words = vec!["create"];
+    for file in &files {
+        words.extend(["-f", file.to_str().expect("a path in UTF-8")]);
     }
+    cluster.kubectl(&words, "");
 }
 
 /// A replica of the gateway, with no more rights than `deploy/` gives it.
 fn start_gateway(cluster: &Cluster) -> Gateway {
-    let service = ["--gateway-service", "pd-router-system/pd-router-gateway"];
-    Gateway::in_cluster(&cluster.kubeconfig(GATEWAY_ACCOUNT), LISTENER_PORT, &service)
+    Gateway::in_cluster(&cluster.kubeconfig(GATEWAY_ACCOUNT), LISTENER_PORT, &[])
 }
 
 /// Waits until the gateway serves every engine of the fleet.

@@ -53,7 +53,7 @@ fn values_that_are_wrong_are_refused_with_their_names() {
 fn values_reach_the_objects_that_they_are_about() {
     let objects = helm(&[
         "--set",
-        "gateway.service.ports={8080,80}",
+        "gateway.service.type=ClusterIP,gateway.service.annotations.size=small",
         "--set",
         "images.gateway=registry.example/pd-router:2,images.pullPolicy=Always",
         "--set",
@@ -70,8 +70,10 @@ fn values_reach_the_objects_that_they_are_about() {
     assert_eq!(pod["containers"][0]["imagePullPolicy"], "Always");
     assert_eq!(pod["imagePullSecrets"][0]["name"], "registry");
     assert_eq!(pod["volumes"][0]["secret"]["secretName"], "other");
-    let service = object("v1 Service pd-router-system/pd-router-gateway");
-    assert_eq!(service["spec"]["ports"][1]["targetPort"], 80);
+    let arguments = pod["containers"][0]["args"].as_array().expect("arguments");
+    for word in ["--gateway-service-type=ClusterIP", "--gateway-service-annotation=size=small"] {
+        assert!(arguments.contains(&word.into()), "{word}: {arguments:?}");
+    }
     let agent = object("apps/v1 DaemonSet pd-router-system/pd-router-agent");
     let arguments = agent["spec"]["template"]["spec"]["containers"][0]["args"].as_array();
     assert!(arguments.expect("arguments").contains(&"--tick=20".into()));

@@ -25,6 +25,7 @@ mod routing;
 mod samples;
 mod smuggling;
 mod streaming;
+mod tls;
 
 use serde_json::{Value, json};
 

@@ -19,6 +19,9 @@ use crate::folder::Folder;
 use crate::loopback::Loopback;
 use crate::manifests::Pod;
 
+/// Folders of etcd's data: what it works on, and what it was at a snapshot.
+const ETCD_DATA: &str = "etcd";
+const SNAPSHOT: &str = "etcd-snapshot";
 const ETCD_PORT: u16 = 2379;
 const ETCD_PEER_PORT: u16 = 2380;
 const API_PORT: u16 = 6443;
@@ -31,7 +34,7 @@ pub const ADMIN: &str = "admin";
 pub struct Cluster {
     folder: Folder,
     address: Loopback,
-    _etcd: Process,
+    etcd: Option<Process>,
     api_server: Option<Process>,
 }
 
@@ -81,20 +84,53 @@ impl Cluster {
     pub async fn start() -> Cluster {
         let folder = Folder::new("cluster");
         let address = Loopback::claim();
-        let (client, peer) = (address.port(ETCD_PORT), address.port(ETCD_PEER_PORT));
+        let mut cluster = Cluster { folder, address, etcd: None, api_server: None };
+        cluster.start_etcd();
+        cluster.write_credentials();
+        cluster.start_api_server().await;
+        cluster
+    }
+
+    fn start_etcd(&mut self) {
+        let (client, peer) = (self.address.port(ETCD_PORT), self.address.port(ETCD_PEER_PORT));
         let mut etcd = Command::new(program("ETCD_BIN"));
-        etcd.arg("--data-dir").arg(folder.path().join("etcd"));
+        etcd.arg("--data-dir").arg(self.folder.path().join(ETCD_DATA));
         etcd.args(["--name", "test", "--unsafe-no-fsync", "--logger", "zap"])
             .args(["--listen-client-urls", &format!("http://{client}")])
             .args(["--advertise-client-urls", &format!("http://{client}")])
             .args(["--listen-peer-urls", &format!("http://{peer}")])
             .args(["--initial-advertise-peer-urls", &format!("http://{peer}")])
             .args(["--initial-cluster", &format!("test=http://{peer}")]);
-        let etcd = Process::start(folder.path(), "etcd", &mut etcd);
-        let mut cluster = Cluster { folder, address, _etcd: etcd, api_server: None };
-        cluster.write_credentials();
-        cluster.start_api_server().await;
-        cluster
+        self.etcd = Some(Process::start(self.folder.path(), "etcd", &mut etcd));
+    }
+
+    /// Stops the control plane, keeps what it knows, and starts it again.
+    ///
+    /// # Panics
+    /// Its data cannot be copied.
+    pub async fn snapshot(&mut self) {
+        self.change_data(ETCD_DATA, SNAPSHOT).await;
+    }
+
+    /// Stops the control plane, and starts it with what it knew at [`Cluster::snapshot`]: everything
+    /// since, its count of versions too, has never been.
+    ///
+    /// # Panics
+    /// There is no snapshot.
+    pub async fn restore(&mut self) {
+        self.change_data(SNAPSHOT, ETCD_DATA).await;
+    }
+
+    /// Copies one folder of etcd's data over another while nothing runs.
+    async fn change_data(&mut self, from: &str, to: &str) {
+        self.api_server = None;
+        self.etcd = None;
+        let path = |name: &str| self.folder.path().join(name);
+        let _ = std::fs::remove_dir_all(path(to));
+        let copied = Command::new("cp").arg("-a").arg(path(from)).arg(path(to)).status();
+        assert!(copied.expect("cp runs").success(), "copying etcd's data");
+        self.start_etcd();
+        self.start_api_server().await;
     }
 
     /// Starts the API server, also again after [`Cluster::stop_api_server`].

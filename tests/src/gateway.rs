@@ -174,6 +174,20 @@ impl Gateway {
         kib.expect("a process has resident memory") * 1024
     }
 
+    /// The CPU time that it has used.
+    ///
+    /// # Panics
+    /// It has ended.
+    #[must_use]
+    pub fn cpu_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()));
+        let stat = stat.expect("the gateway runs");
+        // After the name, which may hold spaces: proc(5), fields 14 and 15, in hundredths.
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+        let ticks = |at: usize| fields[at].parse::<u64>().expect("a count of ticks");
+        Duration::from_millis(10 * (ticks(11) + ticks(12)))
+    }
+
     fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().try_into().expect("an id fits"))
     }

@@ -6,6 +6,8 @@
 //! engines got. Every server stands on a loopback address of its own, so that tests run side by
 //! side with the ports that a cluster would use.
 
+pub mod balancer;
+pub mod certificate;
 pub mod client;
 pub mod cluster;
 pub mod eventually;
@@ -17,6 +19,7 @@ pub mod manifests;
 pub mod received;
 pub mod sse;
 
+pub use balancer::Balancer;
 pub use client::{Answer, Client, Stream};
 pub use cluster::Cluster;
 pub use eventually::eventually;

@@ -21,12 +21,11 @@ const MAX_COMPLAINTS: usize = 32;
 const MAX_REASON: usize = 400;
 
 /// Fields that the type knows and that have no effect. `*` stands for any index.
-const UNSERVED: [(Kind, &str, &str); 7] = [
-    (Kind::Gateway, "spec.addresses", "listeners listen on the address that the command names"),
-    (Kind::Gateway, "spec.infrastructure", "pd-router makes no infrastructure for a Gateway"),
+const UNSERVED: [(Kind, &str, &str); 6] = [
+    (Kind::Gateway, "spec.addresses", "the address is that of the Service or of the command"),
     (Kind::Gateway, "spec.allowedListeners", "ListenerSets are not read"),
-    (Kind::Gateway, "spec.tls", "TLS is not served"),
-    (Kind::Gateway, "spec.listeners.*.tls", "TLS is not served"),
+    (Kind::Gateway, "spec.tls", "clients' certificates are not asked for"),
+    (Kind::Gateway, "spec.listeners.*.tls.options", "there are none"),
     (Kind::Service, "spec.sessionAffinity", "requests are spread over all endpoints"),
     (Kind::Service, "spec.trafficDistribution", "requests are spread over all endpoints"),
 ];

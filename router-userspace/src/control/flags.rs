@@ -275,7 +275,7 @@ mod tests {
         assert!(!engines.poll(&mut index), "addresses stay");
         let fleet = index.build(&Fleet::default());
         assert_eq!(fleet.problems, []);
-        assert_eq!(fleet.ports(), [30000]);
+        assert_eq!(fleet.ports(), [(30000, false)]);
         let pool = &fleet.pools[0];
         assert_eq!(pool.profile, Profile::Pd);
         let seen: Vec<(Role, String, Option<String>)> = pool

@@ -12,15 +12,17 @@ use futures_util::StreamExt;
 use kube::api::{Api, ApiResource, DynamicObject};
 use kube::runtime::watcher;
 use kube::{Client, Config};
-use router_core::fleet::{Fleet, ObjectName};
+use router_core::fleet::Fleet;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::index::{Index, Standing};
+use super::fronts::plan::Shape;
+use super::index::{Exposure, Index};
 use super::objects::Kind;
-use super::status;
-use super::watched::{self, Change, Seen, Watch, Watched};
+use super::status::{self, Report};
+use super::watched::{self, Change, Failure, Seen, Watch, Watched};
+use crate::config::ExposureFlags;
 
 /// Changes that wait to be read; watches wait beyond that.
 const MAX_WAITING: usize = 4096;
@@ -41,8 +43,9 @@ pub struct Cluster {
     tasks: BTreeMap<Watch, AbortOnDropHandle<()>>,
     tell: mpsc::Sender<(Watch, Change)>,
     told: mpsc::Receiver<(Watch, Change)>,
-    /// To the task that writes statuses.
-    standings: watch::Sender<Arc<Vec<Standing>>>,
+    exposure: Exposure,
+    /// To the task that writes statuses and Services.
+    report: watch::Sender<Arc<Report>>,
     _status: Option<AbortOnDropHandle<()>>,
     /// Received and not yet read.
     waiting: Vec<(Watch, Change)>,
@@ -58,14 +61,25 @@ impl std::fmt::Debug for Cluster {
 
 impl Cluster {
     /// Reads how to reach the API server: of the pod that this runs in, or a kubeconfig. Nothing
-    /// is asked yet. `service` is whose address Gateways are told.
+    /// is asked yet.
     ///
     /// # Errors
     /// Neither is there, or it cannot be used.
-    pub async fn open(service: Option<ObjectName>) -> anyhow::Result<Cluster> {
+    pub async fn open(flags: &ExposureFlags) -> anyhow::Result<Cluster> {
         let mut cluster = Cluster::new(client().await?, Watched::default());
-        let to_tell = cluster.standings.subscribe();
-        let status = tokio::spawn(status::run(cluster.client.clone(), to_tell, service));
+        let client = cluster.client.clone();
+        let namespace: Arc<str> = client.default_namespace().into();
+        cluster.exposure = match &flags.gateway_service {
+            Some(shared) => Exposure::Shared(shared.clone()),
+            None => Exposure::Each { namespace: Arc::clone(&namespace) },
+        };
+        let shape = flags.gateway_service.is_none().then(|| Shape {
+            namespace,
+            type_: flags.gateway_service_type.as_str(),
+            annotations: flags.gateway_service_annotation.iter().cloned().collect(),
+            selector: flags.gateway_pod_labels.0.clone(),
+        });
+        let status = tokio::spawn(status::run(client, cluster.report.subscribe(), shape));
         cluster._status = Some(AbortOnDropHandle::new(status));
         Ok(cluster)
     }
@@ -80,18 +94,24 @@ impl Cluster {
 
     fn new(client: Client, watched: Watched) -> Cluster {
         let (tell, told) = mpsc::channel(MAX_WAITING);
-        let (standings, _) = watch::channel(Arc::default());
+        let (report, _) = watch::channel(Arc::default());
         Cluster {
             client,
             watched,
             tasks: BTreeMap::new(),
             tell,
             told,
-            standings,
+            exposure: Exposure::Direct,
+            report,
             _status: None,
             waiting: Vec::new(),
             rests_until: Instant::now(),
         }
+    }
+
+    /// Where clients reach the Gateways.
+    pub fn exposure(&self) -> &Exposure {
+        &self.exposure
     }
 
     /// Waits until a watch has told something.
@@ -107,7 +127,7 @@ impl Cluster {
     /// before every watch has answered once.
     pub fn poll(&mut self, index: &mut Index) -> bool {
         self.rests_until = Instant::now() + REST;
-        let had_begun = self.watched.begun();
+        let (had_begun, was_settled) = (self.watched.begun(), self.watched.settled());
         let mut changed = false;
         let mut told = std::mem::take(&mut self.waiting);
         while let Ok(more) = self.told.try_recv() {
@@ -122,19 +142,25 @@ impl Cluster {
             changed |= self.watched.take(index, &watch, change);
         }
         if pools {
-            changed |= self.watched.follow_pools(index);
+            changed |= self.watched.follow_references(index);
             self.follow_watches();
         }
+        changed |= self.watched.settled() && !was_settled;
         self.watched.begun() && (changed || !had_begun)
     }
 
-    /// Lets the objects be told how they stand, now that `fleet` is served.
+    /// Lets the objects be told how they stand, now that `fleet` is served. Not while something
+    /// that one of them names is still being listed: it would be told that it is missing.
     pub fn served(&self, index: &Index, fleet: &Fleet) {
-        let standings = index.standings(fleet);
-        self.standings.send_if_modified(|known| {
-            let changed = **known != standings;
+        if !self.watched.settled() {
+            return;
+        }
+        let (fronts, services) = index.fronts();
+        let report = Report { standings: index.standings(fleet), fronts, services };
+        self.report.send_if_modified(|known| {
+            let changed = **known != report;
             if changed {
-                *known = Arc::new(standings);
+                *known = Arc::new(report);
             }
             changed
         });
@@ -163,9 +189,9 @@ async fn client() -> anyhow::Result<Client> {
 async fn follow(client: Client, watch: Watch, tell: mpsc::Sender<(Watch, Change)>) {
     let kind = watch.kind();
     let resource = resource(kind);
-    let api: Api<DynamicObject> = match &watch {
-        Watch::Kind(_) | Watch::Node(_) => Api::all_with(client, &resource),
-        Watch::Pods { namespace, .. } => Api::namespaced_with(client, namespace, &resource),
+    let api: Api<DynamicObject> = match watch.namespace() {
+        None => Api::all_with(client, &resource),
+        Some(namespace) => Api::namespaced_with(client, namespace, &resource),
     };
     let config = watcher::Config {
         label_selector: watch.selector(),
@@ -190,7 +216,8 @@ async fn follow(client: Client, watch: Watch, tell: mpsc::Sender<(Watch, Change)
                 continue;
             }
             Err(error) => {
-                let absent = absent(&error);
+                let failure = failure(&error);
+                let absent = failure == Failure::Absent;
                 // The first of a row: before the first fleet, nothing else tells of it.
                 if !absent && pause == FIRST_PAUSE {
                     tracing::warn!(
@@ -201,7 +228,7 @@ async fn follow(client: Client, watch: Watch, tell: mpsc::Sender<(Watch, Change)
                 }
                 let wait = if absent { ABSENT_PAUSE } else { pause };
                 pause = (2 * pause).min(LONGEST_PAUSE);
-                (Change::Failed { absent, reason: chain(&error) }, Some(wait))
+                (Change::Failed { failure, reason: chain(&error) }, Some(wait))
             }
         };
         if tell.send((watch.clone(), change)).await.is_err() {
@@ -230,14 +257,18 @@ fn read(kind: Kind, event: watcher::Event<DynamicObject>) -> Option<Change> {
     })
 }
 
-/// Whether the API server says that it has no such kind.
-fn absent(error: &watcher::Error) -> bool {
+/// What the API server says, if anything.
+fn failure(error: &watcher::Error) -> Failure {
     let (watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error)) =
         error
     else {
-        return false;
+        return Failure::Away;
     };
-    matches!(error, kube::Error::Api(status) if status.code == 404)
+    match error {
+        kube::Error::Api(status) if status.code == 404 => Failure::Absent,
+        kube::Error::Api(status) if status.code == 403 => Failure::Denied,
+        _ => Failure::Away,
+    }
 }
 
 fn chain(error: &watcher::Error) -> String {
@@ -260,6 +291,7 @@ pub(super) fn resource(kind: Kind) -> ApiResource {
         Kind::Namespace => ("", "v1", "namespaces"),
         Kind::Pod => ("", "v1", "pods"),
         Kind::Service => ("", "v1", "services"),
+        Kind::Secret => ("", "v1", "secrets"),
         Kind::EndpointSlice => ("discovery.k8s.io", "v1", "endpointslices"),
         Kind::GatewayClass => ("gateway.networking.k8s.io", "v1", "gatewayclasses"),
         Kind::Gateway => ("gateway.networking.k8s.io", "v1", "gateways"),

@@ -4,15 +4,15 @@ use serde_json::{Value, json};
 
 use super::index::{CONTROLLER_NAME, Told};
 
-/// The new status, as a merge patch has it (null is none any more), or `None` where the old one says it all. Addresses are those of Gateways; `now`
-/// is when conditions change that do.
-pub(super) fn merged(old: &Value, told: &Told, addresses: &[String], now: &str) -> Option<Value> {
+/// The new status, as a merge patch has it (null is none any more), or `None` where the old one
+/// says it all. `now` is when conditions change that do.
+pub(super) fn merged(old: &Value, told: &Told, now: &str) -> Option<Value> {
     let mut new = if old.is_object() { old.clone() } else { json!({}) };
     match told {
         Told::Conditions(conditions) => {
             new["conditions"] = merged_conditions(&old["conditions"], conditions, now);
         }
-        Told::Gateway { generation, conditions, listeners, served } => {
+        Told::Gateway { conditions, listeners, addresses } => {
             let address = |value: &String| {
                 let ip = value.parse::<std::net::IpAddr>().is_ok();
                 json!({"type": if ip { "IPAddress" } else { "Hostname" }, "value": value})
@@ -22,9 +22,7 @@ pub(super) fn merged(old: &Value, told: &Told, addresses: &[String], now: &str) 
                 true => Value::Null,
                 false => addresses.iter().map(address).collect(),
             };
-            let mut conditions = conditions.clone();
-            conditions.push(programmed(*generation, !addresses.is_empty(), *served));
-            new["conditions"] = merged_conditions(&old["conditions"], &conditions, now);
+            new["conditions"] = merged_conditions(&old["conditions"], conditions, now);
             let listener = |listener: &Value| {
                 let mut listener = listener.clone();
                 let before = named(&old["listeners"], &listener["name"]);
@@ -34,9 +32,16 @@ pub(super) fn merged(old: &Value, told: &Told, addresses: &[String], now: &str) 
             };
             new["listeners"] = listeners.iter().map(listener).collect();
         }
-        Told::Parents(ours) => {
+        Told::Parents(ours) | Told::Ancestors(ours) => {
+            let list = if matches!(told, Told::Parents(_)) { "parents" } else { "ancestors" };
             let others = |entry: &Value| entry["controllerName"] != CONTROLLER_NAME;
-            new["parents"] = merged_parents(&old["parents"], ours, others, now);
+            let merged = merged_parents(&old[list], ours, others, now);
+            let none = |list: &Value| list.as_array().is_none_or(Vec::is_empty);
+            // Of whom we have said nothing, we say nothing.
+            if none(&old[list]) && none(&merged) {
+                return None;
+            }
+            new[list] = merged;
         }
         Told::Parent { ours, of_others } => {
             let others = |entry: &Value| of_another(entry, of_others);
@@ -84,18 +89,6 @@ fn nobody() -> Value {
     })
 }
 
-fn programmed(generation: i64, has_address: bool, served: usize) -> Value {
-    let (status, reason, message) = match (served, has_address) {
-        (0, _) => ("False", "Invalid", "no listener is served"),
-        (_, false) => ("False", "AddressNotAssigned", "the Service has no address yet"),
-        (_, true) => ("True", "Programmed", ""),
-    };
-    json!({
-        "type": "Programmed", "status": status, "reason": reason, "message": message,
-        "observedGeneration": generation,
-    })
-}
-
 fn named(list: &Value, name: &Value) -> Value {
     let mut all = list.as_array().into_iter().flatten();
     all.find(|entry| entry["name"] == *name).cloned().unwrap_or_default()
@@ -138,16 +131,23 @@ fn merged_parents(
         entry["conditions"] = merged_conditions(&before, &wanted, now);
         // The API server has filled in defaults: what it has is kept.
         if let Some(known) = old.iter().find(|known| !others(known) && same_parent(known, &entry)) {
-            entry["parentRef"] = known["parentRef"].clone();
+            for reference in REFERENCES {
+                if !known[reference].is_null() {
+                    entry[reference] = known[reference].clone();
+                }
+            }
         }
         all.push(entry);
     }
     Value::Array(all)
 }
 
+/// Who an entry is about: of `parents`, and of `ancestors`.
+const REFERENCES: [&str; 2] = ["parentRef", "ancestorRef"];
+
 fn same_parent(a: &Value, b: &Value) -> bool {
     let fields = ["namespace", "name", "sectionName", "port"];
-    fields.iter().all(|field| a["parentRef"][field] == b["parentRef"][field])
+    REFERENCES.iter().all(|at| fields.iter().all(|field| a[*at][*field] == b[*at][*field]))
 }
 
 #[cfg(test)]
@@ -164,20 +164,20 @@ mod tests {
     #[test]
     fn what_is_told_already_is_not_written_again() {
         let told = Told::Conditions(vec![condition("True")]);
-        let first = merged(&Value::Null, &told, &[], EARLY).unwrap();
+        let first = merged(&Value::Null, &told, EARLY).unwrap();
         assert_eq!(first["conditions"][0]["lastTransitionTime"], EARLY);
-        assert_eq!(merged(&first, &told, &[], LATE), None);
+        assert_eq!(merged(&first, &told, LATE), None);
     }
 
     #[test]
     fn a_condition_keeps_its_time_until_its_status_changes() {
-        let first = merged(&Value::Null, &Told::Conditions(vec![condition("True")]), &[], EARLY);
+        let first = merged(&Value::Null, &Told::Conditions(vec![condition("True")]), EARLY);
         let first = first.unwrap();
         let mut other_reason = condition("True");
         other_reason["reason"] = "S".into();
-        let second = merged(&first, &Told::Conditions(vec![other_reason]), &[], LATE).unwrap();
+        let second = merged(&first, &Told::Conditions(vec![other_reason]), LATE).unwrap();
         assert_eq!(second["conditions"][0]["lastTransitionTime"], EARLY);
-        let third = merged(&second, &Told::Conditions(vec![condition("False")]), &[], LATE);
+        let third = merged(&second, &Told::Conditions(vec![condition("False")]), LATE);
         assert_eq!(third.unwrap()["conditions"][0]["lastTransitionTime"], LATE);
     }
 
@@ -190,7 +190,7 @@ mod tests {
         let theirs = entry("a", "example.com/other");
         let old = json!({"parents": [theirs, entry("gone", CONTROLLER_NAME)]});
         let told = Told::Parents(vec![entry("b", CONTROLLER_NAME)]);
-        let new = merged(&old, &told, &[], LATE).unwrap();
+        let new = merged(&old, &told, LATE).unwrap();
         assert_eq!(new["parents"][0], theirs);
         assert_eq!(new["parents"][1]["parentRef"]["name"], "b");
         assert_eq!(new["parents"].as_array().unwrap().len(), 2);
@@ -202,48 +202,43 @@ mod tests {
             "conditions": [condition("True")]});
         let old = json!({"parent": [nobody()]});
         let told = |ours: &[Value]| Told::Parent { ours: ours.to_vec(), of_others: Vec::new() };
-        let new = merged(&old, &told(std::slice::from_ref(&entry)), &[], LATE).unwrap();
+        let new = merged(&old, &told(std::slice::from_ref(&entry)), LATE).unwrap();
         assert_eq!(new["parent"].as_array().unwrap().len(), 1);
         assert_eq!(new["parent"][0]["parentRef"]["name"], "g");
-        let back = merged(&new, &told(&[]), &[], LATE).unwrap();
+        let back = merged(&new, &told(&[]), LATE).unwrap();
         assert_eq!(back["parent"][0]["parentRef"]["kind"], "Status");
-        assert_eq!(merged(&back, &told(&[]), &[], LATE), None);
+        assert_eq!(merged(&back, &told(&[]), LATE), None);
     }
 
     #[test]
     fn a_pool_that_others_serve_or_nobody_does_is_not_touched() {
         let told = Told::Parent { ours: Vec::new(), of_others: vec!["n/theirs".to_owned()] };
-        assert_eq!(merged(&Value::Null, &told, &[], LATE), None);
+        assert_eq!(merged(&Value::Null, &told, LATE), None);
         for parent in [
             json!({"kind": "Gateway", "namespace": "n", "name": "theirs"}),
             json!({"name": "theirs"}),
             json!({"group": "example.com", "kind": "Router", "name": "g"}),
         ] {
             let old = json!({"parent": [{"parentRef": parent, "conditions": []}]});
-            assert_eq!(merged(&old, &told, &[], LATE), None, "{old}");
+            assert_eq!(merged(&old, &told, LATE), None, "{old}");
         }
         let gone = json!({"parent": [{"parentRef": {"namespace": "n", "name": "gone"}}]});
-        assert!(merged(&gone, &told, &[], LATE).is_some());
+        assert!(merged(&gone, &told, LATE).is_some());
     }
 
     #[test]
-    fn a_gateway_is_programmed_once_it_has_an_address() {
-        let told = Told::Gateway {
-            generation: 2,
+    fn the_addresses_of_a_gateway_come_and_go() {
+        let told = |addresses: &[&str]| Told::Gateway {
             conditions: vec![condition("True")],
             listeners: vec![json!({"name": "l", "conditions": [condition("True")]})],
-            served: 1,
+            addresses: addresses.iter().map(ToString::to_string).collect(),
         };
-        let reason = |status: &Value| status["conditions"][1]["reason"].clone();
-        let waiting = merged(&Value::Null, &told, &[], EARLY).unwrap();
-        assert_eq!(reason(&waiting), "AddressNotAssigned");
+        let waiting = merged(&Value::Null, &told(&[]), EARLY).unwrap();
         assert_eq!(waiting.get("addresses"), None);
-        let addresses = ["192.0.2.1".to_owned(), "lb.example.com".to_owned()];
-        let ready = merged(&waiting, &told, &addresses, LATE).unwrap();
-        assert_eq!(reason(&ready), "Programmed");
+        let ready = merged(&waiting, &told(&["192.0.2.1", "lb.example.com"]), LATE).unwrap();
         assert_eq!(ready["addresses"][0], json!({"type": "IPAddress", "value": "192.0.2.1"}));
         assert_eq!(ready["addresses"][1]["type"], "Hostname");
-        let lost = merged(&ready, &told, &[], LATE).unwrap();
+        let lost = merged(&ready, &told(&[]), LATE).unwrap();
         assert_eq!(lost.get("addresses"), Some(&Value::Null));
         assert_eq!(ready["listeners"][0]["conditions"][0]["lastTransitionTime"], EARLY);
     }

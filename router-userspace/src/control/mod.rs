@@ -8,15 +8,17 @@ mod duration;
 mod fields;
 pub mod files;
 pub mod flags;
+pub mod fronts;
 #[cfg(test)]
 mod golden;
 mod index;
 pub mod kube;
+mod lead;
 mod merge;
 pub mod objects;
 mod run;
 mod status;
 pub mod watched;
 
-pub use index::{CONTROLLER_NAME, Index, Source, Standing, Told};
+pub use index::{CONTROLLER_NAME, Exposure, Front, Index, Source, Standing, Told};
 pub use run::{Feed, POLL_INTERVAL, run};

@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 
 use super::files::Directory;
 use super::flags::Engines;
-use super::index::Index;
+use super::index::{Exposure, Index};
 use super::kube::Cluster;
 use crate::config::SourceFlags;
 
@@ -35,8 +35,7 @@ impl Feed {
     /// are none.
     pub async fn open(flags: &SourceFlags) -> anyhow::Result<Feed> {
         if flags.kubernetes {
-            let cluster =
-                Cluster::open(flags.gateway_service.clone()).await.context("--kubernetes")?;
+            let cluster = Cluster::open(&flags.exposure).await.context("--kubernetes")?;
             return Ok(Feed::Cluster(Box::new(cluster)));
         }
         if let Some(path) = &flags.manifests {
@@ -45,6 +44,14 @@ impl Feed {
             return Ok(Feed::Directory(directory));
         }
         Ok(Feed::Engines(Engines::parse(&flags.prefills(), &flags.decode, flags.port)?))
+    }
+
+    /// Where clients reach the Gateways of this source.
+    fn exposure(&self) -> Exposure {
+        match self {
+            Feed::Directory(_) | Feed::Engines(_) => Exposure::Direct,
+            Feed::Cluster(cluster) => cluster.exposure().clone(),
+        }
     }
 
     /// Waits until the source may have changed: `ticks` where it tells nothing by itself. May be
@@ -81,7 +88,8 @@ pub async fn run(
     publish: impl Fn(Fleet),
     shutdown: impl Future<Output = ()>,
 ) {
-    let mut state = State { feed, index: Index::default(), fleet: Fleet::default() };
+    let index = Index::exposed(feed.exposure());
+    let mut state = State { feed, index, fleet: Fleet::default() };
     let mut ticks = tokio::time::interval(POLL_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut shutdown = std::pin::pin!(shutdown);

@@ -13,13 +13,13 @@ use router_core::route::{self, Filters, Found, Head, Target};
 use router_core::sglang::{Endpoint, headers};
 use tokio::time::Instant;
 
-use super::Gateway;
 use super::body::Answer;
 use super::endpoint::{Served, label, serve};
 use super::record::Record;
 use super::reject::Reject;
 use super::relay::{Patience, Relay};
 use super::source::Source;
+use super::{FleetHandle, Gateway};
 use crate::metrics::Metrics;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -65,6 +65,39 @@ impl Limits {
     }
 }
 
+/// Where a connection came in.
+#[derive(Clone, Debug)]
+pub(crate) struct Arrival {
+    port: u16,
+    secure: bool,
+    /// The name that a client asked for over TLS.
+    name: Option<Arc<str>>,
+}
+
+impl Arrival {
+    pub(crate) fn plain(port: u16) -> Arrival {
+        Arrival { port, secure: false, name: None }
+    }
+
+    pub(crate) fn secure(port: u16, name: Option<&str>) -> Arrival {
+        Arrival { port, secure: true, name: name.map(Into::into) }
+    }
+
+    /// A connection that was made for one listener carries no requests for another (GEP-3567):
+    /// its client has checked the one's certificate alone.
+    fn check(&self, fleet: &Fleet, head: &Head<'_>) -> Result<(), Reject> {
+        if !self.secure {
+            return Ok(());
+        }
+        let asked = route::listener(fleet, self.port, self.name.as_deref());
+        let meant = route::listener(fleet, self.port, head.host);
+        match (asked, meant) {
+            (Some(asked), Some(meant)) if std::ptr::eq(asked, meant) => Ok(()),
+            _ => Err(Reject::Misdirected),
+        }
+    }
+}
+
 /// Serves requests; cheap to clone into every connection.
 #[derive(Clone)]
 pub(crate) struct Service(pub(crate) Arc<Gateway>);
@@ -74,12 +107,20 @@ impl Service {
         &self.0.metrics
     }
 
+    pub(crate) fn fleet(&self) -> &Arc<FleetHandle> {
+        &self.0.fleet
+    }
+
     /// Answers one request, whatever comes.
-    pub(crate) async fn handle(&self, port: u16, request: Request<Incoming>) -> Response<Answer> {
+    pub(crate) async fn handle(
+        &self,
+        to: &Arrival,
+        request: Request<Incoming>,
+    ) -> Response<Answer> {
         let (parts, body) = request.into_parts();
         let mut record = Record::new(self.0.metrics.clone(), request_id(&parts.headers));
         let fleet = self.0.fleet.snapshot();
-        let reply = self.0.serve(&fleet, port, parts, body, &mut record).await;
+        let reply = self.0.serve(&fleet, to, parts, body, &mut record).await;
         self.0.answer(reply, record)
     }
 }
@@ -88,18 +129,19 @@ impl Gateway {
     async fn serve(
         self: &Arc<Self>,
         fleet: &Fleet,
-        port: u16,
+        to: &Arrival,
         parts: Parts,
         body: Incoming,
         record: &mut Record,
     ) -> Result<(Reply, Filters), Rejected> {
         check_host(&parts)?;
         let head = head_of(&parts);
-        let found = route::find(fleet, port, &head, rand::random()).ok_or(Reject::NoRoute)?;
+        to.check(fleet, &head)?;
+        let found = route::find(fleet, to.port, &head, rand::random()).ok_or(Reject::NoRoute)?;
         record.route = Some(Arc::clone(&found.route().name));
         let target = match found.target {
             Target::Redirect(redirect) => {
-                let location = redirect.location(&head, port, found.prefix);
+                let location = redirect.location(&head, found.listener, found.prefix);
                 return Ok((redirected(redirect.status, &location)?, found.filters.clone()));
             }
             Target::Broken { reason } => Err(Reject::BrokenRoute(reason.to_string()))?,

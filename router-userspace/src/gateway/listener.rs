@@ -12,13 +12,16 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use prometheus_client::metrics::gauge::Gauge;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::handle::Service;
+use super::handle::{Arrival, Service};
+use super::tls;
 use super::visits::Visits;
 use crate::config::Settings;
 
@@ -41,8 +44,9 @@ pub(crate) struct Listeners {
     idle_timeout: Duration,
     send_timeout: Duration,
     tasks: TaskTracker,
-    /// Cancelled to close the port and end its connections once they are idle.
-    open: HashMap<u16, CancellationToken>,
+    /// By port and whether clients speak TLS there. Cancelled to close the port and end its
+    /// connections once they are idle.
+    open: HashMap<(u16, bool), CancellationToken>,
 }
 
 impl Listeners {
@@ -74,26 +78,26 @@ impl Listeners {
     /// a closed port finish what they serve.
     ///
     /// Returns the ports that could not be opened, and why; they are tried again at the next call.
-    pub(crate) fn reconcile(&mut self, ports: &[u16]) -> Vec<(u16, io::Error)> {
+    pub(crate) fn reconcile(&mut self, ports: &[(u16, bool)]) -> Vec<(u16, io::Error)> {
         self.open.retain(|port, closing| {
             let keep = ports.contains(port);
             if !keep {
-                tracing::info!(port, "listener closed");
+                tracing::info!(port = port.0, "listener closed");
                 closing.cancel();
             }
             keep
         });
         let mut failed = Vec::new();
-        for &port in ports {
-            if self.open.contains_key(&port) {
+        for &(port, secure) in ports {
+            if self.open.contains_key(&(port, secure)) {
                 continue;
             }
             match bind(SocketAddr::new(self.address, port), self.send_timeout) {
                 Ok(listener) => {
-                    tracing::info!(address = %self.address, port, "listener opened");
+                    tracing::info!(address = %self.address, port, secure, "listener opened");
                     let closing = CancellationToken::new();
-                    self.open.insert(port, closing.clone());
-                    self.tasks.spawn(self.acceptor(port, closing).run(listener));
+                    self.open.insert((port, secure), closing.clone());
+                    self.tasks.spawn(self.acceptor(port, secure, closing).run(listener));
                 }
                 Err(error) => failed.push((port, error)),
             }
@@ -102,7 +106,7 @@ impl Listeners {
     }
 
     /// The ports that are open.
-    pub(crate) fn ports(&self) -> Vec<u16> {
+    pub(crate) fn ports(&self) -> Vec<(u16, bool)> {
         self.open.keys().copied().collect()
     }
 
@@ -116,9 +120,10 @@ impl Listeners {
         tokio::time::timeout(limit, self.tasks.wait()).await.is_ok()
     }
 
-    fn acceptor(&self, port: u16, closing: CancellationToken) -> Acceptor {
+    fn acceptor(&self, port: u16, secure: bool, closing: CancellationToken) -> Acceptor {
         Acceptor {
             port,
+            tls: secure.then(|| tls::acceptor(self.service.fleet(), port)),
             closing,
             service: self.service.clone(),
             room: Arc::clone(&self.room),
@@ -133,6 +138,7 @@ impl Listeners {
 /// Accepts the connections of one port.
 struct Acceptor {
     port: u16,
+    tls: Option<TlsAcceptor>,
     closing: CancellationToken,
     service: Service,
     room: Arc<Semaphore>,
@@ -183,41 +189,74 @@ impl Acceptor {
     }
 
     fn serve(&self, stream: TcpStream, peer: SocketAddr) -> impl Future<Output = ()> + use<> {
-        let (service, port) = (self.service.clone(), self.port);
-        let visits = Visits::new();
-        let visited = Arc::clone(&visits);
-        let answer = service_fn(move |request: http::Request<Incoming>| {
-            let (service, visit) = (service.clone(), visited.begin());
-            let version = request.version();
-            async move {
-                let answer = service.handle(port, request).await;
-                Ok::<_, std::convert::Infallible>(visit.with(answer, version))
-            }
-        });
-        let server = self.server.clone();
-        let (closing, idle_timeout) = (self.closing.clone(), self.idle_timeout);
-        let send_timeout = self.send_timeout;
+        let conversation = Conversation {
+            service: self.service.clone(),
+            server: self.server.clone(),
+            closing: self.closing.clone(),
+            idle_timeout: self.idle_timeout,
+            send_timeout: self.send_timeout,
+            peer,
+        };
+        let (port, tls, limit) = (self.port, self.tls.clone(), self.idle_timeout);
         let counted = Counted::new(&self.service.metrics().connections);
         async move {
             let _counted = counted;
-            let connection = server.serve_connection(TokioIo::new(stream), answer);
-            tokio::pin!(connection);
-            let served = async {
-                tokio::select! {
-                    ended = connection.as_mut() => ended,
-                    () = over(&visits, closing, idle_timeout) => {
-                        connection.as_mut().graceful_shutdown();
-                        connection.await
-                    }
+            let Some(tls) = tls else {
+                return conversation.hold(stream, Arrival::plain(port)).await;
+            };
+            match tokio::time::timeout(limit, tls.accept(stream)).await {
+                Ok(Ok(stream)) => {
+                    let arrival = Arrival::secure(port, stream.get_ref().1.server_name());
+                    conversation.hold(stream, arrival).await;
                 }
-            };
-            let ended = tokio::select! {
-                ended = served => ended,
-                () = visits.drop_untaken(send_timeout) => return,
-            };
-            if let Err(error) = ended {
-                tracing::debug!(%peer, error, "connection ended early");
+                Ok(Err(error)) => tracing::debug!(%peer, port, %error, "no TLS with this client"),
+                Err(_) => tracing::debug!(%peer, port, "TLS with this client took too long"),
             }
+        }
+    }
+}
+
+/// One connection, from its first byte that is HTTP.
+struct Conversation {
+    service: Service,
+    server: auto::Builder<TokioExecutor>,
+    closing: CancellationToken,
+    idle_timeout: Duration,
+    send_timeout: Duration,
+    peer: SocketAddr,
+}
+
+impl Conversation {
+    /// Answers what is asked until either side is done.
+    async fn hold(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, to: Arrival) {
+        let visits = Visits::new();
+        let visited = Arc::clone(&visits);
+        let service = self.service;
+        let answer = service_fn(move |request: http::Request<Incoming>| {
+            let (service, visit, to) = (service.clone(), visited.begin(), to.clone());
+            let version = request.version();
+            async move {
+                let answer = service.handle(&to, request).await;
+                Ok::<_, std::convert::Infallible>(visit.with(answer, version))
+            }
+        });
+        let connection = self.server.serve_connection(TokioIo::new(stream), answer);
+        tokio::pin!(connection);
+        let served = async {
+            tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = over(&visits, self.closing, self.idle_timeout) => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
+        };
+        let ended = tokio::select! {
+            ended = served => ended,
+            () = visits.drop_untaken(self.send_timeout) => return,
+        };
+        if let Err(error) = ended {
+            tracing::debug!(peer = %self.peer, error, "connection ended early");
         }
     }
 }

@@ -31,6 +31,7 @@ mod responses;
 mod seats;
 mod setbacks;
 mod source;
+mod tls;
 pub(crate) mod upstream;
 pub(crate) mod view;
 mod visits;
@@ -87,7 +88,7 @@ pub(crate) struct Gateway {
 /// What became of the ports that the fleet wants open.
 #[derive(Default)]
 struct Ports {
-    open: Vec<u16>,
+    open: Vec<(u16, bool)>,
     /// Why the others are not.
     failures: Vec<String>,
 }
@@ -251,7 +252,7 @@ impl Parts {
     }
 
     /// What is done with a new snapshot, and the ports that it wants open.
-    fn publisher(&self) -> (impl Fn(Fleet) + Send + 'static, watch::Receiver<Vec<u16>>) {
+    fn publisher(&self) -> (impl Fn(Fleet) + Send + 'static, watch::Receiver<Vec<(u16, bool)>>) {
         let (ports, wanted) = watch::channel(Vec::new());
         let (gateway, probes) = (Arc::clone(&self.gateway), Arc::clone(&self.probes));
         let polls = Arc::clone(&self.polls);
@@ -299,7 +300,7 @@ fn count(n: usize) -> i64 {
 /// Opens and closes listeners as `ports` changes, until `shutdown`.
 async fn follow_ports(
     mut listeners: Listeners,
-    mut ports: watch::Receiver<Vec<u16>>,
+    mut ports: watch::Receiver<Vec<(u16, bool)>>,
     readiness: &Readiness,
     shutdown: &CancellationToken,
 ) -> Listeners {

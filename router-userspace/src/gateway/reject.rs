@@ -32,6 +32,8 @@ pub(crate) enum Reject {
     },
     /// An HTTP/1.1 request names no host, or a request names several.
     BadHost,
+    /// A request for one listener on a TLS connection that was made for another.
+    Misdirected,
     /// A prefill/decode pair cannot do this.
     Unsupported(String),
     EncodedBody(String),
@@ -61,6 +63,7 @@ impl Reject {
             Reject::UnknownPath(_) => "unknown_path",
             Reject::WrongMethod { .. } => "wrong_method",
             Reject::BadHost => "bad_host",
+            Reject::Misdirected => "misdirected",
             Reject::Unsupported(_) => "unsupported",
             Reject::EncodedBody(_) => "encoded_body",
             Reject::BodyTooLarge(_) => "body_too_large",
@@ -85,6 +88,7 @@ impl Reject {
             }
             Reject::BrokenRoute(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Reject::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Reject::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Reject::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
             Reject::EncodedBody(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Reject::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
@@ -121,6 +125,9 @@ impl Reject {
             Reject::UnknownPath(path) => format!("{path} is not served here"),
             Reject::WrongMethod { allow } => format!("this path is served for {allow}"),
             Reject::BadHost => "a request needs one Host header".to_owned(),
+            Reject::Misdirected => {
+                "this connection was made for another host; make one for this".to_owned()
+            }
             Reject::Unsupported(why) => why.clone(),
             Reject::EncodedBody(encoding) => {
                 format!("content-encoding {encoding} is not supported; send the body as it is")

@@ -17,7 +17,13 @@ const DOORS: [Door; 4] = [
     Door {
         thing: "the Kubernetes client",
         words: &["kube"],
-        files: &["control/kube.rs", "control/status.rs", "agent/pods.rs"],
+        files: &[
+            "control/kube.rs",
+            "control/lead.rs",
+            "control/status.rs",
+            "control/fronts/mod.rs",
+            "agent/pods.rs",
+        ],
     },
     Door {
         thing: "the HTTP client",

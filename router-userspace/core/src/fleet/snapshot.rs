@@ -24,9 +24,11 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// The distinct ports to listen on, in ascending order.
-    pub fn ports(&self) -> Vec<u16> {
-        let mut ports: Vec<u16> = self.listeners.iter().map(|listener| listener.port).collect();
+    /// The distinct ports of this process to listen on, in ascending order, and whether clients
+    /// speak TLS there.
+    pub fn ports(&self) -> Vec<(u16, bool)> {
+        let all = self.listeners.iter().map(|one| (one.socket_port, one.secure()));
+        let mut ports: Vec<(u16, bool)> = all.collect();
         ports.sort_unstable();
         ports.dedup();
         ports

@@ -8,7 +8,7 @@ use serde::ser::{Serialize, SerializeStruct, Serializer};
 
 use super::hostname::{Hostname, compare};
 use super::table::{Entry, Table};
-use super::{Head, Match, Rule};
+use super::{Head, Identity, Match, Rule};
 use crate::fleet::ObjectName;
 
 /// One match of a route on a listener: a host name of the route, a match of a rule, the rule.
@@ -26,7 +26,12 @@ pub struct Listener {
     pub gateway: ObjectName,
     pub name: Arc<str>,
     pub port: u16,
+    /// The port of this process that it is served on: another than `port` where a Service stands
+    /// between.
+    pub socket_port: u16,
     pub hostname: Option<Hostname>,
+    /// Who it is to clients over TLS, the preferred one first. Empty where it is plain HTTP.
+    pub identities: Vec<Arc<Identity>>,
     /// Sorted by name.
     exact: Vec<(Hostname, Table)>,
     /// Sorted by suffix.
@@ -35,7 +40,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Compiles the routes of a listener. Host names of routes are kept as they are: a request
+    /// Compiles the routes of a listener that is served in plain HTTP on its own port. Host names of routes are kept as they are: a request
     /// has met the listener's own name before they are compared.
     pub fn new(
         gateway: ObjectName,
@@ -56,7 +61,9 @@ impl Listener {
             gateway,
             name,
             port,
+            socket_port: port,
             hostname,
+            identities: Vec::new(),
             exact: Vec::new(),
             wildcard: Vec::new(),
             any: Table::default(),
@@ -73,6 +80,11 @@ impl Listener {
             rows.sort_by(|(a, _), (b, _)| compare(a.suffix(), b.suffix()));
         }
         listener
+    }
+
+    /// Whether clients speak TLS to it.
+    pub fn secure(&self) -> bool {
+        !self.identities.is_empty()
     }
 
     /// The routes that are attached.
@@ -143,10 +155,16 @@ impl Serialize for Listener {
         let views = self
             .tables()
             .map(|(host, table)| HostView { host, matches: table.entries().collect() });
-        let mut fields = serializer.serialize_struct("Listener", 5)?;
+        let mut fields = serializer.serialize_struct("Listener", 7)?;
         fields.serialize_field("gateway", &self.gateway)?;
         fields.serialize_field("name", &self.name)?;
         fields.serialize_field("port", &self.port)?;
+        if self.socket_port != self.port {
+            fields.serialize_field("socket_port", &self.socket_port)?;
+        }
+        if !self.identities.is_empty() {
+            fields.serialize_field("identities", &self.identities)?;
+        }
         fields.serialize_field("hostname", &self.hostname)?;
         let views: Vec<HostView<'_>> = views.filter(|view| !view.matches.is_empty()).collect();
         fields.serialize_field("routes", &views)?;

@@ -6,6 +6,7 @@
 
 mod filter;
 mod hostname;
+mod identity;
 mod listener;
 mod matches;
 mod redirect;
@@ -14,6 +15,7 @@ mod table;
 
 pub use filter::{Filters, HeaderEdit, PathEdit};
 pub use hostname::{BadHostname, Hostname, host_name};
+pub use identity::Identity;
 pub use listener::{Attached, Listener};
 pub use matches::{Match, PathMatch};
 pub use redirect::Redirect;
@@ -56,7 +58,7 @@ impl<'f> Found<'f> {
     }
 }
 
-/// Finds where a request on `port` goes. `draw` is any random number: it picks among weighted
+/// Finds where a request on `port`, one of this process, goes. `draw` is any random number: it picks among weighted
 /// backends. `None` is a 404.
 ///
 /// Among listeners of a port, the one with the most specific host name takes the request, and
@@ -100,13 +102,19 @@ impl<'f> Found<'f> {
 /// assert_eq!(&*find(&fleet, 8080, &head, 0).expect("the other route matches").route().name, "all");
 /// ```
 pub fn find<'f>(fleet: &'f Fleet, port: u16, head: &Head<'_>, draw: u64) -> Option<Found<'f>> {
+    let listener = listener(fleet, port, head.host)?;
     let host = head.host.map(host_name).unwrap_or_default();
-    let listeners = fleet.listeners.iter().filter(|listener| listener.port == port);
-    let listener =
-        listeners.filter(|listener| listener.takes(host)).min_by(|a, b| a.specificity(b))?;
     let (rule, prefix) = listener.find(host, head)?;
     let backend = rule.draw(draw);
     Some(Found { listener, rule, target: &backend.target, filters: &backend.filters, prefix })
+}
+
+/// The listener of `port`, one of this process, that takes what is for `host`: a request's host, or
+/// the name that a TLS client asks for.
+pub fn listener<'f>(fleet: &'f Fleet, port: u16, host: Option<&str>) -> Option<&'f Listener> {
+    let host = host.map(host_name).unwrap_or_default();
+    let all = fleet.listeners.iter().filter(|listener| listener.socket_port == port);
+    all.filter(|listener| listener.takes(host)).min_by(|a, b| a.specificity(b))
 }
 
 #[cfg(test)]

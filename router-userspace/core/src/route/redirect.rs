@@ -8,7 +8,7 @@ use http::uri::Scheme;
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
 use super::filter::PathEdit;
-use super::{Head, host_name};
+use super::{Head, Listener, host_name};
 
 /// The RequestRedirect filter of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,18 +21,18 @@ pub struct Redirect {
 }
 
 impl Redirect {
-    /// The Location of a request that came in plain HTTP on `listener_port`; `matched` is
-    /// [`super::Found::prefix`].
+    /// The Location of a request that came to `listener`; `matched` is [`super::Found::prefix`].
     ///
     /// The port follows the Gateway API: the one that the filter names, else the scheme's own
     /// where the filter names a scheme, else the listener's. A scheme's own port is not written.
-    pub fn location(&self, head: &Head<'_>, listener_port: u16, matched: Option<&str>) -> String {
-        let scheme = self.scheme.as_ref().unwrap_or(&Scheme::HTTP);
+    pub fn location(&self, head: &Head<'_>, listener: &Listener, matched: Option<&str>) -> String {
+        let spoken = if listener.secure() { &Scheme::HTTPS } else { &Scheme::HTTP };
+        let scheme = self.scheme.as_ref().unwrap_or(spoken);
         let own_port = if *scheme == Scheme::HTTPS { 443 } else { 80 };
         let port = match (self.port, &self.scheme) {
             (Some(port), _) => port,
             (None, Some(_)) => own_port,
-            (None, None) => listener_port,
+            (None, None) => listener.port,
         };
         let host = self.hostname.as_deref().or(head.host.map(host_name));
         let mut location = String::new();
@@ -70,7 +70,9 @@ impl Serialize for Redirect {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Identity;
     use super::*;
+    use crate::fleet::ObjectName;
 
     #[test]
     fn the_port_of_a_location_follows_the_gateway_api() {
@@ -94,14 +96,23 @@ mod tests {
         let full = PathEdit::ReplaceFullPath("/x".into());
         let moved = Redirect { path: Some(full), port: Some(80), ..bare.clone() };
         let hostless = Head { host: None, ..head };
-        assert_eq!(bare.location(&hostless, 80, None), "/v1/models?a=b");
+        let listener = |port: u16, secret: Option<&str>| {
+            let name = |name: &str| ObjectName { namespace: "n".into(), name: name.into() };
+            let mut listener = Listener::new(name("g"), "l".into(), port, None, Vec::new());
+            let identity = |secret| Identity::new(name(secret), Default::default(), Arc::new(()));
+            listener.identities.extend(secret.map(identity).map(Arc::new));
+            listener
+        };
+        assert_eq!(bare.location(&hostless, &listener(80, None), None), "/v1/models?a=b");
+        let secure = bare.location(&head, &listener(8443, Some("s")), None);
+        assert_eq!(secure, "https://example.org:8443/v1/models?a=b", "as the client came");
         for (redirect, expected) in [
             (bare, "http://example.org:8080/v1/models?a=b"),
             (https, "https://example.org/v1/models?a=b"),
             (ported, "https://a.b:8443/v1/models?a=b"),
             (moved, "http://example.org/x?a=b"),
         ] {
-            assert_eq!(redirect.location(&head, 8080, None), expected);
+            assert_eq!(redirect.location(&head, &listener(8080, None), None), expected);
         }
     }
 }

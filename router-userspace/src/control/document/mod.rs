@@ -195,6 +195,11 @@ pub(super) fn object(kind: Kind, value: Value) -> (Content, Vec<Complaint>) {
         Ok((object, kept)) => {
             (Content::Object(Box::new(object)), fields::unread(kind, &original, &kept))
         }
+        // An error may repeat what it is about.
+        Err(_) if kind == Kind::Secret => {
+            let reason = "is no Secret as a cluster would take it".to_owned();
+            (Content::Broken, vec![Complaint { field: None, code: "Unparsable", reason }])
+        }
         Err((field, reason)) => {
             (Content::Broken, vec![Complaint { field, code: "Unparsable", reason }])
         }
@@ -267,6 +272,7 @@ fn typed(kind: Kind, value: Value) -> Typed {
         Kind::BackendTrafficPolicy => parse(value, Object::BackendTrafficPolicy),
         Kind::Service => parse(value, Object::Service),
         Kind::EndpointSlice => parse(value, Object::EndpointSlice),
+        Kind::Secret => parse(value, Object::Secret),
         Kind::Pod => parse(value, |pod| Object::Pod(Box::new(pod))),
     }
 }

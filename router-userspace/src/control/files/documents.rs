@@ -21,7 +21,7 @@ fn load(path: &Path) -> Fleet {
 /// The two prefills, the decode, the route and the timeout of the documents.
 fn assert_documented(fleet: &Fleet) {
     assert_eq!(fleet.problems, []);
-    assert_eq!(fleet.ports(), [8080]);
+    assert_eq!(fleet.ports(), [(8080, false)]);
     let headers = http::HeaderMap::new();
     let method = http::Method::POST;
     let mut head = Head {

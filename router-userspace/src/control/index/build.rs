@@ -19,6 +19,8 @@ const MAX_PROBLEMS: usize = 1_000;
 /// What the steps of a build share.
 pub(super) struct Build<'a> {
     pub(super) index: &'a Index,
+    /// What is served now.
+    pub(super) previous: &'a Fleet,
     /// Objects of a cluster that are not ours to serve.
     pub(super) foreign: &'a HashSet<Key>,
     /// By namespace.
@@ -44,6 +46,7 @@ pub(super) fn fleet(index: &Index, previous: &Fleet) -> Fleet {
     let foreign = ours::foreign(index);
     let mut build = Build {
         index,
+        previous,
         foreign: &foreign,
         pods: HashMap::new(),
         pools: HashMap::new(),

@@ -1,12 +1,19 @@
-//! ReferenceGrant: whether a route may name a backend of another namespace.
+//! ReferenceGrant: whether a route may name a backend, or a Gateway a Secret, of another namespace.
 
 use router_core::fleet::ObjectName;
 
 use super::super::objects::{GATEWAY_GROUP, Kind, Object};
 use super::Index;
 
-/// Whether an HTTPRoute of `from` may name `to`, an object of `group` and `kind`.
-pub(super) fn permits(index: &Index, from: &str, group: &str, kind: &str, to: &ObjectName) -> bool {
+/// Whether an object of the Gateway API, of this kind and namespace, may name `to`, an object of
+/// `group` and `kind`.
+pub(super) fn permits(
+    index: &Index,
+    (from_kind, from): (&str, &str),
+    group: &str,
+    kind: &str,
+    to: &ObjectName,
+) -> bool {
     if from == &*to.namespace {
         return true;
     }
@@ -16,7 +23,7 @@ pub(super) fn permits(index: &Index, from: &str, group: &str, kind: &str, to: &O
         grant.metadata.namespace.as_deref().unwrap_or("default") == &*to.namespace
             && spec.from.iter().any(|allowed| {
                 allowed.group == GATEWAY_GROUP
-                    && allowed.kind == "HTTPRoute"
+                    && allowed.kind == from_kind
                     && allowed.namespace == from
             })
             && spec.to.iter().any(|allowed| {

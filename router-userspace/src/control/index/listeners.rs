@@ -1,17 +1,19 @@
 //! The listeners of all Gateways, before routes are attached to them.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use gateway_api::gateways::{
     Gateway, GatewayListeners, GatewayListenersAllowedRoutesNamespacesFrom as From,
-    GatewayListenersAllowedRoutesNamespacesSelector as Selector,
+    GatewayListenersAllowedRoutesNamespacesSelector as Selector, GatewayListenersTlsMode,
 };
 use router_core::fleet::ObjectName;
-use router_core::route::{Attached, Hostname};
+use router_core::route::{Attached, Hostname, Identity};
 
 use super::super::objects::{GATEWAY_GROUP, Key, Kind, Object, kind_of, object_name};
-use super::Index;
 use super::build::{Build, Subject, created};
+use super::fronts::Fronts;
+use super::{Index, identities};
 
 /// A listener that routes may be attached to.
 pub(super) struct Frame<'a> {
@@ -19,9 +21,23 @@ pub(super) struct Frame<'a> {
     pub(super) spec: &'a GatewayListeners,
     pub(super) port: u16,
     pub(super) hostname: Option<Hostname>,
-    /// False where the listener has a problem of its own: routes may name it, nobody listens.
-    pub(super) served: bool,
+    /// `None` where the listener has a problem of its own, or no Service leads to it yet: routes may
+    /// name it, nobody listens.
+    pub(super) bound: Option<Bound>,
     pub(super) attached: Vec<Attached>,
+}
+
+/// What it takes to listen.
+pub(super) struct Bound {
+    pub(super) socket_port: u16,
+    pub(super) identities: Vec<Arc<Identity>>,
+}
+
+/// What listeners exclude each other by. Gateways have ports apart where each has its own Service.
+#[derive(Default)]
+struct Taken {
+    hosts: HashSet<(Option<ObjectName>, u16, Option<Hostname>)>,
+    protocols: HashMap<(Option<ObjectName>, u16), String>,
 }
 
 /// All listeners; on one port and host name, the older Gateway's counts, then the first by name.
@@ -37,11 +53,12 @@ pub(super) fn frames<'a>(build: &mut Build<'a>) -> Vec<Frame<'a>> {
         let age = created(&gateway.metadata);
         (age.is_none(), age, name.clone())
     });
+    let fronts = Fronts::read(build.index);
     let mut frames = Vec::new();
-    let mut taken = HashSet::new();
+    let mut taken = Taken::default();
     for (source, name, gateway) in gateways {
         let subject = Subject { source, kind: Kind::Gateway, name: &name };
-        read(build, subject, gateway, &mut taken, &mut frames);
+        read(build, subject, gateway, &fronts, &mut taken, &mut frames);
     }
     frames
 }
@@ -50,10 +67,21 @@ fn read<'a>(
     build: &mut Build<'a>,
     subject: Subject<'_>,
     gateway: &'a Gateway,
-    taken: &mut HashSet<(u16, Option<Hostname>)>,
+    fronts: &Fronts,
+    taken: &mut Taken,
     frames: &mut Vec<Frame<'a>>,
 ) {
     let mut names = HashSet::new();
+    let scope = (!fronts.shared()).then(|| subject.name.clone());
+    let parameters =
+        gateway.spec.infrastructure.as_ref().and_then(|all| all.parameters_ref.as_ref());
+    if let Some(parameters) = parameters {
+        let named = kind_of(&parameters.group, &parameters.kind);
+        let reason =
+            format!("{named} is not read, as no parameters are; the Gateway is not served");
+        let field = "spec.infrastructure.parametersRef";
+        build.complain(subject, field, "InvalidParameters", reason);
+    }
     for (position, spec) in gateway.spec.listeners.iter().enumerate() {
         let at = format!("spec.listeners[{position}]");
         let checked = check(spec).and_then(|(port, hostname)| {
@@ -61,40 +89,81 @@ fn read<'a>(
                 let reason = format!("a listener before has the name {:?} too", spec.name);
                 return Err(("name", "Conflicted", reason));
             }
-            if !taken.insert((port, hostname.clone())) {
-                let reason = "a listener before has this port and host name".to_owned();
-                return Err(("port", "HostnameConflict", reason));
-            }
+            taken.take(&scope, port, &hostname, &spec.protocol)?;
             Ok((port, hostname))
         });
-        let served = checked.is_ok();
-        let (port, hostname) = match checked {
-            Ok(checked) => checked,
+        let (port, hostname, bound) = match checked {
+            Ok((port, hostname)) => {
+                let socket_port = fronts.socket_port(gateway, port);
+                let bound = bind(build, subject, spec, &at, socket_port);
+                (port, hostname, bound.filter(|_| parameters.is_none()))
+            }
             Err((field, code, reason)) => {
                 let reason = format!("{reason}; the listener is not served");
                 build.complain(subject, format!("{at}.{field}"), code, reason);
-                (u16::try_from(spec.port).unwrap_or_default(), None)
+                (u16::try_from(spec.port).unwrap_or_default(), None, None)
             }
         };
         unknown_kinds(build, subject, spec, &at);
         let gateway = subject.name.clone();
-        frames.push(Frame { gateway, spec, port, hostname, served, attached: Vec::new() });
+        frames.push(Frame { gateway, spec, port, hostname, bound, attached: Vec::new() });
     }
+}
+
+impl Taken {
+    fn take(
+        &mut self,
+        scope: &Option<ObjectName>,
+        port: u16,
+        hostname: &Option<Hostname>,
+        protocol: &str,
+    ) -> Result<(), Fault> {
+        let first = self.protocols.entry((scope.clone(), port)).or_insert_with(|| protocol.into());
+        if first != protocol {
+            let reason = format!("a listener before has this port for {first}");
+            return Err(("protocol", "ProtocolConflict", reason));
+        }
+        if !self.hosts.insert((scope.clone(), port, hostname.clone())) {
+            let reason = "a listener before has this port and host name".to_owned();
+            return Err(("port", "HostnameConflict", reason));
+        }
+        Ok(())
+    }
+}
+
+/// What a listener without a problem of its own listens with.
+fn bind(
+    build: &mut Build<'_>,
+    subject: Subject<'_>,
+    spec: &GatewayListeners,
+    at: &str,
+    socket_port: Option<u16>,
+) -> Option<Bound> {
+    let identities = match spec.protocol.as_str() {
+        "HTTPS" => {
+            let identities = identities::resolve(build, subject, spec, at);
+            if identities.is_empty() {
+                return None;
+            }
+            identities
+        }
+        _ => Vec::new(),
+    };
+    Some(Bound { socket_port: socket_port?, identities })
 }
 
 type Fault = (&'static str, &'static str, String);
 
 fn check(spec: &GatewayListeners) -> Result<(u16, Option<Hostname>), Fault> {
-    match spec.protocol.as_str() {
-        "HTTP" => {}
-        "HTTPS" | "TLS" => {
-            let reason = format!("{} listeners are not served; HTTP is", spec.protocol);
-            return Err(("protocol", "UnsupportedProtocol", reason));
-        }
-        other => {
-            let reason = format!("protocol {other:?} is not served; HTTP is");
-            return Err(("protocol", "UnsupportedProtocol", reason));
-        }
+    let protocol = spec.protocol.as_str();
+    if !matches!(protocol, "HTTP" | "HTTPS") {
+        let reason = format!("protocol {protocol:?} is not served; HTTP and HTTPS are");
+        return Err(("protocol", "UnsupportedProtocol", reason));
+    }
+    let mode = spec.tls.as_ref().and_then(|tls| tls.mode.as_ref());
+    if protocol == "HTTPS" && matches!(mode, Some(GatewayListenersTlsMode::Passthrough)) {
+        let reason = "TLS ends here on an HTTPS listener; Passthrough is not served".to_owned();
+        return Err(("tls.mode", "Invalid", reason));
     }
     let port = u16::try_from(spec.port).ok().filter(|port| *port > 0);
     let port = port.ok_or_else(|| ("port", "Invalid", format!("{} is no port", spec.port)))?;

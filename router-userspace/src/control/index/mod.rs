@@ -4,7 +4,9 @@
 mod agents;
 mod build;
 mod filters;
+mod fronts;
 mod grants;
+mod identities;
 mod listeners;
 mod matches;
 mod ours;
@@ -15,6 +17,9 @@ mod routes;
 mod services;
 mod standing;
 
+pub use fronts::{Exposure, Front};
+pub(super) use fronts::{GATEWAY_UID_LABEL, gateway_uid, targets};
+pub(super) use identities::TLS_ENTRIES;
 pub use ours::CONTROLLER_NAME;
 pub(super) use pools::{BOOTSTRAP_PORT_ANNOTATION, DEFAULT_ROLE_LABEL};
 pub use standing::{Standing, Told};
@@ -23,7 +28,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use router_core::fleet::{Facts, Fleet, ObjectName, Problem, WorkerKey};
 
 use super::objects::{Key, Kind, Object};
@@ -80,9 +85,15 @@ pub struct Index {
     /// What the sources themselves complain about, by file or object.
     reports: BTreeMap<Arc<str>, Vec<Problem>>,
     facts: HashMap<WorkerKey, Arc<Facts>>,
+    exposure: Exposure,
 }
 
 impl Index {
+    /// An index of a cluster's objects, whose Gateways clients reach in this way.
+    pub fn exposed(exposure: Exposure) -> Index {
+        Index { exposure, ..Index::default() }
+    }
+
     /// Adds an object, or replaces the one that `source` had under the same key. Returns whether
     /// that was news.
     pub fn apply(&mut self, source: Source, object: Object) -> bool {
@@ -156,6 +167,16 @@ impl Index {
     /// Which pods the pools of a cluster select: namespaces with labels.
     pub(super) fn selections(&self) -> BTreeSet<(Arc<str>, BTreeMap<String, String>)> {
         ours::selections(self)
+    }
+
+    /// The Secrets that listeners of a cluster name.
+    pub(super) fn secrets(&self) -> BTreeSet<ObjectName> {
+        identities::secrets(self)
+    }
+
+    /// The Gateways that need a Service, and the Services that there are for it.
+    pub fn fronts(&self) -> (Vec<Front>, Vec<Service>) {
+        (fronts::wanted(self), fronts::services(self).cloned().collect())
     }
 
     /// What `source` has under `key`.

@@ -16,7 +16,7 @@ use super::super::objects::{
     GATEWAY_GROUP, Key, Kind, Object, POOL_GROUP_V1, POOL_GROUP_V1ALPHA2, kind_of, object_name,
 };
 use super::build::{Build, Subject, created};
-use super::listeners::Frame;
+use super::listeners::{Bound, Frame};
 use super::policies::Policies;
 use super::{Source, filters, grants, matches, ours, services};
 
@@ -62,13 +62,16 @@ pub(super) fn attach(
             }
         }
     }
-    let served = frames.into_iter().filter(|frame| frame.served);
-    served
-        .map(|frame| {
-            let name = frame.spec.name.as_str().into();
-            Listener::new(frame.gateway, name, frame.port, frame.hostname, frame.attached)
-        })
-        .collect()
+    frames.into_iter().filter_map(listener).collect()
+}
+
+fn listener(frame: Frame<'_>) -> Option<Listener> {
+    let Bound { socket_port, identities } = frame.bound?;
+    let name = frame.spec.name.as_str().into();
+    let mut listener =
+        Listener::new(frame.gateway, name, frame.port, frame.hostname, frame.attached);
+    (listener.socket_port, listener.identities) = (socket_port, identities);
+    Some(listener)
 }
 
 fn rule(
@@ -321,7 +324,7 @@ fn target(
             return Err(("InvalidKind", reason));
         }
     };
-    if !grants::permits(build.index, &route.namespace, group, kind, &name) {
+    if !grants::permits(build.index, ("HTTPRoute", &route.namespace), group, kind, &name) {
         let reason = format!("no ReferenceGrant lets this route name {kind} {name}");
         return Err(("RefNotPermitted", reason));
     }

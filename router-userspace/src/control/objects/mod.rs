@@ -10,7 +10,7 @@ use gateway_api::gatewayclasses::GatewayClass;
 use gateway_api::gateways::Gateway;
 use gateway_api::httproutes::HttpRoute;
 use gateway_api::referencegrants::ReferenceGrant;
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use router_core::fleet::ObjectName;
@@ -51,6 +51,7 @@ pub enum Kind {
     BackendTrafficPolicy,
     Service,
     EndpointSlice,
+    Secret,
     Pod,
 }
 
@@ -77,6 +78,7 @@ impl Kind {
         let (served, versions): (Kind, &[&str]) = match (group, kind) {
             ("", "Namespace") => (Kind::Namespace, &["v1"]),
             ("", "Pod") => (Kind::Pod, &["v1"]),
+            ("", "Secret") => (Kind::Secret, &["v1"]),
             ("", "Service") => (Kind::Service, &["v1"]),
             ("discovery.k8s.io", "EndpointSlice") => (Kind::EndpointSlice, &["v1"]),
             (GATEWAY_GROUP, "GatewayClass") => (Kind::GatewayClass, &["v1", "v1beta1"]),
@@ -112,6 +114,7 @@ impl Kind {
             Kind::BackendTrafficPolicy => "BackendTrafficPolicy",
             Kind::Service => "Service",
             Kind::EndpointSlice => "EndpointSlice",
+            Kind::Secret => "Secret",
             Kind::Pod => "Pod",
         }
     }
@@ -151,6 +154,7 @@ pub enum Object {
     BackendTrafficPolicy(BackendTrafficPolicy),
     Service(Service),
     EndpointSlice(EndpointSlice),
+    Secret(Secret),
     Pod(Box<Pod>),
 }
 
@@ -167,6 +171,7 @@ impl Object {
             Object::BackendTrafficPolicy(_) => Kind::BackendTrafficPolicy,
             Object::Service(_) => Kind::Service,
             Object::EndpointSlice(_) => Kind::EndpointSlice,
+            Object::Secret(_) => Kind::Secret,
             Object::Pod(_) => Kind::Pod,
         }
     }
@@ -183,6 +188,7 @@ impl Object {
             Object::BackendTrafficPolicy(object) => &object.metadata,
             Object::Service(object) => &object.metadata,
             Object::EndpointSlice(object) => &object.metadata,
+            Object::Secret(object) => &object.metadata,
             Object::Pod(object) => &object.metadata,
         }
     }

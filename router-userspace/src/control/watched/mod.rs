@@ -3,15 +3,18 @@
 //!
 //! Pods are watched pool by pool, so that a cluster's other pods cost nothing. A pod of two pools
 //! comes over two watches that may be ahead of each other: the newest version that a watch has
-//! seen counts, and the pod is gone when no watch holds it.
+//! seen counts, and the pod is gone when no watch holds it. Secrets are watched one by one, as
+//! listeners name them: no other is read.
+
+mod seen;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use router_core::fleet::{ObjectName, Problem};
-use serde_json::Value;
 
-use super::document::{self, Content};
+pub use self::seen::Seen;
+use super::document::Content;
 use super::index::{Index, Source};
 use super::objects::{Key, Kind};
 
@@ -32,15 +35,15 @@ const KINDS: [Kind; 11] = [
 /// What a node's agent needs to know of pods: their ports and roles.
 const KINDS_OF_NODE: [Kind; 3] =
     [Kind::InferencePoolV1Alpha2, Kind::InferencePoolV1, Kind::InferenceTrafficPolicy];
-/// Annotations that are read; the others are dropped, and a change of them is no news.
-const ANNOTATIONS: [&str; 1] = [super::index::BOOTSTRAP_PORT_ANNOTATION];
 
-/// One watch: all objects of a kind, the pods of a namespace with these labels, or those of a node.
+/// One watch: all objects of a kind, the pods of a namespace with these labels, those of a node, or
+/// one Secret.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Watch {
     Kind(Kind),
     Pods { namespace: Arc<str>, labels: BTreeMap<String, String> },
     Node(Arc<str>),
+    Secret(ObjectName),
 }
 
 impl Watch {
@@ -48,6 +51,7 @@ impl Watch {
         match self {
             Watch::Kind(kind) => *kind,
             Watch::Pods { .. } | Watch::Node(_) => Kind::Pod,
+            Watch::Secret(_) => Kind::Secret,
         }
     }
 
@@ -60,8 +64,20 @@ impl Watch {
 
     /// The field selector of a list request.
     pub fn fields(&self) -> Option<String> {
-        let Watch::Node(node) = self else { return None };
-        Some(format!("spec.nodeName={node}"))
+        match self {
+            Watch::Kind(_) | Watch::Pods { .. } => None,
+            Watch::Node(node) => Some(format!("spec.nodeName={node}")),
+            Watch::Secret(name) => Some(format!("metadata.name={}", name.name)),
+        }
+    }
+
+    /// The namespace that it is about, if not all.
+    pub fn namespace(&self) -> Option<&str> {
+        match self {
+            Watch::Kind(_) | Watch::Node(_) => None,
+            Watch::Pods { namespace, .. } => Some(namespace),
+            Watch::Secret(name) => Some(&name.namespace),
+        }
     }
 }
 
@@ -75,95 +91,22 @@ pub enum Change {
     /// An object of the list, or one that is new or has changed.
     Present(Box<Seen>),
     Gone(Key),
-    /// The API server could not be asked, or does not have this kind (yet).
+    /// Nothing was told.
     Failed {
-        absent: bool,
+        failure: Failure,
         reason: String,
     },
 }
 
-/// One object as the API server had it.
-#[derive(Debug)]
-pub struct Seen {
-    key: Key,
-    /// Grows with every change in a cluster.
-    version: u64,
-    content: Content,
-    problems: Vec<Problem>,
-}
-
-impl Seen {
-    /// Reads an object of `kind`; `None` where it has no name.
-    pub fn read(kind: Kind, mut value: Value) -> Option<Seen> {
-        let key = document::key(kind, &value)?;
-        let version = value.pointer("/metadata/resourceVersion").and_then(Value::as_str);
-        let version = version.and_then(|text| text.parse().ok()).unwrap_or_default();
-        trim(kind, &mut value);
-        let (content, mut complaints) = document::object(kind, value);
-        if !matches!(content, Content::Broken) && built_in(kind) {
-            // A newer cluster's built-in kinds have fields that we do not know, and need not.
-            complaints.clear();
-        }
-        let problem = |complaint: super::fields::Complaint| Problem {
-            source: Source::Cluster.name(),
-            document: None,
-            object: Some(key.to_string().into()),
-            field: complaint.field.map(Into::into),
-            code: complaint.code,
-            reason: complaint.reason.into(),
-        };
-        let problems = complaints.into_iter().map(problem).collect();
-        Some(Seen { key, version, content, problems })
-    }
-}
-
-fn built_in(kind: Kind) -> bool {
-    matches!(kind, Kind::Namespace | Kind::Service | Kind::EndpointSlice | Kind::Pod)
-}
-
-/// Leaves out what is never read and changes often: a change of it alone is then no news.
-fn trim(kind: Kind, value: &mut Value) {
-    if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
-        for field in ["managedFields", "resourceVersion", "selfLink", "finalizers"] {
-            metadata.remove(field);
-        }
-        if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
-            annotations.retain(|name, _| ANNOTATIONS.contains(&name.as_str()));
-            if annotations.is_empty() {
-                metadata.remove("annotations");
-            }
-        }
-    }
-    let Some(object) = value.as_object_mut() else { return };
-    if kind != Kind::Pod {
-        object.remove("status");
-        return;
-    }
-    let text = |value: &Value, at: &str| value.pointer(at).cloned().unwrap_or(Value::Null);
-    let containers = object.get("spec").map(|spec| text(spec, "/containers"));
-    let containers = containers.as_ref().and_then(Value::as_array).into_iter().flatten();
-    let containers: Vec<Value> = containers
-        .map(|one| serde_json::json!({"name": text(one, "/name"), "ports": text(one, "/ports")}))
-        .collect();
-    let status = object.get("status").cloned().unwrap_or_default();
-    let conditions = status.get("conditions").and_then(Value::as_array).into_iter().flatten();
-    let ready: Vec<Value> = conditions
-        .filter(|condition| condition.get("type").is_some_and(|kind| kind == "Ready"))
-        .map(|ready| serde_json::json!({"type": "Ready", "status": text(ready, "/status")}))
-        .collect();
-    let status = serde_json::json!({
-        "phase": text(&status, "/phase"),
-        "podIP": text(&status, "/podIP"),
-        "conditions": ready,
-    });
-    let mut spec = serde_json::json!({"containers": containers});
-    for field in ["nodeName", "hostNetwork"] {
-        if let Some(value) = object.get("spec").and_then(|spec| spec.get(field)) {
-            spec[field] = value.clone();
-        }
-    }
-    object.insert("spec".to_owned(), spec);
-    object.insert("status".to_owned(), status);
+/// Why a watch tells nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The API server could not be asked.
+    Away,
+    /// It does not have this kind (yet).
+    Absent,
+    /// It does not let us.
+    Denied,
 }
 
 /// One watch's part of what is known.
@@ -242,8 +185,11 @@ impl Watched {
             }
             Change::Present(seen) => self.present(index, watch, *seen),
             Change::Gone(key) => self.forget(index, watch, &key),
-            Change::Failed { absent, reason } => {
-                state.answered |= absent;
+            Change::Failed { failure, reason } => {
+                let absent = failure == Failure::Absent;
+                // Where Secrets are not ours to read, their listeners are not served; others are.
+                let denied = failure == Failure::Denied && watch.kind() == Kind::Secret;
+                state.answered |= absent || denied;
                 // A kind that this cluster does not have is no problem.
                 let problem = Problem {
                     source: self.source.name(),
@@ -259,25 +205,28 @@ impl Watched {
         }
     }
 
-    /// Follows the pools of `index`: one watch for the pods of each selection. Watches that are
-    /// wanted no longer go when all others have answered, so that a pool whose selector changes
-    /// is never without its pods. Returns whether the index has changed.
-    pub fn follow_pools(&mut self, index: &mut Index) -> bool {
+    /// Follows the references of `index`: one watch for the pods that a pool selects, one for each
+    /// Secret that a listener names. Watches that are wanted no longer go when all others have
+    /// answered, so that a pool whose selector changes is never without its pods. Returns whether
+    /// the index has changed.
+    pub fn follow_references(&mut self, index: &mut Index) -> bool {
         let selections = index.selections().into_iter().filter(|_| self.follows_pools);
-        let selected = selections.map(|(namespace, labels)| Watch::Pods { namespace, labels });
-        let wanted: BTreeSet<Watch> = selected.chain(self.always.iter().cloned()).collect();
+        let pods = selections.map(|(namespace, labels)| Watch::Pods { namespace, labels });
+        let secrets = index.secrets().into_iter().map(Watch::Secret);
+        let wanted: BTreeSet<Watch> =
+            pods.chain(secrets).chain(self.always.iter().cloned()).collect();
         for watch in &wanted {
             if !self.watches.contains_key(watch) {
                 self.watches.insert(watch.clone(), State::default());
             }
         }
-        if self.watches.values().any(|state| !state.answered) {
+        if !self.settled() {
             return false;
         }
         let left: Vec<Watch> = self
             .watches
             .keys()
-            .filter(|watch| watch.kind() == Kind::Pod && !wanted.contains(*watch))
+            .filter(|watch| !matches!(watch, Watch::Kind(_)) && !wanted.contains(*watch))
             .cloned()
             .collect();
         let mut changed = false;
@@ -296,8 +245,13 @@ impl Watched {
 
     /// Whether every watch has answered, now or before.
     pub fn begun(&mut self) -> bool {
-        self.begun |= self.watches.values().all(|state| state.answered);
+        self.begun |= self.settled();
         self.begun
+    }
+
+    /// Whether every watch has answered, those of new references too.
+    pub fn settled(&self) -> bool {
+        self.watches.values().all(|state| state.answered)
     }
 
     fn present(&mut self, index: &mut Index, watch: &Watch, seen: Seen) -> bool {
@@ -349,7 +303,7 @@ impl Watched {
     fn others<'s>(&'s self, watch: &'s Watch, key: &'s Key) -> impl Iterator<Item = &'s State> {
         self.watches.iter().filter_map(move |(other, state)| {
             let holds = match other {
-                Watch::Kind(_) => false,
+                Watch::Kind(_) | Watch::Secret(_) => false,
                 Watch::Pods { namespace, .. } => *namespace == key.name.namespace,
                 Watch::Node(_) => true,
             };
@@ -368,6 +322,7 @@ fn about(watch: &Watch) -> Arc<str> {
             format!("watching Pods of {namespace} with {}", watch.selector().unwrap_or_default())
                 .into()
         }
+        Watch::Secret(name) => format!("watching Secret {name}").into(),
     }
 }
 
@@ -377,5 +332,7 @@ pub fn key(kind: Kind, namespace: Option<&str>, name: &str) -> Key {
     Key { kind, name: ObjectName { namespace, name: name.into() } }
 }
 
+#[cfg(test)]
+mod slice_tests;
 #[cfg(test)]
 mod tests;

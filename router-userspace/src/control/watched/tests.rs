@@ -1,7 +1,7 @@
 //! Lists, gaps, lost deletes, kinds that are not there: each ends in the right index.
 
 use router_core::fleet::Fleet;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::control::CONTROLLER_NAME;
@@ -66,7 +66,7 @@ impl Case {
         ] {
             case.take(&Watch::Kind(kind), seen(kind, value));
         }
-        case.watched.follow_pools(&mut case.index);
+        case.watched.follow_references(&mut case.index);
         case
     }
 
@@ -95,7 +95,7 @@ fn nothing_has_begun_before_every_watch_has_answered() {
         assert!(!watched.begun(), "{kind:?}");
         let watch = Watch::Kind(kind);
         // A kind that is not installed is an answer too.
-        let absent = Change::Failed { absent: true, reason: "404".to_owned() };
+        let absent = Change::Failed { failure: Failure::Absent, reason: "404".to_owned() };
         watched.take(&mut index, &watch, absent);
     }
     assert!(watched.begun());
@@ -128,7 +128,7 @@ fn a_list_that_breaks_off_takes_nothing_away() {
     let watch = pods_of("a");
     case.list(&watch, vec![pod("x", 1, "a", true)]);
     case.take(&watch, Change::Listing);
-    let failed = Change::Failed { absent: false, reason: "connection refused".to_owned() };
+    let failed = Change::Failed { failure: Failure::Away, reason: "connection refused".to_owned() };
     assert!(case.take(&watch, failed));
     assert_eq!(case.pods(), ["x"]);
     let problems = case.index.build(&Fleet::default()).problems;
@@ -155,7 +155,7 @@ fn a_change_of_what_is_never_read_is_no_news() {
 fn of_two_watches_the_newest_version_counts_whatever_comes_last() {
     let mut case = Case::new();
     case.take(&Watch::Kind(Kind::InferencePoolV1), seen(Kind::InferencePoolV1, pool("q", "b")));
-    case.watched.follow_pools(&mut case.index);
+    case.watched.follow_references(&mut case.index);
     let both = |version, ready| {
         let mut pod = pod("x", version, "a", ready);
         pod["metadata"]["labels"]["tier"] = json!("t");
@@ -183,10 +183,10 @@ fn a_pool_keeps_its_pods_until_those_of_its_new_selector_are_listed() {
         let changed = seen(Kind::InferencePoolV1, pool(name, "b"));
         case.take(&Watch::Kind(Kind::InferencePoolV1), changed);
     }
-    case.watched.follow_pools(&mut case.index);
+    case.watched.follow_references(&mut case.index);
     assert_eq!(case.pods(), ["x"]);
     case.list(&pods_of("b"), vec![pod("y", 2, "b", true)]);
-    assert!(case.watched.follow_pools(&mut case.index));
+    assert!(case.watched.follow_references(&mut case.index));
     assert_eq!(case.pods(), ["y"]);
     assert!(!case.take(&pods_of("a"), seen(Kind::Pod, pod("x", 3, "a", true))), "a late word");
 }
@@ -216,7 +216,7 @@ fn node_case(peers: bool) -> Case {
     case.list(&Watch::Node("n".into()), vec![pod("own", 1, "a", true)]);
     // No route leads to it, and yet it says what its pods are.
     case.take(&Watch::Kind(Kind::InferencePoolV1), seen(Kind::InferencePoolV1, pool("p", "a")));
-    case.watched.follow_pools(&mut case.index);
+    case.watched.follow_references(&mut case.index);
     case
 }
 
@@ -243,7 +243,7 @@ fn an_agent_watches_its_own_node_and_the_pods_of_pools_unless_it_is_told_not_to(
     assert_eq!(case.pods(), ["other"]);
 
     // A failure forgets nothing.
-    let away = Change::Failed { absent: false, reason: "refused".into() };
+    let away = Change::Failed { failure: Failure::Away, reason: "refused".into() };
     case.take(&pods_of("a"), away);
     assert_eq!(case.pods(), ["other"]);
 }

@@ -11,26 +11,87 @@ use super::{CONTROLLER_NAME, Condition, GATEWAY_GROUP, Told, View, object_name, 
 const UNRESOLVED: [&str; 4] =
     ["BackendNotFound", "RefNotPermitted", "InvalidKind", "UnsupportedValue"];
 
+/// Codes that are about what a listener refers to, and not about the listener.
+const OF_LISTENER_REFERENCES: [&str; 3] =
+    ["InvalidRouteKinds", OF_CERTIFICATES[0], OF_CERTIFICATES[1]];
+/// Those about its certificates.
+const OF_CERTIFICATES: [&str; 2] = ["InvalidCertificateRef", "RefNotPermitted"];
+/// Those about another listener that excludes it.
+const OF_CONFLICTS: [&str; 3] = ["HostnameConflict", "ProtocolConflict", "Conflicted"];
+const NO_PORT: &str = "its Service leads to no port of ours yet";
+
+/// How far a listener is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Invalid,
+    /// Nothing is wrong with it, and no Service leads to it yet.
+    Pending,
+    Programmed,
+}
+
+struct Listening {
+    accepted: bool,
+    stage: Stage,
+    value: Value,
+}
+
+fn supported_kinds(spec: &GatewayListeners) -> Value {
+    let wanted = spec.allowed_routes.iter().filter_map(|allowed| allowed.kinds.as_ref());
+    let wanted: Vec<_> = wanted.flatten().collect();
+    let routes = wanted.is_empty()
+        || wanted.iter().any(|kind| {
+            kind.kind == "HTTPRoute"
+                && kind.group.as_deref().unwrap_or(GATEWAY_GROUP) == GATEWAY_GROUP
+        });
+    match routes {
+        true => json!([{"group": GATEWAY_GROUP, "kind": "HTTPRoute"}]),
+        false => json!([]),
+    }
+}
+
 impl View<'_> {
     pub(super) fn gateway(&self, gateway: &Gateway) -> Told {
         let generation = gateway.metadata.generation.unwrap_or_default();
         let name = object_name(&gateway.metadata);
         let all = gateway.spec.listeners.iter().enumerate();
-        let listeners: Vec<(bool, Value)> =
+        let listeners: Vec<Listening> =
             all.map(|(at, spec)| self.listener(&name, at, spec, generation)).collect();
-        let served = listeners.iter().filter(|(served, _)| *served).count();
-        let accepted = if served == listeners.len() {
+        let accepted = listeners.iter().filter(|listener| listener.accepted).count();
+        let parameters = self.problems("spec.infrastructure.parametersRef");
+        let parameters = parameters.filter(|problem| problem.code == "InvalidParameters");
+        let condition = if let Some(bad) = parameters.into_iter().next() {
+            Condition::not("Accepted", bad.code, &*bad.reason)
+        } else if accepted == listeners.len() {
             Condition::of("Accepted", "Accepted", "")
-        } else if served > 0 {
+        } else if accepted > 0 {
             Condition::of("Accepted", "ListenersNotValid", "some listeners are not served")
         } else {
             Condition::not("Accepted", "ListenersNotValid", "no listener is served")
         };
+        let addresses = self.fronts.addresses(gateway);
+        let programmed = self.programmed(&listeners, !addresses.is_empty());
         Told::Gateway {
-            generation,
-            conditions: vec![accepted.value(generation)],
-            listeners: listeners.into_iter().map(|(_, value)| value).collect(),
-            served,
+            conditions: vec![condition.value(generation), programmed.value(generation)],
+            listeners: listeners.into_iter().map(|listener| listener.value).collect(),
+            addresses,
+        }
+    }
+
+    fn programmed(&self, listeners: &[Listening], has_address: bool) -> Condition {
+        let pending = |listener: &Listening| listener.stage == Stage::Pending;
+        if listeners.iter().any(|listener| listener.stage == Stage::Programmed) {
+            return match has_address {
+                true => Condition::of("Programmed", "Programmed", ""),
+                false => Condition::not(
+                    "Programmed",
+                    "AddressNotAssigned",
+                    "the Service has no address yet",
+                ),
+            };
+        }
+        match listeners.iter().any(pending) {
+            true => Condition::not("Programmed", "Pending", NO_PORT),
+            false => Condition::not("Programmed", "Invalid", "no listener is served"),
         }
     }
 
@@ -40,49 +101,46 @@ impl View<'_> {
         at: usize,
         spec: &GatewayListeners,
         generation: i64,
-    ) -> (bool, Value) {
+    ) -> Listening {
         let field = format!("spec.listeners[{at}].");
-        let (kinds, others): (Vec<&Problem>, Vec<&Problem>) = self
+        let (references, others): (Vec<&Problem>, Vec<&Problem>) = self
             .problems(&field)
             .filter(|problem| !matches!(problem.code, "UnknownField" | "Unsupported"))
-            .partition(|problem| problem.code == "InvalidRouteKinds");
-        let served = others.is_empty();
-        let conflict = others
-            .iter()
-            .find(|problem| matches!(problem.code, "HostnameConflict" | "Conflicted"))
-            .map(|problem| Condition::of("Conflicted", problem.code, &*problem.reason))
-            .unwrap_or_else(|| Condition::not("Conflicted", "NoConflicts", ""));
-        let programmed = match served {
-            true => Condition::of("Programmed", "Programmed", ""),
-            false => Condition::not("Programmed", "Invalid", "the listener is not accepted"),
-        };
-        let wanted = spec.allowed_routes.iter().filter_map(|allowed| allowed.kinds.as_ref());
-        let wanted: Vec<_> = wanted.flatten().collect();
-        let routes = wanted.is_empty()
-            || wanted.iter().any(|kind| {
-                kind.kind == "HTTPRoute"
-                    && kind.group.as_deref().unwrap_or(GATEWAY_GROUP) == GATEWAY_GROUP
-            });
-        let supported = match routes {
-            true => json!([{"group": GATEWAY_GROUP, "kind": "HTTPRoute"}]),
-            false => json!([]),
-        };
+            .partition(|problem| OF_LISTENER_REFERENCES.contains(&problem.code));
         let mut listeners = self.fleet.listeners.iter();
         let compiled =
             listeners.find(|listener| listener.gateway == *gateway && *listener.name == *spec.name);
+        let accepted = others.is_empty();
+        let certified = spec.protocol != "HTTPS"
+            || !references.iter().any(|problem| OF_CERTIFICATES.contains(&problem.code));
+        let stage = match compiled.filter(|_| accepted) {
+            Some(_) => Stage::Programmed,
+            None if accepted && certified => Stage::Pending,
+            None => Stage::Invalid,
+        };
+        let conflict = others
+            .iter()
+            .find(|problem| OF_CONFLICTS.contains(&problem.code))
+            .map(|problem| Condition::of("Conflicted", problem.code, &*problem.reason))
+            .unwrap_or_else(|| Condition::not("Conflicted", "NoConflicts", ""));
+        let programmed = match stage {
+            Stage::Programmed => Condition::of("Programmed", "Programmed", ""),
+            Stage::Pending => Condition::not("Programmed", "Pending", NO_PORT),
+            Stage::Invalid => Condition::not("Programmed", "Invalid", "the listener is not served"),
+        };
         let conditions = [
             Condition::unless("Accepted", "Accepted", others),
-            Condition::unless("ResolvedRefs", "ResolvedRefs", kinds),
+            Condition::unless("ResolvedRefs", "ResolvedRefs", references),
             conflict,
             programmed,
         ];
         let value = json!({
             "name": spec.name,
-            "supportedKinds": supported,
+            "supportedKinds": supported_kinds(spec),
             "attachedRoutes": compiled.map_or(0, |listener| listener.routes().len()),
             "conditions": conditions.map(|condition| condition.value(generation)),
         });
-        (served, value)
+        Listening { accepted, stage, value }
     }
 
     pub(super) fn route(&self, route: &HttpRoute) -> Told {
@@ -101,12 +159,17 @@ impl View<'_> {
                 let dropped: Vec<&Problem> = rules()
                     .filter(|problem| problem.reason.contains("the rule is dropped"))
                     .collect();
+                let mut accepted = Condition::unless("Accepted", "Accepted", self.problems(&field));
+                let nothing_left = dropped.len() == route.spec.rules.iter().flatten().count();
+                if let (Some(first), true, true) = (dropped.first(), nothing_left, accepted.status)
+                {
+                    accepted = Condition::not("Accepted", "UnsupportedValue", &*first.reason);
+                }
                 let mut conditions = vec![
-                    Condition::unless("Accepted", "Accepted", self.problems(&field))
-                        .value(generation),
+                    accepted.value(generation),
                     Condition::unless("ResolvedRefs", "ResolvedRefs", unresolved).value(generation),
                 ];
-                if let Some(first) = dropped.first() {
+                if let (Some(first), false) = (dropped.first(), nothing_left) {
                     let message = format!("Dropped Rule: {}", first.reason);
                     let partial = Condition::of("PartiallyInvalid", "UnsupportedValue", message);
                     conditions.push(partial.value(generation));

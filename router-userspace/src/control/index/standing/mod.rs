@@ -2,12 +2,14 @@
 //! and the Inference Extension's where those have words for it.
 
 mod gateways;
+mod policies;
 mod pools;
 
 use router_core::fleet::{Fleet, Problem};
 use serde_json::{Value, json};
 
 use super::super::objects::{GATEWAY_GROUP, Key, Kind, Object, object_name};
+use super::fronts::Fronts;
 use super::ours::{self, CONTROLLER_NAME};
 use super::{Index, Source};
 
@@ -26,11 +28,12 @@ pub struct Standing {
 pub enum Told {
     /// `status.conditions`
     Conditions(Vec<Value>),
-    /// The same, with `status.listeners`; `served` listeners make it programmed once there is an
-    /// address.
-    Gateway { generation: i64, conditions: Vec<Value>, listeners: Vec<Value>, served: usize },
+    /// The same, with `status.listeners` and `status.addresses`.
+    Gateway { conditions: Vec<Value>, listeners: Vec<Value>, addresses: Vec<String> },
     /// `status.parents`, of which those with our controller's name are ours.
     Parents(Vec<Value>),
+    /// `status.ancestors` of a policy, likewise.
+    Ancestors(Vec<Value>),
     /// `status.parent` of InferencePool v1alpha2, which names no controllers: entries of these
     /// Gateways, as `namespace/name`, are not ours.
     Parent { ours: Vec<Value>, of_others: Vec<String> },
@@ -39,6 +42,7 @@ pub enum Told {
 /// The standing of every object of a cluster that has one.
 pub(super) fn standings(index: &Index, fleet: &Fleet) -> Vec<Standing> {
     let foreign = ours::foreign(index);
+    let fronts = Fronts::read(index);
     let mut all = Vec::new();
     for kind in [
         Kind::GatewayClass,
@@ -47,11 +51,12 @@ pub(super) fn standings(index: &Index, fleet: &Fleet) -> Vec<Standing> {
         Kind::InferencePoolV1Alpha2,
         Kind::InferencePoolV1,
         Kind::InferenceTrafficPolicy,
+        Kind::BackendTrafficPolicy,
     ] {
         let of_cluster = index.of_kind(kind).filter(|(source, _)| **source == Source::Cluster);
         for (_, object) in of_cluster {
             let key = object.key();
-            let view = View { index, fleet, foreign: &foreign, key: &key };
+            let view = View { index, fleet, foreign: &foreign, fronts: &fronts, key: &key };
             if let Some(told) = view.told(object) {
                 all.push(Standing { key, told });
             }
@@ -65,6 +70,7 @@ struct View<'a> {
     index: &'a Index,
     fleet: &'a Fleet,
     foreign: &'a std::collections::HashSet<Key>,
+    fronts: &'a Fronts,
     key: &'a Key,
 }
 
@@ -81,7 +87,18 @@ impl View<'_> {
             Object::HttpRoute(route) => Some(self.route(route)),
             Object::InferencePool(pool) => Some(self.pool(pool)),
             Object::InferenceTrafficPolicy(policy) => Some(self.policy(policy)),
+            Object::BackendTrafficPolicy(policy) => Some(self.timeouts(policy)),
             _ => None,
+        }
+    }
+
+    /// In words, which fields of this object have no effect.
+    fn unread(&self) -> String {
+        let unread = self.problems("").filter(|problem| problem.code == "UnknownField");
+        let fields: Vec<&str> = unread.filter_map(|problem| problem.field.as_deref()).collect();
+        match fields.is_empty() {
+            true => String::new(),
+            false => format!("without effect: {}", fields.join(", ")),
         }
     }
 

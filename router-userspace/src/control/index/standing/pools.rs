@@ -92,6 +92,11 @@ impl View<'_> {
                 accepted.reason = "DefaultBootstrapPort";
                 accepted.message = "no kvTransfer.bootstrapPort; SGLang's 8998 is used".to_owned();
             }
+            let unread = self.unread();
+            if !unread.is_empty() {
+                let between = if accepted.message.is_empty() { "" } else { "; " };
+                accepted.message.push_str(&format!("{between}{unread}"));
+            }
         }
         let mut conditions = vec![accepted.value(generation)];
         let name = ObjectName {

@@ -1,6 +1,7 @@
 //! Each condition and its reason, as a table of cases.
 
 use super::super::super::golden;
+use super::super::Exposure;
 use super::*;
 
 const CLASS: &str = "
@@ -62,7 +63,7 @@ fn told(standings: &[Standing], kind: Kind) -> Vec<String> {
             let of_listeners = listeners.iter().flat_map(|l| l["conditions"].as_array().unwrap());
             conditions.iter().chain(of_listeners).cloned().collect()
         }
-        Told::Parents(entries) | Told::Parent { ours: entries, .. } => {
+        Told::Parents(entries) | Told::Ancestors(entries) | Told::Parent { ours: entries, .. } => {
             entries.iter().flat_map(|e| e["conditions"].as_array().unwrap()).cloned().collect()
         }
     };
@@ -82,6 +83,7 @@ fn what_is_well_is_told_so_with_the_generation_that_was_seen() {
         told(&all, Kind::Gateway),
         [
             "Accepted=True/Accepted",
+            "Programmed=False/AddressNotAssigned",
             "Accepted=True/Accepted",
             "ResolvedRefs=True/ResolvedRefs",
             "Conflicted=False/NoConflicts",
@@ -96,17 +98,51 @@ fn what_is_well_is_told_so_with_the_generation_that_was_seen() {
         ["Accepted=True/Accepted", "Ready=True/Ready"]
     );
     let gateway = all.iter().find(|standing| standing.key.kind == Kind::Gateway).unwrap();
-    let Told::Gateway { listeners, served: 1, generation: 4, .. } = &gateway.told else {
-        panic!("{gateway:?}")
-    };
+    let Told::Gateway { listeners, .. } = &gateway.told else { panic!("{gateway:?}") };
     assert_eq!(listeners[0]["attachedRoutes"], 1);
     assert_eq!(listeners[0]["supportedKinds"][0]["kind"], "HTTPRoute");
     assert_eq!(listeners[0]["conditions"][0]["observedGeneration"], 4);
 }
 
+const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: s, namespace: own, labels: {pd-router.io/gateway-uid: u}}
+spec: {type: LoadBalancer, ports: [{port: 80, targetPort: 20080}]}
+";
+const BALANCED: &str = "status: {loadBalancer: {ingress: [{ip: 192.0.2.7}]}}\n";
+
+#[test]
+fn a_gateway_is_programmed_once_its_service_leads_here_and_has_an_address() {
+    let gateway = GATEWAY.replace("{name: g,", "{name: g, uid: u,");
+    let balanced = SERVICE.to_owned() + BALANCED;
+    for (services, expected) in [
+        (&[][..], "Programmed=False/Pending"),
+        (&[SERVICE][..], "Programmed=False/AddressNotAssigned"),
+        (&[balanced.as_str()][..], "Programmed=True/Programmed"),
+    ] {
+        let mut index = Index::exposed(Exposure::Each { namespace: "own".into() });
+        for text in [CLASS, &gateway].iter().copied().chain(services.iter().copied()) {
+            index.apply(Source::Cluster, golden::object(text));
+        }
+        let fleet = index.build(&Fleet::default());
+        assert_eq!(fleet.ports(), services.first().map(|_| (20_080, false)).as_slice());
+        let all = index.standings(&fleet);
+        let told = told(&all, Kind::Gateway);
+        assert_eq!(told[1], expected, "{told:?}");
+        assert_eq!(fleet.problems, [], "waiting for a Service is no problem");
+    }
+}
+
 /// What is replaced in the good documents, by what, whom it is about, and what that is then told.
 #[rustfmt::skip]
-const WRONG: [(&str, &str, Kind, &str); 10] = [
+const WRONG: [(&str, &str, Kind, &str); 16] = [
+    ("protocol: HTTP", "protocol: HTTPS", Kind::Gateway, "ResolvedRefs=False/InvalidCertificateRef"),
+    ("protocol: HTTP", "protocol: HTTPS", Kind::Gateway, "Programmed=False/Invalid"),
+    ("protocol: HTTP", SECRET, Kind::Gateway, "ResolvedRefs=False/InvalidCertificateRef"),
+    ("protocol: HTTP", OTHERS_SECRET, Kind::Gateway, "ResolvedRefs=False/RefNotPermitted"),
+    ("port: 80}", BOTH_PROTOCOLS, Kind::Gateway, "Conflicted=True/ProtocolConflict"),
+    ("gatewayClassName: c,", PARAMETERS, Kind::Gateway, "Accepted=False/InvalidParameters"),
     ("protocol: HTTP", "protocol: TCP", Kind::Gateway, "Accepted=False/UnsupportedProtocol"),
     ("protocol: HTTP", "protocol: TCP", Kind::Gateway, "Accepted=False/ListenersNotValid"),
     ("port: 80", TCP_ROUTES, Kind::Gateway, "ResolvedRefs=False/InvalidRouteKinds"),
@@ -119,6 +155,11 @@ const WRONG: [(&str, &str, Kind, &str); 10] = [
     ("poolRef: {name: p}", "poolRef: {name: q}", Kind::InferenceTrafficPolicy, "Accepted=False/TargetNotFound"),
 ];
 const TCP_ROUTES: &str = "port: 80, allowedRoutes: {kinds: [{kind: TCPRoute}]}";
+const SECRET: &str = "protocol: HTTPS, tls: {certificateRefs: [{name: s}]}";
+const OTHERS_SECRET: &str = "protocol: HTTPS, tls: {certificateRefs: [{name: s, namespace: o}]}";
+const BOTH_PROTOCOLS: &str = "port: 80}, {name: m, protocol: HTTPS, port: 80, hostname: h.example}";
+const PARAMETERS: &str = "gatewayClassName: c, \
+    infrastructure: {parametersRef: {group: \"\", kind: ConfigMap, name: x}},";
 const SAME_PORT: &str = "port: 80}, {name: m, protocol: HTTP, port: 80}";
 
 #[test]

@@ -1,0 +1,110 @@
+//! Flags for how clients of a cluster reach its Gateways.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+use router_core::fleet::ObjectName;
+
+use crate::control::fronts::plan::TARGET_PORTS;
+
+/// With --kubernetes: how clients reach Gateways.
+#[derive(Clone, Debug, Args)]
+pub struct ExposureFlags {
+    /// With --kubernetes: the type of the Service that is made for each Gateway, in the namespace
+    /// that this runs in.
+    #[arg(long, value_enum, default_value_t = ServiceType::LoadBalancer)]
+    pub gateway_service_type: ServiceType,
+    /// With --kubernetes: an annotation of every such Service. May be repeated.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    pub gateway_service_annotation: Vec<(String, String)>,
+    /// With --kubernetes: the labels by which such a Service finds the pods of this gateway.
+    #[arg(
+        long,
+        value_name = "KEY=VALUE,...",
+        default_value = "app.kubernetes.io/name=pd-router-gateway"
+    )]
+    pub gateway_pod_labels: Labels,
+    /// With --kubernetes: make no Services. All Gateways are behind this one, whose ports must be
+    /// those of their listeners.
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = object_name)]
+    pub gateway_service: Option<ObjectName>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ServiceType {
+    #[value(name = "LoadBalancer")]
+    LoadBalancer,
+    #[value(name = "NodePort")]
+    NodePort,
+    #[value(name = "ClusterIP")]
+    ClusterIp,
+}
+
+impl ServiceType {
+    /// As Kubernetes spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ServiceType::LoadBalancer => "LoadBalancer",
+            ServiceType::NodePort => "NodePort",
+            ServiceType::ClusterIp => "ClusterIP",
+        }
+    }
+}
+
+/// Labels as a flag's value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Labels(pub BTreeMap<String, String>);
+
+impl std::str::FromStr for Labels {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Labels, String> {
+        text.split(',').map(pair).collect::<Result<_, _>>().map(Labels)
+    }
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.trim().split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("`{text}` is not KEY=VALUE")),
+    }
+}
+
+impl ExposureFlags {
+    /// Checks what clap cannot.
+    pub(super) fn check(&self, kubernetes: bool, admin_port: u16) -> Result<()> {
+        if self.gateway_service.is_some() && !kubernetes {
+            bail!("--gateway-service needs --kubernetes: only a cluster has Services");
+        }
+        let makes_services = kubernetes && self.gateway_service.is_none();
+        if makes_services && TARGET_PORTS.contains(&admin_port) {
+            let (first, last) = TARGET_PORTS.into_inner();
+            bail!("--admin-listen is on {admin_port}: {first} to {last} are for Gateways");
+        }
+        Ok(())
+    }
+}
+
+/// Parses `NAMESPACE/NAME`.
+fn object_name(text: &str) -> Result<ObjectName, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+            Ok(ObjectName { namespace: namespace.into(), name: name.into() })
+        }
+        _ => Err(format!("`{text}` is not NAMESPACE/NAME")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_pairs_with_commas_between() {
+        let labels: Labels = "app=a, tier=b".parse().unwrap();
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        assert_eq!(labels.0, [pair("app", "a"), pair("tier", "b")].into());
+        assert!("app".parse::<Labels>().is_err());
+    }
+}
