@@ -7,7 +7,6 @@
 #[expect(dead_code, reason = "the tests use more of it")]
 mod agent;
 #[path = "../kernel/manifests.rs"]
-#[expect(dead_code, reason = "the tests use more of it")]
 mod manifests;
 #[path = "../kernel/node.rs"]
 #[expect(dead_code, reason = "the tests use more of it")]

@@ -184,7 +184,7 @@ impl Subscriptions {
         let known = self.known();
         let mut all: Vec<AgentStatus> =
             known.iter().map(|(agent, one)| AgentStatus::of(agent, &state(&one.state))).collect();
-        all.sort_by(|a, b| a.address.cmp(&b.address));
+        all.sort_by_key(|one| one.address);
         all
     }
 

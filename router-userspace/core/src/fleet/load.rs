@@ -69,7 +69,7 @@ impl LoadCell {
     pub fn set(&self, load: &Load, holds_us: u64) {
         let version = self.version.load(Ordering::Relaxed);
         let odd = version.wrapping_add(1);
-        let free = version % 2 == 0
+        let free = version.is_multiple_of(2)
             && self
                 .version
                 .compare_exchange(version, odd, Ordering::Acquire, Ordering::Relaxed)

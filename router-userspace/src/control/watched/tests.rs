@@ -227,7 +227,7 @@ fn an_agent_watches_its_own_node_and_the_pods_of_pools_unless_it_is_told_not_to(
     };
     let own = Watch::Node("n".into());
     assert_eq!(own.fields().as_deref(), Some("spec.nodeName=n"));
-    assert_eq!(of_pods(&node_case(false)), [own.clone()]);
+    assert_eq!(of_pods(&node_case(false)), std::slice::from_ref(&own));
     let mut case = node_case(true);
     assert_eq!(of_pods(&case), [pods_of("a"), own.clone()]);
 
