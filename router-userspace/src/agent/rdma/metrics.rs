@@ -3,11 +3,12 @@
 use std::fmt::{self, Write};
 
 use super::known::Figure;
-use super::named::{PodRdma, RdmaLoad};
+use super::named::{PairRdma, PodRdma, RdmaLoad};
 use super::report::DeviceReport;
 
 type DeviceMetric = (&'static str, &'static str, &'static str, fn(&DeviceReport) -> Option<f64>);
 type PodMetric = (&'static str, &'static str, &'static str, fn(&PodRdma) -> Figure);
+type PairMetric = (&'static str, &'static str, fn(&PairRdma) -> Figure);
 
 fn count(value: Option<u64>) -> Option<f64> {
     value.map(|value| value as f64)
@@ -71,6 +72,15 @@ const PODS: [PodMetric; 3] = [
     }),
 ];
 
+const PAIRS: [PairMetric; 2] = [
+    ("transmit_bytes_per_second", "The pair's part of what the pod sends", |pair| {
+        pair.tx_bytes_per_second
+    }),
+    ("receive_bytes_per_second", "The pair's part of what the pod receives", |pair| {
+        pair.rx_bytes_per_second
+    }),
+];
+
 /// Appends the metrics.
 pub(in crate::agent) fn write(page: &mut String, load: &RdmaLoad) -> fmt::Result {
     for (name, kind, what, value) in DEVICES {
@@ -93,6 +103,17 @@ pub(in crate::agent) fn write(page: &mut String, load: &RdmaLoad) -> fmt::Result
             writeln!(page, "pd_agent_rdma_pod_{name}{{{labels}}} {value}")?;
         }
     }
+    for (name, what, value) in PAIRS {
+        header(page, &format!("pair_{name}"), "gauge", what)?;
+        for pair in &load.pairs {
+            let Figure { value: Some(value), known } = value(pair) else { continue };
+            let (pod, peer) = (escaped(&pair.pod), escaped(pair.peer.as_deref().unwrap_or("")));
+            let (address, known) = (pair.peer_address, known.name());
+            let peer = format!("peer=\"{peer}\",peer_address=\"{address}\"");
+            let labels = format!("pod=\"{pod}\",{peer},known=\"{known}\"");
+            writeln!(page, "pd_agent_rdma_pair_{name}{{{labels}}} {value}")?;
+        }
+    }
     Ok(())
 }
 
@@ -102,4 +123,47 @@ fn header(page: &mut String, name: &str, kind: &str, what: &str) -> fmt::Result 
 
 fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::time::Duration;
+
+    use super::super::named::Names;
+    use super::super::tests::node::Node;
+    use super::super::tests::rounds::ONE;
+    use super::*;
+
+    #[test]
+    fn what_is_known_has_a_line_with_how_and_what_is_not_has_none() {
+        let mut node = Node::new("rxe0", 14, "roce");
+        node.process(10, ONE);
+        node.pairs(&[(17, 3, 0, 10)]);
+        node.connections(&[(17, 10, "10.0.0.1:900", "10.0.0.2:901")]);
+        let names = Names {
+            by_uid: [(ONE.into(), "default/\"odd\"".into())].into(),
+            by_address: HashMap::new(),
+        };
+        let mut page_of = |counters: &[(&str, u64)]| {
+            node.counts(counters);
+            node.second();
+            let load = RdmaLoad::new(&node.second(), Duration::ZERO, &names);
+            let mut page = String::new();
+            write(&mut page, &load).expect("writing to a string");
+            page
+        };
+        let page = page_of(&[("sent_pkts", 3), ("rcvd_pkts", 4)]);
+        let has = |page: &str, line: &str| page.lines().any(|found| found == line);
+        let device = "{device=\"rxe0\",port=\"1\",driver=\"rxe\"}";
+        assert!(has(&page, &format!("pd_agent_rdma_device_transmit_packets_total{device} 3")));
+        assert!(has(&page, &format!("pd_agent_rdma_device_bytes_known{device} 0")));
+        assert!(!page.contains("\npd_agent_rdma_device_transmit_bytes_total{"), "{page}");
+        assert!(!page.contains("\npd_agent_rdma_pod_transmit_bytes_total{"), "{page}");
+        let page = page_of(&[("sent_pkts", 3), ("sent_bytes", 9), ("rcvd_bytes", 0)]);
+        let pod = "{pod=\"default/\\\"odd\\\"\",known=\"exact\"}";
+        assert!(has(&page, &format!("pd_agent_rdma_pod_transmit_bytes_total{pod} 0")), "{page}");
+        assert!(has(&page, &format!("pd_agent_rdma_pod_queue_pairs{pod} 1")), "{page}");
+        assert!(page.contains("peer_address=\"10.0.0.2\",known=\"exact\"} 0"), "{page}");
+    }
 }

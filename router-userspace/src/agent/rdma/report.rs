@@ -280,22 +280,19 @@ fn missing(rdma: &Rdma) -> Vec<String> {
         }
         for port in &device.ports {
             let what = format!("RDMA bytes of {name}, port {}", port.number);
-            let verdict = port.watch.verdict(device.is_held());
-            match verdict {
-                Freshness::Stale => missing.push(format!(
-                    "{what}: its counters stand still while queue pairs work{}",
-                    because(rdma)
-                )),
-                Freshness::Unproven => missing.push(format!(
-                    "{what}: nothing shows whether its counters stand still or are not refreshed{}",
-                    because(rdma)
-                )),
-                _ if port.read.is_some() && !port.meter.counters().has_bytes() => {
-                    let driver = if device.driver.is_empty() { "unknown" } else { device.driver };
-                    missing.push(format!("{what}: the driver ({driver}) does not count them"));
-                }
-                _ => {}
+            if port.read.is_some() && !port.meter.counters().has_bytes() {
+                let driver = if device.driver.is_empty() { "unknown" } else { device.driver };
+                missing.push(format!("{what}: the driver ({driver}) does not count them"));
+                continue;
             }
+            let doubt = match port.watch.verdict(device.is_held()) {
+                Freshness::Stale => "its counters stand still while queue pairs work",
+                Freshness::Unproven => {
+                    "nothing shows whether its counters stand still or are not refreshed"
+                }
+                Freshness::Unread | Freshness::Moving | Freshness::Idle => continue,
+            };
+            missing.push(format!("{what}: {doubt}{}", because(rdma)));
         }
     }
     missing

@@ -3,6 +3,6 @@
 mod families;
 mod frames;
 pub(crate) mod golden;
-mod node;
-mod rounds;
+pub(crate) mod node;
+pub(crate) mod rounds;
 pub(crate) mod tree;

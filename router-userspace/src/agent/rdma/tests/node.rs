@@ -16,7 +16,7 @@ type Question = (Command, Option<u32>, Option<u32>);
 
 /// Answers by question; a question without one is refused as the kernel does.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Answers(Arc<Mutex<HashMap<Question, Vec<u8>>>>);
+pub(crate) struct Answers(Arc<Mutex<HashMap<Question, Vec<u8>>>>);
 
 /// Plays the answers back.
 #[derive(Debug)]
@@ -50,22 +50,22 @@ impl Answers {
 }
 
 /// One device (index 0) on a node.
-pub(super) struct Node {
-    pub(super) tree: Tree,
+pub(crate) struct Node {
+    pub(crate) tree: Tree,
     answers: Answers,
     name: &'static str,
-    pub(super) rdma: Rdma,
-    pub(super) now: Duration,
-    pub(super) activity: Activity,
+    pub(crate) rdma: Rdma,
+    pub(crate) now: Duration,
+    pub(crate) activity: Activity,
 }
 
 impl Node {
     /// A device of a driver (`enum rdma_driver_id`).
-    pub(super) fn new(name: &'static str, driver: u32, protocol: &str) -> Node {
+    pub(crate) fn new(name: &'static str, driver: u32, protocol: &str) -> Node {
         Node::with(name, driver, protocol, Vec::new())
     }
 
-    pub(super) fn with(
+    pub(crate) fn with(
         name: &'static str,
         driver: u32,
         protocol: &str,
@@ -90,13 +90,13 @@ impl Node {
     }
 
     /// What the device counts from now on.
-    pub(super) fn counts(&self, values: &[(&str, u64)]) {
+    pub(crate) fn counts(&self, values: &[(&str, u64)]) {
         let answer = golden::counters(0, self.name, values);
         self.answers.set(Command::Counters, Some(0), Some(1), answer);
     }
 
     /// Queue pairs: number, state, what was sent, process.
-    pub(super) fn pairs(&mut self, pairs: &[(u32, u8, u32, u32)]) {
+    pub(crate) fn pairs(&mut self, pairs: &[(u32, u8, u32, u32)]) {
         let pairs: Vec<Pair> = pairs
             .iter()
             .map(|(number, state, sent, pid)| Pair {
@@ -111,7 +111,7 @@ impl Node {
         self.answers.set(Command::QueuePairs, Some(0), None, answer);
     }
 
-    pub(super) fn connections(&self, ids: &[(u32, u32, &str, &str)]) {
+    pub(crate) fn connections(&self, ids: &[(u32, u32, &str, &str)]) {
         let address = |text: &str| text.parse().expect("an address");
         let ids: Vec<_> = ids
             .iter()
@@ -122,34 +122,34 @@ impl Node {
     }
 
     /// Netlink answers no more.
-    pub(super) fn without_netlink(&self) {
+    pub(crate) fn without_netlink(&self) {
         self.answers.remove(Command::Devices, None, None);
     }
 
-    pub(super) fn without_device(&self) {
+    pub(crate) fn without_device(&self) {
         self.answers.set(Command::Devices, None, None, Vec::new());
     }
 
     /// A process of a pod.
-    pub(super) fn process(&self, pid: u32, pod: &str) {
+    pub(crate) fn process(&self, pid: u32, pod: &str) {
         let cgroup = format!("0::/kubepods/burstable/pod{pod}/container\n");
         self.tree.write(&format!("proc/{pid}/cgroup"), &cgroup);
     }
 
     /// A second passes, and everything is read.
-    pub(super) fn second(&mut self) -> Report {
+    pub(crate) fn second(&mut self) -> Report {
         self.now += Duration::from_secs(1);
         self.rdma.round(self.now, &self.activity);
         self.rdma.report(self.now)
     }
 
-    pub(super) fn device(&mut self) -> DeviceReport {
+    pub(crate) fn device(&mut self) -> DeviceReport {
         self.second().devices.into_iter().next().expect("the device")
     }
 }
 
 /// The holder of a pod.
-pub(super) fn of<'a>(device: &'a DeviceReport, pod: &str) -> &'a HolderReport {
+pub(crate) fn of<'a>(device: &'a DeviceReport, pod: &str) -> &'a HolderReport {
     let mut holders = device.holders.iter();
     holders.find(|holder| holder.uid.as_deref() == Some(pod)).expect("the pod holds queue pairs")
 }

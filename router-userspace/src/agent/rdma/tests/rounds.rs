@@ -11,8 +11,8 @@ use super::super::known::{Figure, Known};
 use super::super::named::{Names, RdmaLoad};
 use super::node::{Node, of};
 
-pub(super) const ONE: &str = "11111111-1111-4111-8111-111111111111";
-pub(super) const TWO: &str = "22222222-2222-4222-8222-222222222222";
+pub(crate) const ONE: &str = "11111111-1111-4111-8111-111111111111";
+pub(crate) const TWO: &str = "22222222-2222-4222-8222-222222222222";
 const SENDS: u8 = 3;
 
 fn exact(value: f64) -> Figure {
