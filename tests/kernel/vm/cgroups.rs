@@ -25,7 +25,10 @@ fn counts(mounts: &str, name: &str) -> String {
     let loads = agent.until("closed", |loads| pair(loads, "p0", "", "engine")["closed"] == 1);
     // The tracepoint alone would know of no bytes.
     assert_eq!(pair(&loads, "p0", "", "engine")["rx_bytes"], BYTES);
-    assert_eq!(loads["missing"].as_array().map(Vec::len), Some(0), "{loads:#}");
+    // Other tests' soft RoCE devices may be there, which count no bytes before Linux 7.2.
+    let missing = loads["missing"].as_array().expect("a list").iter();
+    let missing: Vec<_> = missing.filter_map(|line| line.as_str()).collect();
+    assert!(missing.iter().all(|line| line.starts_with("RDMA")), "{missing:#?}");
     found(name, "connections and bytes counted");
     node.space.sh("cat /proc/mounts")
 }

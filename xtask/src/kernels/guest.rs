@@ -209,4 +209,47 @@ mod tests {
         assert_eq!(report.counts, Counts { passed: 3, failed: 0 });
         assert_eq!(report.findings, [("tc attach".to_owned(), "clsact".to_owned())]);
     }
+
+    /// A guest played by a shell, with its files in a folder for the test to remove.
+    fn played(name: &str, script: &str) -> Guest {
+        let own = |ending: &str| folder(name).join(ending);
+        std::fs::create_dir_all(folder(name)).unwrap();
+        let mut shell = shell::command("sh");
+        shell.args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::piped());
+        let qemu = shell.spawn().unwrap();
+        let (initrd, console, transcript) = (own("cpio"), own("console"), own("tests"));
+        Guest { qemu, version: name.to_owned(), initrd, console, transcript }
+    }
+
+    fn folder(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("guest-{name}-{}", std::process::id()))
+    }
+
+    #[test]
+    fn a_guest_that_says_its_end_is_believed() {
+        let script = "echo '@ tc = clsact'; echo 'test result: ok. 2 passed; 0 failed'
+            echo '@ ended with 0'";
+        let report = played("good", script).report(Duration::from_secs(60)).unwrap();
+        std::fs::remove_dir_all(folder("good")).unwrap();
+        assert_eq!((report.counts, report.failure), (Counts { passed: 2, failed: 0 }, None));
+    }
+
+    #[test]
+    fn a_guest_that_ends_before_its_tests_has_failed() {
+        let report = played("panics", "echo '@ tc = tcx'").report(Duration::from_secs(60)).unwrap();
+        std::fs::remove_dir_all(folder("panics")).unwrap();
+        assert_eq!(report.counts, Counts::FAILURE);
+        assert_eq!(report.failure.as_deref(), Some("it ended before its tests"));
+    }
+
+    #[test]
+    fn a_guest_that_hangs_is_ended_at_its_limit() {
+        let guest = played("hangs", "echo '@ tc = tcx'; exec sleep 600");
+        let process = nix::unistd::Pid::from_raw(guest.qemu.id().cast_signed());
+        let report = guest.report(Duration::from_millis(300)).unwrap();
+        std::fs::remove_dir_all(folder("hangs")).unwrap();
+        assert_eq!(report.failure.as_deref(), Some("not done after 0 s"));
+        // Ended and waited for: there is no such process any more.
+        assert!(nix::sys::signal::kill(process, None).is_err());
+    }
 }
