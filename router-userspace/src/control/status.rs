@@ -51,29 +51,30 @@ pub(super) async fn run(
     let mut led = false;
     let mut look = Instant::now();
     // The first report says that everything has been read: before it, nothing is known.
-    while reports.changed().await.is_ok() {
-        loop {
-            if Instant::now() >= look {
-                look = Instant::now() + ROUND;
-                election.campaign().await;
+    if reports.changed().await.is_err() {
+        return;
+    }
+    loop {
+        if Instant::now() >= look {
+            look = Instant::now() + ROUND;
+            election.campaign().await;
+        }
+        let leads = election.leads();
+        if leads != led {
+            tracing::info!(leads, lease = LEASE, "who writes statuses has changed");
+            writer.written.clear();
+            led = leads;
+        }
+        if leads {
+            let report = Arc::clone(&reports.borrow_and_update());
+            if let Some(fronts) = &mut fronts {
+                fronts.settle(&report.fronts, &report.services).await;
             }
-            let leads = election.leads();
-            if leads != led {
-                tracing::info!(leads, lease = LEASE, "who writes statuses has changed");
-                writer.written.clear();
-                led = leads;
-            }
-            if leads {
-                let report = Arc::clone(&reports.borrow_and_update());
-                if let Some(fronts) = &mut fronts {
-                    fronts.settle(&report.fronts, &report.services).await;
-                }
-                writer.write(&report.standings).await;
-            }
-            tokio::select! {
-                changed = reports.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep_until(look) => {}
-            }
+            writer.write(&report.standings).await;
+        }
+        tokio::select! {
+            changed = reports.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep_until(look) => {}
         }
     }
 }

@@ -11,6 +11,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use prometheus_client::metrics::gauge::Gauge;
+use router_core::fleet::Port;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -46,7 +47,7 @@ pub(crate) struct Listeners {
     tasks: TaskTracker,
     /// By port and whether clients speak TLS there. Cancelled to close the port and end its
     /// connections once they are idle.
-    open: HashMap<(u16, bool), CancellationToken>,
+    open: HashMap<Port, CancellationToken>,
 }
 
 impl Listeners {
@@ -78,35 +79,36 @@ impl Listeners {
     /// a closed port finish what they serve.
     ///
     /// Returns the ports that could not be opened, and why; they are tried again at the next call.
-    pub(crate) fn reconcile(&mut self, ports: &[(u16, bool)]) -> Vec<(u16, io::Error)> {
+    pub(crate) fn reconcile(&mut self, ports: &[Port]) -> Vec<(u16, io::Error)> {
         self.open.retain(|port, closing| {
             let keep = ports.contains(port);
             if !keep {
-                tracing::info!(port = port.0, "listener closed");
+                tracing::info!(port = port.number, "listener closed");
                 closing.cancel();
             }
             keep
         });
         let mut failed = Vec::new();
-        for &(port, secure) in ports {
-            if self.open.contains_key(&(port, secure)) {
+        for &port in ports {
+            if self.open.contains_key(&port) {
                 continue;
             }
-            match bind(SocketAddr::new(self.address, port), self.send_timeout) {
+            match bind(SocketAddr::new(self.address, port.number), self.send_timeout) {
                 Ok(listener) => {
-                    tracing::info!(address = %self.address, port, secure, "listener opened");
+                    let Port { number, secure } = port;
+                    tracing::info!(address = %self.address, port = number, secure, "listener opened");
                     let closing = CancellationToken::new();
-                    self.open.insert((port, secure), closing.clone());
-                    self.tasks.spawn(self.acceptor(port, secure, closing).run(listener));
+                    self.open.insert(port, closing.clone());
+                    self.tasks.spawn(self.acceptor(port, closing).run(listener));
                 }
-                Err(error) => failed.push((port, error)),
+                Err(error) => failed.push((port.number, error)),
             }
         }
         failed
     }
 
     /// The ports that are open.
-    pub(crate) fn ports(&self) -> Vec<(u16, bool)> {
+    pub(crate) fn ports(&self) -> Vec<Port> {
         self.open.keys().copied().collect()
     }
 
@@ -120,10 +122,10 @@ impl Listeners {
         tokio::time::timeout(limit, self.tasks.wait()).await.is_ok()
     }
 
-    fn acceptor(&self, port: u16, secure: bool, closing: CancellationToken) -> Acceptor {
+    fn acceptor(&self, port: Port, closing: CancellationToken) -> Acceptor {
         Acceptor {
-            port,
-            tls: secure.then(|| tls::acceptor(self.service.fleet(), port)),
+            port: port.number,
+            tls: port.secure.then(|| tls::acceptor(self.service.fleet(), port.number)),
             closing,
             service: self.service.clone(),
             room: Arc::clone(&self.room),

@@ -41,7 +41,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use prometheus_client::registry::Registry;
-use router_core::fleet::{Facts, Fleet, Phase, Verdict, WorkerKey};
+use router_core::fleet::{Facts, Fleet, Phase, Port, Verdict, WorkerKey};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -88,7 +88,7 @@ pub(crate) struct Gateway {
 /// What became of the ports that the fleet wants open.
 #[derive(Default)]
 struct Ports {
-    open: Vec<(u16, bool)>,
+    open: Vec<Port>,
     /// Why the others are not.
     failures: Vec<String>,
 }
@@ -252,7 +252,7 @@ impl Parts {
     }
 
     /// What is done with a new snapshot, and the ports that it wants open.
-    fn publisher(&self) -> (impl Fn(Fleet) + Send + 'static, watch::Receiver<Vec<(u16, bool)>>) {
+    fn publisher(&self) -> (impl Fn(Fleet) + Send + 'static, watch::Receiver<Vec<Port>>) {
         let (ports, wanted) = watch::channel(Vec::new());
         let (gateway, probes) = (Arc::clone(&self.gateway), Arc::clone(&self.probes));
         let polls = Arc::clone(&self.polls);
@@ -300,7 +300,7 @@ fn count(n: usize) -> i64 {
 /// Opens and closes listeners as `ports` changes, until `shutdown`.
 async fn follow_ports(
     mut listeners: Listeners,
-    mut ports: watch::Receiver<Vec<(u16, bool)>>,
+    mut ports: watch::Receiver<Vec<Port>>,
     readiness: &Readiness,
     shutdown: &CancellationToken,
 ) -> Listeners {

@@ -32,5 +32,5 @@ pub use pool::{Fit, Member, ObjectName, Phase, Pool, Profile, Role, Unfit, host_
 pub use problem::Problem;
 pub use rates::{Experience, Rates};
 pub use service::ServiceBackend;
-pub use snapshot::Fleet;
+pub use snapshot::{Fleet, Port};
 pub use worker::{Lease, Limits, Released, Usage, Weight, Worker, WorkerKey};

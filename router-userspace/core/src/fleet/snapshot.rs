@@ -23,12 +23,19 @@ pub struct Fleet {
     pub problems: Vec<Problem>,
 }
 
+/// A port of this process to listen on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Port {
+    pub number: u16,
+    /// Clients speak TLS there.
+    pub secure: bool,
+}
+
 impl Fleet {
-    /// The distinct ports of this process to listen on, in ascending order, and whether clients
-    /// speak TLS there.
-    pub fn ports(&self) -> Vec<(u16, bool)> {
-        let all = self.listeners.iter().map(|one| (one.socket_port, one.secure()));
-        let mut ports: Vec<(u16, bool)> = all.collect();
+    /// The distinct ports to listen on, in ascending order.
+    pub fn ports(&self) -> Vec<Port> {
+        let port = |one: &Listener| Port { number: one.socket_port, secure: one.secure() };
+        let mut ports: Vec<Port> = self.listeners.iter().map(port).collect();
         ports.sort_unstable();
         ports.dedup();
         ports

@@ -1,5 +1,7 @@
 //! Each condition and its reason, as a table of cases.
 
+use router_core::fleet::Port;
+
 use super::super::super::golden;
 use super::super::Exposure;
 use super::*;
@@ -126,7 +128,10 @@ fn a_gateway_is_programmed_once_its_service_leads_here_and_has_an_address() {
             index.apply(Source::Cluster, golden::object(text));
         }
         let fleet = index.build(&Fleet::default());
-        assert_eq!(fleet.ports(), services.first().map(|_| (20_080, false)).as_slice());
+        assert_eq!(
+            fleet.ports(),
+            services.first().map(|_| Port { number: 20_080, secure: false }).as_slice()
+        );
         let all = index.standings(&fleet);
         let told = told(&all, Kind::Gateway);
         assert_eq!(told[1], expected, "{told:?}");
