@@ -76,7 +76,7 @@ async fn as_many_engines_may_die_as_the_setting_says() {
 #[tokio::test]
 async fn a_connection_that_breaks_without_a_death_is_overcome_once() {
     let fleet = Fleet::start(1, 3).await;
-    let gateway = fleet.gateway().await;
+    let gateway = fleet.gateway_with(&["--policy", "round_robin"]).await;
     fleet.decode[0].always(Action::DropBeforeHead);
     for _ in 0..6 {
         gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);

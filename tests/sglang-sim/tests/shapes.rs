@@ -166,6 +166,30 @@ async fn logprobs_of_the_prompt_are_prefills_and_of_the_answer_decodes() {
 }
 
 #[tokio::test]
+async fn without_a_start_the_prompt_has_no_logprobs() {
+    let mut body = generate("a b c", 4);
+    body["return_logprob"] = json!(true);
+    for (version, entries) in [(Version::V0_5, 0), (Version::V0_4_10, 1)] {
+        let engine = unified(version).await;
+        let meta = post(&engine, "/generate", &body).await.json()["meta_info"].take();
+        assert_eq!(meta["input_token_logprobs"].as_array().unwrap().len(), entries, "{version:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_no_sampler_can_do_is_refused_in_the_engines_words() {
+    let engine = unified(Version::V0_5).await;
+    let mut body = generate("a", 4);
+    body["sampling_params"]["top_p"] = json!(7);
+    let answer = post(&engine, "/generate", &body).await;
+    assert_eq!(answer.status, 400);
+    assert_eq!(answer.json()["error"]["message"], "top_p must be in (0, 1], got 7.");
+    let mut body = chat("a", 4);
+    body["temperature"] = json!(-1);
+    assert_eq!(post(&engine, "/v1/chat/completions", &body).await.status, 400);
+}
+
+#[tokio::test]
 async fn openai_logprobs_are_of_the_answer() {
     let engine = unified(Version::V0_5).await;
     let mut body = chat("a", 3);

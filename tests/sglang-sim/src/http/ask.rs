@@ -258,6 +258,27 @@ pub(crate) fn read(
     })
 }
 
+/// A parameter, what it may be, and how that is said.
+type Bound = (&'static str, fn(f64) -> bool, &'static str);
+
+/// Refuses what no sampler can do, in the engine's words.
+fn verify(sampling: &Value) -> Result<(), Refusal> {
+    const BOUNDS: [Bound; 5] = [
+        ("temperature", |given| given >= 0.0, "non-negative"),
+        ("top_p", |given| 0.0 < given && given <= 1.0, "in (0, 1]"),
+        ("min_p", |given| (0.0..=1.0).contains(&given), "in [0, 1]"),
+        ("frequency_penalty", |given| (-2.0..=2.0).contains(&given), "in [-2, 2]"),
+        ("presence_penalty", |given| (-2.0..=2.0).contains(&given), "in [-2, 2]"),
+    ];
+    for (name, fits, says) in BOUNDS {
+        let given = &sampling[name];
+        if given.as_f64().is_some_and(|number| !fits(number)) {
+            return Err(value_error(&format!("{name} must be {says}, got {given}.")));
+        }
+    }
+    Ok(())
+}
+
 /// One sequence for each sample of each prompt.
 fn jobs(
     life: &Life,
@@ -270,6 +291,7 @@ fn jobs(
     let mut jobs = Vec::with_capacity(prompts.len() * n);
     for (place, prompt) in prompts.into_iter().enumerate() {
         let sampling = api.sampling(body, place);
+        verify(sampling)?;
         let length = life.config.context_length;
         let room_left = length.saturating_sub(prompt.len());
         if room_left == 0 {

@@ -64,8 +64,14 @@ fn chosen_entries(ids: &[u32], place: usize, wanted: &Logprobs) -> Value {
 
 impl Input {
     /// The first entry has no probability: nothing precedes it.
-    fn new(prompt: &[u32], wanted: &Logprobs, role: Role) -> Input {
-        let start = wanted.start.unwrap_or(usize::MAX).min(prompt.len().saturating_sub(1));
+    fn new(prompt: &[u32], wanted: &Logprobs, role: Role, old: bool) -> Input {
+        let last = prompt.len().saturating_sub(1);
+        // Where no start is given, older engines tell of the last token and newer ones of none.
+        let start = match wanted.start {
+            Some(start) => start.min(last),
+            None if old => last,
+            None => prompt.len(),
+        };
         let prompt = if role == Role::Decode { &[] } else { &prompt[start..] };
         let each = |make: &dyn Fn(usize, u32) -> Value, first: &dyn Fn(u32) -> Value| {
             let list = prompt.iter().enumerate();
@@ -96,7 +102,8 @@ impl Sequence {
             ids: Vec::new(),
             finish: None,
             logprobs: Vec::new(),
-            input: logprobs.map(|wanted| Input::new(&job.prompt, wanted, life.config.role)),
+            input: logprobs
+                .map(|wanted| Input::new(&job.prompt, wanted, life.config.role, life.is_old())),
             started: Instant::now(),
         }
     }
@@ -128,6 +135,7 @@ impl Sequence {
         if !old {
             put("weight_version", json!("default"));
             put("num_retractions", json!(0));
+            put("dp_rank", Value::Null);
         }
         if let Some(input) = &self.input {
             self.put_logprobs(input, &mut put);
