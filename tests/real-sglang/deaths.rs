@@ -23,7 +23,7 @@ const PROBING: Duration = Duration::from_secs(5);
 
 /// Killed while it computes a long prompt: nothing has been promised to the client yet.
 pub(crate) async fn prefill_dies(world: &mut World) {
-    let gateway = world.gateway(&["--max-attempts", "1"]).await;
+    let gateway = world.gateway_of_one_pair(&["--max-attempts", "1"]).await;
     let client = gateway.client;
     let body = long_prompt();
     let waiting = tokio::spawn(async move { client.post("/v1/chat/completions", &body).await });
@@ -41,7 +41,7 @@ pub(crate) async fn prefill_dies(world: &mut World) {
 
 /// Killed in the middle of a stream: what came is kept, and the stream ends with an error.
 pub(crate) async fn decode_dies(world: &mut World) {
-    let gateway = world.gateway(&["--max-attempts", "1"]).await;
+    let gateway = world.gateway_of_one_pair(&["--max-attempts", "1"]).await;
     let mut stream = gateway.client.open("/v1/chat/completions", &endless()).await;
     for _ in 0..5 {
         stream.next().await.expect("an event");
@@ -62,7 +62,7 @@ pub(crate) async fn decode_dies(world: &mut World) {
 pub(crate) async fn prefill_freezes(world: &mut World) {
     let silent = format!("{}s", SILENT.as_secs());
     let flags = ["--max-attempts", "1", "--silent-timeout", &silent];
-    let gateway = world.gateway(&flags).await;
+    let gateway = world.gateway_of_one_pair(&flags).await;
     let client = gateway.client;
     let body = long_prompt();
     let waiting = tokio::spawn(async move { client.post("/v1/chat/completions", &body).await });
@@ -78,8 +78,36 @@ pub(crate) async fn prefill_freezes(world: &mut World) {
     heals(world, &gateway).await;
 }
 
+/// This version's prefill exits when it is asked for top logprobs: one does, and not the next.
+pub(crate) async fn poison(world: &mut World) {
+    if world.second.is_none() {
+        println!("  nothing to see with one prefill: memory is short");
+        return;
+    }
+    let gateway = world.gateway(&[]).await;
+    let mut body = requests::generate("a router", 4);
+    (body["return_logprob"], body["top_logprobs_num"]) = (true.into(), 2.into());
+    let answer = gateway.client.post("/generate", &body).await;
+    let reason = answer.header("x-pd-router-reason").to_owned();
+    println!("  {} {reason} after {:.3} s", answer.status, answer.took.as_secs_f32());
+    let ended: Vec<&str> = [Some(&mut world.prefill), world.second.as_mut()]
+        .into_iter()
+        .flatten()
+        .filter_map(|server| server.has_ended().then_some(server.name))
+        .collect();
+    assert_eq!(ended.len(), 1, "{ended:?} ended");
+    assert_eq!((answer.status.as_u16(), reason.as_str()), (502, "prefill_died"));
+    assert_eq!(answer.header("x-should-retry"), "false");
+    serves(world, &gateway).await;
+}
+
 /// The next requests are served, as the reference does, and nothing is left in the engines.
 async fn heals(world: &World, gateway: &Gateway) {
+    serves(world, gateway).await;
+    world.idle().await;
+}
+
+async fn serves(world: &World, gateway: &Gateway) {
     let ask = Ask {
         name: "the first request after".into(),
         path: "/generate",
@@ -94,8 +122,7 @@ async fn heals(world: &World, gateway: &Gateway) {
         served.then_some(())
     })
     .await;
-    println!("  served again {:.1} s after its return", start.elapsed().as_secs_f32());
-    world.idle().await;
+    println!("  served again after {:.1} s", start.elapsed().as_secs_f32());
 }
 
 /// Waits until prefill has a request.

@@ -132,7 +132,7 @@ fn refused() -> Vec<Ask> {
     vec![
         ask("a top_p of 7", GENERATE, json!({"text": "a router", "sampling_params": params})),
         ask("messages that are a text", CHAT, with(chat("", 4), "messages", json!("x"))),
-        ask("chat longer than the context", CHAT, chat(&long().repeat(12), 4)),
+        ask("chat longer than the context", CHAT, chat(&long().repeat(24), 4)),
     ]
 }
 

@@ -21,7 +21,7 @@ const START: Duration = Duration::from_secs(400);
 /// The last line that a server logs before it serves.
 const SERVES: &str = "The server is fired up";
 /// What an engine waits for its peer: SGLang's 300 s would make failures slow to see.
-const PEER_TIMEOUT: &str = "60";
+pub(crate) const PEER_TIMEOUT: Duration = Duration::from_secs(25);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -154,6 +154,7 @@ fn command(role: Role, ip: IpAddr, installation: &Installation) -> Command {
     command.args(["--max-total-tokens", "20000", "--mem-fraction-static", "0.1"]);
     command.args(["--host", &ip.to_string(), "--port", &ENGINE_PORT.to_string()]);
     let bootstrap = BOOTSTRAP_PORT.to_string();
+    let peer_timeout = PEER_TIMEOUT.as_secs().to_string();
     match role {
         Role::Prefill => command
             .args(["--disaggregation-mode", "prefill"])
@@ -168,8 +169,8 @@ fn command(role: Role, ip: IpAddr, installation: &Installation) -> Command {
         .env("PYTHONPATH", engine.join("stand-in"))
         .env("SGLANG_USE_CPU_ENGINE", "1")
         .env("SGLANG_HOST_IP", ip.to_string())
-        .env("SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT", PEER_TIMEOUT)
-        .env("SGLANG_DISAGGREGATION_WAITING_TIMEOUT", PEER_TIMEOUT)
+        .env("SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT", &peer_timeout)
+        .env("SGLANG_DISAGGREGATION_WAITING_TIMEOUT", &peer_timeout)
         .env("HF_HUB_OFFLINE", "1")
         .env("OMP_NUM_THREADS", "1")
         // SGLang asks Mooncake for RDMA, which no namespace has.

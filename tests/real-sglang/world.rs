@@ -7,6 +7,7 @@ use router_tests::manifests;
 use router_tests::{Client, Gateway, Manifests, eventually};
 use serde_json::Value;
 
+use crate::agent::Agent;
 use crate::node::{Node, Pod};
 use crate::server::{Installation, Role, Server};
 
@@ -14,23 +15,31 @@ use crate::server::{Installation, Role, Server};
 /// prompt, and other work may want the CPU.
 const IDLE: Duration = Duration::from_secs(20);
 
+/// What four servers need, and what they need for starting; three get along with less.
+const MEMORY_OF_FOUR_KIB: u64 = 15 << 20;
+
 pub(crate) struct World {
     pub(crate) prefill: Server,
+    /// Where memory allows.
+    pub(crate) second: Option<Server>,
     pub(crate) decode: Server,
     pub(crate) reference: Server,
+    pub(crate) agent: Agent,
     manifests: Manifests,
 }
 
 /// Where each server will stand.
 pub(crate) struct Pods {
     prefill: Pod,
+    second: Pod,
     decode: Pod,
     reference: Pod,
 }
 
 impl World {
     pub(crate) fn pods(node: &Node) -> Pods {
-        Pods { prefill: node.pod(2), decode: node.pod(3), reference: node.pod(4) }
+        let pod = |host| node.pod(host);
+        Pods { prefill: pod(2), decode: pod(3), reference: pod(4), second: pod(5) }
     }
 
     pub(crate) async fn start(pods: Pods) -> World {
@@ -40,36 +49,76 @@ impl World {
             logs: setting("PD_ROUTER_SGLANG_LOGS"),
         };
         let start = |name, role, pod| Server::start(name, role, pod, &installation);
+        let enough = available_memory_kib() >= MEMORY_OF_FOUR_KIB;
+        let manifests = Manifests::documents();
+        // Before the engines, so that no byte of theirs escapes it.
+        let agent = Agent::start(manifests.path());
         let mut world = World {
             prefill: start("prefill", Role::Prefill, pods.prefill),
+            second: enough.then(|| start("second", Role::Prefill, pods.second)),
             decode: start("decode", Role::Decode, pods.decode),
             reference: start("reference", Role::Reference, pods.reference),
-            manifests: Manifests::documents(),
+            agent,
+            manifests,
         };
-        for server in [&world.prefill, &world.decode] {
-            let pod = manifests::Pod::new(server.name, server.name, server.ip());
-            world.manifests.put_pod(&pod);
-        }
-        for server in [&mut world.prefill, &mut world.decode, &mut world.reference] {
+        world.all_ready(true);
+        for server in world.servers() {
             server.serves().await;
         }
         world
     }
 
-    /// A gateway that has heard from both engines.
+    /// A gateway that has heard from every engine.
     pub(crate) async fn gateway(&self, flags: &[&str]) -> Gateway {
+        self.all_ready(true);
+        self.gateway_as_is(flags).await
+    }
+
+    /// The same, that uses the first prefill alone.
+    pub(crate) async fn gateway_of_one_pair(&self, flags: &[&str]) -> Gateway {
+        self.all_ready(false);
+        self.gateway_as_is(flags).await
+    }
+
+    async fn gateway_as_is(&self, flags: &[&str]) -> Gateway {
         let gateway = Gateway::start_with(&self.manifests, flags).await;
-        eventually("both engines have told what they are", IDLE, async || {
+        let engines = self.engines().count();
+        eventually("all engines have told what they are", IDLE, async || {
             let fleet = gateway.fleet().await.to_string();
-            (fleet.matches("page_size").count() >= 2).then_some(())
+            (fleet.matches("page_size").count() >= engines).then_some(())
         })
         .await;
         gateway
     }
 
+    /// Writes the pods; the second prefill's is ready or not.
+    fn all_ready(&self, second: bool) {
+        for server in self.engines() {
+            let role = if server.role == Role::Decode { "decode" } else { "prefill" };
+            let ready = second || server.name != "second";
+            let pod = manifests::Pod::new(server.name, role, server.ip());
+            self.manifests.put_pod(&manifests::Pod { ready, ..pod });
+        }
+    }
+
+    /// The engines that work in pairs.
+    pub(crate) fn engines(&self) -> impl Iterator<Item = &Server> {
+        self.prefills().chain([&self.decode])
+    }
+
+    pub(crate) fn prefills(&self) -> impl Iterator<Item = &Server> {
+        [&self.prefill].into_iter().chain(&self.second)
+    }
+
+    fn servers(&mut self) -> impl Iterator<Item = &mut Server> {
+        [&mut self.prefill, &mut self.decode, &mut self.reference]
+            .into_iter()
+            .chain(&mut self.second)
+    }
+
     /// What an earlier check has left broken works again.
     pub(crate) async fn heal(&mut self) {
-        for server in [&mut self.prefill, &mut self.decode, &mut self.reference] {
+        for server in self.servers() {
             if server.has_ended() {
                 server.restart().await;
             } else {
@@ -78,9 +127,9 @@ impl World {
         }
     }
 
-    /// Waits until neither engine holds a request or any KV but the prefix cache's.
+    /// Waits until no engine holds a request or any KV but the prefix cache's.
     pub(crate) async fn idle(&self) {
-        for server in [&self.prefill, &self.decode] {
+        for server in self.engines() {
             let what = format!("{} is idle", server.name);
             eventually(&what, IDLE, async || {
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -109,4 +158,11 @@ fn holds_nothing(load: &Value) -> bool {
 pub(crate) fn setting(name: &str) -> PathBuf {
     let value = std::env::var_os(name);
     value.unwrap_or_else(|| panic!("{name} is not set: run `cargo xtask test real-sglang`")).into()
+}
+
+fn available_memory_kib() -> u64 {
+    let memory = std::fs::read_to_string("/proc/meminfo").expect("the kernel tells of memory");
+    let line = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    kib.expect("it tells what is available")
 }

@@ -144,6 +144,7 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
     }
     if suite == Suite::RealSglang {
         real_sglang::equip(&mut runner)?;
+        runner.env("PD_ROUTER_EBPF_OBJECT", ebpf::build()?);
     }
     if matches!(suite, Suite::Kernel | Suite::Feedback) {
         match kernel_object() {
