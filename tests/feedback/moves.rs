@@ -16,23 +16,37 @@ use crate::site::{Engine, Gateway, Site, ask, enter, post, wait};
 /// it runs everything at once on few CPUs, in a debug build.
 const MOVES_WITHIN: Duration = Duration::from_millis(100);
 const SLACK: Duration = Duration::from_millis(400);
-/// How long trouble lasts, and within which time of its end traffic is back.
+/// How long trouble lasts, and within which time of its end traffic is back where the kernel shows
+/// it. What is learned of a way that nobody takes is only mended by the request in a hundred that
+/// tries it again: that takes as long as it takes a few of these to come by.
 const LASTS: Duration = Duration::from_secs(4);
 const BACK_WITHIN: Duration = Duration::from_secs(2);
+const TRIED_AGAIN_WITHIN: Duration = Duration::from_secs(45);
+/// So many requests say how often a way is taken now.
+const TELLING: usize = 30;
 /// Slow enough that this machine can, fast enough for many choices a second.
 const ENGINES: &str = "--prefill-tokens-per-second 20000 --inter-token-ms 4 \
                        --kv-bytes-per-token 2048";
 
-/// How often a way was chosen before, during and after trouble on it.
+/// What a link with a limit carries a second.
+const LINK_BYTES: u64 = 40_000_000;
+
+/// How often a way was chosen before and during trouble on it, and when again after.
 #[derive(Debug)]
 struct Course {
     before: f64,
     during: f64,
-    after: f64,
-    /// Mean times of requests that began during it.
+    /// From the end of the trouble until it was chosen again at least half as often.
+    back: Duration,
+    /// Requests that began while it lasted, and those of them that it held up.
+    begun: usize,
+    held_up: usize,
+    /// Their mean time, the ones of the first moment apart.
     during_ms: f64,
-    asked: usize,
 }
+
+/// Several times what a request takes without trouble.
+const HELD_UP: Duration = Duration::from_secs(1);
 
 /// Two gateways before two prefills and two decodes, and trouble on one of them.
 fn course(
@@ -49,14 +63,24 @@ fn course(
     wait("the trouble lasts", || (start.elapsed() >= LASTS).then_some(()));
     let over = Instant::now();
     end();
-    wait("the time for the way back", || (over.elapsed() >= BACK_WITHIN + LASTS).then_some(()));
+    let ended = Instant::now();
     let moved = start + MOVES_WITHIN + SLACK;
-    let back = over + BACK_WITHIN;
     let (before, during) = (crowd.between(begun, start), crowd.between(moved, over));
-    let after = crowd.between(back, Instant::now());
+    let usual = share(&before, &chosen);
+    let back = wait("traffic comes back", || {
+        // By the last few that were answered: as soon as these are as many as half of before.
+        let asked = crowd.between(ended, Instant::now());
+        let last = asked.len().checked_sub(TELLING).map(|from| &asked[from..])?;
+        let first = last.iter().map(|one| one.at).min()?;
+        (share(last, &chosen) >= usual / 2.0).then(|| first.saturating_duration_since(ended))
+    });
     let all = crowd.end();
     none_failed(&all);
-    for (name, one) in [("before", &before), ("during", &during), ("after", &after)] {
+    for worker in ["prefill-0", "prefill-1", "decode-0", "decode-1"] {
+        let told = gateways[0].load_of(worker);
+        eprintln!("  {worker}: learned {}, load {}", told["learned"], told["load"]);
+    }
+    for (name, one) in [("before", &before), ("during", &during)] {
         assert!(one.len() >= 20, "only {} requests {name}", one.len());
     }
     // The first steps of the way, for whoever reads the log.
@@ -67,17 +91,19 @@ fn course(
         let there = part.iter().filter(|one| chosen(one)).count();
         eprintln!("  {:>3} ms after its begin: {there} of {}", 50 * step, part.len());
     }
+    let hit: Vec<&Asked> = all.iter().filter(|one| start <= one.at && one.at < over).collect();
     let course = Course {
-        before: share(&before, &chosen),
+        begun: hit.len(),
+        held_up: hit.iter().filter(|one| one.took > HELD_UP).count(),
+        before: usual,
         during: share(&during, &chosen),
-        after: share(&after, &chosen),
+        back,
         during_ms: mean_ms(&during),
-        asked: all.len(),
     };
-    let Course { before, during, after, during_ms, asked } = &course;
+    let Course { before, during, back, begun, held_up, during_ms } = &course;
     eprintln!(
-        "  chosen {before:.2} before, {during:.2} during ({during_ms:.0} ms a request), {after:.2} \
-         after; {asked} requests"
+        "  chosen {before:.2} before, {during:.2} during, back after {back:.1?}; {held_up} of {begun} \
+         held up, {during_ms:.0} ms a request"
     );
     course
 }
@@ -85,7 +111,7 @@ fn course(
 fn site() -> Site {
     let mut site = Site::new();
     site.engine("prefill", true, ENGINES);
-    site.engine("prefill", false, ENGINES);
+    site.engine("prefill", true, ENGINES);
     site.engine("decode", false, ENGINES);
     site.engine("decode", false, ENGINES);
     site
@@ -93,8 +119,7 @@ fn site() -> Site {
 
 /// Gateways that listen to the agent, with every load told.
 fn gateways(site: &mut Site, flags: &str) -> Vec<Gateway> {
-    // 40 MB/s, as `Trouble::limit` holds it.
-    site.agent(&format!("--link-speed veth2=320 {flags}"));
+    site.agent(flags);
     let agent = format!("--agent {}", site.agent_address());
     let gateways = vec![site.gateway(&agent), site.gateway(&agent)];
     let workers = site.engines.len();
@@ -102,10 +127,10 @@ fn gateways(site: &mut Site, flags: &str) -> Vec<Gateway> {
     gateways
 }
 
-fn moved_and_back(course: &Course) {
-    assert!(course.before > 0.25, "it was not used before: {course:?}");
-    assert!(course.during < course.before / 3.0, "traffic did not move: {course:?}");
-    assert!(course.after > course.before / 2.0, "traffic did not come back: {course:?}");
+fn moved_and_back(course: &Course, within: Duration) {
+    assert!(course.before > 0.1, "it was not used before: {course:?}");
+    assert!(course.during < course.before / 2.0, "traffic did not move: {course:?}");
+    assert!(course.back <= within + SLACK, "traffic did not come back: {course:?}");
 }
 
 /// A request past the gateways: both legs, each to its engine, as another router would.
@@ -180,7 +205,7 @@ fn requests_around_the_gateways_move_the_traffic_and_their_end_moves_it_back() {
     let mut site = site();
     let told = gateways(&mut site, "");
     let with = load_around(&site, &told);
-    moved_and_back(&with);
+    moved_and_back(&with, BACK_WITHIN);
     drop(told);
     // The same without anybody who tells: gateways know their own leases, and ask engines too
     // rarely to see anything in time.
@@ -188,8 +213,7 @@ fn requests_around_the_gateways_move_the_traffic_and_their_end_moves_it_back() {
     let alone = "--engine-load-interval 1h";
     let gateways = [site.gateway(alone), site.gateway(alone)];
     let without = load_around(&site, &gateways);
-    eprintln!("with an agent {with:?}, without {without:?}");
-    assert!(without.during > with.during, "an agent made no difference: {with:?}, {without:?}");
+    assert!(with.held_up < without.held_up, "no difference: {with:?}, {without:?}");
 }
 
 /// Fills what a pod sends with bytes for a machine outside, until told to stop.
@@ -215,9 +239,12 @@ fn fill(site: &Site, name: &str, stop: Arc<AtomicBool>) -> Vec<JoinHandle<()>> {
 #[test]
 fn a_bulk_transfer_that_fills_a_link_moves_the_traffic_and_its_end_moves_it_back() {
     let mut site = site();
-    let trouble = engine(&site, "prefill-0").trouble.clone().expect("a wired pod");
-    trouble.limit(40_000_000);
-    let gateways = gateways(&mut site, "");
+    for name in ["prefill-0", "prefill-1"] {
+        engine(&site, name).trouble.as_ref().expect("a wired pod").limit(LINK_BYTES);
+    }
+    let megabits = LINK_BYTES * 8 / 1_000_000;
+    let speeds = format!("--link-speed veth2={megabits} --link-speed veth3={megabits}");
+    let gateways = gateways(&mut site, &speeds);
     let course = course(
         &gateways,
         |one| one.prefill == "prefill-0",
@@ -230,7 +257,7 @@ fn a_bulk_transfer_that_fills_a_link_moves_the_traffic_and_its_end_moves_it_back
             })
         },
     );
-    moved_and_back(&course);
+    moved_and_back(&course, BACK_WITHIN);
 }
 
 #[test]
@@ -257,7 +284,7 @@ fn an_engine_that_slows_down_loses_traffic() {
             Box::new(move || end("/sim/reset", "{}"))
         },
     );
-    moved_and_back(&course);
+    moved_and_back(&course, TRIED_AGAIN_WITHIN);
 }
 
 #[test]
@@ -271,7 +298,5 @@ fn delay_and_loss_between_one_pair_move_the_traffic_to_other_pairs() {
         trouble.between(peer, Duration::from_millis(60), 20);
         Box::new(move || trouble.end())
     });
-    assert!(course.before > 0.1, "the pair was not used before: {course:?}");
-    assert!(course.during < course.before / 2.0, "traffic did not move: {course:?}");
-    assert!(course.after > course.before / 3.0, "traffic did not come back: {course:?}");
+    moved_and_back(&course, TRIED_AGAIN_WITHIN);
 }

@@ -11,7 +11,9 @@ use super::unknown::Typical;
 use crate::pair::Pair;
 
 /// One request in so many is sent where it may learn something.
-const EXPLORE_ONE_IN: usize = 128;
+const EXPLORE_ONE_IN: usize = 100;
+/// Pairs that are drawn for it.
+const EXPLORE_AMONG: usize = 8;
 /// Pairs whose TTFT differs by less than this from the best one's are as good: a part of it,
 /// and at least a millisecond. One of them is taken at random, so that gateways do not herd.
 const TIE_SHARE: f32 = 0.01;
@@ -182,28 +184,41 @@ impl Scene<'_> {
         Scored { prefill, decode, cost_ms, estimate }
     }
 
-    /// Now and then, a pair of which less is known: one leg of the best one, and for the other
-    /// anybody who has no more to do. A worker or a link that is avoided for what was once
-    /// measured is so tried again, and nobody waits behind a longer queue for it.
-    fn explore(&self, best: &Scored, draw: Draw) -> Option<Scored> {
+    /// Now and then, a pair that looks bad and has no more to do than the best one: what speaks
+    /// against it was once measured, and an avoided worker or link tells nothing new. Of some drawn
+    /// at random the worst is tried, and nobody waits behind a longer queue for it.
+    fn explore(&self, best: &Scored, mut draw: Draw) -> Option<Scored> {
         if draw.below(EXPLORE_ONE_IN) != 0 {
             return None;
         }
         let Pair { prefill: prefills, decode: decodes } = self.question.candidates;
-        let side = draw.second();
-        let (mut prefill, mut decode) = (best.prefill, best.decode);
-        if side.below(2) == 0 {
-            prefill = side.second().below(prefills.len());
-        } else {
-            decode = side.second().below(decodes.len());
+        let mut worst: Option<Scored> = None;
+        for _ in 0..EXPLORE_AMONG {
+            draw = draw.second();
+            let prefill = draw.below(prefills.len());
+            draw = draw.second();
+            let decode = draw.below(decodes.len());
+            let busier = work(&prefills[prefill]) > work(&prefills[best.prefill])
+                || streams(&decodes[decode]) > streams(&decodes[best.decode]);
+            if busier || (prefill, decode) == (best.prefill, best.decode) {
+                continue;
+            }
+            let pair = self.score(prefill, &self.estimator.prefill(&prefills[prefill]), decode);
+            if worst.is_none_or(|worst| pair.cost_ms > worst.cost_ms) {
+                worst = Some(pair);
+            }
         }
-        let busier = prefills[prefill].usage.prompt_bytes
-            > prefills[best.prefill].usage.prompt_bytes
-            || decodes[decode].usage.requests > decodes[best.decode].usage.requests;
-        let same = (prefill, decode) == (best.prefill, best.decode);
-        let terms = self.estimator.prefill(&prefills[prefill]);
-        (!busier && !same).then(|| self.score(prefill, &terms, decode))
+        worst
     }
+}
+
+/// What waits at a prefill and what a decode has, ours and, as far as it is known, everybody's.
+fn work(prefill: &Candidate) -> f32 {
+    prefill.usage.prompt_bytes as f32 + prefill.load.map_or(0.0, |load| load.others_waiting_bytes)
+}
+
+fn streams(decode: &Candidate) -> f32 {
+    decode.usage.requests as f32 + decode.load.map_or(0.0, |load| load.others_requests)
 }
 
 fn decode_cost_ms(itl_ms: f32, crowding_ms: f32, output_tokens: f32, aim: &Aim) -> f32 {
