@@ -18,7 +18,9 @@ impl Agent {
     /// Starts it in the namespaces of the calling thread, which are the node's. It knows the pods
     /// by the routes to them.
     pub(crate) fn start(manifests: &Path) -> Agent {
-        let mut command = Command::new(router_tests::gateway::program());
+        // Ends with the test, however that ends.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]).arg(router_tests::gateway::program());
         command.arg("agent").arg("--manifests").arg(manifests).env("PD_ROUTER_LOG", "warn");
         Agent(command.spawn().expect("starting the agent"))
     }
