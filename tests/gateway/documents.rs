@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use router_tests::fleet::SOON;
 use router_tests::gateway::run_to_end;
-use router_tests::{Fleet, Manifests};
+use router_tests::{Fleet, Manifests, eventually};
 
 use crate::{CHAT, chat};
 
@@ -88,14 +89,19 @@ fn documented_metrics() -> BTreeSet<String> {
 #[tokio::test]
 async fn every_metric_is_documented_and_every_documented_metric_exists() {
     let fleet = Fleet::start(1, 2).await;
-    let gateway = fleet.gateway_with(&["--policy", "round_robin"]).await;
-    // One of each: an answer, a stream, a retry and an abort, so that every family has a sample.
+    let gateway = fleet.gateway_with(&["--policy", "round_robin", "--agent", "127.0.0.1:9"]).await;
+    // One of each: an answer, a stream, a retry, an abort and an agent that is not there, so that
+    // every family has a sample.
     let busy = sglang_sim::Action::Status { status: 503, body: "{}".into() };
     fleet.decode[0].once(busy);
     for _ in 0..2 {
         gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
     }
     gateway.client.open(CHAT, &crate::streamed("hi")).await.events().await;
+    eventually("the agent is missed", SOON, async || {
+        (gateway.metric("pd_router_feedback_losses_total", &[]).await > 0.0).then_some(())
+    })
+    .await;
     let text = gateway.admin.get("/metrics").await.expect_status(200).text();
     let known: BTreeSet<String> = text
         .lines()

@@ -90,14 +90,14 @@ impl Gateway {
             self.metrics.worker_up.get_or_create(&labels).set(i64::from(up));
             let requests = count(member.worker.usage().requests);
             self.metrics.worker_requests.get_or_create(&labels).set(requests);
-            if let Some(load) = member.worker.load.get(now_us) {
-                let age = f64::from(load.age_ms) / 1000.0;
-                self.metrics.worker_load_age.get_or_create(&labels).set(age);
-            }
+            // What nobody told is no age and no score, and never to be taken for a good one.
+            let load = member.worker.load.get(now_us);
+            let age = load.map_or(f64::INFINITY, |load| f64::from(load.age_ms) / 1000.0);
+            self.metrics.worker_load_age.get_or_create(&labels).set(age);
             let told = pods.get(&pod_id(&member.worker.key.uid));
-            if let Some(score) = told.and_then(|(_, record)| record.score.known()) {
-                self.metrics.worker_load_score.get_or_create(&labels).set(score.into());
-            }
+            let score = told.and_then(|(_, record)| record.score.known());
+            let score = score.map_or(f64::NAN, f64::from);
+            self.metrics.worker_load_score.get_or_create(&labels).set(score);
         }
     }
 }
