@@ -6,14 +6,16 @@ use std::process::{Child, Command, Stdio};
 
 use http::header::AUTHORIZATION;
 use http::{HeaderValue, Method};
-use router_tests::cluster::AGENT_ACCOUNT;
+use k8s_openapi::api::core::v1::Pod as ApiPod;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use router_tests::cluster::{AGENT_ACCOUNT, GATEWAY_ACCOUNT};
 use router_tests::folder::Folder;
 use router_tests::loopback::Loopback;
-use router_tests::manifests::Pod;
-use router_tests::{Answer, Client, Cluster, eventually};
-use serde_json::Value;
+use router_tests::manifests::{LISTENER_PORT, Pod};
+use router_tests::{Answer, Client, Cluster, Gateway, eventually};
+use serde_json::{Value, json};
 
-use crate::{SOON, apply_documents, deploy, install_definitions};
+use crate::{NAMESPACE, SOON, apply_documents, deploy, install_definitions};
 
 const NODE: &str = "node-1";
 const TOKEN: &str = "a-token";
@@ -24,7 +26,7 @@ struct Agent {
     client: Client,
     folder: Folder,
     pins: String,
-    _address: Loopback,
+    address: Loopback,
 }
 
 fn program() -> PathBuf {
@@ -39,7 +41,7 @@ impl Agent {
         std::fs::write(&token, TOKEN).expect("writing the token");
         let log = std::fs::File::create(folder.path().join("log")).expect("a log");
         let listen = address.port(9911);
-        let pins = format!("/sys/fs/bpf/pd-router-cluster-{}", std::process::id());
+        let pins = format!("/sys/fs/bpf/pd-router-cluster-{}", address.ip());
         let child = Command::new(program())
             .args(["agent", "--kubernetes", "--node-name", NODE, "--pin-dir", &pins])
             .args(["--listen", &listen.to_string(), "--token-file"])
@@ -52,7 +54,28 @@ impl Agent {
             .stderr(log)
             .spawn()
             .expect("starting the agent");
-        Agent { child, client: Client::new(listen), folder, pins, _address: address }
+        Agent { child, client: Client::new(listen), folder, pins, address }
+    }
+
+    /// Its own pod, as the DaemonSet would make it.
+    async fn put_own_pod(&self, client: &kube::Client, namespace: &str) {
+        let pods: Api<ApiPod> = Api::namespaced(client.clone(), namespace);
+        let labels =
+            json!({"app.kubernetes.io/name": "pd-router", "app.kubernetes.io/component": "agent"});
+        let port = json!({"name": "loads", "containerPort": 9911});
+        let object = json!({
+            "metadata": {"name": "pd-router-agent-x", "labels": labels},
+            "spec": {"nodeName": NODE, "containers": [
+                {"name": "agent", "image": "none", "ports": [port]},
+            ]},
+        });
+        let object: ApiPod = serde_json::from_value(object).expect("a pod");
+        pods.create(&PostParams::default(), &object).await.expect("creating a pod");
+        let ip = self.address.ip().to_string();
+        let status = json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]}});
+        let (how, change) = (PatchParams::default(), Patch::Strategic(&status));
+        let patched = pods.patch_status("pd-router-agent-x", &how, &change).await;
+        patched.expect("patching a pod's status");
     }
 
     fn log(&self) -> String {
@@ -145,4 +168,63 @@ async fn an_agent_knows_its_nodes_pods_and_outlives_an_api_server_that_is_away()
     cluster.put_pod_on(&cluster.client().await, NODE, &late).await;
     let with_late = [all[0].clone(), all[1].clone(), ("decode-2", "decode".into())];
     agent.knows("what happens after the outage is seen", &with_late).await;
+}
+
+/// What a gateway tells of its agents.
+async fn agents(gateway: &Gateway) -> Vec<Value> {
+    let told = gateway.admin.get("/fleet").await.expect_status(200).json();
+    told["agents"].as_array().cloned().expect("a list of agents")
+}
+
+// kubectl blocks a thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gateways_find_agents_by_label_and_are_heard_with_the_token_alone() {
+    let cluster = Cluster::start().await;
+    install_definitions(&cluster).await;
+    deploy(&cluster).await;
+    let client = cluster.client().await;
+    let agent = Agent::start(&cluster);
+    let kubeconfig = cluster.kubeconfig(GATEWAY_ACCOUNT);
+    let wrong = agent.folder.path().join("wrong");
+    std::fs::write(&wrong, "another").expect("writing a token");
+    let start = |token: PathBuf| {
+        let flags = ["--feedback-token-file", token.to_str().expect("UTF-8")];
+        Gateway::in_cluster(&kubeconfig, LISTENER_PORT, &flags)
+    };
+    let (hears, refused) = (start(agent.folder.path().join("token")), start(wrong));
+    for gateway in [&hears, &refused] {
+        gateway.wait_until_ready().await;
+        assert_eq!(agents(gateway).await, [Value::Null; 0]);
+    }
+    // Whoever may make pods elsewhere may label them so.
+    agent.put_own_pod(&client, "default").await;
+    agent.put_own_pod(&client, NAMESPACE).await;
+    let wanted = (json!(format!("{NAMESPACE}/pd-router-agent-x")), json!(NODE));
+    let one = async |gateway: &Gateway| {
+        let all = agents(gateway).await;
+        let [one] = all.as_slice() else { return None };
+        assert_eq!((one["name"].clone(), one["node"].clone()), wanted);
+        Some(one.clone())
+    };
+    eventually("the gateway hears the agent", SOON, async || {
+        (one(&hears).await?["connected"] == true).then_some(())
+    })
+    .await;
+    eventually("the other is refused", SOON, async || {
+        let told = one(&refused).await?;
+        assert_eq!(told["connected"], false, "{told}");
+        told["problem"].as_str()?.contains("401").then_some(())
+    })
+    .await;
+
+    let pods: Api<ApiPod> = Api::namespaced(client.clone(), NAMESPACE);
+    let now = kube::api::DeleteParams {
+        grace_period_seconds: Some(0),
+        ..kube::api::DeleteParams::default()
+    };
+    pods.delete("pd-router-agent-x", &now).await.expect("removing the agent's pod");
+    eventually("an agent that is gone is forgotten", SOON, async || {
+        agents(&hears).await.is_empty().then_some(())
+    })
+    .await;
 }

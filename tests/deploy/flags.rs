@@ -37,6 +37,11 @@ fn command_line(container: &Value) -> Vec<String> {
     words
 }
 
+/// The file of the one token that everybody shares.
+fn flags_token(line: &[String]) -> Option<std::path::PathBuf> {
+    line.iter().find_map(|word| word.strip_prefix("--admin-token-file=")).map(Into::into)
+}
+
 #[test]
 fn every_command_line_is_one_that_pd_router_takes() {
     for way in &WAYS {
@@ -54,6 +59,7 @@ fn every_command_line_is_one_that_pd_router_takes() {
                     // Beyond loopback nothing but probes is answered without the token.
                     assert!(!settings.admin_listen.ip().is_loopback());
                     assert!(matches!(*settings.admin_guard, Guard::Token(_)));
+                    assert_eq!(settings.feedback_token_file, flags_token(&line));
                 }
                 Command::Agent(flags) if flags.prepare_node => assert!(flags.cgroup.is_some()),
                 Command::Agent(flags) => {

@@ -37,8 +37,8 @@ fn values_that_are_wrong_are_refused_with_their_names() {
     for (value, named) in [
         ("gateway.service.typ=NodePort", "typ"),
         ("gateway.service.type=Extern", "/gateway/service/type"),
-        // The admin port is none for clients.
-        ("gateway.service.ports={9901}", "/gateway/service/ports/0"),
+        // Ports are those of the Gateways.
+        ("gateway.service.ports={80}", "ports"),
         ("images.pullPolicy=Sometimes", "/images/pullPolicy"),
         ("gateway.autoscaling.minReplicas=0", "/gateway/autoscaling/minReplicas"),
         ("monitoring.interval=often", "/monitoring/interval"),

@@ -15,6 +15,7 @@ mod manifests;
 mod node;
 mod packets;
 mod pods;
+mod prepare;
 mod privileges;
 mod rdma;
 mod requests;

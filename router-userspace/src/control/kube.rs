@@ -66,9 +66,9 @@ impl Cluster {
     /// # Errors
     /// Neither is there, or it cannot be used.
     pub async fn open(flags: &ExposureFlags) -> anyhow::Result<Cluster> {
-        let mut cluster = Cluster::new(client().await?, Watched::default());
-        let client = cluster.client.clone();
+        let client = client().await?;
         let namespace: Arc<str> = client.default_namespace().into();
+        let mut cluster = Cluster::new(client.clone(), Watched::of_gateway(&namespace));
         cluster.exposure = match &flags.gateway_service {
             Some(shared) => Exposure::Shared(shared.clone()),
             None => Exposure::Each { namespace: Arc::clone(&namespace) },

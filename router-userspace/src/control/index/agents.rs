@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use router_core::fleet::{AgentAddress, Phase};
 
+use super::Source;
 use super::build::Build;
 
 /// The labels of an agent's pod, as the recommended labels of Kubernetes have them.
@@ -22,7 +23,9 @@ pub(super) fn find(build: &mut Build<'_>) -> Vec<AgentAddress> {
     for pod in build.pods.values().flatten() {
         let is_agent = AGENT_LABELS.iter().all(|(name, value)| pod.label(name) == Some(*value));
         let Ok(ip) = pod.address() else { continue };
-        if !is_agent || pod.phase == Phase::Draining {
+        let trusted = *pod.source != Source::Cluster
+            || build.index.agents_of.as_ref() == Some(&pod.name.namespace);
+        if !is_agent || !trusted || pod.phase == Phase::Draining {
             continue;
         }
         if agents.len() == MAX_AGENTS {

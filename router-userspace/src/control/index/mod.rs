@@ -17,6 +17,7 @@ mod routes;
 mod services;
 mod standing;
 
+pub(super) use agents::AGENT_LABELS;
 pub use fronts::{Exposure, Front};
 pub(super) use fronts::{GATEWAY_UID_LABEL, gateway_uid, targets};
 pub(super) use identities::TLS_ENTRIES;
@@ -85,6 +86,9 @@ pub struct Index {
     /// What the sources themselves complain about, by file or object.
     reports: BTreeMap<Arc<str>, Vec<Problem>>,
     facts: HashMap<WorkerKey, Arc<Facts>>,
+    /// The namespace of a cluster whose agents are listened to. Whoever may make pods elsewhere may
+    /// label them as agents, and would be sent the token.
+    agents_of: Option<Arc<str>>,
     exposure: Exposure,
 }
 
@@ -143,6 +147,11 @@ impl Index {
         }
         self.facts.insert(worker, Arc::new(facts));
         true
+    }
+
+    /// Listens to the agents of a cluster that run in this namespace, and to no other.
+    pub(super) fn trust_agents_of(&mut self, namespace: &Arc<str>) {
+        self.agents_of = Some(Arc::clone(namespace));
     }
 
     /// Makes the fleet. Workers that `previous` has are reused where pod, port and address are

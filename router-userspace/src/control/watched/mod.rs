@@ -15,7 +15,7 @@ use router_core::fleet::{ObjectName, Problem};
 
 pub use self::seen::Seen;
 use super::document::Content;
-use super::index::{Index, Source};
+use super::index::{AGENT_LABELS, Index, Source};
 use super::objects::{Key, Kind};
 
 /// Kinds that are watched whole.
@@ -129,6 +129,8 @@ pub struct Watched {
     always: BTreeSet<Watch>,
     /// Whether the pods that pools select are watched.
     follows_pools: bool,
+    /// Whose agents are listened to.
+    agents_of: Option<Arc<str>>,
     /// Every watch has answered once: before, a fleet would lack what is not listed yet.
     begun: bool,
 }
@@ -148,7 +150,16 @@ impl Watched {
     ) -> Watched {
         let kinds = kinds.iter().map(|kind| Watch::Kind(*kind));
         let all = kinds.chain(always.iter().cloned()).map(|watch| (watch, State::default()));
-        Watched { source, watches: all.collect(), always, follows_pools, begun: false }
+        let watches = all.collect();
+        Watched { source, watches, always, follows_pools, agents_of: None, begun: false }
+    }
+
+    /// What a gateway watches, the agents in its own namespace among it.
+    pub fn of_gateway(namespace: &str) -> Watched {
+        let labels = AGENT_LABELS.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let agents = Watch::Pods { namespace: namespace.into(), labels: labels.into() };
+        let watched = Watched::new(Source::Cluster, &KINDS, BTreeSet::from([agents]), true);
+        Watched { agents_of: Some(namespace.into()), ..watched }
     }
 
     /// What a node's agent watches: the node's pods, and with `peers` the pods that pools select,
@@ -210,6 +221,9 @@ impl Watched {
     /// answered, so that a pool whose selector changes is never without its pods. Returns whether
     /// the index has changed.
     pub fn follow_references(&mut self, index: &mut Index) -> bool {
+        if let Some(namespace) = &self.agents_of {
+            index.trust_agents_of(namespace);
+        }
         let selections = index.selections().into_iter().filter(|_| self.follows_pools);
         let pods = selections.map(|(namespace, labels)| Watch::Pods { namespace, labels });
         let secrets = index.secrets().into_iter().map(Watch::Secret);

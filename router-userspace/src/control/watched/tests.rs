@@ -40,7 +40,11 @@ struct Case {
 
 impl Case {
     fn new() -> Case {
-        let mut case = Case { index: Index::default(), watched: Watched::default() };
+        Case::of(Watched::default())
+    }
+
+    fn of(watched: Watched) -> Case {
+        let mut case = Case { index: Index::default(), watched };
         for kind in KINDS {
             case.list(&Watch::Kind(kind), Vec::new());
         }
@@ -257,4 +261,31 @@ fn what_an_agent_needs_of_a_pod_is_kept() {
     let named = |pod: &&k8s_openapi::api::core::v1::Pod| pod.metadata.name.as_deref() == Some("p");
     let spec = case.index.pods().find(named).unwrap().spec.clone().unwrap();
     assert_eq!((spec.node_name.as_deref(), spec.host_network), (Some("n"), Some(true)));
+}
+
+#[test]
+fn a_gateway_listens_to_the_agents_of_its_own_namespace_and_to_no_other() {
+    let agent = |namespace: &str, name: &str| {
+        let mut value = pod(name, 1, "a", true);
+        value["metadata"]["namespace"] = namespace.into();
+        for (label, value_of) in AGENT_LABELS {
+            value["metadata"]["labels"][label] = value_of.into();
+        }
+        value["spec"] = json!({"nodeName": "n", "containers": [
+            {"name": "agent", "ports": [{"name": "loads", "containerPort": 9912}]},
+        ]});
+        value
+    };
+    let mut case = Case::of(Watched::of_gateway("system"));
+    let labels = AGENT_LABELS.map(|(name, value)| (name.into(), value.into())).into();
+    let own = Watch::Pods { namespace: "system".into(), labels };
+    assert!(case.watched.watches().any(|watch| *watch == own));
+    case.list(&own, vec![agent("system", "one")]);
+    // A pool's pod that says it is an agent.
+    case.list(&pods_of("a"), vec![agent("default", "impostor")]);
+    let agents = case.index.build(&Fleet::default()).agents;
+    let told: Vec<String> = agents.iter().map(|agent| agent.name.to_string()).collect();
+    assert_eq!(told, ["system/one"]);
+    assert_eq!(agents[0].address.port(), 9912);
+    assert_eq!(agents[0].node.as_deref(), Some("n"));
 }
