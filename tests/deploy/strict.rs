@@ -91,9 +91,10 @@ fn lost(path: &str, given: &Value, kept: &Value) -> Result<(), String> {
             })
         }
         (Value::Array(given), Value::Array(kept)) if given.len() == kept.len() => {
-            let all = given.iter().zip(kept).enumerate();
-            all.map(|(index, (given, kept))| lost(&format!("{path}[{index}]"), given, kept))
-                .collect()
+            let mut all = given.iter().zip(kept).enumerate();
+            all.try_for_each(|(index, (given, kept))| {
+                lost(&format!("{path}[{index}]"), given, kept)
+            })
         }
         // 1 and 1.0 are the same to every reader of YAML and JSON.
         (Value::Number(given), Value::Number(kept)) if given.as_f64() == kept.as_f64() => Ok(()),
