@@ -106,7 +106,8 @@ pub fn pair(key: &PairKey) -> Option<*mut PairStats> {
     if let Some(stats) = PAIRS.get_ptr_mut(key) {
         return Some(stats);
     }
-    if PAIRS.insert(key, &NOTHING, BPF_NOEXIST as u64).is_err() {
+    let nothing: &PairStats = &NOTHING;
+    if PAIRS.insert(key, nothing, BPF_NOEXIST as u64).is_err() {
         // Another CPU may have been faster; else the map is full.
         if let Some(stats) = PAIRS.get_ptr_mut(key) {
             return Some(stats);

@@ -49,7 +49,7 @@ pub fn received(ctx: &TcContext, scratch: *mut Scratch, packet: Packet) -> Optio
             return stream::to_pod(ctx, scratch, pod, &tcp);
         }
         if tcp.length > 0 && (*pod).role != ROLE_NONE {
-            arrived(flow, tcp.length);
+            arrived(&*flow, tcp.length);
         }
     }
     Some(())
@@ -58,10 +58,10 @@ pub fn received(ctx: &TcContext, scratch: *mut Scratch, packet: Packet) -> Optio
 /// Payload to an engine on another port than that of its requests, KV cache above all. The socket
 /// that only receives says nothing of it until its state changes.
 #[inline(always)]
-fn arrived(flow: *const FlowKey, length: u32) -> Option<()> {
+fn arrived(flow: &FlowKey, length: u32) -> Option<()> {
     // SAFETY: live map values.
     unsafe {
-        let connection = CONNECTIONS.get_ptr(&*flow)?;
+        let connection = CONNECTIONS.get_ptr(flow)?;
         let stats = PAIRS.get_ptr_mut((*connection).pair)?;
         add(&raw mut (*stats).arrived_bytes, length as u64);
     }
