@@ -37,7 +37,7 @@ fn privileges_beyond_those_that_are_needed_are_given_up() {
     let one = node.pod(2);
     let agent = Agent::start(&node, &[prefill("p0", one.address)]);
     // CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, CAP_SYS_PTRACE, CAP_PERFMON, CAP_BPF.
-    let needed = [2, 12, 19, 38, 39].iter().fold(0, |set, bit| set | 1u64 << bit);
+    let needed = [2, 12, 19, 38, 39].iter().fold(0, |set, bit| set | (1u64 << bit));
     for set in ["CapEff", "CapPrm"] {
         assert_eq!(capabilities(&agent, set) & !needed, 0, "{set}");
     }

@@ -138,7 +138,7 @@ impl QueuePairs {
                 source: address(key.source),
                 destination,
                 queue_pair: key.queue_pair,
-                pod: names.get(&destination).map(|name| Arc::clone(name)),
+                pod: names.get(&destination).copied().cloned(),
                 counted: row.stats.into(),
                 payload_bytes_per_second: row.payload_per_second,
                 age_ms: (now - row.read).as_secs_f64() * 1e3,
