@@ -10,12 +10,17 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use router_core::fleet::AgentAddress;
-use router_core::schedule::Policy;
+use router_core::schedule::{Aim, Policy};
 
 pub use self::exposure::ExposureFlags;
 use crate::agent::settings::AgentFlags;
 use crate::simulate::SimulateFlags;
 use crate::token::Guard;
+
+mod policy;
+
+pub use policy::PolicyName;
+use policy::targets_of;
 
 /// Inference gateway for SGLang prefill/decode-disaggregated serving.
 #[derive(Debug, Parser)]
@@ -94,7 +99,15 @@ pub struct GatewayFlags {
     /// File with the token that agents ask for (their --token-file).
     #[arg(long, value_name = "FILE")]
     pub feedback_token_file: Option<PathBuf>,
-    /// Names the chosen pods in the answer's x-pd-router-prefill and x-pd-router-decode.
+    /// With --policy predicted: a pair whose predicted time to the first token is within this is
+    /// taken before any that is not.
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    pub slo_ttft: Option<Duration>,
+    /// The same for the time between two tokens.
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    pub slo_itl: Option<Duration>,
+    /// Names the chosen pods in the answer's x-pd-router-prefill and x-pd-router-decode, and what
+    /// was predicted of them in x-pd-router-choice.
     #[arg(long)]
     pub explain_headers: bool,
     /// File that holds the engines' API key, sent with /abort_request and probes.
@@ -241,30 +254,6 @@ pub struct TimeoutFlags {
     pub drain_timeout: Duration,
 }
 
-/// [`Policy`] as a flag's value.
-#[derive(Clone, Copy, Debug)]
-pub struct PolicyName(pub Policy);
-
-impl std::str::FromStr for PolicyName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<PolicyName, String> {
-        match text.parse()? {
-            // They decide by what the gateway does not gather.
-            Policy::CacheAware | Policy::Reported => {
-                Err(format!("`{text}` is a model of a peer, for simulations alone"))
-            }
-            policy => Ok(PolicyName(policy)),
-        }
-    }
-}
-
-impl std::fmt::Display for PolicyName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.0.as_str())
-    }
-}
-
 /// Everything the gateway was told, checked.
 #[derive(Debug)]
 pub struct Settings {
@@ -275,6 +264,7 @@ pub struct Settings {
     pub policy: Policy,
     pub agents: Vec<AgentAddress>,
     pub feedback_token_file: Option<PathBuf>,
+    pub aim: Aim,
     pub explain_headers: bool,
     pub engine_api_key: Option<http::HeaderValue>,
     pub limits: LimitFlags,
@@ -314,6 +304,11 @@ impl GatewayFlags {
         if self.limits.max_requests_per_worker == 0 || self.limits.max_connections == 0 {
             bail!("--max-requests-per-worker and --max-connections must be at least 1");
         }
+        let targets = (self.slo_ttft, self.slo_itl);
+        if targets != (None, None) && self.policy.0 != Policy::Predicted {
+            bail!("--slo-ttft and --slo-itl need --policy predicted: no other predicts");
+        }
+        let aim = Aim { targets: targets_of(targets), ..Aim::default() };
         let engine_api_key = self.engine_api_key_file.as_deref().map(bearer).transpose()?;
         let listen_address =
             if self.source.pd_disaggregation { self.source.host } else { self.listen_address };
@@ -328,6 +323,7 @@ impl GatewayFlags {
             policy: self.policy.0,
             agents: self.agent,
             feedback_token_file: self.feedback_token_file,
+            aim,
             explain_headers: self.explain_headers,
             engine_api_key,
             limits: self.limits,

@@ -19,6 +19,7 @@ mod limits;
 mod logprobs;
 mod poison;
 mod policies;
+mod ranks;
 mod reload;
 mod responses;
 mod routing;

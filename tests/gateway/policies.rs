@@ -51,3 +51,40 @@ fn an_unknown_policy_is_refused_by_name() {
     assert!(!status.success());
     assert!(printed.contains("--policy") && printed.contains("least_load"), "{printed}");
 }
+
+#[tokio::test]
+async fn a_predicted_choice_is_explained_in_a_header_and_in_fleet() {
+    let fleet = Fleet::start(2, 1).await;
+    let gateway = fleet.gateway_with(&["--policy", "predicted"]).await;
+    let answer = gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
+    let told = answer.headers["x-pd-router-choice"].to_str().expect("text").to_owned();
+    let (prefill, decode) = pair(&answer);
+    assert!(told.starts_with(&format!("{prefill} {decode} ttft=")), "{told}");
+    let (taken, runner_up) = told.split_once("; not ").expect("a runner-up");
+    for term in [" wait=", " admission=", " prefill=", " transfer=", " itl="] {
+        assert!(taken.contains(term) && runner_up.contains(term), "{term}: {told}");
+    }
+    assert!(!runner_up.starts_with(&prefill), "the other prefill: {told}");
+    let last = gateway.admin.get("/fleet").await.expect_status(200).json()["last_choice"].take();
+    assert_eq!(last["taken"]["pair"]["prefill"], prefill);
+    assert!(last["runner_up"]["estimate"]["prefill_ms"].is_f64(), "{last}");
+}
+
+#[tokio::test]
+async fn a_conversation_goes_on_where_it_began() {
+    let fleet = Fleet::start(4, 1).await;
+    let gateway = fleet.gateway_with(&["--policy", "predicted"]).await;
+    let mut kept = 0;
+    for number in 0..3 {
+        let mut talk = chat(&format!("{number} {}", "and so on ".repeat(3_000)));
+        let first = pair(&gateway.client.post(CHAT, &talk).await.expect_status(200)).0;
+        for turn in 0..6 {
+            let more = serde_json::json!({"role": "user", "content": format!("more of {turn}")});
+            talk["messages"].as_array_mut().expect("a list").push(more);
+            let answer = gateway.client.post(CHAT, &talk).await.expect_status(200);
+            kept += usize::from(pair(&answer).0 == first);
+        }
+    }
+    // One choice in 128 explores, and may take the rest of a talk with it.
+    assert!(kept >= 12, "{kept} of 18 turns");
+}

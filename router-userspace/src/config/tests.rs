@@ -75,3 +75,16 @@ fn an_agent_in_a_cluster_needs_its_nodes_name() {
     let both = agent("--manifests d --token-file t --without-token").unwrap_err();
     assert!(both.contains("--without-token"), "{both}");
 }
+
+#[test]
+fn targets_are_for_the_policy_that_predicts() {
+    let settings = |line: &str| {
+        let line = format!("--manifests . {line}");
+        settings(&line.split_whitespace().collect::<Vec<_>>())
+    };
+    let told = settings("--policy predicted --slo-ttft 2s").unwrap().aim.targets.unwrap();
+    assert_eq!((told.ttft_ms, told.itl_ms), (2000.0, f32::INFINITY));
+    assert_eq!(settings("--policy predicted").unwrap().aim.targets, None);
+    let error = settings("--slo-itl 50ms").unwrap_err().to_string();
+    assert!(error.contains("--slo-itl") && error.contains("predicted"), "{error}");
+}

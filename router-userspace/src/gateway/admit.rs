@@ -12,9 +12,11 @@ use std::time::Duration;
 
 use router_core::fleet::{ObjectName, Pool, Rates, Released, Worker, WorkerKey};
 use router_core::schedule::Draw;
+use router_core::sglang::Request;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
+use super::choice::Choice;
 use super::fleet::FleetHandle;
 use super::reject::Reject;
 use super::seats::{Ask, NoSeat, Seating, Seats};
@@ -40,6 +42,8 @@ pub(crate) struct Admission {
     turn: AtomicU64,
     waiting: AtomicUsize,
     lines: Mutex<HashMap<LineKey, VecDeque<Waiter>>>,
+    /// The last choice that was predicted, to be looked at.
+    last: Mutex<Option<Arc<Choice>>>,
     /// Called by every lease that ends.
     released: Released,
 }
@@ -60,6 +64,7 @@ impl Admission {
             turn: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             lines: Mutex::default(),
+            last: Mutex::default(),
         })
     }
 
@@ -109,9 +114,19 @@ impl Admission {
         Some(Lesson { view: self.view.clone(), pool: Arc::clone(&pool.experience), worker })
     }
 
+    /// The blocks of a request's prompt, as far as the policy wants them.
+    pub(crate) fn blocks(&self, request: &Request) -> Vec<u64> {
+        self.view.blocks(request)
+    }
+
     /// What is believed of a pool's engines together.
     pub(crate) fn rates(&self, pool: &Pool) -> Rates {
         self.view.rates(pool)
+    }
+
+    /// The last choice that was predicted.
+    pub(crate) fn last_choice(&self) -> Option<Arc<Choice>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How many requests wait.
@@ -141,7 +156,11 @@ impl Admission {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let draw = Draw { chance: rand::random(), turn };
         let seating = Seating { pool, ask, view: &self.view, draw, limits: &self.limits };
-        seating.take(&self.released)
+        let seats = seating.take(&self.released)?;
+        if let Seats::Pair { choice: Some(choice), .. } = &seats {
+            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(choice));
+        }
+        Ok(seats)
     }
 
     fn join(

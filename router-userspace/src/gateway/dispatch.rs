@@ -7,9 +7,11 @@ use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Response};
 use hyper::body::Incoming;
-use router_core::fleet::{Lease, Worker};
+use router_core::fleet::{Lease, Steered, Worker};
 use router_core::pair::{Leg, Pair};
-use router_core::sglang::{Attempt, Bootstrap, Endpoint, Request, Rid, Room, fault as engine};
+use router_core::sglang::{
+    Attempt, Bootstrap, Endpoint, Request, Rid, Room, fault as engine, ranks_by_field,
+};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
@@ -51,6 +53,7 @@ pub(crate) struct Places {
     pub bootstrap: Bootstrap,
     /// What prefill's answer is evidence for.
     pub forecast: Option<Forecast>,
+    pub ranks: Pair<Option<Steered>>,
 }
 
 /// One sample's answer has begun.
@@ -88,13 +91,14 @@ impl Dispatch {
         places: &Places,
     ) -> Result<Begun, Reject> {
         let count = order.request.rooms();
-        let rooms: Vec<Room> = (0..count).map(|_| Room::from_random(rand::random())).collect();
+        let room = |_| Room::steered(rand::random(), &places.ranks);
+        let rooms: Vec<Room> = (0..count).map(room).collect();
         let rids: Vec<Rid> = (0..count).map(|_| Rid::from_random(rand::random())).collect();
         let bodies = order.request.inject(&Attempt {
             bootstrap: &places.bootstrap,
             rooms: &rooms,
             rids: &rids,
-            dp: Pair::default(),
+            dp: ranks_by_field(&places.ranks),
         });
         let names: Vec<String> =
             rids.iter().filter_map(|rid| order.request.endpoint().abort_name(rid)).collect();

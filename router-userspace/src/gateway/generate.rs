@@ -59,6 +59,7 @@ impl Gateway {
         };
         let request = Request::parse(endpoint, body)?;
         let mut ask = Ask {
+            blocks: self.admission.blocks(&request),
             model: request.model().map(str::to_owned),
             weight: weight(&request),
             avoid: Vec::new(),
@@ -129,8 +130,9 @@ impl Gateway {
                 self.responses.learn(patience.endpoint, &begun);
                 one(begun, patience)
             }
-            Seats::Pair { leases, bootstrap, forecast } => {
-                let places = Places { leases: leases.map(Arc::new), bootstrap, forecast };
+            Seats::Pair { leases, bootstrap, forecast, ranks, .. } => {
+                let leases = leases.map(Arc::new);
+                let places = Places { leases, bootstrap, forecast, ranks };
                 let samples = order.request.samples();
                 if samples == 1 {
                     one(self.dispatch.begin(order, &places).await?, patience)

@@ -25,6 +25,7 @@ use crate::metrics::Metrics;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PREFILL: HeaderName = HeaderName::from_static("x-pd-router-prefill");
 const DECODE: HeaderName = HeaderName::from_static("x-pd-router-decode");
+const CHOICE: HeaderName = HeaderName::from_static("x-pd-router-choice");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-pd-router-attempts");
 
 /// What a target answers, before the gateway puts its own headers on.
@@ -318,6 +319,9 @@ fn explain(record: &Record, headers: &mut HeaderMap) {
         if let Some(value) = worker.as_deref().and_then(|w| HeaderValue::from_str(w).ok()) {
             headers.insert(name, value);
         }
+    }
+    if let Some(value) = record.choice.as_ref().and_then(|choice| choice.header()) {
+        headers.insert(CHOICE, value);
     }
     if record.attempts > 0 {
         headers.insert(ATTEMPTS, HeaderValue::from(record.attempts));

@@ -7,6 +7,7 @@
 mod abort;
 mod admit;
 mod body;
+mod choice;
 pub(crate) mod clock;
 mod dispatch;
 mod endpoint;
@@ -203,6 +204,7 @@ impl Parts {
         let upstream = Upstream::new(&settings);
         let (limits, timeouts) = (settings.limits.clone(), settings.timeouts.clone());
         let view = View::new(settings.policy, clock, timeouts.engine_load_interval);
+        let view = view.aiming_at(settings.aim);
         let admission =
             Admission::new(Arc::clone(&fleet), view.clone(), limits, timeouts.queue_timeout);
         let (told, facts) = mpsc::channel(MAX_FACTS);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use http::{HeaderValue, StatusCode};
 use tokio::time::Instant;
 
+use super::choice::Choice;
 use super::seats::Seats;
 use super::view::Lesson;
 use crate::metrics::{EndpointLabels, Metrics, RequestLabels};
@@ -20,6 +21,8 @@ pub(crate) struct Record {
     pub(crate) prefill: Option<Arc<str>>,
     /// The decode worker, or the one that serves alone.
     pub(crate) worker: Option<Arc<str>>,
+    /// Why this pair, by a policy that predicts.
+    pub(crate) choice: Option<Arc<Choice>>,
     pub(crate) attempts: u32,
     status: Option<StatusCode>,
     reason: &'static str,
@@ -43,6 +46,7 @@ impl Record {
             route: None,
             prefill: None,
             worker: None,
+            choice: None,
             attempts: 0,
             status: None,
             reason: "ok",
@@ -61,7 +65,8 @@ impl Record {
 
     /// Who serves the attempt that begins.
     pub(crate) fn seated(&mut self, seats: &Seats) {
-        if let Seats::Pair { leases, .. } = seats {
+        if let Seats::Pair { leases, choice, .. } = seats {
+            self.choice.clone_from(choice);
             self.prefill = Some(Arc::clone(&leases.prefill.worker().name));
         }
         self.worker = seats.leases().last().map(|lease| Arc::clone(&lease.worker().name));

@@ -17,6 +17,7 @@ impl Gateway {
         let told = json!({
             "policy": self.settings.policy,
             "queued": self.admission.waiting(),
+            "last_choice": self.admission.last_choice(),
             "fleet": &*fleet,
             "agents": self.feedback.describe(),
             "loads": self.loads(&fleet),

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use router_core::fleet::{
-    Fit, Lease, Limits, Member, Phase, Pool, Profile, Released, Role, Verdict, Weight, Worker,
+    Facts, Fit, Head, Lease, Limits, Load, MOST_RANKS, Member, Phase, Pool, Profile, Ranks,
+    Released, Role, Steered, Verdict, Weight, Worker,
 };
 use router_core::pair::Pair;
-use router_core::schedule::{self, Candidate, Draw, Question};
+use router_core::schedule::prefix::key_of;
+use router_core::schedule::{self, Candidate, Chosen, Draw, Estimate, Question};
 use router_core::sglang::Bootstrap;
 
+use super::choice::{Choice, Weighed};
 use super::view::{Forecast, View};
 use crate::config::LimitFlags;
 
@@ -21,6 +24,8 @@ pub(crate) struct Ask {
     pub avoid: Vec<Arc<Worker>>,
     /// Nobody else has what the request continues.
     pub only: Option<Arc<Worker>>,
+    /// Hashes of the prompt's blocks; none where nobody asks who has them.
+    pub blocks: Vec<u64>,
 }
 
 /// The places a request was given.
@@ -32,6 +37,10 @@ pub(crate) enum Seats {
         bootstrap: Bootstrap,
         /// What was predicted, by a policy that predicts.
         forecast: Option<Forecast>,
+        /// The data-parallel ranks that it is for, where engines let themselves be steered.
+        ranks: Pair<Option<Steered>>,
+        /// Why, by a policy that predicts.
+        choice: Option<Arc<Choice>>,
     },
     One(Lease),
 }
@@ -111,20 +120,24 @@ impl Seating<'_> {
         match self.pool.profile {
             Profile::Pd => {
                 let chosen = self.pair(fit)?;
-                let Pair { prefill, decode } = chosen.pair;
-                let meet = self.pool.members[prefill].bootstrap.ok_or(NoSeat::Nobody)?;
+                let places = self.reconciled(chosen.pair.map(Place::of_id));
+                let member = &self.pool.members[places.prefill.member];
+                let meet = member.bootstrap.ok_or(NoSeat::Nobody)?;
                 let bootstrap = Bootstrap::new(meet.ip(), meet.port());
-                let worker = &self.pool.members[prefill].worker;
-                let forecast = self.view.forecast(self.pool, &chosen, worker);
-                let work = forecast.as_ref().map(|forecast| forecast.work_bytes as u64);
+                let ranks = places.map(|place| self.steered(place));
+                let work = chosen.estimate.map(|estimate| estimate.work_bytes as u64);
                 let weight = self.ask.weight;
                 let of_prefill =
                     Weight { prompt_bytes: work.unwrap_or(weight.prompt_bytes), ..weight };
-                let prefill = self.lease(prefill, of_prefill, released).ok_or(NoSeat::Full)?;
-                match self.lease(decode, weight, released) {
+                let prefill =
+                    self.lease(places.prefill, of_prefill, released).ok_or(NoSeat::Full)?;
+                match self.lease(places.decode, weight, released) {
                     Some(decode) => {
+                        let forecast = self.view.forecast(self.pool, &chosen, prefill.worker());
+                        self.learn(&chosen, places.prefill);
+                        let choice = self.explained(&chosen);
                         let leases = Pair { prefill, decode };
-                        Ok(Seats::Pair { leases, bootstrap, forecast })
+                        Ok(Seats::Pair { leases, bootstrap, forecast, ranks, choice })
                     }
                     // Filled since it was looked at. The line is locked here, so that a lease
                     // that tells of its end would wait for itself.
@@ -139,7 +152,8 @@ impl Seating<'_> {
             Profile::Single => {
                 let all = self.candidates(&fit.unified)?;
                 let chosen = self.view.policy.pick(&all, self.draw).ok_or(NoSeat::Full)?;
-                self.lease(chosen, self.ask.weight, released).map(Seats::One).ok_or(NoSeat::Full)
+                let lease = self.lease(Place::of_id(chosen), self.ask.weight, released);
+                lease.map(Seats::One).ok_or(NoSeat::Full)
             }
         }
     }
@@ -149,7 +163,9 @@ impl Seating<'_> {
         let prefill = self.candidates(&fit.prefill)?;
         let decode = self.candidates(&fit.decode)?;
         let Weight { prompt_bytes, kv_tokens, .. } = self.ask.weight;
-        let ask = schedule::Ask { prompt_bytes, kv_tokens, ..Default::default() };
+        let held = self.view.prefixes().lookup(&self.ask.blocks);
+        let prefix_key = key_of(&self.ask.blocks);
+        let ask = schedule::Ask { prompt_bytes, kv_tokens, held, prefix_key };
         let links = self.view.links();
         let question = Question {
             ask,
@@ -169,13 +185,23 @@ impl Seating<'_> {
         let best = ready().map(|(_, _, rank)| rank).min().ok_or(NoSeat::Nobody)?;
         let rates = self.view.rates(self.pool);
         let fit = ready().filter(|(_, _, rank)| *rank == best).filter_map(|(id, m, _)| {
-            let usage = m.worker.usage();
             let group = m.group.as_deref().map_or(0, group_number);
             let limits = self.limits_of(m);
-            let candidate = || self.view.candidate(id, m, usage, &rates);
-            limits.admit(usage, self.ask.weight).then(|| Candidate { group, limits, ..candidate() })
+            let admits = limits.admit(m.worker.usage(), self.ask.weight);
+            admits.then_some((id, m, group, limits))
         });
-        let fit: Vec<Candidate> = fit.collect();
+        let fit = fit.flat_map(|(id, m, group, limits)| {
+            let ranks = ranks_of(m);
+            let count = ranks.map_or(1, |ranks| ranks.count);
+            let whole = self.view.candidate(id, m, m.worker.usage(), &rates);
+            let whole = Candidate { group, limits, ..whole };
+            (0..count).map(move |rank| {
+                let place = Place { member: id, rank: ranks.map(|_| rank) };
+                place.candidate(whole, &m.worker, count)
+            })
+        });
+        let admits = |one: &Candidate| one.limits.admit(one.usage, self.ask.weight);
+        let fit: Vec<Candidate> = fit.filter(admits).collect();
         if fit.is_empty() { Err(NoSeat::Full) } else { Ok(fit) }
     }
 
@@ -218,21 +244,121 @@ impl Seating<'_> {
                     .worker
                     .engine
                     .max_tokens()
-                    .or(facts.and_then(|f| f.max_total_num_tokens))
+                    .or(facts.and_then(kv_tokens_of_all_ranks))
                     .unwrap_or(u64::MAX),
             },
             Role::Prefill | Role::Unified => Limits { requests: usual, kv_tokens: u64::MAX },
         }
     }
 
-    fn lease(&self, id: usize, weight: Weight, released: &Released) -> Option<Lease> {
-        let member = &self.pool.members[id];
+    fn lease(&self, place: Place, weight: Weight, released: &Released) -> Option<Lease> {
+        let member = &self.pool.members[place.member];
         let worker = &member.worker;
         let released = Some(Arc::clone(released));
         let lease = worker.try_lease(weight, self.limits_of(member), released)?;
         worker.own.note(self.view.clock.now_ms(), worker.usage());
-        Some(lease)
+        Some(lease.at_rank(place.rank))
     }
+
+    fn steered(&self, Place { member, rank }: Place) -> Option<Steered> {
+        Some(Steered { of: ranks_of(&self.pool.members[member])?, rank: rank? })
+    }
+
+    /// The prompt is sent: its prefill has it from now on.
+    fn learn(&self, chosen: &Chosen, place: Place) {
+        let Some(Estimate { work_bytes, .. }) = chosen.estimate else { return };
+        let worker = &self.pool.members[place.member].worker;
+        let rank = place.rank.unwrap_or(0);
+        let cache = Candidate { worker: worker.identity, rank, ..Candidate::default() }.cache();
+        if !self.ask.blocks.is_empty() {
+            self.view.prefixes().sent(cache, &self.ask.blocks);
+        }
+        let Weight { prompt_bytes, kv_tokens, .. } = self.ask.weight;
+        let now_ms = self.view.clock.now_ms();
+        let (tokens, bytes) = (kv_tokens as f32, prompt_bytes as f32);
+        self.pool.experience.asked(tokens, bytes, work_bytes, now_ms);
+    }
+
+    fn explained(&self, chosen: &Chosen) -> Option<Arc<Choice>> {
+        let named = |(pair, estimate): (Pair<usize>, Estimate)| {
+            let member = |id| &self.pool.members[Place::of_id(id).member];
+            Weighed { pair: pair.map(|id| Arc::clone(&member(id).worker.name)), estimate }
+        };
+        Some(Arc::new(Choice {
+            taken: named((chosen.pair, chosen.estimate?)),
+            runner_up: chosen.runner_up.map(named),
+            explored: chosen.explored,
+        }))
+    }
+
+    /// Where both engines go by the room and no room leads to both ranks, prefill takes the least
+    /// busy of its ranks that a room for decode's leads to: prefill has no limit of room.
+    fn reconciled(&self, places: Pair<Place>) -> Pair<Place> {
+        let Pair { prefill: Some(mine), decode: Some(theirs) } =
+            places.map(|place| self.steered(place))
+        else {
+            return places;
+        };
+        let meets = |rank: &u32| mine.of.meet(*rank, &theirs.of, theirs.rank);
+        if meets(&mine.rank) {
+            return places;
+        }
+        let worker = &self.pool.members[places.prefill.member].worker;
+        let rank = (0..mine.of.count)
+            .filter(meets)
+            .min_by_key(|rank| worker.usage_of_rank(*rank).prompt_bytes);
+        Pair { prefill: Place { rank, ..places.prefill }, ..places }
+    }
+}
+
+/// A member and, where it can be steered to, one of its ranks.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    member: usize,
+    rank: Option<u32>,
+}
+
+impl Place {
+    /// Both in one number, as a candidate's name.
+    fn id(self) -> usize {
+        self.member * (MOST_RANKS as usize + 1) + self.rank.map_or(0, |rank| rank as usize + 1)
+    }
+
+    fn of_id(id: usize) -> Place {
+        let stride = MOST_RANKS as usize + 1;
+        let rank = (id % stride).checked_sub(1).map(|rank| rank as u32);
+        Place { member: id / stride, rank }
+    }
+
+    /// One of `count` candidates of a member, made of what is known of the `whole`. What others
+    /// have there is thought to be spread evenly.
+    fn candidate(self, whole: Candidate, worker: &Worker, count: u32) -> Candidate {
+        let whole = Candidate { id: self.id(), ..whole };
+        let Some(rank) = self.rank else { return whole };
+        let load = whole.load.map(|load| Load {
+            others_requests: load.others_requests / count as f32,
+            others_waiting_bytes: load.others_waiting_bytes / count as f32,
+            ..load
+        });
+        let (usage, limits) = (worker.usage_of_rank(rank), limits_of_rank(whole.limits, count));
+        // The line is the worker's, not the rank's.
+        Candidate { rank, usage, limits, load, head: Head::default(), ..whole }
+    }
+}
+
+fn ranks_of(member: &Member) -> Option<Ranks> {
+    Ranks::of(member.facts.as_deref()?, member.role)
+}
+
+/// Engines tell the requests of all ranks together, and the KV tokens of one.
+fn kv_tokens_of_all_ranks(facts: &Facts) -> Option<u64> {
+    let ranks = u64::from(facts.dp_size.unwrap_or(1).max(1));
+    Some(facts.max_total_num_tokens?.saturating_mul(ranks))
+}
+
+fn limits_of_rank(limits: Limits, count: u32) -> Limits {
+    let each = |all: u64| if all == u64::MAX { all } else { all.div_ceil(u64::from(count)) };
+    Limits { requests: each(limits.requests), kv_tokens: each(limits.kv_tokens) }
 }
 
 /// FNV-1a of the label, never 0: the scheduler compares numbers, not texts.

@@ -1,5 +1,6 @@
 //! [`View`]: what a choice sees of workers beyond their leases: kernel loads, learned rates, links.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use router_core::fleet::{Experience, Links, Load, Member, Pool, Rates, Usage, Worker};
@@ -7,10 +8,16 @@ use router_core::schedule::{
     Aim, Assumptions, Candidate, Chosen, Estimate, Policy, step_us_of_idle,
 };
 
+use router_core::schedule::prefix::{Capacity, Chain, PrefixIndex};
+use router_core::sglang::Request;
+
 use super::clock::Clock;
 
 /// Pairs of workers of which something is remembered.
 const PAIRS: usize = 8192;
+/// Blocks of prompts that are remembered, in 6 MiB; and what one engine's cache is thought to hold:
+/// about a million tokens.
+const PREFIXES: Capacity = Capacity { blocks: 1 << 17, workers: 4096, cache_bytes: 4 << 20 };
 /// An engine that was polled is believed for so many intervals.
 const POLLS_BELIEVED: u64 = 3;
 /// Bytes of a prompt that make a token, where only tokens are told.
@@ -26,6 +33,7 @@ pub(crate) struct View {
     /// How long what an engine told is believed, where no agent tells more.
     engine_ms: u64,
     links: Arc<Mutex<Links>>,
+    prefixes: Arc<Mutex<PrefixIndex>>,
 }
 
 impl View {
@@ -38,13 +46,37 @@ impl View {
             assumptions: Assumptions::USUAL,
             engine_ms: interval_ms.saturating_mul(POLLS_BELIEVED),
             links: Arc::new(Mutex::new(Links::new(PAIRS))),
+            prefixes: Arc::new(Mutex::new(PrefixIndex::new(PREFIXES))),
         }
+    }
+
+    /// The same, for other ends.
+    pub(crate) fn aiming_at(self, aim: Aim) -> View {
+        View { aim, ..self }
     }
 
     /// The facts about pairs. Held for one choice or one frame's changes.
     pub(crate) fn links(&self) -> MutexGuard<'_, Links> {
         // A slot is whole after each change.
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who was sent which prompts. Held for one look or one note.
+    pub(crate) fn prefixes(&self) -> MutexGuard<'_, PrefixIndex> {
+        // An entry is whole after each change.
+        self.prefixes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The blocks of a request's prompt, for a policy that asks who has them. Models share none.
+    pub(crate) fn blocks(&self, request: &Request) -> Vec<u64> {
+        let mut blocks = Vec::new();
+        if self.policy == Policy::Predicted {
+            let mut seed = DefaultHasher::new();
+            request.model().hash(&mut seed);
+            let mut chain = Chain::new(seed.finish());
+            request.prompt_text().for_each(|piece| chain.write(piece, &mut blocks));
+        }
+        blocks
     }
 
     /// What is believed of a pool's engines together.
@@ -71,6 +103,7 @@ impl View {
             usage,
             worker: worker.identity,
             rates: worker.experience.rates(pool, now_us / 1000),
+            head: worker.line().head(now_us / 1000),
             load: worker.load.get(now_us).or_else(|| self.told(worker, usage, now_us / 1000)),
             ..Candidate::default()
         }
@@ -95,19 +128,21 @@ impl View {
         &self,
         pool: &Pool,
         chosen: &Chosen,
-        prefill: &Worker,
+        prefill: &Arc<Worker>,
     ) -> Option<Forecast> {
-        let Estimate { wait_ms, prefill_ms, transfer_ms, work_bytes, .. } = chosen.estimate?;
+        let Estimate { wait_ms, admission_ms, prefill_ms, transfer_ms, work_bytes, .. } =
+            chosen.estimate?;
         let now_ms = self.clock.now_ms();
         let rates = prefill.experience.rates(&self.rates(pool), now_ms);
         Some(Forecast {
             pool: Arc::clone(&pool.experience),
             clock: self.clock,
             sent_ms: now_ms,
-            work_bytes,
             ahead_bytes: (wait_ms + prefill_ms) * 1000.0 / rates.prefill_us_per_byte.max(1e-6),
             ahead_ms: wait_ms + prefill_ms,
             transfer_ms,
+            roomless: admission_ms > 0.0,
+            _in_line: Arc::new(InLine::join(prefill, work_bytes, self.clock)),
         })
     }
 
@@ -132,16 +167,42 @@ pub(crate) struct Forecast {
     pool: Arc<Experience>,
     clock: Clock,
     sent_ms: u64,
-    /// The work of the prompt, and with it that of the prompts before it, in bytes.
-    pub(crate) work_bytes: f32,
+    /// The work of the prompt and of those before it, in bytes, and how long that was to take.
     ahead_bytes: f32,
     ahead_ms: f32,
     transfer_ms: f32,
+    /// It was known to wait for room at decode: that is no evidence of prefill.
+    roomless: bool,
+    _in_line: Arc<InLine>,
+}
+
+/// A prompt's place in the line of its prefill, until it is computed or given up.
+#[derive(Debug)]
+struct InLine {
+    worker: Arc<Worker>,
+    ticket: u64,
+    clock: Clock,
+}
+
+impl InLine {
+    fn join(worker: &Arc<Worker>, work_bytes: f32, clock: Clock) -> InLine {
+        let ticket = worker.line().join(work_bytes, clock.now_ms());
+        InLine { worker: Arc::clone(worker), ticket, clock }
+    }
+}
+
+impl Drop for InLine {
+    fn drop(&mut self) {
+        self.worker.line().leave(self.ticket, self.clock.now_ms());
+    }
 }
 
 impl Forecast {
     /// The prefill has answered now.
     pub(crate) fn came(&self, prefill: &Worker) {
+        if self.roomless {
+            return;
+        }
         let now_ms = self.clock.now_ms();
         let took_ms = now_ms.saturating_sub(self.sent_ms) as f32;
         let work_ms = (took_ms - self.transfer_ms).max(took_ms / 5.0);

@@ -8,7 +8,8 @@ use router_core::simulate::Trouble;
 /// Flags of `pd-router simulate`.
 #[derive(Clone, Debug, Args)]
 pub struct SimulateFlags {
-    /// A trace of {"timestamp","input_length","output_length","hash_ids"} lines, or `synthetic`.
+    /// A trace of {"timestamp","input_length","output_length","hash_ids"} lines, or `synthetic`,
+    /// `synthetic-short`, `synthetic-long`, `synthetic-bursts`.
     #[arg(long, default_value = "synthetic", value_name = "FILE")]
     pub trace: String,
     /// Policies to compare, or `all`.

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use router_core::simulate::{Contender, Setup, Summary, Trace, chart, run};
+use router_core::simulate::{Contender, Mix, Setup, Summary, Trace, chart, run};
 
 pub use flags::SimulateFlags;
 
@@ -79,8 +79,8 @@ fn setup(flags: &SimulateFlags) -> Result<Setup> {
 }
 
 fn read(trace: &str, seed: u64) -> Result<Trace> {
-    if trace == "synthetic" {
-        return Ok(Trace::synthetic(SYNTHETIC_REQUESTS, seed));
+    if let Ok(mix) = trace.parse::<Mix>() {
+        return Ok(mix.draw(SYNTHETIC_REQUESTS, seed));
     }
     let text = std::fs::read_to_string(trace).with_context(|| format!("--trace {trace}"))?;
     Trace::parse(&text).with_context(|| format!("--trace {trace}"))

@@ -2,16 +2,18 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use http::uri::Authority;
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
 use super::engine_load::EngineCell;
 use super::health::Health;
+use super::line::Line;
 use super::load::LoadCell;
 use super::own::Own;
+use super::ranks::MOST_RANKS;
 use super::rates::Experience;
 
 /// What makes a worker the same worker: the pod's UID and the port. The same address with a
@@ -42,11 +44,61 @@ pub struct Worker {
     pub experience: Experience,
     /// What its engine tells.
     pub engine: EngineCell,
+    line: Mutex<Line>,
+    counts: Counts,
+    /// The part of the leases that was steered to each data-parallel rank.
+    ranks: OnceLock<Box<[Counts; MOST_RANKS as usize]>>,
+}
+
+/// A sum of weights that many change at once.
+#[derive(Debug, Default)]
+struct Counts {
     requests: AtomicU64,
     prompt_bytes: AtomicU64,
     kv_tokens: AtomicU64,
     exchanges: AtomicU64,
     wire_bytes: AtomicU64,
+}
+
+impl Counts {
+    const fn new() -> Counts {
+        Counts {
+            requests: AtomicU64::new(0),
+            prompt_bytes: AtomicU64::new(0),
+            kv_tokens: AtomicU64::new(0),
+            exchanges: AtomicU64::new(0),
+            wire_bytes: AtomicU64::new(0),
+        }
+    }
+
+    fn now(&self) -> Usage {
+        Usage {
+            requests: self.requests.load(Ordering::Relaxed),
+            prompt_bytes: self.prompt_bytes.load(Ordering::Relaxed),
+            kv_tokens: self.kv_tokens.load(Ordering::Relaxed),
+            exchanges: self.exchanges.load(Ordering::Relaxed),
+            wire_bytes: self.wire_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Says what it was before.
+    fn add(&self, weight: Weight) -> Usage {
+        Usage {
+            requests: self.requests.fetch_add(weight.requests, Ordering::Relaxed),
+            prompt_bytes: self.prompt_bytes.fetch_add(weight.prompt_bytes, Ordering::Relaxed),
+            kv_tokens: self.kv_tokens.fetch_add(weight.kv_tokens, Ordering::Relaxed),
+            exchanges: self.exchanges.fetch_add(weight.exchanges, Ordering::Relaxed),
+            wire_bytes: self.wire_bytes.fetch_add(weight.wire_bytes, Ordering::Relaxed),
+        }
+    }
+
+    fn take(&self, weight: Weight) {
+        self.requests.fetch_sub(weight.requests, Ordering::Relaxed);
+        self.prompt_bytes.fetch_sub(weight.prompt_bytes, Ordering::Relaxed);
+        self.kv_tokens.fetch_sub(weight.kv_tokens, Ordering::Relaxed);
+        self.exchanges.fetch_sub(weight.exchanges, Ordering::Relaxed);
+        self.wire_bytes.fetch_sub(weight.wire_bytes, Ordering::Relaxed);
+    }
 }
 
 /// What one request weighs on a worker.
@@ -99,24 +151,31 @@ impl Worker {
             own: Own::default(),
             experience: Experience::default(),
             engine: EngineCell::default(),
-            requests: AtomicU64::new(0),
-            prompt_bytes: AtomicU64::new(0),
-            kv_tokens: AtomicU64::new(0),
-            exchanges: AtomicU64::new(0),
-            wire_bytes: AtomicU64::new(0),
             key,
+            line: Mutex::default(),
+            counts: Counts::default(),
+            ranks: OnceLock::new(),
         }
     }
 
     /// What the leases on this worker add up to now.
     pub fn usage(&self) -> Usage {
-        Usage {
-            requests: self.requests.load(Ordering::Relaxed),
-            prompt_bytes: self.prompt_bytes.load(Ordering::Relaxed),
-            kv_tokens: self.kv_tokens.load(Ordering::Relaxed),
-            exchanges: self.exchanges.load(Ordering::Relaxed),
-            wire_bytes: self.wire_bytes.load(Ordering::Relaxed),
-        }
+        self.counts.now()
+    }
+
+    /// The prompts that this gateway sent a prefill and that are not computed yet, in order.
+    pub fn line(&self) -> MutexGuard<'_, Line> {
+        // Nothing that can panic runs under the lock.
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the leases that were steered to a rank add up to now.
+    pub fn usage_of_rank(&self, rank: u32) -> Usage {
+        self.rank(rank).map(Counts::now).unwrap_or_default()
+    }
+
+    fn rank(&self, rank: u32) -> Option<&Counts> {
+        self.ranks.get()?.get(rank as usize)
     }
 
     /// Counts a request until the lease is dropped, or `None` where it does not fit.
@@ -129,26 +188,12 @@ impl Worker {
         limits: Limits,
         released: Option<Released>,
     ) -> Option<Lease> {
-        let before = Usage {
-            requests: self.requests.fetch_add(weight.requests, Ordering::Relaxed),
-            prompt_bytes: self.prompt_bytes.fetch_add(weight.prompt_bytes, Ordering::Relaxed),
-            kv_tokens: self.kv_tokens.fetch_add(weight.kv_tokens, Ordering::Relaxed),
-            exchanges: self.exchanges.fetch_add(weight.exchanges, Ordering::Relaxed),
-            wire_bytes: self.wire_bytes.fetch_add(weight.wire_bytes, Ordering::Relaxed),
-        };
+        let before = self.counts.add(weight);
         if limits.admit(before, weight) {
-            return Some(Lease { worker: Arc::clone(self), weight, released });
+            return Some(Lease { worker: Arc::clone(self), weight, rank: None, released });
         }
-        self.release(weight);
+        self.counts.take(weight);
         None
-    }
-
-    fn release(&self, weight: Weight) {
-        self.requests.fetch_sub(weight.requests, Ordering::Relaxed);
-        self.prompt_bytes.fetch_sub(weight.prompt_bytes, Ordering::Relaxed);
-        self.kv_tokens.fetch_sub(weight.kv_tokens, Ordering::Relaxed);
-        self.exchanges.fetch_sub(weight.exchanges, Ordering::Relaxed);
-        self.wire_bytes.fetch_sub(weight.wire_bytes, Ordering::Relaxed);
     }
 }
 
@@ -171,12 +216,32 @@ fn identity(key: &WorkerKey) -> u64 {
 pub struct Lease {
     worker: Arc<Worker>,
     weight: Weight,
+    rank: Option<u32>,
     released: Option<Released>,
 }
 
 impl Lease {
     pub fn worker(&self) -> &Arc<Worker> {
         &self.worker
+    }
+
+    /// Counts it on a data-parallel rank as well.
+    pub fn at_rank(mut self, rank: Option<u32>) -> Lease {
+        let counts = || {
+            self.worker
+                .ranks
+                .get_or_init(|| Box::new([const { Counts::new() }; MOST_RANKS as usize]))
+        };
+        if let (Some(rank), None) = (rank.filter(|rank| *rank < MOST_RANKS), self.rank) {
+            counts()[rank as usize].add(self.weight);
+            self.rank = Some(rank);
+        }
+        self
+    }
+
+    /// The rank that the request is steered to; `None` leaves it to the engine.
+    pub fn rank(&self) -> Option<u32> {
+        self.rank
     }
 
     /// Takes the count back without telling anybody: the place was never used, and whoever gives
@@ -188,7 +253,10 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.worker.release(self.weight);
+        self.worker.counts.take(self.weight);
+        if let Some(rank) = self.rank.and_then(|rank| self.worker.rank(rank)) {
+            rank.take(self.weight);
+        }
         if let Some(released) = &self.released {
             released(&self.worker);
         }
@@ -252,6 +320,18 @@ mod tests {
         let released: Released = Arc::new(|_| panic!("told"));
         worker.try_lease(ONE, Limits::NONE, Some(released)).unwrap().withdraw();
         assert_eq!(worker.usage(), Usage::default());
+    }
+
+    #[test]
+    fn a_lease_counts_on_its_rank_too() {
+        let worker = worker();
+        let lease = worker.try_lease(ONE, Limits::NONE, None).unwrap().at_rank(Some(3));
+        assert_eq!((worker.usage(), worker.usage_of_rank(3)), (ONE, ONE));
+        assert_eq!((worker.usage_of_rank(2), worker.usage_of_rank(9_999)), Default::default());
+        drop(lease);
+        assert_eq!((worker.usage(), worker.usage_of_rank(3)), Default::default());
+        let beyond = worker.try_lease(ONE, Limits::NONE, None).unwrap().at_rank(Some(MOST_RANKS));
+        assert_eq!(beyond.rank(), None);
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub(super) fn pick(candidates: &[Candidate], held: &Held, prompt_bytes: u64, dra
     if unbalanced {
         return fewest;
     }
-    let bytes = |at: usize| held.bytes_of(candidates[at].worker);
+    let bytes = |at: usize| held.bytes_of(candidates[at].cache());
     let best = walk(candidates, draw).max_by_key(|&at| bytes(at)).unwrap_or(fewest);
     if bytes(best) as f64 > prompt_bytes as f64 * CACHE_THRESHOLD {
         return best;

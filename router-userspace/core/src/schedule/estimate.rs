@@ -125,6 +125,8 @@ pub(super) struct Estimator<'a> {
     /// Inverses of the assumptions of the same name: a division a candidate is felt.
     pub(super) per_context: f32,
     pub(super) per_batch: f32,
+    /// What others have waiting at a prefill, on average.
+    pub(super) others_waiting_bytes: f32,
     /// Requests that a work delays.
     pub(super) pressure: f32,
     /// The prefill that other gateways would take for this prompt, were all idle.
@@ -135,7 +137,7 @@ impl Estimator<'_> {
     pub(super) fn prefill(&self, candidate: &Candidate) -> PrefillTerms {
         let rates = &candidate.rates;
         let prompt = self.ask.prompt_bytes as f32;
-        let cached_bytes = self.cached_bytes(candidate.worker, prompt);
+        let cached_bytes = self.cached_bytes(candidate.cache(), prompt);
         let work_bytes = self.work_bytes(prompt - cached_bytes, cached_bytes);
         let prefill_ms = work_bytes * rates.prefill_us_per_byte * MS_PER_US;
         let (load, _) = self.typical.prefill.or_measured(candidate.load.as_ref());
@@ -154,12 +156,22 @@ impl Estimator<'_> {
     pub(super) fn wait_ms(&self, candidate: &Candidate) -> f32 {
         let rates = &candidate.rates;
         let (load, penalty_ms) = self.typical.prefill.or_measured(candidate.load.as_ref());
-        let others = load.others_waiting_bytes * rates.uncached_share;
+        let others = self.by_now(load, rates) * rates.uncached_share;
         let backlog_bytes = candidate.usage.prompt_bytes as f32 + others;
         let Head { work_bytes, busy_ms } = candidate.head;
         let backlog_ms = backlog_bytes * rates.prefill_us_per_byte * MS_PER_US;
         let head_ms = work_bytes * rates.prefill_us_per_byte * MS_PER_US;
         (backlog_ms - busy_ms.min(head_ms * MOST_DONE)).max(0.0) + penalty_ms
+    }
+
+    /// Bytes of others that wait now: what was seen, and the longer ago that is beside the time
+    /// that a queue takes, the more of it is thought to be as anywhere.
+    #[inline]
+    fn by_now(&self, load: &Load, rates: &Rates) -> f32 {
+        let (seen, mean) = (load.others_waiting_bytes, self.others_waiting_bytes);
+        let drains_ms = seen.max(mean) * rates.prefill_us_per_byte * MS_PER_US;
+        let kept = (drains_ms + 0.01) / (drains_ms + load.age_ms + 0.01);
+        mean + (seen - mean) * kept
     }
 
     #[inline]
@@ -224,14 +236,14 @@ impl Estimator<'_> {
     /// The part of a prompt that another gateway is hoped to have sent here.
     fn hope(&self, candidate: &Candidate) -> f32 {
         match candidate.load {
-            _ if self.rendezvous != Some(candidate.worker) => 0.0,
+            _ if self.rendezvous != Some(candidate.cache()) => 0.0,
             Some(load) if !load.is_stale() => RENDEZVOUS_SHARE,
             _ => BLIND_RENDEZVOUS_SHARE,
         }
     }
 
-    fn cached_bytes(&self, worker: u64, prompt: f32) -> f32 {
-        (self.ask.held.bytes_of(worker) as f32).min(prompt)
+    fn cached_bytes(&self, cache: u64, prompt: f32) -> f32 {
+        (self.ask.held.bytes_of(cache) as f32).min(prompt)
     }
 
     /// Uncached bytes, weighed by the attention over all that stands before them.

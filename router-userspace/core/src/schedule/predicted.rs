@@ -23,6 +23,8 @@ const GROUP_MS: f32 = 2.0;
 /// Of the requests that wait, so many as will be delayed by work that a cached prefix saves.
 const PRESSURE: f32 = 0.5;
 const MOST_PRESSURE: f32 = 10.0;
+/// Candidates that a mean is taken over.
+const MOST_SAMPLES: usize = 64;
 /// A pair that misses a target is worse than any that does not.
 const MISS_MS: f32 = 1e6;
 
@@ -74,17 +76,27 @@ fn estimator<'a>(question: &'a Question<'a>) -> Estimator<'a> {
         per_batch: 1.0 / question.assumptions.batch_doubles_tokens,
         typical: Pair { prefill: Typical::of(prefill), decode: Typical::of(decode) },
         pressure: pressure(prefill),
+        others_waiting_bytes: mean(prefill, |candidate| {
+            candidate.load.map_or(0.0, |load| load.others_waiting_bytes)
+        }),
         rendezvous: named.flatten(),
     }
 }
 
 /// What a millisecond of prefill costs those who come later: the more, the longer the queues.
 fn pressure(prefills: &[Candidate]) -> f32 {
-    let stride = prefills.len().div_ceil(64).max(1);
-    let at =
-        |c: &Candidate| c.usage.requests as f32 + c.load.map_or(0.0, |load| load.others_requests);
-    let sum: f32 = prefills.iter().step_by(stride).map(at).sum();
-    (PRESSURE * sum / prefills.len().div_ceil(stride) as f32).clamp(0.0, MOST_PRESSURE)
+    let requests = mean(prefills, |candidate| {
+        let others = candidate.load.map_or(0.0, |load| load.others_requests);
+        candidate.usage.requests as f32 + others
+    });
+    (PRESSURE * requests).clamp(0.0, MOST_PRESSURE)
+}
+
+/// Over some of the candidates, spread evenly.
+fn mean(candidates: &[Candidate], of: impl Fn(&Candidate) -> f32) -> f32 {
+    let stride = candidates.len().div_ceil(MOST_SAMPLES).max(1);
+    let sum: f32 = candidates.iter().step_by(stride).map(of).sum();
+    sum / candidates.len().div_ceil(stride) as f32
 }
 
 /// The worker with the highest hash of key and identity (Thaler and Ravishankar 1998): every
@@ -94,7 +106,7 @@ fn rendezvous(candidates: &[Candidate], key: u64) -> Option<u64> {
         let mixed = (worker ^ key).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         (mixed ^ (mixed >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93)
     };
-    candidates.iter().map(|candidate| candidate.worker).max_by_key(|&worker| weight(worker))
+    candidates.iter().map(Candidate::cache).max_by_key(|&worker| weight(worker))
 }
 
 impl Scene<'_> {

@@ -22,6 +22,8 @@ pub struct Candidate {
     pub group: u64,
     /// The worker's identity (UID and port, hashed), the same in every snapshot and gateway.
     pub worker: u64,
+    /// The data-parallel rank, where each is a candidate of its own. A rank has its own cache.
+    pub rank: u32,
     /// What was learned of it.
     pub rates: Rates,
     /// What its agent measured; `None` without an agent.
@@ -33,6 +35,11 @@ pub struct Candidate {
 }
 
 impl Candidate {
+    /// Whose prefix cache it is: the worker's, or the rank's.
+    pub fn cache(&self) -> u64 {
+        self.worker ^ u64::from(self.rank).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
     /// Whether the worker has room for `weight` beside all that is known to be there: the leases,
     /// what others have on it by the kernel's view, and what its engine told. What takes it over
     /// its limits waits in the gateway: at the engine it would hold up others.
@@ -64,6 +71,7 @@ impl Default for Candidate {
             head: Head::default(),
             group: 0,
             worker: 0,
+            rank: 0,
             rates: Assumptions::USUAL.rates,
             load: None,
             cached_blocks: 0,

@@ -58,6 +58,6 @@ pub mod sse;
 pub use endpoint::Endpoint;
 pub use invalid::Invalid;
 pub use json::MAX_DEPTH;
-pub use rendezvous::{Attempt, Bootstrap, Rid, Room};
+pub use rendezvous::{Attempt, Bootstrap, Rid, Room, ranks_by_field};
 pub use request::{MAX_MEMBERS, Request};
 pub use samples::{MAX_SAMPLES, MAX_SEQUENCES};

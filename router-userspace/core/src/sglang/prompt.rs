@@ -1,5 +1,7 @@
 //! The prompt's shape: one or a batch, and how much of it there is.
 
+use std::ops::Range;
+
 use super::json::{Kind, Raw};
 use super::{Endpoint, Invalid};
 
@@ -26,6 +28,20 @@ pub(super) struct PromptFields<'a> {
     pub(super) input_embeds: Option<(Raw<'a>, usize)>,
     /// `session_params`, whose history may be the whole prompt of `/generate`.
     pub(super) session: bool,
+}
+
+impl PromptFields<'_> {
+    /// Where preamble and prompt stand in the body that they were read from.
+    pub(super) fn places(&self, body: &[u8]) -> [Range<usize>; 2] {
+        let start = body.as_ptr() as usize;
+        let main = self.main.filter(|(raw, _)| !raw.is_null()).or(self.input_ids);
+        [self.preamble, main].map(|field| {
+            field.map_or(0..0, |(raw, _)| {
+                let from = raw.bytes().as_ptr() as usize - start;
+                from..from + raw.bytes().len()
+            })
+        })
+    }
 }
 
 impl Prompt {

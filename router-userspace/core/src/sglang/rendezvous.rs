@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::Endpoint;
 use super::json::quote;
+use crate::fleet::{Ranks, Steered, Steering};
 use crate::pair::Pair;
 
 /// Names one rendezvous between a prefill and a decode server.
@@ -12,6 +13,9 @@ use crate::pair::Pair;
 /// room is neither cloned nor made from a client's number: every attempt draws its own.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Room(u64);
+
+/// Engines of more ranks are not steered by room.
+const MOST_MODULUS: u32 = 1 << 16;
 
 impl Room {
     /// The largest room an engine survives.
@@ -27,15 +31,42 @@ impl Room {
         Room(random & Room::MAX)
     }
 
-    /// A room near `random` with `room % modulus == residue % modulus`.
+    /// A room near `random` with `room % modulus == residue` for each `(modulus, residue)`, as
+    /// far as one number can be congruent to both: the first one always is.
     ///
     /// Engines that follow the bootstrap room send the request to data-parallel rank
-    /// `room % dp_size`, in every version and without a field of its own.
-    pub fn congruent(random: u64, modulus: u32, residue: u32) -> Room {
-        let modulus = u64::from(modulus.max(1));
+    /// `room % dp_size`, in every version and without a field of its own; 0.4.10 does so on both
+    /// sides.
+    ///
+    /// ```
+    /// use router_core::sglang::Room;
+    /// let room = Room::congruent(1 << 40, Pair { prefill: (4, 3), decode: (6, 1) }).value();
+    /// assert_eq!((room % 4, room % 6), (3, 1));
+    /// # use router_core::pair::Pair;
+    /// ```
+    pub fn congruent(random: u64, wanted: Pair<(u32, u32)>) -> Room {
+        let count = |count: u32| u64::from(count.clamp(1, MOST_MODULUS));
+        let (first, residue) = (count(wanted.prefill.0), u64::from(wanted.prefill.1));
+        let (second, other) = (count(wanted.decode.0), u64::from(wanted.decode.1));
+        // Of the numbers that are right for the first, one in `second` at most is right for both.
+        let (start, step) = (residue % first, first);
+        let mut tries = (0..second).map(|turn| start + turn * step);
+        let start = tries.find(|room| room % second == other % second).unwrap_or(start);
+        let period = first * second;
         let random = random & Room::MAX;
-        let room = random - random % modulus + u64::from(residue) % modulus;
-        Room(if room > Room::MAX { room - modulus } else { room })
+        let room = random - random % period + start % period;
+        Room(if room > Room::MAX { room - period } else { room })
+    }
+
+    /// A room that leads to the ranks that go by it.
+    pub fn steered(random: u64, ranks: &Pair<Option<Steered>>) -> Room {
+        Room::congruent(
+            random,
+            ranks.map(|rank| match rank {
+                Some(Steered { of: Ranks { count, by: Steering::Room }, rank }) => (count, rank),
+                _ => (1, 0),
+            }),
+        )
     }
 
     pub fn value(&self) -> u64 {
@@ -91,6 +122,11 @@ impl Bootstrap {
     }
 }
 
+/// The ranks that a field must name, since no room leads there.
+pub fn ranks_by_field(ranks: &Pair<Option<Steered>>) -> Pair<Option<u32>> {
+    ranks.map(|rank| rank.filter(|rank| rank.of.by == Steering::Field).map(|rank| rank.rank))
+}
+
 /// What one attempt of one (sub-)request puts into both bodies.
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt<'a> {
@@ -102,7 +138,7 @@ pub struct Attempt<'a> {
     pub rids: &'a [Rid],
     /// Data-parallel ranks to force. `None` lets the engine choose, which is by room where it
     /// follows the bootstrap room; such an engine takes a forced prefill rank only if the request
-    /// says so twice, and it does. Unknown to engines up to 0.5.8: use [`Room::congruent`].
+    /// says so twice, and it does. Unknown to engines up to 0.5.8: use [`Room::steered`].
     pub dp: Pair<Option<u32>>,
 }
 
@@ -185,11 +221,20 @@ mod tests {
     proptest! {
         #[test]
         fn a_congruent_room_is_in_range_and_congruent(
-            random: u64, modulus in 1u32..5000, residue in 0u32..5000,
+            random: u64,
+            first in (0u32..65, 0u32..100),
+            second in (0u32..65, 0u32..100),
+            common in 0u32..5000,
         ) {
-            let room = Room::congruent(random, modulus, residue).value();
-            prop_assert!(room <= Room::MAX);
-            prop_assert_eq!(room % u64::from(modulus), u64::from(residue % modulus));
+            let rank = |wanted: (u32, u32)| u64::from(wanted.1 % wanted.0.max(1));
+            let at = |room: &Room, wanted: (u32, u32)| room.value() % u64::from(wanted.0.max(1));
+            let room = Room::congruent(random, Pair { prefill: first, decode: second });
+            prop_assert!(room.value() <= Room::MAX);
+            prop_assert_eq!(at(&room, first), rank(first));
+            // Ranks that some number leads to are met both.
+            let (first, second) = ((first.0, common), (second.0, common));
+            let room = Room::congruent(random, Pair { prefill: first, decode: second });
+            prop_assert_eq!((at(&room, first), at(&room, second)), (rank(first), rank(second)));
         }
 
         #[test]

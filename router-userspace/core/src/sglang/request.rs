@@ -2,6 +2,8 @@
 
 mod reading;
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use super::json::{Raw, Syntax, scan};
@@ -28,6 +30,8 @@ pub struct Request {
     stream: bool,
     samples: u32,
     prompt: Prompt,
+    /// Where the prompt stands in the body: its preamble, and what follows.
+    text: [Range<usize>; 2],
     max_output_tokens: Option<u32>,
     return_logprob: bool,
     include_usage: bool,
@@ -74,6 +78,7 @@ impl Request {
             stream,
             samples,
             prompt,
+            text: fields.prompt.places(&body),
             max_output_tokens: fields.max_output_tokens(),
             return_logprob: fields.return_logprob.is_some_and(any_true),
             include_usage: option("include_usage") == Some(true),
@@ -131,6 +136,12 @@ impl Request {
     /// picture or sound in a conversation counts 4096, however long its encoding is.
     pub fn prompt_bytes(&self) -> usize {
         self.prompt.bytes
+    }
+
+    /// The JSON text of the prompt, for its prefix to be known again: a conversation that goes on
+    /// begins with the same bytes. Preamble first, as engines put it.
+    pub fn prompt_text(&self) -> impl Iterator<Item = &[u8]> {
+        self.text.iter().filter_map(|place| self.marked.body.get(place.clone()))
     }
 
     /// The bound on output tokens that the client gave, for one sample of one prompt.

@@ -279,6 +279,7 @@ impl Gateway {
             head: self.lines[id].head(now as u64),
             group: 0,
             worker: identity(id),
+            rank: 0,
             rates: self.workers[id].rates(pool, now as u64),
             load,
             cached_blocks: self.index.blocks_of(identity(id)),

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::chance::Chance;
+use super::mix::Mix;
 
 /// Tokens of one block of a trace.
 pub(super) const BLOCK_TOKENS: u32 = 512;
@@ -67,31 +68,9 @@ impl Trace {
         Ok(Trace { arrivals })
     }
 
-    /// Conversations: a new one, or the next turn of an old one, each a Poisson arrival; prompts
-    /// are log-normal with a long tail, and begin with one of a few system prompts.
+    /// Conversations, as [`Mix::Talks`] has them.
     pub fn synthetic(requests: usize, seed: u64) -> Trace {
-        let mut chance = Chance::new(seed, 1);
-        let mut talks: Vec<(Vec<u64>, u32)> = Vec::new();
-        let (mut at_ms, mut fresh) = (0.0, 1000);
-        let arrivals = (0..requests).map(|_| {
-            at_ms += 100.0 * chance.exponential();
-            let (mut blocks, mut input) = match talks.len() {
-                // The last few hundred conversations go on.
-                len @ 1.. if chance.unit() < 0.6 => {
-                    talks[len - 1 - chance.below(len.min(400))].clone()
-                }
-                _ => (vec![1 + chance.below(4) as u64; 1], BLOCK_TOKENS),
-            };
-            input = (input + (2000.0 * (1.2 * chance.normal()).exp()) as u32 + 20).min(120_000);
-            while (blocks.len() as u32) < input / BLOCK_TOKENS {
-                fresh += 1;
-                blocks.push(fresh);
-            }
-            let output_tokens = ((250.0 * (0.8 * chance.normal()).exp()) as u32).clamp(2, 2000);
-            talks.push((blocks.clone(), input));
-            Arrival { at_ms, input_tokens: input, output_tokens, blocks }
-        });
-        Trace { arrivals: arrivals.collect() }
+        Mix::Talks.draw(requests, seed)
     }
 
     /// The same requests at `per_ms` on average, times quantised by the recorder spread out.

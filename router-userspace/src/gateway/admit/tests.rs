@@ -57,7 +57,7 @@ fn admission(pool: &Arc<Pool>, max_queued: usize) -> Arc<Admission> {
 
 fn ask() -> Ask {
     let weight = Weight { requests: 1, prompt_bytes: 10, kv_tokens: 5, ..Weight::default() };
-    Ask { model: None, weight, avoid: Vec::new(), only: None }
+    Ask { model: None, weight, avoid: Vec::new(), only: None, blocks: Vec::new() }
 }
 
 fn decode_of(seats: &Seats) -> String {

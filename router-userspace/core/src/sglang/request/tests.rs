@@ -315,3 +315,19 @@ fn what_is_no_json_object_is_refused() {
     let many = format!(r#"{{"sampling_params":{{{}"n":1}}}}"#, r#""n":1,"#.repeat(20_000));
     assert_eq!(refused(Endpoint::Generate, &many), Some("sampling_params.n"));
 }
+
+#[test]
+fn a_conversation_that_goes_on_begins_with_the_same_text() {
+    let text = |body: &'static str| {
+        let request = Request::parse(Endpoint::Messages, Bytes::from_static(body.as_bytes()));
+        let request = request.unwrap();
+        request.prompt_text().collect::<Vec<_>>().concat()
+    };
+    let first = text(r#"{"messages":[{"role":"user","content":"a"}], "system":"be good"}"#);
+    let second = text(
+        r#"{"model":"m","system":"be good","messages":[{"role":"user","content":"a"},{"role":"x"}]}"#,
+    );
+    assert!(first.starts_with(b"\"be good\"[{\"role\""));
+    assert!(second.starts_with(&first[..first.len() - 1]), "all but the closing bracket");
+    assert_eq!(text(r#"{"max_tokens":3}"#), b"");
+}

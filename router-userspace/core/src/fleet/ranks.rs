@@ -1,0 +1,122 @@
+//! [`Ranks`]: the data-parallel ranks of an engine, as far as a request can be sent to one.
+
+use serde::Serialize;
+
+use super::{Facts, Role};
+
+/// An engine of more ranks chooses among them itself.
+pub const MOST_RANKS: u32 = 64;
+
+/// How an engine is told the rank that a request is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Steering {
+    /// It takes `room % count`.
+    Room,
+    /// It takes the rank that a field names, whatever the room.
+    Field,
+}
+
+/// Ranks that can be steered to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Ranks {
+    /// At least 2.
+    pub count: u32,
+    pub by: Steering,
+}
+
+impl Ranks {
+    /// The ranks of an engine in `role`; `None` where it has one, too many, or chooses itself.
+    ///
+    /// Prefill follows the room unless it says otherwise, and its decodes look there for the KV
+    /// cache. Decode takes `routed_dp_rank` in versions that know it; 0.4 spreads requests by
+    /// room on both sides; what is between the two is left alone.
+    pub fn of(facts: &Facts, role: Role) -> Option<Ranks> {
+        let count = facts.dp_size.filter(|count| (2..=MOST_RANKS).contains(count))?;
+        let version = facts.version.as_deref().and_then(numbers);
+        let knows_field = version.is_some_and(|version| version >= FIELD_SINCE);
+        let old = version.is_some_and(|version| version < [0, 5, 0]);
+        let by = match (role, facts.follow_bootstrap_room) {
+            (Role::Unified, _) => return None,
+            (Role::Prefill, Some(true)) => Steering::Room,
+            (Role::Decode, _) if knows_field => Steering::Field,
+            (Role::Prefill, Some(false)) if knows_field => Steering::Field,
+            (Role::Decode, Some(true)) => Steering::Room,
+            (_, None) if old => Steering::Room,
+            _ => return None,
+        };
+        Some(Ranks { count, by })
+    }
+
+    /// Whether one room can lead to rank `mine` here and to rank `theirs` there.
+    pub fn meet(&self, mine: u32, other: &Ranks, theirs: u32) -> bool {
+        let both = self.by == Steering::Room && other.by == Steering::Room;
+        let common = divisor(self.count, other.count);
+        !both || mine % common == theirs % common
+    }
+}
+
+/// A rank that a request is steered to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Steered {
+    pub of: Ranks,
+    pub rank: u32,
+}
+
+/// The first version whose requests have `routed_dp_rank`.
+const FIELD_SINCE: [u32; 3] = [0, 5, 10];
+
+/// The three leading numbers of a version: `0.5.12.post1` is 0, 5, 12.
+fn numbers(version: &str) -> Option<[u32; 3]> {
+    let mut parts = version.split('.').map(|part| {
+        let digits = part.bytes().take_while(u8::is_ascii_digit).count();
+        part[..digits].parse().ok()
+    });
+    Some([parts.next()??, parts.next()??, parts.next().flatten().unwrap_or(0)])
+}
+
+fn divisor(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { divisor(b, a % b) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn engine(dp_size: u32, version: &str, follows: Option<bool>) -> Facts {
+        Facts {
+            dp_size: Some(dp_size),
+            version: Some(version.to_owned()),
+            follow_bootstrap_room: follows,
+            ..Facts::default()
+        }
+    }
+
+    #[test]
+    fn each_version_is_steered_as_it_can_be() {
+        let by = |facts: &Facts, role| Ranks::of(facts, role).map(|ranks| ranks.by);
+        let new = engine(4, "0.5.12.post1", Some(true));
+        assert_eq!(by(&new, Role::Prefill), Some(Steering::Room));
+        assert_eq!(by(&new, Role::Decode), Some(Steering::Field));
+        assert_eq!(by(&new, Role::Unified), None);
+        let balanced = engine(4, "0.5.12", Some(false));
+        assert_eq!(by(&balanced, Role::Prefill), Some(Steering::Field));
+        let old = engine(4, "0.4.10", None);
+        assert_eq!(by(&old, Role::Prefill), Some(Steering::Room));
+        assert_eq!(by(&old, Role::Decode), Some(Steering::Room));
+        let between = engine(4, "0.5.6", Some(false));
+        assert_eq!((by(&between, Role::Prefill), by(&between, Role::Decode)), (None, None));
+        for odd in [engine(1, "0.4.10", None), engine(65, "0.4.10", None), engine(4, "x", None)] {
+            assert_eq!(Ranks::of(&odd, Role::Prefill), None, "{odd:?}");
+        }
+    }
+
+    #[test]
+    fn two_that_go_by_room_meet_where_their_ranks_agree() {
+        let ranks = |count, by| Ranks { count, by };
+        let (four, six) = (ranks(4, Steering::Room), ranks(6, Steering::Room));
+        assert!(four.meet(1, &six, 3) && !four.meet(1, &six, 2));
+        assert!(four.meet(1, &ranks(3, Steering::Room), 2), "coprime counts always meet");
+        assert!(four.meet(1, &ranks(4, Steering::Field), 2));
+    }
+}

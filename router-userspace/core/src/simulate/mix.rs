@@ -1,0 +1,120 @@
+//! [`Mix`]: synthetic loads of several kinds, drawn by chance.
+
+use std::str::FromStr;
+
+use super::chance::Chance;
+use super::trace::{Arrival, BLOCK_TOKENS, Trace};
+
+/// What a synthetic load is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mix {
+    /// Conversations of some thousand tokens, with a long tail.
+    Talks,
+    /// Short questions, little of which was asked before.
+    Short,
+    /// Documents of tens of thousands of tokens, asked about several times.
+    Long,
+    /// Conversations that come in bursts: ten times as many in a tenth of the time.
+    Bursts,
+}
+
+impl Mix {
+    pub const ALL: [(&'static str, Mix); 4] = [
+        ("synthetic", Mix::Talks),
+        ("synthetic-short", Mix::Short),
+        ("synthetic-long", Mix::Long),
+        ("synthetic-bursts", Mix::Bursts),
+    ];
+
+    /// The part of the requests that go on where an earlier one ended.
+    fn goes_on(self) -> f64 {
+        match self {
+            Mix::Talks | Mix::Bursts => 0.6,
+            Mix::Short => 0.2,
+            Mix::Long => 0.5,
+        }
+    }
+
+    /// Tokens that a request adds to the prompt of the one it continues: median and spread.
+    fn adds(self, first: bool) -> (f64, f64) {
+        match self {
+            Mix::Talks | Mix::Bursts => (2000.0, 1.2),
+            Mix::Short => (250.0, 0.8),
+            Mix::Long if first => (30_000.0, 0.6),
+            Mix::Long => (150.0, 0.8),
+        }
+    }
+
+    /// Milliseconds to the next arrival; the mean does not matter, loads are scaled.
+    fn gap_ms(self, at_ms: f64, chance: &mut Chance) -> f64 {
+        let burst = self == Mix::Bursts && at_ms % 20_000.0 < 2_000.0;
+        let mean = match self {
+            Mix::Bursts if burst => 20.0,
+            Mix::Bursts => 200.0,
+            _ => 100.0,
+        };
+        mean * chance.exponential()
+    }
+
+    /// Conversations: a new one, or the next turn of an old one; prompts are log-normal with a
+    /// long tail, and begin with one of a few system prompts.
+    pub fn draw(self, requests: usize, seed: u64) -> Trace {
+        let mut chance = Chance::new(seed, 1);
+        let mut talks: Vec<(Vec<u64>, u32)> = Vec::new();
+        let (mut at_ms, mut fresh) = (0.0, 1000);
+        let arrivals = (0..requests).map(|_| {
+            at_ms += self.gap_ms(at_ms, &mut chance);
+            let (mut blocks, mut input, first) = match talks.len() {
+                // The last few hundred conversations go on.
+                len @ 1.. if chance.unit() < self.goes_on() => {
+                    let (blocks, input) = talks[len - 1 - chance.below(len.min(400))].clone();
+                    (blocks, input, false)
+                }
+                _ => (vec![1 + chance.below(4) as u64; 1], BLOCK_TOKENS, true),
+            };
+            let (median, spread) = self.adds(first);
+            let more = (median * (spread * chance.normal()).exp()) as u32;
+            input = (input + more + 20).min(120_000);
+            while (blocks.len() as u32) < input / BLOCK_TOKENS {
+                fresh += 1;
+                blocks.push(fresh);
+            }
+            let output_tokens = ((250.0 * (0.8 * chance.normal()).exp()) as u32).clamp(2, 2000);
+            talks.push((blocks.clone(), input));
+            Arrival { at_ms, input_tokens: input, output_tokens, blocks }
+        });
+        Trace { arrivals: arrivals.collect() }
+    }
+}
+
+impl FromStr for Mix {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Mix, ()> {
+        Mix::ALL.into_iter().find(|(name, _)| *name == text).map(|(_, mix)| mix).ok_or(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mixes_differ_in_what_they_are_named_for() {
+        let mean = |mix: Mix| mix.draw(2000, 1).mean(|a| f64::from(a.input_tokens));
+        assert!(mean(Mix::Short) < 2000.0 && mean(Mix::Long) > 20_000.0);
+        assert!((2000.0..20_000.0).contains(&mean(Mix::Talks)));
+        let spread = |mix: Mix| {
+            let arrivals = mix.draw(4000, 1).arrivals;
+            let gaps: Vec<f64> =
+                arrivals.windows(2).map(|two| two[1].at_ms - two[0].at_ms).collect();
+            let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
+            gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>()
+                / gaps.len() as f64
+                / mean
+                / mean
+        };
+        assert!(spread(Mix::Talks) < 1.3, "a Poisson process has 1");
+        assert!(spread(Mix::Bursts) > 1.8, "{}", spread(Mix::Bursts));
+    }
+}

@@ -1,0 +1,35 @@
+//! What a choice is for, as flags say it: a policy and its targets.
+
+use std::time::Duration;
+
+use router_core::schedule::{Policy, Targets};
+
+/// [`Policy`] as a flag's value.
+#[derive(Clone, Copy, Debug)]
+pub struct PolicyName(pub Policy);
+
+impl std::str::FromStr for PolicyName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<PolicyName, String> {
+        match text.parse()? {
+            // They decide by what the gateway does not gather.
+            Policy::CacheAware | Policy::Reported => {
+                Err(format!("`{text}` is a model of a peer, for simulations alone"))
+            }
+            policy => Ok(PolicyName(policy)),
+        }
+    }
+}
+
+impl std::fmt::Display for PolicyName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0.as_str())
+    }
+}
+
+/// What no flag says is no target.
+pub(super) fn targets_of((ttft, itl): (Option<Duration>, Option<Duration>)) -> Option<Targets> {
+    let ms = |limit: Option<Duration>| limit.map_or(f32::INFINITY, |d| d.as_secs_f32() * 1000.0);
+    (ttft.is_some() || itl.is_some()).then(|| Targets { ttft_ms: ms(ttft), itl_ms: ms(itl) })
+}
