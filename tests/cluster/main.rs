@@ -1,9 +1,13 @@
 //! The gateway on a real API server: what kubectl applies is served, and follows the cluster.
 
 mod agents;
+mod conditions;
 mod documents;
 mod following;
 mod gateways;
+mod load;
+mod outage;
+mod rollout;
 mod tls;
 
 use std::path::{Path, PathBuf};
@@ -65,15 +69,15 @@ impl Scene {
         serves(gateway, fleet).await;
     }
 
-    /// A client of a port of the Gateway, at the address that it tells, once that answers.
+    /// A client of an HTTP port of the Gateway, at the address that it tells, once that answers.
     async fn entrance(&self, gateway: &str, port: u16) -> Client {
         let gateways = self.api("gateway.networking.k8s.io/v1", "Gateway", "gateways");
         eventually("the Gateway has an address that answers", ELECTED, async || {
             let object = gateways.get(gateway).await.ok()?;
             let address = object.data.pointer("/status/addresses/0/value")?.as_str()?;
-            let address = std::net::SocketAddr::new(address.parse().ok()?, port);
-            tokio::net::TcpStream::connect(address).await.ok()?;
-            Some(Client::new(address))
+            let client = Client::new(std::net::SocketAddr::new(address.parse().ok()?, port));
+            client.try_send(client.request(http::Method::GET, "/", "")).await.ok()?;
+            Some(client)
         })
         .await
     }

@@ -60,13 +60,17 @@ async fn a_certificate_is_served_once_it_is_there_and_permitted_and_rotates() {
     apply(&old.secret("vault", "tls"));
     becomes(&gateways, "ResolvedRefs", "True/ResolvedRefs").await;
     becomes(&gateways, "Programmed", "True/Programmed").await;
-    let entrance = scene.entrance("inference-gateway", PORT).await;
+    let entrance = scene.entrance("inference-gateway", 8080).await;
+    let address = std::net::SocketAddr::new(entrance.address.ip(), PORT);
     let body = chat("over TLS").to_string();
     let asks = async |certificate: &Certificate| {
         let words = ["--data", body.as_str()];
-        certificate.curl(entrance.address, HOST, CHAT, &words).await.status
+        certificate.curl(address, HOST, CHAT, &words).await.status
     };
-    assert_eq!(asks(&old).await, Some(200));
+    eventually("the certificate is shown", SOON, async || {
+        (asks(&old).await == Some(200)).then_some(())
+    })
+    .await;
 
     apply(&new.secret("vault", "tls"));
     eventually("the new certificate is shown", SOON, async || {

@@ -267,6 +267,7 @@ fn failure(error: &watcher::Error) -> Failure {
     match error {
         kube::Error::Api(status) if status.code == 404 => Failure::Absent,
         kube::Error::Api(status) if status.code == 403 => Failure::Denied,
+        kube::Error::Api(status) if matches!(status.code, 400 | 422) => Failure::Refused,
         _ => Failure::Away,
     }
 }

@@ -107,6 +107,8 @@ pub enum Failure {
     Absent,
     /// It does not let us.
     Denied,
+    /// It does not take the question, as of a selector that is none.
+    Refused,
 }
 
 /// One watch's part of what is known.
@@ -200,7 +202,8 @@ impl Watched {
                 let absent = failure == Failure::Absent;
                 // Where Secrets are not ours to read, their listeners are not served; others are.
                 let denied = failure == Failure::Denied && watch.kind() == Kind::Secret;
-                state.answered |= absent || denied;
+                let refused = failure == Failure::Refused && !matches!(watch, Watch::Kind(_));
+                state.answered |= absent || denied || refused;
                 // A kind that this cluster does not have is no problem.
                 let problem = Problem {
                     source: self.source.name(),
@@ -234,6 +237,10 @@ impl Watched {
                 self.watches.insert(watch.clone(), State::default());
             }
         }
+        // What was never told anything, and is wanted no longer, is not waited for.
+        self.watches.retain(|watch, state| {
+            state.answered || matches!(watch, Watch::Kind(_)) || wanted.contains(watch)
+        });
         if !self.settled() {
             return false;
         }

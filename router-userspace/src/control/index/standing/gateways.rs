@@ -1,5 +1,7 @@
 //! The standing of Gateways and HTTPRoutes.
 
+use std::collections::BTreeMap;
+
 use gateway_api::gateways::{Gateway, GatewayListeners};
 use gateway_api::httproutes::HttpRoute;
 use router_core::fleet::{ObjectName, Problem};
@@ -54,12 +56,15 @@ impl View<'_> {
         let generation = gateway.metadata.generation.unwrap_or_default();
         let name = object_name(&gateway.metadata);
         let all = gateway.spec.listeners.iter().enumerate();
-        let listeners: Vec<Listening> =
+        let mut listeners: Vec<Listening> =
             all.map(|(at, spec)| self.listener(&name, at, spec, generation)).collect();
         let accepted = listeners.iter().filter(|listener| listener.accepted).count();
-        let parameters = self.problems("spec.infrastructure.parametersRef");
-        let parameters = parameters.filter(|problem| problem.code == "InvalidParameters");
-        let condition = if let Some(bad) = parameters.into_iter().next() {
+        let mut parameters = self.problems("spec.infrastructure.parametersRef");
+        let parameters = parameters.find(|problem| problem.code == "InvalidParameters");
+        if parameters.is_some() {
+            listeners.iter_mut().for_each(|listener| listener.stage = Stage::Invalid);
+        }
+        let condition = if let Some(bad) = parameters {
             Condition::not("Accepted", bad.code, &*bad.reason)
         } else if accepted == listeners.len() {
             Condition::of("Accepted", "Accepted", "")
@@ -156,12 +161,19 @@ impl View<'_> {
                     let field = problem.field.as_deref().unwrap_or_default();
                     field.contains("backendRefs[") && UNRESOLVED.contains(&problem.code)
                 });
-                let dropped: Vec<&Problem> = rules()
-                    .filter(|problem| problem.reason.contains("the rule is dropped"))
+                let dropped: BTreeMap<&str, &Problem> = rules()
+                    .filter_map(|problem| {
+                        let (rule, rest) = problem.field.as_deref()?.split_once(']')?;
+                        let filter =
+                            rest.starts_with(".filters[") && problem.code != "UnknownField";
+                        let gone = filter || problem.reason.contains("the rule is dropped");
+                        gone.then_some((rule, problem))
+                    })
                     .collect();
                 let mut accepted = Condition::unless("Accepted", "Accepted", self.problems(&field));
                 let nothing_left = dropped.len() == route.spec.rules.iter().flatten().count();
-                if let (Some(first), true, true) = (dropped.first(), nothing_left, accepted.status)
+                if let (Some(first), true, true) =
+                    (dropped.values().next(), nothing_left, accepted.status)
                 {
                     accepted = Condition::not("Accepted", "UnsupportedValue", &*first.reason);
                 }
@@ -169,7 +181,7 @@ impl View<'_> {
                     accepted.value(generation),
                     Condition::unless("ResolvedRefs", "ResolvedRefs", unresolved).value(generation),
                 ];
-                if let (Some(first), false) = (dropped.first(), nothing_left) {
+                if let (Some(first), false) = (dropped.values().next(), nothing_left) {
                     let message = format!("Dropped Rule: {}", first.reason);
                     let partial = Condition::of("PartiallyInvalid", "UnsupportedValue", message);
                     conditions.push(partial.value(generation));

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use router_core::fleet::{ObjectName, Phase, Pool, Profile, Role};
 use serde_json::{Value, json};
 
-use super::super::super::objects::{InferencePool, InferenceTrafficPolicy, PoolSpec};
+use super::super::super::objects::{
+    InferencePool, InferenceTrafficPolicy, POOL_GROUP_V1, POOL_GROUP_V1ALPHA2, PoolSpec,
+};
+use super::super::grants;
 use super::{
     CONTROLLER_NAME, Condition, GATEWAY_GROUP, Kind, Object, Told, View, object_name, ours,
 };
@@ -66,6 +69,11 @@ impl View<'_> {
                 continue;
             }
             let name = object_name(&route.metadata);
+            let (group, pool) = (group(kind), &self.key.name);
+            let from = ("HTTPRoute", &*name.namespace);
+            if !grants::permits(self.index, from, group, "InferencePool", pool) {
+                continue;
+            }
             for parent in route.spec.parent_refs.iter().flatten() {
                 if ours::names_ours(self.index, self.foreign, &name, parent) {
                     gateways.insert(ours::parent_name(&name, parent));
@@ -107,6 +115,13 @@ impl View<'_> {
             conditions.push(ready(pool).value(generation));
         }
         Told::Conditions(conditions)
+    }
+}
+
+fn group(kind: Kind) -> &'static str {
+    match kind {
+        Kind::InferencePoolV1 => POOL_GROUP_V1,
+        _ => POOL_GROUP_V1ALPHA2,
     }
 }
 
