@@ -41,7 +41,9 @@ impl Agent {
         std::fs::write(&token, TOKEN).expect("writing the token");
         let log = std::fs::File::create(folder.path().join("log")).expect("a log");
         let listen = address.port(9911);
-        let pins = format!("/sys/fs/bpf/pd-router-cluster-{}", address.ip());
+        // The bpf file system keeps names with dots for itself.
+        let own = address.ip().to_string().replace('.', "-");
+        let pins = format!("/sys/fs/bpf/pd-router-cluster-{own}");
         let child = Command::new(program())
             .args(["agent", "--kubernetes", "--node-name", NODE, "--pin-dir", &pins])
             .args(["--listen", &listen.to_string(), "--token-file"])

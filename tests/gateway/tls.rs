@@ -85,11 +85,10 @@ async fn each_name_has_its_own_certificate_and_its_own_routes() {
     assert_eq!(asks(&a, &gateway, "b.example").await, None, "b does not show a's certificate");
     assert_eq!(asks(&a, &gateway, "c.example").await, None, "no listener has this name");
 
-    // A connection for a carries no requests for b.
+    // A connection for a carries no requests for b. Without a body: curl takes the end of a stream
+    // whose body it is still sending for an error, answer or not.
     let address = gateway.address.port(PORT);
-    let body = chat("misdirected").to_string();
-    let words = ["--header", "Host: b.example", "--data", &body];
-    let seen = a.curl(address, "a.example", CHAT, &words).await;
+    let seen = a.curl(address, "a.example", CHAT, &["--header", "Host: b.example"]).await;
     assert_eq!(seen.status, Some(421), "{seen:?}");
 }
 

@@ -29,10 +29,10 @@ impl Counts {
 
     /// Reads a summary line of cargo-nextest or of libtest; other lines are `None`.
     pub(crate) fn of_line(line: &str) -> Option<Counts> {
-        let line = line.trim_start();
+        // Indented, it is what cargo-nextest shows of a test's own output.
         let summary = match line.strip_prefix("test result: ") {
             Some(rest) => rest,
-            None if line.starts_with("Summary [") => line.split_once(" run: ")?.1,
+            None if line.trim_start().starts_with("Summary [") => line.split_once(" run: ")?.1,
             None => return None,
         };
         let mut counts = Counts::default();
@@ -76,9 +76,13 @@ mod tests {
 
     #[test]
     fn other_lines_count_nothing() {
-        for line in
-            ["", "test counts::tests::a ... ok", "error: test run failed", "3 passed, 2 failed"]
-        {
+        for line in [
+            "",
+            "    test result: FAILED. 0 passed; 1 failed",
+            "test counts::tests::a ... ok",
+            "error: test run failed",
+            "3 passed, 2 failed",
+        ] {
             assert_eq!(Counts::of_line(line), None, "{line}");
         }
     }

@@ -37,7 +37,7 @@ use crate::pair::Pair;
 /// use router_core::fleet::Usage;
 /// use router_core::schedule::{Candidate, Draw, Policy, Question, choose};
 ///
-/// let busy = Usage { requests: 9, prompt_bytes: 90_000, kv_tokens: 0 };
+/// let busy = Usage { requests: 9, prompt_bytes: 90_000, ..Usage::default() };
 /// let prefill = [Candidate { usage: busy, ..Default::default() }, Candidate { id: 1, ..Default::default() }];
 /// let decode = [Candidate { id: 2, ..Default::default() }];
 /// let question = Question::of(&prefill, &decode, Draw { chance: 7, turn: 0 });

@@ -14,10 +14,10 @@ pub enum Policy {
     RoundRobin,
     Random,
     PowerOfTwo,
-    #[default]
     LeastLoad,
     CacheAware,
     Reported,
+    #[default]
     Predicted,
 }
 
