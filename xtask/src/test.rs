@@ -52,11 +52,12 @@ enum Suite {
 
 impl Suite {
     /// All but those that run only when they are named.
-    const ALL: [Suite; 8] = [
+    const ALL: [Suite; 9] = [
         Suite::Unit,
         Suite::Engine,
         Suite::Gateway,
         Suite::Kernel,
+        Suite::Kernels,
         Suite::Feedback,
         Suite::Cluster,
         Suite::Deploy,
