@@ -145,8 +145,9 @@ fn class(local: u16, remote: u16) -> &'static str {
 
 /// Times to the first token and between tokens, against the engine's own histograms.
 pub(crate) async fn latencies(world: &mut World) {
-    // No probe is among decode's answers meanwhile.
-    let gateway = world.gateway(&["--probe-interval", "1h"]).await;
+    // Neither a probe nor a question for its load is among decode's answers meanwhile.
+    let flags = ["--probe-interval", "1h", "--engine-load-interval", "1h"];
+    let gateway = world.gateway(&flags).await;
     world.idle().await;
     // The questions to the engine are answers that the kernel counts: before its own first
     // reading, and after its last.

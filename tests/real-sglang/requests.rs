@@ -103,7 +103,8 @@ fn logprobs() -> Vec<Ask> {
         body.as_object_mut().expect("an object").extend(more);
         body
     };
-    let two = json!({"text": ["a router sees", "two"]});
+    // Each of several tokens, by the model's tokenizer as by the simulator's count of bytes.
+    let two = json!({"text": ["a router sees", "two of them see more"]});
     vec![
         ask("logprobs of the answer", GENERATE, wanted(json!({}))),
         ask("logprobs of the prompt", GENERATE, wanted(json!({"logprob_start_len": 0}))),
