@@ -17,7 +17,7 @@ use crate::relay::{self, Trouble};
 use crate::space::Space;
 
 /// How long anything may take that is waited for.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 pub(crate) const AGENT_PORT: u16 = 9911;
 const TOKEN: &str = "a-token-of-this-test";
 
