@@ -3,6 +3,7 @@
 mod agents;
 mod conditions;
 mod documents;
+mod edits;
 mod following;
 mod gateways;
 mod load;
