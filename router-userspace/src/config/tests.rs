@@ -82,9 +82,9 @@ fn targets_are_for_the_policy_that_predicts() {
         let line = format!("--manifests . {line}");
         settings(&line.split_whitespace().collect::<Vec<_>>())
     };
-    let told = settings("--policy predicted --slo-ttft 2s").unwrap().aim.targets.unwrap();
+    let told = settings("--slo-ttft 2s").unwrap().aim.targets.unwrap();
     assert_eq!((told.ttft_ms, told.itl_ms), (2000.0, f32::INFINITY));
-    assert_eq!(settings("--policy predicted").unwrap().aim.targets, None);
-    let error = settings("--slo-itl 50ms").unwrap_err().to_string();
+    assert_eq!(settings("").unwrap().aim.targets, None);
+    let error = settings("--policy least_load --slo-itl 50ms").unwrap_err().to_string();
     assert!(error.contains("--slo-itl") && error.contains("predicted"), "{error}");
 }
