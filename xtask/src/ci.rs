@@ -4,7 +4,10 @@ use anyhow::Result;
 
 use crate::counts::Counts;
 use crate::parts::Parts;
+use crate::tools::Tool;
 use crate::{demo, docs, ebpf, setup, shell, test, tidy, workspace};
+
+const DENY: Tool = Tool { name: "cargo-deny", version: "0.20.2" };
 
 /// Runs every part even after a failure, so that one run tells all.
 ///
@@ -43,11 +46,16 @@ fn clippy() -> Result<()> {
 
 /// Advisories need a network of their own, so only what can be decided offline.
 fn licences() -> Result<()> {
-    if shell::which("cargo-deny").is_none() {
-        println!("left out: cargo-deny is not installed (cargo install cargo-deny)");
-        return Ok(());
-    }
-    shell::run(
-        shell::command(workspace::cargo()).args(["deny", "check", "bans", "licenses", "sources"]),
-    )
+    let deny = match DENY.find() {
+        Some(deny) => deny,
+        // It takes minutes to build, once.
+        None if test::judged() => {
+            DENY.install(|command| _ = command.arg("--no-default-features"))?
+        }
+        None => {
+            println!("left out: cargo-deny is not installed (cargo install cargo-deny)");
+            return Ok(());
+        }
+    };
+    shell::run(shell::command(deny).args(["check", "bans", "licenses", "sources"]))
 }

@@ -8,10 +8,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::tools::Tool;
 use crate::{setup, shell, workspace};
 
-const LINKER: &str = "bpf-linker";
-const LINKER_VERSION: &str = "0.13.0";
+const LINKER: Tool = Tool { name: "bpf-linker", version: "0.13.0" };
 /// What the kernel half's tests run, and the Debian package of each.
 const TEST_PROGRAMS: [(&str, &str); 2] = [("ip", "iproute2"), ("bpftool", "bpftool")];
 const TARGET: &str = "bpfel-unknown-none";
@@ -45,7 +45,7 @@ pub(crate) fn build() -> Result<PathBuf> {
 /// # Errors
 /// As [`build`], or there is something to complain about.
 pub(crate) fn clippy() -> Result<()> {
-    if toolchain().is_none() || linker().is_none() {
+    if toolchain().is_none() || LINKER.find().is_none() {
         println!("left out: the kernel half cannot be built here (cargo xtask setup)");
         return Ok(());
     }
@@ -66,11 +66,11 @@ pub(crate) fn setup() -> Result<()> {
         }
     };
     println!("eBPF compiler: {}", toolchain.rustc.display());
-    let linker = match linker() {
+    let linker = match LINKER.find() {
         Some(linker) => linker,
         None => install_linker(&toolchain)?,
     };
-    println!("{LINKER}: {}", linker.display());
+    println!("{}: {}", LINKER.name, linker.display());
     for (program, package) in TEST_PROGRAMS {
         if shell::which(program).is_none() {
             setup::install(&[package]).context("the kernel half's tests need it")?;
@@ -82,7 +82,7 @@ pub(crate) fn setup() -> Result<()> {
 /// A cargo command on the kernel half, up to its own arguments.
 fn cargo(verb: &str) -> Result<Command> {
     let toolchain = toolchain().context("no compiler for eBPF: run `cargo xtask setup`")?;
-    let linker = linker().with_context(|| format!("no {LINKER}: run `cargo xtask setup`"))?;
+    let linker = LINKER.find().context("no bpf-linker: run `cargo xtask setup`")?;
     let mut command = shell::command(&toolchain.cargo);
     command
         .args([verb, "--locked", "--package", "router-ebpf", "--profile", "ebpf"])
@@ -132,11 +132,6 @@ fn has_source(rustc: &Path) -> bool {
     })
 }
 
-fn linker() -> Option<PathBuf> {
-    let own = workspace::cache().ok().map(|cache| cache.join("tools/bin").join(LINKER));
-    own.filter(|path| path.is_file()).or_else(|| shell::which(LINKER))
-}
-
 /// bpf-linker links with the LLVM of the compiler whose output it reads.
 fn install_linker(toolchain: &Toolchain) -> Result<PathBuf> {
     let version = llvm_version(&toolchain.rustc)?;
@@ -145,15 +140,10 @@ fn install_linker(toolchain: &Toolchain) -> Result<PathBuf> {
         let packages = [format!("llvm-{version}-dev"), format!("libpolly-{version}-dev")];
         setup::install(&packages.each_ref().map(String::as_str))?;
     }
-    let root = workspace::cache()?.join("tools");
-    let mut install = shell::command(workspace::cargo());
-    install
-        .args(["install", LINKER, "--version", LINKER_VERSION, "--locked"])
-        .args(["--no-default-features", "--features", &format!("llvm-{version}"), "--root"])
-        .arg(&root)
-        .env("LLVM_PREFIX", &prefix);
-    shell::run(&mut install)?;
-    linker().with_context(|| format!("{LINKER} is still missing"))
+    LINKER.install(|command| {
+        let llvm = format!("llvm-{version}");
+        command.args(["--no-default-features", "--features", &llvm]).env("LLVM_PREFIX", &prefix);
+    })
 }
 
 fn llvm_version(rustc: &Path) -> Result<String> {

@@ -99,7 +99,7 @@ fn left_out(suite: Suite, flags: &Flags, missing: &anyhow::Error) -> Result<Coun
 }
 
 /// A CI runs this.
-fn judged() -> bool {
+pub(crate) fn judged() -> bool {
     std::env::var_os("CI").is_some()
 }
 
