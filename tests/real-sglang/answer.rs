@@ -5,6 +5,7 @@ use std::collections::btree_map::Entry;
 
 use http::StatusCode;
 use router_tests::Client;
+use router_tests::client::Stream;
 use router_tests::sse::Event;
 use serde_json::Value;
 
@@ -37,7 +38,11 @@ pub(crate) struct Said {
 
 /// Sends it and reads the whole answer.
 pub(crate) async fn said(client: &Client, ask: &Ask) -> Said {
-    let stream = client.open(ask.path, &ask.body).await;
+    heard(&ask.name, client.open(ask.path, &ask.body).await).await
+}
+
+/// Reads the rest of an answer.
+pub(crate) async fn heard(name: &str, stream: Stream) -> Said {
     let status = stream.status;
     let is_stream = stream
         .headers
@@ -50,7 +55,7 @@ pub(crate) async fn said(client: &Client, ask: &Ask) -> Said {
         return Said { status, body: vec![lasting(body)] };
     }
     let (events, end) = stream.events().await;
-    assert_eq!(end, router_tests::client::End::Clean, "{}: {events:?}", ask.name);
+    assert_eq!(end, router_tests::client::End::Clean, "{name}: {events:?}");
     Said { status, body: joined(events.iter().filter(|event| !event.is_done())) }
 }
 

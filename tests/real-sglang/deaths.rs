@@ -27,7 +27,7 @@ pub(crate) async fn prefill_dies(world: &mut World) {
     let client = gateway.client;
     let body = long_prompt();
     let waiting = tokio::spawn(async move { client.post("/v1/chat/completions", &body).await });
-    computes(world).await;
+    world.prefill_computes().await;
     let killed = Instant::now();
     world.prefill.kill();
     let answer = waiting.await.expect("an answer");
@@ -66,7 +66,7 @@ pub(crate) async fn prefill_freezes(world: &mut World) {
     let client = gateway.client;
     let body = long_prompt();
     let waiting = tokio::spawn(async move { client.post("/v1/chat/completions", &body).await });
-    computes(world).await;
+    world.prefill_computes().await;
     let frozen = Instant::now();
     world.prefill.freeze();
     let answer = waiting.await.expect("an answer");
@@ -123,16 +123,6 @@ async fn serves(world: &World, gateway: &Gateway) {
     })
     .await;
     println!("  served again after {:.1} s", start.elapsed().as_secs_f32());
-}
-
-/// Waits until prefill has a request.
-async fn computes(world: &World) {
-    eventually("prefill has the request", BACK, async || {
-        let load = world.prefill.load().await;
-        let waits = load["disaggregation"]["prefill_bootstrap_queue_reqs"] != 0;
-        (waits || load["num_running_reqs"] != 0 || load["num_waiting_reqs"] != 0).then_some(())
-    })
-    .await;
 }
 
 /// So long that prefill needs seconds for it.

@@ -22,6 +22,7 @@ mod shape;
 mod simulated;
 #[path = "../kernel/space.rs"]
 mod space;
+mod struck;
 #[path = "../kernel/wire.rs"]
 mod wire;
 mod world;
@@ -59,6 +60,10 @@ fn main() -> ExitCode {
         report.check("a request that kills prefills kills one of two", deaths::poison);
         report.check("the simulator answers the same table in the same shapes", simulated::table);
         report.check("the simulator fails as the engine does", simulated::failures);
+        report.check("struck, it does as the engine: a killed prefill", struck::killed);
+        report.check("struck, it does as the engine: a frozen scheduler", struck::scheduler_frozen);
+        report.check("struck, it does as the engine: a room of 2^63", struck::room_too_large);
+        report.check("struck, it does as the engine: a room used twice", struck::room_used_twice);
         report.check("sglang-router answers the same table", peer::table);
         report.finish()
     })

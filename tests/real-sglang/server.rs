@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::{Pid, getpgid};
 use router_tests::manifests::{BOOTSTRAP_PORT, ENGINE_PORT};
 use router_tests::{Client, eventually};
 use serde_json::Value;
@@ -20,6 +20,8 @@ use crate::requests::MODEL;
 const START: Duration = Duration::from_secs(400);
 /// The last line that a server logs before it serves.
 const SERVES: &str = "The server is fired up";
+/// What an engine calls the process that computes.
+const SCHEDULER: &str = "sglang::scheduler";
 /// What an engine waits for its peer: SGLang's 300 s would make failures slow to see.
 pub(crate) const PEER_TIMEOUT: Duration = Duration::from_secs(25);
 
@@ -101,6 +103,22 @@ impl Server {
         self.signal(Signal::SIGSTOP);
     }
 
+    /// Stops the process that computes; those that speak HTTP go on.
+    pub(crate) fn freeze_scheduler(&self) {
+        let processes = std::fs::read_dir("/proc").expect("processes").flatten();
+        let ours = processes.filter_map(|entry| {
+            let id = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?);
+            let line = std::fs::read_to_string(entry.path().join("cmdline")).ok()?;
+            let group = getpgid(Some(id)).ok()?;
+            (line.starts_with(SCHEDULER) && group == self.group()).then_some(id)
+        });
+        let ours: Vec<Pid> = ours.collect();
+        assert!(!ours.is_empty(), "{} has no process called {SCHEDULER}", self.name);
+        for id in ours {
+            kill(id, Signal::SIGSTOP).expect("the scheduler runs");
+        }
+    }
+
     pub(crate) fn thaw(&self) {
         self.signal(Signal::SIGCONT);
     }
@@ -116,17 +134,19 @@ impl Server {
         self.client().get("/v1/loads").await.expect_status(200).json()["loads"][0].take()
     }
 
+    fn group(&self) -> Pid {
+        Pid::from_raw(self.child.id().try_into().expect("an id fits"))
+    }
+
     fn signal(&self, signal: Signal) {
-        let group = Pid::from_raw(self.child.id().try_into().expect("an id fits"));
-        killpg(group, signal).expect("the server runs");
+        killpg(self.group(), signal).expect("the server runs");
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let group = Pid::from_raw(self.child.id().try_into().expect("an id fits"));
         // Fails only where it has ended already.
-        _ = killpg(group, Signal::SIGKILL);
+        _ = killpg(self.group(), Signal::SIGKILL);
         _ = self.child.wait();
     }
 }

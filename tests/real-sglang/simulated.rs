@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use router_tests::manifests::{BOOTSTRAP_PORT, ENGINE_PORT};
+use router_tests::manifests::BOOTSTRAP_PORT;
 use router_tests::{Client, Fleet};
 use serde_json::{Value, json};
 use sglang_sim::Config;
@@ -18,8 +18,8 @@ use crate::world::World;
 const CONTEXT: usize = 16_384;
 const MAX_TOKENS: usize = 20_000;
 
-/// A pair that is set up as the real servers are.
-async fn simulated() -> Fleet {
+/// A pair that is set up as the real servers are, but for what `change` makes of it.
+pub(crate) async fn simulated(change: impl Fn(Config) -> Config) -> Fleet {
     Fleet::start_with(1, 1, |engine: Config| {
         let mut engine = Config {
             served_model_name: Some(MODEL.into()),
@@ -29,14 +29,14 @@ async fn simulated() -> Fleet {
         };
         engine.timing.bootstrap_timeout = PEER_TIMEOUT;
         engine.timing.waiting_timeout = PEER_TIMEOUT;
-        engine
+        change(engine)
     })
     .await
 }
 
 /// The table, through a gateway before each.
 pub(crate) async fn table(world: &mut World) {
-    let fleet = simulated().await;
+    let fleet = simulated(|config| config).await;
     let (real, simulated) = (world.gateway(&[]).await, fleet.gateway().await);
     let mut found = Vec::new();
     let table = requests::table();
@@ -48,7 +48,7 @@ pub(crate) async fn table(world: &mut World) {
     tell(&found, table.len());
 }
 
-fn compared(name: &str, real: &Said, simulated: &Said) -> Vec<String> {
+pub(crate) fn compared(name: &str, real: &Said, simulated: &Said) -> Vec<String> {
     if real.status != simulated.status {
         return vec![format!("{name}: {} simulated {}", real.status, simulated.status)];
     }
@@ -68,7 +68,7 @@ fn whoever_refused(body: Vec<Value>) -> Value {
     body
 }
 
-fn tell(found: &[String], of: usize) {
+pub(crate) fn tell(found: &[String], of: usize) {
     for line in found {
         println!("  {line}");
     }
@@ -86,9 +86,9 @@ struct Failure {
 
 /// A pair by its addresses.
 #[derive(Clone, Copy)]
-struct Pair {
-    prefill: SocketAddr,
-    decode: SocketAddr,
+pub(crate) struct Pair {
+    pub(crate) prefill: SocketAddr,
+    pub(crate) decode: SocketAddr,
 }
 
 fn failing(pair: Pair) -> Vec<Failure> {
@@ -178,11 +178,8 @@ async fn heard(pair: Pair) -> Vec<Heard> {
 
 /// The legs themselves, without a gateway.
 pub(crate) async fn failures(world: &mut World) {
-    let fleet = simulated().await;
-    let real = Pair {
-        prefill: SocketAddr::new(world.prefill.ip(), ENGINE_PORT),
-        decode: SocketAddr::new(world.decode.ip(), ENGINE_PORT),
-    };
+    let fleet = simulated(|config| config).await;
+    let real = world.pair();
     let copy =
         Pair { prefill: fleet.prefill[0].sim.address(), decode: fleet.decode[0].sim.address() };
     let (real, simulated) = tokio::join!(heard(real), heard(copy));
@@ -207,7 +204,7 @@ pub(crate) async fn failures(world: &mut World) {
 }
 
 /// The first text called `message`, wherever the answer has it.
-fn message(said: &Said) -> String {
+pub(crate) fn message(said: &Said) -> String {
     fn find(value: &Value) -> Option<&str> {
         match value {
             Value::Object(fields) => fields

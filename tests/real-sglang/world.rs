@@ -1,15 +1,17 @@
 //! The servers of one run, and the manifests that name them.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use router_tests::manifests;
+use router_tests::manifests::{self, ENGINE_PORT};
 use router_tests::{Client, Gateway, Manifests, eventually};
 use serde_json::Value;
 
 use crate::agent::Agent;
 use crate::node::{Node, Pod};
 use crate::server::{Installation, Role, Server};
+use crate::simulated::Pair;
 
 /// For an engine to be done with what it was told to stop. It may be in the middle of a long
 /// prompt, and other work may want the CPU.
@@ -114,6 +116,23 @@ impl World {
         [&mut self.prefill, &mut self.decode, &mut self.reference]
             .into_iter()
             .chain(&mut self.second)
+    }
+
+    /// The pair by its addresses.
+    pub(crate) fn pair(&self) -> Pair {
+        let address = |server: &Server| SocketAddr::new(server.ip(), ENGINE_PORT);
+        Pair { prefill: address(&self.prefill), decode: address(&self.decode) }
+    }
+
+    /// Waits until the first prefill has a request.
+    pub(crate) async fn prefill_computes(&self) {
+        eventually("prefill has the request", IDLE, async || {
+            let load = self.prefill.load().await;
+            let waits = load["disaggregation"]["prefill_bootstrap_queue_reqs"] != 0;
+            let runs = load["num_running_reqs"] != 0 || load["num_waiting_reqs"] != 0;
+            (waits || runs).then_some(())
+        })
+        .await;
     }
 
     /// What an earlier check has left broken works again.
