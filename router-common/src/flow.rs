@@ -265,6 +265,8 @@ pub struct QueuePairKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueuePairStats {
     pub packets: u64,
+    /// Of the packets, those that came before: they count in nothing that follows.
+    pub repeated: u64,
     /// Payload without headers, padding and ICRC.
     pub payload_bytes: u64,
     /// Last packets of messages, SENDs and WRITEs and READ responses alike.
@@ -310,6 +312,6 @@ const _: () = {
     assert!(size_of::<PodTraffic>() == 64);
     assert!(size_of::<PodHttp>() == 15 * 8 + 2 * 8 * BUCKETS);
     assert!(size_of::<QueuePairKey>() == 36);
-    assert!(size_of::<QueuePairStats>() == 56);
+    assert!(size_of::<QueuePairStats>() == 64);
     assert!(size_of::<Losses>() == 40);
 };

@@ -1,11 +1,11 @@
 //! Names and capacities of the pinned maps, and the version of their layout.
 
-/// Raised by every change to a struct in [`crate::flow`] or [`crate::http`], or to a capacity
-/// below: an agent that finds pins of another version replaces them.
-pub const LAYOUT: u64 = 3;
+/// Raised by every change to a struct in [`crate::flow`], [`crate::http`] or [`crate::roce`], or to a
+/// capacity below: an agent that finds pins of another version replaces them.
+pub const LAYOUT: u64 = 4;
 
 /// The maps that are pinned, by their names under the pin directory.
-pub const PINNED: [&str; 12] = [
+pub const PINNED: [&str; 13] = [
     "PODS",
     "PORT_CLASSES",
     "SETTINGS",
@@ -17,6 +17,7 @@ pub const PINNED: [&str; 12] = [
     "POD_HTTP",
     "STREAMS",
     "QUEUE_PAIRS",
+    "SEQUENCES",
     "LOSSES",
 ];
 

@@ -6,6 +6,7 @@ use crate::flow::{
     QueuePairKey, QueuePairStats, Settings, Uplink,
 };
 use crate::http::Stream;
+use crate::roce::Sequences;
 
 /// A value without padding that any bytes of its size make.
 ///
@@ -37,7 +38,7 @@ macro_rules! plain {
 }
 
 plain!(u32, u64, Connection, Endpoint, FlowKey, Losses, PairKey, PairStats, Pod, PodHttp);
-plain!(PodPort, PodTraffic, QueuePairKey, QueuePairStats, Settings, Stream, Uplink);
+plain!(PodPort, PodTraffic, QueuePairKey, QueuePairStats, Sequences, Settings, Stream, Uplink);
 
 #[cfg(test)]
 mod tests {

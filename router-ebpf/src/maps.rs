@@ -1,6 +1,6 @@
 //! The maps. All are pinned by the agent, and BTF gives their fields names in bpftool.
 
-use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use router_common::flow::{
     Connection, Endpoint, FlowKey, Losses, PairKey, PairStats, Pod, PodHttp, PodPort, PodTraffic,
@@ -8,6 +8,7 @@ use router_common::flow::{
 };
 use router_common::http::{HEAD_WINDOW, HeadScan, Stream};
 use router_common::maps;
+use router_common::roce::Sequences;
 
 /// The pods that the agent knows, by address. Written by the agent.
 #[btf_map]
@@ -53,6 +54,11 @@ pub static STREAMS: HashMap<FlowKey, Stream, { maps::STREAMS }> = HashMap::new()
 #[btf_map]
 pub static QUEUE_PAIRS: HashMap<QueuePairKey, QueuePairStats, { maps::QUEUE_PAIRS }> =
     HashMap::new();
+
+/// Which packets of RoCEv2 came before. One that makes room for another begins anew.
+#[btf_map]
+pub static SEQUENCES: LruHashMap<QueuePairKey, Sequences, { maps::QUEUE_PAIRS }> =
+    LruHashMap::new();
 
 /// What was not counted in detail.
 #[btf_map]

@@ -2,9 +2,10 @@
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use router_common::flow::{QueuePairKey, QueuePairStats};
+use router_common::roce::{Read, Sequences};
 
 use crate::counters::{Loss, add, lost};
-use crate::maps::{QUEUE_PAIRS, Scratch};
+use crate::maps::{QUEUE_PAIRS, SEQUENCES, Scratch};
 use crate::packet::{Frame, Packet, UDP};
 
 const PORT: u16 = 4791;
@@ -15,8 +16,9 @@ const AETH: usize = 4;
 const IMMEDIATE: usize = 4;
 const ICRC: usize = 4;
 
-/// The opcode's upper bits: reliable and unreliable connection, reliable and unreliable datagram.
-const UNRELIABLE_DATAGRAM: u8 = 3;
+/// The opcode's upper bits: reliable connection (0) and unreliable connection. Datagrams and notices
+/// of congestion count as packets alone.
+const UNRELIABLE_CONNECTION: u8 = 1;
 /// Its lower bits, on a connection.
 const SEND_LAST: u8 = 2;
 const SEND_LAST_IMMEDIATE: u8 = 3;
@@ -32,6 +34,7 @@ const READ_FIRST: u8 = 13;
 const READ_LAST: u8 = 15;
 const READ_ONLY: u8 = 16;
 const ACKNOWLEDGE: u8 = 17;
+const ATOMIC_ACKNOWLEDGE: u8 = 18;
 const SEND_LAST_INVALIDATE: u8 = 22;
 const SEND_ONLY_INVALIDATE: u8 = 23;
 
@@ -50,21 +53,35 @@ pub fn count<F: Frame>(frame: &F, scratch: *mut Scratch, packet: &Packet) -> Opt
     let opcode = bth[0] & 0x1f;
     let padding = ((bth[1] >> 4) & 3) as usize;
     // SAFETY: a live map value.
-    let stats = unsafe {
+    let key = unsafe {
         let key = &raw mut (*scratch).queue_pair;
         (*key).source = (*scratch).flow.remote;
         (*key).destination = (*scratch).flow.local;
         (*key).queue_pair = u32::from_be_bytes([0, bth[5], bth[6], bth[7]]);
-        stats(&*key)?
+        &*key
     };
+    let stats = stats(key)?;
     // SAFETY: fields of a live map value.
     unsafe { add(&raw mut (*stats).packets, 1) };
-    if bth[0] >> 5 == UNRELIABLE_DATAGRAM {
+    if bth[0] >> 5 > UNRELIABLE_CONNECTION || matches!(opcode, ACKNOWLEDGE | ATOMIC_ACKNOWLEDGE) {
+        return None;
+    }
+    let number = u32::from_be_bytes([0, bth[9], bth[10], bth[11]]);
+    let mut asked = Read { address: 0, number, length: 0 };
+    if matches!(opcode, WRITE_FIRST | WRITE_ONLY | WRITE_ONLY_IMMEDIATE | READ_REQUEST) {
+        // RETH: address, remote key (4), length.
+        let [a, b, c, d, e, f, g, h, _, _, _, _, l, m, n, o] = frame.read::<RETH>(at + BTH)?;
+        asked.address = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+        asked.length = u32::from_be_bytes([l, m, n, o]);
+    }
+    if !is_new(key, opcode, &asked) {
+        // SAFETY: a field of a live map value.
+        unsafe { add(&raw mut (*stats).repeated, 1) };
         return None;
     }
     let headers = BTH + extension(opcode) + padding + ICRC;
     let payload = packet.end.saturating_sub(at + headers);
-    // SAFETY: as above.
+    // SAFETY: fields of a live map value.
     unsafe {
         if carries(opcode) && payload > 0 {
             add(&raw mut (*stats).payload_bytes, payload as u64);
@@ -72,21 +89,39 @@ pub fn count<F: Frame>(frame: &F, scratch: *mut Scratch, packet: &Packet) -> Opt
         if ends_message(opcode) {
             add(&raw mut (*stats).messages, 1);
         }
+        if opcode == READ_REQUEST {
+            add(&raw mut (*stats).reads, 1);
+            add(&raw mut (*stats).read_bytes, asked.length as u64);
+        } else if matches!(opcode, WRITE_FIRST | WRITE_ONLY | WRITE_ONLY_IMMEDIATE) {
+            add(&raw mut (*stats).writes, 1);
+            add(&raw mut (*stats).write_bytes, asked.length as u64);
+        }
     }
-    let (requests, bytes) = match opcode {
-        // SAFETY: as above.
-        WRITE_FIRST | WRITE_ONLY | WRITE_ONLY_IMMEDIATE => unsafe {
-            (&raw mut (*stats).writes, &raw mut (*stats).write_bytes)
-        },
-        // SAFETY: live map values.
-        READ_REQUEST => unsafe { (&raw mut (*stats).reads, &raw mut (*stats).read_bytes) },
-        _ => return None,
-    };
-    // RETH: address (8), remote key (4), length (4).
-    let length: [u8; 4] = frame.read(at + BTH + 12)?;
-    add(requests, 1);
-    add(bytes, u32::from_be_bytes(length) as u64);
     Some(())
+}
+
+/// Whether nothing with this packet's number came before.
+#[inline(always)]
+fn is_new(key: &QueuePairKey, opcode: u8, asked: &Read) -> bool {
+    // Where there is no room to remember anything, everything is new.
+    let Some(sequences) = sequences(key) else { return true };
+    // SAFETY: a live map value. Packets of one queue pair come by one queue, and so to one CPU.
+    let sequences = unsafe { &mut *sequences };
+    match opcode {
+        READ_REQUEST => sequences.admits_read(asked),
+        READ_FIRST..=READ_ONLY => sequences.answers.admits(asked.number),
+        _ => sequences.requests.admits(asked.number),
+    }
+}
+
+#[inline(always)]
+fn sequences(key: &QueuePairKey) -> Option<*mut Sequences> {
+    static NEW: Sequences = Sequences::NEW;
+    if let Some(sequences) = SEQUENCES.get_ptr_mut(key) {
+        return Some(sequences);
+    }
+    let _ = SEQUENCES.insert(key, &NEW, BPF_NOEXIST as u64);
+    SEQUENCES.get_ptr_mut(key)
 }
 
 /// Bytes between the BTH and the payload.

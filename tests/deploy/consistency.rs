@@ -161,8 +161,8 @@ fn an_agent_has_the_privileges_that_it_needs_and_no_more() {
         let context = &container["securityContext"];
         assert_eq!(context["privileged"], Value::Null);
         assert_eq!(context["allowPrivilegeEscalation"], false);
-        let capabilities =
-            json!({"drop": ["ALL"], "add": ["BPF", "NET_ADMIN", "PERFMON", "SYS_PTRACE"]});
+        let needed = ["BPF", "NET_ADMIN", "PERFMON", "SYS_PTRACE", "SYS_RESOURCE"];
+        let capabilities = json!({"drop": ["ALL"], "add": needed});
         assert_eq!(context["capabilities"], capabilities);
         // What the privileged container mounts reaches the node, and the agent from there.
         let mounts = &pod["initContainers"][0];

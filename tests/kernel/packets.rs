@@ -26,7 +26,7 @@ const XDP_PASS: i32 = 2;
 const EINVAL: i32 = nix::errno::Errno::EINVAL as i32;
 
 /// The programs with maps of their own that know one pod, at an IPv4 and an IPv6 address.
-struct Table {
+pub(crate) struct Table {
     maps: Maps,
     _programs: Programs,
     pod_egress: OwnedFd,
@@ -91,9 +91,19 @@ impl Table {
 
     /// What is counted of RoCEv2 after `packet` alone came over XDP.
     fn roce(&self, packet: &[u8]) -> Option<QueuePairStats> {
+        self.forget_roce();
+        self.comes(packet)
+    }
+
+    pub(crate) fn forget_roce(&self) {
         for (key, _) in self.maps.queue_pairs.all(100).expect("reading") {
             self.maps.queue_pairs.remove(&key).expect("removing");
+            self.maps.sequences.remove(&key).expect("removing");
         }
+    }
+
+    /// What is counted of RoCEv2 once `packet` came over XDP as well.
+    pub(crate) fn comes(&self, packet: &[u8]) -> Option<QueuePairStats> {
         assert_eq!(test_run(self.xdp.as_fd(), packet, 1).expect("a run").0, XDP_PASS);
         let found = self.maps.queue_pairs.all(100).expect("reading");
         assert!(found.len() <= 1);
@@ -107,7 +117,7 @@ impl Table {
 }
 
 /// Runs `test` with the programs, in a namespace with a bpf file system of its own.
-fn with_programs(test: impl FnOnce(&Table) + Send + 'static) {
+pub(crate) fn with_programs(test: impl FnOnce(&Table) + Send + 'static) {
     Space::node().run(move || test(&Table::load()));
 }
 
@@ -270,6 +280,7 @@ fn rocev2_is_counted_as_the_ibta_lays_it_out() {
         let count = |packets, payload_bytes, messages, writes, write_bytes, reads, read_bytes| {
             QueuePairStats {
                 packets,
+                repeated: 0,
                 payload_bytes,
                 messages,
                 writes,
@@ -297,6 +308,7 @@ fn rocev2_is_counted_as_the_ibta_lays_it_out() {
             ("ACK", roce(17, &[0; 4], 0), count(1, 0, 0, 0, 0, 0, 0)),
             ("UC WRITE only", roce(0x2a, &reth, 512), count(1, 512, 1, 1, 65_536, 0, 0)),
             ("UD SEND only", roce(0x64, &[0; 8], 64), count(1, 0, 0, 0, 0, 0, 0)),
+            ("congestion notice", roce(0x81, &[], 16), count(1, 0, 0, 0, 0, 0, 0)),
         ] {
             assert_eq!(table.roce(&packet), Some(wanted), "{what}");
             for length in 14..packet.len() {

@@ -70,20 +70,30 @@ fn queue_pairs_are_told(xdp: &str) {
     let one = node.pod(2);
     let agent = Agent::start_with(&node, &[decode("d0", one.address)], &["--xdp", xdp]);
     let sender = Sender::new(&node);
-    for (queue_pair, opcode, payload) in
-        [(17, 6, 1024), (17, 7, 1024), (17, 8, 512), (17, 10, 100), (18, 12, 0), (18, 17, 0)]
-    {
-        sender.send(&packet(&node, &one, queue_pair, opcode, payload));
+    let sent =
+        [(17, 6, 1024), (17, 7, 1024), (17, 8, 512), (17, 10, 100), (18, 12, 0), (18, 17, 0)];
+    let frame = |number: u32, (queue_pair, opcode, payload)| {
+        let mut frame = packet(&node, &one, queue_pair, opcode, payload);
+        frame[51..54].copy_from_slice(&number.to_be_bytes()[1..]);
+        frame
+    };
+    for (number, sent) in (1..).zip(sent) {
+        sender.send(&frame(number, sent));
     }
-    let loads = agent.until("all six", |loads| packets(loads) == 6);
+    // The second one again.
+    sender.send(&frame(2, sent[1]));
+    let loads = agent.until("all seven", |loads| packets(loads) == 7);
     let shown = loads["roce"]["queue_pairs"].as_array().expect("a list");
-    let wanted =
-        [(17, json!([4, 2, 2_660, 2, 131_072, 0, 0])), (18, json!([2, 0, 0, 0, 0, 1, 65_536]))];
+    let wanted = [
+        (17, json!([5, 1, 2, 2_660, 2, 131_072, 0, 0])),
+        (18, json!([2, 0, 0, 0, 0, 0, 1, 65_536])),
+    ];
     for (queue_pair, counts) in &wanted {
         let found = shown.iter().find(|shown| shown["queue_pair"] == *queue_pair);
         let found = found.expect("the queue pair");
         let fields = [
             "packets",
+            "repeated",
             "messages",
             "payload_bytes",
             "writes",
@@ -105,6 +115,7 @@ fn queue_pairs_are_told(xdp: &str) {
     for line in [
         format!("pd_agent_roce_payload_bytes_total{labels} 2660\n"),
         format!("pd_agent_roce_write_bytes_total{labels} 131072\n"),
+        format!("pd_agent_roce_repeated_total{labels} 1\n"),
     ] {
         assert!(metrics.contains(&line), "{line} is not in {metrics}");
     }

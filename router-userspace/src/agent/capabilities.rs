@@ -3,6 +3,8 @@
 
 use std::io;
 
+use tracing::warn;
+
 /// A capability (capabilities(7)), and what is lost without it.
 struct Need {
     number: u32,
@@ -85,12 +87,25 @@ fn keep_only(mut sets: [Sets; 2], keep: [u32; 2]) -> io::Result<()> {
     Ok(())
 }
 
+/// Before Linux 5.11 maps count against the limit of locked memory, which containers have at 64 KiB
+/// mostly: no map fits there. Only CAP_SYS_RESOURCE may raise it, which is given up next.
+fn raise_locked_memory() {
+    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: a valid struct of the kernel's.
+    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) } != 0 {
+        let error = io::Error::last_os_error();
+        let lost = "before Linux 5.11 the kernel then refuses the maps";
+        warn!("the limit of locked memory cannot be raised (CAP_SYS_RESOURCE): {error}; {lost}");
+    }
+}
+
 /// Gives up what is not needed, and says what is missing. What only attaching to the tracepoint
 /// needs stays until [`attached`].
 ///
 /// # Errors
 /// The kernel's.
 pub(super) fn reduce() -> io::Result<Vec<String>> {
+    raise_locked_memory();
     let sets = sets()?;
     let knows_bpf = knows_bpf()?;
     let mut keep = [0u32; 2];

@@ -10,6 +10,7 @@ use router_common::flow::{
 };
 use router_common::http::Stream;
 use router_common::maps::LAYOUT;
+use router_common::roce::Sequences;
 
 use super::bpf::Table;
 
@@ -27,6 +28,7 @@ pub struct Maps {
     pub pod_http: Table<u32, PodHttp>,
     pub streams: Table<FlowKey, Stream>,
     pub queue_pairs: Table<QueuePairKey, QueuePairStats>,
+    pub sequences: Table<QueuePairKey, Sequences>,
     pub losses: Table<u32, Losses>,
 }
 
@@ -49,6 +51,7 @@ impl Maps {
             pod_http: Table::open(&at("POD_HTTP"))?,
             streams: Table::open(&at("STREAMS"))?,
             queue_pairs: Table::open(&at("QUEUE_PAIRS"))?,
+            sequences: Table::open(&at("SEQUENCES"))?,
             losses: Table::open(&at("LOSSES"))?,
         })
     }

@@ -55,8 +55,9 @@ const PAIRS: [PairMetric; 7] = [
 
 type RoceMetric = (&'static str, &'static str, fn(&RoceCounts) -> u64);
 
-const ROCE: [RoceMetric; 7] = [
+const ROCE: [RoceMetric; 8] = [
     ("packets", "RoCEv2 packets that came over uplinks", |counts| counts.packets),
+    ("repeated", "Of the packets, those that came before", |counts| counts.repeated),
     ("messages", "Messages that ended", |counts| counts.messages),
     ("payload_bytes", "Payload of SENDs, WRITEs and READ responses", |counts| counts.payload_bytes),
     ("writes", "WRITE requests", |counts| counts.writes),

@@ -53,6 +53,7 @@ pub(super) struct QueuePairLoad {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub(super) struct RoceCounts {
     pub(super) packets: u64,
+    pub(super) repeated: u64,
     pub(super) messages: u64,
     pub(super) payload_bytes: u64,
     pub(super) writes: u64,
@@ -63,9 +64,16 @@ pub(super) struct RoceCounts {
 
 impl From<QueuePairStats> for RoceCounts {
     fn from(stats: QueuePairStats) -> RoceCounts {
-        let QueuePairStats { packets, payload_bytes, messages, .. } = stats;
-        let QueuePairStats { writes, write_bytes, reads, read_bytes, .. } = stats;
-        RoceCounts { packets, messages, payload_bytes, writes, write_bytes, reads, read_bytes }
+        RoceCounts {
+            packets: stats.packets,
+            repeated: stats.repeated,
+            messages: stats.messages,
+            payload_bytes: stats.payload_bytes,
+            writes: stats.writes,
+            write_bytes: stats.write_bytes,
+            reads: stats.reads,
+            read_bytes: stats.read_bytes,
+        }
     }
 }
 
@@ -172,6 +180,7 @@ fn address(bytes: [u8; 16]) -> IpAddr {
 fn sum(one: QueuePairStats, other: QueuePairStats) -> QueuePairStats {
     QueuePairStats {
         packets: one.packets + other.packets,
+        repeated: one.repeated + other.repeated,
         payload_bytes: one.payload_bytes + other.payload_bytes,
         messages: one.messages + other.messages,
         writes: one.writes + other.writes,

@@ -7,6 +7,9 @@ use router_userspace::agent::kernel::{Attached, Hook, Programs};
 use router_userspace::agent::settings::{TcMode, XdpWish};
 
 use super::{found, kernel};
+use crate::agent::Agent;
+use crate::manifests::prefill;
+use crate::node::{Node, Topology};
 use crate::space::Space;
 
 const PINS: &str = "/sys/fs/bpf/abilities";
@@ -132,4 +135,15 @@ fn sock_ops_and_the_tracepoint_attach_and_are_taken_over_where_they_can_be_pinne
     found("sock_ops", "pinned link");
     let how = if kernel() >= (5, 15) { "pinned link" } else { "while the agent lives" };
     found("inet_sock_set_state", how);
+}
+
+#[test]
+fn an_agent_starts_where_a_container_may_lock_little_memory() {
+    let node = Node::new(Topology::Routed);
+    let one = node.pod(2);
+    // The limit of a container, of both kinds: before Linux 5.11 no map fits into it.
+    let limited = ["sh", "-c", "ulimit -l 64; exec \"$@\"", "limited"];
+    let agent = Agent::start_by(&node, &[prefill("p0", one.address)], &limited);
+    assert!(!agent.log().contains("locked memory"), "{}", agent.log());
+    found("64 KiB of locked memory", "raised by the agent");
 }

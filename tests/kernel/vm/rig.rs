@@ -27,6 +27,52 @@ pub(super) const UIDS: [&str; 3] = [
     "11111111-2222-4333-8444-555555555503",
 ];
 
+/// The two ends of the wire.
+const LINKS: [&str; 2] = ["wa", "wb"];
+/// Behind any that the agent takes.
+const PRIORITY: u32 = 60_000;
+
+/// Where packets are lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Loss {
+    BeforeCounting,
+    BehindCounting,
+}
+
+/// A wire that loses packets, until this goes.
+pub(super) struct Losing<'a> {
+    rig: &'a Rig,
+    side: Loss,
+}
+
+impl Losing<'_> {
+    /// Packets that were lost.
+    pub(super) fn lost(&self) -> u64 {
+        let count = |link| {
+            let shown = self.rig.node.space.sh(&match self.side {
+                Loss::BeforeCounting => format!("tc -s qdisc show dev {link} root"),
+                Loss::BehindCounting => format!("tc -s filter show dev {link} ingress"),
+            });
+            let dropped = shown.split("(dropped ").nth(1).and_then(|rest| rest.split(',').next());
+            dropped.and_then(|n| n.parse::<u64>().ok()).unwrap_or_else(|| panic!("{shown}"))
+        };
+        LINKS.into_iter().map(count).sum()
+    }
+}
+
+impl Drop for Losing<'_> {
+    fn drop(&mut self) {
+        for link in LINKS {
+            self.rig.node.space.sh(&match self.side {
+                Loss::BeforeCounting => format!("tc qdisc del dev {link} root"),
+                Loss::BehindCounting => {
+                    format!("tc filter del dev {link} ingress prio {PRIORITY}")
+                }
+            });
+        }
+    }
+}
+
 /// The machine with its devices, while a test has it.
 pub(super) struct Rig {
     pub(super) node: Node,
@@ -45,7 +91,7 @@ impl Rig {
                      echo 0 > /proc/sys/net/ipv4/conf/$link/rp_filter
                      echo 1 > /proc/sys/net/ipv4/conf/$link/accept_local
                  done
-                 # A wire that drops makes RDMA repeat itself, and what repeats counts twice.
+                 # A wire drops what it is told to drop, and nothing else.
                  echo 100000 > /proc/sys/net/core/netdev_max_backlog
                  ip addr add {CLIENT}/24 dev wa
                  ip addr add {SERVER}/24 dev wb
@@ -67,6 +113,26 @@ impl Rig {
             ));
         }
         Rig { node, _machine: machine }
+    }
+
+    /// Makes the wire lose packets, both ways: one in fifty on its way to where they are counted, or
+    /// on their way from there.
+    pub(super) fn losing(&self, side: Loss) -> Losing<'_> {
+        for link in LINKS {
+            self.node.space.sh(&match side {
+                Loss::BeforeCounting => {
+                    format!("tc qdisc add dev {link} root netem loss 2% limit 100000")
+                }
+                // XDP comes before tc.
+                Loss::BehindCounting => format!(
+                    "# The agent has it there already where it knows no tcx.
+                     tc qdisc add dev {link} clsact || true
+                     tc filter add dev {link} ingress prio {PRIORITY} protocol ip \
+                         matchall action pass random netrand drop 50"
+                ),
+            });
+        }
+        Losing { rig: self, side }
     }
 
     /// Starts a program in the pod of this number, as a container of it.

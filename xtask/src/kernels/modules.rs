@@ -8,13 +8,16 @@ use anyhow::{Context, Result, bail};
 use crate::shell;
 
 /// What the tests use of a kernel beyond what is built in.
-const WANTED: [&str; 11] = [
+const WANTED: [&str; 14] = [
     "veth",
     "bridge",
     "tun",
     "sch_ingress",
     "cls_bpf",
     "act_bpf",
+    "sch_netem",
+    "cls_matchall",
+    "act_gact",
     "inet_diag",
     "tcp_diag",
     "ib_uverbs",

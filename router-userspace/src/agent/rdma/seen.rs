@@ -23,6 +23,8 @@ pub type Arrival = (QueuePairKey, QueuePairStats);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Arrived {
     pub packets: u64,
+    /// Of the packets, those that were sent again: they count in nothing that follows.
+    pub repeated: u64,
     /// Without headers: SENDs, WRITEs, and answers to own READs.
     pub payload_bytes: u64,
     pub writes: u64,
@@ -105,6 +107,7 @@ impl Arrived {
     pub(super) fn plus(self, other: Arrived) -> Arrived {
         Arrived {
             packets: self.packets.wrapping_add(other.packets),
+            repeated: self.repeated.wrapping_add(other.repeated),
             payload_bytes: self.payload_bytes.wrapping_add(other.payload_bytes),
             writes: self.writes.wrapping_add(other.writes),
             write_bytes: self.write_bytes.wrapping_add(other.write_bytes),
@@ -117,6 +120,7 @@ impl Arrived {
 fn add(arrived: &mut Arrived, now: &QueuePairStats, before: &QueuePairStats) {
     *arrived = arrived.plus(Arrived {
         packets: now.packets.saturating_sub(before.packets),
+        repeated: now.repeated.saturating_sub(before.repeated),
         payload_bytes: now.payload_bytes.saturating_sub(before.payload_bytes),
         writes: now.writes.saturating_sub(before.writes),
         write_bytes: now.write_bytes.saturating_sub(before.write_bytes),
