@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::rendering::{Objects, WAYS, kustomize};
+use crate::rendering::{ERDMA, Objects, WAYS, kustomize};
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
@@ -159,8 +159,13 @@ fn an_agent_has_the_privileges_that_it_needs_and_no_more() {
         assert_eq!((&pod["hostNetwork"], &pod["hostPID"]), (&json!(true), &json!(true)));
         let container = &pod["containers"][0];
         let context = &container["securityContext"];
-        assert_eq!(context["privileged"], Value::Null);
-        assert_eq!(context["allowPrivilegeEscalation"], false);
+        // A privileged one must not be told that it may not escalate.
+        let (privileged, escalates) = match way.folder == ERDMA {
+            true => (json!(true), Value::Null),
+            false => (Value::Null, json!(false)),
+        };
+        assert_eq!(context["privileged"], privileged, "{}", way.folder);
+        assert_eq!(context["allowPrivilegeEscalation"], escalates, "{}", way.folder);
         let needed = ["BPF", "NET_ADMIN", "PERFMON", "SYS_PTRACE", "SYS_RESOURCE"];
         let capabilities = json!({"drop": ["ALL"], "add": needed});
         assert_eq!(context["capabilities"], capabilities);

@@ -21,8 +21,11 @@ pub(crate) struct Way {
 
 const DOCUMENTS: &str = "deploy/chart/values-documents.yaml";
 
+/// Where the agent has the node's devices.
+pub(crate) const ERDMA: &str = "tests/deploy/erdma";
+
 /// Every way to install.
-pub(crate) const WAYS: [Way; 5] = [
+pub(crate) const WAYS: [Way; 6] = [
     Way { folder: "deploy/base", flags: &["--skip-crds"] },
     Way { folder: "deploy/overlays/documents", flags: &["--values", DOCUMENTS, "--include-crds"] },
     Way {
@@ -32,6 +35,16 @@ pub(crate) const WAYS: [Way; 5] = [
     Way {
         folder: "deploy/overlays/local",
         flags: &["--values", "deploy/chart/values-local.yaml", "--include-crds"],
+    },
+    Way {
+        folder: ERDMA,
+        flags: &[
+            "--values",
+            "deploy/chart/values-ack.yaml",
+            "--skip-crds",
+            "--set",
+            "agent.erdmaDevice=true",
+        ],
     },
     Way {
         folder: "tests/deploy/monitored",
