@@ -4,6 +4,7 @@
 mod abilities;
 mod attribution;
 mod cgroups;
+mod recorded;
 mod rig;
 mod roce;
 mod writer;

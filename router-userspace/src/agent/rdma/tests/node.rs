@@ -76,6 +76,35 @@ impl Node {
         answers.set(Command::Devices, None, None, device);
         answers.set(Command::Ports, Some(0), None, golden::port(0, name, (3, "eth1")));
         answers.set(Command::Driver, Some(0), None, golden::driver(driver));
+        let mut node = Node::of(tree, answers, name, speeds);
+        node.pairs(&[]);
+        node
+    }
+
+    /// What a kernel once answered, and what its trees had beside that.
+    pub(crate) fn recorded(text: &str) -> Node {
+        let (tree, answers) = (Tree::new(), Answers::default());
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let (kind, rest) = line.split_once(' ').expect("a kind");
+            let (what, value) = rest.split_once(' ').expect("a name and a value");
+            match kind {
+                "netlink" => {
+                    let (question, answer) = question(what, value);
+                    answers.set(question.0, question.1, question.2, answer);
+                }
+                "sysfs" => tree.write(what, &format!("{value}\n")),
+                "counters" => value.split(' ').for_each(|counter| {
+                    let (name, value) = counter.split_once('=').expect("a counter");
+                    tree.write(&format!("{what}/{name}"), &format!("{value}\n"));
+                }),
+                "proc" => tree.write(&format!("proc/{what}/cgroup"), &format!("{value}\n")),
+                _ => panic!("{line}"),
+            }
+        }
+        Node::of(tree, answers, "rxe0", Vec::new())
+    }
+
+    fn of(tree: Tree, answers: Answers, name: &'static str, speeds: Vec<Speed>) -> Node {
         let player = Player { answers: answers.clone(), last: Vec::new() };
         let roots = Roots {
             sysfs: tree.root().to_owned(),
@@ -84,9 +113,7 @@ impl Node {
         };
         let rdma = Rdma::new(Box::new(player), &roots, speeds);
         let (now, activity) = (Duration::from_secs(1), Activity::default());
-        let mut node = Node { tree, answers, name, rdma, now, activity };
-        node.pairs(&[]);
-        node
+        Node { tree, answers, name, rdma, now, activity }
     }
 
     /// What the device counts from now on.
@@ -146,6 +173,23 @@ impl Node {
     pub(crate) fn device(&mut self) -> DeviceReport {
         self.second().devices.into_iter().next().expect("the device")
     }
+}
+
+/// A recorded question, and the answer that stands behind it in hexadecimal digits.
+fn question(command: &str, rest: &str) -> (Question, Vec<u8>) {
+    let all = [
+        Command::Devices,
+        Command::Ports,
+        Command::QueuePairs,
+        Command::ConnectionIds,
+        Command::Driver,
+        Command::Counters,
+    ];
+    let named = all.into_iter().find(|known| format!("{known:?}") == command);
+    let [device, port, digits] = rest.split(' ').collect::<Vec<_>>()[..] else { panic!("{rest}") };
+    let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).expect("two digits");
+    let answer = (0..digits.len()).step_by(2).map(byte).collect();
+    ((named.expect(command), device.parse().ok(), port.parse().ok()), answer)
 }
 
 /// The holder of a pod.

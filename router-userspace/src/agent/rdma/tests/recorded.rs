@@ -1,0 +1,65 @@
+//! What kernels really answered, recorded under ib_write_bw in a virtual machine of each.
+
+use super::super::known::{Figure, Known};
+use super::super::names;
+use super::super::report::DeviceReport;
+use super::node::{Node, of};
+
+const OLDEST: &str = include_str!("recorded/linux-5.10.txt");
+const NEWEST: &str = include_str!("recorded/linux-7.3.txt");
+const WRITER: &str = "11111111-2222-4333-8444-555555555501";
+const WRITTEN: &str = "11111111-2222-4333-8444-555555555502";
+
+/// Both devices, the first one first.
+fn devices(node: &mut Node) -> [DeviceReport; 2] {
+    let mut devices = node.second().devices;
+    devices.sort_by(|a, b| a.device.cmp(&b.device));
+    devices.try_into().expect("two devices")
+}
+
+#[test]
+fn real_answers_name_devices_links_queue_pairs_pods_and_peers() {
+    for text in [OLDEST, NEWEST] {
+        let devices = devices(&mut Node::recorded(text));
+        for (device, expected) in devices
+            .iter()
+            .zip([("rxe0", "wa", WRITER, "10.7.0.2"), ("rxe1", "wb", WRITTEN, "10.7.0.1")])
+        {
+            let (name, link, pod, peer) = expected;
+            assert_eq!((&*device.device, device.driver), (name, "rxe"));
+            assert_eq!((device.interface.as_deref(), device.seen_by_host), (Some(link), true));
+            assert_eq!(device.speed_bits_per_second, Some(10_000_000_000));
+            // The kernel's own queue pair is for management, and nobody's.
+            assert_eq!(device.holders.len(), 1, "{device:#?}");
+            let held = of(device, pod);
+            assert_eq!((held.queue_pairs.ready_to_send, held.queue_pairs.active()), (1, 1));
+            assert_eq!(held.share, Figure::new(Some(1.0), Known::Exact));
+            let [connected] = &held.peers[..] else { panic!("{:?}", held.peers) };
+            assert_eq!(connected.address.to_string(), peer);
+        }
+    }
+}
+
+#[test]
+fn real_counters_by_netlink_are_those_of_sysfs() {
+    for (text, bytes) in [(OLDEST, Known::Unknown), (NEWEST, Known::Exact)] {
+        let mut node = Node::recorded(text);
+        node.second();
+        let by_netlink = devices(&mut node);
+        node.without_netlink();
+        node.second();
+        let by_sysfs = devices(&mut node);
+        let folder = |device: &str| format!("counters class/infiniband/{device}/");
+        for (told, read) in by_netlink.iter().zip(&by_sysfs) {
+            assert_eq!((told.bytes, read.bytes), (bytes, bytes));
+            assert_eq!(told.counters.tx_bytes.is_some(), bytes == Known::Exact);
+            // perftest had not begun to write when it was recorded.
+            assert!(told.counters.tx_packets > Some(0), "{told:#?}");
+            assert_eq!(format!("{:?}", told.counters), format!("{:?}", read.counters));
+            let line = text.lines().find(|line| line.starts_with(&folder(&told.device)));
+            let named = line.expect("counters").split(' ').skip(2);
+            let known = named.filter_map(|counter| names::hardware(counter.split('=').next()?));
+            assert!(known.count() >= 4, "{line:?}");
+        }
+    }
+}
