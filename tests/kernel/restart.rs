@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::agent::{Agent, count, pair, pod};
-use crate::manifests::{ENGINE, prefill};
+use crate::manifests::{ENGINE, decode, prefill};
 use crate::node::{Node, Topology};
 use crate::traffic::{joined, listen};
 
@@ -91,6 +91,60 @@ fn filters_of_clsact_are_found_again_and_never_doubled() {
     agent.cleanup();
     let left = node.space.sh(&format!("tc filter show dev {} ingress", one.link));
     assert!(!left.contains("pd_"), "{left}");
+}
+
+#[test]
+fn filters_of_clsact_make_way_for_links() {
+    let node = Node::new(Topology::Routed);
+    let one = node.pod(2);
+    let pods = [prefill("p0", one.address)];
+    drop(Agent::start_with(&node, &pods, &["--tc", "clsact"]));
+    let agent = Agent::start_with(&node, &pods, &["--tc", "tcx"]);
+    let listener = listen(&one.space, one.address, ENGINE);
+    let (mut client, mut server) = joined(&node.outside, &listener);
+    client.write_all(GET).expect("set up as meant");
+    server.read_exact(&mut [0; GET.len()]).expect("set up as meant");
+    server.write_all(ANSWER).expect("set up as meant");
+    client.read_exact(&mut [0; ANSWER.len()]).expect("set up as meant");
+    let loads = agent.until("one", |loads| count(&pod(loads, "p0")["finished"]) == 1);
+    assert_eq!(count(&pod(&loads, "p0")["tx"]["payload"]), ANSWER.len() as u64, "{loads:#}");
+}
+
+/// A pod leaves while the agent looks on, comes back, and leaves while there is none.
+fn nothing_stays_attached_for_nobody(tc: &str, attached: impl Fn(&Node, &str) -> bool) {
+    let node = Node::new(Topology::Routed);
+    let (one, other) = (node.pod(2), node.pod(3));
+    let both = [prefill("p0", one.address), decode("d0", other.address)];
+    let mut agent = Agent::start_with(&node, &both, &["--tc", tc]);
+    assert!(attached(&node, &one.link) && attached(&node, &other.link));
+    agent.manifests.write(&both[..1]);
+    agent.until("detached", |_| !attached(&node, &other.link));
+    agent.manifests.write(&both);
+    agent.until("attached again", |_| attached(&node, &other.link));
+    agent.kill();
+    agent.manifests.write(&both[..1]);
+    assert!(attached(&node, &other.link), "programs outlive the agent");
+    agent.again();
+    assert!(attached(&node, &one.link) && !attached(&node, &other.link));
+    agent.cleanup();
+    assert!(!attached(&node, &one.link));
+}
+
+#[test]
+fn links_of_interfaces_that_carry_no_pod_any_more_go() {
+    nothing_stays_attached_for_nobody("tcx", |node, link| {
+        let shown = node.space.sh(&format!("ip -o link show dev {link}"));
+        let index = shown.split(':').next().expect("an index");
+        let pins = node.space.sh("ls /sys/fs/bpf/pd-router/links 2>/dev/null || true");
+        pins.lines().any(|pin| pin == format!("pd_pod_egress_{index}"))
+    });
+}
+
+#[test]
+fn filters_of_interfaces_that_carry_no_pod_any_more_go() {
+    nothing_stays_attached_for_nobody("clsact", |node, link| {
+        node.space.sh(&format!("tc filter show dev {link} egress")).contains("pd_pod_egress")
+    });
 }
 
 #[test]

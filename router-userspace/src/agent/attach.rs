@@ -36,6 +36,8 @@ pub(super) struct Plan {
     pub(super) placed: Vec<Placed>,
     pub(super) pod_links: BTreeMap<u32, String>,
     pub(super) uplinks: BTreeMap<u32, Link>,
+    /// Of every interface, wanted or not.
+    names: BTreeMap<u32, String>,
     pub(super) unseen: Vec<String>,
 }
 
@@ -50,7 +52,8 @@ pub(super) fn plan(flags: &AgentFlags, pods: &[KnownPod]) -> io::Result<Plan> {
         let wanted = links.values().filter(|link| names.contains(&link.name));
         wanted.map(|link| (link.index, link.clone())).collect()
     };
-    let mut plan = Plan { uplinks: named(&flags.uplink), ..Plan::default() };
+    let names = links.values().map(|link| (link.index, link.name.clone())).collect();
+    let mut plan = Plan { uplinks: named(&flags.uplink), names, ..Plan::default() };
     if flags.uplink.is_empty() {
         // An address of nobody (RFC 5737): only a default route leads there.
         let default = netlink::route([192, 0, 2, 1].into())?;
@@ -126,12 +129,7 @@ impl Attachments {
         programs: &mut Programs,
         maps: &Maps,
     ) {
-        let names: BTreeMap<u32, &str> = plan
-            .pod_links
-            .iter()
-            .map(|(index, name)| (*index, name.as_str()))
-            .chain(plan.uplinks.iter().map(|(index, link)| (*index, link.name.as_str())))
-            .collect();
+        let name = |index: u32| plan.names.get(&index).map(String::as_str);
         let mut wanted: BTreeSet<(u32, Hook)> = BTreeSet::new();
         for index in plan.pod_links.keys() {
             wanted.extend([(*index, Hook::PodIngress), (*index, Hook::PodEgress)]);
@@ -140,12 +138,15 @@ impl Attachments {
             wanted.extend([(*index, Hook::LinkIngress), (*index, Hook::LinkEgress)]);
         }
         if !self.adopted {
-            // Links of an agent before that are not wanted any more count twice or for nobody.
-            self.tc.extend(programs.tc_pins().into_iter().filter(|pin| !wanted.contains(pin)));
+            // What an agent before left and nobody wants any more counts twice or for nobody. Filters
+            // of clsact have no pins: they may be on any interface.
+            let filters = plan.names.keys().flat_map(|index| Hook::ALL.map(|hook| (*index, hook)));
+            let left = programs.tc_pins().into_iter().chain(filters);
+            self.tc.extend(left.filter(|left| !wanted.contains(left)));
             self.adopted = true;
         }
         for (index, hook) in self.tc.difference(&wanted) {
-            programs.detach_tc(names.get(index).copied(), *index, *hook);
+            programs.detach_tc(name(*index), *index, *hook);
         }
         self.xdp.retain(|index, _| plan.uplinks.contains_key(index));
         for (index, link) in &plan.uplinks {
@@ -153,7 +154,7 @@ impl Attachments {
         }
         let mut attached: BTreeSet<(u32, Hook)> = self.tc.intersection(&wanted).copied().collect();
         for (index, hook) in wanted.difference(&self.tc) {
-            let name = names.get(index).copied().unwrap_or_default();
+            let name = name(*index).unwrap_or_default();
             match programs.attach_tc(name, *index, *hook) {
                 Ok(how) => {
                     tell(how, hook.program(), name);

@@ -53,7 +53,9 @@ impl Hook {
         TcHandle::new(0x7064, self as u16 + 1)
     }
 
-    const ALL: [Hook; 4] = [Hook::PodIngress, Hook::PodEgress, Hook::LinkIngress, Hook::LinkEgress];
+    /// All of them.
+    pub const ALL: [Hook; 4] =
+        [Hook::PodIngress, Hook::PodEgress, Hook::LinkIngress, Hook::LinkEgress];
 }
 
 const SOCK_OPS: &str = "pd_sock_ops";
@@ -189,7 +191,9 @@ impl Programs {
                 Ok(id) => {
                     let link: FdLink = program.take_link(id)?.try_into()?;
                     link.pin(&pin)?;
-                    return Ok(Attached::New);
+                    // An agent that was told to use clsact left its filter.
+                    let was = tc::qdisc_detach_program(name, kind, hook.program()).is_ok();
+                    return Ok(if was { Attached::TakenOver } else { Attached::New });
                 }
                 Err(error) if mode == TcMode::Tcx => return Err(error.into()),
                 Err(_) => {}
