@@ -10,6 +10,9 @@ use crate::kv::{FRAMING, sent_by};
 use crate::manifests::{BOOTSTRAP, ENGINE, decode, prefill};
 use crate::node::{Node, Topology};
 
+/// As the API makes them: the kubelet's cgroups are told from others by that.
+const UID: &str = "7b3a1d52-9c0e-4f4e-8a56-0d9f2b6c1e77";
+
 /// A cgroup of the test's own, below a folder of its own; both go with it.
 struct Cgroup(PathBuf);
 
@@ -50,6 +53,7 @@ fn is_recognised(root: &str, cgroup: &str) {
     let host = node.addresses().0;
     let mut named = [prefill("p0", one.address), decode("d0", host)];
     named[1].host_network = true;
+    named[1].uid = UID.to_owned();
     let agent = Agent::start(&node, &named);
     let prefill = Engine::start(&one, "prefill");
     let decode = Engine::start_in(&node.space, host, "decode", &[]);
@@ -89,9 +93,10 @@ fn a_pod_with_the_hosts_network_is_recognised_by_its_cgroups() {
     assert!(two.is_some() || one.is_some(), "no cgroups at all");
     // As systemd has it, and as the kubelet does by itself.
     if let Some(root) = two {
-        is_recognised(root, "kubepods-burstable-poduid_d0.slice");
+        let under = UID.replace('-', "_");
+        is_recognised(root, &format!("kubepods-burstable-pod{under}.slice"));
     }
     if let Some(root) = one {
-        is_recognised(root, "poduid-d0");
+        is_recognised(root, &format!("pod{UID}"));
     }
 }

@@ -1,5 +1,7 @@
 //! Pods that appear, leave, and come back as others.
 
+use std::io::Write;
+
 use crate::agent::{Agent, count, pair, pod};
 use crate::manifests::{ENGINE, decode, prefill};
 use crate::node::{Node, Topology};
@@ -46,14 +48,24 @@ fn the_same_address_with_another_uid_is_another_pod() {
     let agent = Agent::start(&node, &[prefill("p0", one.address)]);
     move_bytes(&node, &one, 1_000);
     agent.until("counted", |loads| pair(loads, "p0", "", "engine")["closed"] == 1);
+    // One of its requests has no answer yet: nobody will count that.
+    let listener = listen(&one.space, one.address, ENGINE);
+    let (mut client, server) = joined(&node.outside, &listener);
+    client.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("asking");
+    let streams = |loads: &serde_json::Value, count| loads["streams"] == count;
+    agent.until("asked", |loads| pod(loads, "p0")["in_flight"] == 1 && streams(loads, 1));
     let mut next = prefill("p0", one.address);
     next.uid = "another".into();
     agent.manifests.write(&[next]);
     let loads = agent.until("another", |loads| pod(loads, "p0")["uid"] == "another");
-    assert!(pair(&loads, "p0", "", "engine").is_null());
+    assert_eq!(pair(&loads, "p0", "", "engine")["opened"].as_u64().unwrap_or_default(), 0);
+    agent.until("forgotten", |loads| pod(loads, "p0")["in_flight"] == 0 && streams(loads, 0));
+    drop(listener);
     move_bytes(&node, &one, 300);
     let loads = agent.until("counted", |loads| pair(loads, "p0", "", "engine")["closed"] == 1);
-    assert_eq!(pair(&loads, "p0", "", "engine")["rx_bytes"], 300);
+    let counted = pair(&loads, "p0", "", "engine");
+    assert_eq!((&counted["opened"], &counted["rx_bytes"]), (&1.into(), &300.into()));
+    drop((client, server));
 }
 
 #[test]

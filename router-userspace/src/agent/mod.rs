@@ -12,6 +12,7 @@ mod cgroup;
 mod described;
 mod follow;
 pub mod kernel;
+mod kubepods;
 mod learn;
 mod link_speed;
 mod links;

@@ -10,6 +10,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use super::kubepods::pod_of;
+
 /// How often the processes are looked through.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Ports of one pod that are told; further ones are not.
@@ -49,12 +51,14 @@ fn listening(proc: &Path, uids: &[Arc<str>]) -> Listening {
     if uids.is_empty() {
         return Listening::new();
     }
+    let uids: HashMap<&str, &Arc<str>> = uids.iter().map(|uid| (&**uid, uid)).collect();
     let own = std::fs::read_link(proc.join("self/ns/net")).ok();
     let mut owners: HashMap<u64, &Arc<str>> = HashMap::new();
     for entry in std::fs::read_dir(proc).into_iter().flatten().flatten() {
         let process = entry.path();
         let Ok(cgroups) = std::fs::read_to_string(process.join("cgroup")) else { continue };
-        let Some(uid) = uids.iter().find(|uid| is_of(&cgroups, uid)) else { continue };
+        let uid = pod_of(&cgroups).and_then(|uid| uids.get(uid.as_str()).copied());
+        let Some(uid) = uid else { continue };
         if std::fs::read_link(process.join("ns/net")).ok() == own {
             owners.extend(sockets(&process).map(|inode| (inode, uid)));
         }
@@ -71,19 +75,6 @@ fn listening(proc: &Path, uids: &[Arc<str>]) -> Listening {
         }
     }
     found
-}
-
-/// Whether lines of /proc/PID/cgroup name the pod: `.../pod<uid>/...` as the kubelet makes it, or
-/// `...-pod<uid>.slice` with underscores as systemd wants it; the same in both versions of cgroups.
-fn is_of(cgroups: &str, uid: &str) -> bool {
-    let named = |uid: &str| {
-        let name = format!("pod{uid}");
-        cgroups.match_indices(&name).any(|(at, _)| {
-            let rest = &cgroups[at + name.len()..];
-            rest.is_empty() || rest.starts_with(['/', '.', '\n'])
-        })
-    };
-    named(uid) || (uid.contains('-') && named(&uid.replace('-', "_")))
 }
 
 /// Inodes of the sockets that a process has open.
@@ -107,20 +98,6 @@ fn listener(line: &str) -> Option<(u64, u16)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_pod_is_named_by_its_cgroups_in_every_layout() {
-        const UID: &str = "6f0c1d5e-0000-4000-8000-000000000011";
-        let v1 = format!("3:cpu,cpuacct:/kubepods/burstable/pod{UID}/4e1f\n2:pids:/x\n");
-        let v2 = format!(
-            "0::/kubepods.slice/kubepods-burstable.slice/\
-             kubepods-burstable-pod{}.slice/cri-containerd-4e1f.scope\n",
-            UID.replace('-', "_")
-        );
-        assert!(is_of(&v1, UID) && is_of(&v2, UID));
-        assert!(!is_of(&v1, "6f0c1d5e-0000-4000-8000-00000000001"), "a beginning is no name");
-        assert!(!is_of("0::/user.slice\n", UID) && !is_of("", UID));
-    }
 
     #[test]
     fn a_line_of_the_table_is_a_listener_if_it_listens() {

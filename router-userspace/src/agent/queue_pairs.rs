@@ -11,6 +11,7 @@ use router_common::maps as limits;
 use serde::Serialize;
 
 use super::maps::Maps;
+use super::rdma::Arrival;
 use super::registry::Entry;
 
 /// Queue pairs that a snapshot names, the busiest ones.
@@ -112,6 +113,11 @@ impl QueuePairs {
         if self.rows.len() > CROWDED { self.make_room(maps, now) } else { Ok(()) }
     }
 
+    /// What was read, queue pair by queue pair.
+    pub(super) fn arrivals(&self) -> impl Iterator<Item = Arrival> {
+        self.rows.iter().map(|(key, row)| (*key, row.stats))
+    }
+
     /// Moves what silent queue pairs counted to the others, and removes them.
     fn make_room(&mut self, maps: &Maps, now: Instant) -> io::Result<()> {
         let silent = |row: &Counted| now - row.changed > SILENT;
@@ -164,9 +170,12 @@ impl Counted {
     fn followed_by(&self, stats: QueuePairStats, now: Instant) -> Counted {
         let elapsed = (now - self.read).as_secs_f64().max(1e-6);
         let moved = stats.payload_bytes.saturating_sub(self.stats.payload_bytes);
+        // Two thirds of a change show after a second, however often the map is read.
+        let weight = 1.0 - (-elapsed).exp();
+        let change = moved as f64 / elapsed - self.payload_per_second;
         Counted {
             stats,
-            payload_per_second: moved as f64 / elapsed,
+            payload_per_second: self.payload_per_second + weight * change,
             read: now,
             changed: if stats == self.stats { self.changed } else { now },
         }

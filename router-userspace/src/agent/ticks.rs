@@ -104,8 +104,15 @@ impl Agent {
 
     fn read_pairs(&mut self) {
         self.read(|sampler, maps, _| sampler.read_pairs(maps));
-        self.view.lock().unwrap_or_else(PoisonError::into_inner).read_pairs();
-        self.tell_rdma();
+        let has_rdma = {
+            let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+            view.read_pairs();
+            view.has_rdma()
+        };
+        if has_rdma {
+            self.read(|sampler, maps, _| sampler.queue_pairs.read(maps));
+            self.view.lock().unwrap_or_else(PoisonError::into_inner).tell_rdma();
+        }
     }
 
     /// Tells the gateways what changed.
@@ -118,14 +125,14 @@ impl Agent {
     }
 
     fn sweep(&mut self) {
-        let taken = self.view.lock().unwrap_or_else(PoisonError::into_inner).taken();
+        let (taken, has_rdma) = {
+            let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+            (view.taken(), view.has_rdma())
+        };
         self.read(|sampler, maps, _| sampler.sweep(maps, &taken));
-    }
-
-    fn tell_rdma(&self) {
-        let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = view.tell_rdma(&self.maps) {
-            warn!(%error, "the counters of queue pairs cannot be read");
+        if !has_rdma {
+            // Nobody needs them more often; else every reading of the pairs has them.
+            self.read(|sampler, maps, _| sampler.queue_pairs.read(maps));
         }
     }
 

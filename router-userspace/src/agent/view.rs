@@ -1,18 +1,15 @@
 //! What the agent's server shows: what was read last, of whom.
 
 use std::collections::{HashMap, HashSet};
-use std::io;
 use std::sync::Arc;
 
-use router_common::flow::{CLASS_KV_CONTROL, QueuePairKey};
-use router_common::maps::QUEUE_PAIRS;
+use router_common::flow::CLASS_KV_CONTROL;
 use router_core::fleet::Role;
 
 use router_core::frame;
 
 use super::links::{Links, Ways};
 use super::loads::{self, Loads};
-use super::maps::Maps;
 use super::rdma::{Activity, Names, RdmaLoad, Taken, Watcher, record};
 use super::recent::Recent;
 use super::registry::Entry;
@@ -100,10 +97,15 @@ impl View {
         }
     }
 
+    /// Whether there are RDMA devices whose watcher is to be told.
+    pub(super) fn has_rdma(&self) -> bool {
+        self.rdma.as_ref().is_some_and(Watcher::has_devices)
+    }
+
     /// What the watcher of RDMA cannot see itself.
-    pub(super) fn tell_rdma(&self, maps: &Maps) -> io::Result<()> {
+    pub(super) fn tell_rdma(&self) {
         let Some(watcher) = self.rdma.as_ref().filter(|watcher| watcher.has_devices()) else {
-            return Ok(());
+            return;
         };
         let uids: HashMap<u32, &Arc<str>> =
             self.names.entries.iter().map(|entry| (entry.id, &entry.placed.pod.uid)).collect();
@@ -129,11 +131,7 @@ impl View {
                 }
             }
         }
-        let arrivals = maps.queue_pairs.all(QUEUE_PAIRS)?.into_iter();
-        let arrivals = arrivals.filter(|(key, _)| *key != QueuePairKey::default());
-        activity.arrivals =
-            arrivals.filter_map(|(key, stats)| Some((key, *stats.first()?))).collect();
+        activity.arrivals = self.sampler.queue_pairs.arrivals().collect();
         watcher.tell(activity);
-        Ok(())
     }
 }
