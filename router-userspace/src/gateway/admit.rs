@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use router_core::fleet::{ObjectName, Pool, Rates, Released, Worker, WorkerKey};
-use router_core::schedule::Draw;
+use router_core::schedule::{Draw, Patience};
 use router_core::sglang::Request;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use super::choice::Choice;
 use super::fleet::FleetHandle;
 use super::reject::Reject;
-use super::seats::{Ask, NoSeat, Seating, Seats};
+use super::seats::{Ask, NoSeat, Scratch, Seating, Seats, Taken};
 use super::view::{Lesson, View};
 use crate::config::LimitFlags;
 
@@ -27,10 +27,21 @@ use crate::config::LimitFlags;
 /// one worker can serve waits in a line for that one.
 type LineKey = (ObjectName, Option<Arc<str>>, Option<WorkerKey>);
 
+/// Room that others leave is told by agents and engines alone, and to nobody: the first of a line
+/// looks so often itself, which is how often frames come.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
 #[derive(Debug)]
 struct Waiter {
     ticket: u64,
     turn: Arc<Notify>,
+}
+
+/// Who waits, and what a choice needs, under one lock.
+#[derive(Debug, Default)]
+struct Lines {
+    waiting: HashMap<LineKey, VecDeque<Waiter>>,
+    scratch: Scratch,
 }
 
 /// Gives requests their places, in order.
@@ -41,7 +52,7 @@ pub(crate) struct Admission {
     queue_timeout: Duration,
     turn: AtomicU64,
     waiting: AtomicUsize,
-    lines: Mutex<HashMap<LineKey, VecDeque<Waiter>>>,
+    lines: Mutex<Lines>,
     /// The last choice that was predicted, to be looked at.
     last: Mutex<Option<Arc<Choice>>>,
     /// Called by every lease that ends.
@@ -79,33 +90,46 @@ impl Admission {
         ask: &Ask,
         deadline: Option<Instant>,
     ) -> Result<Seats, Reject> {
+        let since = Instant::now();
+        let seating = self.seating(pool, ask, Patience::Left);
         let place = {
             let mut lines = self.lock();
             // Usually nobody waits anywhere, and no line has to be named.
-            let line_is_empty =
-                lines.is_empty() || lines.get(&line_key(pool, ask)).is_none_or(VecDeque::is_empty);
-            let seats = if line_is_empty { self.take(pool, ask) } else { Err(NoSeat::Full) };
-            match seats {
-                Err(NoSeat::Full) => self.join(&mut lines, line_key(pool, ask))?,
-                seats => {
+            let line_is_empty = lines.waiting.is_empty()
+                || lines.waiting.get(&line_key(pool, ask)).is_none_or(VecDeque::is_empty);
+            let taken = if line_is_empty {
+                seating.take(&self.released, &mut lines.scratch)
+            } else {
+                Err(NoSeat::Full)
+            };
+            match taken {
+                Err(NoSeat::Full) => self.join(&mut lines.waiting, line_key(pool, ask))?,
+                taken => {
                     drop(lines);
+                    let seats = taken.map(|taken| self.seats(&seating, taken));
                     return seats.map_err(|why| refused(why, &pool.name, ask));
                 }
             }
         };
-        let queue_deadline = Instant::now() + self.queue_timeout;
+        let queue_deadline = since + self.queue_timeout;
         let until = deadline.map_or(queue_deadline, |deadline| deadline.min(queue_deadline));
-        loop {
-            if timeout_at(until, place.turn.notified()).await.is_err() {
-                return Err(match deadline {
-                    Some(deadline) if deadline <= queue_deadline => Reject::Deadline,
-                    _ => Reject::QueueTimeout(self.queue_timeout),
-                });
-            }
-            if let Some(seats) = place.try_again(ask) {
-                return seats;
+        // Only the first of a line is called.
+        if timeout_at(until, place.turn.notified()).await.is_ok() {
+            loop {
+                if let Some(seats) = place.try_again(ask, since) {
+                    return seats;
+                }
+                let again = Instant::now() + LOOK_AGAIN;
+                let called = timeout_at(until.min(again), place.turn.notified()).await;
+                if called.is_err() && Instant::now() >= until {
+                    break;
+                }
             }
         }
+        Err(match deadline {
+            Some(deadline) if deadline <= queue_deadline => Reject::Deadline,
+            _ => Reject::QueueTimeout(self.queue_timeout),
+        })
     }
 
     /// What the answer that these places give is to teach.
@@ -143,24 +167,28 @@ impl Admission {
         if self.waiting.load(Ordering::SeqCst) == 0 {
             return;
         }
-        for line in self.lock().values() {
+        for line in self.lock().waiting.values() {
             if let Some(first) = line.front() {
                 first.turn.notify_one();
             }
         }
     }
 
-    /// Call it under the lock of the lines: since leases are taken nowhere else, a worker that
+    /// To be taken under the lock of the lines: since leases are taken nowhere else, a worker that
     /// had room when looked at still has it when leased.
-    fn take(&self, pool: &Pool, ask: &Ask) -> Result<Seats, NoSeat> {
+    fn seating<'a>(&'a self, pool: &'a Pool, ask: &'a Ask, patience: Patience) -> Seating<'a> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let draw = Draw { chance: rand::random(), turn };
-        let seating = Seating { pool, ask, view: &self.view, draw, limits: &self.limits };
-        let seats = seating.take(&self.released)?;
+        Seating { pool, ask, view: &self.view, draw, limits: &self.limits, patience }
+    }
+
+    /// What follows from places that were taken, without the lock.
+    fn seats(&self, seating: &Seating<'_>, taken: Taken) -> Seats {
+        let seats = seating.seats(taken);
         if let Seats::Pair { choice: Some(choice), .. } = &seats {
             *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(choice));
         }
-        Ok(seats)
+        seats
     }
 
     fn join(
@@ -187,7 +215,7 @@ impl Admission {
         Ok(Place { admission: Arc::clone(self), key, ticket, turn })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<LineKey, VecDeque<Waiter>>> {
+    fn lock(&self) -> MutexGuard<'_, Lines> {
         // Nothing that can panic runs under the lock; the lines are whole in any case.
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -203,18 +231,18 @@ struct Place {
 
 impl Place {
     /// `None`: still full, wait on.
-    fn try_again(&self, ask: &Ask) -> Option<Result<Seats, Reject>> {
+    fn try_again(&self, ask: &Ask, since: Instant) -> Option<Result<Seats, Reject>> {
+        let waited_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let patience = Patience::after(waited_ms, self.admission.view.poll_ms);
         let fleet = self.admission.fleet.load();
         let Some(pool) = fleet.pool(&self.key.0) else {
             return Some(Err(Reject::NobodyReady(self.key.0.clone())));
         };
-        let seats = {
-            // Under the lock, so that nobody who came later takes the place.
-            let _lines = self.admission.lock();
-            self.admission.take(pool, ask)
-        };
-        match seats {
-            Ok(seats) => Some(Ok(seats)),
+        let seating = self.admission.seating(pool, ask, patience);
+        // Under the lock, so that nobody who came later takes the place.
+        let taken = seating.take(&self.admission.released, &mut self.admission.lock().scratch);
+        match taken {
+            Ok(taken) => Some(Ok(self.admission.seats(&seating, taken))),
             // Nobody is ready for the moment: a rollout; the deadline decides.
             Err(NoSeat::Full | NoSeat::Nobody) => None,
             Err(NoSeat::NoModel) => Some(Err(refused(NoSeat::NoModel, &self.key.0, ask))),
@@ -225,12 +253,12 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut lines = self.admission.lock();
-        if let Some(line) = lines.get_mut(&self.key) {
+        if let Some(line) = lines.waiting.get_mut(&self.key) {
             line.retain(|waiter| waiter.ticket != self.ticket);
             match line.front() {
                 Some(next) => next.turn.notify_one(),
                 None => {
-                    lines.remove(&self.key);
+                    lines.waiting.remove(&self.key);
                 }
             }
         }
@@ -260,5 +288,7 @@ fn refused(why: NoSeat, pool: &ObjectName, ask: &Ask) -> Reject {
     }
 }
 
+#[cfg(test)]
+mod allocations;
 #[cfg(test)]
 mod tests;

@@ -125,7 +125,7 @@ impl Poller {
         }
         let load = form.read(&answer);
         if let Some(load) = load {
-            worker.engine.set(load, self.clock.now_ms());
+            worker.engine.set(load, worker.usage(), self.clock.now_ms());
         }
         load.is_some()
     }

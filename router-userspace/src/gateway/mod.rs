@@ -7,6 +7,7 @@
 mod abort;
 mod admit;
 mod body;
+mod candidates;
 mod choice;
 pub(crate) mod clock;
 mod dispatch;

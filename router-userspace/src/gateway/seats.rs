@@ -1,16 +1,15 @@
 //! Who of a pool could take a request now: ready, as healthy as any, with room.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use router_core::fleet::{
-    Facts, Fit, Head, Lease, Limits, Load, MOST_RANKS, Member, Phase, Pool, Profile, Ranks,
-    Released, Role, Steered, Verdict, Weight, Worker,
-};
+use router_core::fleet::{Fit, Lease, Pool, Profile, Released, Steered, Weight, Worker, cache_of};
 use router_core::pair::Pair;
 use router_core::schedule::prefix::key_of;
-use router_core::schedule::{self, Candidate, Chosen, Draw, Estimate, Question};
+use router_core::schedule::{self, Candidate, Chosen, Draw, Estimate, Patience, Question};
 use router_core::sglang::Bootstrap;
 
+use super::candidates::Place;
 use super::choice::{Choice, Weighed};
 use super::view::{Forecast, View};
 use crate::config::LimitFlags;
@@ -68,6 +67,21 @@ pub(crate) enum NoSeat {
     NoModel,
 }
 
+/// Places that were taken, before anybody was told: plain data and leases.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a box would be allocated under the lock")]
+pub(crate) enum Taken {
+    Pair { leases: Pair<Lease>, places: Pair<Place>, meet: SocketAddr, chosen: Chosen },
+    One(Lease),
+}
+
+/// Memory for the candidates of a choice, used again for the next.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    prefill: Vec<Candidate>,
+    decode: Vec<Candidate>,
+}
+
 /// How places are given.
 pub(crate) struct Seating<'a> {
     pub pool: &'a Pool,
@@ -75,36 +89,54 @@ pub(crate) struct Seating<'a> {
     pub view: &'a View,
     pub draw: Draw,
     pub limits: &'a LimitFlags,
+    pub patience: Patience,
 }
 
 impl Seating<'_> {
-    /// Takes places for the request, or says why there are none.
-    pub(crate) fn take(&self, released: &Released) -> Result<Seats, NoSeat> {
-        let mut fits: Vec<&Fit> = self.pool.serving(self.ask.model.as_deref()).collect();
-        if fits.len() > 1 {
-            // A rollout mixes sets that do not fit each other: those of the best health.
-            let ranks: Vec<Option<u8>> = fits.iter().map(|fit| self.fit_rank(fit)).collect();
-            let best = ranks.iter().flatten().min().ok_or(NoSeat::Nobody)?;
-            let mut ranks = ranks.iter();
-            fits.retain(|_| ranks.next() == Some(&Some(*best)));
-        }
-        if fits.is_empty() {
+    /// Takes places for the request, or says why there are none. It runs under a lock, and where
+    /// `scratch` is large enough it allocates nothing.
+    pub(crate) fn take(&self, released: &Released, scratch: &mut Scratch) -> Result<Taken, NoSeat> {
+        let serving = || self.pool.serving(self.ask.model.as_deref());
+        let count = serving().count();
+        if count == 0 {
             return Err(match self.pool.fits.is_empty() {
                 true => NoSeat::Nobody,
                 false => NoSeat::NoModel,
             });
         }
-        // Beginning at a random one.
-        let start = self.draw.turn as usize % fits.len();
+        // A rollout mixes sets that do not fit each other: those of the best health, beginning at
+        // a random one.
+        let rank = |fit: &Fit| if count > 1 { self.fit_rank(fit) } else { Some(0) };
+        let best = serving().filter_map(rank).min().ok_or(NoSeat::Nobody)?;
+        let start = self.draw.turn as usize % count;
+        let from_start = serving().skip(start).chain(serving().take(start));
         let mut answer = NoSeat::Nobody;
-        for fit in fits[start..].iter().chain(&fits[..start]) {
-            match self.in_fit(fit, released) {
+        for fit in from_start.filter(|fit| rank(fit) == Some(best)) {
+            match self.in_fit(fit, released, scratch) {
                 Err(NoSeat::Full) => answer = NoSeat::Full,
                 Err(_) => {}
-                seats => return seats,
+                taken => return taken,
             }
         }
         Err(answer)
+    }
+
+    /// What follows from places that were taken, when others may take theirs again.
+    pub(crate) fn seats(&self, taken: Taken) -> Seats {
+        match taken {
+            Taken::One(lease) => Seats::One(lease),
+            Taken::Pair { leases, places, meet, chosen } => {
+                let forecast = self.view.forecast(self.pool, &chosen, leases.prefill.worker());
+                self.learn(&chosen, places.prefill);
+                Seats::Pair {
+                    bootstrap: Bootstrap::new(meet.ip(), meet.port()),
+                    ranks: places.map(|place| self.steered(place)),
+                    choice: self.explained(&chosen),
+                    leases,
+                    forecast,
+                }
+            }
+        }
     }
 
     /// How well the best pair of a set is, or its best single worker; `None`: nobody is ready.
@@ -116,15 +148,18 @@ impl Seating<'_> {
         }
     }
 
-    fn in_fit(&self, fit: &Fit, released: &Released) -> Result<Seats, NoSeat> {
+    fn in_fit(
+        &self,
+        fit: &Fit,
+        released: &Released,
+        scratch: &mut Scratch,
+    ) -> Result<Taken, NoSeat> {
         match self.pool.profile {
             Profile::Pd => {
-                let chosen = self.pair(fit)?;
+                let chosen = self.pair(fit, scratch)?;
                 let places = self.reconciled(chosen.pair.map(Place::of_id));
-                let member = &self.pool.members[places.prefill.member];
-                let meet = member.bootstrap.ok_or(NoSeat::Nobody)?;
-                let bootstrap = Bootstrap::new(meet.ip(), meet.port());
-                let ranks = places.map(|place| self.steered(place));
+                let meet = self.pool.members[places.prefill.member].bootstrap;
+                let meet = meet.ok_or(NoSeat::Nobody)?;
                 let work = chosen.estimate.map(|estimate| estimate.work_bytes as u64);
                 let weight = self.ask.weight;
                 let of_prefill =
@@ -133,11 +168,7 @@ impl Seating<'_> {
                     self.lease(places.prefill, of_prefill, released).ok_or(NoSeat::Full)?;
                 match self.lease(places.decode, weight, released) {
                     Some(decode) => {
-                        let forecast = self.view.forecast(self.pool, &chosen, prefill.worker());
-                        self.learn(&chosen, places.prefill);
-                        let choice = self.explained(&chosen);
-                        let leases = Pair { prefill, decode };
-                        Ok(Seats::Pair { leases, bootstrap, forecast, ranks, choice })
+                        Ok(Taken::Pair { leases: Pair { prefill, decode }, places, meet, chosen })
                     }
                     // Filled since it was looked at. The line is locked here, so that a lease
                     // that tells of its end would wait for itself.
@@ -150,22 +181,28 @@ impl Seating<'_> {
                 }
             }
             Profile::Single => {
-                let all = self.candidates(&fit.unified)?;
-                let chosen = self.view.policy.pick(&all, self.draw).ok_or(NoSeat::Full)?;
+                let all = &mut scratch.prefill;
+                self.gather(&fit.unified, self.tour(fit.unified.len(), self.draw, []), all)?;
+                let chosen = self.view.policy.pick(all, self.draw).ok_or(NoSeat::Full)?;
                 let lease = self.lease(Place::of_id(chosen), self.ask.weight, released);
-                lease.map(Seats::One).ok_or(NoSeat::Full)
+                lease.map(Taken::One).ok_or(NoSeat::Full)
             }
         }
     }
 
     /// The pair of a set that takes the request.
-    fn pair(&self, fit: &Fit) -> Result<schedule::Chosen, NoSeat> {
-        let prefill = self.candidates(&fit.prefill)?;
-        let decode = self.candidates(&fit.decode)?;
+    fn pair(&self, fit: &Fit, scratch: &mut Scratch) -> Result<Chosen, NoSeat> {
         let Weight { prompt_bytes, kv_tokens, .. } = self.ask.weight;
         let held = self.view.prefixes().lookup(&self.ask.blocks);
         let prefix_key = key_of(&self.ask.blocks);
         let ask = schedule::Ask { prompt_bytes, kv_tokens, held, prefix_key };
+        let could = |cache| fit.holder(cache).is_some_and(|at| self.is_ready(fit.prefill[at]));
+        let rendezvous = ask.rendezvous(fit.caches.iter().map(|(cache, _)| *cache), could);
+        let first = ask.held.holders().chain(rendezvous).filter_map(|cache| fit.holder(cache));
+        let Scratch { prefill, decode } = scratch;
+        self.gather(&fit.prefill, self.tour(fit.prefill.len(), self.draw, first), prefill)?;
+        let draw = self.draw.second();
+        self.gather(&fit.decode, self.tour(fit.decode.len(), draw, []), decode)?;
         let links = self.view.links();
         let question = Question {
             ask,
@@ -173,82 +210,9 @@ impl Seating<'_> {
             assumptions: &self.view.assumptions,
             aim: self.view.aim,
             now_ms: self.view.clock.now_ms(),
-            ..Question::of(&prefill, &decode, self.draw)
+            ..Question::of(prefill, decode, draw.second())
         };
         schedule::choose(self.view.policy, &question).ok_or(NoSeat::Full)
-    }
-
-    /// Those of the best health that is to be had, less those that are full. Health may be a
-    /// last resort; capacity never is.
-    fn candidates(&self, seats: &[usize]) -> Result<Vec<Candidate>, NoSeat> {
-        let ready = || self.ready(seats).map(|(id, member)| (id, member, self.rank(member)));
-        let best = ready().map(|(_, _, rank)| rank).min().ok_or(NoSeat::Nobody)?;
-        let rates = self.view.rates(self.pool);
-        let fit = ready().filter(|(_, _, rank)| *rank == best).filter_map(|(id, m, _)| {
-            let group = m.group.as_deref().map_or(0, group_number);
-            let limits = self.limits_of(m);
-            let admits = limits.admit(m.worker.usage(), self.ask.weight);
-            admits.then_some((id, m, group, limits))
-        });
-        let fit = fit.flat_map(|(id, m, group, limits)| {
-            let ranks = ranks_of(m);
-            let count = ranks.map_or(1, |ranks| ranks.count);
-            let whole = self.view.candidate(id, m, m.worker.usage(), &rates);
-            let whole = Candidate { group, limits, ..whole };
-            (0..count).map(move |rank| {
-                let place = Place { member: id, rank: ranks.map(|_| rank) };
-                place.candidate(whole, &m.worker, count)
-            })
-        });
-        let admits = |one: &Candidate| one.limits.admit(one.usage, self.ask.weight);
-        let fit: Vec<Candidate> = fit.filter(admits).collect();
-        if fit.is_empty() { Err(NoSeat::Full) } else { Ok(fit) }
-    }
-
-    fn ready<'s>(&'s self, seats: &'s [usize]) -> impl Iterator<Item = (usize, &'s Member)> {
-        let members = seats.iter().map(|&id| (id, &self.pool.members[id]));
-        members.filter(|(_, member)| {
-            let meets = member.role != Role::Prefill || member.bootstrap.is_some();
-            member.phase == Phase::Ready && meets && self.may_be(&member.worker)
-        })
-    }
-
-    fn may_be(&self, worker: &Arc<Worker>) -> bool {
-        self.ask.only.as_ref().is_none_or(|only| Arc::ptr_eq(only, worker))
-    }
-
-    fn rank(&self, member: &Member) -> u8 {
-        let avoided = || self.ask.avoid.iter().any(|worker| Arc::ptr_eq(worker, &member.worker));
-        match member.worker.health.verdict() {
-            Verdict::Up if !avoided() => 0,
-            Verdict::Up => 1,
-            Verdict::Unknown => 2,
-            Verdict::Failing => 3,
-            Verdict::Down => 4,
-        }
-    }
-
-    fn limits_of(&self, member: &Member) -> Limits {
-        let usual = u64::from(self.limits.max_requests_per_worker);
-        let facts = member.facts.as_deref();
-        match member.role {
-            Role::Decode => Limits {
-                // What it tells now counts more than what it told at its start.
-                requests: member
-                    .worker
-                    .engine
-                    .max_requests()
-                    .or(facts.and_then(|f| f.max_running_requests).map(u64::from))
-                    .unwrap_or(usual),
-                kv_tokens: member
-                    .worker
-                    .engine
-                    .max_tokens()
-                    .or(facts.and_then(kv_tokens_of_all_ranks))
-                    .unwrap_or(u64::MAX),
-            },
-            Role::Prefill | Role::Unified => Limits { requests: usual, kv_tokens: u64::MAX },
-        }
     }
 
     fn lease(&self, place: Place, weight: Weight, released: &Released) -> Option<Lease> {
@@ -261,7 +225,7 @@ impl Seating<'_> {
     }
 
     fn steered(&self, Place { member, rank }: Place) -> Option<Steered> {
-        Some(Steered { of: ranks_of(&self.pool.members[member])?, rank: rank? })
+        Some(Steered { of: self.pool.members[member].ranks()?, rank: rank? })
     }
 
     /// The prompt is sent: its prefill has it from now on.
@@ -269,7 +233,7 @@ impl Seating<'_> {
         let Some(Estimate { work_bytes, .. }) = chosen.estimate else { return };
         let worker = &self.pool.members[place.member].worker;
         let rank = place.rank.unwrap_or(0);
-        let cache = Candidate { worker: worker.identity, rank, ..Candidate::default() }.cache();
+        let cache = cache_of(worker.identity, rank);
         if !self.ask.blocks.is_empty() {
             self.view.prefixes().sent(cache, &self.ask.blocks);
         }
@@ -309,62 +273,4 @@ impl Seating<'_> {
             .min_by_key(|rank| worker.usage_of_rank(*rank).prompt_bytes);
         Pair { prefill: Place { rank, ..places.prefill }, ..places }
     }
-}
-
-/// A member and, where it can be steered to, one of its ranks.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    member: usize,
-    rank: Option<u32>,
-}
-
-impl Place {
-    /// Both in one number, as a candidate's name.
-    fn id(self) -> usize {
-        self.member * (MOST_RANKS as usize + 1) + self.rank.map_or(0, |rank| rank as usize + 1)
-    }
-
-    fn of_id(id: usize) -> Place {
-        let stride = MOST_RANKS as usize + 1;
-        let rank = (id % stride).checked_sub(1).map(|rank| rank as u32);
-        Place { member: id / stride, rank }
-    }
-
-    /// One of `count` candidates of a member, made of what is known of the `whole`. What others
-    /// have there is thought to be spread evenly.
-    fn candidate(self, whole: Candidate, worker: &Worker, count: u32) -> Candidate {
-        let whole = Candidate { id: self.id(), ..whole };
-        let Some(rank) = self.rank else { return whole };
-        let load = whole.load.map(|load| Load {
-            others_requests: load.others_requests / count as f32,
-            others_waiting_bytes: load.others_waiting_bytes / count as f32,
-            ..load
-        });
-        let (usage, limits) = (worker.usage_of_rank(rank), limits_of_rank(whole.limits, count));
-        // The line is the worker's, not the rank's.
-        Candidate { rank, usage, limits, load, head: Head::default(), ..whole }
-    }
-}
-
-fn ranks_of(member: &Member) -> Option<Ranks> {
-    Ranks::of(member.facts.as_deref()?, member.role)
-}
-
-/// Engines tell the requests of all ranks together, and the KV tokens of one.
-fn kv_tokens_of_all_ranks(facts: &Facts) -> Option<u64> {
-    let ranks = u64::from(facts.dp_size.unwrap_or(1).max(1));
-    Some(facts.max_total_num_tokens?.saturating_mul(ranks))
-}
-
-fn limits_of_rank(limits: Limits, count: u32) -> Limits {
-    let each = |all: u64| if all == u64::MAX { all } else { all.div_ceil(u64::from(count)) };
-    Limits { requests: each(limits.requests), kv_tokens: each(limits.kv_tokens) }
-}
-
-/// FNV-1a of the label, never 0: the scheduler compares numbers, not texts.
-fn group_number(label: &str) -> u64 {
-    let hash = label.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    hash.max(1)
 }

@@ -3,9 +3,11 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use router_core::fleet::{Experience, Links, Load, Member, Pool, Rates, Usage, Worker};
+use router_core::fleet::{
+    Experience, Links, Load, Member, Pool, Rates, Reported, Role, Usage, Worker,
+};
 use router_core::schedule::{
-    Aim, Assumptions, Candidate, Chosen, Estimate, Policy, step_us_of_idle,
+    Aim, Assumptions, Candidate, Chosen, Estimate, Patience, Policy, step_us_of_idle,
 };
 
 use router_core::schedule::prefix::{Capacity, Chain, PrefixIndex};
@@ -18,8 +20,6 @@ const PAIRS: usize = 8192;
 /// Blocks of prompts that are remembered, in 6 MiB; and what one engine's cache is thought to hold:
 /// about a million tokens.
 const PREFIXES: Capacity = Capacity { blocks: 1 << 17, workers: 4096, cache_bytes: 4 << 20 };
-/// An engine that was polled is believed for so many intervals.
-const POLLS_BELIEVED: u64 = 3;
 /// Bytes of a prompt that make a token, where only tokens are told.
 const BYTES_PER_TOKEN: f32 = 4.0;
 
@@ -30,8 +30,8 @@ pub(crate) struct View {
     pub(crate) clock: Clock,
     pub(crate) aim: Aim,
     pub(crate) assumptions: Assumptions,
-    /// How long what an engine told is believed, where no agent tells more.
-    engine_ms: u64,
+    /// Engines are asked so often.
+    pub(crate) poll_ms: u64,
     links: Arc<Mutex<Links>>,
     prefixes: Arc<Mutex<PrefixIndex>>,
 }
@@ -44,7 +44,7 @@ impl View {
             clock,
             aim: Aim::default(),
             assumptions: Assumptions::USUAL,
-            engine_ms: interval_ms.saturating_mul(POLLS_BELIEVED),
+            poll_ms: interval_ms,
             links: Arc::new(Mutex::new(Links::new(PAIRS))),
             prefixes: Arc::new(Mutex::new(PrefixIndex::new(PREFIXES))),
         }
@@ -84,7 +84,7 @@ impl View {
         pool.experience.rates(&self.assumptions.rates, self.clock.now_ms())
     }
 
-    /// A member as the scheduler looks at it. `pool` is what is believed of its pool.
+    /// A member as the scheduler and admission look at it. `pool` is what is believed of its pool.
     pub(crate) fn candidate(
         &self,
         id: usize,
@@ -93,34 +93,23 @@ impl View {
         pool: &Rates,
     ) -> Candidate {
         let worker = &member.worker;
-        if self.policy != Policy::Predicted {
-            // They go by leases alone.
-            return Candidate { id, usage, worker: worker.identity, ..Candidate::default() };
+        let alone = Candidate { id, usage, worker: worker.identity, ..Candidate::default() };
+        if self.policy != Policy::Predicted && member.role != Role::Decode {
+            // They go by leases alone, and so does admission where no engine tells a limit.
+            return alone;
         }
         let now_us = self.clock.now_us();
+        let now_ms = now_us / 1000;
+        let reported = worker.engine.recent(now_ms, self.poll_ms.saturating_mul(Patience::POLLS));
+        let measured = worker.load.get(now_us);
         Candidate {
-            id,
-            usage,
-            worker: worker.identity,
-            rates: worker.experience.rates(pool, now_us / 1000),
-            head: worker.line().head(now_us / 1000),
-            load: worker.load.get(now_us).or_else(|| self.told(worker, usage, now_us / 1000)),
-            ..Candidate::default()
+            rates: worker.experience.rates(pool, now_ms),
+            head: worker.line().head(now_ms),
+            load: measured.or_else(|| reported.map(told)),
+            reported,
+            measured: measured.is_some(),
+            ..alone
         }
-    }
-
-    /// What the engine itself told, where no agent ever spoke of it: counts alone, and as old as
-    /// the last poll.
-    fn told(&self, worker: &Worker, usage: Usage, now_ms: u64) -> Option<Load> {
-        let (requests, tokens) = worker.engine.recent(now_ms, self.engine_ms)?;
-        let others = requests.saturating_sub(usage.requests) as f32;
-        let other_tokens = tokens.saturating_sub(usage.kv_tokens) as f32;
-        let share = if requests > 0 { others / requests as f32 } else { 0.0 };
-        Some(Load {
-            others_requests: others,
-            others_waiting_bytes: other_tokens * BYTES_PER_TOKEN * share,
-            ..Load::default()
-        })
     }
 
     /// What is to be learned of a choice once its prefill has answered.
@@ -158,6 +147,17 @@ impl View {
             pool.stepped(step_us, now_ms);
             worker.experience.stepped(step_us, now_ms);
         }
+    }
+}
+
+/// What the engine itself told, where no agent ever spoke of it: counts alone, and as old as the
+/// last poll.
+fn told(told: Reported) -> Load {
+    let share = told.others_requests as f32 / told.requests.max(1) as f32;
+    Load {
+        others_requests: told.others_requests as f32,
+        others_waiting_bytes: told.others_tokens as f32 * BYTES_PER_TOKEN * share,
+        ..Load::default()
     }
 }
 

@@ -5,6 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
+use super::Usage;
+
 /// An engine's own numbers, its ranks added up. `None` is not told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct EngineLoad {
@@ -37,7 +39,31 @@ impl EngineLoad {
     }
 }
 
-/// What was told last, and when. The limits are read by every choice, so they stand apart.
+/// What an engine had when it was last asked: in all, and of it what was not this gateway's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Reported {
+    pub requests: u64,
+    /// Tokens that wait or are computed.
+    pub tokens: u64,
+    /// By what the gateway had there at that time: what ends later is not taken for others'.
+    pub others_requests: u64,
+    pub others_tokens: u64,
+}
+
+impl Reported {
+    /// `own` is what the gateway had there when the engine told.
+    pub fn beside(requests: u64, tokens: u64, own: Usage) -> Reported {
+        Reported {
+            requests,
+            tokens,
+            others_requests: requests.saturating_sub(own.requests),
+            others_tokens: tokens.saturating_sub(own.kv_tokens),
+        }
+    }
+}
+
+/// What was told last, and when. What every choice reads stands apart; each number is whole, and
+/// two of them may be of two polls.
 #[derive(Debug, Default)]
 pub struct EngineCell {
     told: Mutex<Option<(u64, EngineLoad)>>,
@@ -47,15 +73,21 @@ pub struct EngineCell {
     at_ms: AtomicU64,
     requests: AtomicU64,
     tokens: AtomicU64,
+    others_requests: AtomicU64,
+    others_tokens: AtomicU64,
 }
 
 impl EngineCell {
-    pub fn set(&self, load: EngineLoad, now_ms: u64) {
+    /// The engine told `load` while this gateway had `own` there.
+    pub fn set(&self, load: EngineLoad, own: Usage, now_ms: u64) {
         self.max_requests.store(load.max_running_requests.unwrap_or(0), Ordering::Relaxed);
         self.max_tokens.store(load.max_total_num_tokens.unwrap_or(0), Ordering::Relaxed);
-        self.requests.store(load.requests().unwrap_or(0), Ordering::Relaxed);
-        let tokens = load.total_tokens.or(load.used_tokens);
-        self.tokens.store(tokens.unwrap_or(0), Ordering::Relaxed);
+        let tokens = load.total_tokens.or(load.used_tokens).unwrap_or(0);
+        let told = Reported::beside(load.requests().unwrap_or(0), tokens, own);
+        self.requests.store(told.requests, Ordering::Relaxed);
+        self.tokens.store(told.tokens, Ordering::Relaxed);
+        self.others_requests.store(told.others_requests, Ordering::Relaxed);
+        self.others_tokens.store(told.others_tokens, Ordering::Relaxed);
         self.at_ms.store(now_ms.max(1), Ordering::Relaxed);
         // What is held is whole after each statement.
         *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some((now_ms, load));
@@ -64,10 +96,10 @@ impl EngineCell {
     /// The load and how old it is.
     ///
     /// ```
-    /// use router_core::fleet::{EngineCell, EngineLoad};
+    /// use router_core::fleet::{EngineCell, EngineLoad, Usage};
     ///
     /// let cell = EngineCell::default();
-    /// cell.set(EngineLoad { running: Some(2), ..EngineLoad::default() }, 5_000);
+    /// cell.set(EngineLoad { running: Some(2), ..EngineLoad::default() }, Usage::default(), 5_000);
     /// assert_eq!(cell.get(5_400).map(|(age_ms, load)| (age_ms, load.running)), Some((400, Some(2))));
     /// ```
     pub fn get(&self, now_ms: u64) -> Option<(u64, EngineLoad)> {
@@ -85,11 +117,16 @@ impl EngineCell {
         Some(self.max_tokens.load(Ordering::Relaxed)).filter(|limit| *limit > 0)
     }
 
-    /// Requests and tokens that it told, where that is no older than `most_ms`.
-    pub fn recent(&self, now_ms: u64, most_ms: u64) -> Option<(u64, u64)> {
+    /// What it told, where that is no older than `most_ms`.
+    pub fn recent(&self, now_ms: u64, most_ms: u64) -> Option<Reported> {
         let at_ms = self.at_ms.load(Ordering::Relaxed);
         let fresh = at_ms > 0 && now_ms.saturating_sub(at_ms) <= most_ms;
-        fresh.then(|| (self.requests.load(Ordering::Relaxed), self.tokens.load(Ordering::Relaxed)))
+        fresh.then(|| Reported {
+            requests: self.requests.load(Ordering::Relaxed),
+            tokens: self.tokens.load(Ordering::Relaxed),
+            others_requests: self.others_requests.load(Ordering::Relaxed),
+            others_tokens: self.others_tokens.load(Ordering::Relaxed),
+        })
     }
 }
 
@@ -108,9 +145,11 @@ mod tests {
             max_total_num_tokens: Some(1_000),
             ..EngineLoad::default()
         };
-        cell.set(load, 100);
+        let own = Usage { requests: 1, kv_tokens: 80, ..Usage::default() };
+        cell.set(load, own, 100);
         assert_eq!((cell.max_requests(), cell.max_tokens()), (None, Some(1_000)));
-        assert_eq!(cell.recent(1_100, 1_000), Some((4, 70)));
+        let told = Reported { requests: 4, tokens: 70, others_requests: 3, others_tokens: 0 };
+        assert_eq!(cell.recent(1_100, 1_000), Some(told));
         assert_eq!(cell.recent(1_101, 1_000), None);
     }
 }

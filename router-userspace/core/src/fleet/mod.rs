@@ -21,7 +21,7 @@ mod snapshot;
 mod worker;
 
 pub use agents::AgentAddress;
-pub use engine_load::{EngineCell, EngineLoad};
+pub use engine_load::{EngineCell, EngineLoad, Reported};
 pub use facts::Facts;
 pub use health::{ERRORS_TO_OPEN, Health, OPEN_MS, PROBES_TO_OPEN, Verdict};
 pub use learned::{HALF_LIFE_MS, Learned, Prior};
@@ -35,4 +35,4 @@ pub use ranks::{MOST_RANKS, Ranks, Steered, Steering};
 pub use rates::{Experience, Rates};
 pub use service::ServiceBackend;
 pub use snapshot::{Fleet, Port};
-pub use worker::{Lease, Limits, Released, Usage, Weight, Worker, WorkerKey};
+pub use worker::{Lease, Limits, Released, Usage, Weight, Worker, WorkerKey, cache_of};

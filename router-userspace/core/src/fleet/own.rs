@@ -19,6 +19,10 @@ impl Own {
     pub fn note(&self, now_ms: u64, usage: Usage) {
         // What is held is whole after each statement.
         let mut past = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if past.capacity() <= KEPT {
+            // Once, and all of it: places are given under a lock that should not wait for memory.
+            past.reserve_exact(KEPT + 1);
+        }
         match past.back_mut() {
             Some((at, last)) if *at >= now_ms => *last = usage,
             _ => past.push_back((now_ms, usage)),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Experience, Facts, Worker};
+use super::{Experience, Facts, Ranks, Worker, cache_of};
 
 /// `namespace/name` of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -63,6 +63,13 @@ pub struct Member {
     pub node: Option<Arc<str>>,
 }
 
+impl Member {
+    /// The data-parallel ranks that a request can be sent to.
+    pub fn ranks(&self) -> Option<Ranks> {
+        Ranks::of(self.facts.as_deref()?, self.role)
+    }
+}
+
 /// Engines whose KV caches fit together; indices into [`Pool::members`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Fit {
@@ -71,6 +78,18 @@ pub struct Fit {
     pub prefill: Vec<usize>,
     pub decode: Vec<usize>,
     pub unified: Vec<usize>,
+    /// The prefix caches of `prefill` by [`cache_of`], one for each rank that can be steered to,
+    /// sorted; each with the position in `prefill` of whose it is.
+    #[serde(skip)]
+    pub caches: Vec<(u64, usize)>,
+}
+
+impl Fit {
+    /// The position in `prefill` of whose cache it is.
+    pub fn holder(&self, cache: u64) -> Option<usize> {
+        let at = self.caches.binary_search_by_key(&cache, |(cache, _)| *cache).ok()?;
+        Some(self.caches[at].1)
+    }
 }
 
 /// A member that no request reaches, or a selected pod that is no worker, and why.
@@ -103,6 +122,9 @@ pub struct Pool {
     pub members: Vec<Member>,
     pub fits: Vec<Fit>,
     pub unfit: Vec<Unfit>,
+    /// The groups of `members` as numbers, which a choice compares; 0 is none.
+    #[serde(skip)]
+    pub groups: Vec<u64>,
     /// What was learned of its engines together. It outlives the snapshot.
     #[serde(skip)]
     pub experience: Arc<Experience>,
@@ -119,6 +141,7 @@ impl Pool {
             profile,
             runtime: "sglang".into(),
             h2c: false,
+            groups: members.iter().map(|m| m.group.as_deref().map_or(0, group_number)).collect(),
             members,
             fits: Vec::new(),
             unfit: Vec::new(),
@@ -143,6 +166,7 @@ impl Pool {
             }
         }
         pool.name_half_pairs();
+        pool.name_caches();
         pool
     }
 
@@ -190,6 +214,18 @@ impl Pool {
         }
     }
 
+    fn name_caches(&mut self) {
+        for fit in &mut self.fits {
+            let members = fit.prefill.iter().map(|&index| &self.members[index]).enumerate();
+            let caches = members.flat_map(|(at, member)| {
+                let count = member.ranks().map_or(1, |ranks| ranks.count);
+                (0..count).map(move |rank| (cache_of(member.worker.identity, rank), at))
+            });
+            fit.caches = caches.collect();
+            fit.caches.sort_unstable();
+        }
+    }
+
     fn leave_out(&mut self, index: usize, reason: &str) {
         let worker = Arc::clone(&self.members[index].worker.name);
         self.unfit.push(Unfit { worker, reason: reason.to_owned() });
@@ -223,6 +259,14 @@ impl Pool {
             facts.page_size.map_or("unknown".to_owned(), |size| size.to_string()),
         )
     }
+}
+
+/// FNV-1a of the label, never 0: the scheduler compares numbers, not texts.
+fn group_number(label: &str) -> u64 {
+    let hash = label.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    hash.max(1)
 }
 
 /// The host of a URL or of `bootstrap_host`: IPv6 stands in brackets.
@@ -294,6 +338,28 @@ mod tests {
             member("d", Role::Decode, None),
         ];
         assert_eq!(pool(members).serving(Some("/models/Qwen3-32B")).count(), 1);
+    }
+
+    #[test]
+    fn groups_are_numbers_and_every_rank_has_a_cache_that_is_found() {
+        let ranked = |name: &str| {
+            let facts = Facts {
+                dp_size: Some(2),
+                follow_bootstrap_room: Some(true),
+                ..model("m", 1).unwrap_or_default()
+            };
+            Member { group: Some("rack-1".into()), ..member(name, Role::Prefill, Some(facts)) }
+        };
+        let decode = Member { group: Some("rack-1".into()), ..member("d", Role::Decode, None) };
+        let pool = pool(vec![ranked("a"), decode, ranked("b"), member("c", Role::Prefill, None)]);
+        assert!(pool.groups[0] > 0 && pool.groups[..3].iter().all(|g| *g == pool.groups[0]));
+        assert_eq!(pool.groups[3], 0);
+        let fit = &pool.fits[0];
+        assert_eq!(fit.caches.len(), 5, "two ranks each, and one that has told nothing");
+        let at =
+            |index: usize, rank| fit.holder(cache_of(pool.members[index].worker.identity, rank));
+        assert_eq!([at(0, 0), at(0, 1), at(2, 1), at(3, 0)], [Some(0), Some(0), Some(1), Some(2)]);
+        assert_eq!(at(1, 0), None, "a decode is nobody's cache");
     }
 
     #[test]

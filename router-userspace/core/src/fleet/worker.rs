@@ -211,6 +211,11 @@ fn identity(key: &WorkerKey) -> u64 {
     hash.max(1)
 }
 
+/// Whose prefix cache a data-parallel rank of a worker has: its own; rank 0 has the worker's.
+pub fn cache_of(identity: u64, rank: u32) -> u64 {
+    identity ^ u64::from(rank).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
 /// Counts one request on one worker until dropped.
 #[must_use = "a dropped lease counts nothing"]
 pub struct Lease {

@@ -30,6 +30,11 @@ impl Held {
         u64::from(own.max(self.common)) * BLOCK_BYTES as u64
     }
 
+    /// The caches that are thought to hold a part of it.
+    pub fn holders(&self) -> impl Iterator<Item = u64> + '_ {
+        self.workers[..self.len].iter().map(|(worker, _)| *worker)
+    }
+
     /// Whether nobody is known to hold any of it.
     pub fn is_empty(&self) -> bool {
         self.len == 0

@@ -6,6 +6,7 @@
 
 mod cache_aware;
 mod estimate;
+mod gather;
 mod held;
 mod least_load;
 mod policy;
@@ -22,9 +23,10 @@ mod tests;
 mod unknown;
 
 pub use estimate::{Assumptions, Estimate, PENALTY_MS, step_us_of_idle};
+pub use gather::{ENOUGH, Gathering, Tour, WHOLE};
 pub use held::Held;
 pub use policy::Policy;
-pub use question::{Aim, Ask, Candidate, Chosen, Draw, Question, Reported, Targets};
+pub use question::{Aim, Ask, Candidate, Chosen, Draw, Patience, Question, Targets};
 
 use crate::pair::Pair;
 

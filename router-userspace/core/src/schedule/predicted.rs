@@ -4,7 +4,6 @@
 //! other, since only what a pair shares, the link, is not known from the legs.
 
 use super::estimate::{DecodeTerms, Estimate, Estimator, PrefillTerms};
-use super::prefix::KEY_BYTES;
 use super::question::{Aim, Candidate, Chosen, Draw, Question};
 use super::shortlist::Shortlist;
 use super::unknown::Typical;
@@ -67,9 +66,6 @@ pub(super) fn choose(question: &Question<'_>) -> Option<Chosen> {
 
 fn estimator<'a>(question: &'a Question<'a>) -> Estimator<'a> {
     let Pair { prefill, decode } = question.candidates;
-    let key = question.ask.prefix_key;
-    let unknown = question.ask.held.most_bytes() < KEY_BYTES;
-    let named = (key != 0 && unknown).then(|| rendezvous(prefill, key));
     Estimator {
         ask: &question.ask,
         per_context: 1.0 / question.assumptions.context_doubles_bytes,
@@ -79,7 +75,7 @@ fn estimator<'a>(question: &'a Question<'a>) -> Estimator<'a> {
         others_waiting_bytes: mean(prefill, |candidate| {
             candidate.load.map_or(0.0, |load| load.others_waiting_bytes)
         }),
-        rendezvous: named.flatten(),
+        rendezvous: question.ask.rendezvous(prefill.iter().map(Candidate::cache), |_| true),
     }
 }
 
@@ -97,16 +93,6 @@ fn mean(candidates: &[Candidate], of: impl Fn(&Candidate) -> f32) -> f32 {
     let stride = candidates.len().div_ceil(MOST_SAMPLES).max(1);
     let sum: f32 = candidates.iter().step_by(stride).map(of).sum();
     sum / candidates.len().div_ceil(stride) as f32
-}
-
-/// The worker with the highest hash of key and identity (Thaler and Ravishankar 1998): every
-/// gateway names the same one, and a worker that goes takes only its own prefixes with it.
-fn rendezvous(candidates: &[Candidate], key: u64) -> Option<u64> {
-    let weight = |worker: u64| {
-        let mixed = (worker ^ key).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (mixed ^ (mixed >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93)
-    };
-    candidates.iter().map(Candidate::cache).max_by_key(|&worker| weight(worker))
 }
 
 impl Scene<'_> {
@@ -146,10 +132,15 @@ impl Scene<'_> {
         let mut best: Option<Scored> = None;
         let mut next: Option<Scored> = None;
         let mut ties = 1;
+        let Pair { prefill: all, decode: mates } = self.question.candidates;
+        let mut of_decode = [DecodeTerms::default(); Shortlist::MOST];
+        for (terms, decode) in of_decode.iter_mut().zip(decodes.iter()) {
+            *terms = self.estimator.decode(&mates[decode]);
+        }
         for prefill in prefills.iter() {
-            let terms = self.estimator.prefill(&self.question.candidates.prefill[prefill]);
-            for decode in decodes.iter() {
-                let pair = self.score(prefill, &terms, decode);
+            let of_prefill = self.estimator.prefill(&all[prefill]);
+            for (decode, of_decode) in decodes.iter().zip(&of_decode) {
+                let pair = self.score((prefill, &of_prefill), (decode, of_decode));
                 let Some(leader) = best else {
                     best = Some(pair);
                     continue;
@@ -175,15 +166,18 @@ impl Scene<'_> {
         best.map(|best| (best, next))
     }
 
-    fn score(&self, prefill: usize, terms: &PrefillTerms, decode: usize) -> Scored {
+    fn score(
+        &self,
+        (prefill, of_prefill): (usize, &PrefillTerms),
+        (decode, of_decode): (usize, &DecodeTerms),
+    ) -> Scored {
         let p = &self.question.candidates.prefill[prefill];
         let d = &self.question.candidates.decode[decode];
         let Question { assumptions, now_ms, aim, .. } = *self.question;
         let link = self.question.links.map_or(assumptions.link.link, |links| {
             links.get(p.worker, d.worker, assumptions.link, now_ms)
         });
-        let decode_terms = self.estimator.decode(d);
-        let estimate = self.estimator.pair(terms, &decode_terms, link, &p.rates);
+        let estimate = self.estimator.pair(of_prefill, of_decode, link, &p.rates);
         let apart = p.group != 0 && p.group != d.group;
         let Estimate { itl_ms, crowding_ms, output_tokens, .. } = estimate;
         let missed = aim.targets.map_or(0, |targets| {
@@ -215,7 +209,9 @@ impl Scene<'_> {
             if busier || (prefill, decode) == (best.prefill, best.decode) {
                 continue;
             }
-            let pair = self.score(prefill, &self.estimator.prefill(&prefills[prefill]), decode);
+            let of_prefill = self.estimator.prefill(&prefills[prefill]);
+            let of_decode = self.estimator.decode(&decodes[decode]);
+            let pair = self.score((prefill, &of_prefill), (decode, &of_decode));
             if worst.is_none_or(|worst| pair.cost_ms > worst.cost_ms) {
                 worst = Some(pair);
             }

@@ -4,7 +4,8 @@ use serde::Serialize;
 
 use super::estimate::{Assumptions, Estimate};
 use super::held::Held;
-use crate::fleet::{Head, Limits, Links, Load, Rates, Usage};
+use super::prefix::KEY_BYTES;
+use crate::fleet::{Head, Limits, Links, Load, Rates, Reported, Usage, cache_of};
 use crate::pair::Pair;
 
 /// A worker that could take the request: eligible, and with room for it.
@@ -30,34 +31,63 @@ pub struct Candidate {
     pub load: Option<Load>,
     /// Blocks of prompts that it was sent and had not had, as the prefix index counts them.
     pub cached_blocks: u32,
-    /// What its engine reports of itself when asked now and then.
+    /// What its engine told when it was last asked, where that is not long ago.
     pub reported: Option<Reported>,
+    /// The load is what an agent measured, not made of what the engine told.
+    pub measured: bool,
 }
 
 impl Candidate {
     /// Whose prefix cache it is: the worker's, or the rank's.
     pub fn cache(&self) -> u64 {
-        self.worker ^ u64::from(self.rank).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        cache_of(self.worker, self.rank)
     }
 
-    /// Whether the worker has room for `weight` beside all that is known to be there: the leases,
-    /// what others have on it by the kernel's view, and what its engine told. What takes it over
-    /// its limits waits in the gateway: at the engine it would hold up others.
-    pub fn admits(&self, weight: Usage) -> bool {
-        let load = self.load.filter(|load| !load.is_stale()).unwrap_or_default();
-        let others = Usage {
-            requests: load.others_requests as u64,
-            kv_tokens: (load.others_requests * self.rates.request_tokens) as u64,
-            ..Usage::default()
-        };
+    /// Whether the worker has room for `weight` beside the leases and what others have there.
+    /// What takes it over its limits waits in the gateway: at the engine it would hold up others.
+    ///
+    /// Of others an agent tells first. Who is out of `patience` asks the engine alone, and where
+    /// that does not tell, the leases: so an agent that tells nonsense delays and never refuses.
+    pub fn admits(&self, weight: Usage, patience: Patience) -> bool {
+        let (requests, kv_tokens) = self.others(patience);
         let known = Usage {
-            requests: self.usage.requests.saturating_add(others.requests),
-            kv_tokens: self.usage.kv_tokens.saturating_add(others.kv_tokens),
+            requests: self.usage.requests.saturating_add(requests),
+            kv_tokens: self.usage.kv_tokens.saturating_add(kv_tokens),
             ..self.usage
         };
-        let told = self.reported.map_or(0, |told| told.tokens);
-        let known = Usage { kv_tokens: known.kv_tokens.max(told), ..known };
         self.limits.admit(known, weight)
+    }
+
+    /// Requests and KV tokens of others.
+    fn others(&self, patience: Patience) -> (u64, u64) {
+        let measured = self.load.filter(|load| self.measured && !load.is_stale());
+        match (measured, patience, self.reported) {
+            (Some(load), Patience::Left, _) => {
+                let tokens = load.others_requests * self.rates.request_tokens;
+                (load.others_requests as u64, tokens as u64)
+            }
+            (_, _, Some(told)) => (told.others_requests, told.others_tokens),
+            (_, _, None) => (0, 0),
+        }
+    }
+}
+
+/// Whether a request has waited for room for longer than engines take to tell of theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    Left,
+    Over,
+}
+
+impl Patience {
+    /// An engine that is polled is believed for so many intervals, and as long an agent is
+    /// believed that it has no room.
+    pub const POLLS: u64 = 3;
+
+    /// Of a request that has waited for so long, where engines are polled every `poll_ms`.
+    pub fn after(waited_ms: u64, poll_ms: u64) -> Patience {
+        let over = waited_ms > poll_ms.saturating_mul(Patience::POLLS);
+        if over { Patience::Over } else { Patience::Left }
     }
 }
 
@@ -76,15 +106,9 @@ impl Default for Candidate {
             load: None,
             cached_blocks: 0,
             reported: None,
+            measured: false,
         }
     }
-}
-
-/// The load that an engine tells, as old as the last poll.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Reported {
-    /// Tokens that wait or are computed.
-    pub tokens: u64,
 }
 
 /// What is asked: one request.
@@ -98,6 +122,33 @@ pub struct Ask {
     /// Hash of the prompt's first blocks, the same in every gateway; 0 is none. Where nobody is
     /// known to hold the prompt, it says whom the other gateways would have sent it to.
     pub prefix_key: u64,
+}
+
+impl Ask {
+    /// The one of these caches that other gateways would take for the prompt, were all idle, where
+    /// the index knows no more of it: of those that `could`, the one with the highest hash of key
+    /// and identity (Thaler and Ravishankar 1998). Every gateway names the same one, and a worker
+    /// that goes takes only its own prefixes with it.
+    pub fn rendezvous(
+        &self,
+        caches: impl IntoIterator<Item = u64>,
+        could: impl Fn(u64) -> bool,
+    ) -> Option<u64> {
+        let key = self.prefix_key;
+        if key == 0 || self.held.most_bytes() >= KEY_BYTES {
+            return None;
+        }
+        let mut best = None;
+        for cache in caches {
+            let mixed = (cache ^ key).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let weight = (mixed ^ (mixed >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+            // Who could not is asked about only where it would win: a few times of a thousand.
+            if best.is_none_or(|(most, _)| weight > most) && could(cache) {
+                best = Some((weight, cache));
+            }
+        }
+        best.map(|(_, cache)| cache)
+    }
 }
 
 /// What the choice is for.
@@ -133,7 +184,7 @@ pub struct Draw {
 
 impl Draw {
     /// The next draw: as random as this one, and independent of it.
-    pub(super) fn second(self) -> Draw {
+    pub fn second(self) -> Draw {
         // The finaliser of splitmix64 (Steele, Lea, Flood 2014) turns one draw into another.
         let mut z = self.chance.wrapping_add(0x9e37_79b9_7f4a_7c15);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

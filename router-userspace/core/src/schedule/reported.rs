@@ -13,12 +13,14 @@ pub(super) fn pick(candidates: &[Candidate], draw: Draw) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schedule::Reported;
+    use crate::fleet::{Reported, Usage};
 
     #[test]
     fn the_engine_that_told_least_is_taken() {
-        let told =
-            |tokens| Candidate { reported: Some(Reported { tokens }), ..Candidate::default() };
+        let told = |tokens| {
+            let reported = Some(Reported::beside(1, tokens, Usage::default()));
+            Candidate { reported, ..Candidate::default() }
+        };
         let all = [told(9), told(3), told(7)];
         assert_eq!(pick(&all, Draw { chance: u64::MAX / 3, turn: 0 }), 1);
     }

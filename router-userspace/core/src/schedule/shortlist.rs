@@ -2,17 +2,17 @@
 
 use super::question::{Candidate, Draw};
 
-/// So many of each leg are tried with each other.
-const MOST: usize = 8;
-
 /// Positions of the best candidates, best first.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shortlist {
-    places: [(f32, u32); MOST],
+    places: [(f32, u32); Shortlist::MOST],
     len: usize,
 }
 
 impl Shortlist {
+    /// So many of each leg are tried with each other.
+    pub(super) const MOST: usize = 8;
+
     /// The walk begins at a random place, so that of equals each is as likely to be listed.
     /// `cost_ms` is told the cost from which on nothing is listed: it may return any that is not
     /// below it without reckoning to the end.
@@ -21,7 +21,7 @@ impl Shortlist {
         draw: Draw,
         cost_ms: impl Fn(&Candidate, f32) -> f32,
     ) -> Shortlist {
-        let mut list = Shortlist { places: [(f32::INFINITY, 0); MOST], len: 0 };
+        let mut list = Shortlist { places: [(f32::INFINITY, 0); Shortlist::MOST], len: 0 };
         let start = draw.below(candidates.len());
         let (head, tail) = candidates.split_at(start);
         for (at, candidate) in tail.iter().enumerate() {
@@ -39,16 +39,16 @@ impl Shortlist {
 
     /// What is not below this is not listed any more.
     fn bar(&self) -> f32 {
-        if self.len == MOST { self.places[MOST - 1].0 } else { f32::INFINITY }
+        if self.len == Shortlist::MOST { self.places[Shortlist::MOST - 1].0 } else { f32::INFINITY }
     }
 
     fn offer(&mut self, cost_ms: f32, at: usize) {
         // A cost that is no number is the worst there is, and still a candidate.
         let cost_ms = if cost_ms.is_nan() { f32::INFINITY } else { cost_ms };
-        if self.len == MOST && cost_ms >= self.places[MOST - 1].0 {
+        if self.len == Shortlist::MOST && cost_ms >= self.places[Shortlist::MOST - 1].0 {
             return;
         }
-        self.len = (self.len + 1).min(MOST);
+        self.len = (self.len + 1).min(Shortlist::MOST);
         let mut hole = self.len - 1;
         while hole > 0 && self.places[hole - 1].0 > cost_ms {
             self.places[hole] = self.places[hole - 1];
@@ -75,7 +75,7 @@ mod tests {
             let listed: Vec<u32> = list.iter().map(|at| costs[at]).collect();
             let mut sorted = costs.clone();
             sorted.sort_unstable();
-            sorted.truncate(MOST);
+            sorted.truncate(Shortlist::MOST);
             proptest::prop_assert_eq!(listed, sorted);
         }
     }

@@ -4,7 +4,7 @@ use super::question::Candidate;
 use crate::fleet::Load;
 
 /// Workers that the median is taken over, spread over the pool.
-const SAMPLES: usize = 64;
+const SAMPLES: usize = 32;
 
 /// The median of each term over those whose load is fresh.
 #[derive(Clone, Copy, Debug, Default)]

@@ -10,11 +10,14 @@ use super::contender::{Contender, Way};
 use super::engine::Engine;
 use super::history::History;
 use super::view::{View, Views};
-use crate::fleet::{Experience, Limits, Line, Link, LinkPrior, Links, Load, Rates, Usage};
+use crate::fleet::{
+    Experience, Limits, Line, Link, LinkPrior, Links, Load, Rates, Reported, Usage,
+};
 use crate::pair::Pair;
 use crate::schedule::prefix::{Capacity, PrefixIndex, key_of};
 use crate::schedule::{
-    Aim, Ask, Assumptions, Candidate, Draw, Question, Reported, choose, step_us_of_idle,
+    Aim, Ask, Assumptions, Candidate, Draw, Gathering, Patience, Policy, Question, Tour, choose,
+    step_us_of_idle,
 };
 
 /// Bytes of a token on average: what the model uses to make prompts of a trace's tokens.
@@ -22,6 +25,8 @@ pub(super) const BYTES_PER_TOKEN: f64 = 4.2;
 
 /// Room that admission keeps for an answer of unknown length.
 const OUTPUT_TOKENS: u64 = 512;
+/// A gateway polls its engines so often, whatever its policy, unless the policy says otherwise.
+const POLL_MS: u32 = 1000;
 
 /// What a gateway remembers of a request that it sent.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,6 +59,16 @@ pub(super) enum Unsent {
 pub(super) struct Prompt<'a> {
     pub(super) bytes: u64,
     pub(super) blocks: &'a [u64],
+    pub(super) waited_ms: f64,
+}
+
+/// What all looks at candidates of one request have in common.
+struct Look<'a> {
+    pool: Rates,
+    views: &'a Views,
+    now: f64,
+    weight: Usage,
+    patience: Patience,
 }
 
 #[derive(Debug)]
@@ -135,13 +150,11 @@ impl Gateway {
         if self.way == Way::Agents {
             self.watch_steps(&pool, views, now);
         }
-        let kv_tokens = prompt.bytes / 4 + OUTPUT_TOKENS;
-        let candidates = self.candidates(kv_tokens, &pool, views, now);
-        let split = candidates.partition_point(|candidate| candidate.id < self.prefills);
-        let (prefill, decode) = candidates.split_at(split);
-        if prefill.is_empty() || self.dead[self.prefills..].iter().all(|dead| *dead) {
+        let (prefills, decodes) = self.dead.split_at(self.prefills);
+        if [prefills, decodes].iter().any(|leg| leg.iter().all(|dead| *dead)) {
             return Err(Unsent::Nobody);
         }
+        let kv_tokens = prompt.bytes / 4 + OUTPUT_TOKENS;
         let draw = Draw { chance: self.chance.next(), turn: self.turn };
         self.turn += 1;
         let ask = Ask {
@@ -150,9 +163,13 @@ impl Gateway {
             held: self.index.lookup(prompt.blocks),
             prefix_key: key_of(prompt.blocks),
         };
+        let weight = Usage { requests: 1, kv_tokens, ..Usage::default() };
+        let patience = Patience::after(prompt.waited_ms as u64, u64::from(self.poll_ms()));
+        let look = Look { pool, views, now, weight, patience };
+        let Pair { prefill, decode } = self.candidates(&ask, draw, &look);
         let question = Question {
             ask,
-            candidates: Pair { prefill, decode },
+            candidates: Pair { prefill: &prefill, decode: &decode },
             links: (self.way == Way::Agents).then_some(&self.links),
             assumptions: &self.assumptions,
             aim: Aim::default(),
@@ -252,26 +269,48 @@ impl Gateway {
         self.past[worker].set(now, (*usage, self.prompts[worker]));
     }
 
-    /// The living; of decodes, those with room by the gateway's own leases, as admission keeps it.
-    fn candidates(&self, kv_tokens: u64, pool: &Rates, views: &Views, now: f64) -> Vec<Candidate> {
-        let weight = Usage { requests: 1, kv_tokens, ..Usage::default() };
-        (0..self.usage.len())
-            .filter(|&id| !self.dead[id])
-            .map(|id| self.candidate(id, pool, views, now))
-            .filter(|candidate| candidate.admits(weight))
-            .collect()
+    fn poll_ms(&self) -> u32 {
+        if let Way::Polled(every) = self.way { every } else { POLL_MS }
     }
 
-    fn candidate(&self, id: usize, pool: &Rates, views: &Views, now: f64) -> Candidate {
-        let load = (self.way == Way::Agents).then(|| self.load(id, views, now));
-        let reported = match self.way {
-            Way::Polled(every) => {
-                let every = f64::from(every);
-                let age = (now + self.phase * every) % every;
-                Some(Reported { tokens: views.polled(id, now, age).tokens })
-            }
-            _ => None,
+    /// The living, of decodes those with room, as admission looks at them.
+    fn candidates(&self, ask: &Ask, draw: Draw, look: &Look<'_>) -> Pair<Vec<Candidate>> {
+        let holder = |cache| (0..self.prefills).find(|&id| identity(id) == cache);
+        let alive = |cache| holder(cache).is_some_and(|id| !self.dead[id]);
+        let rendezvous = ask.rendezvous((0..self.prefills).map(identity), alive);
+        let first = ask.held.holders().chain(rendezvous).filter_map(holder);
+        let decodes = self.usage.len() - self.prefills;
+        let tours = match self.way.policy() {
+            Policy::Predicted => Pair {
+                prefill: Tour::of(self.prefills, draw, first),
+                decode: Tour::of(decodes, draw.second(), []),
+            },
+            _ => Pair { prefill: Tour::whole(self.prefills), decode: Tour::whole(decodes) },
         };
+        Pair {
+            prefill: self.gather(tours.prefill, 0, look),
+            decode: self.gather(tours.decode, self.prefills, look),
+        }
+    }
+
+    fn gather(&self, tour: Tour, base: usize, look: &Look<'_>) -> Vec<Candidate> {
+        let mut all = Vec::new();
+        let mut gathering = Gathering::new(&mut all, tour.enough());
+        for id in tour.map(|at| base + at).filter(|&id| !self.dead[id]) {
+            let candidate = self.candidate(id, look);
+            if gathering.wants(0) && candidate.admits(look.weight, look.patience) {
+                gathering.take(candidate);
+            }
+            if gathering.is_enough() {
+                break;
+            }
+        }
+        all
+    }
+
+    fn candidate(&self, id: usize, look: &Look<'_>) -> Candidate {
+        let &Look { pool, views, now, .. } = look;
+        let agents = self.way == Way::Agents;
         Candidate {
             id,
             usage: self.usage[id],
@@ -280,11 +319,21 @@ impl Gateway {
             group: 0,
             worker: identity(id),
             rank: 0,
-            rates: self.workers[id].rates(pool, now as u64),
-            load,
+            rates: self.workers[id].rates(&pool, now as u64),
+            load: agents.then(|| self.load(id, views, now)),
             cached_blocks: self.index.blocks_of(identity(id)),
-            reported,
+            reported: Some(self.reported(id, views, now)),
+            measured: agents,
         }
+    }
+
+    /// What the engine told at the last poll.
+    fn reported(&self, id: usize, views: &Views, now: f64) -> Reported {
+        let every = f64::from(self.poll_ms());
+        let age = (now + self.phase * every) % every;
+        let View { requests, tokens, .. } = views.polled(id, now, age);
+        let (own, _) = self.past[id].before(now, age);
+        Reported::beside(requests as u64, tokens, own)
     }
 
     /// The last frame, less what the gateway had on the worker when it came.

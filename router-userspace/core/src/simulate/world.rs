@@ -190,7 +190,8 @@ impl<'a> World<'a> {
     pub(super) fn seat(&mut self, gateway: usize) {
         while let Some(&request) = self.gateways[gateway].waiting.front() {
             let Request { bytes, .. } = self.requests[request];
-            let prompt = Prompt { bytes, blocks: &self.arrivals[request].blocks };
+            let Arrival { at_ms, blocks, .. } = &self.arrivals[request];
+            let prompt = Prompt { bytes, blocks, waited_ms: self.now - at_ms };
             let sent = match self.gateways[gateway].send(prompt, &self.views, self.now) {
                 Err(Unsent::Full) => return self.look_again(gateway),
                 sent => sent.ok(),

@@ -1,14 +1,15 @@
 //! Lines, deadlines and last resorts, in paused time.
 
 use router_core::fleet::{
-    Facts, Fleet, Member, Phase, Profile, Role, Verdict, Weight, Worker, WorkerKey,
+    EngineLoad, Facts, Fleet, Load, Member, Phase, Profile, Role, Verdict, Weight, Worker,
+    WorkerKey,
 };
 
 use super::super::clock::Clock;
 use super::*;
 use router_core::schedule::Policy;
 
-fn limits(max_queued: usize) -> LimitFlags {
+pub(super) fn limits(max_queued: usize) -> LimitFlags {
     LimitFlags {
         max_body: 1 << 20,
         max_body_memory: 1 << 20,
@@ -23,7 +24,7 @@ fn limits(max_queued: usize) -> LimitFlags {
     }
 }
 
-fn member(name: &str, role: Role, model: &str, slots: u32) -> Member {
+pub(super) fn member(name: &str, role: Role, model: &str, slots: u32) -> Member {
     let key = WorkerKey { uid: name.into(), port: 8000 };
     let address = ([127, 0, 0, 1], 8000).into();
     let worker = Arc::new(Worker::new(key, name, address));
@@ -55,7 +56,7 @@ fn admission(pool: &Arc<Pool>, max_queued: usize) -> Arc<Admission> {
     Admission::new(fleet, view, limits(max_queued), Duration::from_secs(30))
 }
 
-fn ask() -> Ask {
+pub(super) fn ask() -> Ask {
     let weight = Weight { requests: 1, prompt_bytes: 10, kv_tokens: 5, ..Weight::default() };
     Ask { model: None, weight, avoid: Vec::new(), only: None, blocks: Vec::new() }
 }
@@ -245,4 +246,42 @@ async fn a_set_that_is_down_is_passed_over_while_another_is_up() {
     }
     pool.members[2].worker.health.unreachable();
     assert!(admission.admit(&pool, &ask(), None).await.is_ok(), "the last ones are tried");
+}
+
+fn running(requests: u64) -> EngineLoad {
+    EngineLoad { running: Some(requests), ..EngineLoad::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_have_by_the_engine_s_word_is_no_room_until_it_tells_otherwise() {
+    let pool = pool(members());
+    let admission = admission(&pool, 8);
+    let (decode, clock) = (&pool.members[1].worker, admission.view.clock);
+    decode.engine.set(running(1), Weight::default(), clock.now_ms());
+    let waiting = wait_in_line(&admission, &pool).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!waiting.is_finished(), "the only slot is another's");
+    let told = Instant::now();
+    decode.engine.set(running(0), Weight::default(), clock.now_ms());
+    let served = waiting.await.unwrap().unwrap();
+    assert!(told.elapsed() <= 2 * LOOK_AGAIN, "nobody calls, and it looks again by itself");
+    // What it told while the request was there is not another's when that has ended.
+    decode.engine.set(running(1), decode.usage(), clock.now_ms());
+    drop(served);
+    assert!(admission.admit(&pool, &ask(), None).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_s_word_is_kept_and_one_that_lies_delays_and_refuses_nothing() {
+    let pool = pool(members());
+    let admission = admission(&pool, 8);
+    let (decode, clock) = (Arc::clone(&pool.members[1].worker), admission.view.clock);
+    let full = Load { others_requests: 1e6, ..Load::default() };
+    // Fresh for the whole test: the gateway's own clock is not the one that is paused.
+    decode.load.set(&full, clock.now_us());
+    let before = Instant::now();
+    assert!(admission.admit(&pool, &ask(), None).await.is_ok());
+    // Three polls of a second, after which the engine's word counts, or the leases alone.
+    let waited = before.elapsed();
+    assert!((3.0..3.1).contains(&waited.as_secs_f64()), "{waited:?}");
 }
