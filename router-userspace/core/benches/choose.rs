@@ -1,146 +1,188 @@
-//! What a choice costs at 10, 100 and 1,000 workers of each leg, and what the prefix index costs
-//! for a prompt of 128k tokens.
+//! What a choice costs at 10, 100 and 1,000 workers of each leg.
 //!
-//! Prints, for each: microseconds and allocations. Both are of the operation alone; how a gateway
-//! gathers its candidates is not counted.
+//! `look and choose` is what a gateway does for each request: it looks at workers (leases, what
+//! agents and engines told, learned rates), as far as a pool of that size is looked at, and chooses
+//! a pair. `choose alone` has all candidates before it already.
 #![expect(unsafe_code, reason = "counting allocations takes a global allocator")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
+mod measure;
+
 use std::hint::black_box;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::sync::Arc;
 
-use router_core::fleet::{Links, Load, Usage};
+use router_core::fleet::{
+    EngineLoad, Experience, Limits, Links, Load, Rates, Usage, Weight, Worker, WorkerKey,
+};
 use router_core::pair::Pair;
-use router_core::schedule::prefix::{Capacity, Chain, PrefixIndex};
-use router_core::schedule::{Ask, Assumptions, Candidate, Draw, Policy, Question, choose};
-
-struct Counting;
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call goes to the system allocator unchanged; counting touches no memory of it.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promises are the system allocator's own.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: as above; the block came from the system allocator.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
-#[global_allocator]
-static GLOBAL: Counting = Counting;
-
-/// Bytes of a prompt of 128k tokens.
-const PROMPT: usize = 128 * 1024 * 4;
+use router_core::schedule::prefix::{Capacity, PrefixIndex};
+use router_core::schedule::{
+    Ask, Assumptions, Candidate, Draw, Gathering, Patience, Policy, Question, Tour, choose,
+};
 
 fn main() {
-    println!("{:<44} {:>9} {:>7}", "operation", "us/op", "allocs");
-    for workers in [10, 100, 1000] {
-        for policy in [Policy::Predicted, Policy::LeastLoad, Policy::CacheAware] {
-            choices(policy, workers);
+    println!("{:<52} {:>9} {:>7}", "operation", "us/op", "allocs");
+    for count in [10, 100, 1000] {
+        let fleet = Fleet::new(count);
+        fleet.measured();
+        for policy in [Policy::Predicted, Policy::LeastLoad] {
+            fleet.alone(policy);
         }
     }
-    prompts();
 }
 
-fn measure(name: &str, rounds: u32, mut operation: impl FnMut(u64)) {
-    (0..rounds / 10).for_each(|round| operation(u64::from(round)));
-    let allocated = ALLOCATIONS.load(Ordering::Relaxed);
-    // The best of several: other programs only ever make it slower.
-    let best = (0..9)
-        .map(|_| {
-            let started = Instant::now();
-            (0..rounds).for_each(|round| operation(u64::from(round)));
-            started.elapsed() / rounds
-        })
-        .min();
-    let allocations = (ALLOCATIONS.load(Ordering::Relaxed) - allocated) as f64;
-    println!(
-        "{name:<44} {:>9.3} {:>7.2}",
-        best.unwrap_or_default().as_nanos() as f64 / 1000.0,
-        allocations / f64::from(rounds * 9),
-    );
+fn measure(name: &str, operation: impl FnMut(u64)) {
+    let measure::Cost { ns, allocations } = measure::cost(operation);
+    println!("{name:<52} {:>9.2} {allocations:>7.2}", ns / 1000.0);
 }
 
-fn candidates(count: usize, salt: u64) -> Vec<Candidate> {
-    let candidate = |id: usize| {
-        let noise = (id as u64 + salt).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
-        Candidate {
-            id,
-            worker: noise * 7919 + salt + id as u64,
-            usage: Usage {
-                requests: noise % 30,
-                prompt_bytes: noise % 900_000,
-                kv_tokens: noise,
-                ..Usage::default()
-            },
-            rates: Assumptions::USUAL.rates,
-            load: (!id.is_multiple_of(50)).then_some(Load {
-                age_ms: 12.0,
-                others_requests: (noise % 9) as f32,
-                others_waiting_bytes: (noise % 100_000) as f32,
-                tx_free_bytes_per_ms: 12.5e6,
-                rx_free_bytes_per_ms: 12.5e6,
-                ..Load::default()
-            }),
-            ..Candidate::default()
+/// As many prefills as decodes, with leases, loads and links as a busy fleet has them.
+struct Fleet {
+    workers: Pair<Vec<Arc<Worker>>>,
+    caches: Vec<(u64, usize)>,
+    pool: Rates,
+    links: Links,
+    index: PrefixIndex,
+    blocks: Vec<u64>,
+}
+
+const WEIGHT: Usage =
+    Weight { requests: 1, prompt_bytes: 150_000, kv_tokens: 40_000, exchanges: 1, wire_bytes: 0 };
+const LIMITS: Limits = Limits { requests: 500, kv_tokens: 4_000_000 };
+
+impl Fleet {
+    fn new(count: usize) -> Fleet {
+        let workers = Pair { prefill: busy("p", count), decode: busy("d", count) };
+        let mut links = Links::new(8192);
+        for (prefill, decode) in workers.prefill.iter().zip(&workers.decode).take(500) {
+            links.transferred(prefill.identity, decode.identity, 1e6, 1.0, 0);
         }
-    };
-    (0..count).map(candidate).collect()
+        let caches = workers.prefill.iter().enumerate().map(|(at, worker)| (worker.identity, at));
+        let mut caches: Vec<(u64, usize)> = caches.collect();
+        caches.sort_unstable();
+        let size = Capacity { blocks: 1 << 16, workers: count, cache_bytes: 1 << 30 };
+        let mut index = PrefixIndex::new(size);
+        let blocks: Vec<u64> = (1..=64).collect();
+        workers.prefill.iter().take(3).for_each(|worker| index.sent(worker.identity, &blocks));
+        let pool = Experience::default().rates(&Assumptions::USUAL.rates, 0);
+        Fleet { workers, caches, pool, links, index, blocks }
+    }
+
+    fn ask(&self, known: bool) -> Ask {
+        let held = if known { self.index.lookup(&self.blocks) } else { Ask::default().held };
+        Ask { prompt_bytes: 150_000, kv_tokens: 40_000, held, prefix_key: 77 }
+    }
+
+    fn question<'a>(&'a self, ask: Ask, legs: Pair<&'a [Candidate]>, round: u64) -> Question<'a> {
+        let now_ms = 1000 + round % 200;
+        let (links, candidates) = (Some(&self.links), legs);
+        let draw = draw_of(round).second().second();
+        Question { ask, links, candidates, now_ms, ..Question::of(&[], &[], draw) }
+    }
+
+    /// The whole of a gateway's choice.
+    fn measured(&self) {
+        let mut all = Pair { prefill: Vec::new(), decode: Vec::new() };
+        let count = self.caches.len();
+        for (name, known) in [("known prompt", true), ("new prompt", false)] {
+            let ask = self.ask(known);
+            measure(&format!("look and choose, {name}, {count} x {count}"), |round| {
+                let draw = draw_of(round);
+                let holder = |cache| {
+                    let at = self.caches.binary_search_by_key(&cache, |(cache, _)| *cache).ok()?;
+                    Some(self.caches[at].1)
+                };
+                let caches = self.caches.iter().map(|(cache, _)| *cache);
+                let named = ask.held.holders().chain(ask.rendezvous(caches, |_| true));
+                let tour = Tour::of(count, draw, named.filter_map(holder));
+                gather(tour, &self.workers.prefill, &self.pool, round, &mut all.prefill);
+                let tour = Tour::of(count, draw.second(), []);
+                gather(tour, &self.workers.decode, &self.pool, round, &mut all.decode);
+                let legs = Pair { prefill: &all.prefill[..], decode: &all.decode[..] };
+                black_box(choose(Policy::Predicted, &self.question(ask, legs, round)));
+            });
+        }
+    }
+
+    /// Over all candidates of both legs.
+    fn alone(&self, policy: Policy) {
+        let count = self.caches.len();
+        let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+        gather(Tour::whole(count), &self.workers.prefill, &self.pool, 0, &mut prefill);
+        gather(Tour::whole(count), &self.workers.decode, &self.pool, 0, &mut decode);
+        let ask = self.ask(true);
+        measure(&format!("choose alone, {}, {count} x {count}", policy.as_str()), |round| {
+            let legs = Pair { prefill: &prefill[..], decode: &decode[..] };
+            black_box(choose(policy, black_box(&self.question(ask, legs, round))));
+        });
+    }
 }
 
-fn choices(policy: Policy, workers: usize) {
-    let (prefill, decode) = (candidates(workers, 1), candidates(workers, 1 << 40));
-    let mut links = Links::new(4096);
-    let mut index = PrefixIndex::new(Capacity { blocks: 1 << 16, workers, cache_bytes: 1 << 30 });
-    let blocks: Vec<u64> = (1..=64).collect();
-    for pair in prefill.iter().zip(&decode).take(500) {
-        links.transferred(pair.0.worker, pair.1.worker, 1e6, 1.0, 0);
-    }
-    prefill.iter().take(3).for_each(|candidate| index.sent(candidate.worker, &blocks));
-    let held = index.lookup(&blocks);
-    let ask = Ask { prompt_bytes: 150_000, kv_tokens: 40_000, held, prefix_key: 77 };
-    let rounds = 2_000_000 / (workers as u32 + 100);
-    measure(&format!("choose, {}, {workers} x {workers}", policy.as_str()), rounds, |round| {
-        let chance = round.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let question = Question {
-            ask,
-            candidates: Pair { prefill: &prefill, decode: &decode },
-            links: Some(&links),
-            now_ms: round,
-            ..Question::of(&prefill, &decode, Draw { chance, turn: round })
+fn draw_of(round: u64) -> Draw {
+    Draw { chance: round.wrapping_mul(0x9e37_79b9_7f4a_7c15), turn: round }
+}
+
+fn busy(name: &str, count: usize) -> Vec<Arc<Worker>> {
+    let worker = |at: usize| {
+        let key = WorkerKey { uid: format!("{name}-{at}").into(), port: 8000 };
+        let worker = Arc::new(Worker::new(key, name, ([10, 0, 0, 1], 8000).into()));
+        worker.health.probe_passed(0);
+        let noise = (at as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        let weight = Usage {
+            requests: noise % 30 + 1,
+            prompt_bytes: noise % 900_000,
+            kv_tokens: noise % 200_000,
+            ..Usage::default()
         };
-        black_box(choose(policy, black_box(&question)));
-    });
+        // It counts for as long as the fleet is measured.
+        std::mem::forget(worker.try_lease(weight, Limits::NONE, None));
+        worker.line().join(weight.prompt_bytes as f32, 0);
+        worker.experience.prefilled(90_000.0, 1500.0, 1500.0, 0);
+        worker.experience.stepped(18_000.0, 0);
+        let told =
+            EngineLoad { running: Some(20), total_tokens: Some(90_000), ..Default::default() };
+        worker.engine.set(told, weight, 0);
+        let load = Load {
+            others_requests: (noise % 9) as f32,
+            others_waiting_bytes: (noise % 100_000) as f32,
+            tx_free_bytes_per_ms: 12.5e6,
+            rx_free_bytes_per_ms: 12.5e6,
+            ..Load::default()
+        };
+        if !at.is_multiple_of(50) {
+            worker.load.set(&load, 1_100_000);
+        }
+        worker
+    };
+    (0..count).map(worker).collect()
 }
 
-fn prompts() {
-    let prompt: Vec<u8> = (0..PROMPT).map(|i| ((i * i) >> 7) as u8).collect();
-    let mut blocks = Vec::with_capacity(PROMPT);
-    measure("prefix: hash 128k tokens", 300, |_| {
-        blocks.clear();
-        Chain::new(0).write(black_box(&prompt), &mut blocks);
-    });
-    let size = Capacity { blocks: 1 << 18, workers: 1000, cache_bytes: 1 << 40 };
-    let mut index = PrefixIndex::new(size);
-    for worker in 0..1000u64 {
-        let other: Vec<u64> = (0..200).map(|i: u64| (worker * 1000 + i) << 13 | 0x1fff).collect();
-        index.sent(worker + 1, &other);
+/// Looks at workers as a gateway does.
+fn gather(tour: Tour, workers: &[Arc<Worker>], pool: &Rates, round: u64, all: &mut Vec<Candidate>) {
+    let now_us = 1_000_000 + round % 200 * 1000;
+    let now_ms = now_us / 1000;
+    let mut gathering = Gathering::new(all, tour.enough());
+    for id in tour {
+        let worker = &workers[id];
+        if gathering.wants(u8::from(worker.health.verdict() != router_core::fleet::Verdict::Up)) {
+            let measured = worker.load.get(now_us);
+            let candidate = Candidate {
+                id,
+                usage: worker.usage(),
+                limits: LIMITS,
+                head: worker.line().head(now_ms),
+                worker: worker.identity,
+                rates: worker.experience.rates(pool, now_ms),
+                load: measured,
+                reported: worker.engine.recent(now_ms, 3000),
+                measured: measured.is_some(),
+                ..Candidate::default()
+            };
+            if candidate.admits(WEIGHT, Patience::Left) {
+                gathering.take(candidate);
+            }
+        }
+        if gathering.is_enough() {
+            break;
+        }
     }
-    for worker in [5, 50, 500] {
-        index.sent(worker, &blocks);
-    }
-    measure("prefix: lookup 128k tokens, held by 3", 3000, |_| {
-        black_box(index.lookup(black_box(&blocks)));
-    });
-    measure("prefix: lookup 128k tokens, unknown", 3000, |round| {
-        black_box(index.lookup(black_box(&[round + 1, 2, 3])));
-    });
-    measure("prefix: remember 128k tokens", 3000, |_| index.sent(5, black_box(&blocks)));
 }

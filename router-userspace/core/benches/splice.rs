@@ -4,41 +4,13 @@
 //! Prints, for each body: nanoseconds, bytes of body a second and allocations, for each operation.
 #![expect(unsafe_code, reason = "counting allocations takes a global allocator")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
+mod measure;
+
 use std::hint::black_box;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use router_core::pair::Pair;
 use router_core::sglang::{Attempt, Bootstrap, Endpoint, Request, Rid, Room, fault, merge, sse};
-
-struct Counting;
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call goes to the system allocator unchanged; counting touches no memory of it.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promises are the system allocator's own.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: as above; the block came from the system allocator.
-        unsafe { System.dealloc(block, layout) }
-    }
-
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as above.
-        unsafe { System.realloc(block, layout, size) }
-    }
-}
-
-#[global_allocator]
-static GLOBAL: Counting = Counting;
 
 fn main() {
     println!(
@@ -121,24 +93,11 @@ fn round_trip(body: &[u8]) -> Vec<u8> {
 }
 
 fn measure(name: &str, body: &[u8], operation: &str, mut run: impl FnMut()) {
-    run();
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
-    run();
-    let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before;
-    // The best of several rounds: the machine is shared, and noise only adds.
-    let mut best = f64::MAX;
-    for _ in 0..7 {
-        let (mut runs, start) = (0u32, Instant::now());
-        while start.elapsed() < Duration::from_millis(15) {
-            run();
-            runs += 1;
-        }
-        best = best.min(start.elapsed().as_nanos() as f64 / f64::from(runs));
-    }
+    let measure::Cost { ns, allocations } = measure::cost(|_| run());
     println!(
-        "{name:<22} {:>9} {operation:<16} {best:>12.0} {:>9.2} {allocations:>7}",
+        "{name:<22} {:>9} {operation:<16} {ns:>12.0} {:>9.2} {allocations:>7.0}",
         body.len(),
-        body.len() as f64 / best,
+        body.len() as f64 / ns,
     );
 }
 

@@ -1,4 +1,4 @@
-//! `cargo xtask bench NAME`: the gateway beside its peers, or a benchmark of the crates by name.
+//! `cargo xtask bench NAME`: the gateway beside its peers, all pure rooms, or a benchmark by name.
 
 mod gateway;
 mod load;
@@ -12,7 +12,7 @@ use crate::{ebpf, shell, workspace};
 /// Which benchmark.
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
-    /// `gateway`, or the name of a `[[bench]]` target.
+    /// `gateway`, `core` (all of the pure rooms), or the name of a `[[bench]]` target.
     name: String,
     /// Rounds of `gateway`; the figures are their medians.
     #[arg(long, default_value_t = 3)]
@@ -25,6 +25,9 @@ pub(crate) struct Flags {
     rest: Vec<String>,
 }
 
+/// The benchmarks of the pure rooms.
+const CORE: [&str; 4] = ["choose", "prefix", "frame", "splice"];
+
 /// Runs it with the optimised profile.
 ///
 /// # Errors
@@ -34,7 +37,9 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
         return gateway::run(flags.rounds, flags.seconds);
     }
     let mut bench = shell::command(workspace::cargo());
-    bench.args(["bench", "--bench", &flags.name, "--"]).args(&flags.rest);
+    let names = if flags.name == "core" { &CORE[..] } else { &[flags.name.as_str()] };
+    bench.arg("bench").args(names.iter().flat_map(|name| ["--bench", name]));
+    bench.arg("--").args(&flags.rest);
     if flags.name == "kernel" {
         let binaries = workspace::build_release_binaries()?;
         bench.env("PD_ROUTER_BIN", binaries.pd_router).env("PD_ROUTER_EBPF_OBJECT", ebpf::build()?);
