@@ -15,3 +15,10 @@ pub mod score;
 pub mod sglang;
 pub mod simulate;
 pub mod trail;
+
+// The harness that the fuzz targets call is outside of the crate: it names it as they do.
+#[cfg(test)]
+extern crate self as router_core;
+#[cfg(test)]
+#[path = "../fuzz/laws.rs"]
+mod laws;
