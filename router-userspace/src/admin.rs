@@ -91,7 +91,10 @@ impl State {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
         }
         let path = request.uri().path();
-        if matches!(path, "/metrics" | "/fleet") && !self.guard.admits(request.headers(), at) {
+        // `/fleet/loads/NAMESPACE/POD` is the part of `/fleet` about one pod's load.
+        let pod = path.strip_prefix("/fleet/loads/");
+        let is_guarded = pod.is_some() || matches!(path, "/metrics" | "/fleet");
+        if is_guarded && !self.guard.admits(request.headers(), at) {
             return unauthorized();
         }
         match path {
@@ -109,6 +112,10 @@ impl State {
                 )
             }
             "/fleet" => typed("application/json", self.gateway.describe()),
+            _ if let Some(pod) = pod => match self.gateway.describe_loads(pod) {
+                Some(loads) => typed("application/json", loads),
+                None => text(StatusCode::NOT_FOUND, format!("no worker is called {pod}\n")),
+            },
             _ => text(StatusCode::NOT_FOUND, "/livez /readyz /metrics /fleet\n"),
         }
     }

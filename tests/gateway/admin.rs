@@ -31,7 +31,7 @@ async fn metrics_and_the_fleet_ask_for_the_token_and_probes_do_not() {
     let gateway = Gateway::start_with(&fleet.manifests, &flags).await;
     let admin = &gateway.admin;
     let refused = (401, "Bearer".to_owned());
-    for path in ["/metrics", "/fleet"] {
+    for path in ["/metrics", "/fleet", "/fleet/loads/default/prefill-0"] {
         assert_eq!(ask(admin, path, None).await, refused, "{path}");
         assert_eq!(ask(admin, path, Some("")).await, refused, "{path}");
     }
@@ -49,5 +49,26 @@ async fn metrics_and_the_fleet_ask_for_the_token_and_probes_do_not() {
     assert_eq!(ask(admin, "/fleet", Some("first")).await, refused);
     for path in ["/livez", "/readyz"] {
         assert_eq!(ask(admin, path, None).await.0, 200, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_loads_of_one_pod_are_told_alone() {
+    let fleet = Fleet::start(2, 1).await;
+    let gateway = fleet.gateway().await;
+    let all = gateway.admin.get("/fleet").await.expect_status(200).json();
+    let loads = all["loads"].as_array().expect("a list");
+    assert_eq!(loads.len(), 3);
+    for load in loads {
+        let name = load["worker"].as_str().expect("a name");
+        let path = format!("/fleet/loads/{name}");
+        let alone = gateway.admin.get(&path).await.expect_status(200).json();
+        let alone = alone.as_array().expect("a list");
+        assert_eq!(alone.len(), 1, "{name}");
+        assert_eq!(alone[0]["worker"], load["worker"]);
+        assert_eq!(alone[0]["pool"], load["pool"]);
+    }
+    for nobody in ["", "default/nobody", "prefill-0"] {
+        gateway.admin.get(&format!("/fleet/loads/{nobody}")).await.expect_status(404);
     }
 }

@@ -200,6 +200,14 @@ impl Subscriptions {
         all
     }
 
+    /// The same of one pod.
+    pub(crate) fn pod(&self, pod: u64) -> Option<(Arc<str>, PodRecord)> {
+        self.known().iter().find_map(|(agent, one)| {
+            let record = state(&one.state).ear.pods.get(&pod)?.clone();
+            Some((Arc::clone(&agent.name), record))
+        })
+    }
+
     /// Agents that are known, and those whose stream is good.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let known = self.known();

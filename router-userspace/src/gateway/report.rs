@@ -1,9 +1,10 @@
 //! What the gateway tells of itself when asked: the fleet as JSON, and gauges of its workers.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
-use router_core::fleet::{Fleet, Phase, Role, Verdict};
-use router_core::frame::pod_id;
+use router_core::fleet::{Fleet, Member, Phase, Pool, Role, Verdict};
+use router_core::frame::{PodRecord, pod_id};
 use serde_json::json;
 
 use super::Gateway;
@@ -25,28 +26,48 @@ impl Gateway {
         told.to_string()
     }
 
-    /// What is known of every worker's load: by its agent, by its engine, and what was learned.
+    /// What is known of the loads of the workers of this name, one for each port, as in
+    /// [`Gateway::describe`]; nothing where there is none.
+    pub(crate) fn describe_loads(&self, worker: &str) -> Option<String> {
+        let fleet = self.fleet.snapshot();
+        let named = fleet.members().filter(|(_, member)| *member.worker.name == *worker);
+        let loads: Vec<serde_json::Value> = named
+            .map(|(pool, member)| {
+                let told = self.feedback.pod(pod_id(&member.worker.key.uid));
+                self.load(pool, member, told.as_ref())
+            })
+            .collect();
+        (!loads.is_empty()).then(|| json!(loads).to_string())
+    }
+
+    /// What is known of every worker's load.
     fn loads(&self, fleet: &Fleet) -> Vec<serde_json::Value> {
         let pods = self.feedback.pods();
-        let clock = self.dispatch.clock;
-        let loads = fleet.members().map(|(pool, member)| {
-            let worker = &member.worker;
-            let told = pods.get(&pod_id(&worker.key.uid));
-            let engine = worker.engine.get(clock.now_ms());
-            json!({
-                "worker": worker.name,
-                "port": worker.key.port,
-                "pool": pool.name,
-                "agent": told.map(|(agent, _)| agent),
-                "kernel": told.map(|(_, record)| record),
-                "load": worker.load.get(clock.now_us()),
-                "engine_age_ms": engine.map(|(age_ms, _)| age_ms),
-                "engine": engine.map(|(_, load)| load),
-                "learned": worker.experience,
-                "rates": worker.experience.rates(&self.admission.rates(pool), clock.now_ms()),
-            })
-        });
-        loads.collect()
+        let told = |member: &Member| pods.get(&pod_id(&member.worker.key.uid));
+        fleet.members().map(|(pool, member)| self.load(pool, member, told(member))).collect()
+    }
+
+    /// What is known of a worker's load: by its agent, by its engine, and what was learned.
+    fn load(
+        &self,
+        pool: &Pool,
+        member: &Member,
+        told: Option<&(Arc<str>, PodRecord)>,
+    ) -> serde_json::Value {
+        let (worker, clock) = (&member.worker, self.dispatch.clock);
+        let engine = worker.engine.get(clock.now_ms());
+        json!({
+            "worker": worker.name,
+            "port": worker.key.port,
+            "pool": pool.name,
+            "agent": told.map(|(agent, _)| agent),
+            "kernel": told.map(|(_, record)| record),
+            "load": worker.load.get(clock.now_us()),
+            "engine_age_ms": engine.map(|(age_ms, _)| age_ms),
+            "engine": engine.map(|(_, load)| load),
+            "learned": worker.experience,
+            "rates": worker.experience.rates(&self.admission.rates(pool), clock.now_ms()),
+        })
     }
 
     /// Drops the counters of workers that `next` no longer has: pods come and go for months.
