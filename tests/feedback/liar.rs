@@ -15,6 +15,8 @@ use crate::space::Space;
 pub(crate) enum Lie {
     /// Bytes of chance behind a good head.
     Garbage,
+    /// Good frames with some bytes changed by chance.
+    Changed,
     /// Good frames, without a pause.
     Flood,
     /// An answer's head, and then nothing.
@@ -29,8 +31,16 @@ pub(crate) enum Lie {
     Endless,
 }
 
-pub(crate) const LIES: [Lie; 7] =
-    [Lie::Garbage, Lie::Flood, Lie::Silence, Lie::Slowly, Lie::Nonsense, Lie::NoHttp, Lie::Endless];
+pub(crate) const LIES: [Lie; 8] = [
+    Lie::Garbage,
+    Lie::Changed,
+    Lie::Flood,
+    Lie::Silence,
+    Lie::Slowly,
+    Lie::Nonsense,
+    Lie::NoHttp,
+    Lie::Endless,
+];
 
 /// Serves until dropped; counts who came.
 pub(crate) struct Liar {
@@ -80,7 +90,14 @@ fn tell(
     stream
         .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/vnd.pd-router.loads\r\n\r\n")?;
     let mut sequence = 0;
-    let mut chance = 88_172_645_463_325_252_u64;
+    // Another for each visit, and for each byte.
+    let mut state = 88_172_645_463_325_252 ^ u64::from(stream.peer_addr()?.port());
+    let mut chance = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 24) as usize
+    };
     while !stop.load(Ordering::Relaxed) {
         sequence += 1;
         let bytes = match lie {
@@ -89,14 +106,18 @@ fn tell(
                 return Ok(());
             }
             Lie::Garbage => {
-                let noise = (0..512).map(|_| {
-                    chance ^= chance << 13;
-                    chance ^= chance >> 7;
-                    chance ^= chance << 17;
-                    chance as u8
-                });
+                let noise: Vec<u8> = (0..508).map(|_| chance() as u8).collect();
                 // Behind lengths that are believed, so that the frames themselves are read.
-                [&508u32.to_le_bytes()[..], &noise.take(508).collect::<Vec<u8>>()].concat()
+                [&508u32.to_le_bytes()[..], &noise].concat()
+            }
+            Lie::Changed => {
+                let mut bytes = frame(sequence, lie, uids);
+                for _ in 0..1 + chance() % 4 {
+                    // Behind the length, which stays.
+                    let at = 4 + chance() % (bytes.len() - 4);
+                    bytes[at] = chance() as u8;
+                }
+                bytes
             }
             Lie::Endless => u32::MAX.to_le_bytes().to_vec(),
             Lie::Flood | Lie::Slowly | Lie::Nonsense | Lie::NoHttp => frame(sequence, lie, uids),
