@@ -60,7 +60,7 @@ const SERVICE: &str = "[{name: gone, port: 80}]";
 const POOL_REF: &str = "[{group: inference.networking.x-k8s.io, kind: InferencePool, name: p}]";
 const V1_REF: &str = "[{group: inference.networking.k8s.io, kind: InferencePool, name: p}]";
 const REGEX: &str = "rules:
-  - matches: [{path: {type: RegularExpression, value: /a.*}}]
+  - matches: [{path: {type: RegularExpression, value: /a(}}]
     backendRefs: [{group: inference.networking.x-k8s.io, kind: InferencePool, name: p}]
   - backendRefs:";
 const PICKER: &str = "targetPortNumber: 8000, extensionRef: {name: epp}}";
@@ -87,7 +87,7 @@ const CASES: &[Case] = &[
     ("route-kind", "kind: InferencePool, name: p}", "kind: Thing, name: p}", BOTH),
     ("route-grant", "name: p}]", "name: p, namespace: case-well}]", BOTH),
     ("route-regex", "rules:\n  - backendRefs:", REGEX, BOTH),
-    ("route-all-regex", "rules:\n  - backendRefs:", "rules:\n  - matches: [{path: {type: RegularExpression, value: /a.*}}]\n    backendRefs:", BOTH),
+    ("route-all-regex", "rules:\n  - backendRefs:", "rules:\n  - matches: [{path: {type: RegularExpression, value: /a(}}]\n    backendRefs:", BOTH),
     ("route-filter", "rules:\n  - backendRefs:", MIRROR, BOTH),
     ("pool-v1", POOL_REF, V1_REF, BOTH),
     ("pool-picker", "targetPortNumber: 8000}", PICKER, BOTH),

@@ -94,8 +94,10 @@ async fn route_is_edited(scene: &Scene, entrance: &Client) {
     };
     edit(matches("PathPrefix", "/v2")).await;
     answers(entrance, 404, "the route leads elsewhere").await;
-    edit(matches("RegularExpression", "/v1/.*")).await;
-    answers(entrance, 404, "the rule is not served").await;
+    edit(matches("RegularExpression", "/v1/(chat/)?completions")).await;
+    answers(entrance, 200, "the pattern matches").await;
+    edit(matches("RegularExpression", "/v1/(chat")).await;
+    answers(entrance, 404, "what is no pattern drops its rule").await;
     edit(matches("PathPrefix", "/v1/chat/completions")).await;
     answers(entrance, 200, "the route is right again").await;
     let route = take_away(&routes, "inference-route").await;

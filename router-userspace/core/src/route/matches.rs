@@ -3,7 +3,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
-use super::Head;
+use super::{Head, Pattern};
 
 /// A path condition, element by element as the Gateway API defines it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +11,7 @@ pub enum PathMatch {
     Exact(Box<str>),
     /// Without a trailing slash; empty matches every path.
     Prefix(Box<str>),
+    Regular(Pattern),
 }
 
 impl PathMatch {
@@ -20,15 +21,22 @@ impl PathMatch {
     }
 }
 
+/// What a header or a query parameter must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ValueMatch<T> {
+    Exact(T),
+    Regular(Pattern),
+}
+
 /// One `matches` entry of a rule: all of it must hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Match {
     pub path: PathMatch,
     pub method: Option<Method>,
     /// Of several conditions on one name only the first counts, as the API says.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub headers: Vec<(HeaderName, ValueMatch<HeaderValue>)>,
     /// Compared after decoding `%` and `+`; the first occurrence in the request counts.
-    pub query: Vec<(Box<str>, Box<str>)>,
+    pub query: Vec<(Box<str>, ValueMatch<String>)>,
 }
 
 impl Default for Match {
@@ -49,23 +57,50 @@ impl Match {
 }
 
 /// Several lines of one name are one list, joined by commas (RFC 9110, section 5.2).
-fn has_header(headers: &HeaderMap, name: &HeaderName, wanted: &HeaderValue) -> bool {
+fn has_header(headers: &HeaderMap, name: &HeaderName, wanted: &ValueMatch<HeaderValue>) -> bool {
     let mut values = headers.get_all(name).iter();
     let Some(first) = values.next() else { return false };
-    let Some(second) = values.next() else { return first == wanted };
+    let Some(second) = values.next() else { return wanted.is(first.as_bytes()) };
     let lines = [first, second].into_iter().chain(values).map(HeaderValue::as_bytes);
     let spaced = lines.enumerate().flat_map(|(index, line)| {
         let comma: &[u8] = if index == 0 { b"" } else { b", " };
-        comma.iter().chain(line)
+        comma.iter().chain(line).copied()
     });
-    spaced.eq(wanted.as_bytes())
+    wanted.made_of(spaced)
 }
 
-fn has_query(query: Option<&str>, name: &str, wanted: &str) -> bool {
+fn has_query(query: Option<&str>, name: &str, wanted: &ValueMatch<String>) -> bool {
     let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
     let mut pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     let first = pairs.find(|(key, _)| decoded(key).eq(name.bytes()));
-    first.is_some_and(|(_, value)| decoded(value).eq(wanted.bytes()))
+    first.is_some_and(|(_, value)| wanted.made_of(decoded(value)))
+}
+
+impl<T: AsRef<[u8]>> ValueMatch<T> {
+    fn is(&self, value: &[u8]) -> bool {
+        match self {
+            ValueMatch::Exact(wanted) => wanted.as_ref() == value,
+            ValueMatch::Regular(pattern) => pattern.matches(value),
+        }
+    }
+
+    /// The same of a value in pieces, which only a pattern needs in one.
+    fn made_of(&self, value: impl Iterator<Item = u8>) -> bool {
+        match self {
+            ValueMatch::Exact(wanted) => value.eq(wanted.as_ref().iter().copied()),
+            ValueMatch::Regular(pattern) => pattern.matches(&value.collect::<Vec<u8>>()),
+        }
+    }
+
+    /// As `/fleet` shows it, after the name.
+    fn text(&self, equals: &str) -> String {
+        match self {
+            ValueMatch::Exact(wanted) => {
+                format!("{equals}{}", String::from_utf8_lossy(wanted.as_ref()))
+            }
+            ValueMatch::Regular(pattern) => format!(" ~ {}", pattern.as_str()),
+        }
+    }
 }
 
 /// The bytes behind `%XX` and `+`, without a copy. A bad escape stands for itself.
@@ -95,20 +130,20 @@ impl Serialize for Match {
             PathMatch::Exact(path) => fields.serialize_field("exact", path)?,
             PathMatch::Prefix(path) if path.is_empty() => fields.serialize_field("prefix", "/")?,
             PathMatch::Prefix(path) => fields.serialize_field("prefix", path)?,
+            PathMatch::Regular(pattern) => fields.serialize_field("regular", pattern.as_str())?,
         }
         if let Some(method) = &self.method {
             fields.serialize_field("method", method.as_str())?;
         }
         if !self.headers.is_empty() {
-            let text = |(name, value): &(HeaderName, HeaderValue)| {
-                format!("{name}: {}", String::from_utf8_lossy(value.as_bytes()))
-            };
-            fields
-                .serialize_field("headers", &self.headers.iter().map(text).collect::<Vec<_>>())?;
+            let all = self.headers.iter();
+            let all = all.map(|(name, value)| format!("{name}{}", value.text(": ")));
+            fields.serialize_field("headers", &all.collect::<Vec<_>>())?;
         }
         if !self.query.is_empty() {
-            let text = |(name, value): &(Box<str>, Box<str>)| format!("{name}={value}");
-            fields.serialize_field("query", &self.query.iter().map(text).collect::<Vec<_>>())?;
+            let all = self.query.iter();
+            let all = all.map(|(name, value)| format!("{name}{}", value.text("=")));
+            fields.serialize_field("query", &all.collect::<Vec<_>>())?;
         }
         fields.end()
     }
@@ -120,7 +155,8 @@ mod tests {
 
     #[test]
     fn a_query_is_compared_decoded_and_by_its_first_occurrence() {
-        let holds = |query, name, value| has_query(Some(query), name, value);
+        let exact = |value: &str| ValueMatch::Exact(value.into());
+        let holds = |query, name, value| has_query(Some(query), name, &exact(value));
         assert!(holds("a=1&b=x%20y", "b", "x y"));
         assert!(holds("b=x+y", "b", "x y"));
         assert!(holds("%62=1", "b", "1"));
@@ -128,7 +164,11 @@ mod tests {
         assert!(holds("b=%zz", "b", "%zz"));
         assert!(!holds("b=1&b=2", "b", "2"));
         assert!(!holds("bb=1", "b", "1"));
-        assert!(!has_query(None, "b", ""));
+        assert!(!has_query(None, "b", &exact("")));
+        let pattern = ValueMatch::Regular(Pattern::new("x y|z").unwrap());
+        assert!(has_query(Some("b=x%20y"), "b", &pattern));
+        assert!(!has_query(Some("b=x%20y%20z"), "b", &pattern));
+        assert!(!has_query(Some("a=z"), "b", &pattern));
     }
 
     #[test]
@@ -136,9 +176,14 @@ mod tests {
         let mut headers = HeaderMap::new();
         let name = HeaderName::from_static("version");
         headers.append(&name, HeaderValue::from_static("one"));
-        assert!(has_header(&headers, &name, &HeaderValue::from_static("one")));
+        let exact = |value| ValueMatch::Exact(HeaderValue::from_static(value));
+        let pattern = |text| ValueMatch::Regular(Pattern::new(text).unwrap());
+        assert!(has_header(&headers, &name, &exact("one")));
+        assert!(has_header(&headers, &name, &pattern("o.e")));
         headers.append(&name, HeaderValue::from_static("two"));
-        assert!(has_header(&headers, &name, &HeaderValue::from_static("one, two")));
-        assert!(!has_header(&headers, &name, &HeaderValue::from_static("one")));
+        assert!(has_header(&headers, &name, &exact("one, two")));
+        assert!(!has_header(&headers, &name, &exact("one")));
+        assert!(has_header(&headers, &name, &pattern("one, t.*")));
+        assert!(!has_header(&headers, &name, &pattern("one")));
     }
 }

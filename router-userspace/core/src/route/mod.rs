@@ -1,14 +1,14 @@
 //! Which backend a request means: the Gateway API's matching and precedence, compiled.
 //!
-//! Lookup costs a binary search per host label and path element and allocates nothing; no
-//! regular expression is ever evaluated, since `RegularExpression` matches are refused when the
-//! fleet is built.
+//! Lookup costs a binary search per host label and path element and allocates nothing, but for
+//! regular expressions, which are tried one by one, each in time linear in what it looks at.
 
 mod filter;
 mod hostname;
 mod identity;
 mod listener;
 mod matches;
+mod pattern;
 mod redirect;
 mod rule;
 mod table;
@@ -17,7 +17,8 @@ pub use filter::{Filters, HeaderEdit, PathEdit};
 pub use hostname::{BadHostname, Hostname, host_name};
 pub use identity::Identity;
 pub use listener::{Attached, Listener};
-pub use matches::{Match, PathMatch};
+pub use matches::{Match, PathMatch, ValueMatch};
+pub use pattern::{BadPattern, Pattern};
 pub use redirect::Redirect;
 pub use rule::{Backend, Rule, Target, Timeouts};
 
@@ -63,7 +64,7 @@ impl<'f> Found<'f> {
 ///
 /// Among listeners of a port, the one with the most specific host name takes the request, and
 /// only its routes are looked at. Then precedence is: host name of the route, exact path, longest
-/// prefix, method, number of header matches, number of query matches, age, name, position.
+/// regular expression of a path (where the Gateway API leaves it open), longest prefix, method, number of header matches, number of query matches, age, name, position.
 ///
 /// ```
 /// use std::sync::Arc;

@@ -22,10 +22,12 @@ pub(super) struct Entry {
 /// Entries of one path, the preferred first.
 type Row = (Box<str>, Vec<Entry>);
 
-/// Looked up by path: exact ones first, then the longest prefix. Both lists are sorted.
+/// Looked up by path: exact ones first, then regular expressions, then the longest prefix. All
+/// lists are sorted.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Table {
     exact: Vec<Row>,
+    regular: Vec<Entry>,
     prefix: Vec<Row>,
     longest_prefix: usize,
 }
@@ -34,10 +36,15 @@ impl Table {
     pub(super) fn new(entries: Vec<Entry>) -> Table {
         let mut exact: BTreeMap<Box<str>, Vec<Entry>> = BTreeMap::new();
         let mut prefix: BTreeMap<Box<str>, Vec<Entry>> = BTreeMap::new();
+        let mut regular = Vec::new();
         for entry in entries {
             let (rows, path) = match &entry.matching.path {
                 PathMatch::Exact(path) => (&mut exact, path.clone()),
                 PathMatch::Prefix(path) => (&mut prefix, path.clone()),
+                PathMatch::Regular(_) => {
+                    regular.push(entry);
+                    continue;
+                }
             };
             rows.entry(path).or_default().push(entry);
         }
@@ -46,9 +53,14 @@ impl Table {
             entries.sort_by(|a, b| precedence(a).cmp(&precedence(b)));
             (path, entries)
         };
+        regular.sort_by(|a, b| {
+            (Reverse(pattern(a).len()), precedence(a))
+                .cmp(&(Reverse(pattern(b).len()), precedence(b)))
+        });
         let longest_prefix = prefix.keys().map(|path| path.len()).max().unwrap_or(0);
         Table {
             exact: exact.into_iter().map(sorted).collect(),
+            regular,
             prefix: prefix.into_iter().map(sorted).collect(),
             longest_prefix,
         }
@@ -56,13 +68,22 @@ impl Table {
 
     /// The routes of the entries; one that has several comes as often.
     pub(super) fn routes(&self) -> impl Iterator<Item = &ObjectName> {
-        let rows = self.exact.iter().chain(&self.prefix);
-        rows.flat_map(|(_, entries)| entries).map(|entry| &entry.rule.route)
+        let rows = self.exact.iter().chain(&self.prefix).flat_map(|(_, entries)| entries);
+        rows.chain(&self.regular).map(|entry| &entry.rule.route)
     }
 
     /// The rule that the request means, and the matched prefix where a prefix matched.
     pub(super) fn find(&self, head: &Head<'_>) -> Option<(&Rule, Option<&str>)> {
         if let Some((_, entry)) = first(&self.exact, head.path, head) {
+            return Some((&entry.rule, None));
+        }
+        let matches = |entry: &&Entry| match &entry.matching.path {
+            PathMatch::Regular(pattern) => {
+                pattern.matches(head.path.as_bytes()) && entry.matching.meets(head)
+            }
+            _ => false,
+        };
+        if let Some(entry) = self.regular.iter().find(matches) {
             return Some((&entry.rule, None));
         }
         let mut rest = head.path;
@@ -81,7 +102,17 @@ impl Table {
     pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
         let mut prefix: Vec<&Row> = self.prefix.iter().collect();
         prefix.sort_by_key(|(path, _)| Reverse(path.len()));
-        self.exact.iter().chain(prefix).flat_map(|(_, entries)| entries)
+        let exact = self.exact.iter().flat_map(|(_, entries)| entries);
+        let prefix = prefix.into_iter().flat_map(|(_, entries)| entries);
+        exact.chain(&self.regular).chain(prefix)
+    }
+}
+
+/// A regular expression as it was written.
+fn pattern(entry: &Entry) -> &str {
+    match &entry.matching.path {
+        PathMatch::Regular(pattern) => pattern.as_str(),
+        PathMatch::Exact(path) | PathMatch::Prefix(path) => path,
     }
 }
 

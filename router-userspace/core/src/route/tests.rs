@@ -55,16 +55,22 @@ fn exact(path: &str) -> Match {
     Match { path: PathMatch::Exact(path.into()), ..Match::default() }
 }
 
+fn regular(pattern: &str) -> Match {
+    Match { path: PathMatch::Regular(Pattern::new(pattern).unwrap()), ..Match::default() }
+}
+
 fn with(mut matching: Match, headers: &[(&'static str, &'static str)]) -> Match {
     let pair = |(name, value): &(&'static str, &'static str)| {
-        (HeaderName::from_static(name), HeaderValue::from_static(value))
+        (HeaderName::from_static(name), ValueMatch::Exact(HeaderValue::from_static(value)))
     };
     matching.headers = headers.iter().map(pair).collect();
     matching
 }
 
 fn asking(mut matching: Match, query: &[(&str, &str)]) -> Match {
-    matching.query = query.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect();
+    let matching_query = query.iter();
+    let matching_query = matching_query.map(|(n, v)| ((*n).into(), ValueMatch::Exact((*v).into())));
+    matching.query = matching_query.collect();
     matching
 }
 
@@ -87,7 +93,7 @@ fn each_step_of_the_precedence_beats_every_later_one() {
     let get = Method::GET;
     let url = "www.example.com/v1/chat?x=1&y=2";
     let rich = |matching| asking(with(only(Method::GET, matching), &heads), &[("x", "1")]);
-    let steps: [(Row, Row); 12] = [
+    let steps: [(Row, Row); 15] = [
         (
             ("w", Some("www.example.com"), prefix("/"), None),
             ("l", Some("*.example.com"), rich(exact("/v1/chat")), Some(1)),
@@ -98,6 +104,12 @@ fn each_step_of_the_precedence_beats_every_later_one() {
         ),
         (("w", Some("*.com"), prefix("/"), None), ("l", None, rich(exact("/v1/chat")), Some(1))),
         (("w", None, exact("/v1/chat"), None), ("l", None, rich(prefix("/v1/chat")), Some(1))),
+        (
+            ("w", None, exact("/v1/chat"), None),
+            ("l", None, rich(regular("/v1/chat|/as/long/as/can/be")), Some(1)),
+        ),
+        (("w", None, regular("/v1/.*"), None), ("l", None, rich(prefix("/v1/chat")), Some(1))),
+        (("w", None, regular("/v1/ch.*"), None), ("l", None, rich(regular("/v1/.*")), Some(1))),
         (("w", None, prefix("/v1/chat"), None), ("l", None, rich(prefix("/v1")), Some(1))),
         (("w", None, prefix("/v1"), None), ("l", None, rich(prefix("/")), Some(1))),
         (
@@ -140,6 +152,38 @@ fn the_earlier_rule_of_one_route_wins_and_a_condition_that_fails_falls_through()
     let mut headers = HeaderMap::new();
     headers.insert("Version", HeaderValue::from_static("two"));
     assert_eq!(index(&headers), 0);
+}
+
+#[test]
+fn a_regular_expression_matches_the_whole_path_without_the_query() {
+    let rows = [("r", None, regular("/v[12]/(chat/)?completions"), None)];
+    let fleet = fleet(&[("http", None, &rows)]);
+    for (path, found) in [
+        ("/v1/completions", true),
+        ("/v2/chat/completions?stream=true", true),
+        ("/v3/completions", false),
+        ("/v1/completions/more", false),
+        ("/api/v1/completions", false),
+    ] {
+        assert_eq!(get(&fleet, &format!("h{path}")).is_some(), found, "{path}");
+    }
+}
+
+#[test]
+fn headers_and_parameters_match_by_regular_expressions_too() {
+    let by = |pattern: &str| Pattern::new(pattern).unwrap();
+    let mut matching = prefix("/");
+    matching.headers = vec![(HeaderName::from_static("version"), ValueMatch::Regular(by("[23]")))];
+    matching.query = vec![("model".into(), ValueMatch::Regular(by("(?i)qwen.*")))];
+    let rows = [("r", None, matching, None)];
+    let fleet = fleet(&[("http", None, &rows)]);
+    let asked = |url: &str, version: &str| {
+        ask(&fleet, &Method::GET, url, &[("Version", version)]).is_some()
+    };
+    assert!(asked("h/?model=Qwen%33-32B", "2"));
+    assert!(!asked("h/?model=Qwen3-32B", "23"));
+    assert!(!asked("h/?model=not-qwen", "2"));
+    assert!(get(&fleet, "h/?model=qwen").is_none(), "without the header");
 }
 
 #[test]
@@ -229,9 +273,14 @@ mod against_a_plain_reading {
     const HOSTS: [Option<&str>; 5] = [None, Some("a.x.y"), Some("x.y"), Some("*.x.y"), Some("*.y")];
     const PATHS: [&str; 6] = ["/", "/p", "/p/", "/p/q", "/pq", "/p/q/r"];
 
-    fn row() -> impl Strategy<Value = (usize, usize, bool, bool, bool, bool)> {
+    const PATTERNS: [&str; 6] = ["/", "/p.*", "/[pq]/", ".*/q", "/p?q", "/p(/[qr])+"];
+
+    /// A host, a kind of path, a path, and whether there are a method, a header, a parameter.
+    type Choice = (usize, u8, usize, bool, bool, bool);
+
+    fn row() -> impl Strategy<Value = Choice> {
         let flag = any::<bool>;
-        (0..HOSTS.len(), 0..PATHS.len(), flag(), flag(), flag(), flag())
+        (0..HOSTS.len(), 0..3u8, 0..PATHS.len(), flag(), flag(), flag())
     }
 
     fn plainly<'a>(rows: &'a [Attached], host: &str, head: &Head<'_>) -> Option<&'a Attached> {
@@ -242,6 +291,7 @@ mod against_a_plain_reading {
                     .path
                     .strip_prefix(&**path)
                     .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+                PathMatch::Regular(pattern) => pattern.matches(head.path.as_bytes()),
             };
             path && row.matching.meets(head)
                 && row.hostname.as_ref().is_none_or(|name| name.matches(host))
@@ -250,8 +300,9 @@ mod against_a_plain_reading {
             let host = row.hostname.as_ref().map(ToString::to_string);
             let wild = host.as_ref().is_none_or(|host| host.starts_with("*."));
             let (inexact, length) = match &row.matching.path {
-                PathMatch::Exact(_) => (false, 0),
-                PathMatch::Prefix(path) => (true, path.len()),
+                PathMatch::Exact(_) => (0, 0),
+                PathMatch::Regular(pattern) => (1, pattern.as_str().len()),
+                PathMatch::Prefix(path) => (2, path.len()),
             };
             (
                 (wild, Reverse(host.map_or(0, |host| host.len()))),
@@ -272,8 +323,12 @@ mod against_a_plain_reading {
             path in prop::sample::select(vec!["/", "/p", "/p/", "/p/q", "/pq", "/p/q/r/s", "/z"]),
             tagged in any::<bool>(),
         ) {
-            let attach = |(index, (host, path, is_exact, method, header, query)): (usize, &(usize, usize, bool, bool, bool, bool))| {
-                let mut matching = if *is_exact { exact(PATHS[*path]) } else { prefix(PATHS[*path]) };
+            let attach = |(index, (host, kind, path, method, header, query)): (usize, &Choice)| {
+                let mut matching = match kind {
+                    0 => exact(PATHS[*path]),
+                    1 => prefix(PATHS[*path]),
+                    _ => regular(PATTERNS[*path]),
+                };
                 if *method { matching = only(Method::GET, matching); }
                 if *header { matching = with(matching, &[("tag", "1")]); }
                 if *query { matching = asking(matching, &[("q", "1")]); }

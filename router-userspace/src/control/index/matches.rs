@@ -6,7 +6,7 @@ use gateway_api::httproutes::{
     HttpRouteRulesMatchesQueryParamsType as QueryType,
 };
 use http::{HeaderName, HeaderValue, Method};
-use router_core::route::{Match, PathMatch};
+use router_core::route::{Match, PathMatch, Pattern, ValueMatch};
 
 /// The field beneath the rule, a code, a reason.
 type Fault = (String, &'static str, String);
@@ -32,23 +32,30 @@ fn one(spec: &HttpRouteRulesMatches) -> Result<Match, Fault> {
     matching.method = spec.method.as_ref().map(method);
     for (position, header) in spec.headers.iter().flatten().enumerate() {
         let field = format!("headers[{position}]");
-        if header.r#type == Some(HeaderType::RegularExpression) {
-            return Err(regular_expression(&field));
-        }
         let name = HeaderName::from_bytes(header.name.as_bytes());
         let name = name.map_err(|_| invalid(&field, "name", &header.name))?;
-        let value = HeaderValue::from_bytes(header.value.as_bytes());
-        let value = value.map_err(|_| invalid(&field, "value", &header.value))?;
+        let value = match header.r#type {
+            Some(HeaderType::RegularExpression) => {
+                ValueMatch::Regular(pattern(&field, &header.value)?)
+            }
+            None | Some(HeaderType::Exact) => {
+                let value = HeaderValue::from_bytes(header.value.as_bytes());
+                ValueMatch::Exact(value.map_err(|_| invalid(&field, "value", &header.value))?)
+            }
+        };
         if !matching.headers.iter().any(|(known, _)| *known == name) {
             matching.headers.push((name, value));
         }
     }
     for (position, query) in spec.query_params.iter().flatten().enumerate() {
-        if query.r#type == Some(QueryType::RegularExpression) {
-            return Err(regular_expression(&format!("queryParams[{position}]")));
-        }
+        let value = match query.r#type {
+            Some(QueryType::RegularExpression) => {
+                ValueMatch::Regular(pattern(&format!("queryParams[{position}]"), &query.value)?)
+            }
+            None | Some(QueryType::Exact) => ValueMatch::Exact(query.value.as_str().into()),
+        };
         if !matching.query.iter().any(|(known, _)| **known == *query.name) {
-            matching.query.push((query.name.as_str().into(), query.value.as_str().into()));
+            matching.query.push((query.name.as_str().into(), value));
         }
     }
     Ok(matching)
@@ -58,7 +65,7 @@ fn path(spec: &HttpRouteRulesMatches) -> Result<PathMatch, Fault> {
     let Some(path) = &spec.path else { return Ok(Match::default().path) };
     let value = path.value.as_deref().unwrap_or("/");
     let exact = match path.r#type {
-        Some(PathType::RegularExpression) => return Err(regular_expression("path")),
+        Some(PathType::RegularExpression) => return pattern("path", value).map(PathMatch::Regular),
         Some(PathType::Exact) => true,
         None | Some(PathType::PathPrefix) => false,
     };
@@ -84,9 +91,11 @@ fn method(name: &MethodName) -> Method {
     }
 }
 
-fn regular_expression(field: &str) -> Fault {
-    let reason = "RegularExpression is not served; Exact is, and PathPrefix for paths".to_owned();
-    (format!("{field}.type"), "UnsupportedValue", reason)
+fn pattern(field: &str, text: &str) -> Result<Pattern, Fault> {
+    Pattern::new(text).map_err(|bad| {
+        let reason = format!("{text:?} is no regular expression that is served: {bad}");
+        (format!("{field}.value"), "UnsupportedValue", reason)
+    })
 }
 
 fn invalid(field: &str, part: &str, value: &str) -> Fault {

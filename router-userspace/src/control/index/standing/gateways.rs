@@ -7,7 +7,7 @@ use gateway_api::httproutes::HttpRoute;
 use router_core::fleet::{ObjectName, Problem};
 use serde_json::{Value, json};
 
-use super::{CONTROLLER_NAME, Condition, GATEWAY_GROUP, Told, View, object_name, ours};
+use super::{CONTROLLER_NAME, Condition, GATEWAY_GROUP, Told, View, at_field, object_name, ours};
 
 /// Codes that are about what a route refers to, and not about the route.
 const UNRESOLVED: [&str; 4] =
@@ -175,14 +175,14 @@ impl View<'_> {
                 if let (Some(first), true, true) =
                     (dropped.values().next(), nothing_left, accepted.status)
                 {
-                    accepted = Condition::not("Accepted", "UnsupportedValue", &*first.reason);
+                    accepted = Condition::not("Accepted", "UnsupportedValue", at_field(first));
                 }
                 let mut conditions = vec![
                     accepted.value(generation),
                     Condition::unless("ResolvedRefs", "ResolvedRefs", unresolved).value(generation),
                 ];
                 if let (Some(first), false) = (dropped.values().next(), nothing_left) {
-                    let message = format!("Dropped Rule: {}", first.reason);
+                    let message = format!("Dropped Rule: {}", at_field(first));
                     let partial = Condition::of("PartiallyInvalid", "UnsupportedValue", message);
                     conditions.push(partial.value(generation));
                 }

@@ -112,6 +112,11 @@ impl View<'_> {
     }
 }
 
+/// A problem with the field that has it.
+fn at_field(problem: &Problem) -> String {
+    format!("{}: {}", problem.field.as_deref().unwrap_or_default(), problem.reason)
+}
+
 /// One condition before it is written.
 struct Condition {
     type_: &'static str,
@@ -141,10 +146,7 @@ impl Condition {
         let Some(code) = problems.peek().map(|first| first.borrow().code) else {
             return Condition::of(type_, reason, "");
         };
-        let texts = problems.map(|problem| {
-            let problem = problem.borrow();
-            format!("{}: {}", problem.field.as_deref().unwrap_or_default(), problem.reason)
-        });
+        let texts = problems.map(|problem| at_field(problem.borrow()));
         Condition::not(type_, code, texts.collect::<Vec<_>>().join("; "))
     }
 
