@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use router_core::fleet::{Facts, Fleet, Problem, WorkerKey};
+use router_core::fleet::{Facts, Fleet, Phase, Problem, WorkerKey};
 use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior};
 use tracing::{error, info, warn};
@@ -85,9 +86,10 @@ struct State {
 pub async fn run(
     feed: Feed,
     mut facts: mpsc::Receiver<(WorkerKey, Facts)>,
-    publish: impl Fn(Fleet),
+    publish: impl Fn(Fleet) + Send + Sync + 'static,
     shutdown: impl Future<Output = ()>,
 ) {
+    let publish = Arc::new(publish);
     let index = Index::exposed(feed.exposure());
     let mut state = State { feed, index, fleet: Fleet::default() };
     let mut ticks = tokio::time::interval(POLL_INTERVAL);
@@ -115,30 +117,34 @@ pub async fn run(
         if !poll && !changed {
             continue;
         }
-        let step = tokio::task::spawn_blocking(move || advance(state, poll, changed));
-        let built = match step.await {
+        let publish = Arc::clone(&publish);
+        let step = tokio::task::spawn_blocking(move || advance(state, poll, changed, &*publish));
+        match step.await {
             Ok((next, built)) => {
                 state = next;
-                built
+                first &= !built;
             }
             Err(failure) => {
                 error!(%failure, "the control plane has failed; the last fleet goes on");
                 return;
             }
-        };
-        if built {
-            publish(state.fleet.clone());
-            first = false;
         }
     }
 }
 
-fn advance(mut state: State, poll: bool, mut changed: bool) -> (State, bool) {
+/// Publishes first: who is to be told of it, by the log or by conditions, can wait.
+fn advance(
+    mut state: State,
+    poll: bool,
+    mut changed: bool,
+    publish: &dyn Fn(Fleet),
+) -> (State, bool) {
     if poll {
         changed |= state.feed.poll(&mut state.index);
     }
     if changed {
         let next = state.index.build(&state.fleet);
+        publish(next.clone());
         tell(&state.fleet, &next);
         state.fleet = next;
         if let Feed::Cluster(cluster) = &state.feed {
@@ -163,6 +169,7 @@ fn tell(old: &Fleet, new: &Fleet) {
         listeners = new.listeners.len(),
         pools = new.pools.len(),
         workers = new.workers().count(),
+        ready = new.members().filter(|(_, member)| member.phase == Phase::Ready).count(),
         problems = new.problems.len(),
         "fleet"
     );
@@ -170,10 +177,6 @@ fn tell(old: &Fleet, new: &Fleet) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use router_core::fleet::Phase;
-
     use super::super::files::Directory;
     use super::super::files::tests::Scratch;
     use super::*;

@@ -255,7 +255,7 @@ impl Parts {
     }
 
     /// What is done with a new snapshot, and the ports that it wants open.
-    fn publisher(&self) -> (impl Fn(Fleet) + Send + 'static, watch::Receiver<Vec<Port>>) {
+    fn publisher(&self) -> (impl Fn(Fleet) + Send + Sync + 'static, watch::Receiver<Vec<Port>>) {
         let (ports, wanted) = watch::channel(Vec::new());
         let (gateway, probes) = (Arc::clone(&self.gateway), Arc::clone(&self.probes));
         let polls = Arc::clone(&self.polls);

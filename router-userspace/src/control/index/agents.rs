@@ -1,6 +1,7 @@
 //! Pods that are agents of pd-router: whom to ask what the kernel of a node measured.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use router_core::fleet::{AgentAddress, Phase};
 
@@ -22,22 +23,25 @@ pub(super) fn find(build: &mut Build<'_>) -> Vec<AgentAddress> {
     let mut beyond = None;
     for pod in build.pods.values().flatten() {
         let is_agent = AGENT_LABELS.iter().all(|(name, value)| pod.label(name) == Some(*value));
-        let Ok(ip) = pod.address() else { continue };
+        if !is_agent {
+            continue;
+        }
+        let card = pod.card;
+        let Ok(ip) = card.address else { continue };
         let trusted = *pod.source != Source::Cluster
-            || build.index.agents_of.as_ref() == Some(&pod.name.namespace);
-        if !is_agent || !trusted || pod.phase == Phase::Draining {
+            || build.index.agents_of.as_ref() == Some(&card.name.namespace);
+        if !trusted || card.phase == Phase::Draining {
             continue;
         }
         if agents.len() == MAX_AGENTS {
-            beyond = Some((pod.source, pod.name.clone()));
+            beyond = Some(pod.subject());
             break;
         }
         let address = SocketAddr::new(ip, port(pod.pod));
-        agents.push(AgentAddress { address, node: pod.node(), name: pod.name.to_string().into() });
+        let (node, name) = (card.node.clone(), Arc::clone(&card.full_name));
+        agents.push(AgentAddress { address, node, name });
     }
-    if let Some((source, name)) = beyond {
-        let subject =
-            super::build::Subject { source, kind: super::super::objects::Kind::Pod, name: &name };
+    if let Some(subject) = beyond {
         let reason = format!("is an agent beyond the limit of {MAX_AGENTS}: nobody asks it");
         build.complain(subject, "", "TooMany", reason);
     }

@@ -27,7 +27,10 @@ pub(super) struct Build<'a> {
     pub(super) pods: HashMap<Arc<str>, Vec<PodView<'a>>>,
     pub(super) pools: HashMap<(Kind, ObjectName), Arc<Pool>>,
     pub(super) services: std::collections::BTreeMap<(ObjectName, u16), Arc<ServiceBackend>>,
-    workers: HashMap<(WorkerKey, SocketAddr), Arc<Worker>>,
+    /// Of the previous fleet.
+    workers: HashMap<(&'a WorkerKey, SocketAddr), &'a Arc<Worker>>,
+    /// Those that it does not have.
+    joined: HashMap<(WorkerKey, SocketAddr), Arc<Worker>>,
     /// Of the pools that there were, by name.
     experience: HashMap<ObjectName, Arc<Experience>>,
     problems: Vec<Problem>,
@@ -42,7 +45,6 @@ pub(super) struct Subject<'a> {
 }
 
 pub(super) fn fleet(index: &Index, previous: &Fleet) -> Fleet {
-    let known = |worker: &Arc<Worker>| ((worker.key.clone(), worker.address), Arc::clone(worker));
     let foreign = ours::foreign(index);
     let mut build = Build {
         index,
@@ -51,7 +53,8 @@ pub(super) fn fleet(index: &Index, previous: &Fleet) -> Fleet {
         pods: HashMap::new(),
         pools: HashMap::new(),
         services: std::collections::BTreeMap::new(),
-        workers: previous.workers().map(known).collect(),
+        workers: previous.workers().map(|known| ((&known.key, known.address), known)).collect(),
+        joined: HashMap::new(),
         experience: previous
             .pools
             .iter()
@@ -127,7 +130,10 @@ impl<'a> Build<'a> {
         name: &Arc<str>,
         address: SocketAddr,
     ) -> Arc<Worker> {
-        let entry = self.workers.entry((key.clone(), address));
+        if let Some(known) = self.workers.get(&(&key, address)) {
+            return Arc::clone(known);
+        }
+        let entry = self.joined.entry((key.clone(), address));
         Arc::clone(entry.or_insert_with(|| Arc::new(Worker::new(key, Arc::clone(name), address))))
     }
 

@@ -32,6 +32,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use router_core::fleet::{Facts, Fleet, ObjectName, Problem, WorkerKey};
 
+use self::pods::{Card, PodView};
 use super::objects::{Key, Kind, Object};
 
 /// Where an object comes from. Where two sources have the same object, the lesser one counts.
@@ -79,10 +80,17 @@ impl fmt::Display for Source {
 /// Engines whose facts are kept. More than pods have room for several ports and restarts.
 const MAX_FACTS: usize = 4 * pods::MAX_PODS;
 
+/// An object, and what is read of it once where it is a pod.
+#[derive(Debug)]
+struct Held {
+    object: Object,
+    card: Option<Card>,
+}
+
 /// The objects of all sources.
 #[derive(Debug, Default)]
 pub struct Index {
-    objects: BTreeMap<Key, BTreeMap<Source, Arc<Object>>>,
+    objects: BTreeMap<Key, BTreeMap<Source, Held>>,
     /// What the sources themselves complain about, by file or object.
     reports: BTreeMap<Arc<str>, Vec<Problem>>,
     facts: HashMap<WorkerKey, Arc<Facts>>,
@@ -102,10 +110,14 @@ impl Index {
     /// that was news.
     pub fn apply(&mut self, source: Source, object: Object) -> bool {
         let sources = self.objects.entry(object.key()).or_default();
-        if sources.get(&source).is_some_and(|known| **known == object) {
+        if sources.get(&source).is_some_and(|known| known.object == object) {
             return false;
         }
-        sources.insert(source, Arc::new(object));
+        let card = match &object {
+            Object::Pod(pod) => Some(Card::read(pod)),
+            _ => None,
+        };
+        sources.insert(source, Held { object, card });
         true
     }
 
@@ -138,11 +150,8 @@ impl Index {
             return false;
         }
         if self.facts.len() >= MAX_FACTS && !self.facts.contains_key(&worker) {
-            let pods = self.of_kind(Kind::Pod).filter_map(|(_, object)| match object {
-                Object::Pod(pod) => Some(pods::uid(pod)),
-                _ => None,
-            });
-            let uids: std::collections::HashSet<Arc<str>> = pods.collect();
+            let uids: std::collections::HashSet<Arc<str>> =
+                self.pod_views().map(|view| Arc::clone(&view.card.uid)).collect();
             self.facts.retain(|key, _| uids.contains(&key.uid));
         }
         self.facts.insert(worker, Arc::new(facts));
@@ -167,8 +176,12 @@ impl Index {
 
     /// The pods that count, in the order of their names.
     pub fn pods(&self) -> impl Iterator<Item = &Pod> {
-        self.of_kind(Kind::Pod).filter_map(|(_, object)| match object {
-            Object::Pod(pod) => Some(&**pod),
+        self.pod_views().map(|view| view.pod)
+    }
+
+    fn pod_views(&self) -> impl Iterator<Item = PodView<'_>> {
+        self.held_of(Kind::Pod).filter_map(|(source, held)| match (&held.object, &held.card) {
+            (Object::Pod(pod), Some(card)) => Some(PodView { source, pod, card }),
             _ => None,
         })
     }
@@ -190,20 +203,23 @@ impl Index {
 
     /// What `source` has under `key`.
     pub(super) fn held(&self, source: &Source, key: &Key) -> Option<Object> {
-        self.objects.get(key)?.get(source).map(|object| Object::clone(object))
+        self.objects.get(key)?.get(source).map(|held| held.object.clone())
     }
 
     /// The objects of a kind that count, in the order of their names.
     fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&Source, &Object)> {
+        self.held_of(kind).map(|(source, held)| (source, &held.object))
+    }
+
+    fn held_of(&self, kind: Kind) -> impl Iterator<Item = (&Source, &Held)> {
         // Keys sort by kind first, and no name sorts before the empty one.
         let name = ObjectName { namespace: "".into(), name: "".into() };
         let all = self.objects.range(Key { kind, name }..).take_while(move |(k, _)| k.kind == kind);
         all.filter_map(|(_, sources)| sources.first_key_value())
-            .map(|(source, object)| (source, &**object))
     }
 
     fn get(&self, key: &Key) -> Option<&Object> {
-        self.objects.get(key)?.first_key_value().map(|(_, object)| &**object)
+        self.objects.get(key)?.first_key_value().map(|(_, held)| &held.object)
     }
 
     fn duplicates(&self) -> impl Iterator<Item = (&Key, &Source, &Source)> {
@@ -214,6 +230,8 @@ impl Index {
     }
 }
 
+#[cfg(test)]
+mod conformance_tests;
 #[cfg(test)]
 mod routing_tests;
 #[cfg(test)]

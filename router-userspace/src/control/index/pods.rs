@@ -7,7 +7,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Pod;
 use router_core::fleet::{ObjectName, Phase};
 
-use super::super::objects::{Kind, Object, object_name};
+use super::super::objects::{Kind, object_name};
 use super::Source;
 use super::build::{Build, Subject};
 
@@ -33,13 +33,27 @@ const GROUP_LABELS: [&str; 4] = [
     "rolebasedgroup.workloads.x-k8s.io/group-unique-key",
 ];
 
+/// What is read of a pod, once and not for every fleet: a fleet is made anew for each pod that changes.
+#[derive(Debug)]
+pub(super) struct Card {
+    pub(super) name: ObjectName,
+    /// `namespace/name`.
+    pub(super) full_name: Arc<str>,
+    pub(super) uid: Arc<str>,
+    pub(super) phase: Phase,
+    /// The pod's address, or why it has none that serves HTTP.
+    pub(super) address: Result<IpAddr, String>,
+    /// The group whose pods are preferred for each other.
+    pub(super) group: Option<Arc<str>>,
+    /// The node that it runs on.
+    pub(super) node: Option<Arc<str>>,
+}
+
 /// A pod as the later steps look at it.
 pub(super) struct PodView<'a> {
     pub(super) source: &'a Source,
-    pub(super) name: ObjectName,
-    pub(super) uid: Arc<str>,
     pub(super) pod: &'a Pod,
-    pub(super) phase: Phase,
+    pub(super) card: &'a Card,
 }
 
 /// What makes a pod the same pod. Files may leave the UID out: then its name must do.
@@ -52,21 +66,19 @@ pub(super) fn uid(pod: &Pod) -> Arc<str> {
 
 pub(super) fn read(build: &mut Build<'_>) {
     let index = build.index;
-    for (count, (source, object)) in index.of_kind(Kind::Pod).enumerate() {
-        let Object::Pod(pod) = object else { continue };
-        let name = object_name(&pod.metadata);
+    for (count, view) in index.pod_views().enumerate() {
         if count == MAX_PODS {
-            let subject = Subject { source, kind: Kind::Pod, name: &name };
-            let all = index.of_kind(Kind::Pod).count();
             let reason = format!(
                 "is the first of {} beyond the limit of {MAX_PODS}: no workers",
-                all - count
+                index.pod_views().count() - count
             );
-            build.complain(subject, "", "TooMany", reason);
+            build.complain(view.subject(), "", "TooMany", reason);
             break;
         }
-        let view = PodView { source, uid: uid(pod), pod, phase: phase(pod), name };
-        build.pods.entry(Arc::clone(&view.name.namespace)).or_default().push(view);
+        match build.pods.get_mut(&view.card.name.namespace) {
+            Some(pods) => pods.push(view),
+            None => _ = build.pods.insert(Arc::clone(&view.card.name.namespace), vec![view]),
+        }
     }
 }
 
@@ -82,6 +94,40 @@ fn phase(pod: &Pod) -> Phase {
         true => Phase::Ready,
         false => Phase::NotReady,
     }
+}
+
+impl Card {
+    pub(super) fn read(pod: &Pod) -> Card {
+        let name = object_name(&pod.metadata);
+        let label = |name: &&str| pod.metadata.labels.as_ref()?.get(*name).map(String::as_str);
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        Card {
+            full_name: name.to_string().into(),
+            uid: uid(pod),
+            phase: phase(pod),
+            address: address(pod, label),
+            group: GROUP_LABELS.iter().find_map(label).map(Into::into),
+            node: node.filter(|node| !node.is_empty()).map(Into::into),
+            name,
+        }
+    }
+}
+
+fn address<'p>(pod: &'p Pod, label: impl Fn(&&str) -> Option<&'p str>) -> Result<IpAddr, String> {
+    let status = pod.status.as_ref();
+    if let Some(phase @ ("Succeeded" | "Failed")) = status.and_then(|s| s.phase.as_deref()) {
+        return Err(format!("has ended: {phase}"));
+    }
+    for name in NODE_INDEX_LABELS {
+        let index = label(&name).and_then(|value| value.parse::<u32>().ok());
+        if let Some(index @ 1..) = index {
+            return Err(format!("is node {index} of its engine ({name}); node 0 serves"));
+        }
+    }
+    let Some(text) = status.and_then(|s| s.pod_ip.as_deref()).filter(|ip| !ip.is_empty()) else {
+        return Err("has no status.podIP yet".to_owned());
+    };
+    text.parse().map_err(|_| format!("status.podIP {text:?} is no IP address"))
 }
 
 impl<'a> PodView<'a> {
@@ -100,37 +146,7 @@ impl<'a> PodView<'a> {
             && selector.iter().all(|(name, value)| self.label(name) == Some(value.as_str()))
     }
 
-    /// The group whose pods are preferred for each other.
-    pub(super) fn group(&self) -> Option<Arc<str>> {
-        GROUP_LABELS.iter().find_map(|label| self.label(label)).map(Into::into)
-    }
-
-    /// The node that it runs on.
-    pub(super) fn node(&self) -> Option<Arc<str>> {
-        let node = self.pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
-        node.filter(|node| !node.is_empty()).map(Into::into)
-    }
-
-    pub(super) fn subject(&self) -> Subject<'_> {
-        Subject { source: self.source, kind: Kind::Pod, name: &self.name }
-    }
-
-    /// The pod's address, or why it has none that serves HTTP.
-    pub(super) fn address(&self) -> Result<IpAddr, String> {
-        let status = self.pod.status.as_ref();
-        if let Some(phase @ ("Succeeded" | "Failed")) = status.and_then(|s| s.phase.as_deref()) {
-            return Err(format!("has ended: {phase}"));
-        }
-        for label in NODE_INDEX_LABELS {
-            let index = self.label(label).and_then(|value| value.parse::<u32>().ok());
-            if let Some(index @ 1..) = index {
-                return Err(format!("is node {index} of its engine ({label}); node 0 serves"));
-            }
-        }
-        let Some(text) = status.and_then(|s| s.pod_ip.as_deref()).filter(|ip| !ip.is_empty())
-        else {
-            return Err("has no status.podIP yet".to_owned());
-        };
-        text.parse().map_err(|_| format!("status.podIP {text:?} is no IP address"))
+    pub(super) fn subject(&self) -> Subject<'a> {
+        Subject { source: self.source, kind: Kind::Pod, name: &self.card.name }
     }
 }

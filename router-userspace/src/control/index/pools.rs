@@ -138,7 +138,7 @@ fn pool(
     for pod in &selected {
         match seat(build, pod, roles.as_ref(), &spec.ports(pod.pod)) {
             Ok(seats) => members.extend(seats),
-            Err(reason) => unfit.push(Unfit { worker: pod.name.to_string().into(), reason }),
+            Err(reason) => unfit.push(Unfit { worker: Arc::clone(&pod.card.full_name), reason }),
         }
     }
     drop(selected);
@@ -225,19 +225,19 @@ fn seat(
             None => return Err(format!("has no label {}", roles.label)),
         },
     };
-    let ip = pod.address()?;
+    let ip = pod.card.address.clone()?;
     let bootstrap = match (role, roles) {
         (Role::Prefill, Some(roles)) => {
             Some(SocketAddr::new(ip, bootstrap_port(build, pod, roles.bootstrap_port)))
         }
         _ => None,
     };
-    let name: Arc<str> = pod.name.to_string().into();
     let member = |&port: &u16| {
-        let key = WorkerKey { uid: Arc::clone(&pod.uid), port };
+        let card = pod.card;
+        let key = WorkerKey { uid: Arc::clone(&card.uid), port };
         let facts = build.index.facts.get(&key).cloned();
-        let worker = build.worker(key, &name, SocketAddr::new(ip, port));
-        let (phase, group, node) = (pod.phase, pod.group(), pod.node());
+        let worker = build.worker(key, &card.full_name, SocketAddr::new(ip, port));
+        let (phase, group, node) = (card.phase, card.group.clone(), card.node.clone());
         Member { worker, role, phase, bootstrap, group, facts, node }
     };
     Ok(ports.iter().map(member).collect())

@@ -11,6 +11,7 @@ use router_core::fleet::{ObjectName, Phase, ServiceBackend, Worker, WorkerKey};
 
 use super::super::objects::{Key, Kind, Object};
 use super::build::Build;
+use super::pods::{Card, PodView};
 
 /// A slice names its Service by this label.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -124,8 +125,8 @@ fn of_slice(
 
 fn uid_of(build: &Build<'_>, namespace: &str, pod: &str, label: &Arc<str>) -> Arc<str> {
     let pods = build.pods.get(namespace).map(Vec::as_slice).unwrap_or_default();
-    let known = pods.iter().find(|view| *view.name.name == *pod);
-    known.map_or_else(|| Arc::clone(label), |view| Arc::clone(&view.uid))
+    let known = pods.iter().find(|view| *view.card.name.name == *pod);
+    known.map_or_else(|| Arc::clone(label), |view| Arc::clone(&view.card.uid))
 }
 
 fn of_pods(
@@ -137,12 +138,14 @@ fn of_pods(
     let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
     let Some(selector) = selector else { return Vec::new() };
     let pods = build.pods.get(&name.namespace).map(Vec::as_slice).unwrap_or_default();
-    let ready = pods.iter().filter(|pod| pod.phase == Phase::Ready && pod.selected_by(selector));
-    let endpoint = |pod: &super::pods::PodView<'_>| {
+    let ready =
+        pods.iter().filter(|pod| pod.card.phase == Phase::Ready && pod.selected_by(selector));
+    let endpoint = |pod: &PodView<'_>| {
         // The node index of a multi-node engine is the Service's own matter.
         let ip = pod.pod.status.as_ref()?.pod_ip.as_deref()?.parse::<IpAddr>().ok()?;
         let number = target_port(pod.pod, port)?;
-        Some((SocketAddr::new(ip, number), Arc::clone(&pod.uid), pod.name.to_string().into()))
+        let Card { uid, full_name, .. } = pod.card;
+        Some((SocketAddr::new(ip, number), Arc::clone(uid), Arc::clone(full_name)))
     };
     ready.filter_map(endpoint).collect()
 }

@@ -354,6 +354,8 @@ pub fn key(kind: Kind, namespace: Option<&str>, name: &str) -> Key {
 }
 
 #[cfg(test)]
+mod scale_tests;
+#[cfg(test)]
 mod slice_tests;
 #[cfg(test)]
 mod tests;

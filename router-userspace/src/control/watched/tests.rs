@@ -6,11 +6,11 @@ use serde_json::{Value, json};
 use super::*;
 use crate::control::CONTROLLER_NAME;
 
-fn seen(kind: Kind, value: Value) -> Change {
+pub(super) fn seen(kind: Kind, value: Value) -> Change {
     Change::Present(Box::new(Seen::read(kind, value).unwrap()))
 }
 
-fn pod(name: &str, version: u64, app: &str, ready: bool) -> Value {
+pub(super) fn pod(name: &str, version: u64, app: &str, ready: bool) -> Value {
     let ready = if ready { "True" } else { "False" };
     json!({
         "metadata": {
@@ -21,25 +21,25 @@ fn pod(name: &str, version: u64, app: &str, ready: bool) -> Value {
     })
 }
 
-fn pool(name: &str, app: &str) -> Value {
+pub(super) fn pool(name: &str, app: &str) -> Value {
     json!({
         "metadata": {"name": name, "namespace": "default"},
         "spec": {"selector": {"matchLabels": {"app": app}}, "targetPorts": [{"number": 8000}]},
     })
 }
 
-fn pods_of(app: &str) -> Watch {
+pub(super) fn pods_of(app: &str) -> Watch {
     Watch::Pods { namespace: "default".into(), labels: [("app".into(), app.into())].into() }
 }
 
 /// A cluster with one Gateway of ours, and a route to pools `p` and `q`.
-struct Case {
-    index: Index,
+pub(super) struct Case {
+    pub(super) index: Index,
     watched: Watched,
 }
 
 impl Case {
-    fn new() -> Case {
+    pub(super) fn new() -> Case {
         Case::of(Watched::default())
     }
 
@@ -74,11 +74,11 @@ impl Case {
         case
     }
 
-    fn take(&mut self, watch: &Watch, change: Change) -> bool {
+    pub(super) fn take(&mut self, watch: &Watch, change: Change) -> bool {
         self.watched.take(&mut self.index, watch, change)
     }
 
-    fn list(&mut self, watch: &Watch, objects: Vec<Value>) {
+    pub(super) fn list(&mut self, watch: &Watch, objects: Vec<Value>) {
         self.take(watch, Change::Listing);
         for object in objects {
             self.take(watch, seen(watch.kind(), object));
@@ -193,6 +193,36 @@ fn a_pool_keeps_its_pods_until_those_of_its_new_selector_are_listed() {
     assert!(case.watched.follow_references(&mut case.index));
     assert_eq!(case.pods(), ["y"]);
     assert!(!case.take(&pods_of("a"), seen(Kind::Pod, pod("x", 3, "a", true))), "a late word");
+}
+
+#[test]
+fn a_selector_that_the_api_server_refuses_selects_nobody_until_it_is_repaired() {
+    let mut case = Case::new();
+    case.list(&pods_of("a"), vec![pod("x", 1, "a", true)]);
+    let edit = |case: &mut Case, app: &str| {
+        for name in ["p", "q"] {
+            let changed = seen(Kind::InferencePoolV1, pool(name, app));
+            case.take(&Watch::Kind(Kind::InferencePoolV1), changed);
+        }
+        case.watched.follow_references(&mut case.index);
+    };
+    edit(&mut case, "no label may be this");
+    assert_eq!(case.pods(), ["x"], "nothing goes before the API server has said something");
+    let refused = Change::Failed { failure: Failure::Refused, reason: "unable to parse".into() };
+    assert!(case.take(&pods_of("no label may be this"), refused));
+    assert!(case.watched.settled(), "what is refused is an answer: nobody waits for more");
+    assert!(case.watched.follow_references(&mut case.index));
+    assert_eq!(case.pods(), Vec::<String>::new());
+    let told = case.index.build(&Fleet::default()).problems;
+    let told = told.iter().find(|problem| problem.code == "Unreadable").unwrap();
+    assert!(told.reason.contains("unable to parse"), "{told}");
+
+    edit(&mut case, "a");
+    case.list(&pods_of("a"), vec![pod("x", 2, "a", true)]);
+    case.watched.follow_references(&mut case.index);
+    assert_eq!(case.pods(), ["x"]);
+    let fleet = case.index.build(&Fleet::default());
+    assert_eq!(fleet.problems, [], "of the watch that is wanted no longer nothing is said");
 }
 
 #[test]
