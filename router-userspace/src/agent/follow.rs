@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use anyhow::Context;
@@ -115,6 +116,7 @@ impl Agent {
         self.ask_for(&names.entries);
         let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
         view.shows(names, &self.flags.link_speed);
+        self.ready.store(true, Ordering::Relaxed);
     }
 
     /// Local pods whose sockets move bytes and whose packets nobody sees: they come and go past

@@ -36,6 +36,7 @@ mod wire;
 
 use std::borrow::Cow;
 use std::future::Future;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -78,6 +79,8 @@ struct Agent {
     source: Box<dyn PodSource>,
     /// Not known before the source has been read: what the maps say of them holds until then.
     pods: Option<Vec<KnownPod>>,
+    /// The maps have been told the pods once: what is asked before knows of none.
+    ready: Arc<AtomicBool>,
     /// What the start could not do.
     missing: Vec<String>,
     unseen: Vec<String>,
@@ -178,6 +181,7 @@ impl Agent {
             registry,
             attachments: Attachments::default(),
             pods: None,
+            ready: Arc::default(),
             missing,
             unseen: Vec::new(),
             bootstraps: watch::Sender::default(),

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,6 +37,8 @@ const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0
 /// Who may ask, and where the answers come from.
 pub(super) struct Server<S> {
     pub(super) guard: Guard,
+    /// The pods have been read once.
+    pub(super) ready: Arc<AtomicBool>,
     pub(super) snapshot: S,
     pub(super) publisher: Publisher,
 }
@@ -88,7 +91,14 @@ impl<S: Fn() -> Loads + Send + Sync + 'static> Server<S> {
             return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
         }
         match path {
-            "/livez" | "/readyz" => return plain(StatusCode::OK, "ok\n"),
+            "/livez" => return plain(StatusCode::OK, "ok\n"),
+            "/readyz" if self.ready.load(Ordering::Relaxed) => {
+                return plain(StatusCode::OK, "ok\n");
+            }
+            "/readyz" => {
+                let unread = "no pods have been read yet\n";
+                return plain(StatusCode::SERVICE_UNAVAILABLE, unread);
+            }
             "/v1/loads" | "/v1/loads/stream" | "/metrics" => {}
             _ => {
                 let known = "/v1/loads, /v1/loads/stream, /metrics, /livez, /readyz\n";

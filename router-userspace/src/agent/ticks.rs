@@ -36,7 +36,8 @@ impl Agent {
         let view = Arc::clone(&self.view);
         let snapshot = move || view.lock().unwrap_or_else(PoisonError::into_inner).loads();
         let publisher = self.publisher.clone();
-        let server = server::Server { guard, snapshot, publisher }.serve(listener);
+        let ready = Arc::clone(&self.ready);
+        let server = server::Server { guard, ready, snapshot, publisher }.serve(listener);
         let (controls, told) = mpsc::channel(MAX_NEWS);
         let learn = learn::learn(self.bootstraps.subscribe(), controls);
         let (listening, found) = mpsc::channel(MAX_NEWS);
