@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::header::AUTHORIZATION;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use router_core::fleet::{Facts, Fleet, Role, Verdict, Worker, WorkerKey};
+use router_core::fleet::{Facts, Fleet, Phase, Role, Verdict, Worker, WorkerKey};
 use router_core::sglang::info::RouteParams;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, timeout};
@@ -22,7 +22,8 @@ use super::clock::Clock;
 use super::upstream::{NoAnswer, Protocol, Upstream, whole};
 use crate::config::TimeoutFlags;
 
-/// Between two probes of a worker that is not up: it serves within a second of its return.
+/// Between the first two probes of a worker that is not up, and doubled up to the usual interval: a
+/// thousand that are away must not be asked five times a second.
 const RETURN_INTERVAL: Duration = Duration::from_millis(200);
 /// Between two questions to a process that may be ending.
 const ENDING: Duration = Duration::from_millis(20);
@@ -41,6 +42,8 @@ struct Post {
 
 struct Watch {
     post: Post,
+    /// Its pod is ready.
+    ready: bool,
     stop: CancellationToken,
     look: Arc<Notify>,
 }
@@ -79,15 +82,21 @@ impl Probes {
         for member in fleet.pools.iter().flat_map(|pool| &pool.members) {
             let key = &member.worker.key;
             let post = Post { role: member.role, bootstrap: member.bootstrap };
+            let ready = member.phase == Phase::Ready;
             match watches.remove(key).or_else(|| now.remove(key)) {
-                Some(watch) if watch.post == post => {
+                Some(mut watch) if watch.post == post => {
+                    // The kubelet sees it return before its next turn may come.
+                    if ready && !watch.ready {
+                        watch.look.notify_one();
+                    }
+                    watch.ready = ready;
                     now.insert(key.clone(), watch);
                 }
                 old => {
                     if let Some(old) = old {
                         old.stop.cancel();
                     }
-                    now.insert(key.clone(), self.start(Arc::clone(&member.worker), post));
+                    now.insert(key.clone(), self.start(Arc::clone(&member.worker), post, ready));
                 }
             }
         }
@@ -118,20 +127,21 @@ impl Probes {
         }
     }
 
-    fn start(&self, worker: Arc<Worker>, post: Post) -> Watch {
+    fn start(&self, worker: Arc<Worker>, post: Post, ready: bool) -> Watch {
         let stop = self.stop.child_token();
         let look = Arc::new(Notify::new());
         let prober = self.prober.clone();
         let watched = prober.watch(worker, post.clone(), Arc::clone(&look));
         let stopped = stop.clone();
         self.tasks.spawn(async move { stopped.run_until_cancelled(watched).await });
-        Watch { post, stop, look }
+        Watch { post, ready, stop, look }
     }
 }
 
 impl Prober {
     async fn watch(self, worker: Arc<Worker>, post: Post, look: Arc<Notify>) {
         let mut told = false;
+        let mut away = RETURN_INTERVAL;
         loop {
             let before = worker.health.verdict();
             self.probe(&worker, &post, &mut told).await;
@@ -145,10 +155,11 @@ impl Prober {
                     told = false;
                 }
             }
-            let pause = match now {
-                Verdict::Up => self.timeouts.probe_interval,
-                _ => RETURN_INTERVAL.min(self.timeouts.probe_interval),
-            };
+            let usual = self.timeouts.probe_interval;
+            let pause = if now == Verdict::Up { usual } else { away.min(usual) };
+            away = if now == Verdict::Up { RETURN_INTERVAL } else { (2 * away).min(usual) };
+            // Spread, so that a thousand engines are not asked at once.
+            let pause = pause.mul_f64(rand::random_range(0.9..=1.1));
             let _ = timeout(pause, look.notified()).await;
         }
     }
