@@ -249,7 +249,7 @@ fn learn_step(record: &PodRecord, load: &Load, target: &Target, view: &View, now
     let pool = target.pool.rates(&view.assumptions.rates, now_ms);
     let batch = worker.usage().kv_tokens as f32 + load.others_requests * pool.request_tokens;
     let step_us = step_us_of_idle(load.itl_us, batch, &view.assumptions);
-    target.pool.stepped(step_us, now_ms);
+    target.pool.one_stepped(step_us, now_ms);
     worker.experience.stepped(step_us, now_ms);
 }
 

@@ -144,7 +144,7 @@ impl View {
         if !agent && itl_ms > 0.0 {
             let batch = worker.usage().kv_tokens as f32;
             let step_us = step_us_of_idle(itl_ms * 1000.0, batch, &self.assumptions);
-            pool.stepped(step_us, now_ms);
+            pool.one_stepped(step_us, now_ms);
             worker.experience.stepped(step_us, now_ms);
         }
     }

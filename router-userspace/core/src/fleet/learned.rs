@@ -1,16 +1,32 @@
 //! [`Learned`]: a rate that is learned from what is measured, and forgotten when nothing is.
 //!
-//! One word, so that a reader never sees half of a change: the mean, the weight of its evidence
-//! and when the last of it came. Time is an argument, in milliseconds of the caller's clock.
+//! One word, so that a reader never sees half of a change: the mean, the weight of its evidence,
+//! how long that holds and when the last of it came. Time is an argument, in milliseconds of the
+//! caller's clock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Evidence that nobody renews loses half of its weight in this time. A worker or a link that
-/// is avoided for what was seen of it looks like any other again after a few of these.
+/// Evidence that nobody renews loses half of its weight in this time: what is steady always, what
+/// may change at any moment once it was confirmed often enough.
 pub const HALF_LIFE_MS: u64 = 10_000;
+/// The same for what was seen for the first time of something that may change at any moment.
+pub const FRESH_HALF_LIFE_MS: u64 = 100;
+/// Confirmations that count: with so many it is [`HALF_LIFE_MS`].
+const MOST_HOLD: u8 = 14;
+/// Evidence is confirmed by what comes when it has faded for so many of its half-lives.
+const FADED_HALF_LIVES: u32 = 2;
+/// What differs by more than this factor, either way, is another state of things.
+const ALIKE: f32 = 2.0;
 
-/// Ticks of the time of the last evidence: a quarter of a second, wrapping after 4.6 hours.
-const TICK_SHIFT: u32 = 8;
+// The parts of the word. No sign is kept: means and weights are positive.
+const TICK_BITS: u32 = 23;
+const HOLD_BITS: u32 = 4;
+const WEIGHT_BITS: u32 = 15;
+const MEAN_BITS: u32 = 22;
+const _: () = assert!(TICK_BITS + HOLD_BITS + WEIGHT_BITS + MEAN_BITS == u64::BITS);
+/// Ticks of the time of the last evidence: 16 ms, wrapping after 37 hours.
+const TICK_SHIFT: u32 = 4;
+const TICK_MASK: u32 = (1 << TICK_BITS) - 1;
 
 /// A ratio of two measured sums, for example microseconds a byte.
 #[derive(Debug, Default)]
@@ -28,41 +44,83 @@ pub struct Prior {
 struct Evidence {
     mean: f32,
     weight: f32,
-    tick: u16,
+    /// How often it was confirmed: what its half-life goes by.
+    hold: u8,
+    tick: u32,
 }
 
 impl Evidence {
-    // The upper half of an f32 is a float of eight bits: enough for a weight.
     fn unpack(word: u64) -> Evidence {
+        let part = |shift: u32, bits: u32| (word >> shift) as u32 & ((1 << bits) - 1);
         Evidence {
-            mean: f32::from_bits((word >> 32) as u32),
-            weight: f32::from_bits((word as u32) & 0xffff_0000),
-            tick: word as u16,
+            mean: widened(part(TICK_BITS + HOLD_BITS + WEIGHT_BITS, MEAN_BITS), MEAN_BITS),
+            weight: widened(part(TICK_BITS + HOLD_BITS, WEIGHT_BITS), WEIGHT_BITS),
+            hold: part(TICK_BITS, HOLD_BITS) as u8,
+            tick: part(0, TICK_BITS),
         }
     }
 
-    fn pack(self) -> u64 {
-        let weight = self.weight.to_bits() & 0xffff_0000;
-        (u64::from(self.mean.to_bits()) << 32) | u64::from(weight) | u64::from(self.tick)
+    /// Nothing where it is too large for the word.
+    fn pack(self) -> Option<u64> {
+        let mean = u64::from(narrowed(self.mean, MEAN_BITS)?);
+        let weight = u64::from(narrowed(self.weight, WEIGHT_BITS)?);
+        let above = (((mean << WEIGHT_BITS) | weight) << HOLD_BITS) | u64::from(self.hold);
+        Some((above << TICK_BITS) | u64::from(self.tick))
     }
 
-    fn weight_at(self, tick: u16) -> f32 {
-        let age_ms = u32::from(tick.wrapping_sub(self.tick)) << TICK_SHIFT;
-        if age_ms == 0 { self.weight } else { self.weight * fading(age_ms) }
+    fn age_ms(self, tick: u32) -> u32 {
+        (tick.wrapping_sub(self.tick) & TICK_MASK) << TICK_SHIFT
+    }
+
+    fn weight_at(self, tick: u32) -> f32 {
+        self.weight * fading(self.age_ms(tick), half_life_ms(self.hold))
+    }
+
+    /// What is left of it beside new evidence of `seen` of what is steady.
+    fn steady(self, tick: u32) -> (f32, u8) {
+        (self.weight_at(tick), MOST_HOLD)
+    }
+
+    /// The same of what may change at any moment. What is alike confirms it, and all of it counts
+    /// again; what is not begins anew, beside as much as is as fresh.
+    fn followed(self, seen: f32, tick: u32) -> (f32, u8) {
+        let age_ms = self.age_ms(tick);
+        if seen > self.mean * ALIKE || seen * ALIKE < self.mean {
+            return (self.weight * fading(age_ms, FRESH_HALF_LIFE_MS as f32), 0);
+        }
+        let faded = age_ms as f32 >= half_life_ms(self.hold) * FADED_HALF_LIVES as f32;
+        (self.weight, (self.hold + u8::from(faded)).min(MOST_HOLD))
     }
 }
 
-fn fading(age_ms: u32) -> f32 {
-    (-(age_ms as f32) / HALF_LIFE_MS as f32).exp2()
+/// The upper bits of a positive number, rounded; nothing of one that is infinite then.
+fn narrowed(number: f32, bits: u32) -> Option<u32> {
+    let shift = u32::BITS - 1 - bits;
+    let upper = number.to_bits().checked_add(1 << (shift - 1))? >> shift;
+    widened(upper, bits).is_finite().then_some(upper)
 }
 
-fn tick_of(now_ms: u64) -> u16 {
-    (now_ms >> TICK_SHIFT) as u16
+fn widened(upper: u32, bits: u32) -> f32 {
+    f32::from_bits(upper << (u32::BITS - 1 - bits))
+}
+
+fn half_life_ms(hold: u8) -> f32 {
+    // Two confirmations double it.
+    let odd = if hold & 1 == 1 { std::f32::consts::SQRT_2 } else { 1.0 };
+    ((FRESH_HALF_LIFE_MS << (hold / 2)) as f32 * odd).min(HALF_LIFE_MS as f32)
+}
+
+fn fading(age_ms: u32, half_life_ms: f32) -> f32 {
+    if age_ms == 0 { 1.0 } else { (-(age_ms as f32) / half_life_ms).exp2() }
+}
+
+fn tick_of(now_ms: u64) -> u32 {
+    (now_ms >> TICK_SHIFT) as u32 & TICK_MASK
 }
 
 impl Learned {
-    /// Adds `amount` over `per` units. `memory`, in the same units, is how much of the past
-    /// counts beside it. What is not positive and finite is no evidence.
+    /// Adds `amount` over `per` units to what is steady. `memory`, in the same units, is how much
+    /// of the past counts beside it. What is not positive and finite is no evidence.
     ///
     /// ```
     /// use router_core::fleet::{Learned, Prior};
@@ -73,6 +131,26 @@ impl Learned {
     /// assert_eq!(us_per_byte.value(prior, 0), 15.0);
     /// ```
     pub fn observe(&self, amount: f32, per: f32, memory: f32, now_ms: u64) {
+        self.learn(amount, per, memory, now_ms, |old, _, tick| old.steady(tick));
+    }
+
+    /// The same for what may change at any moment and is avoided when it looks bad, so that
+    /// nobody sees it mended. Evidence fades with [`FRESH_HALF_LIFE_MS`] at first, and each time
+    /// that it has faded and is seen again, the half-life grows by two fifths, up to
+    /// [`HALF_LIFE_MS`]: what lasts is tried more and more rarely. Evidence of another state of
+    /// things takes the place of what is older.
+    pub fn follow(&self, amount: f32, per: f32, memory: f32, now_ms: u64) {
+        self.learn(amount, per, memory, now_ms, Evidence::followed);
+    }
+
+    fn learn(
+        &self,
+        amount: f32,
+        per: f32,
+        memory: f32,
+        now_ms: u64,
+        beside: impl Fn(Evidence, f32, u32) -> (f32, u8),
+    ) {
         let sound = |x: f32| x.is_finite() && x > 0.0;
         if !(sound(amount) && sound(per) && sound(memory)) {
             return;
@@ -80,10 +158,11 @@ impl Learned {
         let tick = tick_of(now_ms);
         let next = |word| {
             let old = Evidence::unpack(word);
-            let kept = old.weight_at(tick).min(memory);
+            let (kept, hold) = beside(old, amount / per, tick);
+            let kept = kept.min(memory);
             let weight = kept + per;
             let mean = (old.mean * kept + amount) / weight;
-            (mean.is_finite() && weight.is_finite()).then(|| Evidence { mean, weight, tick }.pack())
+            Evidence { mean, weight, hold, tick }.pack()
         };
         // An overflow leaves the old evidence, which is the better one.
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
@@ -107,8 +186,7 @@ impl Learned {
 
     /// When the last evidence came, as far as it can be told: for the choice of what to forget.
     pub(super) fn age_ms(&self, now_ms: u64) -> u32 {
-        let evidence = Evidence::unpack(self.0.load(Ordering::Relaxed));
-        u32::from(tick_of(now_ms).wrapping_sub(evidence.tick)) << TICK_SHIFT
+        Evidence::unpack(self.0.load(Ordering::Relaxed)).age_ms(tick_of(now_ms))
     }
 }
 
@@ -146,6 +224,49 @@ mod tests {
             rate.observe(20.0, 1.0, 10.0, 0);
         }
         assert!(rate.value(PRIOR, 0) > 17.0, "{}", rate.value(PRIOR, 0));
+    }
+
+    /// When it looks nearly like any other: a twentieth worse.
+    fn tried_after_ms(rate: &Learned, from_ms: u64) -> u64 {
+        let tried =
+            (from_ms..).step_by(16).find(|now| rate.value(PRIOR, *now) < PRIOR.value * 1.05);
+        tried.unwrap() - from_ms
+    }
+
+    #[test]
+    fn what_is_seen_again_and_again_holds_longer_each_time() {
+        let rate = Learned::default();
+        for _ in 0..20 {
+            rate.follow(60.0, 1.0, 16.0, 0);
+        }
+        let (mut now, mut before, mut trials) = (0, 0, 0);
+        while now < 600_000 {
+            let waits = tried_after_ms(&rate, now);
+            assert!(waits >= before, "{waits} ms after {before} ms");
+            assert!(waits <= 1_600.max(now), "avoided for longer than it was bad: {waits} ms");
+            (now, before, trials) = (now + waits, waits, trials + 1);
+            rate.follow(60.0, 1.0, 16.0, now);
+            assert!(rate.value(PRIOR, now) > 50.0, "one more is enough to know it again");
+        }
+        assert!(trials < 25, "{trials} trials in ten minutes");
+    }
+
+    #[test]
+    fn one_good_trial_mends_what_is_long_known_for_bad() {
+        let rate = Learned::default();
+        for second in 0..600 {
+            rate.follow(60.0, 1.0, 16.0, second * 1000);
+        }
+        assert!(rate.value(PRIOR, 599_000) > 50.0);
+        rate.follow(9.0, 1.0, 16.0, 601_000);
+        assert!(rate.value(PRIOR, 601_000) < 10.0, "{}", rate.value(PRIOR, 601_000));
+        // What is steady takes more than one to be told otherwise.
+        let steady = Learned::default();
+        for second in 0..600 {
+            steady.observe(60.0, 1.0, 16.0, second * 1000);
+        }
+        steady.observe(9.0, 1.0, 16.0, 601_000);
+        assert!(steady.value(PRIOR, 601_000) > 40.0);
     }
 
     #[test]

@@ -62,12 +62,12 @@ impl Links {
 
     /// `bytes` of KV cache went over in `ms` of transfer.
     pub fn transferred(&mut self, prefill: u64, decode: u64, bytes: f32, ms: f32, now_ms: u64) {
-        self.slot(prefill, decode, now_ms).speed.observe(bytes, ms, SPEED_MEMORY_MS, now_ms);
+        self.slot(prefill, decode, now_ms).speed.follow(bytes, ms, SPEED_MEMORY_MS, now_ms);
     }
 
     /// A round-trip time of a connection between the two.
     pub fn round_trip(&mut self, prefill: u64, decode: u64, rtt_us: f32, now_ms: u64) {
-        self.slot(prefill, decode, now_ms).rtt.observe(rtt_us, 1.0, RTT_MEMORY, now_ms);
+        self.slot(prefill, decode, now_ms).rtt.follow(rtt_us, 1.0, RTT_MEMORY, now_ms);
     }
 
     fn set(&self, key: u64) -> &[Slot] {

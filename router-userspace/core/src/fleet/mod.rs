@@ -24,7 +24,7 @@ pub use agents::AgentAddress;
 pub use engine_load::{EngineCell, EngineLoad, Reported};
 pub use facts::Facts;
 pub use health::{ERRORS_TO_OPEN, Health, OPEN_MS, PROBES_TO_OPEN, Verdict};
-pub use learned::{HALF_LIFE_MS, Learned, Prior};
+pub use learned::{FRESH_HALF_LIFE_MS, HALF_LIFE_MS, Learned, Prior};
 pub use line::{Head, Line};
 pub use links::{Link, LinkPrior, Links};
 pub use load::{Load, LoadCell, STALE_MS};

@@ -53,8 +53,13 @@ impl Experience {
         self.prefill.observe(ms * 1000.0, work_bytes, WORK_MEMORY_BYTES, now_ms);
     }
 
-    /// A decode step took as long as one of an idle engine that takes `step_us`.
+    /// A decode step of a worker took as long as one of an idle engine that takes `step_us`.
     pub fn stepped(&self, step_us: f32, now_ms: u64) {
+        self.step.follow(step_us, 1.0, STEP_MEMORY, now_ms);
+    }
+
+    /// The same of a pool, whose engines differ: of what is usual there.
+    pub fn one_stepped(&self, step_us: f32, now_ms: u64) {
         self.step.observe(step_us, 1.0, STEP_MEMORY, now_ms);
     }
 

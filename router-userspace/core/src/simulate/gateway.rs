@@ -220,9 +220,8 @@ impl Gateway {
         self.pool.answered(tokens as f32, now as u64);
         if self.way != Way::Agents && itl_ms > 0.0 {
             let step_us = step_us_of_idle(itl_ms as f32 * 1000.0, batch, &self.assumptions);
-            for experience in [&self.pool, &self.workers[sent.pair.decode]] {
-                experience.stepped(step_us, now as u64);
-            }
+            self.pool.one_stepped(step_us, now as u64);
+            self.workers[sent.pair.decode].stepped(step_us, now as u64);
         }
     }
 
@@ -361,7 +360,7 @@ impl Gateway {
                 let others = load.others_requests * pool.request_tokens;
                 let batch = self.usage[id].kv_tokens as f32 + others;
                 let step_us = step_us_of_idle(load.itl_us, batch, &self.assumptions);
-                self.pool.stepped(step_us, now as u64);
+                self.pool.one_stepped(step_us, now as u64);
                 self.workers[id].stepped(step_us, now as u64);
             }
         }
