@@ -111,7 +111,8 @@ fn agents_move_the_load_from_a_slow_prefill_and_a_busy_link() {
 fn short_of_room_at_decode_nobody_waits_longer_than_by_a_baseline() {
     let trace = Trace::synthetic(400, 2);
     let setup = Setup { decodes: 3, ..Setup::default() };
-    let mean = |name: &str| run(&setup, &trace, name.parse().unwrap(), 0.9, 1..3).ttft_ms.mean;
+    // Two seeds differ by more than the policies do.
+    let mean = |name: &str| run(&setup, &trace, name.parse().unwrap(), 0.9, 1..9).ttft_ms.mean;
     let ours = mean("predicted");
     for name in ["round_robin", "least_load", "cache_aware", "reported_1s"] {
         assert!(ours < mean(name), "{ours} ms, {name} {} ms", mean(name));
