@@ -115,6 +115,10 @@ fn is_new(key: &QueuePairKey, opcode: u8, asked: &Read) -> bool {
 }
 
 #[inline(always)]
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "by value it would be copied to the stack, of which there are 512 bytes"
+)]
 fn sequences(key: &QueuePairKey) -> Option<*mut Sequences> {
     static NEW: Sequences = Sequences::NEW;
     if let Some(sequences) = SEQUENCES.get_ptr_mut(key) {
