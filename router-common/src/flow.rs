@@ -127,6 +127,9 @@ pub struct Connection {
     pub acked_syn: u32,
     /// The TCP state that was last seen.
     pub state: u32,
+    /// Eight times the smoothed round trip, as the socket had it last; 0 before the first.
+    pub srtt_us_by_8: u32,
+    pub reserved: u32,
     pub since_ns: u64,
 }
 
@@ -149,9 +152,9 @@ pub struct PairStats {
     /// where `rx_bytes` waits for the connection's next change of state.
     pub arrived_bytes: u64,
     pub retransmits: u64,
-    /// Sum and number of smoothed round-trip times.
-    pub srtt_us_sum: u64,
-    pub srtt_samples: u64,
+    /// Sum and number of measured round-trip times.
+    pub rtt_us_sum: u64,
+    pub rtt_samples: u64,
     /// Sum of the socket's samples of what it delivered, and of the times that took: their ratio
     /// is the speed while something moves, whatever the pauses between.
     pub rate_bytes: u64,
@@ -307,7 +310,7 @@ const _: () = {
     assert!(size_of::<Settings>() == 16);
     assert!(size_of::<FlowKey>() == 36);
     assert!(size_of::<PairKey>() == 12);
-    assert!(size_of::<Connection>() == 56);
+    assert!(size_of::<Connection>() == 64);
     assert!(size_of::<PairStats>() == 96);
     assert!(size_of::<PodTraffic>() == 64);
     assert!(size_of::<PodHttp>() == 15 * 8 + 2 * 8 * BUCKETS);

@@ -94,8 +94,8 @@ static NOTHING: PairStats = PairStats {
     rx_bytes: 0,
     arrived_bytes: 0,
     retransmits: 0,
-    srtt_us_sum: 0,
-    srtt_samples: 0,
+    rtt_us_sum: 0,
+    rtt_samples: 0,
     rate_bytes: 0,
     rate_us: 0,
 };

@@ -103,7 +103,7 @@ fn observe(ctx: &SockOpsContext) -> Option<()> {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(ctx),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(ctx),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(ctx),
-        BPF_SOCK_OPS_RTT_CB | BPF_SOCK_OPS_RETRANS_CB => {
+        op @ (BPF_SOCK_OPS_RTT_CB | BPF_SOCK_OPS_RETRANS_CB) => {
             let connection = CONNECTIONS.get_ptr_mut(flow(ctx)?)?;
             // SAFETY: live map values.
             let key = unsafe { (*connection).pair };
@@ -112,7 +112,9 @@ fn observe(ctx: &SockOpsContext) -> Option<()> {
                 // SAFETY: live map values.
                 unsafe { account(ctx, connection, stats, fins) };
             }
-            sample(ctx, stats);
+            if op == BPF_SOCK_OPS_RTT_CB {
+                sample(ctx, connection, stats);
+            }
             Some(())
         }
         BPF_SOCK_OPS_STATE_CB => changed(ctx),
@@ -293,16 +295,23 @@ unsafe fn account(
     }
 }
 
+/// A round trip was measured.
 #[inline(always)]
-fn sample(ctx: &SockOpsContext, stats: *mut PairStats) {
-    // The kernel keeps eight times the smoothed round trip.
-    let srtt_us = field!(ctx, srtt_us) >> 3;
-    if srtt_us > 0 {
-        // SAFETY: live map values.
-        unsafe {
-            add(&raw mut (*stats).srtt_us_sum, srtt_us as u64);
-            add(&raw mut (*stats).srtt_samples, 1);
-        }
+fn sample(ctx: &SockOpsContext, connection: *mut Connection, stats: *mut PairStats) {
+    // The kernel keeps eight times the smoothed round trip, and each time adds what was measured
+    // less an eighth of that (net/ipv4/tcp_input.c): so what was measured can be told, and a way
+    // that is good again is not held for bad until the mean has forgotten.
+    let now = field!(ctx, srtt_us);
+    // SAFETY: live map values.
+    unsafe {
+        let before = (*connection).srtt_us_by_8;
+        (*connection).srtt_us_by_8 = now;
+        let measured_us = match before {
+            0 => now >> 3,
+            _ => (now + (before >> 3)).saturating_sub(before),
+        };
+        add(&raw mut (*stats).rtt_us_sum, measured_us as u64);
+        add(&raw mut (*stats).rtt_samples, 1);
     }
     // Segments that were delivered, and how long that took, as the kernel's congestion control
     // samples them (net/ipv4/tcp_rate.c).

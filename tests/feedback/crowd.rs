@@ -1,4 +1,4 @@
-//! Clients of both gateways that ask without a pause, and what became of every request.
+//! Clients of both gateways that ask again and again, and what became of every request.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -53,6 +53,32 @@ impl Crowd {
             }
         }
         crowd
+    }
+
+    /// Clients of each gateway in turn, each with one request, `every` so often: whatever becomes of
+    /// those before.
+    pub(crate) fn arriving(gateways: &[Gateway], every: Duration) -> Crowd {
+        let asked: Arc<Mutex<Vec<Asked>>> = Arc::default();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (gateways, all, stopped) = (gateways.to_vec(), Arc::clone(&asked), Arc::clone(&stop));
+        let arrivals = std::thread::spawn(move || {
+            let (mut clients, mut next) = (Vec::new(), Instant::now());
+            for gateway in gateways.iter().cycle() {
+                if stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+                std::thread::sleep(next.saturating_duration_since(Instant::now()));
+                next += every;
+                let (gateway, asked) = (gateway.clone(), Arc::clone(&all));
+                clients.push(std::thread::spawn(move || {
+                    enter(&gateway.outside);
+                    let one = one(gateway.address);
+                    asked.lock().expect("no client panics").push(one);
+                }));
+            }
+            clients.into_iter().for_each(|client| client.join().expect("a client"));
+        });
+        Crowd { asked, stop, threads: vec![arrivals] }
     }
 
     /// Everything that was asked from `from` to `to`.

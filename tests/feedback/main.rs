@@ -11,6 +11,7 @@ mod space;
 mod wire;
 
 mod agents;
+mod around;
 mod crowd;
 mod liar;
 mod moves;

@@ -19,7 +19,7 @@ use crate::space::Space;
 /// How long anything may take that is waited for.
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 pub(crate) const AGENT_PORT: u16 = 9911;
-const TOKEN: &str = "a-token-of-this-test";
+pub(crate) const TOKEN: &str = "a-token-of-this-test";
 
 /// One engine in its pod.
 pub(crate) struct Engine {
@@ -163,6 +163,14 @@ impl Site {
     }
 }
 
+impl Site {
+    /// The process of the gateway that was started as the `at`-th.
+    #[allow(dead_code, reason = "the bench asks what it costs")]
+    pub(crate) fn gateway_pid(&self, at: usize) -> u32 {
+        self.gateways[at].child.id()
+    }
+}
+
 fn start(space: &Space, log: PathBuf, program: PathBuf, words: Vec<String>) -> Process {
     let file = File::create(&log).expect("a log");
     let child = space.run(move || {
@@ -178,7 +186,7 @@ fn start(space: &Space, log: PathBuf, program: PathBuf, words: Vec<String>) -> P
 #[derive(Clone, Debug)]
 pub(crate) struct Gateway {
     pub(crate) address: SocketAddr,
-    admin: SocketAddr,
+    pub(crate) admin: SocketAddr,
     /// The namespace it is in.
     pub(crate) outside: String,
 }

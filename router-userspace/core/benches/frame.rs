@@ -71,7 +71,7 @@ fn pair(at: u64) -> PairRecord {
         age_us: 900,
         open: 4,
         tx_bytes_per_s: 1e9,
-        srtt_us: Value::exact(80.0),
+        rtt_us: Value::exact(80.0),
         transfer_bytes_per_s: Value::exact(9e9),
         ..PairRecord::default()
     }

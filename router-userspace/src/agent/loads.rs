@@ -350,7 +350,7 @@ fn pair_load(
         rx_bytes: stats.rx_bytes,
         arrived_bytes: stats.arrived_bytes,
         retransmits: stats.retransmits,
-        rtt_us: stats.srtt_us_sum.checked_div(stats.srtt_samples),
+        rtt_us: stats.rtt_us_sum.checked_div(stats.rtt_samples),
         tx_bytes_per_second: counters.tx_per_second,
         rx_bytes_per_second: counters.rx_per_second,
         age_ms: milliseconds(now - counters.read),

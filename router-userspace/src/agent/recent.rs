@@ -26,8 +26,8 @@ const SEGMENT_BYTES: f64 = 1448.0;
 const TX: usize = 0;
 const RX: usize = 1;
 const RETRANSMITS: usize = 2;
-const SRTT_US: usize = 3;
-const SRTTS: usize = 4;
+const RTT_US: usize = 3;
+const RTTS: usize = 4;
 const RATE_BYTES: usize = 5;
 const RATE_US: usize = 6;
 
@@ -90,8 +90,8 @@ impl Recent {
                     stats.tx_bytes,
                     stats.rx_bytes,
                     stats.retransmits,
-                    stats.srtt_us_sum,
-                    stats.srtt_samples,
+                    stats.rtt_us_sum,
+                    stats.rtt_samples,
                     stats.rate_bytes,
                     stats.rate_us,
                 ],
@@ -305,7 +305,7 @@ fn pair(
         tx_bytes_per_s: growth.per_second(TX) as f32,
         rx_bytes_per_s: growth.per_second(RX) as f32,
         retransmits_per_s: growth.per_second(RETRANSMITS) as f32,
-        srtt_us: ratio(SRTT_US, SRTTS, 1.0),
+        rtt_us: ratio(RTT_US, RTTS, 1.0),
         transfer_bytes_per_s: ratio(RATE_BYTES, RATE_US, 1e6),
         transfer_us: u32::try_from(growth.by[RATE_US]).unwrap_or(u32::MAX),
         ..record
@@ -379,9 +379,9 @@ mod tests {
         };
         let moving = pair(frame::PairKey::default(), &counters, Some(growth), counters.read);
         assert_eq!(moving.tx_bytes_per_s, 5e6);
-        assert_eq!(moving.srtt_us, Value::exact(1_000.0));
+        assert_eq!(moving.rtt_us, Value::exact(1_000.0));
         assert_eq!((moving.transfer_bytes_per_s, moving.transfer_us), (Value::exact(2e8), 4_000));
         let idle = pair(frame::PairKey::default(), &counters, None, counters.read);
-        assert_eq!((idle.open, idle.srtt_us), (2, Value::UNKNOWN));
+        assert_eq!((idle.open, idle.rtt_us), (2, Value::UNKNOWN));
     }
 }

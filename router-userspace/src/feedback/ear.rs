@@ -203,8 +203,8 @@ impl Ear {
                     };
                     let (p, d) = (prefill.worker.identity, decode.worker.identity);
                     let links = links.get_or_insert_with(|| view.links());
-                    if let Some(srtt_us) = pair.srtt_us.known() {
-                        links.round_trip(p, d, srtt_us, now_ms);
+                    if let Some(rtt_us) = pair.rtt_us.known() {
+                        links.round_trip(p, d, rtt_us, now_ms);
                     }
                     let speed = pair.transfer_bytes_per_s.known();
                     if let Some(speed) = speed.filter(|_| own.role == Role::Prefill) {

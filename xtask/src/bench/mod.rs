@@ -40,9 +40,10 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
     let names = if flags.name == "core" { &CORE[..] } else { &[flags.name.as_str()] };
     bench.arg("bench").args(names.iter().flat_map(|name| ["--bench", name]));
     bench.arg("--").args(&flags.rest);
-    if flags.name == "kernel" {
+    if matches!(&*flags.name, "kernel" | "feedback") {
         let binaries = workspace::build_release_binaries()?;
-        bench.env("PD_ROUTER_BIN", binaries.pd_router).env("PD_ROUTER_EBPF_OBJECT", ebpf::build()?);
+        bench.env("PD_ROUTER_BIN", binaries.pd_router).env("SGLANG_SIM_BIN", binaries.sglang_sim);
+        bench.env("PD_ROUTER_EBPF_OBJECT", ebpf::build()?);
     }
     shell::run(&mut bench)
 }

@@ -145,7 +145,7 @@ impl Pool {
             members,
             fits: Vec::new(),
             unfit: Vec::new(),
-            experience: Arc::default(),
+            experience: Arc::new(Experience::of_pool()),
         };
         let (told, silent): (Vec<usize>, Vec<usize>) =
             (0..pool.members.len()).partition(|&i| pool.members[i].facts.is_some());

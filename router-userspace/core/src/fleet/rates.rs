@@ -16,6 +16,9 @@ const REQUEST_MEMORY: f32 = 200.0;
 const MOST_SURPRISE: f32 = 3.0;
 /// A step time follows the engine faster than a mean of requests does.
 const STEP_MEMORY: f32 = 16.0;
+/// A pool remembers so many times what one worker does. What was assumed before weighs little beside
+/// it then: else a worker of which nothing is known would look worse, or better, than the others.
+const POOL_MEMORY: f32 = 16.0;
 
 /// What is believed now, evidence and priors mixed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -37,6 +40,7 @@ pub struct Rates {
 /// The evidence for each of the [`Rates`], of one worker or of a whole pool.
 #[derive(Debug, Default)]
 pub struct Experience {
+    is_pool: bool,
     prefill: Learned,
     step: Learned,
     kv_bytes: Learned,
@@ -46,11 +50,20 @@ pub struct Experience {
 }
 
 impl Experience {
+    /// That of a pool's workers together.
+    pub fn of_pool() -> Experience {
+        Experience { is_pool: true, ..Experience::default() }
+    }
+
+    fn memory(&self, of_one: f32) -> f32 {
+        if self.is_pool { of_one * POOL_MEMORY } else { of_one }
+    }
+
     /// `work_bytes` of prompts, the ones that waited before it included, took `ms` where `usual`
     /// were expected. One that took many times as long waited for something else.
     pub fn prefilled(&self, work_bytes: f32, ms: f32, usual_ms: f32, now_ms: u64) {
         let ms = ms.min(usual_ms * MOST_SURPRISE).max(usual_ms / MOST_SURPRISE);
-        self.prefill.observe(ms * 1000.0, work_bytes, WORK_MEMORY_BYTES, now_ms);
+        self.prefill.observe(ms * 1000.0, work_bytes, self.memory(WORK_MEMORY_BYTES), now_ms);
     }
 
     /// A decode step of a worker took as long as one of an idle engine that takes `step_us`.
@@ -60,12 +73,12 @@ impl Experience {
 
     /// The same of a pool, whose engines differ: of what is usual there.
     pub fn one_stepped(&self, step_us: f32, now_ms: u64) {
-        self.step.observe(step_us, 1.0, STEP_MEMORY, now_ms);
+        self.step.observe(step_us, 1.0, self.memory(STEP_MEMORY), now_ms);
     }
 
     /// The KV cache of `prompt_bytes` was `kv_bytes`.
     pub fn sent(&self, prompt_bytes: f32, kv_bytes: f32, now_ms: u64) {
-        self.kv_bytes.observe(kv_bytes, prompt_bytes, WORK_MEMORY_BYTES, now_ms);
+        self.kv_bytes.observe(kv_bytes, prompt_bytes, self.memory(WORK_MEMORY_BYTES), now_ms);
     }
 
     /// An answer ended after `tokens`.

@@ -178,7 +178,7 @@ fn pair_differs(old: &PairRecord, new: &PairRecord) -> bool {
         || differs(old.tx_bytes_per_s, new.tx_bytes_per_s)
         || differs(old.rx_bytes_per_s, new.rx_bytes_per_s)
         || differs(old.retransmits_per_s, new.retransmits_per_s)
-        || value_differs(old.srtt_us, new.srtt_us)
+        || value_differs(old.rtt_us, new.rtt_us)
         || value_differs(old.transfer_bytes_per_s, new.transfer_bytes_per_s)
         || (old.transfer_us > 0) != (new.transfer_us > 0)
 }

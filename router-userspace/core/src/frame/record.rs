@@ -192,8 +192,8 @@ record! {
         tx_bytes_per_s: f32 = MAX_RATE,
         rx_bytes_per_s: f32 = MAX_RATE,
         retransmits_per_s: f32 = MAX_RATE,
-        /// Smoothed round trips, as the pod's sockets have them.
-        srtt_us: Value = up_to(MAX_TIME_US),
+        /// Round trips, as the pod's sockets measure them.
+        rtt_us: Value = up_to(MAX_TIME_US),
         /// How fast data went while it moved, and for how long it did, over the last fraction of
         /// a second.
         transfer_bytes_per_s: Value = up_to(MAX_RATE),

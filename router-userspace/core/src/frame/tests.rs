@@ -52,14 +52,14 @@ fn pair() -> impl Strategy<Value = PairRecord> {
         PairKey { pod, peer, class: [Other, Engine, Bootstrap, Kv, KvControl][class] }
     });
     (key, 0u32..1_000_000, 0.0f32..1e10, value(1e9), value(1e10)).prop_map(
-        |(key, age_us, rate, srtt_us, transfer_bytes_per_s)| PairRecord {
+        |(key, age_us, rate, rtt_us, transfer_bytes_per_s)| PairRecord {
             key,
             age_us,
             open: age_us % 7,
             tx_bytes_per_s: rate,
             rx_bytes_per_s: rate / 2.0,
             retransmits_per_s: 0.0,
-            srtt_us,
+            rtt_us,
             transfer_bytes_per_s,
             transfer_us: age_us,
         },

@@ -130,7 +130,7 @@ impl Gateway {
             waiting: VecDeque::new(),
             past: (0..workers).map(|_| History::default()).collect(),
             dead: vec![false; workers],
-            pool: Experience::default(),
+            pool: Experience::of_pool(),
             workers: (0..workers).map(|_| Experience::default()).collect(),
             assumptions,
             index: PrefixIndex::new(capacity),

@@ -139,7 +139,8 @@ impl<'a> Build<'a> {
 
     /// What was learned of the pool of this name, or nothing yet.
     pub(super) fn experience(&mut self, pool: &ObjectName) -> Arc<Experience> {
-        Arc::clone(self.experience.entry(pool.clone()).or_default())
+        let entry = self.experience.entry(pool.clone());
+        Arc::clone(entry.or_insert_with(|| Arc::new(Experience::of_pool())))
     }
 
     fn name_duplicates(&mut self) {

@@ -1,0 +1,58 @@
+//! Requests past the gateways: both legs, each straight to its engine, as another router would.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use router_tests::manifests::{BOOTSTRAP_PORT, ENGINE_PORT};
+use serde_json::json;
+
+use crate::crowd::prompt;
+use crate::site::{ask, enter, post};
+
+/// What is asked, again and again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Question {
+    pub(crate) prompt_bytes: usize,
+    pub(crate) tokens: u32,
+}
+
+/// Asks a pair from the namespace `outside`, one request after the other, until told to stop.
+pub(crate) fn around(
+    pair: [IpAddr; 2],
+    question: Question,
+    outside: String,
+    stop: Arc<AtomicBool>,
+) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        while !stop.load(Ordering::Relaxed) {
+            let body = json!({
+                "text": prompt(question.prompt_bytes),
+                "stream": true,
+                "sampling_params": {"max_new_tokens": question.tokens, "ignore_eos": true},
+                "bootstrap_host": pair[0].to_string(),
+                "bootstrap_port": BOOTSTRAP_PORT,
+                "bootstrap_room": room(),
+            });
+            let request = post("/generate", &body.to_string());
+            let legs = pair.map(|engine| {
+                let (request, outside) = (request.clone(), outside.clone());
+                std::thread::spawn(move || {
+                    enter(&outside);
+                    ask(SocketAddr::new(engine, ENGINE_PORT), &request).map(|(head, _)| head)
+                })
+            });
+            for leg in legs {
+                let head = leg.join().expect("a leg").expect("an engine's answer");
+                assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+            }
+        }
+    })
+}
+
+/// Different for every call: the hash of nothing, by keys that the standard library draws.
+fn room() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0) >> 1
+}
