@@ -9,6 +9,7 @@ mod gateways;
 mod load;
 mod outage;
 mod rollout;
+mod thousand;
 mod tls;
 
 use std::path::{Path, PathBuf};

@@ -24,6 +24,10 @@ pub(crate) struct Flags {
     /// what is quick.
     #[arg(long)]
     all: bool,
+    /// Of suites that run the programs: those as they are shipped, and what the tests print, figures
+    /// among it, though they pass.
+    #[arg(long)]
+    release: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -118,7 +122,7 @@ fn kernel_object() -> Result<PathBuf> {
 }
 
 fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
-    let mut runner = runner(suite);
+    let mut runner = runner(suite, flags);
     match suite {
         // No suite selects packages: features then unify alike and nothing is built twice.
         Suite::Unit => runner.args(["--lib", "--bins"]),
@@ -141,7 +145,7 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
         runner.args(["--", "--skip", "vm::"]);
     }
     if suite.needs_programs() {
-        equip(&mut runner)?;
+        equip(&mut runner, flags.release)?;
     }
     if suite == Suite::RealSglang {
         real_sglang::equip(&mut runner)?;
@@ -203,8 +207,11 @@ fn engine_tests() -> Result<Vec<String>> {
 }
 
 /// Passes what a test of another package cannot ask cargo for: programs and the venv.
-fn equip(runner: &mut Command) -> Result<()> {
-    let Binaries { pd_router, sglang_sim } = workspace::build_binaries()?;
+fn equip(runner: &mut Command, release: bool) -> Result<()> {
+    let Binaries { pd_router, sglang_sim } = match release {
+        true => workspace::build_release_binaries()?,
+        false => workspace::build_binaries()?,
+    };
     runner.env("PD_ROUTER_BIN", pd_router).env("SGLANG_SIM_BIN", sglang_sim);
     match python::venv() {
         Ok(python) => _ = runner.env("PD_ROUTER_PYTHON", python),
@@ -228,7 +235,7 @@ fn equip_agents(runner: &mut Command) -> Result<()> {
 }
 
 /// cargo-nextest where it is installed (it runs each test as a process of its own), else cargo.
-fn runner(suite: Suite) -> Command {
+fn runner(suite: Suite, flags: &Flags) -> Command {
     let mut command = shell::command(workspace::cargo());
     let by_cargo_alone = matches!(suite, Suite::Doc | Suite::RealSglang);
     if !by_cargo_alone && shell::which("cargo-nextest").is_some() {
@@ -236,8 +243,14 @@ fn runner(suite: Suite) -> Command {
         if judged() {
             command.args(["--profile", "ci"]);
         }
+        if flags.release {
+            command.args(["--success-output", "immediate"]);
+        }
     } else {
         command.args(["test", "--no-fail-fast"]);
+        if flags.release {
+            command.env("RUST_TEST_NOCAPTURE", "1");
+        }
     }
     command
 }
