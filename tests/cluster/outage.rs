@@ -1,17 +1,73 @@
 //! The control plane goes away, and comes back with another memory; what was read last is served.
-//!
-//! The API server is away for as long as it takes to start, some seconds: for the gateway a minute
-//! is the same with more retries, which its unit tests bound.
+
+use std::time::{Duration, Instant};
 
 use router_tests::manifests::LISTENER_PORT;
-use router_tests::{Fleet, eventually};
+use router_tests::{Fleet, Gateway, eventually};
 use sglang_sim::{Config, Role};
 
 use crate::load::Load;
-use crate::{ELECTED, Scene, phase};
+use crate::{ELECTED, Scene, members, phase};
 
 const CLIENTS: usize = 4;
 const MORE: usize = 50;
+/// How long the API server is away.
+const AWAY: Duration = Duration::from_secs(60);
+/// Between two looks at what is served meanwhile.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Waits until nothing is left to complain about.
+async fn every_watch_goes_on(gateway: &Gateway) {
+    eventually("every watch goes on", ELECTED, async || {
+        gateway.fleet().await["problems"].as_array().is_some_and(Vec::is_empty).then_some(())
+    })
+    .await;
+}
+
+/// Answers take half a second: a minute of them leaves the machine to other tests.
+fn slow(config: Config) -> Config {
+    Config { inter_token: Duration::from_millis(60), ..config.instant() }
+}
+
+// kubectl blocks a thread; the engines need another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_server_that_is_away_for_a_minute_is_missed_by_no_request() {
+    let mut scene = Scene::with_documents().await;
+    let gateway = scene.replica().await;
+    let mut fleet = Fleet::start_with(1, 2, slow).await;
+    scene.serve(&gateway, &fleet).await;
+    let entrance = scene.entrance("inference-gateway", LISTENER_PORT).await;
+    let load = Load::start(entrance, CLIENTS);
+    load.more(CLIENTS).await;
+    let served = members(&gateway).await;
+
+    scene.cluster.stop_api_server();
+    let start = Instant::now();
+    while start.elapsed() < AWAY {
+        tokio::time::sleep(LOOK).await;
+        assert_eq!(members(&gateway).await, served, "after {:?}", start.elapsed());
+        load.more(1).await;
+    }
+    let problems = gateway.fleet().await["problems"].to_string();
+    assert!(problems.contains("Unreadable"), "{problems}");
+
+    scene.cluster.start_api_server().await;
+    scene.client = scene.cluster.client().await;
+    // Before the watches are back: what happened meanwhile comes with their new lists.
+    let left = fleet.decode[1].pod.clone();
+    fleet.add(Role::Decode, slow).await;
+    let added = fleet.decode[2].pod.clone();
+    scene.cluster.delete_pod(&scene.client, &left.name).await;
+    scene.cluster.finish_pod(&scene.client, &left.name).await;
+    scene.cluster.put_pod(&scene.client, &added).await;
+    let start = Instant::now();
+    phase(&gateway, &left.name, None).await;
+    phase(&gateway, &added.name, Some("ready")).await;
+    println!("caught up {:?} after the API server", start.elapsed());
+    fleet.decode[2].legs_arrived(1).await;
+    every_watch_goes_on(&gateway).await;
+    println!("{} requests, none failed", load.end().await);
+}
 
 // kubectl blocks a thread; the engines need another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -43,8 +99,5 @@ async fn an_etcd_that_is_restored_from_a_snapshot_ends_in_what_it_knows_and_fail
     phase(&gateway, &left.name, Some("ready")).await;
     load.more(MORE).await;
     println!("{} requests, none failed", load.end().await);
-    eventually("every watch goes on", ELECTED, async || {
-        gateway.fleet().await["problems"].as_array().is_some_and(Vec::is_empty).then_some(())
-    })
-    .await;
+    every_watch_goes_on(&gateway).await;
 }
