@@ -8,7 +8,11 @@ mod following;
 mod gateways;
 mod load;
 mod outage;
+mod proxied;
 mod rollout;
+#[path = "../kernel/space.rs"]
+#[allow(dead_code, reason = "the kernel tests use more of it")]
+mod space;
 mod thousand;
 mod tls;
 

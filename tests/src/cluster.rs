@@ -32,10 +32,11 @@ pub const ADMIN: &str = "admin";
 
 /// A cluster of one API server. Ends with the test.
 pub struct Cluster {
-    folder: Folder,
     address: Loopback,
     etcd: Option<Process>,
     api_server: Option<Process>,
+    /// Dropped last: the logs of the others are in it.
+    folder: Folder,
 }
 
 /// A child process, killed on drop; its output is in a file of the cluster's folder.
@@ -84,7 +85,7 @@ impl Cluster {
     pub async fn start() -> Cluster {
         let folder = Folder::new("cluster");
         let address = Loopback::claim();
-        let mut cluster = Cluster { folder, address, etcd: None, api_server: None };
+        let mut cluster = Cluster { address, etcd: None, api_server: None, folder };
         cluster.start_etcd();
         cluster.write_credentials();
         cluster.start_api_server().await;

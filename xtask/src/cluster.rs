@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::{shell, workspace};
+use crate::{setup, shell, workspace};
 
 /// Debian ships kube-apiserver as source only, so this builds it; some minutes, once.
 const RECIPE: &str = include_str!("cluster/apiserver.sh");
@@ -50,6 +50,20 @@ pub(crate) fn control_plane(build: bool) -> Result<ControlPlane> {
 pub(crate) fn kubectl() -> Result<PathBuf> {
     let (folder, _lock) = locked_folder()?;
     install_kubectl(&folder)
+}
+
+/// Finds or installs what plays kube-proxy's part in a network namespace.
+///
+/// # Errors
+/// It needs root, or cannot be installed here.
+pub(crate) fn node_rules() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("they need root");
+    }
+    match shell::which("nft") {
+        Some(_) => Ok(()),
+        None => setup::install(&["nftables"]),
+    }
 }
 
 /// The folder of these programs. Two chores at once: the second waits here and then finds the work

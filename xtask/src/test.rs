@@ -161,7 +161,7 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
         // Building one takes minutes, once: for who asks for it, and where changes are judged.
         match cluster::control_plane(judged() || flags.suite == Some(suite)) {
             Ok(plane) => {
-                equip_agents(&mut runner)?;
+                equip_cluster(&mut runner)?;
                 runner
                     .env("KUBE_APISERVER_BIN", plane.kube_apiserver)
                     .env("ETCD_BIN", plane.etcd)
@@ -221,15 +221,23 @@ fn equip(runner: &mut Command, release: bool) -> Result<()> {
     Ok(())
 }
 
-/// The kernel half for the agents on a cluster; their tests are left out where it cannot run.
-fn equip_agents(runner: &mut Command) -> Result<()> {
+/// What some tests on a cluster need besides: the kernel half for agents, and rules for a node's
+/// connections. They are left out where these cannot be had.
+fn equip_cluster(runner: &mut Command) -> Result<()> {
+    let mut left_out = Vec::new();
     match kernel_object() {
         Ok(object) => _ = runner.env("PD_ROUTER_EBPF_OBJECT", object),
-        Err(missing) if judged() => return Err(missing),
-        Err(missing) => {
-            println!("tests of agents on a cluster left out: {missing:#}");
-            runner.args(["--", "--skip", "agents::"]);
+        Err(missing) => left_out.push(("agents::", missing)),
+    }
+    if let Err(missing) = cluster::node_rules() {
+        left_out.push(("proxied::", missing));
+    }
+    for (at, (tests, missing)) in left_out.into_iter().enumerate() {
+        if judged() {
+            return Err(missing);
         }
+        println!("tests of a cluster left out, {tests} {missing:#}");
+        runner.args((at == 0).then_some("--")).args(["--skip", tests]);
     }
     Ok(())
 }

@@ -1,0 +1,194 @@
+//! The documents' request from another machine, by the address of the Gateway's Service alone: what
+//! kube-proxy does on a node is done by the kernel, with rules made of Services and pods as its own
+//! are. Needs root: the node and the client's machine are network namespaces.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::process::{Command, Stdio};
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use router_tests::cluster::GATEWAY_ACCOUNT;
+use router_tests::manifests::LISTENER_PORT;
+use router_tests::{Fleet, Gateway, eventually};
+use serde_json::json;
+
+use crate::space::Space;
+use crate::{ELECTED, NAMESPACE, Scene, chat, serves};
+
+/// What `deploy/` calls the gateway.
+const GATEWAY: &str = "pd-router-gateway";
+/// Requests of one client, each on a connection of its own.
+const REQUESTS: u64 = 10;
+
+/// A node on which the test itself runs, and a machine that knows no other way than through it.
+struct Site {
+    node: Space,
+    client: Space,
+}
+
+impl Site {
+    fn new() -> Site {
+        let (node, client) = (Space::new(), Space::new());
+        // Replicas listen on addresses of loopback, as pods of the node's own network may; the API
+        // server wants a node to have a way out.
+        node.sh(&format!(
+            "ip link add client type veth peer name eth0 netns {}
+             ip link set client up
+             ip addr add 192.0.2.1/24 dev client
+             ip route add default via 192.0.2.2
+             echo 1 > /proc/sys/net/ipv4/conf/client/route_localnet",
+            client.path()
+        ));
+        client.sh("ip link set eth0 up
+             ip addr add 192.0.2.2/24 dev eth0
+             ip route add default via 192.0.2.1");
+        Site { node, client }
+    }
+}
+
+/// The chains of one Service's port: where connections to it go, to each of the pods in turn.
+fn chains(name: &str, cluster_ip: &str, port: &ServicePort, pods: &[IpAddr]) -> Option<String> {
+    let Some(IntOrString::Int(target)) = port.target_port else { return None };
+    let name = format!("{name}-{}", port.port);
+    let mut text = String::new();
+    for (at, pod) in pods.iter().enumerate() {
+        let to = format!("meta l4proto tcp dnat to {pod}:{target}");
+        writeln!(text, "chain {name}-{at} {{ {to}; }}").ok()?;
+    }
+    let turns: Vec<String> = (0..pods.len()).map(|at| format!("{at} : goto {name}-{at}")).collect();
+    let turns = format!("numgen inc mod {} vmap {{ {} }}", pods.len(), turns.join(", "));
+    writeln!(
+        text,
+        "chain {name} {{ type nat hook prerouting priority dstnat;
+            ip daddr {cluster_ip} tcp dport {} {turns}; }}",
+        port.port
+    )
+    .ok()?;
+    Some(text)
+}
+
+/// Makes the rules of this node's kernel those of the Services, and of the pods that they select.
+async fn proxy(scene: &Scene) {
+    let pods: Api<Pod> = Api::namespaced(scene.client.clone(), NAMESPACE);
+    let mut rules = "table ip services\ndelete table ip services\ntable ip services {\n".to_owned();
+    for service in scene.services().await {
+        let Service { metadata, spec: Some(spec), .. } = service else { continue };
+        let selector = spec.selector.unwrap_or_default();
+        let selector: Vec<String> =
+            selector.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let selected = ListParams::default().labels(&selector.join(","));
+        let selected = pods.list(&selected).await.expect("listing pods");
+        let ip = |pod: Pod| pod.status?.pod_ip?.parse::<IpAddr>().ok();
+        let selected: Vec<IpAddr> = selected.items.into_iter().filter_map(ip).collect();
+        let name = metadata.name.expect("a name");
+        let cluster_ip = spec.cluster_ip.expect("an address");
+        for port in spec.ports.iter().flatten().filter(|_| !selected.is_empty()) {
+            rules += &chains(&name, &cluster_ip, port, &selected).unwrap_or_default();
+        }
+    }
+    rules += "}\n";
+    let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
+    let mut stdin = nft.stdin.take().expect("stdin is a pipe");
+    stdin.write_all(rules.as_bytes()).expect("writing rules");
+    drop(stdin);
+    assert!(nft.wait().expect("nft ends").success(), "{rules}");
+}
+
+/// A replica, and its pod as the Deployment would make it.
+async fn replica(scene: &Scene, name: &str) -> Gateway {
+    let kubeconfig = scene.cluster.kubeconfig(GATEWAY_ACCOUNT);
+    let flags = ["--gateway-service-type=ClusterIP"];
+    let gateway = Gateway::in_cluster(&kubeconfig, LISTENER_PORT, &flags);
+    let deployments: Api<Deployment> = Api::namespaced(scene.client.clone(), NAMESPACE);
+    let deployment = deployments.get(GATEWAY).await.expect("the Deployment");
+    let template = deployment.spec.expect("its spec").template;
+    let labels = template.metadata.and_then(|metadata| metadata.labels);
+    let pod = json!({
+        "metadata": {"name": name, "labels": labels},
+        "spec": {"nodeName": "node", "containers": [{"name": "gateway", "image": "none"}]},
+    });
+    let pod: Pod = serde_json::from_value(pod).expect("a pod");
+    let pods: Api<Pod> = Api::namespaced(scene.client.clone(), NAMESPACE);
+    pods.create(&PostParams::default(), &pod).await.expect("creating a pod");
+    let ip = gateway.address.ip().to_string();
+    let status = Patch::Strategic(json!({"status": {"podIP": ip, "podIPs": [{"ip": ip}]}}));
+    let patched = pods.patch_status(name, &PatchParams::default(), &status).await;
+    patched.expect("patching a pod's status");
+    gateway
+}
+
+/// The documents' request, sent from the client's machine.
+fn curl(client: &Space, address: &str, message: &str) -> Option<String> {
+    let (url, body) =
+        (format!("http://{address}:{LISTENER_PORT}/v1/chat/completions"), chat(message));
+    let output = client.run(move || {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--fail", "--connect-timeout", "2", "--max-time", "20", &url]);
+        curl.args(["-H", "Content-Type: application/json", "-d", &body.to_string()]);
+        curl.output().expect("curl runs")
+    });
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+async fn requests(gateway: &Gateway) -> f64 {
+    gateway.metric("pd_router_requests_total", &[]).await
+}
+
+async fn follows(client: &Space) {
+    let scene = Scene::with_documents().await;
+    let replicas = [replica(&scene, "gateway-0").await, replica(&scene, "gateway-1").await];
+    let fleet = Fleet::start(1, 1).await;
+    scene.serve(&replicas[0], &fleet).await;
+    serves(&replicas[1], &fleet).await;
+    let path = "jsonpath={.status.addresses[0].value}";
+    let address = eventually("the Gateway tells its address", ELECTED, async || {
+        let words = ["get", "gateway/inference-gateway", "-o", path];
+        Some(scene.cluster.kubectl(&words, "")).filter(|told| !told.is_empty())
+    })
+    .await;
+    let services = scene.services().await;
+    let spec = services[0].spec.as_ref().expect("a spec");
+    assert_eq!(spec.cluster_ip.as_deref(), Some(address.as_str()));
+
+    assert_eq!(curl(client, &address, "nobody is there yet"), None);
+    proxy(&scene).await;
+    let answer = eventually("the documents' request is answered", ELECTED, async || {
+        curl(client, &address, "Hello, this is a test")
+    })
+    .await;
+    assert!(answer.contains("chat.completion"), "{answer}");
+    for turn in 0..REQUESTS {
+        curl(client, &address, &format!("turn {turn}")).expect("an answer");
+    }
+    for gateway in &replicas {
+        assert!(requests(gateway).await >= REQUESTS as f64 / 2.0);
+    }
+
+    // A replica goes: first from the rules.
+    let pods: Api<Pod> = Api::namespaced(scene.client.clone(), NAMESPACE);
+    let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+    pods.delete("gateway-0", &now).await.expect("removing a pod");
+    proxy(&scene).await;
+    let [gone, stays] = replicas;
+    drop(gone);
+    let before = requests(&stays).await;
+    for turn in 0..REQUESTS {
+        curl(client, &address, &format!("turn {turn} by the other")).expect("an answer");
+    }
+    assert!(requests(&stays).await >= before + REQUESTS as f64);
+}
+
+#[test]
+fn the_documents_request_from_another_machine_reaches_every_replica_by_the_services_address() {
+    let Site { node, client } = Site::new();
+    node.run(move || {
+        // Its threads are born in the node's network, and what it starts is too.
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(2).enable_all().build().expect("a runtime");
+        runtime.block_on(follows(&client));
+    });
+}
