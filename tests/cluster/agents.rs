@@ -93,6 +93,12 @@ impl Agent {
         Some(self.client.try_send(request).await.ok()?.answer().await)
     }
 
+    /// What the kubelet is told, without a token.
+    async fn readiness(&self) -> Option<(u16, String)> {
+        let answer = self.ask("/readyz", None).await?;
+        Some((answer.status.as_u16(), answer.text()))
+    }
+
     /// The pods of its node with their roles.
     async fn pods(&self) -> Option<BTreeMap<String, Value>> {
         let loads = self.ask("/v1/loads", Some(TOKEN)).await?.expect_status(200).json();
@@ -153,7 +159,7 @@ async fn an_agent_knows_its_nodes_pods_and_outlives_an_api_server_that_is_away()
         let refused = agent.ask("/v1/loads", token).await.expect("an answer");
         assert_eq!(refused.status, 401, "{token:?}");
     }
-    assert_eq!(agent.ask("/readyz", None).await.expect("an answer").status, 200);
+    assert_eq!(agent.readiness().await, Some((200, "ok\n".to_owned())));
 
     cluster.delete_pod(&client, &bystander.name).await;
     cluster.finish_pod(&client, &bystander.name).await;
@@ -165,7 +171,18 @@ async fn an_agent_knows_its_nodes_pods_and_outlives_an_api_server_that_is_away()
     })
     .await;
     agent.knows("what was read goes on", &all[..2]).await;
+    // One that has read something stays ready; one that has not is alive, and is not.
+    assert_eq!(agent.readiness().await, Some((200, "ok\n".to_owned())));
+    let second = Agent::start(&cluster);
+    let unready = eventually("the second agent answers", SOON, async || second.readiness().await);
+    assert_eq!(unready.await, (503, "no pods have been read yet\n".to_owned()));
+    assert_eq!(second.ask("/livez", None).await.expect("an answer").status, 200);
     cluster.start_api_server().await;
+    eventually("the second agent is ready", SOON, async || {
+        (second.readiness().await?.0 == 200).then_some(())
+    })
+    .await;
+    second.knows("it is ready with what it has read", &all[..2]).await;
     let (late, _e) = pod("decode-2", "decode");
     cluster.put_pod_on(&cluster.client().await, NODE, &late).await;
     let with_late = [all[0].clone(), all[1].clone(), ("decode-2", "decode".into())];

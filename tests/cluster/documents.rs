@@ -85,6 +85,36 @@ async fn everybody_is_told(cluster: &Cluster) {
         spelled(&policy["status"]["conditions"]),
         ["Accepted=True/Accepted", "Ready=True/Ready"]
     );
+    columns(cluster);
+}
+
+/// What `kubectl get` shows of our kinds, its last column apart: the age.
+fn columns(cluster: &Cluster) {
+    for (kind, wanted) in [
+        ("xinfpool", [&["NAME", "PORT", "ACCEPTED"][..], &["qwen-inference-pool", "8000", "True"]]),
+        (
+            "itp",
+            [
+                &["NAME", "POOL", "RUNTIME", "BOOTSTRAP", "ACCEPTED", "READY", "REASON"],
+                &[
+                    "inference-policy",
+                    "qwen-inference-pool",
+                    "sglang",
+                    "34000",
+                    "True",
+                    "True",
+                    "Ready",
+                ],
+            ],
+        ),
+    ] {
+        let table = cluster.kubectl(&["get", kind], "");
+        let mut rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        for wanted in wanted {
+            let row = rows.next().unwrap_or_default();
+            assert_eq!(row.split_last().map(|(_, row)| row), Some(wanted), "{table}");
+        }
+    }
 }
 
 // kubectl and curl block a thread; the engines need another.
