@@ -1,23 +1,25 @@
-//! The documents' request from another machine, by the address of the Gateway's Service alone: what
-//! kube-proxy does on a node is done by the kernel, with rules made of Services and pods as its own
-//! are. Needs root: the node and the client's machine are network namespaces.
+//! The documents' request as docs/install.md has it, from another machine, by the address of the
+//! Gateway's Service alone: what kube-proxy does on a node is done by the kernel, with rules made of
+//! Services and pods as its own are. Needs root: the node and the client's machine are network
+//! namespaces.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
-use router_tests::cluster::GATEWAY_ACCOUNT;
+use router_tests::cluster::{ADMIN, GATEWAY_ACCOUNT};
 use router_tests::manifests::LISTENER_PORT;
-use router_tests::{Fleet, Gateway, eventually};
+use router_tests::{Cluster, Fleet, Gateway, eventually};
 use serde_json::json;
 
 use crate::space::Space;
-use crate::{ELECTED, NAMESPACE, Scene, chat, serves};
+use crate::{ELECTED, NAMESPACE, Scene, chat, root, serves};
 
 /// What `deploy/` calls the gateway.
 const GATEWAY: &str = "pd-router-gateway";
@@ -121,6 +123,32 @@ async fn replica(scene: &Scene, name: &str) -> Gateway {
     gateway
 }
 
+/// The commands of a step of docs/install.md, as they stand there.
+fn step(number: u8) -> String {
+    let page = std::fs::read_to_string(root().join("docs/install.md")).expect("the page");
+    let mut steps = page.split("\n## ");
+    let step = steps.find(|step| step.starts_with(&format!("{number}. "))).expect("the step");
+    let rest = step.split_once("```sh\n").expect("commands").1;
+    rest.split_once("```").expect("the end of commands").0.to_owned()
+}
+
+/// Runs commands as the administrator's shell would, in the workspace.
+fn shell(cluster: &Cluster, commands: &str) -> String {
+    let kubectl = std::env::var_os("KUBECTL_BIN").map(PathBuf::from).expect("KUBECTL_BIN is set");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let own = kubectl.parent().map(Path::to_path_buf);
+    let path = std::env::join_paths(own.into_iter().chain(std::env::split_paths(&path)));
+    let output = Command::new("sh")
+        .args(["-euc", commands])
+        .current_dir(root())
+        .env("PATH", path.expect("folders"))
+        .env("KUBECONFIG", cluster.kubeconfig(ADMIN))
+        .output()
+        .expect("a shell");
+    assert!(output.status.success(), "{commands}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 /// The documents' request, sent from the client's machine.
 fn curl(client: &Space, address: &str, message: &str) -> Option<String> {
     let (url, body) =
@@ -139,30 +167,33 @@ async fn requests(gateway: &Gateway) -> f64 {
 }
 
 async fn follows(client: &Space) {
-    let scene = Scene::with_documents().await;
+    let scene = Scene::start().await;
     let replicas = [replica(&scene, "gateway-0").await, replica(&scene, "gateway-1").await];
     let fleet = Fleet::start(1, 1).await;
-    scene.serve(&replicas[0], &fleet).await;
-    serves(&replicas[1], &fleet).await;
-    let path = "jsonpath={.status.addresses[0].value}";
-    let address = eventually("the Gateway tells its address", ELECTED, async || {
-        let words = ["get", "gateway/inference-gateway", "-o", path];
-        Some(scene.cluster.kubectl(&words, "")).filter(|told| !told.is_empty())
-    })
-    .await;
+    for engine in fleet.engines() {
+        scene.cluster.put_pod(&scene.client, &engine.pod).await;
+    }
+    let commands = step(6);
+    let (before, request) = commands.split_at(commands.find("curl ").expect("a request"));
+    let told = shell(&scene.cluster, &format!("{before}\necho $GATEWAY_IP"));
+    let address = told.lines().last().expect("an address");
+    for gateway in &replicas {
+        serves(gateway, &fleet).await;
+    }
     let services = scene.services().await;
     let spec = services[0].spec.as_ref().expect("a spec");
-    assert_eq!(spec.cluster_ip.as_deref(), Some(address.as_str()));
+    assert_eq!(spec.cluster_ip.as_deref(), Some(address));
 
-    assert_eq!(curl(client, &address, "nobody is there yet"), None);
+    assert_eq!(curl(client, address, "there are no rules yet"), None);
     proxy(&scene).await;
-    let answer = eventually("the documents' request is answered", ELECTED, async || {
-        curl(client, &address, "Hello, this is a test")
+    eventually("every replica listens", ELECTED, async || {
+        curl(client, address, "to the one").and_then(|_| curl(client, address, "to the other"))
     })
     .await;
+    let answer = client.sh(&format!("GATEWAY_IP={address}\n{request}"));
     assert!(answer.contains("chat.completion"), "{answer}");
     for turn in 0..REQUESTS {
-        curl(client, &address, &format!("turn {turn}")).expect("an answer");
+        curl(client, address, &format!("turn {turn}")).expect("an answer");
     }
     for gateway in &replicas {
         assert!(requests(gateway).await >= REQUESTS as f64 / 2.0);
@@ -177,7 +208,7 @@ async fn follows(client: &Space) {
     drop(gone);
     let before = requests(&stays).await;
     for turn in 0..REQUESTS {
-        curl(client, &address, &format!("turn {turn} by the other")).expect("an answer");
+        curl(client, address, &format!("turn {turn} by the other")).expect("an answer");
     }
     assert!(requests(&stays).await >= before + REQUESTS as f64);
 }

@@ -1,5 +1,8 @@
 //! What a cloud's load balancer and kube-proxy do, played: an address for each Service of type
 //! LoadBalancer, and connections from there to the port of the gateways that its spec names.
+//!
+//! In this process, since most tests need no more and so no root and no network of their own. The
+//! kernel's own way, by rules, is what `tests/cluster/proxied.rs` takes.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

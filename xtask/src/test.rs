@@ -236,7 +236,7 @@ fn equip_cluster(runner: &mut Command) -> Result<()> {
         if judged() {
             return Err(missing);
         }
-        println!("tests of a cluster left out, {tests} {missing:#}");
+        println!("{tests} of the tests of a cluster left out: {missing:#}");
         runner.args((at == 0).then_some("--")).args(["--skip", tests]);
     }
     Ok(())
