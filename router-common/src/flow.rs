@@ -148,9 +148,6 @@ pub struct PairStats {
     pub tx_bytes: u64,
     /// Payload that arrived in order.
     pub rx_bytes: u64,
-    /// Payload of arriving packets on other ports than an engine's, retransmits included: live
-    /// where `rx_bytes` waits for the connection's next change of state.
-    pub arrived_bytes: u64,
     pub retransmits: u64,
     /// Sum and number of measured round-trip times.
     pub rtt_us_sum: u64,
@@ -169,6 +166,9 @@ pub struct PodTraffic {
     pub rx_bytes: u64,
     /// TCP payload.
     pub rx_payload: u64,
+    /// What of it came to a prefill or decode on ports of KV cache: live, where the socket that only
+    /// receives tells of its bytes at its next change of state.
+    pub rx_kv_payload: u64,
     pub tx_packets: u64,
     pub tx_bytes: u64,
     pub tx_payload: u64,
@@ -311,8 +311,8 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 36);
     assert!(size_of::<PairKey>() == 12);
     assert!(size_of::<Connection>() == 64);
-    assert!(size_of::<PairStats>() == 96);
-    assert!(size_of::<PodTraffic>() == 64);
+    assert!(size_of::<PairStats>() == 88);
+    assert!(size_of::<PodTraffic>() == 72);
     assert!(size_of::<PodHttp>() == 15 * 8 + 2 * 8 * BUCKETS);
     assert!(size_of::<QueuePairKey>() == 36);
     assert!(size_of::<QueuePairStats>() == 64);

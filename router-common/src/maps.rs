@@ -2,7 +2,7 @@
 
 /// Raised by every change to a struct in [`crate::flow`], [`crate::http`] or [`crate::roce`], or to a
 /// capacity below: an agent that finds pins of another version replaces them.
-pub const LAYOUT: u64 = 5;
+pub const LAYOUT: u64 = 6;
 
 /// The maps that are pinned, by their names under the pin directory.
 pub const PINNED: [&str; 13] = [

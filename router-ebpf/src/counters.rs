@@ -92,7 +92,6 @@ static NOTHING: PairStats = PairStats {
     failed: 0,
     tx_bytes: 0,
     rx_bytes: 0,
-    arrived_bytes: 0,
     retransmits: 0,
     rtt_us_sum: 0,
     rtt_samples: 0,

@@ -7,6 +7,7 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use router_common::flow::{FlowKey, mapped};
 
 use crate::counters::{Loss, lost};
+use crate::maps::Scratch;
 
 /// No header begins beyond this: 14 + 8 of VLAN, 40 + 6 * 2048 of IPv6 would, and is refused.
 const FARTHEST: usize = 1024;
@@ -98,9 +99,12 @@ const IPV6: u16 = 0x86dd;
 const VLAN: u16 = 0x8100;
 const SERVICE_VLAN: u16 = 0x88a8;
 
-/// Finds the IP packet behind Ethernet and up to two VLAN tags, and writes its addresses to `flow`.
+/// Finds the IP packet behind Ethernet and up to two VLAN tags, and writes its addresses to the
+/// scratch's flow.
 #[inline(always)]
-pub fn parse<F: Frame>(frame: &F, way: Way, flow: *mut FlowKey) -> Option<Packet> {
+pub fn parse<F: Frame>(frame: &F, way: Way, scratch: *mut Scratch) -> Option<Packet> {
+    // SAFETY: a live map value.
+    let flow = unsafe { &raw mut (*scratch).flow };
     let mut at = 14;
     let mut kind = u16::from_be_bytes(frame.read(12)?);
     if kind == VLAN || kind == SERVICE_VLAN {
@@ -116,6 +120,31 @@ pub fn parse<F: Frame>(frame: &F, way: Way, flow: *mut FlowKey) -> Option<Packet
         IPV6 => readable(parse_v6(frame, at, way, flow)),
         VLAN | SERVICE_VLAN => readable(None),
         _ => None,
+    }
+}
+
+impl Packet {
+    /// The same without what the verifier knows of the many ways through the headers: it would follow
+    /// each of them through all that comes. Where that is little, as in XDP, it need not forget.
+    #[inline(always)]
+    pub fn forgotten(self, scratch: *mut Scratch) -> Packet {
+        Packet {
+            protocol: forget(scratch, self.protocol as u64) as u8,
+            transport: forget(scratch, self.transport as u64) as usize,
+            end: forget(scratch, self.end as u64) as usize,
+            length: forget(scratch, self.length),
+        }
+    }
+}
+
+/// Passes a number through the scratch, where the verifier loses sight of its bounds.
+#[inline(always)]
+pub fn forget(scratch: *mut Scratch, value: u64) -> u64 {
+    // SAFETY: a live map value.
+    unsafe {
+        let forgotten = &raw mut (*scratch).forgotten;
+        forgotten.write_volatile(value);
+        forgotten.read_volatile()
     }
 }
 

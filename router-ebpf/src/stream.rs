@@ -13,7 +13,7 @@ use router_common::http::{
 
 use crate::counters::{Loss, add, lost, masked};
 use crate::maps::{POD_HTTP, SCRATCH, STREAMS, Scratch};
-use crate::packet::Tcp;
+use crate::packet::{Tcp, forget};
 
 /// The payload of the packet at hand.
 struct Carried<'a> {
@@ -132,17 +132,6 @@ impl Window for Loaded {
         let index = masked::<{ HEAD_WINDOW as u64 - 1 }>(index as u64) as usize;
         // SAFETY: the index is within the bytes of a live map value.
         unsafe { (&raw const (*self.0).bytes).cast::<u8>().add(index).read() }
-    }
-}
-
-/// Passes a number through the scratch, where the verifier loses sight of its bounds.
-#[inline(always)]
-fn forget(scratch: *mut Scratch, value: u64) -> u64 {
-    // SAFETY: a live map value.
-    unsafe {
-        let forgotten = &raw mut (*scratch).forgotten;
-        forgotten.write_volatile(value);
-        forgotten.read_volatile()
     }
 }
 

@@ -3,14 +3,13 @@
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use router_common::flow::{FlowKey, ROLE_NONE};
+use router_common::flow::{Pod, ROLE_DECODE, ROLE_PREFILL};
 
-use crate::connection::local_pod_at;
-use crate::counters::add;
-use crate::maps::{CONNECTIONS, PAIRS, POD_TRAFFIC, SCRATCH, Scratch};
+use crate::connection::{carries_kv, local_entry_at, local_pod_of};
+use crate::maps::{POD_TRAFFIC, SCRATCH, Scratch};
 use crate::packet::{Packet, Way, interface, parse, tcp};
 use crate::stream;
-use crate::tc_ingress::{NEXT, carried_by, sent};
+use crate::tc_ingress::{NEXT, carried_by, elsewhere, sent};
 
 #[classifier]
 pub fn pd_pod_egress(ctx: TcContext) -> i32 {
@@ -26,19 +25,31 @@ pub fn pd_link_egress(ctx: TcContext) -> i32 {
 fn leaving(ctx: &TcContext) -> Option<()> {
     let scratch = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: a live map value.
-    let packet = parse(ctx, Way::ToPod, unsafe { &raw mut (*scratch).flow })?;
-    received(ctx, scratch, packet)
+    unsafe {
+        let packet = parse(ctx, Way::ToPod, scratch)?.forgotten(scratch);
+        let entry = local_entry_at((*scratch).flow.local)?;
+        received(ctx, scratch, packet, entry)
+    }
 }
 
-/// A packet on its way to a pod, seen on the interface that carries it.
+/// A packet on its way to a pod of `entry`, if this is the interface that carries the pod.
 #[inline(always)]
-pub fn received(ctx: &TcContext, scratch: *mut Scratch, packet: Packet) -> Option<()> {
+pub fn received(
+    ctx: &TcContext,
+    scratch: *mut Scratch,
+    packet: Packet,
+    entry: *mut Pod,
+) -> Option<()> {
+    let link = interface(ctx);
+    if elsewhere(entry, link) {
+        return None;
+    }
     // SAFETY: live map values.
     unsafe {
         let flow = &raw mut (*scratch).flow;
         let tcp = tcp(ctx, &packet, Way::ToPod, flow);
-        let pod = local_pod_at((*flow).local, (*flow).local_port)?;
-        if !carried_by(pod, interface(ctx), false) {
+        let pod = local_pod_of(entry, (*flow).local, (*flow).local_port)?;
+        if !carried_by(pod, link, false) {
             return None;
         }
         let traffic = POD_TRAFFIC.get_ptr_mut((*pod).id)?;
@@ -48,22 +59,12 @@ pub fn received(ctx: &TcContext, scratch: *mut Scratch, packet: Packet) -> Optio
         if stream::serves(pod, (*flow).local_port) {
             return stream::to_pod(ctx, scratch, pod, &tcp);
         }
-        if tcp.length > 0 && (*pod).role != ROLE_NONE {
-            arrived(&*flow, tcp.length);
+        let role = (*pod).role;
+        if (role == ROLE_PREFILL || role == ROLE_DECODE)
+            && (carries_kv((*flow).local_port) || carries_kv((*flow).remote_port))
+        {
+            (*traffic).rx_kv_payload += tcp.length as u64;
         }
-    }
-    Some(())
-}
-
-/// Payload to an engine on another port than that of its requests, KV cache above all. The socket
-/// that only receives says nothing of it until its state changes.
-#[inline(always)]
-fn arrived(flow: &FlowKey, length: u32) -> Option<()> {
-    // SAFETY: live map values.
-    unsafe {
-        let connection = CONNECTIONS.get_ptr(flow)?;
-        let stats = PAIRS.get_ptr_mut((*connection).pair)?;
-        add(&raw mut (*stats).arrived_bytes, length as u64);
     }
     Some(())
 }

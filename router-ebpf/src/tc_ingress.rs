@@ -2,10 +2,10 @@
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use router_common::flow::{POD_BEHIND_BRIDGE, Pod};
+use router_common::flow::{POD_BEHIND_BRIDGE, POD_SHARES_ADDRESS, Pod};
 
-use crate::connection::local_pod_at;
-use crate::maps::{POD_TRAFFIC, SCRATCH, Scratch, UPLINKS};
+use crate::connection::{local_entry_at, local_pod_of};
+use crate::maps::{POD_TRAFFIC, SCRATCH, UPLINKS};
 use crate::packet::{Packet, Way, interface, parse, tcp};
 use crate::{roce, stream, tc_egress};
 
@@ -30,10 +30,14 @@ pub fn sent(ctx: &TcContext, pod_side: bool) -> Option<()> {
     // SAFETY: live map values.
     unsafe {
         let flow = &raw mut (*scratch).flow;
-        let packet = parse(ctx, Way::FromPod, flow)?;
+        let packet = parse(ctx, Way::FromPod, scratch)?.forgotten(scratch);
+        let (entry, link) = (local_entry_at((*flow).local)?, interface(ctx));
+        if elsewhere(entry, link) {
+            return None;
+        }
         let tcp = tcp(ctx, &packet, Way::FromPod, flow);
-        let pod = local_pod_at((*flow).local, (*flow).local_port)?;
-        if !carried_by(pod, interface(ctx), pod_side) {
+        let pod = local_pod_of(entry, (*flow).local, (*flow).local_port)?;
+        if !carried_by(pod, link, pod_side) {
             return None;
         }
         let traffic = POD_TRAFFIC.get_ptr_mut((*pod).id)?;
@@ -50,27 +54,39 @@ fn arrived(ctx: &TcContext) -> Option<()> {
     let scratch = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: live map values.
     unsafe {
-        let packet = parse(ctx, Way::ToPod, &raw mut (*scratch).flow)?;
+        let packet = parse(ctx, Way::ToPod, scratch)?.forgotten(scratch);
         let xdp = UPLINKS.get(interface(ctx)).is_some_and(|uplink| uplink.xdp != 0);
         if !xdp {
-            count_uplink(scratch, &packet);
             roce::count(ctx, scratch, &packet);
         }
-        tc_egress::received(ctx, scratch, packet)
+        let entry = local_entry_at((*scratch).flow.local)?;
+        if !xdp {
+            count_uplink(entry, &packet);
+        }
+        tc_egress::received(ctx, scratch, packet, entry)
     }
 }
 
-/// What came for a local pod over an uplink.
+/// What came over an uplink for a local pod, or for nobody in particular of those that share an
+/// address.
 #[inline(always)]
-pub fn count_uplink(scratch: *const Scratch, packet: &Packet) -> Option<()> {
+pub fn count_uplink(entry: *const Pod, packet: &Packet) -> Option<()> {
     // SAFETY: live map values.
     unsafe {
-        let pod = local_pod_at((*scratch).flow.local, 0)?;
-        let traffic = POD_TRAFFIC.get_ptr_mut((*pod).id)?;
+        let traffic = POD_TRAFFIC.get_ptr_mut((*entry).id)?;
         (*traffic).uplink_packets += 1;
         (*traffic).uplink_bytes += packet.length;
     }
     Some(())
+}
+
+/// Whether the pod is known to be carried by another interface, before its port is looked at.
+#[inline(always)]
+pub fn elsewhere(entry: *const Pod, link: u32) -> bool {
+    // SAFETY: a live map value.
+    unsafe {
+        (*entry).flags & (POD_BEHIND_BRIDGE | POD_SHARES_ADDRESS) == 0 && (*entry).ifindex != link
+    }
 }
 
 /// Whether this interface is the one on which the pod's packets count. Behind a bridge it is the

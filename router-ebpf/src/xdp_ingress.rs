@@ -4,6 +4,7 @@ use aya_ebpf::bindings::xdp_action::XDP_PASS;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 
+use crate::connection::local_entry_at;
 use crate::maps::SCRATCH;
 use crate::packet::{Way, parse};
 use crate::roce;
@@ -18,7 +19,11 @@ pub fn pd_xdp(ctx: XdpContext) -> u32 {
 fn observe(ctx: &XdpContext) -> Option<()> {
     let scratch = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: a live map value.
-    let packet = parse(ctx, Way::ToPod, unsafe { &raw mut (*scratch).flow })?;
-    count_uplink(scratch, &packet);
-    roce::count(ctx, scratch, &packet)
+    unsafe {
+        let packet = parse(ctx, Way::ToPod, scratch)?;
+        if let Some(entry) = local_entry_at((*scratch).flow.local) {
+            count_uplink(entry, &packet);
+        }
+        roce::count(ctx, scratch, &packet)
+    }
 }

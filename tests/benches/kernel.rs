@@ -34,7 +34,7 @@ use router_userspace::agent::maps::Maps;
 use router_userspace::agent::settings::TcMode;
 
 use agent::Agent;
-use manifests::{ENGINE, decode, prefill};
+use manifests::{ENGINE, Named, decode, prefill};
 use node::{Node, Topology};
 use space::Space;
 use traffic::{joined, listen, receive, send};
@@ -203,11 +203,16 @@ fn agent_itself(connections: usize) {
 fn under_load() {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
+    let pods = transfer(&node, &one);
     let native = ["--xdp", "native"];
-    for (what, flags) in [("without XDP", &[][..]), ("native XDP on the uplink", &native[..])] {
-        let agent = Agent::start_with(&node, &[prefill("p0", one.address)], flags);
+    for (what, flags, port) in [
+        ("to an engine", &[][..], ENGINE),
+        ("to an engine, native XDP on the uplink", &native[..], ENGINE),
+        ("KV to a decode", &[][..], KV),
+    ] {
+        let agent = Agent::start_with(&node, &pods, flags);
         node.space.sh("echo 1 > /proc/sys/kernel/bpf_stats_enabled");
-        let listener = listen(&one.space, one.address, ENGINE);
+        let listener = listen(&one.space, one.address, port);
         let (client, server) = joined(&node.outside, &listener);
         let start = Instant::now();
         const BYTES: u64 = 1 << 30;
@@ -232,6 +237,15 @@ fn under_load() {
         }
         agent.cleanup();
     }
+}
+
+/// On a port that carries KV cache.
+const KV: u16 = 15_432;
+
+/// A decode here, and the machine outside for a prefill.
+fn transfer(node: &Node, one: &node::Pod) -> [Named; 2] {
+    let elsewhere = Named { node: "node-2", ..prefill("p0", node.addresses().1) };
+    [elsewhere, decode("d0", one.address)]
 }
 
 /// CPU of this process, which is both ends of the wire and the softirqs between them.
@@ -273,12 +287,10 @@ fn per_gigabyte() {
     const ROUNDS: usize = 24;
     /// Student's t for 23 degrees of freedom, 95 %.
     const T: f64 = 2.069;
-    for (what, port) in [("to an engine", ENGINE), ("KV between pods", 15_432)] {
+    for (what, port) in [("to an engine", ENGINE), ("KV to a decode", KV)] {
         let node = Node::new(Topology::Routed);
         let one = node.pod(2);
-        let mut peer = prefill("p0", node.addresses().1);
-        peer.node = "node-2";
-        let pods = [peer, decode("d0", one.address)];
+        let pods = transfer(&node, &one);
         let listener = listen(&one.space, one.address, port);
         pour(&listener, &node);
         let (mut ratios, mut with, mut without) = (Vec::new(), 0.0, 0.0);

@@ -6,6 +6,8 @@ use std::net::TcpStream;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
+use router_core::frame::{self, Body, Report};
 use router_tests::folder::Folder;
 use serde_json::Value;
 
@@ -104,6 +106,30 @@ impl<'a> Agent<'a> {
             assert!(start.elapsed() < LIMIT, "not {what}: {loads:#}");
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// What a gateway that begins to listen is told first.
+    pub(crate) fn told(&self) -> Report {
+        let port = self.port;
+        let bytes = self.node.space.run(move || {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("connecting");
+            stream.write_all(b"GET /v1/loads/stream HTTP/1.0\r\n\r\n").expect("asking");
+            let mut answer = Vec::new();
+            loop {
+                let mut part = [0; 4096];
+                let count = stream.read(&mut part).expect("reading");
+                answer.extend(&part[..count]);
+                let head = answer.windows(4).position(|four| four == b"\r\n\r\n");
+                let mut body = BytesMut::from(head.map_or(&[][..], |end| &answer[end + 4..]));
+                if let Some(bytes) = frame::take(&mut body).expect("a frame") {
+                    return bytes;
+                }
+                assert!(count > 0, "no frame in {answer:?}");
+            }
+        });
+        let frame = frame::decode(&bytes).expect("a frame");
+        let Body::Full(report) = frame.body else { panic!("{frame:?} begins with no report") };
+        report
     }
 
     pub(crate) fn metrics(&self) -> String {

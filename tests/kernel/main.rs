@@ -18,6 +18,7 @@ mod pods;
 mod prepare;
 mod privileges;
 mod rdma;
+mod receivers;
 mod repeats;
 mod requests;
 mod restart;

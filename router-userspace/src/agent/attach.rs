@@ -135,7 +135,11 @@ impl Attachments {
             wanted.extend([(*index, Hook::PodIngress), (*index, Hook::PodEgress)]);
         }
         for index in plan.uplinks.keys() {
-            wanted.extend([(*index, Hook::LinkIngress), (*index, Hook::LinkEgress)]);
+            wanted.insert((*index, Hook::LinkIngress));
+            if plan.placed.iter().any(|placed| placed.ifindex == *index) {
+                // What leaves there is a pod's own; of others it has been counted on the way there.
+                wanted.insert((*index, Hook::LinkEgress));
+            }
         }
         if !self.adopted {
             // What an agent before left and nobody wants any more counts twice or for nobody. Filters

@@ -9,12 +9,14 @@ use router_common::flow::{
     CLASS_BOOTSTRAP, CLASS_ENGINE, CLASS_KV, CLASS_KV_CONTROL, Losses, PairKey,
 };
 use router_core::fleet::Role;
+use router_core::frame::{Provenance, Value};
 use router_core::sample;
 use router_core::score::Score;
 use serde::Serialize;
 
 use super::attach::Device;
 use super::described::Learned;
+use super::kv::Kv;
 use super::queue_pairs::RoceLoad;
 use super::rdma::RdmaLoad;
 use super::registry::Entry;
@@ -68,8 +70,13 @@ pub(super) struct PodLoad {
     /// Packets on the pod's interface, retransmits included.
     pub(super) rx: Traffic,
     pub(super) tx: Traffic,
+    /// Of the received payload, what came on ports of KV cache.
+    pub(super) rx_kv_payload: u64,
     pub(super) uplink_packets: u64,
     pub(super) uplink_bytes: u64,
+    /// KV cache that it sends and receives a second, over the last fifth of one; not what RDMA moves.
+    pub(super) kv_tx_bytes_per_second: f64,
+    pub(super) kv_rx_bytes_per_second: Value,
     /// Over the last second.
     pub(super) rates: PodRates,
     /// Seconds to finish what is in flight at the present rate; absent while unknown.
@@ -123,12 +130,12 @@ pub(super) struct PairLoad {
     pub(super) rdma: u64,
     pub(super) tx_bytes: u64,
     pub(super) rx_bytes: u64,
-    /// Payload in packets that arrived on other ports than an engine's: live, with retransmits.
-    pub(super) arrived_bytes: u64,
     pub(super) retransmits: u64,
     pub(super) rtt_us: Option<u64>,
     pub(super) tx_bytes_per_second: f64,
-    pub(super) rx_bytes_per_second: f64,
+    /// Of KV cache it is live; else that of a socket which only receives is 0 until its state changes.
+    pub(super) rx_bytes_per_second: Option<f64>,
+    pub(super) rx_rate_by: Provenance,
     pub(super) age_ms: f64,
 }
 
@@ -137,9 +144,10 @@ pub(super) struct KvLoad {
     pub(super) prefill: Arc<str>,
     pub(super) decode: Arc<str>,
     pub(super) bytes: u64,
-    pub(super) bytes_per_second: f64,
-    /// The end that counted: at `prefill` both are live; at `decode` the rate is, and the bytes
-    /// are complete at the end of a connection.
+    pub(super) bytes_per_second: Option<f64>,
+    pub(super) rate_by: Provenance,
+    /// The end that counted: at `prefill` both are live; at `decode` the rate is, by an estimate, and
+    /// the bytes are complete at the end of a connection.
     pub(super) counted_at: &'static str,
 }
 
@@ -183,6 +191,7 @@ pub(super) struct Names {
 pub(super) fn snapshot(
     sampler: &Sampler,
     names: &Names,
+    kv_rates: &Kv,
     score: impl Fn(&Entry, &PodCounters) -> Score,
 ) -> Loads {
     let entries: BTreeMap<u32, &Entry> =
@@ -190,18 +199,18 @@ pub(super) fn snapshot(
     let now = Instant::now();
     let pods = sampler.pods.iter().filter_map(|(id, counters)| {
         let entry = entries.get(id)?;
-        Some(pod_load(entry, counters, score(entry, counters), now))
+        Some(pod_load(entry, counters, kv_rates, score(entry, counters), now))
     });
     let mut pairs: Vec<PairLoad> = Vec::new();
     let mut kv: HashMap<(u32, u32), KvLoad> = HashMap::new();
     for (key, counters) in &sampler.pairs {
         let Some(pod) = entries.get(&key.pod) else { continue };
         let peer = entries.get(&key.peer).copied();
-        if counters.stats.opened + counters.seeded > 0 {
-            pairs.push(pair_load(key, pod, peer, counters, now));
+        if counters.is_used() {
+            pairs.push(pair_load(key, pod, peer, counters, kv_rates, now));
         }
         if let Some(peer) = peer.filter(|_| key.class == CLASS_KV) {
-            count_kv(&mut kv, pod, peer, counters);
+            count_kv(&mut kv, pod, peer, counters, kv_rates.received(key));
         }
     }
     let mut kv: Vec<KvLoad> = kv.into_values().collect();
@@ -240,18 +249,20 @@ fn count_kv(
     pod: &Entry,
     peer: &Entry,
     counters: &PairCounters,
+    received: Value,
 ) {
     let sends = pod.placed.pod.role == Some(Role::Prefill);
     let (prefill, decode) = if sends { (pod, peer) } else { (peer, pod) };
-    let (bytes, bytes_per_second) = match sends {
-        true => (counters.stats.tx_bytes, counters.tx_per_second),
-        false => (counters.stats.rx_bytes, counters.rx_per_second),
+    let (bytes, bytes_per_second, rate_by) = match sends {
+        true => (counters.stats.tx_bytes, Some(counters.tx_per_second), Provenance::Exact),
+        false => (counters.stats.rx_bytes, received.known().map(f64::from), received.by),
     };
     let load = KvLoad {
         prefill: Arc::clone(&prefill.placed.pod.name),
         decode: Arc::clone(&decode.placed.pod.name),
         bytes,
         bytes_per_second,
+        rate_by,
         counted_at: if sends { "prefill" } else { "decode" },
     };
     let known = kv.entry((prefill.id, decode.id)).or_insert_with(|| load.clone());
@@ -269,10 +280,11 @@ fn latency(ns: u64, samples: u64) -> Latency {
     Latency { sum_ms, samples, mean_ms: (samples > 0).then(|| sum_ms / samples as f64) }
 }
 
-fn pod_load(entry: &Entry, counters: &PodCounters, score: Score, now: Instant) -> PodLoad {
+fn pod_load(entry: &Entry, counters: &PodCounters, kv: &Kv, score: Score, now: Instant) -> PodLoad {
     let (http, traffic) = (&counters.http, &counters.traffic);
     let known = &entry.placed.pod;
     let rates = counters.window.rates();
+    let kv = kv.of_pod(entry.id);
     PodLoad {
         pod: Arc::clone(&known.name),
         uid: Arc::clone(&known.uid),
@@ -301,7 +313,10 @@ fn pod_load(entry: &Entry, counters: &PodCounters, score: Score, now: Instant) -
             payload: traffic.tx_payload,
         },
         uplink_packets: traffic.uplink_packets,
+        rx_kv_payload: traffic.rx_kv_payload,
         uplink_bytes: traffic.uplink_bytes,
+        kv_tx_bytes_per_second: kv.tx,
+        kv_rx_bytes_per_second: kv.rx,
         rates: PodRates {
             requests: rates.requests,
             answers: rates.answers,
@@ -324,9 +339,17 @@ fn pair_load(
     pod: &Entry,
     peer: Option<&Entry>,
     counters: &PairCounters,
+    kv: &Kv,
     now: Instant,
 ) -> PairLoad {
     let stats = &counters.stats;
+    let (rx_bytes_per_second, rx_rate_by) = match key.class {
+        CLASS_KV => {
+            let rate = kv.received(key);
+            (rate.known().map(f64::from), rate.by)
+        }
+        _ => (Some(counters.rx_per_second), Provenance::Exact),
+    };
     PairLoad {
         pod: Arc::clone(&pod.placed.pod.name),
         peer: peer.map(|peer| Arc::clone(&peer.placed.pod.name)),
@@ -342,17 +365,15 @@ fn pair_load(
         closed: stats.closed,
         failed: stats.failed,
         seeded: counters.seeded,
-        open: (stats.established + counters.seeded)
-            .saturating_sub(stats.closed)
-            .saturating_sub(counters.taken),
+        open: counters.open().saturating_sub(counters.taken),
         rdma: counters.taken,
         tx_bytes: stats.tx_bytes,
         rx_bytes: stats.rx_bytes,
-        arrived_bytes: stats.arrived_bytes,
         retransmits: stats.retransmits,
         rtt_us: stats.rtt_us_sum.checked_div(stats.rtt_samples),
         tx_bytes_per_second: counters.tx_per_second,
-        rx_bytes_per_second: counters.rx_per_second,
+        rx_bytes_per_second,
+        rx_rate_by,
         age_ms: milliseconds(now - counters.read),
     }
 }

@@ -13,6 +13,7 @@ mod described;
 mod follow;
 pub mod kernel;
 mod kubepods;
+mod kv;
 mod learn;
 mod link_speed;
 mod links;

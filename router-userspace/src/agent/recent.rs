@@ -9,6 +9,7 @@ use router_core::sample::{Rates, Window};
 use router_core::score::{Baseline, Score, Signs};
 use router_core::trail::{Growth, Trail};
 
+use super::kv::{Kv, Moves, PodKv};
 use super::links::{LinkUse, Ways};
 use super::rdma::record::with_rdma;
 use super::registry::Entry;
@@ -40,6 +41,8 @@ struct PodRecent {
     answered: Trail<2>,
     ttft: Baseline,
     itl: Baseline,
+    /// Payload that came on ports of KV cache.
+    arrived: Trail<1>,
     /// When a stream last said something, and how much all had said then.
     said: (Duration, u64),
     read: Duration,
@@ -74,6 +77,7 @@ impl Recent {
             }
             pod.window.push(at, reading.clone());
             pod.answered.push(at, [counters.http.answered, counters.http.answered_bytes]);
+            pod.arrived.push(at, [counters.traffic.rx_kv_payload]);
             pod.learn(at);
         }
     }
@@ -109,17 +113,16 @@ impl Recent {
     ) -> frame::Report {
         let entries: BTreeMap<u32, &Entry> = entries.map(|entry| (entry.id, entry)).collect();
         let now = Instant::now();
-        let kv = self.kv();
+        let kv = self.kv(sampler);
         let pods = sampler.pods.iter().filter_map(|(id, counters)| {
             let entry = entries.get(id)?;
-            let kv = kv.get(id).copied().unwrap_or_default();
-            let record = self.pod(entry, counters, kv, ways.of_pod(entry), now);
+            let record = self.pod(entry, counters, kv.of_pod(*id), ways.of_pod(entry), now);
             Some(with_rdma(record, entry.placed.pod.role, ways.rdma(entry)))
         });
         let mut report = frame::Report {
             node: node.unwrap_or_default().to_owned(),
             pods: pods.collect(),
-            pairs: self.pair_records(sampler, &entries, now),
+            pairs: self.pair_records(sampler, &kv, &entries, now),
             devices: ways.links.records(now),
         };
         report.sort();
@@ -130,7 +133,7 @@ impl Recent {
         &self,
         entry: &Entry,
         counters: &PodCounters,
-        kv: KvRates,
+        kv: PodKv,
         link: Option<LinkUse>,
         now: Instant,
     ) -> PodRecord {
@@ -152,14 +155,14 @@ impl Recent {
             streaming: count(streaming),
             waiting_bytes: http.waiting_bytes(),
             asked_bytes: http.asked_bytes,
-            kv_tx_bytes: kv.total,
+            kv_tx_bytes: kv.sent,
             ttft: latency(rates.ttft, rates.ttft_p99, rates.ttft_samples),
             itl: with_silence(latency(rates.itl, rates.itl_p99, rates.itl_samples), silence),
             tx_bytes_per_s: Value::exact(rates.tx_bytes as f32),
             rx_bytes_per_s: Value::exact(rates.rx_bytes as f32),
             retransmits_per_s: Value::exact(kv.retransmits as f32),
             kv_tx_bytes_per_s: Value::exact(kv.tx as f32),
-            kv_rx_bytes_per_s: Value::exact(kv.rx as f32),
+            kv_rx_bytes_per_s: kv.rx,
             rdma_tx_bytes_per_s: Value::UNKNOWN,
             rdma_rx_bytes_per_s: Value::UNKNOWN,
             link_bytes_per_s: known(link.map(|link| link.speed)),
@@ -170,12 +173,17 @@ impl Recent {
     }
 
     /// The load score of a pod, with its terms.
-    pub(super) fn score_of(&self, entry: &Entry, counters: &PodCounters, ways: &Ways<'_>) -> Score {
-        let kv = self.kv().get(&entry.id).copied().unwrap_or_default();
-        self.score(entry.id, counters, kv, ways.of_pod(entry))
+    pub(super) fn score_of(
+        &self,
+        entry: &Entry,
+        counters: &PodCounters,
+        kv: &Kv,
+        ways: &Ways<'_>,
+    ) -> Score {
+        self.score(entry.id, counters, kv.of_pod(entry.id), ways.of_pod(entry))
     }
 
-    fn score(&self, id: u32, counters: &PodCounters, kv: KvRates, link: Option<LinkUse>) -> Score {
+    fn score(&self, id: u32, counters: &PodCounters, kv: PodKv, link: Option<LinkUse>) -> Score {
         let pod = self.pods.get(&id);
         let sent = pod.map_or(0.0, |pod| pod.rates.tx_bytes) / SEGMENT_BYTES;
         Score::of(&Signs {
@@ -186,27 +194,33 @@ impl Recent {
         })
     }
 
-    /// What each pod moves as KV cache, and what it sends again of anything.
-    fn kv(&self) -> HashMap<u32, KvRates> {
-        let mut pods: HashMap<u32, KvRates> = HashMap::new();
-        for (key, trail) in &self.pairs {
-            let pod = pods.entry(key.pod).or_default();
-            if key.class == CLASS_KV {
-                pod.total += trail.newest().map_or(0, |newest| newest[TX]);
-            }
-            let Some(growth) = trail.growth() else { continue };
-            pod.retransmits += growth.per_second(RETRANSMITS);
-            if key.class == CLASS_KV {
-                pod.tx += growth.per_second(TX);
-                pod.rx += growth.per_second(RX);
-            }
-        }
-        pods
+    /// What each pod and pair moves as KV cache, and what pods send again of anything.
+    pub(super) fn kv(&self, sampler: &Sampler) -> Kv {
+        let moves = |(key, counters): (&PairKey, &PairCounters)| {
+            let growth = self.pairs.get(key).and_then(Trail::growth);
+            let rate = |counter| growth.map_or(0.0, |growth| growth.per_second(counter));
+            let moves = Moves {
+                sent: counters.stats.tx_bytes,
+                tx: rate(TX),
+                rx: rate(RX),
+                retransmits: rate(RETRANSMITS),
+                open: counters.open(),
+                seeded: counters.seeded,
+            };
+            (*key, moves)
+        };
+        let pairs = sampler.pairs.iter().filter(|(_, counters)| counters.is_used());
+        Kv::of(&pairs.map(moves).collect(), |id| {
+            sampler.pods.get(&id).filter(|pod| pod.traffic.rx_packets > 0)?;
+            let arrived = self.pods.get(&id).and_then(|pod| pod.arrived.growth());
+            Some(arrived.map_or(0.0, |growth| growth.per_second(0)))
+        })
     }
 
     fn pair_records(
         &self,
         sampler: &Sampler,
+        kv: &Kv,
         entries: &BTreeMap<u32, &Entry>,
         now: Instant,
     ) -> Vec<PairRecord> {
@@ -214,13 +228,17 @@ impl Recent {
         let mut records = Vec::with_capacity(sampler.pairs.len());
         for (key, counters) in &sampler.pairs {
             let Some(pod) = id(key.pod) else { continue };
-            if counters.stats.opened + counters.seeded == 0 {
+            if !counters.is_used() {
                 continue;
             }
             let growth = self.pairs.get(key).and_then(Trail::growth);
             let peer = id(key.peer).unwrap_or_default();
-            let key = frame::PairKey { pod, peer, class: class(key.class) };
-            records.push(pair(key, counters, growth, now));
+            let named = frame::PairKey { pod, peer, class: class(key.class) };
+            let mut record = pair(named, counters, growth, now);
+            if key.class == CLASS_KV {
+                record.rx_bytes_per_s = kv.received(key).known().unwrap_or_default();
+            }
+            records.push(record);
         }
         if records.len() > frame::MAX_PAIRS {
             // More than a frame has room for: those that move most.
@@ -231,21 +249,12 @@ impl Recent {
     }
 }
 
-/// What a pod's pairs add up to.
-#[derive(Clone, Copy, Debug, Default)]
-struct KvRates {
-    /// KV cache that it sent since it is known, and what it sends and receives a second.
-    total: u64,
-    tx: f64,
-    rx: f64,
-    retransmits: f64,
-}
-
 impl PodRecent {
     fn new(at: Duration) -> PodRecent {
         PodRecent {
             window: Window::new(SPAN, STEP),
             answered: Trail::new(SPAN, STEP),
+            arrived: Trail::new(SPAN, STEP),
             ttft: Baseline::default(),
             itl: Baseline::default(),
             said: (at, 0),
@@ -289,11 +298,10 @@ fn pair(
     growth: Option<Growth<7>>,
     now: Instant,
 ) -> PairRecord {
-    let open = counters.stats.established + counters.seeded;
     let record = PairRecord {
         key,
         age_us: micros(now.saturating_duration_since(counters.read)),
-        open: count(open.saturating_sub(counters.stats.closed)),
+        open: count(counters.open()),
         ..PairRecord::default()
     };
     let Some(growth) = growth else { return record };

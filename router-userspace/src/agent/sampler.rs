@@ -48,6 +48,18 @@ pub(super) struct PairCounters {
     pub(super) read: Instant,
 }
 
+impl PairCounters {
+    /// Not only the place of pairs that find no room.
+    pub(super) fn is_used(&self) -> bool {
+        self.stats.opened + self.seeded > 0
+    }
+
+    /// Connections, with those that RDMA has taken over.
+    pub(super) fn open(&self) -> u64 {
+        (self.stats.established + self.seeded).saturating_sub(self.stats.closed)
+    }
+}
+
 /// What was read last.
 #[derive(Debug)]
 pub(super) struct Sampler {
@@ -186,10 +198,7 @@ fn smooth(next: &mut PairCounters, last: &PairCounters) {
         before + weight * (newer.saturating_sub(older) as f64 / elapsed - before)
     };
     next.tx_per_second = mix(last.tx_per_second, next.stats.tx_bytes, last.stats.tx_bytes);
-    // A socket that only receives tells of its bytes late; then the packets say how fast they come.
-    let late = next.stats.arrived_bytes > 0;
-    let received = |stats: &PairStats| if late { stats.arrived_bytes } else { stats.rx_bytes };
-    next.rx_per_second = mix(last.rx_per_second, received(&next.stats), received(&last.stats));
+    next.rx_per_second = mix(last.rx_per_second, next.stats.rx_bytes, last.stats.rx_bytes);
 }
 
 fn is_silent(stream: &Stream, now: Duration, window: Duration) -> bool {
@@ -202,6 +211,7 @@ fn sum(cpus: &[PodTraffic]) -> PodTraffic {
         sum.rx_packets += cpu.rx_packets;
         sum.rx_bytes += cpu.rx_bytes;
         sum.rx_payload += cpu.rx_payload;
+        sum.rx_kv_payload += cpu.rx_kv_payload;
         sum.tx_packets += cpu.tx_packets;
         sum.tx_bytes += cpu.tx_bytes;
         sum.tx_payload += cpu.tx_payload;

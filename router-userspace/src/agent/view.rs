@@ -30,9 +30,11 @@ pub(super) struct View {
 impl View {
     pub(super) fn loads(&self) -> Loads {
         let ways = self.ways();
-        let score =
-            |entry: &Entry, counters: &PodCounters| self.recent.score_of(entry, counters, &ways);
-        let mut loads = loads::snapshot(&self.sampler, &self.names, score);
+        let kv = self.recent.kv(&self.sampler);
+        let score = |entry: &Entry, counters: &PodCounters| {
+            self.recent.score_of(entry, counters, &kv, &ways)
+        };
+        let mut loads = loads::snapshot(&self.sampler, &self.names, &kv, score);
         if let Some((report, ago)) = self.rdma.as_ref().map(Watcher::report) {
             loads.rdma = RdmaLoad::new(&report, ago, &self.names());
             loads.missing.extend(report.missing.iter().cloned());
