@@ -6,6 +6,7 @@ mod chain;
 mod connections;
 mod engines;
 mod frames;
+mod histograms;
 mod hosted;
 mod inspect;
 mod kv;

@@ -78,6 +78,7 @@ impl Table {
             sum.rx_packets += cpu.rx_packets;
             sum.rx_bytes += cpu.rx_bytes;
             sum.rx_payload += cpu.rx_payload;
+            sum.rx_kv_payload += cpu.rx_kv_payload;
             sum.tx_packets += cpu.tx_packets;
             sum.uplink_packets += cpu.uplink_packets;
             sum.uplink_bytes += cpu.uplink_bytes;
@@ -269,6 +270,35 @@ fn a_request_counts_in_the_kernel_as_it_does_in_the_model() {
         let http = table.http();
         assert_eq!((http.aborted, http.in_flight(), http.waiting()), (1, 0, 0));
         assert!(table.maps.streams.all(10).expect("reading").is_empty());
+    });
+}
+
+/// The client's port again, after an end that nobody saw.
+#[test]
+fn a_connection_between_the_same_ports_ends_the_one_before() {
+    with_programs(|table| {
+        let segment = |sequence, flags, payload: &[u8]| {
+            ethernet(0x800, &v4(6, 0, &[], &tcp(sequence, flags, &[], payload)))
+        };
+        const SYN: u8 = 2;
+        const ACK: u8 = 16;
+        let request = b"POST / HTTP/1.1\r\n\r\n";
+        table.to_pod(&segment(100, SYN, b""));
+        table.to_pod(&segment(101, ACK, request));
+        // Sent again it is the same connection.
+        table.to_pod(&segment(100, SYN, b""));
+        let http = table.http();
+        assert_eq!((http.started, http.aborted, http.waiting()), (1, 0, 1));
+        table.to_pod(&segment(70_000, SYN, b""));
+        let http = table.http();
+        assert_eq!((http.started, http.aborted, http.finished), (1, 1, 1));
+        assert_eq!((http.waiting(), http.waiting_bytes()), (0, 0));
+        table.to_pod(&segment(101, ACK, request));
+        assert_eq!(table.http().started, 1, "what is left of the one before");
+        table.to_pod(&segment(70_001, ACK, request));
+        let http = table.http();
+        assert_eq!((http.started, http.in_flight(), http.waiting()), (2, 1, 1));
+        assert_eq!(table.maps.streams.all(10).expect("reading").len(), 1);
     });
 }
 

@@ -13,12 +13,12 @@ use crate::traffic::{joined, listen};
 use crate::watch::{Seen, Watch};
 
 const POST: &[u8] = b"POST /generate HTTP/1.1\r\nhost: e\r\ncontent-length: 9\r\n\r\n";
-const CHUNKED: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+pub(crate) const CHUNKED: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
 const SIZED: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n";
 const ENDLESS: &[u8] = b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n";
 
 /// Sends bytes and waits until the other end has them, so that they have passed the programs.
-fn pass(mut from: &TcpStream, mut to: &TcpStream, bytes: &[u8]) {
+pub(crate) fn pass(mut from: &TcpStream, mut to: &TcpStream, bytes: &[u8]) {
     from.write_all(bytes).expect("sending");
     let mut arrived = vec![0; bytes.len()];
     to.read_exact(&mut arrived).expect("receiving");
@@ -103,8 +103,41 @@ fn an_answer_without_length_is_over_after_the_idle_window_or_with_its_connection
     assert_eq!((count(&p0["finished"]), count(&p0["aborted"])), (1, 0));
 }
 
+/// What looks like the end of a body may be part of it.
+#[test]
+fn an_answer_that_goes_on_after_its_end_is_in_flight_again() {
+    let node = Node::new(Topology::Routed);
+    let one = node.pod(2);
+    let agent = Agent::start(&node, &[prefill("p0", one.address)]);
+    let now = |in_flight, waiting, streaming| {
+        let wanted = (in_flight, waiting, streaming);
+        agent.until(&format!("{wanted:?}"), |loads| gauges(loads) == wanted)
+    };
+    let listener = listen(&one.space, one.address, ENGINE);
+    let (client, server) = joined(&node.outside, &listener);
+    pass(&client, &server, b"GET / HTTP/1.1\r\n\r\n");
+    pass(&server, &client, CHUNKED);
+    // One chunk of text, whose first segment ends as a body does.
+    pass(&server, &client, b"c\r\n\r\n0\r\n\r\n");
+    now(0, 0, 0);
+    pass(&server, &client, b"hello");
+    let loads = now(1, 0, 1);
+    let p0 = pod(&loads, "p0");
+    assert_eq!((count(&p0["started"]), count(&p0["reopened"]), count(&p0["finished"])), (1, 1, 1));
+    pass(&server, &client, b"\r\n0\r\n\r\n");
+    now(0, 0, 0);
+    // And the connection's next request is one as any other.
+    pass(&client, &server, b"GET / HTTP/1.1\r\n\r\n");
+    now(1, 1, 0);
+    pass(&server, &client, b"HTTP/1.1 204 No Content\r\n\r\n");
+    let loads = now(0, 0, 0);
+    let p0 = pod(&loads, "p0");
+    assert_eq!((count(&p0["started"]), count(&p0["reopened"]), count(&p0["finished"])), (2, 1, 3));
+    assert_eq!(count(&p0["aborted"]), 0);
+}
+
 /// What the packet socket says of one connection: requests that begin, and bodies' segments.
-fn by_packets(seen: &[Seen]) -> (Vec<Duration>, Vec<Duration>) {
+pub(crate) fn by_packets(seen: &[Seen]) -> (Vec<Duration>, Vec<Duration>) {
     let (mut ttft, mut itl) = (Vec::new(), Vec::new());
     let mut asked = None;
     let mut last: Option<Duration> = None;
