@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 fn main() {
-    println!("cargo::rerun-if-env-changed=PD_ROUTER_EBPF_OBJECT");
-    println!("cargo::rerun-if-env-changed=CARGO_FEATURE_EMBED_EBPF");
+    println!("cargo::rerun-if-changed=build.rs");
     if std::env::var_os("CARGO_FEATURE_EMBED_EBPF").is_none() {
         return;
     }
+    println!("cargo::rerun-if-env-changed=PD_ROUTER_EBPF_OBJECT");
     let object = std::env::var_os("PD_ROUTER_EBPF_OBJECT").map_or_else(
         || {
             let workspace = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");

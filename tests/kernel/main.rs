@@ -2,6 +2,7 @@
 //! the test itself sends. Needs root and BPF; everything made here goes with the process.
 
 mod agent;
+mod carrier;
 mod chain;
 mod connections;
 mod engines;

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: builds what the tests run, then runs them all or one suite.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -10,6 +10,9 @@ use crate::counts::Counts;
 use crate::parts::Parts;
 use crate::workspace::Binaries;
 use crate::{cluster, ebpf, helm, kernels, python, real_sglang, shell, workspace};
+
+/// The tests of a program that carries the kernel half: nothing else needs it built.
+const CARRIER: &str = "carrier";
 
 /// What to run of the tests.
 #[derive(Debug, Default, Args)]
@@ -144,18 +147,18 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
         // Those need a machine of their own.
         runner.args(["--", "--skip", "vm::"]);
     }
+    if matches!(suite, Suite::Kernel | Suite::Feedback) {
+        match kernel_object() {
+            Ok(object) => equip_with(&mut runner, suite, flags, &object)?,
+            Err(missing) => return left_out(suite, flags, &missing),
+        }
+    }
     if suite.needs_programs() {
         equip(&mut runner, flags.release)?;
     }
     if suite == Suite::RealSglang {
         real_sglang::equip(&mut runner)?;
         runner.env("PD_ROUTER_EBPF_OBJECT", ebpf::build()?);
-    }
-    if matches!(suite, Suite::Kernel | Suite::Feedback) {
-        match kernel_object() {
-            Ok(object) => _ = runner.env("PD_ROUTER_EBPF_OBJECT", object),
-            Err(missing) => return left_out(suite, flags, &missing),
-        }
     }
     if suite == Suite::Cluster {
         // Building one takes minutes, once: for who asks for it, and where changes are judged.
@@ -217,6 +220,16 @@ fn equip(runner: &mut Command, release: bool) -> Result<()> {
         Ok(python) => _ = runner.env("PD_ROUTER_PYTHON", python),
         // The tests that need it then say so; the others still run.
         Err(error) => println!("no environment for the official client: {error:#}"),
+    }
+    Ok(())
+}
+
+/// Passes the kernel half, and a program that carries it to the tests of one.
+fn equip_with(runner: &mut Command, suite: Suite, flags: &Flags, object: &Path) -> Result<()> {
+    runner.env("PD_ROUTER_EBPF_OBJECT", object);
+    if suite == Suite::Kernel && flags.filter.as_deref().is_none_or(|text| text.contains(CARRIER)) {
+        // Before the others are built, which leave in its place what the rest of the tests run.
+        runner.env("PD_ROUTER_CARRIER_BIN", workspace::build_carrier(object)?);
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -56,20 +57,42 @@ pub(crate) fn build_release_binaries() -> Result<Binaries> {
 }
 
 fn build(profile: &str) -> Result<Binaries> {
-    let output = shell::command(cargo())
-        .args(["build", "--bin", "pd-router", "--bin", "sglang-sim", "--profile", profile])
-        .args(["--message-format", "json-render-diagnostics"])
-        .stderr(std::process::Stdio::inherit())
-        .output()
-        .context("starting cargo")?;
-    if !output.status.success() {
-        bail!("building pd-router and sglang-sim failed");
-    }
-    let messages = String::from_utf8_lossy(&output.stdout);
+    let mut build = shell::command(cargo());
+    build.args(["build", "--bin", "pd-router", "--bin", "sglang-sim", "--profile", profile]);
+    let messages = built(&mut build).context("building pd-router and sglang-sim")?;
     let find = |name| {
         executable(&messages, name).with_context(|| format!("cargo built no executable {name}"))
     };
     Ok(Binaries { pd_router: find("pd-router")?, sglang_sim: find("sglang-sim")? })
+}
+
+/// Builds the gateway once more, with the kernel half's object in it. It stands where no other build
+/// puts its own, and shares everything with them but itself.
+///
+/// # Errors
+/// As [`build_binaries`].
+pub(crate) fn build_carrier(object: &Path) -> Result<PathBuf> {
+    let mut build = shell::command(cargo());
+    build.args(["build", "--bin", "pd-router", "--features", "pd-router/embed-ebpf"]);
+    let messages = built(build.env("PD_ROUTER_EBPF_OBJECT", object))
+        .context("building pd-router with the kernel half in it")?;
+    let made = executable(&messages, "pd-router").context("cargo built no executable")?;
+    let carrier = made.with_file_name("pd-router-carrier");
+    std::fs::copy(&made, &carrier).with_context(|| format!("copying {}", made.display()))?;
+    Ok(carrier)
+}
+
+/// Cargo's messages of a build.
+fn built(build: &mut Command) -> Result<String> {
+    let output = build
+        .args(["--message-format", "json-render-diagnostics"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("starting cargo")?;
+    if !output.status.success() {
+        bail!("cargo failed");
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The executable of the program `name` among cargo's JSON messages, one a line.
