@@ -28,7 +28,7 @@ const EINVAL: i32 = nix::errno::Errno::EINVAL as i32;
 /// The programs with maps of their own that know one pod, at an IPv4 and an IPv6 address.
 pub(crate) struct Table {
     maps: Maps,
-    _programs: Programs,
+    programs: Programs,
     pod_egress: OwnedFd,
     pod_ingress: OwnedFd,
     link_ingress: OwnedFd,
@@ -61,7 +61,7 @@ impl Table {
             link_ingress: fd(Hook::LinkIngress.program()),
             xdp: fd("pd_xdp"),
             maps,
-            _programs: programs,
+            programs,
         }
     }
 
@@ -120,6 +120,19 @@ impl Table {
 /// Runs `test` with the programs, in a namespace with a bpf file system of its own.
 pub(crate) fn with_programs(test: impl FnOnce(&Table) + Send + 'static) {
     Space::node().run(move || test(&Table::load()));
+}
+
+/// Older kernels go through more than this one, and end at a million.
+#[test]
+fn the_verifier_is_far_from_its_limit() {
+    const FAR: u32 = 200_000;
+    with_programs(|table| {
+        let verified = table.programs.verified().expect("loaded programs");
+        eprintln!("{verified:?}");
+        assert!(matches!(verified.len(), 0 | 7), "{verified:?}");
+        let beyond: Vec<_> = verified.iter().filter(|(_, count)| *count > FAR).collect();
+        assert!(beyond.is_empty(), "{beyond:?}");
+    });
 }
 
 /// Shapes with the TCP payload that each carries to the pod.

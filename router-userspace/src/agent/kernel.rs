@@ -132,6 +132,20 @@ impl Programs {
         Ok(program.fd()?.as_fd().try_clone_to_owned()?)
     }
 
+    /// How many instructions the verifier went through for each program, in all its ways. Before
+    /// Linux 5.16 that is not told.
+    ///
+    /// # Errors
+    /// A program is not loaded.
+    pub fn verified(&self) -> Result<Vec<(String, u32)>> {
+        let mut verified = Vec::new();
+        for (name, program) in self.ebpf.programs() {
+            let count = program.info()?.verified_instruction_count();
+            verified.extend(count.map(|count| (name.to_owned(), count)));
+        }
+        Ok(verified)
+    }
+
     /// Attaches sock_ops to a cgroup2 directory; sockets below it are seen, in any namespace.
     ///
     /// # Errors
