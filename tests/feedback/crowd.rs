@@ -26,6 +26,8 @@ pub(crate) struct Crowd {
     threads: Vec<JoinHandle<()>>,
 }
 
+const MOST_AT_ONCE: usize = 12;
+
 static PROMPTS: AtomicU64 = AtomicU64::new(0);
 
 /// A prompt of about this many bytes that nobody has asked before.
@@ -56,7 +58,7 @@ impl Crowd {
     }
 
     /// Clients of each gateway in turn, each with one request, `every` so often: whatever becomes of
-    /// those before.
+    /// those before, of which [`MOST_AT_ONCE`] may be under way.
     pub(crate) fn arriving(gateways: &[Gateway], every: Duration) -> Crowd {
         let asked: Arc<Mutex<Vec<Asked>>> = Arc::default();
         let stop = Arc::new(AtomicBool::new(false));
@@ -68,7 +70,12 @@ impl Crowd {
                     break;
                 }
                 std::thread::sleep(next.saturating_duration_since(Instant::now()));
-                next += every;
+                next = Instant::now().max(next) + every;
+                let under_way = |client: &&JoinHandle<()>| !client.is_finished();
+                if clients.iter().filter(under_way).count() >= MOST_AT_ONCE {
+                    // This machine stalls: it is no more asked than it can.
+                    continue;
+                }
                 let (gateway, asked) = (gateway.clone(), Arc::clone(&all));
                 clients.push(std::thread::spawn(move || {
                     enter(&gateway.outside);

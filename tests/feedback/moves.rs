@@ -99,17 +99,7 @@ fn course(
     for (name, one) in [("before", &before), ("during", &during)] {
         assert!(one.len() >= 20, "only {} requests {name}", one.len());
     }
-    // The first steps of both ways, for whoever reads the log.
-    for (what, at, step) in [("begin", start, 50), ("end", ended, 500)] {
-        let parts = (0..8).map(|number| {
-            let from = at + Duration::from_millis(step) * number;
-            let part = asked(from, from + Duration::from_millis(step));
-            let there = part.iter().filter(|one| chosen(one)).count();
-            format!("{there} of {}", part.len())
-        });
-        let parts: Vec<String> = parts.collect();
-        eprintln!("  from its {what}, each {step} ms: {}", parts.join(", "));
-    }
+    steps(&all, &chosen, start, ended);
     let hit = asked(start, over);
     let course = Course {
         begun: hit.len(),
@@ -125,6 +115,21 @@ fn course(
          held up, {during_ms:.0} ms a request"
     );
     course
+}
+
+/// The first steps of both ways, for whoever reads the log.
+fn steps(all: &[Asked], chosen: &impl Fn(&Asked) -> bool, start: Instant, ended: Instant) {
+    for (what, at, step) in [("begin", start, 50), ("end", ended, 500)] {
+        let parts = (0..8).map(|number| {
+            let from = at + Duration::from_millis(step) * number;
+            let to = from + Duration::from_millis(step);
+            let part = all.iter().filter(|one| from <= one.at && one.at < to);
+            let (there, elsewhere): (Vec<&Asked>, Vec<&Asked>) = part.partition(|one| chosen(one));
+            format!("{} of {}", there.len(), there.len() + elsewhere.len())
+        });
+        let parts: Vec<String> = parts.collect();
+        eprintln!("  from its {what}, each {step} ms: {}", parts.join(", "));
+    }
 }
 
 fn site() -> Site {

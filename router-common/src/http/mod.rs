@@ -143,7 +143,8 @@ impl Stream {
         change.asked_bytes = bytes;
     }
 
-    /// The answer begins, or will never come.
+    /// The answer begins with its body, or will never come. Not with its head: an engine sends that of
+    /// a stream at once, and the request waits all the same.
     #[inline(always)]
     fn answer(&mut self, change: &mut Change) {
         change.answered = true;
@@ -289,7 +290,7 @@ impl Stream {
         if self.flags & CHUNKED == 0 {
             self.flags |= ENDLESS;
         }
-        self.flags &= !SIZED;
+        self.flags = (self.flags & !SIZED) | BEGUN;
         self.phase = BODY;
         true
     }
@@ -310,7 +311,6 @@ impl Stream {
             }
             return false;
         }
-        self.answer(change);
         self.phase = BODY;
         self.tail = HEAD_END;
         self.last_ns = now;
@@ -342,6 +342,7 @@ impl Stream {
         let chunked = self.flags & CHUNKED != 0;
         if self.flags & BEGUN == 0 {
             self.flags |= BEGUN;
+            self.answer(change);
             change.stream_started = chunked;
             if self.flags & UNTIMED == 0 {
                 change.ttft_ns = now.wrapping_sub(self.started_ns);
@@ -379,6 +380,9 @@ impl Stream {
     #[inline(always)]
     fn finish(&mut self, change: &mut Change, now: u64) {
         change.finished = true;
+        if self.phase == BODY && self.flags & BEGUN == 0 {
+            self.answer(change);
+        }
         if self.phase == BODY && self.flags & CHUNKED != 0 && self.flags & BEGUN != 0 {
             change.stream_ended = true;
         }

@@ -76,19 +76,7 @@ fn main() {
     let everybody = usize::from(PUBLISHERS) * 2 * PAIRS + 2 * PAIRS + 1;
     many.until_told(everybody);
 
-    let (before, frames, start) =
-        ([cpu(&site, 0), cpu(&site, 1)], sent.load(Ordering::Relaxed), Instant::now());
-    wait("both gateways are watched", || (start.elapsed() >= WATCHED).then_some(()));
-    let took = start.elapsed().as_secs_f64();
-    let share = |at: usize| (cpu(&site, at) - before[at]).as_secs_f64() / took * 100.0;
-    let (one, hundred) = (share(0), share(1));
-    let frames = (sent.load(Ordering::Relaxed) - frames) as f64 / took;
-    println!(
-        "CPU of a gateway of {everybody} workers, {took:.0} s: {one:.1} % of a core with one agent, \
-         {hundred:.1} % with 100 ({frames:.0} frames/s more): {:.1} % for 99, {:.1} us a frame",
-        hundred - one,
-        (hundred - one) * 1e4 / frames,
-    );
+    gateways_cost(&site, everybody, &sent);
     many.until_told(everybody);
 
     let probe = site.engines.last().expect("the engine that nobody asks");
@@ -107,6 +95,23 @@ fn main() {
     }
     stop.store(true, Ordering::Relaxed);
     load.into_iter().for_each(|load| load.join().expect("requests past the gateways"));
+}
+
+/// Of the first gateway, which listens to one agent, and of the second, which listens to all.
+fn gateways_cost(site: &Site, everybody: usize, sent: &Sent) {
+    let (before, frames, start) =
+        ([cpu(site, 0), cpu(site, 1)], sent.load(Ordering::Relaxed), Instant::now());
+    wait("both gateways are watched", || (start.elapsed() >= WATCHED).then_some(()));
+    let took = start.elapsed().as_secs_f64();
+    let share = |at: usize| (cpu(site, at) - before[at]).as_secs_f64() / took * 100.0;
+    let (one, hundred) = (share(0), share(1));
+    let frames = (sent.load(Ordering::Relaxed) - frames) as f64 / took;
+    println!(
+        "CPU of a gateway of {everybody} workers, {took:.0} s: {one:.1} % of a core with one agent, \
+         {hundred:.1} % with 100 ({frames:.0} frames/s more): {:.1} % for 99, {:.1} us a frame",
+        hundred - one,
+        (hundred - one) * 1e4 / frames,
+    );
 }
 
 /// Publishers of what the agent says now, and their pods in the manifests.

@@ -1,5 +1,7 @@
 //! Connections replayed segment by segment, with what the counters must say after each.
 
+mod waiting;
+
 use proptest::prelude::*;
 use std::vec::Vec;
 
@@ -144,26 +146,14 @@ fn a_sized_answer_ends_with_its_last_byte() {
 }
 
 #[test]
-fn the_bytes_of_a_request_wait_until_its_answer_begins() {
-    let mut replay = Replay::new();
-    let waiting = |replay: &Replay| replay.totals.asked_bytes - replay.totals.answered_bytes;
-    replay.client(0, GET, 0);
-    replay.client(GET.len() as u32, &[b'x'; 1_000], 0);
-    assert_eq!(waiting(&replay), GET.len() as u32 + 1_000);
-    replay.engine(0, SIZED_ANSWER);
-    replay.client(GET.len() as u32 + 1_000, GET, 0);
-    assert_eq!(waiting(&replay), GET.len() as u32);
-    replay.engine_segment(SIZED_ANSWER.len() as u32, b"", TCP_RST);
-    assert_eq!((waiting(&replay), replay.totals.aborted), (0, 1));
-}
-
-#[test]
 fn a_stream_times_its_first_chunk_and_the_gaps_and_ends_with_the_empty_chunk() {
     let mut replay = Replay::new();
     replay.client(0, b"POST /generate HTTP/1.1\r\n\r\n", 0);
     replay.now += 10;
     replay.engine(0, STREAM_HEAD);
     assert_eq!(replay.totals.ttft, [0; 0], "a head is not a token");
+    let waits = |replay: &Replay| replay.totals.asked_bytes - replay.totals.answered_bytes;
+    assert_eq!((replay.totals.answered, waits(&replay)), (0, 27), "and it waits for one");
     let mut at = STREAM_HEAD.len() as u32;
     for gap in [90, 20, 30] {
         replay.now += gap;
@@ -171,6 +161,7 @@ fn a_stream_times_its_first_chunk_and_the_gaps_and_ends_with_the_empty_chunk() {
         at += 10;
     }
     assert_eq!((replay.totals.in_flight(), replay.totals.streams), (1, 1));
+    assert_eq!((replay.totals.answered, waits(&replay)), (1, 0));
     replay.now += 40;
     replay.engine(at, b"0\r\n\r\n");
     assert_eq!((replay.totals.in_flight(), replay.totals.streams), (0, 0));
