@@ -38,6 +38,8 @@ use site::{AGENT_PORT, Gateway, Site, enter, wait};
 const PUBLISHERS: u8 = 99;
 const PAIRS: usize = 8;
 const EVENTS: usize = 1_000;
+/// The agent's default.
+const TICK: Duration = Duration::from_millis(10);
 const RECORDED: Duration = Duration::from_secs(5);
 const WATCHED: Duration = Duration::from_secs(20);
 /// Between two looks at a gateway's view; what is measured is late by up to that and an answer.
@@ -57,6 +59,9 @@ fn main() {
     }
     // One that nobody asks.
     site.engine("decode", false, ENGINES);
+    for engine in &site.engines {
+        listens(&site, SocketAddr::new(engine.pod.address, ENGINE_PORT));
+    }
     let stop = Arc::new(AtomicBool::new(false));
     let outside = site.node.outside.path();
     let load: Vec<_> = (0..PAIRS)
@@ -114,19 +119,24 @@ fn gateways_cost(site: &Site, everybody: usize, sent: &Sent) {
     );
 }
 
+/// Waits until somebody accepts connections there.
+fn listens(site: &Site, address: SocketAddr) {
+    wait("a program listens", || {
+        let path = site.node.outside.path();
+        let tried = std::thread::spawn(move || {
+            enter(&path);
+            TcpStream::connect(address).is_ok()
+        });
+        tried.join().ok()?.then_some(())
+    });
+}
+
 /// Publishers of what the agent says now, and their pods in the manifests.
 fn replayed(site: &Site) -> (Vec<Publisher>, Sent) {
     let busy = &site.engines[..2 * PAIRS];
     let of: Vec<String> = busy.iter().map(|engine| format!("{}-1", engine.name)).collect();
     let agent = site.agent_address();
-    wait("the agent listens", || {
-        let path = site.node.outside.path();
-        let tried = std::thread::spawn(move || {
-            enter(&path);
-            TcpStream::connect(agent).is_ok()
-        });
-        tried.join().ok()?.then_some(())
-    });
+    listens(site, agent);
     // What was open when the agent started has ended by then.
     record(&site.node.outside, agent, Duration::from_secs(2));
     let recording = record(&site.node.outside, agent, RECORDED);
@@ -136,14 +146,17 @@ fn replayed(site: &Site) -> (Vec<Publisher>, Sent) {
         recording.frames_a_second(),
         recording.pods_a_second()
     );
+    // Whoever asks a pod that is not there is told so at once.
+    site.node.outside.sh("ip route add unreachable 198.18.0.0/15");
     let sent = Sent::default();
     let publishers = (1..=PUBLISHERS).map(|number| {
         let names: Vec<String> =
             busy.iter().map(|engine| format!("{}-at-{number}", engine.name)).collect();
-        for (at, (name, engine)) in names.iter().zip(busy).enumerate() {
-            let ip = Ipv4Addr::new(198, 18, number, at as u8 + 1);
-            site.manifests.put(&format!("pod-{name}.yaml"), &elsewhere(name, engine.role, ip));
-        }
+        let pods = names.iter().zip(busy).zip(1..).map(|((name, engine), at)| {
+            elsewhere(name, engine.role, Ipv4Addr::new(198, 18, number, at))
+        });
+        let pods: Vec<String> = pods.collect();
+        site.manifests.put(&format!("elsewhere-{number}.yaml"), &pods.join("---\n"));
         let address = SocketAddr::new(Ipv4Addr::new(127, 1, 0, number).into(), AGENT_PORT);
         publish(&site.node.outside, address, &recording, (&of, &names), &sent)
     });
@@ -195,6 +208,8 @@ fn events(gateway: &Gateway, worker: &str, engine: SocketAddr) -> Vec<Duration> 
             let mut client = TcpStream::connect(engine).expect("the engine");
             client.set_nodelay(true).expect("a socket");
             view.until(0.0);
+            // What was seen came with a tick: the next event comes at any time between two.
+            std::thread::sleep(TICK.mul_f64((took.len() % 101) as f64 / 101.0));
             let start = Instant::now();
             // The body never comes: the request stays for as long as its connection.
             client
