@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::time::TimeValLike;
 use router_common::flow::{Endpoint, POD_LOCAL, Pod, mapped};
+use router_tests::process::{cpu_time, resident_bytes};
 use router_userspace::agent::bpf::test_run;
 use router_userspace::agent::kernel::Programs;
 use router_userspace::agent::maps::Maps;
@@ -156,17 +157,6 @@ fn per_packet() {
     }
 }
 
-/// User and system time of a process so far, and its resident memory in MiB.
-fn cost(pid: u32) -> (Duration, f64) {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
-    let fields: Vec<&str> = stat.rsplit(") ").next().expect("fields").split(' ').collect();
-    let ticks = |at: usize| fields[at].parse::<u64>().expect("ticks");
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-    let rss = rss.trim().split(' ').next().and_then(|kib| kib.parse::<f64>().ok()).expect("KiB");
-    (Duration::from_millis((ticks(11) + ticks(12)) * 10), rss / 1024.0)
-}
-
 fn agent_itself(connections: usize) {
     const PODS: u8 = 16;
     const NAMES: [&str; 16] = [
@@ -189,9 +179,9 @@ fn agent_itself(connections: usize) {
         })
         .collect();
     std::thread::sleep(Duration::from_secs(2));
-    let (before, start) = (cost(agent.pid()).0, Instant::now());
+    let (before, start) = (cpu_time(agent.pid()), Instant::now());
     std::thread::sleep(Duration::from_secs(10));
-    let (after, memory) = cost(agent.pid());
+    let (after, memory) = (cpu_time(agent.pid()), resident_bytes(agent.pid()) as f64 / 1_048_576.0);
     let share = (after - before).as_secs_f64() / start.elapsed().as_secs_f64() * 100.0;
     println!(
         "agent, {PODS} pods, {connections} connections, 10 ms ticks: {share:.2} % of a CPU, {memory:.1} MiB"
@@ -298,9 +288,9 @@ fn per_gigabyte() {
         for round in 0..ROUNDS {
             let mut counted = || {
                 let agent = Agent::start(&node, &pods);
-                let before = cost(agent.pid()).0;
+                let before = cpu_time(agent.pid());
                 let seconds = pour(&listener, &node).as_secs_f64();
-                own += cost(agent.pid()).0 - before;
+                own += cpu_time(agent.pid()) - before;
                 agent.cleanup();
                 seconds
             };

@@ -117,6 +117,7 @@ async fn one_pods_event_among_a_thousand_is_in_the_fleet_within_a_tenth_of_a_sec
     let mut log = Reader { gateway: &gateway, read: 0 };
     log.fleet((PODS, PODS)).await;
     eventually("every engine has told its facts", LONG, async || {
+        // A fleet of a thousand is some work to tell: the machine is left to the engines.
         tokio::time::sleep(Duration::from_millis(500)).await;
         let fleet = gateway.fleet().await.to_string();
         (fleet.matches("page_size").count() as u64 >= PODS).then_some(())

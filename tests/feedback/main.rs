@@ -16,4 +16,5 @@ mod crowd;
 mod liar;
 mod moves;
 mod relay;
+mod round_trips;
 mod site;

@@ -31,7 +31,7 @@ const EVERY: Duration = Duration::from_millis(50);
 const ENGINES: &str = "--prefill-tokens-per-second 20000 --inter-token-ms 4 \
                        --kv-bytes-per-token 2048";
 
-/// Three seconds of prefill each.
+/// More than a second of prefill each.
 const HEAVY: Question = Question { prompt_bytes: 60_000, tokens: 1 };
 
 /// For gateways that not even engines tell of others' requests.
@@ -290,7 +290,7 @@ fn slow_engine(site: &Site, gateways: &[Gateway]) -> Course {
 
 #[test]
 fn an_engine_that_slows_down_loses_traffic() {
-    // Both see it, an agent by the kernel and a gateway by its own answers, in about the same time.
+    // Without an agent gateways see it too, by their own answers: what becomes of it then is in the log.
     let [with, _] = with_and_without(|_| (), ("", ""), slow_engine);
     moved_and_back(&with, TRIED_AGAIN_WITHIN);
 }
@@ -307,6 +307,7 @@ fn bad_pair(site: &Site, gateways: &[Gateway]) -> Course {
 
 #[test]
 fn delay_and_loss_between_one_pair_move_the_traffic_to_other_pairs() {
+    // As above.
     let [with, _] = with_and_without(|_| (), ("", ""), bad_pair);
     moved_and_back(&with, TRIED_AGAIN_WITHIN);
 }

@@ -264,19 +264,21 @@ fn xdp_on_an_uplink_keeps_tc_from_counting_the_same() {
     });
 }
 
+const SYN: u8 = 2;
+const ACK: u8 = 16;
+const REQUEST: &[u8] = b"POST / HTTP/1.1\r\n\r\n";
+
+fn segment(sequence: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
+    ethernet(0x800, &v4(6, 0, &[], &tcp(sequence, flags, &[], payload)))
+}
+
 #[test]
 fn a_request_counts_in_the_kernel_as_it_does_in_the_model() {
     with_programs(|table| {
-        let segment = |sequence, flags, payload: &[u8]| {
-            ethernet(0x800, &v4(6, 0, &[], &tcp(sequence, flags, &[], payload)))
-        };
-        const SYN: u8 = 2;
-        const ACK: u8 = 16;
-        let request = b"POST / HTTP/1.1\r\n\r\n";
         table.to_pod(&segment(100, SYN, b""));
-        table.to_pod(&segment(101, ACK, request));
-        table.to_pod(&segment(101, ACK, request));
-        table.to_pod(&segment(101 + request.len() as u32, ACK, request));
+        table.to_pod(&segment(101, ACK, REQUEST));
+        table.to_pod(&segment(101, ACK, REQUEST));
+        table.to_pod(&segment(101 + REQUEST.len() as u32, ACK, REQUEST));
         let http = table.http();
         assert_eq!((http.started, http.in_flight(), http.waiting()), (1, 1, 1));
         table.to_pod(&segment(101, 4, b""));
@@ -290,14 +292,8 @@ fn a_request_counts_in_the_kernel_as_it_does_in_the_model() {
 #[test]
 fn a_connection_between_the_same_ports_ends_the_one_before() {
     with_programs(|table| {
-        let segment = |sequence, flags, payload: &[u8]| {
-            ethernet(0x800, &v4(6, 0, &[], &tcp(sequence, flags, &[], payload)))
-        };
-        const SYN: u8 = 2;
-        const ACK: u8 = 16;
-        let request = b"POST / HTTP/1.1\r\n\r\n";
         table.to_pod(&segment(100, SYN, b""));
-        table.to_pod(&segment(101, ACK, request));
+        table.to_pod(&segment(101, ACK, REQUEST));
         // Sent again it is the same connection.
         table.to_pod(&segment(100, SYN, b""));
         let http = table.http();
@@ -306,9 +302,9 @@ fn a_connection_between_the_same_ports_ends_the_one_before() {
         let http = table.http();
         assert_eq!((http.started, http.aborted, http.finished), (1, 1, 1));
         assert_eq!((http.waiting(), http.waiting_bytes()), (0, 0));
-        table.to_pod(&segment(101, ACK, request));
+        table.to_pod(&segment(101, ACK, REQUEST));
         assert_eq!(table.http().started, 1, "what is left of the one before");
-        table.to_pod(&segment(70_001, ACK, request));
+        table.to_pod(&segment(70_001, ACK, REQUEST));
         let http = table.http();
         assert_eq!((http.started, http.in_flight(), http.waiting()), (2, 1, 1));
         assert_eq!(table.maps.streams.all(10).expect("reading").len(), 1);

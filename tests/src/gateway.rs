@@ -16,6 +16,7 @@ use crate::client::{Answer, Client};
 use crate::eventually::eventually;
 use crate::loopback::Loopback;
 use crate::manifests::{LISTENER_PORT, Manifests};
+use crate::process;
 
 const ADMIN_PORT: u16 = 9901;
 /// A debug build on a busy machine needs a while to start.
@@ -167,7 +168,7 @@ impl Gateway {
     /// It has ended.
     #[must_use]
     pub fn resident_bytes(&self) -> u64 {
-        self.status_bytes("VmRSS:")
+        process::resident_bytes(self.child.id())
     }
 
     /// The most that its resident memory has been.
@@ -176,15 +177,7 @@ impl Gateway {
     /// It has ended.
     #[must_use]
     pub fn peak_bytes(&self) -> u64 {
-        self.status_bytes("VmHWM:")
-    }
-
-    fn status_bytes(&self, field: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))
-            .expect("the gateway runs");
-        let line = status.lines().find_map(|line| line.strip_prefix(field));
-        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-        kib.expect("a process has resident memory") * 1024
+        process::peak_bytes(self.child.id())
     }
 
     /// The CPU time that it has used.
@@ -193,12 +186,7 @@ impl Gateway {
     /// It has ended.
     #[must_use]
     pub fn cpu_time(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()));
-        let stat = stat.expect("the gateway runs");
-        // After the name, which may hold spaces: proc(5), fields 14 and 15, in hundredths.
-        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
-        let ticks = |at: usize| fields[at].parse::<u64>().expect("a count of ticks");
-        Duration::from_millis(10 * (ticks(11) + ticks(12)))
+        process::cpu_time(self.child.id())
     }
 
     fn pid(&self) -> Pid {

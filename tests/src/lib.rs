@@ -16,6 +16,7 @@ pub mod folder;
 pub mod gateway;
 pub mod loopback;
 pub mod manifests;
+pub mod process;
 pub mod received;
 pub mod sse;
 

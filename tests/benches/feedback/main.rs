@@ -29,7 +29,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use router_tests::manifests::ENGINE_PORT;
+use router_tests::manifests::{ENGINE_PORT, ROLE_LABEL};
+use router_tests::process::cpu_time;
 
 use around::{Question, around};
 use replay::{Publisher, Sent, publish, record};
@@ -104,11 +105,11 @@ fn main() {
 
 /// Of the first gateway, which listens to one agent, and of the second, which listens to all.
 fn gateways_cost(site: &Site, everybody: usize, sent: &Sent) {
-    let (before, frames, start) =
-        ([cpu(site, 0), cpu(site, 1)], sent.load(Ordering::Relaxed), Instant::now());
+    let cpu = |gateway| cpu_time(site.gateway_pid(gateway));
+    let (before, frames, start) = ([cpu(0), cpu(1)], sent.load(Ordering::Relaxed), Instant::now());
     wait("both gateways are watched", || (start.elapsed() >= WATCHED).then_some(()));
     let took = start.elapsed().as_secs_f64();
-    let share = |at: usize| (cpu(site, at) - before[at]).as_secs_f64() / took * 100.0;
+    let share = |at: usize| (cpu(at) - before[at]).as_secs_f64() / took * 100.0;
     let (one, hundred) = (share(0), share(1));
     let frames = (sent.load(Ordering::Relaxed) - frames) as f64 / took;
     println!(
@@ -183,17 +184,8 @@ status:
   - type: Ready
     status: \"False\"
 ",
-        label = router_tests::manifests::ROLE_LABEL,
+        label = ROLE_LABEL,
     )
-}
-
-/// User and system time of a gateway so far.
-fn cpu(site: &Site, gateway: usize) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", site.gateway_pid(gateway)));
-    let stat = stat.expect("the gateway runs");
-    let fields: Vec<&str> = stat.rsplit(") ").next().expect("fields").split(' ').collect();
-    let ticks = |at: usize| fields[at].parse::<u64>().expect("ticks");
-    Duration::from_millis((ticks(11) + ticks(12)) * 10)
 }
 
 /// From the first byte of a request to the engine until the gateway takes the engine to have one.

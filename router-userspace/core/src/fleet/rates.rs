@@ -139,4 +139,17 @@ mod tests {
         }
         assert!(worker.rates(&of_pool, 0).prefill_us_per_byte > 70.0);
     }
+
+    #[test]
+    fn a_worker_of_which_nothing_is_known_is_not_held_for_what_was_assumed() {
+        let assumed = Rates { step_us: 20_000.0, ..Rates::default() };
+        let (pool, worker) = (Experience::of_pool(), Experience::default());
+        for _ in 0..500 {
+            pool.one_stepped(5_000.0, 0);
+            worker.stepped(5_000.0, 0);
+        }
+        let unknown = Experience::default().rates(&pool.rates(&assumed, 0), 0).step_us;
+        let known = worker.rates(&pool.rates(&assumed, 0), 0).step_us;
+        assert!(unknown < known * 1.02, "{unknown} us, and not {known}");
+    }
 }
