@@ -1,19 +1,15 @@
 //! [`Ear`]: takes in what one agent tells, and passes it on to the workers that it tells of.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use router_core::fleet::{Load, Role, Usage};
+use router_core::fleet::Role;
 use router_core::frame::{Body, Class, Frame, MAX_PODS, PairRecord, PodRecord};
-use router_core::schedule::step_us_of_idle;
 
-use super::targets::{Target, Targets};
+use super::targets::Targets;
+use super::told::{HOLDS_EVERY_US, Now, Told, evidence};
 use crate::gateway::view::View;
-
-/// What a request's head and the fields that injection adds take beside its body.
-const OVERHEAD_BYTES: u64 = 640;
-/// Whatever others do, a link has this much left: nothing is known to be impossible.
-const LEAST_FREE: f32 = 0.01;
 
 /// Why a stream cannot be followed any further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,9 +42,9 @@ pub(super) struct Ear {
     instance: u64,
     sequence: Option<u64>,
     generation: u64,
-    pub(super) pods: HashMap<u64, PodRecord>,
-    /// Bytes asked and KV bytes sent that are evidence already.
-    counted: HashMap<u64, (u64, u64)>,
+    pods: HashMap<u64, Told>,
+    /// As of when it was last seen to that all workers know that what they were told holds.
+    held_us: u64,
 }
 
 impl Ear {
@@ -73,37 +69,29 @@ impl Ear {
         let (changed, pairs) = match body {
             Body::Heartbeat => (Vec::new(), Vec::new()),
             Body::Delta(delta) => {
-                for gone in delta.gone_pods {
-                    self.forget(gone, targets);
-                }
+                delta.gone_pods.into_iter().for_each(|pod| self.forget(pod));
                 (delta.pods, delta.pairs)
             }
             Body::Full(report) => {
                 let stays = |pod: &u64| report.pods.iter().any(|record| record.pod == *pod);
                 let gone: Vec<u64> = self.pods.keys().copied().filter(|pod| !stays(pod)).collect();
-                gone.into_iter().for_each(|pod| self.forget(pod, targets));
+                gone.into_iter().for_each(|pod| self.forget(pod));
                 self.told_node = report.node;
                 (report.pods, report.pairs)
             }
         };
-        for pod in changed {
-            if self.pods.len() >= MAX_PODS && !self.pods.contains_key(&pod.pod) {
-                return Err(Lost::TooManyPods);
-            }
-            self.pod(&pod, targets, view, now_us, &mut heard);
-            self.pods.insert(pod.pod, pod);
+        let holds_us = now_us.saturating_sub(u64::from(read_age_us));
+        let now = Now { us: now_us, holds_us, view };
+        for record in changed {
+            self.pod(record, targets, &now, &mut heard)?;
         }
         if self.generation != targets.generation {
-            // Workers that are new here were told of before they were known.
             self.generation = targets.generation;
-            let known: Vec<PodRecord> = self.pods.values().cloned().collect();
-            known.iter().for_each(|pod| {
-                self.pod(pod, targets, view, now_us, &mut Heard::default());
-            });
+            self.again(targets, &now);
         }
-        let holds_us = now_us.saturating_sub(u64::from(read_age_us));
-        for pod in self.pods.keys() {
-            self.believed(*pod, targets).for_each(|target| target.worker.load.holds(holds_us));
+        if holds_us >= self.held_us + HOLDS_EVERY_US {
+            self.held_us = holds_us;
+            self.pods.values_mut().for_each(|told| told.still_holds(holds_us));
         }
         self.pairs(&pairs, targets, view, now_us);
         Ok(heard)
@@ -128,65 +116,55 @@ impl Ear {
         Ok(())
     }
 
-    fn forget(&mut self, pod: u64, targets: &Targets) {
-        self.believed(pod, targets).for_each(|target| target.worker.load.clear());
-        self.pods.remove(&pod);
-        self.counted.remove(&pod);
-    }
-
-    /// The workers of a pod that this agent may tell of: those of its own node, as far as both
-    /// nodes are known.
-    fn believed<'t>(&self, pod: u64, targets: &'t Targets) -> impl Iterator<Item = &'t Target> {
-        let node = self.node.clone();
-        targets.of_pod(pod).iter().filter(move |target| match (&node, &target.node) {
-            (Some(agent), Some(worker)) => agent == worker,
-            _ => true,
-        })
+    fn forget(&mut self, pod: u64) {
+        let told = self.pods.remove(&pod);
+        let workers = told.iter().flat_map(|told| &told.targets);
+        workers.for_each(|target| target.worker.load.clear());
     }
 
     fn pod(
         &mut self,
-        record: &PodRecord,
+        record: PodRecord,
         targets: &Targets,
-        view: &View,
-        now_us: u64,
+        now: &Now<'_>,
         heard: &mut Heard,
-    ) {
-        let known = targets.of_pod(record.pod);
-        let believed: Vec<&Target> = self.believed(record.pod, targets).collect();
-        if believed.is_empty() {
-            heard.unknown += u64::from(known.is_empty());
-            heard.foreign += u64::from(!known.is_empty());
-            return;
+    ) -> Result<(), Lost> {
+        let is_full = self.pods.len() >= MAX_PODS;
+        let told = match self.pods.entry(record.pod) {
+            Entry::Occupied(told) => told.into_mut(),
+            Entry::Vacant(_) if is_full => return Err(Lost::TooManyPods),
+            Entry::Vacant(new) => {
+                let mut told = Told::of(record.pod, self.node.as_ref(), targets);
+                told.counted = evidence(&record);
+                new.insert(told)
+            }
+        };
+        told.record = record;
+        match (told.targets.is_empty(), told.is_known) {
+            (false, _) => told.pass_on(now),
+            (true, false) => heard.unknown += 1,
+            (true, true) => heard.foreign += 1,
         }
-        let measured_us = now_us.saturating_sub(u64::from(record.age_us));
-        // The kernel counts by pod: of several workers of one, what all of them were sent is ours.
-        let own = believed.iter().fold(Usage::default(), |mut own, target| {
-            let then = target.worker.own.at(measured_us / 1000);
-            own.exchanges += then.exchanges;
-            own.wire_bytes += then.wire_bytes;
-            own
-        });
-        let load = load(record, own);
-        for target in &believed {
-            target.worker.load.set(&load, measured_us);
-            learn_step(record, &load, target, view, now_us / 1000);
-        }
-        self.learn_kv(record, believed[0], now_us / 1000);
+        Ok(())
     }
 
-    /// How much KV cache a byte of prompt makes, from what went in and what went out.
-    fn learn_kv(&mut self, record: &PodRecord, target: &Target, now_ms: u64) {
-        let now = (record.asked_bytes, record.kv_tx_bytes);
-        let counted = self.counted.entry(record.pod).or_insert(now);
-        if now.0 < counted.0 || now.1 < counted.1 {
-            *counted = now;
+    /// Tells the workers of another snapshot what was told before they were known.
+    fn again(&mut self, targets: &Targets, now: &Now<'_>) {
+        for (pod, told) in &mut self.pods {
+            let Told { targets, is_known, .. } = Told::of(*pod, self.node.as_ref(), targets);
+            (told.targets, told.is_known) = (targets, is_known);
+            told.pass_on(now);
         }
-        let (asked, sent) = (now.0 - counted.0, now.1 - counted.1);
-        if target.role == Role::Prefill && asked > 0 && sent > 0 {
-            target.pool.sent(asked as f32, sent as f32, now_ms);
-            *counted = now;
-        }
+    }
+
+    /// What was told last of every pod.
+    pub(super) fn records(&self) -> impl ExactSizeIterator<Item = &PodRecord> {
+        self.pods.values().map(|told| &told.record)
+    }
+
+    /// The same of one pod.
+    pub(super) fn record(&self, pod: u64) -> Option<&PodRecord> {
+        self.pods.get(&pod).map(|told| &told.record)
     }
 
     fn pairs(&self, pairs: &[PairRecord], targets: &Targets, view: &View, now_us: u64) {
@@ -194,7 +172,8 @@ impl Ear {
         let mut links = None;
         for pair in kv {
             let now_ms = now_us.saturating_sub(u64::from(pair.age_us)) / 1000;
-            for own in self.believed(pair.key.pod, targets) {
+            let own = self.pods.get(&pair.key.pod).map_or(&[][..], |told| &told.targets);
+            for own in own {
                 for peer in targets.of_pod(pair.key.peer) {
                     let (prefill, decode) = match (own.role, peer.role) {
                         (Role::Prefill, Role::Decode) => (own, peer),
@@ -217,50 +196,17 @@ impl Ear {
     }
 }
 
-/// A record as the scheduler takes it, without what this gateway had there itself.
-fn load(record: &PodRecord, own: Usage) -> Load {
-    let own_bytes = own.wire_bytes + own.exchanges * OVERHEAD_BYTES;
-    let kv = |rate: router_core::frame::Value| rate.known().unwrap_or(0.0);
-    let speed = record.link_bytes_per_s.known().unwrap_or(0.0);
-    let free = |used: router_core::frame::Value, kv: f32| {
-        // What KV cache uses of the link is told apart.
-        let others = (used.known().unwrap_or(0.0) - kv).max(0.0);
-        (speed - others).max(speed * LEAST_FREE) / 1000.0
-    };
-    let (tx_kv, rx_kv) = (kv(record.kv_tx_bytes_per_s), kv(record.kv_rx_bytes_per_s));
-    Load {
-        age_ms: 0.0,
-        others_requests: u64::from(record.in_flight).saturating_sub(own.exchanges) as f32,
-        others_waiting_bytes: record.waiting_bytes.saturating_sub(own_bytes) as f32,
-        itl_us: if record.itl.samples > 0 { record.itl.mean_us } else { 0.0 },
-        tx_free_bytes_per_ms: free(record.link_tx_used_bytes_per_s, tx_kv),
-        rx_free_bytes_per_ms: free(record.link_rx_used_bytes_per_s, rx_kv),
-        tx_kv_bytes_per_ms: tx_kv / 1000.0,
-        rx_kv_bytes_per_ms: rx_kv / 1000.0,
-    }
-}
-
-/// A step that the kernel saw is evidence of the engine's speed.
-fn learn_step(record: &PodRecord, load: &Load, target: &Target, view: &View, now_ms: u64) {
-    if load.itl_us <= 0.0 || record.streaming == 0 || target.role == Role::Prefill {
-        return;
-    }
-    let worker = &target.worker;
-    let pool = target.pool.rates(&view.assumptions.rates, now_ms);
-    let batch = worker.usage().kv_tokens as f32 + load.others_requests * pool.request_tokens;
-    let step_us = step_us_of_idle(load.itl_us, batch, &view.assumptions);
-    target.pool.one_stepped(step_us, now_ms);
-    worker.experience.stepped(step_us, now_ms);
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use router_core::fleet::{Fleet, Member, ObjectName, Phase, Pool, Profile, Worker, WorkerKey};
-    use router_core::frame::{Delta, Report, Value, pod_id};
+    use router_core::fleet::{
+        Fleet, Member, ObjectName, Phase, Pool, Profile, Usage, Worker, WorkerKey,
+    };
+    use router_core::frame::{Delta, Report, pod_id};
     use router_core::schedule::Policy;
 
+    use super::super::told::OVERHEAD_BYTES;
     use super::*;
     use crate::gateway::clock::Clock;
 
@@ -373,21 +319,5 @@ mod tests {
         let gone = Frame { sequence: 3, body: Body::Delta(delta), ..Frame::default() };
         ear.hear(gone, &Targets::of(&fleet), &view, 3_000).unwrap();
         assert_eq!(worker.load.get(3_000), None);
-    }
-
-    #[test]
-    fn a_full_link_leaves_a_little_and_an_unknown_one_says_nothing() {
-        let used = PodRecord {
-            link_bytes_per_s: Value::exact(1e9),
-            link_tx_used_bytes_per_s: Value::exact(2e9),
-            link_rx_used_bytes_per_s: Value::exact(6e8),
-            kv_rx_bytes_per_s: Value::exact(4e8),
-            ..PodRecord::default()
-        };
-        let busy = load(&used, Usage::default());
-        assert_eq!((busy.tx_free_bytes_per_ms, busy.rx_free_bytes_per_ms), (1e4, 8e5));
-        assert_eq!(busy.rx_kv_bytes_per_ms, 4e5);
-        let unknown = load(&PodRecord::default(), Usage::default());
-        assert_eq!(unknown.tx_free_bytes_per_ms, 0.0);
     }
 }

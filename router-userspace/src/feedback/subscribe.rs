@@ -4,35 +4,35 @@
 //! pods' loads go stale, and requests are served on what is known.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
 use http::header::AUTHORIZATION;
-use http::uri::{Authority, PathAndQuery};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderValue};
 use router_core::fleet::{AgentAddress, Fleet};
-use router_core::frame::{self, Bad, PodRecord};
+use router_core::frame::{self, PodRecord};
 use serde::Serialize;
-use tokio::time::{timeout, timeout_at};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant as Moment, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::budget::{Budget, Flood};
-use super::ear::{Ear, Lost};
+use super::budget::Budget;
+use super::ear::Ear;
+use super::ended::Ended;
+use super::stream::{Frames, Stream};
 use super::targets::Targets;
+use super::turns::Turns;
 use crate::config::Settings;
-use crate::gateway::upstream::{Protocol, Upstream, whole};
 use crate::gateway::view::View;
 use crate::metrics::{FeedbackLabels, Metrics};
 
-const STREAM: PathAndQuery = PathAndQuery::from_static("/v1/loads/stream");
 /// For an agent to answer, and the longest silence of a stream: ten heartbeats.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 /// Between two attempts: doubled each time, and drawn from its upper half.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -41,7 +41,6 @@ const GOOD: Duration = Duration::from_secs(2);
 
 /// What the listeners to agents share.
 pub(crate) struct Listening {
-    upstream: Upstream,
     view: View,
     metrics: Metrics,
     /// Whose token agents ask for.
@@ -51,14 +50,8 @@ pub(crate) struct Listening {
 }
 
 impl Listening {
-    pub(crate) fn new(
-        settings: &Settings,
-        upstream: &Upstream,
-        view: View,
-        metrics: &Metrics,
-    ) -> Listening {
+    pub(crate) fn new(settings: &Settings, view: View, metrics: &Metrics) -> Listening {
         Listening {
-            upstream: upstream.clone(),
             view,
             metrics: metrics.clone(),
             token_file: settings.feedback_token_file.clone(),
@@ -70,8 +63,8 @@ impl Listening {
 /// One subscription to every agent that is known.
 pub(crate) struct Subscriptions {
     shared: Arc<Shared>,
+    turns: Turns,
     tasks: TaskTracker,
-    stop: CancellationToken,
     known: Mutex<HashMap<AgentAddress, Subscription>>,
 }
 
@@ -81,7 +74,7 @@ struct Shared {
 }
 
 struct Subscription {
-    stop: CancellationToken,
+    task: AbortHandle,
     state: Arc<Mutex<State>>,
 }
 
@@ -97,51 +90,19 @@ struct State {
     problem: Option<String>,
 }
 
-/// Why a stream ended.
-#[derive(Debug, thiserror::Error)]
-enum Ended {
-    #[error("it cannot be reached: {0}")]
-    Unreachable(String),
-    #[error("it answers {0}")]
-    Refused(StatusCode),
-    #[error("it said nothing for {PATIENCE:?}")]
-    Silent,
-    #[error("the stream broke: {0}")]
-    Broken(String),
-    #[error("the stream ended")]
-    Over,
-    #[error("no frame: {0}")]
-    Bad(#[from] Bad),
-    #[error("{0}")]
-    Lost(#[from] Lost),
-    #[error("{0}")]
-    Flood(#[from] Flood),
-    #[error("{0} holds no token")]
-    NoToken(String),
-}
-
-impl Ended {
-    fn reason(&self) -> &'static str {
-        match self {
-            Ended::Unreachable(_) => "unreachable",
-            Ended::Refused(_) | Ended::NoToken(_) => "refused",
-            Ended::Silent => "silent",
-            Ended::Broken(_) | Ended::Over => "ended",
-            Ended::Bad(_) => "bad_frame",
-            Ended::Lost(_) => "gap",
-            Ended::Flood(_) => "flood",
-        }
-    }
-}
-
 impl Subscriptions {
+    /// They end with `stop`.
+    ///
+    /// # Errors
+    /// Where the thread that listens cannot be started.
     pub(crate) fn new(
         listening: Listening,
         tasks: TaskTracker,
-        stop: CancellationToken,
-    ) -> Subscriptions {
-        let shared = Shared { listening, targets: RwLock::default() };
-        Subscriptions { shared: Arc::new(shared), tasks, stop, known: Mutex::default() }
+        stop: &CancellationToken,
+    ) -> io::Result<Subscriptions> {
+        let shared = Arc::new(Shared { listening, targets: RwLock::default() });
+        let turns = Turns::start(stop)?;
+        Ok(Subscriptions { shared, turns, tasks, known: Mutex::default() })
     }
 
     /// Listens to the agents of a snapshot, and to those that flags name; no more to any other.
@@ -155,7 +116,7 @@ impl Subscriptions {
         known.retain(|agent, subscription| {
             let stays = wanted.contains(agent);
             if !stays {
-                subscription.stop.cancel();
+                subscription.task.abort();
             }
             stays
         });
@@ -167,12 +128,10 @@ impl Subscriptions {
     fn start(&self, agent: AgentAddress) -> Subscription {
         let ear = Ear::new(agent.node.clone());
         let state = Arc::new(Mutex::new(State { ear, ..State::default() }));
-        let stop = self.stop.child_token();
         let listener =
             Listener { shared: Arc::clone(&self.shared), agent, state: Arc::clone(&state) };
-        let stopped = stop.clone();
-        self.tasks.spawn(async move { stopped.run_until_cancelled(listener.listen()).await });
-        Subscription { stop, state }
+        let task = self.tasks.spawn_on(listener.listen(), self.turns.handle()).abort_handle();
+        Subscription { task, state }
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<AgentAddress, Subscription>> {
@@ -194,8 +153,8 @@ impl Subscriptions {
         let mut all = HashMap::new();
         for (agent, one) in known.iter() {
             let state = state(&one.state);
-            let told = state.ear.pods.iter();
-            all.extend(told.map(|(pod, record)| (*pod, (Arc::clone(&agent.name), record.clone()))));
+            let told = state.ear.records();
+            all.extend(told.map(|told| (told.pod, (Arc::clone(&agent.name), told.clone()))));
         }
         all
     }
@@ -203,7 +162,7 @@ impl Subscriptions {
     /// The same of one pod.
     pub(crate) fn pod(&self, pod: u64) -> Option<(Arc<str>, PodRecord)> {
         self.known().iter().find_map(|(agent, one)| {
-            let record = state(&one.state).ear.pods.get(&pod)?.clone();
+            let record = state(&one.state).ear.record(pod)?.clone();
             Some((Arc::clone(&agent.name), record))
         })
     }
@@ -249,7 +208,7 @@ impl AgentStatus {
             silent_ms: silent.and_then(|ms| u64::try_from(ms).ok()),
             frames: state.frames,
             attempts: state.attempts,
-            pods: state.ear.pods.len(),
+            pods: state.ear.records().len(),
             problem: state.problem.clone(),
         }
     }
@@ -293,57 +252,38 @@ impl Listener {
 
     async fn subscribe(&self) -> Result<std::convert::Infallible, Ended> {
         state(&self.state).attempts += 1;
-        let mut body = self.open().await?;
-        let mut stream = BytesMut::new();
+        let opened = timeout(PATIENCE, Stream::open(self.agent.address, self.headers()?)).await;
+        let mut stream = opened.map_err(|_| Ended::Silent)??;
+        let mut frames = Frames::default();
         let mut budget = Budget::start();
-        let mut last = tokio::time::Instant::now();
+        // Counted from the last whole frame: one that comes byte by byte says nothing.
+        let mut last = Moment::now();
+        let mut silence = pin!(sleep_until(last + PATIENCE));
         loop {
-            // Counted from the last whole frame: one that comes byte by byte says nothing.
-            let piece = match timeout_at(last + PATIENCE, body.frame()).await {
-                Err(_) => return Err(Ended::Silent),
-                Ok(None) => return Err(Ended::Over),
-                Ok(Some(Err(error))) => return Err(Ended::Broken(error.to_string())),
-                Ok(Some(Ok(piece))) => piece,
+            let piece = tokio::select! {
+                biased;
+                piece = stream.next() => piece?,
+                // It is wound up when it rings, and not at every frame.
+                () = silence.as_mut() => {
+                    if last.elapsed() >= PATIENCE {
+                        return Err(Ended::Silent);
+                    }
+                    silence.as_mut().reset(last + PATIENCE);
+                    continue;
+                }
             };
-            let Ok(data) = piece.into_data() else { continue };
-            budget.spend(data.len())?;
-            // Usually a piece is a frame, and nothing is copied.
-            stream.extend_from_slice(&data);
-            while let Some(bytes) = frame::take(&mut stream)? {
+            budget.spend(piece.len())?;
+            frames.take(&piece, |frame| {
                 budget.frame()?;
-                self.hear(&bytes)?;
-                last = tokio::time::Instant::now();
-            }
+                last = Moment::now();
+                self.hear(frame)
+            })?;
         }
     }
 
-    async fn open(&self) -> Result<Incoming, Ended> {
-        let listening = &self.shared.listening;
-        let mut headers = HeaderMap::new();
-        if let Some(path) = &listening.token_file {
-            headers.insert(AUTHORIZATION, bearer(path)?);
-        }
-        let authority: Authority = self
-            .agent
-            .address
-            .to_string()
-            .parse()
-            .map_err(|_| Ended::Unreachable("no address".to_owned()))?;
-        let nothing = whole(Bytes::new());
-        let sent = listening.upstream.send_over(
-            Protocol::Http1,
-            authority,
-            Method::GET,
-            STREAM,
-            headers,
-            nothing,
-        );
-        let answer = timeout(PATIENCE, sent).await.map_err(|_| Ended::Silent)?;
-        let answer = answer.map_err(|error| Ended::Unreachable(error.to_string()))?;
-        match answer.status() {
-            StatusCode::OK => Ok(answer.into_body()),
-            status => Err(Ended::Refused(status)),
-        }
+    fn headers(&self) -> Result<HeaderMap, Ended> {
+        let token = self.shared.listening.token_file.as_deref().map(bearer).transpose()?;
+        Ok(token.map(|token| (AUTHORIZATION, token)).into_iter().collect())
     }
 
     fn hear(&self, bytes: &[u8]) -> Result<(), Ended> {

@@ -147,7 +147,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<()> 
     let admin_listen = settings.admin_listen;
     let guard = Arc::clone(&settings.admin_guard);
     let drain_timeout = settings.timeouts.drain_timeout;
-    let parts = Parts::new(settings, metrics, &shutdown);
+    let parts = Parts::new(settings, metrics, &shutdown)?;
     let admin = Admin::bind(admin_listen).await.context("--admin-listen")?;
     let stop = CancellationToken::new();
     let background = TaskTracker::new();
@@ -197,7 +197,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(settings: Settings, metrics: Metrics, shutdown: &CancellationToken) -> Parts {
+    fn new(settings: Settings, metrics: Metrics, shutdown: &CancellationToken) -> Result<Parts> {
         let fleet = Arc::new(FleetHandle::default());
         let clock = Clock::start();
         let tasks = TaskTracker::new();
@@ -220,8 +220,9 @@ impl Parts {
         };
         let probes = Arc::new(Probes::new(prober, tasks.clone(), probing.clone()));
         let polls = polls(&settings, &upstream, clock, &tasks, &probing);
-        let listening = Listening::new(&settings, &upstream, view, &metrics);
-        let feedback = Subscriptions::new(listening, tasks.clone(), probing.clone());
+        let listening = Listening::new(&settings, view, &metrics);
+        let feedback = Subscriptions::new(listening, tasks.clone(), &probing)
+            .context("the thread that listens to agents")?;
         let key = settings.engine_api_key.clone();
         let dispatch = Arc::new(Dispatch {
             aborter: Aborter::new(upstream.clone(), key, tasks.clone(), metrics.clone()),
@@ -251,7 +252,7 @@ impl Parts {
             body_memory,
             responses: Responses::default(),
         });
-        Parts { gateway, probes, polls, readiness, facts, tasks, probing }
+        Ok(Parts { gateway, probes, polls, readiness, facts, tasks, probing })
     }
 
     /// What is done with a new snapshot, and the ports that it wants open.

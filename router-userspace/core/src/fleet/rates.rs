@@ -92,6 +92,12 @@ impl Experience {
         self.uncached.observe(uncached_bytes, prompt_bytes, WORK_MEMORY_BYTES, now_ms);
     }
 
+    /// [`Rates::request_tokens`] alone.
+    pub fn request_tokens(&self, prior: &Rates, now_ms: u64) -> f32 {
+        let prior = Prior { value: prior.request_tokens, weight: REQUEST_PRIOR };
+        self.request.value(prior, now_ms)
+    }
+
     /// What is believed now. A worker's prior is its pool; a pool's prior is a setting.
     pub fn rates(&self, prior: &Rates, now_ms: u64) -> Rates {
         let mix = |learned: &Learned, value, weight| learned.value(Prior { value, weight }, now_ms);
@@ -100,7 +106,7 @@ impl Experience {
             step_us: mix(&self.step, prior.step_us, 1.0),
             kv_bytes_per_byte: mix(&self.kv_bytes, prior.kv_bytes_per_byte, WORK_PRIOR_BYTES),
             output_tokens: mix(&self.output, prior.output_tokens, REQUEST_PRIOR),
-            request_tokens: mix(&self.request, prior.request_tokens, REQUEST_PRIOR),
+            request_tokens: self.request_tokens(prior, now_ms),
             uncached_share: mix(&self.uncached, prior.uncached_share, WORK_PRIOR_BYTES),
         }
     }

@@ -37,6 +37,8 @@ use wire::{Reader, Wire};
 pub const VERSION: u8 = 1;
 /// The longest frame, its length not counted.
 pub const MAX_FRAME_BYTES: usize = 1 << 20;
+/// What stands before a frame: its length.
+pub const LENGTH_BYTES: usize = 4;
 /// Records of one frame, kind by kind.
 pub const MAX_PODS: usize = 1024;
 pub const MAX_PAIRS: usize = 8192;
@@ -153,16 +155,22 @@ impl Frame {
 /// # Errors
 /// The announced length is over the limit: what follows cannot be trusted either.
 pub fn take(stream: &mut BytesMut) -> Result<Option<Bytes>, Bad> {
-    let Some(head) = stream.first_chunk::<4>() else { return Ok(None) };
+    let Some(length) = first(stream)?.map(<[u8]>::len) else { return Ok(None) };
+    stream.advance(LENGTH_BYTES);
+    Ok(Some(stream.split_to(length).freeze()))
+}
+
+/// The same of bytes that stay where they are: its length is in the four bytes before it.
+///
+/// # Errors
+/// As [`take`].
+pub fn first(stream: &[u8]) -> Result<Option<&[u8]>, Bad> {
+    let Some((head, rest)) = stream.split_first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
     let length = u32::from_le_bytes(*head) as usize;
     if length > MAX_FRAME_BYTES {
         return Err(Bad::TooLong(length));
     }
-    if stream.len() < 4 + length {
-        return Ok(None);
-    }
-    stream.advance(4);
-    Ok(Some(stream.split_to(length).freeze()))
+    Ok(rest.get(..length))
 }
 
 /// Reads a frame as [`take`] hands it out. Every number is checked for its range.
