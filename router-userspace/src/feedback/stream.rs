@@ -31,9 +31,6 @@ impl Stream {
     pub(super) async fn open(address: SocketAddr, mut headers: HeaderMap) -> Result<Self, Ended> {
         let unreachable = |error: &dyn std::error::Error| Ended::Unreachable(error.to_string());
         let socket = TcpStream::connect(address).await.map_err(|error| unreachable(&error))?;
-        // Nothing is ever answered to a frame: they are acknowledged several at once, and not each
-        // as soon as it is read. Where that cannot be had, all works as well.
-        let _ = socket.set_quickack(false);
         let (mut sender, mut connection) =
             http1::handshake(TokioIo::new(socket)).await.map_err(|error| unreachable(&error))?;
         let host =
