@@ -168,6 +168,7 @@ fn agent_itself(connections: usize) {
     let named: Vec<_> =
         NAMES.iter().zip(&pods).map(|(name, pod)| prefill(name, pod.address)).collect();
     let agent = Agent::start(&node, &named);
+    agent.listened();
     let listeners: Vec<_> =
         pods.iter().map(|pod| listen(&pod.space, pod.address, ENGINE)).collect();
     let open: Vec<_> = (0..connections)

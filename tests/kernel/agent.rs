@@ -110,26 +110,32 @@ impl<'a> Agent<'a> {
 
     /// What a gateway that begins to listen is told first.
     pub(crate) fn told(&self) -> Report {
-        let port = self.port;
-        let bytes = self.node.space.run(move || {
-            let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("connecting");
-            stream.write_all(b"GET /v1/loads/stream HTTP/1.0\r\n\r\n").expect("asking");
-            let mut answer = Vec::new();
-            loop {
-                let mut part = [0; 4096];
-                let count = stream.read(&mut part).expect("reading");
-                answer.extend(&part[..count]);
-                let head = answer.windows(4).position(|four| four == b"\r\n\r\n");
-                let mut body = BytesMut::from(head.map_or(&[][..], |end| &answer[end + 4..]));
-                if let Some(bytes) = frame::take(&mut body).expect("a frame") {
-                    return bytes;
-                }
-                assert!(count > 0, "no frame in {answer:?}");
+        let mut stream = self.listen();
+        let mut answer = Vec::new();
+        let bytes = loop {
+            let mut part = [0; 4096];
+            let count = stream.read(&mut part).expect("reading");
+            answer.extend(&part[..count]);
+            let head = answer.windows(4).position(|four| four == b"\r\n\r\n");
+            let mut body = BytesMut::from(head.map_or(&[][..], |end| &answer[end + 4..]));
+            if let Some(bytes) = frame::take(&mut body).expect("a frame") {
+                break bytes;
             }
-        });
+            assert!(count > 0, "no frame in {answer:?}");
+        };
         let frame = frame::decode(&bytes).expect("a frame");
         let Body::Full(report) = frame.body else { panic!("{frame:?} begins with no report") };
         report
+    }
+
+    /// The stream that a gateway asks for.
+    fn listen(&self) -> TcpStream {
+        let port = self.port;
+        self.node.space.run(move || {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("connecting");
+            stream.write_all(b"GET /v1/loads/stream HTTP/1.0\r\n\r\n").expect("asking");
+            stream
+        })
     }
 
     pub(crate) fn metrics(&self) -> String {
@@ -160,6 +166,13 @@ impl<'a> Agent<'a> {
     pub(crate) fn again(&mut self) {
         self.child = spawn(self.node, &[], &self.manifests, &self.flags, &self.log);
         self.until_ready();
+    }
+
+    /// A gateway that listens and takes whatever comes, for as long as the agent lives.
+    #[allow(dead_code, reason = "the bench asks for it, and the tests do not")]
+    pub(crate) fn listened(&self) {
+        let mut stream = self.listen();
+        std::thread::spawn(move || std::io::copy(&mut stream, &mut std::io::sink()));
     }
 
     #[allow(dead_code, reason = "the bench asks for it, and the tests do not")]

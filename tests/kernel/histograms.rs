@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use router_common::flow::PodHttp;
 use router_common::histogram::{bucket, floor_us};
-use router_userspace::agent::maps::{Maps, single};
+use router_userspace::agent::maps::Maps;
 
 use crate::agent::{Agent, count, pod};
 use crate::manifests::{ENGINE, prefill};
@@ -68,7 +68,7 @@ fn each_time_is_counted_in_the_bucket_that_holds_it() {
     let http: PodHttp = node.space.run(|| {
         let maps = Maps::open(Path::new("/sys/fs/bpf/pd-router")).expect("the agent's maps");
         let (_, known) = maps.pods.all(10).expect("reading").remove(0);
-        single(&maps.pod_http, known[0].id).expect("reading")
+        maps.pod_http.get(&known.id).expect("reading").expect("an entry")
     });
     fits("ttft", &http.ttft_us, ttft);
     fits("itl", &http.itl_us, itl);

@@ -87,7 +87,7 @@ impl Table {
     }
 
     fn http(&self) -> PodHttp {
-        self.maps.pod_http.get(&POD).expect("reading").expect("an entry")[0]
+        self.maps.pod_http.get(&POD).expect("reading").expect("an entry")
     }
 
     /// What is counted of RoCEv2 after `packet` alone came over XDP.
@@ -112,7 +112,7 @@ impl Table {
             let ends = (key.source, key.destination);
             assert!(ends == (mapped(CLIENT), mapped(ENGINE)) || ends == (CLIENT6, ENGINE6));
             assert_eq!(key.queue_pair, 0x12_3456);
-            stats[0]
+            *stats
         })
     }
 }
@@ -203,7 +203,7 @@ fn headers_of_no_known_shape_are_said_to_be_so_and_pass() {
         let seven = (0..7).fold((6, plain), |(next, rest), _| {
             (60, [&[next, 0, 1, 4, 0, 0, 0, 0][..], &rest].concat())
         });
-        let unreadable = || table.maps.losses.get(&0).expect("reading").expect("one")[0].unreadable;
+        let unreadable = || table.maps.losses.get(&0).expect("reading").expect("one").unreadable;
         for (number, packet) in [
             version,
             short,

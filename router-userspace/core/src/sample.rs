@@ -1,6 +1,7 @@
 //! Two readings of a pod's counters and the time between: rates, latencies and one load score.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use router_common::histogram::{BUCKETS, floor_us};
@@ -133,13 +134,14 @@ pub fn drain_seconds(in_flight: u64, rates: &Rates) -> Option<f64> {
     rates.duration.map(|duration| duration.as_secs_f64() * in_flight as f64)
 }
 
-/// The readings of the last while, kept apart by at least a step so that they are few.
+/// The readings of the last while, kept apart by at least a step so that they are few. Readings
+/// are shared: one that says what the one before said is no second one.
 #[derive(Clone, Debug)]
 pub struct Window {
     span: Duration,
     step: Duration,
-    kept: VecDeque<(Duration, Reading)>,
-    newest: Option<(Duration, Reading)>,
+    kept: VecDeque<(Duration, Arc<Reading>)>,
+    newest: Option<(Duration, Arc<Reading>)>,
 }
 
 impl Window {
@@ -149,10 +151,10 @@ impl Window {
     }
 
     /// Adds what was read `at`, on any clock that goes forward.
-    pub fn push(&mut self, at: Duration, reading: Reading) {
-        let far = |(last, _): &(Duration, Reading)| at.saturating_sub(*last) >= self.step;
+    pub fn push(&mut self, at: Duration, reading: Arc<Reading>) {
+        let far = |(last, _): &(Duration, _)| at.saturating_sub(*last) >= self.step;
         if self.kept.back().is_none_or(far) {
-            self.kept.push_back((at, reading.clone()));
+            self.kept.push_back((at, Arc::clone(&reading)));
         }
         // The oldest may be older than the span; the one after it must not be.
         while self.kept.get(1).is_some_and(|(next, _)| at.saturating_sub(*next) >= self.span) {
@@ -162,14 +164,14 @@ impl Window {
     }
 
     /// The newest reading and when it was read.
-    pub fn newest(&self) -> Option<&(Duration, Reading)> {
+    pub fn newest(&self) -> Option<&(Duration, Arc<Reading>)> {
         self.newest.as_ref()
     }
 
     /// Rates from the oldest reading to the newest.
     pub fn rates(&self) -> Rates {
         match (self.kept.front(), &self.newest) {
-            (Some((then, older)), Some((now, newer))) => {
+            (Some((then, older)), Some((now, newer))) if !Arc::ptr_eq(older, newer) => {
                 rates(older, newer, now.saturating_sub(*then))
             }
             _ => Rates::default(),
@@ -189,10 +191,16 @@ mod tests {
     fn a_window_forgets_what_is_older_than_its_span() {
         let mut window = Window::new(Duration::from_secs(1), Duration::from_millis(50));
         for tick in 0..1_000u32 {
-            window.push(Duration::from_millis(10) * tick, reading(u64::from(tick)));
+            window.push(Duration::from_millis(10) * tick, reading(u64::from(tick)).into());
         }
         assert!(window.kept.len() <= 22, "{} readings", window.kept.len());
         assert!((window.rates().answers - 100.0).abs() < 1.0, "{:?}", window.rates());
+        let (_, last) = window.newest().cloned().expect("a reading");
+        for tick in 1_000..1_200u32 {
+            window.push(Duration::from_millis(10) * tick, Arc::clone(&last));
+        }
+        assert_eq!(window.rates(), Rates::default(), "a second in which nothing was counted");
+        assert_eq!(rates(&last, &last, Duration::from_secs(1)), Rates::default());
     }
 
     #[test]

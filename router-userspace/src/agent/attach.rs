@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::kernel::{Attached, Hook, Programs};
 use super::maps::Maps;
-use super::netlink::{self, Link};
+use super::netlink::{Link, Netlink};
 use super::pods::KnownPod;
 use super::registry::Placed;
 use super::settings::{AgentFlags, XdpWish};
@@ -46,8 +46,9 @@ pub(super) struct Plan {
 /// # Errors
 /// The kernel does not tell its interfaces.
 pub(super) fn plan(flags: &AgentFlags, pods: &[KnownPod]) -> io::Result<Plan> {
+    let mut netlink = Netlink::default();
     let links: BTreeMap<u32, Link> =
-        netlink::links()?.into_iter().map(|link| (link.index, link)).collect();
+        netlink.links()?.into_iter().map(|link| (link.index, link)).collect();
     let named = |names: &[String]| -> BTreeMap<u32, Link> {
         let wanted = links.values().filter(|link| names.contains(&link.name));
         wanted.map(|link| (link.index, link.clone())).collect()
@@ -56,7 +57,7 @@ pub(super) fn plan(flags: &AgentFlags, pods: &[KnownPod]) -> io::Result<Plan> {
     let mut plan = Plan { uplinks: named(&flags.uplink), names, ..Plan::default() };
     if flags.uplink.is_empty() {
         // An address of nobody (RFC 5737): only a default route leads there.
-        let default = netlink::route([192, 0, 2, 1].into())?;
+        let default = netlink.route([192, 0, 2, 1].into())?;
         plan.uplinks = default
             .and_then(|index| Some((index, links.get(&index)?.clone())))
             .into_iter()
@@ -64,7 +65,7 @@ pub(super) fn plan(flags: &AgentFlags, pods: &[KnownPod]) -> io::Result<Plan> {
     }
     plan.pod_links = named(&flags.attach).into_iter().map(|(i, link)| (i, link.name)).collect();
     for pod in pods {
-        let carrier = netlink::route(pod.address)?.and_then(|index| links.get(&index));
+        let carrier = netlink.route(pod.address)?.and_then(|index| links.get(&index));
         plan.place(flags, pod, carrier, &links);
     }
     Ok(plan)

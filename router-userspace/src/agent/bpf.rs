@@ -5,6 +5,7 @@
 use std::ffi::CString;
 use std::io;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -101,17 +102,23 @@ struct Info {
     info: u64,
 }
 
-/// Sizes of a map: its key, its value, how many entries fit.
-///
-/// # Errors
-/// The descriptor is no map's.
-pub fn map_sizes(map: BorrowedFd<'_>) -> io::Result<(u32, u32, u32)> {
+/// What a map is of: sizes in bytes.
+struct Shape {
+    kind: u32,
+    key: u32,
+    value: u32,
+}
+
+/// Hashes, arrays and hashes that forget, with a value for each CPU (`enum bpf_map_type`).
+const PER_CPU: [u32; 3] = [5, 6, 10];
+
+fn map_shape(map: BorrowedFd<'_>) -> io::Result<Shape> {
     // struct bpf_map_info: type, id, key_size, value_size, max_entries, ...
     let mut info = [0u32; 22];
     let mut attributes =
         Info { fd: raw(map), length: size_of_val(&info) as u32, info: address(info.as_mut_ptr()) };
     bpf(INFO_BY_FD, &mut attributes)?;
-    Ok((info[2], info[3], info[4]))
+    Ok(Shape { kind: info[0], key: info[2], value: info[3] })
 }
 
 #[repr(C)]
@@ -139,44 +146,27 @@ struct Batch {
 #[derive(Debug)]
 pub struct Table<K, V> {
     map: OwnedFd,
-    per_cpu: usize,
     entries: PhantomData<(K, V)>,
-}
-
-/// Bytes that a per-CPU value takes in the system call.
-fn rounded(size: usize) -> usize {
-    size.next_multiple_of(8)
 }
 
 impl<K: Plain, V: Plain> Table<K, V> {
     /// Opens a pinned map and checks that its sizes are those of the types.
     ///
     /// # Errors
-    /// It is not there, or of another layout.
+    /// It is not there, of another layout, or has a value for each CPU.
     pub fn open(path: &Path) -> io::Result<Table<K, V>> {
+        let (table, is_per_cpu) = Table::open_any(path)?;
+        if is_per_cpu { Err(another_layout(path)) } else { Ok(table) }
+    }
+
+    /// The table, and whether it has a value for each CPU.
+    fn open_any(path: &Path) -> io::Result<(Table<K, V>, bool)> {
         let map = open(path)?;
-        let (key, value, _) = map_sizes(map.as_fd())?;
-        if key as usize != size_of::<K>() || value as usize != size_of::<V>() {
-            return Err(io::Error::other(format!("{} has another layout", path.display())));
+        let shape = map_shape(map.as_fd())?;
+        if shape.key as usize != size_of::<K>() || shape.value as usize != size_of::<V>() {
+            return Err(another_layout(path));
         }
-        Ok(Table { map, per_cpu: 1, entries: PhantomData })
-    }
-
-    /// The same of a map that has a value for each CPU.
-    ///
-    /// # Errors
-    /// As [`Table::open`].
-    pub fn open_per_cpu(path: &Path, cpus: usize) -> io::Result<Table<K, V>> {
-        Ok(Table { per_cpu: cpus, ..Table::open(path)? })
-    }
-
-    fn value_bytes(&self) -> usize {
-        if self.per_cpu == 1 { size_of::<V>() } else { rounded(size_of::<V>()) * self.per_cpu }
-    }
-
-    fn values(&self, bytes: &[u8]) -> Vec<V> {
-        let size = self.value_bytes() / self.per_cpu;
-        bytes.chunks_exact(size).filter_map(V::of).collect()
+        Ok((Table { map, entries: PhantomData }, PER_CPU.contains(&shape.kind)))
     }
 
     fn element(&self, key: &K, value: u64, flags: u64) -> Element {
@@ -184,17 +174,24 @@ impl<K: Plain, V: Plain> Table<K, V> {
         Element { map, reserved: 0, key: address(&raw const *key), value, flags }
     }
 
-    /// The value under `key`: one, or one for each CPU.
+    /// Whether the kernel found `key`, and filled what `value` points to.
+    fn look_up(&self, key: &K, value: u64) -> io::Result<bool> {
+        match bpf(MAP_LOOKUP, &mut self.element(key, value, 0)) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The value under `key`.
     ///
     /// # Errors
     /// The kernel's, but for "not there", which is `None`.
-    pub fn get(&self, key: &K) -> io::Result<Option<Vec<V>>> {
-        let mut bytes = vec![0; self.value_bytes()];
-        match bpf(MAP_LOOKUP, &mut self.element(key, address(bytes.as_mut_ptr()), 0)) {
-            Ok(_) => Ok(Some(self.values(&bytes))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+    pub fn get(&self, key: &K) -> io::Result<Option<V>> {
+        let mut value = MaybeUninit::<V>::uninit();
+        let found = self.look_up(key, address(value.as_mut_ptr()))?;
+        // SAFETY: the kernel filled all of a value that it found.
+        Ok(found.then(|| unsafe { value.assume_init() }))
     }
 
     /// Writes `value` under `key`.
@@ -218,15 +215,6 @@ impl<K: Plain, V: Plain> Table<K, V> {
         }
     }
 
-    /// Zeroes every CPU's value under `key`.
-    ///
-    /// # Errors
-    /// As [`Table::set`].
-    pub fn clear(&self, key: &K) -> io::Result<()> {
-        let zeros = vec![0u8; self.value_bytes()];
-        bpf(MAP_UPDATE, &mut self.element(key, address(zeros.as_ptr()), 0)).map(drop)
-    }
-
     /// Removes what is under `key`; whether there was anything.
     ///
     /// # Errors
@@ -243,18 +231,19 @@ impl<K: Plain, V: Plain> Table<K, V> {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn all(&self, limit: usize) -> io::Result<Vec<(K, Vec<V>)>> {
+    pub fn all(&self, limit: usize) -> io::Result<Vec<(K, V)>> {
         let mut found = Vec::new();
         // A hash map's cursor is a bucket's number, an array's the key.
         let mut cursor = [0u8; 64];
-        let mut first = true;
+        let at = address(cursor.as_mut_ptr());
+        let mut from = 0;
         let batch = BATCH.min(limit.max(1));
-        let mut keys = vec![0u8; size_of::<K>() * batch];
-        let mut values = vec![0u8; self.value_bytes() * batch];
+        // Most of this the kernel does not fill, and then nobody touches it.
+        let mut keys = Vec::<K>::with_capacity(batch);
+        let mut values = Vec::<V>::with_capacity(batch);
         while found.len() < limit {
-            let at = address(cursor.as_mut_ptr());
             let mut attributes = Batch {
-                from: if first { 0 } else { at },
+                from,
                 to: at,
                 keys: address(keys.as_mut_ptr()),
                 values: address(values.as_mut_ptr()),
@@ -263,22 +252,70 @@ impl<K: Plain, V: Plain> Table<K, V> {
                 element_flags: 0,
                 flags: 0,
             };
-            let result = bpf(MAP_LOOKUP_BATCH, &mut attributes);
-            let ended = match result {
+            let ended = match bpf(MAP_LOOKUP_BATCH, &mut attributes) {
                 Ok(_) => false,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => true,
                 Err(error) => return Err(error),
             };
-            let count = attributes.count as usize;
-            let keys = keys.chunks_exact(size_of::<K>()).filter_map(K::of);
-            let values = values.chunks_exact(self.value_bytes()).map(|bytes| self.values(bytes));
-            found.extend(keys.zip(values).take(count));
+            let count = batch.min(attributes.count as usize);
+            // SAFETY: the kernel filled so many of both, for which there is room.
+            unsafe {
+                keys.set_len(count);
+                values.set_len(count);
+            }
+            found.extend(keys.drain(..).zip(values.drain(..)));
             if ended || count == 0 {
                 break;
             }
-            first = false;
+            from = at;
         }
         Ok(found)
+    }
+}
+
+fn another_layout(path: &Path) -> io::Error {
+    io::Error::other(format!("{} has another layout", path.display()))
+}
+
+/// A map that has a value for each CPU.
+#[derive(Debug)]
+pub struct PerCpu<K, V> {
+    table: Table<K, V>,
+    cpus: usize,
+}
+
+impl<K: Plain, V: Plain> PerCpu<K, V> {
+    /// As [`Table::open`]; `cpus` is how many the kernel keeps a value for.
+    ///
+    /// # Errors
+    /// It is not there, of another layout, or has one value for all CPUs.
+    pub fn open(path: &Path, cpus: usize) -> io::Result<PerCpu<K, V>> {
+        const { assert!(size_of::<V>().is_multiple_of(8), "the kernel would leave gaps") };
+        let (table, is_per_cpu) = Table::open_any(path)?;
+        if is_per_cpu { Ok(PerCpu { table, cpus }) } else { Err(another_layout(path)) }
+    }
+
+    /// The values under `key`, one for each CPU.
+    ///
+    /// # Errors
+    /// As [`Table::get`].
+    pub fn get(&self, key: &K) -> io::Result<Option<Vec<V>>> {
+        let mut values = Vec::<V>::with_capacity(self.cpus);
+        if !self.table.look_up(key, address(values.as_mut_ptr()))? {
+            return Ok(None);
+        }
+        // SAFETY: the kernel filled a value for each CPU.
+        unsafe { values.set_len(self.cpus) };
+        Ok(Some(values))
+    }
+
+    /// Zeroes every CPU's value under `key`.
+    ///
+    /// # Errors
+    /// As [`Table::set`].
+    pub fn clear(&self, key: &K) -> io::Result<()> {
+        let zeros = vec![0u8; size_of::<V>() * self.cpus];
+        bpf(MAP_UPDATE, &mut self.table.element(key, address(zeros.as_ptr()), 0)).map(drop)
     }
 }
 

@@ -105,9 +105,12 @@ impl Agent {
                 Ok(count) => info!(count, "connections older than the programs"),
                 Err(error) => warn!(%error, "older connections are unknown"),
             }
+            self.read(|sampler, maps| sampler.read_seeds(maps));
         }
+        let mut entries: Vec<Entry> = self.registry.entries().cloned().collect();
+        entries.sort_by_key(|entry| entry.id);
         let names = Names {
-            entries: self.registry.entries().cloned().collect(),
+            entries,
             learned: self.registry.learned.clone(),
             devices: self.attachments.devices.clone(),
             missing: self.missing.iter().chain(&self.unseen).cloned().collect(),

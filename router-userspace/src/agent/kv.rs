@@ -2,7 +2,7 @@
 //! on another node, the packets that arrive on ports of KV cache tell how much comes, and what is
 //! open between which pods tells from whom.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use router_common::flow::{CLASS_KV, PairKey};
 use router_core::frame::{Provenance, Value};
@@ -41,8 +41,8 @@ impl Default for PodKv {
 /// What every pod and pair moves.
 #[derive(Debug, Default)]
 pub(super) struct Kv {
-    pods: HashMap<u32, PodKv>,
-    received: HashMap<PairKey, Value>,
+    pods: BTreeMap<u32, PodKv>,
+    received: BTreeMap<PairKey, Value>,
 }
 
 impl Kv {

@@ -10,7 +10,7 @@ use tracing::debug;
 
 use super::attach::Device;
 use super::link_speed::bytes_per_second;
-use super::netlink;
+use super::netlink::Netlink;
 use super::rdma::record::PodPart;
 use super::registry::Entry;
 use super::settings::LinkSpeed;
@@ -66,11 +66,12 @@ struct Watched {
 pub(super) struct Links {
     start: Instant,
     watched: BTreeMap<u32, Watched>,
+    netlink: Netlink,
 }
 
 impl Default for Links {
     fn default() -> Links {
-        Links { start: Instant::now(), watched: BTreeMap::new() }
+        Links { start: Instant::now(), watched: BTreeMap::new(), netlink: Netlink::default() }
     }
 }
 
@@ -102,7 +103,7 @@ impl Links {
     /// Reads what all have moved.
     pub(super) fn read(&mut self) {
         for (index, link) in &mut self.watched {
-            let counters = match netlink::counters(*index) {
+            let counters = match self.netlink.counters(*index) {
                 Ok(Some(counters)) => counters,
                 Ok(None) => continue,
                 Err(error) => {

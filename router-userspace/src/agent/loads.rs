@@ -1,6 +1,6 @@
 //! What `/v1/loads` answers: a snapshot per pod, per pair and per device, each with its age.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,10 +17,11 @@ use serde::Serialize;
 use super::attach::Device;
 use super::described::Learned;
 use super::kv::Kv;
+use super::pairs::PairCounters;
 use super::queue_pairs::RoceLoad;
 use super::rdma::RdmaLoad;
 use super::registry::Entry;
-use super::sampler::{PairCounters, PodCounters, Sampler};
+use super::sampler::{PodCounters, Sampler};
 
 /// The whole snapshot.
 #[derive(Clone, Debug, Serialize)]
@@ -180,11 +181,19 @@ impl From<Losses> for Lost {
 /// What names the counters.
 #[derive(Debug, Default)]
 pub(super) struct Names {
+    /// By id.
     pub(super) entries: Vec<Entry>,
     pub(super) learned: Learned,
     pub(super) devices: Vec<Device>,
     pub(super) missing: Vec<String>,
     pub(super) node: Option<String>,
+}
+
+impl Names {
+    pub(super) fn entry(&self, id: u32) -> Option<&Entry> {
+        let at = self.entries.binary_search_by_key(&id, |entry| entry.id);
+        at.ok().and_then(|at| self.entries.get(at))
+    }
 }
 
 /// Names what the sampler read.
@@ -194,18 +203,16 @@ pub(super) fn snapshot(
     kv_rates: &Kv,
     score: impl Fn(&Entry, &PodCounters) -> Score,
 ) -> Loads {
-    let entries: BTreeMap<u32, &Entry> =
-        names.entries.iter().map(|entry| (entry.id, entry)).collect();
     let now = Instant::now();
     let pods = sampler.pods.iter().filter_map(|(id, counters)| {
-        let entry = entries.get(id)?;
+        let entry = names.entry(*id)?;
         Some(pod_load(entry, counters, kv_rates, score(entry, counters), now))
     });
     let mut pairs: Vec<PairLoad> = Vec::new();
     let mut kv: HashMap<(u32, u32), KvLoad> = HashMap::new();
     for (key, counters) in &sampler.pairs {
-        let Some(pod) = entries.get(&key.pod) else { continue };
-        let peer = entries.get(&key.peer).copied();
+        let Some(pod) = names.entry(key.pod) else { continue };
+        let peer = names.entry(key.peer);
         if counters.is_used() {
             pairs.push(pair_load(key, pod, peer, counters, kv_rates, now));
         }

@@ -1,6 +1,5 @@
 //! The pinned maps, opened with their types, and whether they are of this layout.
 
-use std::io;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -12,7 +11,7 @@ use router_common::http::Stream;
 use router_common::maps::LAYOUT;
 use router_common::roce::Sequences;
 
-use super::bpf::Table;
+use super::bpf::{PerCpu, Table};
 
 /// Every map that userspace reads or writes.
 #[derive(Debug)]
@@ -24,7 +23,7 @@ pub struct Maps {
     pub connections: Table<FlowKey, Connection>,
     pub seeds: Table<PairKey, u64>,
     pub pairs: Table<PairKey, PairStats>,
-    pub pod_traffic: Table<u32, PodTraffic>,
+    pub pod_traffic: PerCpu<u32, PodTraffic>,
     pub pod_http: Table<u32, PodHttp>,
     pub streams: Table<FlowKey, Stream>,
     pub queue_pairs: Table<QueuePairKey, QueuePairStats>,
@@ -47,7 +46,7 @@ impl Maps {
             connections: Table::open(&at("CONNECTIONS"))?,
             seeds: Table::open(&at("SEEDS"))?,
             pairs: Table::open(&at("PAIRS"))?,
-            pod_traffic: Table::open_per_cpu(&at("POD_TRAFFIC"), possible_cpus()?)?,
+            pod_traffic: PerCpu::open(&at("POD_TRAFFIC"), possible_cpus()?)?,
             pod_http: Table::open(&at("POD_HTTP"))?,
             streams: Table::open(&at("STREAMS"))?,
             queue_pairs: Table::open(&at("QUEUE_PAIRS"))?,
@@ -64,8 +63,7 @@ pub fn is_foreign(pins: &Path) -> bool {
     }
     let settings = Table::<u32, Settings>::open(&pins.join("SETTINGS"));
     let layout = settings.and_then(|settings| settings.get(&0)).ok().flatten();
-    layout.is_none_or(|found| found.first().is_none_or(|found| found.layout != LAYOUT))
-        || Maps::open(pins).is_err()
+    layout.is_none_or(|found| found.layout != LAYOUT) || Maps::open(pins).is_err()
 }
 
 /// CPUs that the kernel keeps a value for: `0-3` is four.
@@ -76,17 +74,6 @@ fn possible_cpus() -> Result<usize> {
 
 fn last_cpu(text: &str) -> Option<usize> {
     text.trim().rsplit([',', '-']).next()?.parse().ok()
-}
-
-/// The one value of an array with a value for all CPUs.
-///
-/// # Errors
-/// The kernel's.
-pub fn single<V: router_common::plain::Plain + Default>(
-    table: &Table<u32, V>,
-    index: u32,
-) -> io::Result<V> {
-    Ok(table.get(&index)?.and_then(|values| values.first().copied()).unwrap_or_default())
 }
 
 #[cfg(test)]

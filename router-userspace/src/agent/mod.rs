@@ -3,7 +3,7 @@
 //! Reading order: [`follow`] and [`ticks`] (what the agent does), [`pods`] (who there is),
 //! [`attach`] (where they are), [`kernel`] (the programs),
 //! [`registry`] and [`described`] (what the maps are told; [`learn`] and [`owners`] know the ports
-//! that no manifest names), [`sampler`] and [`loads`] (what they say).
+//! that no manifest names), [`sampler`], [`pairs`] and [`loads`] (what they say).
 
 mod attach;
 pub mod bpf;
@@ -22,6 +22,7 @@ pub mod maps;
 mod metrics;
 mod netlink;
 mod owners;
+mod pairs;
 mod pods;
 mod queue_pairs;
 pub mod rdma;
@@ -59,8 +60,8 @@ use view::View;
 
 use crate::feedback::publish::Publisher;
 
-/// How often pairs and links are read.
-const PAIRS_EVERY: Duration = Duration::from_millis(25);
+/// How often pairs and links are read, at ticks: twice before a transfer that goes on is told again.
+const PAIRS_EVERY: Duration = Duration::from_millis(50);
 /// How often interfaces and routes are looked at again, and silent answers are looked for.
 const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 
@@ -97,7 +98,7 @@ struct Agent {
 /// # Errors
 /// A pin cannot be removed.
 pub fn cleanup(flags: &AgentFlags) -> Result<()> {
-    let names = netlink::links()?.into_iter().map(|link| link.name);
+    let names = netlink::Netlink::default().links()?.into_iter().map(|link| link.name);
     kernel::cleanup(&flags.pin_dir, names)
         .with_context(|| format!("removing {}", flags.pin_dir.display()))
 }

@@ -98,7 +98,6 @@ impl QueuePairs {
         let now = Instant::now();
         let mut rows = HashMap::new();
         for (key, stats) in maps.queue_pairs.all(limits::QUEUE_PAIRS)? {
-            let Some(stats) = stats.first().copied() else { continue };
             if key == QueuePairKey::default() {
                 self.others = stats;
                 continue;

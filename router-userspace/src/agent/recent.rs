@@ -1,19 +1,24 @@
 //! What happened in the last moment, pod by pod and pair by pair, as the load frames tell it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use router_common::flow::{CLASS_BOOTSTRAP, CLASS_ENGINE, CLASS_KV, CLASS_KV_CONTROL, PairKey};
 use router_core::frame::{self, Latency, PairRecord, PodRecord, Value, pod_id};
 use router_core::sample::{Rates, Window};
 use router_core::score::{Baseline, Score, Signs};
-use router_core::trail::{Growth, Trail};
+use router_core::trail::Trail;
 
 use super::kv::{Kv, Moves, PodKv};
 use super::links::{LinkUse, Ways};
+use super::loads::Names;
+use super::pairs::{
+    PairCounters, PairGrowth, RATE_BYTES, RATE_US, RETRANSMITS, RTT_US, RTTS, RX, TX,
+};
 use super::rdma::record::with_rdma;
 use super::registry::Entry;
-use super::sampler::{PairCounters, PodCounters, Sampler};
+use super::sampler::{PodCounters, Sampler};
 
 /// Rates of frames are over so long: short enough to follow at once, long enough to be rates.
 const SPAN: Duration = Duration::from_millis(200);
@@ -22,17 +27,6 @@ const STEP: Duration = Duration::from_millis(20);
 const REQUEST_BYTES: f64 = 8192.0;
 /// Payload of a segment, for the part of segments that were sent again.
 const SEGMENT_BYTES: f64 = 1448.0;
-
-/// Counters of a pair, by their place in its trail.
-const TX: usize = 0;
-const RX: usize = 1;
-const RETRANSMITS: usize = 2;
-const RTT_US: usize = 3;
-const RTTS: usize = 4;
-const RATE_BYTES: usize = 5;
-const RATE_US: usize = 6;
-
-type PairTrail = Trail<7>;
 
 #[derive(Debug)]
 struct PodRecent {
@@ -54,19 +48,19 @@ struct PodRecent {
 pub(super) struct Recent {
     start: Instant,
     pods: HashMap<u32, PodRecent>,
-    pairs: HashMap<PairKey, PairTrail>,
+    /// What the pairs moved when they were read last.
+    moves: BTreeMap<PairKey, Moves>,
 }
 
 impl Default for Recent {
     fn default() -> Recent {
-        Recent { start: Instant::now(), pods: HashMap::new(), pairs: HashMap::new() }
+        Recent { start: Instant::now(), pods: HashMap::new(), moves: BTreeMap::new() }
     }
 }
 
 impl Recent {
     /// Takes in what the sampler read of the pods.
     pub(super) fn read_pods(&mut self, sampler: &Sampler) {
-        self.pods.retain(|id, _| sampler.pods.contains_key(id));
         for (id, counters) in &sampler.pods {
             let at = counters.read.saturating_duration_since(self.start);
             let Some((_, reading)) = counters.window.newest() else { continue };
@@ -75,58 +69,42 @@ impl Recent {
             if said != pod.said.1 {
                 pod.said = (at, said);
             }
-            pod.window.push(at, reading.clone());
+            pod.window.push(at, Arc::clone(reading));
             pod.answered.push(at, [counters.http.answered, counters.http.answered_bytes]);
             pod.arrived.push(at, [counters.traffic.rx_kv_payload]);
             pod.learn(at);
+        }
+        if self.pods.len() > sampler.pods.len() {
+            self.pods.retain(|id, _| sampler.pods.contains_key(id));
         }
     }
 
     /// Takes in what the sampler read of the pairs.
     pub(super) fn read_pairs(&mut self, sampler: &Sampler) {
-        self.pairs.retain(|key, _| sampler.pairs.contains_key(key));
-        for (key, PairCounters { stats, read, .. }) in &sampler.pairs {
-            let at = read.saturating_duration_since(self.start);
-            let trail = self.pairs.entry(*key).or_insert_with(|| Trail::new(SPAN, STEP));
-            trail.push(
-                at,
-                [
-                    stats.tx_bytes,
-                    stats.rx_bytes,
-                    stats.retransmits,
-                    stats.rtt_us_sum,
-                    stats.rtt_samples,
-                    stats.rate_bytes,
-                    stats.rate_us,
-                ],
-            );
-        }
+        let used = sampler.pairs.iter().filter(|(_, counters)| counters.is_used());
+        self.moves = used.map(|(key, counters)| (*key, moves(counters))).collect();
     }
 
-    /// Everything as a frame tells it, sorted.
-    pub(super) fn report<'a>(
+    /// Everything as a frame tells it.
+    pub(super) fn report(
         &self,
         sampler: &Sampler,
-        entries: impl Iterator<Item = &'a Entry>,
+        names: &Names,
         ways: &Ways<'_>,
-        node: Option<&str>,
     ) -> frame::Report {
-        let entries: BTreeMap<u32, &Entry> = entries.map(|entry| (entry.id, entry)).collect();
         let now = Instant::now();
         let kv = self.kv(sampler);
         let pods = sampler.pods.iter().filter_map(|(id, counters)| {
-            let entry = entries.get(id)?;
+            let entry = names.entry(*id)?;
             let record = self.pod(entry, counters, kv.of_pod(*id), ways.of_pod(entry), now);
             Some(with_rdma(record, entry.placed.pod.role, ways.rdma(entry)))
         });
-        let mut report = frame::Report {
-            node: node.unwrap_or_default().to_owned(),
+        frame::Report {
+            node: names.node.clone().unwrap_or_default(),
             pods: pods.collect(),
-            pairs: self.pair_records(sampler, &kv, &entries, now),
+            pairs: pair_records(sampler, &kv, names, now),
             devices: ways.links.records(now),
-        };
-        report.sort();
-        report
+        }
     }
 
     fn pod(
@@ -196,56 +174,11 @@ impl Recent {
 
     /// What each pod and pair moves as KV cache, and what pods send again of anything.
     pub(super) fn kv(&self, sampler: &Sampler) -> Kv {
-        let moves = |(key, counters): (&PairKey, &PairCounters)| {
-            let growth = self.pairs.get(key).and_then(Trail::growth);
-            let rate = |counter| growth.map_or(0.0, |growth| growth.per_second(counter));
-            let moves = Moves {
-                sent: counters.stats.tx_bytes,
-                tx: rate(TX),
-                rx: rate(RX),
-                retransmits: rate(RETRANSMITS),
-                open: counters.open(),
-                seeded: counters.seeded,
-            };
-            (*key, moves)
-        };
-        let pairs = sampler.pairs.iter().filter(|(_, counters)| counters.is_used());
-        Kv::of(&pairs.map(moves).collect(), |id| {
+        Kv::of(&self.moves, |id| {
             sampler.pods.get(&id).filter(|pod| pod.traffic.rx_packets > 0)?;
             let arrived = self.pods.get(&id).and_then(|pod| pod.arrived.growth());
             Some(arrived.map_or(0.0, |growth| growth.per_second(0)))
         })
-    }
-
-    fn pair_records(
-        &self,
-        sampler: &Sampler,
-        kv: &Kv,
-        entries: &BTreeMap<u32, &Entry>,
-        now: Instant,
-    ) -> Vec<PairRecord> {
-        let id = |id: u32| entries.get(&id).map(|entry| pod_id(&entry.placed.pod.uid));
-        let mut records = Vec::with_capacity(sampler.pairs.len());
-        for (key, counters) in &sampler.pairs {
-            let Some(pod) = id(key.pod) else { continue };
-            if !counters.is_used() {
-                continue;
-            }
-            let growth = self.pairs.get(key).and_then(Trail::growth);
-            let peer = id(key.peer).unwrap_or_default();
-            let named = frame::PairKey { pod, peer, class: class(key.class) };
-            let mut record = pair(named, counters, growth, now);
-            if key.class == CLASS_KV {
-                record.rx_bytes_per_s = kv.received(key).known().unwrap_or_default();
-            }
-            records.push(record);
-        }
-        if records.len() > frame::MAX_PAIRS {
-            // More than a frame has room for: those that move most.
-            records.sort_by(|a, b| moved(b).total_cmp(&moved(a)));
-            records.truncate(frame::MAX_PAIRS);
-        }
-        records
     }
 }
 
@@ -292,10 +225,44 @@ impl PodRecent {
     }
 }
 
+fn moves(counters: &PairCounters) -> Moves {
+    let growth = counters.growth();
+    let rate = |counter| growth.map_or(0.0, |growth| growth.per_second(counter));
+    Moves {
+        sent: counters.stats.tx_bytes,
+        tx: rate(TX),
+        rx: rate(RX),
+        retransmits: rate(RETRANSMITS),
+        open: counters.open(),
+        seeded: counters.seeded,
+    }
+}
+
+fn pair_records(sampler: &Sampler, kv: &Kv, names: &Names, now: Instant) -> Vec<PairRecord> {
+    let id = |id: u32| names.entry(id).map(|entry| pod_id(&entry.placed.pod.uid));
+    let mut records = Vec::new();
+    for (key, counters) in sampler.pairs.iter().filter(|(_, counters)| counters.is_used()) {
+        let Some(pod) = id(key.pod) else { continue };
+        let peer = id(key.peer).unwrap_or_default();
+        let named = frame::PairKey { pod, peer, class: class(key.class) };
+        let mut record = pair(named, counters, counters.growth(), now);
+        if key.class == CLASS_KV {
+            record.rx_bytes_per_s = kv.received(key).known().unwrap_or_default();
+        }
+        records.push(record);
+    }
+    if records.len() > frame::MAX_PAIRS {
+        // More than a frame has room for: those that move most.
+        records.sort_by(|a, b| moved(b).total_cmp(&moved(a)));
+        records.truncate(frame::MAX_PAIRS);
+    }
+    records
+}
+
 fn pair(
     key: frame::PairKey,
     counters: &PairCounters,
-    growth: Option<Growth<7>>,
+    growth: Option<PairGrowth>,
     now: Instant,
 ) -> PairRecord {
     let record = PairRecord {
@@ -373,18 +340,12 @@ mod tests {
 
     #[test]
     fn a_pair_has_speed_only_of_what_moved() {
-        let growth = Growth {
+        let growth = PairGrowth {
             by: [1_000_000, 0, 2, 3_000, 3, 800_000, 4_000],
             elapsed: Duration::from_millis(200),
         };
-        let counters = PairCounters {
-            stats: router_common::flow::PairStats { established: 2, ..Default::default() },
-            seeded: 0,
-            taken: 0,
-            tx_per_second: 0.0,
-            rx_per_second: 0.0,
-            read: Instant::now(),
-        };
+        let stats = router_common::flow::PairStats { established: 2, ..Default::default() };
+        let counters = PairCounters::new(stats, Instant::now());
         let moving = pair(frame::PairKey::default(), &counters, Some(growth), counters.read);
         assert_eq!(moving.tx_bytes_per_s, 5e6);
         assert_eq!(moving.rtt_us, Value::exact(1_000.0));

@@ -37,6 +37,8 @@ pub(super) struct Entry {
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     entries: BTreeMap<Arc<str>, Entry>,
+    /// The ids of local pods.
+    local: Vec<u32>,
     /// What stands in PODS, by key.
     written: HashMap<Endpoint, Pod>,
     classes: HashMap<PodPort, u32>,
@@ -53,16 +55,13 @@ impl Registry {
     pub(super) fn adopt(maps: &Maps, kv_ports: (u16, u16)) -> io::Result<Registry> {
         // Where a queue pair counts that finds no room: it must be there before it is needed.
         maps.queue_pairs.add(&QueuePairKey::default(), &QueuePairStats::default())?;
-        let first = |values: Vec<Pod>| values.first().copied().unwrap_or_default();
         let written = maps.pods.all(maps::PODS)?;
         let classes = maps.port_classes.all(maps::PORT_CLASSES)?;
         Ok(Registry {
             entries: BTreeMap::new(),
-            written: written.into_iter().map(|(key, pods)| (key, first(pods))).collect(),
-            classes: classes
-                .into_iter()
-                .map(|(key, class)| (key, class.first().copied().unwrap_or_default()))
-                .collect(),
+            local: Vec::new(),
+            written: written.into_iter().collect(),
+            classes: classes.into_iter().collect(),
             kv_ports,
             learned: Learned::default(),
         })
@@ -70,6 +69,10 @@ impl Registry {
 
     pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.entries.values()
+    }
+
+    pub(super) fn local(&self) -> &[u32] {
+        &self.local
     }
 
     /// Makes the maps say what `pods` say; the ids of pods that are new.
@@ -103,6 +106,8 @@ impl Registry {
             entries.insert(Arc::clone(&placed.pod.uid), Entry { id, placed });
         }
         self.entries = entries;
+        let local = self.entries.values().filter(|entry| entry.placed.local);
+        self.local = local.map(|entry| entry.id).collect();
         self.write(maps, &used, &new)?;
         Ok(new)
     }
@@ -137,7 +142,7 @@ impl Registry {
             let was = self.written.get(key);
             if pod.flags & POD_BEHIND_BRIDGE != 0 && was.is_some_and(|was| was.id == pod.id) {
                 // What the kernel learned stays.
-                let learned = maps.pods.get(key)?.and_then(|found| found.first().copied());
+                let learned = maps.pods.get(key)?;
                 pod.ifindex = learned.map_or(0, |learned| learned.ifindex);
             }
             if was != Some(pod) {
@@ -186,17 +191,12 @@ fn forget(maps: &Maps, gone: &BTreeSet<u32>) -> io::Result<()> {
     }
     info!(pods = gone.len(), "pods that are gone are forgotten");
     let names = |pair: &PairKey| gone.contains(&pair.pod) || gone.contains(&pair.peer);
-    for (key, _) in maps.connections.all(maps::CONNECTIONS)?.iter().filter(|(_, connection)| {
-        connection.first().is_some_and(|connection| names(&connection.pair))
-    }) {
+    let connections = maps.connections.all(maps::CONNECTIONS)?;
+    for (key, _) in connections.iter().filter(|(_, connection)| names(&connection.pair)) {
         maps.connections.remove(key)?;
     }
-    for (key, _) in maps
-        .streams
-        .all(maps::STREAMS)?
-        .iter()
-        .filter(|(_, stream)| stream.first().is_some_and(|stream| gone.contains(&stream.pod)))
-    {
+    let streams = maps.streams.all(maps::STREAMS)?;
+    for (key, _) in streams.iter().filter(|(_, stream)| gone.contains(&stream.pod)) {
         maps.streams.remove(key)?;
     }
     for (key, _) in maps.pairs.all(maps::PAIRS)?.iter().filter(|(key, _)| names(key)) {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
@@ -10,7 +11,8 @@ use router_common::http::{self, Stream};
 use router_common::maps as limits;
 use router_core::sample::{Reading, Times, Window};
 
-use super::maps::{Maps, single};
+use super::maps::Maps;
+use super::pairs::PairCounters;
 use super::queue_pairs::QueuePairs;
 use super::rdma::Taken;
 
@@ -30,33 +32,30 @@ pub(super) struct PodCounters {
 }
 
 impl PodCounters {
+    fn new(read: Instant) -> PodCounters {
+        PodCounters {
+            http: PodHttp::default(),
+            traffic: PodTraffic::default(),
+            window: Window::new(SPAN, STEP),
+            read,
+            silent: 0,
+        }
+    }
+
+    /// Takes in what was read `at`, on the window's clock. While nothing is counted, all readings
+    /// are one.
+    fn follow(&mut self, http: PodHttp, traffic: PodTraffic, silent: u64, at: Duration) {
+        let is_same = (&self.http, &self.traffic, self.silent) == (&http, &traffic, silent);
+        let last = self.window.newest().filter(|_| is_same).map(|(_, last)| Arc::clone(last));
+        let reading = last.unwrap_or_else(|| {
+            (self.http, self.traffic, self.silent) = (http, traffic, silent);
+            Arc::new(reading(&self.http, &self.traffic, self.in_flight()))
+        });
+        self.window.push(at, reading);
+    }
+
     pub(super) fn in_flight(&self) -> u64 {
         self.http.in_flight().saturating_sub(self.silent)
-    }
-}
-
-/// A pair's counters, and payload per second.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct PairCounters {
-    pub(super) stats: PairStats,
-    /// Connections older than the programs.
-    pub(super) seeded: u64,
-    /// Open ones that RDMA has taken over.
-    pub(super) taken: u64,
-    pub(super) tx_per_second: f64,
-    pub(super) rx_per_second: f64,
-    pub(super) read: Instant,
-}
-
-impl PairCounters {
-    /// Not only the place of pairs that find no room.
-    pub(super) fn is_used(&self) -> bool {
-        self.stats.opened + self.seeded > 0
-    }
-
-    /// Connections, with those that RDMA has taken over.
-    pub(super) fn open(&self) -> u64 {
-        (self.stats.established + self.seeded).saturating_sub(self.stats.closed)
     }
 }
 
@@ -71,6 +70,8 @@ pub(super) struct Sampler {
     pub(super) pairs: BTreeMap<PairKey, PairCounters>,
     pub(super) queue_pairs: QueuePairs,
     pairs_read: Option<Instant>,
+    /// Connections older than the programs: only this agent writes how many.
+    seeds: HashMap<PairKey, u64>,
     silent: HashMap<u32, u64>,
     taken: HashMap<PairKey, u64>,
     pub(super) losses: Losses,
@@ -88,6 +89,7 @@ impl Sampler {
             pairs: BTreeMap::new(),
             queue_pairs: QueuePairs::default(),
             pairs_read: None,
+            seeds: HashMap::new(),
             silent: HashMap::new(),
             taken: HashMap::new(),
             losses: Losses::default(),
@@ -101,21 +103,17 @@ impl Sampler {
     /// # Errors
     /// The kernel's.
     pub(super) fn read_pods(&mut self, maps: &Maps, ids: &[u32]) -> io::Result<()> {
-        self.pods.retain(|id, _| ids.contains(id));
         for id in ids {
-            let http = single(&maps.pod_http, *id)?;
+            let http = maps.pod_http.get(id)?.unwrap_or_default();
             let traffic = sum(&maps.pod_traffic.get(id)?.unwrap_or_default());
             let now = Instant::now();
             let silent = self.silent.get(id).copied().unwrap_or_default();
-            let pod = self.pods.entry(*id).or_insert_with(|| PodCounters {
-                http,
-                traffic,
-                window: Window::new(SPAN, STEP),
-                read: now,
-                silent,
-            });
-            (pod.http, pod.traffic, pod.read, pod.silent) = (http, traffic, now, silent);
-            pod.window.push(now - self.start, reading(&http, &traffic, pod.in_flight()));
+            let pod = self.pods.entry(*id).or_insert_with(|| PodCounters::new(now));
+            pod.read = now;
+            pod.follow(http, traffic, silent, now - self.start);
+        }
+        if self.pods.len() > ids.len() {
+            self.pods.retain(|id, _| ids.contains(id));
         }
         self.read = Instant::now();
         Ok(())
@@ -126,38 +124,32 @@ impl Sampler {
     /// # Errors
     /// The kernel's.
     pub(super) fn read_pairs(&mut self, maps: &Maps) -> io::Result<()> {
-        let seeds: HashMap<PairKey, u64> = maps
-            .seeds
-            .all(limits::PAIRS)?
-            .into_iter()
-            .filter_map(|(key, count)| Some((key, *count.first()?)))
-            .collect();
-        let mut pairs = BTreeMap::new();
-        for (key, stats) in maps.pairs.all(limits::PAIRS)? {
-            let Some(stats) = stats.first().copied() else { continue };
-            let now = Instant::now();
-            let mut next = PairCounters {
-                stats,
-                seeded: seeds.get(&key).copied().unwrap_or_default(),
-                taken: self.taken.get(&key).copied().unwrap_or_default(),
-                tx_per_second: 0.0,
-                rx_per_second: 0.0,
-                read: now,
-            };
-            match (self.pairs.get(&key), self.pairs_read) {
-                (Some(last), _) => smooth(&mut next, last),
+        let found = maps.pairs.all(limits::PAIRS)?;
+        let now = Instant::now();
+        for (key, stats) in &found {
+            let pair = self.pairs.entry(*key).or_insert_with(|| match self.pairs_read {
                 // It was not there the last time: all of it is since then.
-                (None, Some(read)) => {
-                    let nothing = PairCounters { stats: PairStats::default(), read, ..next };
-                    smooth(&mut next, &nothing);
-                }
-                (None, None) => {}
-            }
-            pairs.insert(key, next);
+                Some(read) => PairCounters::new(PairStats::default(), read),
+                None => PairCounters::new(*stats, now),
+            });
+            pair.seeded = self.seeds.get(key).copied().unwrap_or_default();
+            pair.taken = self.taken.get(key).copied().unwrap_or_default();
+            pair.follow(*stats, now, self.start);
         }
-        self.pairs = pairs;
-        self.pairs_read = Some(Instant::now());
-        self.losses = single(&maps.losses, 0)?;
+        if self.pairs.len() > found.len() {
+            self.pairs.retain(|_, pair| pair.read == now);
+        }
+        self.pairs_read = Some(now);
+        self.losses = maps.losses.get(&0)?.unwrap_or_default();
+        Ok(())
+    }
+
+    /// Reads how many connections are older than the programs: at the start, and when it was written.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn read_seeds(&mut self, maps: &Maps) -> io::Result<()> {
+        self.seeds = maps.seeds.all(limits::PAIRS)?.into_iter().collect();
         Ok(())
     }
 
@@ -171,7 +163,7 @@ impl Sampler {
         let streams = maps.streams.all(limits::STREAMS)?;
         self.streams = streams.len();
         self.silent.clear();
-        for stream in streams.iter().filter_map(|(_, stream)| stream.first()) {
+        for (_, stream) in &streams {
             if is_silent(stream, now, self.idle_window) {
                 *self.silent.entry(stream.pod).or_default() += 1;
             }
@@ -180,25 +172,12 @@ impl Sampler {
         self.connections = connections.len();
         self.taken.clear();
         for (flow, connection) in &connections {
-            if let Some(connection) = connection.first()
-                && taken.has(flow, connection, now)
-            {
+            if taken.has(flow, connection, now) {
                 *self.taken.entry(connection.pair).or_default() += 1;
             }
         }
         Ok(())
     }
-}
-
-/// Two thirds of a change show after a second, whatever the ticks.
-fn smooth(next: &mut PairCounters, last: &PairCounters) {
-    let elapsed = (next.read - last.read).as_secs_f64().max(1e-6);
-    let weight = 1.0 - (-elapsed).exp();
-    let mix = |before: f64, newer: u64, older: u64| {
-        before + weight * (newer.saturating_sub(older) as f64 / elapsed - before)
-    };
-    next.tx_per_second = mix(last.tx_per_second, next.stats.tx_bytes, last.stats.tx_bytes);
-    next.rx_per_second = mix(last.rx_per_second, next.stats.rx_bytes, last.stats.rx_bytes);
 }
 
 fn is_silent(stream: &Stream, now: Duration, window: Duration) -> bool {

@@ -49,8 +49,8 @@ pub(super) fn seed(maps: &Maps, registry: &Registry) -> io::Result<u64> {
         *pairs.entry(*pair).or_default() += 1;
     }
     for (pair, count) in &pairs {
-        let known = maps.seeds.get(pair)?.and_then(|found| found.first().copied());
-        maps.seeds.set(pair, &(known.unwrap_or_default() + count))?;
+        let known = maps.seeds.get(pair)?.unwrap_or_default();
+        maps.seeds.set(pair, &(known + count))?;
     }
     Ok(pairs.values().sum())
 }

@@ -65,13 +65,18 @@ impl Agent {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
             ticks
         };
-        let (mut pods, mut pairs) = (every(self.flags.tick), every(PAIRS_EVERY));
+        let (mut ticks, mut pairs) = (every(self.flags.tick), Instant::now());
         let (mut source, mut follow) = (every(POLL_INTERVAL), every(FOLLOW_EVERY));
         loop {
             tokio::select! {
                 biased;
-                _ = pairs.tick() => self.read_pairs(),
-                _ = pods.tick() => {
+                _ = ticks.tick() => {
+                    let now = Instant::now();
+                    if now >= pairs {
+                        // At the tick that follows, so that nothing wakes for them alone.
+                        pairs = now.max(pairs + PAIRS_EVERY);
+                        self.read_pairs();
+                    }
                     self.read_pods();
                     self.publish();
                 }
@@ -93,25 +98,26 @@ impl Agent {
     }
 
     fn read_all(&mut self) {
+        self.read(|sampler, maps| sampler.read_seeds(maps));
         self.sweep();
         self.read_pods();
         self.read_pairs();
     }
 
     fn read_pods(&mut self) {
-        self.read(|sampler, maps, ids| sampler.read_pods(maps, ids));
+        self.read(|sampler, maps| sampler.read_pods(maps, self.registry.local()));
         self.view.lock().unwrap_or_else(PoisonError::into_inner).read_pods();
     }
 
     fn read_pairs(&mut self) {
-        self.read(|sampler, maps, _| sampler.read_pairs(maps));
+        self.read(|sampler, maps| sampler.read_pairs(maps));
         let has_rdma = {
             let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
             view.read_pairs();
             view.has_rdma()
         };
         if has_rdma {
-            self.read(|sampler, maps, _| sampler.queue_pairs.read(maps));
+            self.read(|sampler, maps| sampler.queue_pairs.read(maps));
             self.view.lock().unwrap_or_else(PoisonError::into_inner).tell_rdma();
         }
     }
@@ -130,18 +136,16 @@ impl Agent {
             let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
             (view.taken(), view.has_rdma())
         };
-        self.read(|sampler, maps, _| sampler.sweep(maps, &taken));
+        self.read(|sampler, maps| sampler.sweep(maps, &taken));
         if !has_rdma {
             // Nobody needs them more often; else every reading of the pairs has them.
-            self.read(|sampler, maps, _| sampler.queue_pairs.read(maps));
+            self.read(|sampler, maps| sampler.queue_pairs.read(maps));
         }
     }
 
-    fn read(&mut self, read: impl FnOnce(&mut Sampler, &Maps, &[u32]) -> io::Result<()>) {
-        let local = self.registry.entries().filter(|entry| entry.placed.local);
-        let ids: Vec<u32> = local.map(|entry| entry.id).collect();
+    pub(super) fn read(&self, read: impl FnOnce(&mut Sampler, &Maps) -> io::Result<()>) {
         let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = read(&mut view.sampler, &self.maps, &ids) {
+        if let Err(error) = read(&mut view.sampler, &self.maps) {
             warn!(%error, "the counters cannot be read");
         }
     }

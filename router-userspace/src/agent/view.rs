@@ -42,15 +42,13 @@ impl View {
         loads
     }
 
-    /// What load frames tell.
+    /// What load frames tell, sorted.
     pub(super) fn report(&self) -> frame::Report {
-        let names = &self.names;
-        let (entries, node) = (names.entries.iter(), names.node.as_deref());
-        let mut report = self.recent.report(&self.sampler, entries, &self.ways(), node);
+        let mut report = self.recent.report(&self.sampler, &self.names, &self.ways());
         if let Some((rdma, ago)) = self.rdma.as_ref().map(Watcher::report) {
             report.devices.extend(record::devices(&rdma, ago));
-            report.sort();
         }
+        report.sort();
         report
     }
 

@@ -21,36 +21,63 @@ const LONGEST_ANSWER: usize = 16 << 20;
 /// The kernel answers at once, or a driver's firmware does.
 const PATIENCE_SECONDS: i64 = 2;
 
-/// A netlink socket that was opened once and is asked often.
+/// A netlink socket that is opened at the first question, and again after an error.
 #[derive(Debug)]
-pub(super) struct Socket {
+pub(super) struct Line {
+    protocol: SockProtocol,
+    socket: Option<Socket>,
+    answer: Vec<u8>,
+}
+
+impl Line {
+    pub(super) fn new(protocol: SockProtocol) -> Line {
+        Line { protocol, socket: None, answer: Vec::new() }
+    }
+
+    /// Opens it, where it is not open.
+    ///
+    /// # Errors
+    /// This kernel does not speak the protocol, or there is no descriptor to be had.
+    pub(super) fn open(&mut self) -> io::Result<()> {
+        self.socket = Some(self.taken()?);
+        Ok(())
+    }
+
+    fn taken(&mut self) -> io::Result<Socket> {
+        self.socket.take().map_or_else(|| Socket::open(self.protocol), Ok)
+    }
+
+    /// Asks: the answer's messages, without the one that ends a dump.
+    ///
+    /// # Errors
+    /// As [`Line::open`], or the kernel's answer is an error, too long, or none.
+    pub(super) fn ask(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<&[u8]> {
+        let mut socket = self.taken()?;
+        self.answer.clear();
+        socket.ask(kind, flags, body, &mut self.answer)?;
+        // After an error it is not put back: what it still holds belongs to no question.
+        self.socket = Some(socket);
+        Ok(&self.answer)
+    }
+}
+
+#[derive(Debug)]
+struct Socket {
     fd: OwnedFd,
     sequence: u32,
     datagram: Vec<u8>,
 }
 
 impl Socket {
-    /// # Errors
-    /// This kernel does not speak the protocol.
-    pub(super) fn open(protocol: SockProtocol) -> io::Result<Socket> {
+    fn open(protocol: SockProtocol) -> io::Result<Socket> {
         let flags = SockFlag::SOCK_CLOEXEC;
         let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))?;
         Ok(Socket { fd, sequence: 0, datagram: vec![0; DATAGRAM] })
     }
 
-    /// Asks, and appends the answer's messages to `answer`, without the one that ends a dump.
-    ///
-    /// # Errors
-    /// The kernel's answer is an error, too long, or none. The socket is to be opened anew then:
-    /// what it still holds belongs to no question.
-    pub(super) fn ask(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        body: &[u8],
-        answer: &mut Vec<u8>,
-    ) -> io::Result<()> {
+    /// Asks, and appends the answer's messages to `answer`.
+    fn ask(&mut self, kind: u16, flags: u16, body: &[u8], answer: &mut Vec<u8>) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let length = u32::try_from(HEADER + body.len()).map_err(io::Error::other)?;
         let mut question = length.to_ne_bytes().to_vec();

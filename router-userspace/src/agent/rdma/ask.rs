@@ -4,7 +4,7 @@ use std::io;
 
 use nix::sys::socket::SockProtocol;
 
-use super::super::wire::{DUMP, Socket, push_attribute};
+use super::super::wire::{DUMP, Line, push_attribute};
 use super::nldev::{CHARDEV_TYPE, Command, DEV_INDEX, PORT_INDEX};
 
 /// What answers questions about RDMA devices.
@@ -23,10 +23,13 @@ pub trait Source: Send {
 }
 
 /// The running kernel.
-#[derive(Debug, Default)]
-pub struct Kernel {
-    socket: Option<Socket>,
-    answer: Vec<u8>,
+#[derive(Debug)]
+pub struct Kernel(Line);
+
+impl Default for Kernel {
+    fn default() -> Kernel {
+        Kernel(Line::new(SockProtocol::NetlinkRDMA))
+    }
 }
 
 impl Source for Kernel {
@@ -36,10 +39,6 @@ impl Source for Kernel {
         device: Option<u32>,
         port: Option<u32>,
     ) -> io::Result<&[u8]> {
-        let mut socket = match self.socket.take() {
-            Some(socket) => socket,
-            None => Socket::open(SockProtocol::NetlinkRDMA)?,
-        };
         let mut body = Vec::new();
         for (kind, value) in [(DEV_INDEX, device), (PORT_INDEX, port)] {
             if let Some(value) = value {
@@ -49,11 +48,7 @@ impl Source for Kernel {
         if command == Command::Driver {
             push_attribute(&mut body, CHARDEV_TYPE, b"uverbs\0");
         }
-        self.answer.clear();
         let flags = if command.is_dump() { DUMP } else { 0 };
-        socket.ask(command.kind(), flags, &body, &mut self.answer)?;
-        // After an error it is not put back: what it still holds belongs to no question.
-        self.socket = Some(socket);
-        Ok(&self.answer)
+        self.0.ask(command.kind(), flags, &body)
     }
 }
