@@ -7,8 +7,8 @@
 mod budget;
 mod ear;
 mod ended;
+mod frames;
 pub mod publish;
-mod stream;
 mod subscribe;
 mod targets;
 mod told;

@@ -11,26 +11,32 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::header::AUTHORIZATION;
-use http::{HeaderMap, HeaderValue};
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use router_core::fleet::{AgentAddress, Fleet};
 use router_core::frame::{self, PodRecord};
 use serde::Serialize;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant as Moment, sleep_until, timeout};
+use tokio::time::{self, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::budget::Budget;
 use super::ear::Ear;
 use super::ended::Ended;
-use super::stream::{Frames, Stream};
+use super::frames::Frames;
 use super::targets::Targets;
 use super::turns::Turns;
 use crate::config::Settings;
+use crate::gateway::upstream::{Protocol, Upstream, whole};
 use crate::gateway::view::View;
 use crate::metrics::{FeedbackLabels, Metrics};
 
+const STREAM: PathAndQuery = PathAndQuery::from_static("/v1/loads/stream");
 /// For an agent to answer, and the longest silence of a stream: ten heartbeats.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 /// Between two attempts: doubled each time, and drawn from its upper half.
@@ -41,6 +47,7 @@ const GOOD: Duration = Duration::from_secs(2);
 
 /// What the listeners to agents share.
 pub(crate) struct Listening {
+    upstream: Upstream,
     view: View,
     metrics: Metrics,
     /// Whose token agents ask for.
@@ -50,8 +57,14 @@ pub(crate) struct Listening {
 }
 
 impl Listening {
-    pub(crate) fn new(settings: &Settings, view: View, metrics: &Metrics) -> Listening {
+    pub(crate) fn new(
+        settings: &Settings,
+        upstream: &Upstream,
+        view: View,
+        metrics: &Metrics,
+    ) -> Listening {
         Listening {
+            upstream: upstream.clone(),
             view,
             metrics: metrics.clone(),
             token_file: settings.feedback_token_file.clone(),
@@ -252,17 +265,20 @@ impl Listener {
 
     async fn subscribe(&self) -> Result<std::convert::Infallible, Ended> {
         state(&self.state).attempts += 1;
-        let opened = timeout(PATIENCE, Stream::open(self.agent.address, self.headers()?)).await;
-        let mut stream = opened.map_err(|_| Ended::Silent)??;
+        let mut body = self.open().await?;
         let mut frames = Frames::default();
         let mut budget = Budget::start();
         // Counted from the last whole frame: one that comes byte by byte says nothing.
-        let mut last = Moment::now();
+        let mut last = time::Instant::now();
         let mut silence = pin!(sleep_until(last + PATIENCE));
         loop {
             let piece = tokio::select! {
                 biased;
-                piece = stream.next() => piece?,
+                piece = body.frame() => match piece {
+                    None => return Err(Ended::Over),
+                    Some(Err(error)) => return Err(Ended::Broken(error.to_string())),
+                    Some(Ok(piece)) => piece,
+                },
                 // It is wound up when it rings, and not at every frame.
                 () = silence.as_mut() => {
                     if last.elapsed() >= PATIENCE {
@@ -272,18 +288,43 @@ impl Listener {
                     continue;
                 }
             };
-            budget.spend(piece.len())?;
-            frames.take(&piece, |frame| {
+            let Ok(data) = piece.into_data() else { continue };
+            budget.spend(data.len())?;
+            frames.take(&data, |frame| {
                 budget.frame()?;
-                last = Moment::now();
+                last = time::Instant::now();
                 self.hear(frame)
             })?;
         }
     }
 
-    fn headers(&self) -> Result<HeaderMap, Ended> {
-        let token = self.shared.listening.token_file.as_deref().map(bearer).transpose()?;
-        Ok(token.map(|token| (AUTHORIZATION, token)).into_iter().collect())
+    async fn open(&self) -> Result<Incoming, Ended> {
+        let listening = &self.shared.listening;
+        let mut headers = HeaderMap::new();
+        if let Some(path) = &listening.token_file {
+            headers.insert(AUTHORIZATION, bearer(path)?);
+        }
+        let authority: Authority = self
+            .agent
+            .address
+            .to_string()
+            .parse()
+            .map_err(|_| Ended::Unreachable("no address".to_owned()))?;
+        let nothing = whole(Bytes::new());
+        let sent = listening.upstream.send_over(
+            Protocol::Http1,
+            authority,
+            Method::GET,
+            STREAM,
+            headers,
+            nothing,
+        );
+        let answer = timeout(PATIENCE, sent).await.map_err(|_| Ended::Silent)?;
+        let answer = answer.map_err(|error| Ended::Unreachable(error.to_string()))?;
+        match answer.status() {
+            StatusCode::OK => Ok(answer.into_body()),
+            status => Err(Ended::Refused(status)),
+        }
     }
 
     fn hear(&self, bytes: &[u8]) -> Result<(), Ended> {

@@ -220,7 +220,7 @@ impl Parts {
         };
         let probes = Arc::new(Probes::new(prober, tasks.clone(), probing.clone()));
         let polls = polls(&settings, &upstream, clock, &tasks, &probing);
-        let listening = Listening::new(&settings, view, &metrics);
+        let listening = Listening::new(&settings, &upstream, view, &metrics);
         let feedback = Subscriptions::new(listening, tasks.clone(), &probing)
             .context("the thread that listens to agents")?;
         let key = settings.engine_api_key.clone();
