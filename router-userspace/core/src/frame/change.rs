@@ -1,7 +1,6 @@
 //! What changed between two reports, so that a frame tells no more than that.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
 
 use super::{Delta, DeviceRecord, Latency, PairKey, PairRecord, PodRecord, Report, Value};
 
@@ -70,24 +69,13 @@ impl Report {
         delta
     }
 
-    /// Takes in what changed; the report stays sorted.
+    /// Takes in what changed, as [`Report::delta_to`] tells it; the report stays sorted.
     pub fn apply(&mut self, delta: &Delta) {
-        let mut pods: BTreeMap<u64, PodRecord> =
-            std::mem::take(&mut self.pods).into_iter().map(|pod| (pod.pod, pod)).collect();
-        pods.extend(delta.pods.iter().map(|pod| (pod.pod, pod.clone())));
-        delta.gone_pods.iter().for_each(|gone| _ = pods.remove(gone));
-        self.pods = pods.into_values().collect();
-        let pairs = std::mem::take(&mut self.pairs).into_iter();
-        let mut pairs: BTreeMap<PairKey, PairRecord> =
-            pairs.map(|pair| (pair.key.clone(), pair)).collect();
-        pairs.extend(delta.pairs.iter().map(|pair| (pair.key.clone(), pair.clone())));
-        delta.gone_pairs.iter().for_each(|gone| _ = pairs.remove(gone));
-        self.pairs = pairs.into_values().collect();
-        let devices = std::mem::take(&mut self.devices).into_iter();
-        let mut devices: BTreeMap<String, DeviceRecord> =
-            devices.map(|device| (device.name.clone(), device)).collect();
-        devices.extend(delta.devices.iter().map(|device| (device.name.clone(), device.clone())));
-        self.devices = devices.into_values().collect();
+        renew(&mut self.pods, &delta.pods, |pod| &pod.pod);
+        self.pods.retain(|pod| delta.gone_pods.binary_search(&pod.pod).is_err());
+        renew(&mut self.pairs, &delta.pairs, |pair| &pair.key);
+        self.pairs.retain(|pair| delta.gone_pairs.binary_search(&pair.key).is_err());
+        renew(&mut self.devices, &delta.devices, |device| &device.name);
     }
 
     /// The same report, `later_us` later.
@@ -120,6 +108,16 @@ impl PartialOrd for PairKey {
 impl Ord for PairKey {
     fn cmp(&self, other: &PairKey) -> Ordering {
         (self.pod, self.peer, self.class).cmp(&(other.pod, other.peer, other.class))
+    }
+}
+
+/// Puts records in their places in a sorted list: mostly they take those of the ones before.
+fn renew<T: Clone, K: Ord>(list: &mut Vec<T>, records: &[T], key: impl Fn(&T) -> &K) {
+    for record in records {
+        match list.binary_search_by(|known| key(known).cmp(key(record))) {
+            Ok(at) => list[at] = record.clone(),
+            Err(at) => list.insert(at, record.clone()),
+        }
     }
 }
 
