@@ -8,8 +8,12 @@ use router_core::fleet::Role;
 use router_core::frame::{Body, Class, Frame, MAX_PODS, PairRecord, PodRecord};
 
 use super::targets::Targets;
-use super::told::{HOLDS_EVERY_US, Now, Told, evidence};
+use super::told::{Now, Told, evidence};
 use crate::gateway::view::View;
+
+/// What was told is said to hold no more often than this, though each frame says so: a sixth of the time after which
+/// a load is stale.
+const HOLDS_EVERY_US: u64 = 50_000;
 
 /// Why a stream cannot be followed any further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,7 +47,7 @@ pub(super) struct Ear {
     sequence: Option<u64>,
     generation: u64,
     pods: HashMap<u64, Told>,
-    /// As of when it was last seen to that all workers know that what they were told holds.
+    /// As of when all workers know that what they were told holds.
     held_us: u64,
 }
 
@@ -82,16 +86,17 @@ impl Ear {
         };
         let holds_us = now_us.saturating_sub(u64::from(read_age_us));
         let now = Now { us: now_us, holds_us, view };
-        for record in changed {
-            self.pod(record, targets, &now, &mut heard)?;
-        }
+        // First: whom the records concern is of this snapshot.
         if self.generation != targets.generation {
             self.generation = targets.generation;
             self.again(targets, &now);
         }
+        for record in changed {
+            self.pod(record, targets, &now, &mut heard)?;
+        }
         if holds_us >= self.held_us + HOLDS_EVERY_US {
             self.held_us = holds_us;
-            self.pods.values_mut().for_each(|told| told.still_holds(holds_us));
+            self.pods.values().for_each(|told| told.holds(holds_us));
         }
         self.pairs(&pairs, targets, view, now_us);
         Ok(heard)
@@ -273,6 +278,12 @@ mod tests {
         ear.hear(beat, &targets, &view, 1_200_000).unwrap();
         assert_eq!(worker.load.get(1_210_000).unwrap().age_ms, 15.0);
         assert!(worker.load.get(1_500_000).unwrap().is_stale());
+        // Not noted at each frame, and no load is taken for much older than it is.
+        for (sequence, now_us, age_ms) in [(3, 1_244_000, 49.0), (4, 1_245_000, 0.0)] {
+            let beat = Frame { sequence, ..Frame::default() };
+            ear.hear(beat, &targets, &view, now_us).unwrap();
+            assert_eq!(worker.load.get(now_us).unwrap().age_ms, age_ms);
+        }
     }
 
     #[test]
@@ -312,12 +323,20 @@ mod tests {
         ear.hear(full(1, vec![pod("p", 7)]), &targets, &view, 1_000).unwrap();
         let fleet = fleet(vec![member("p", Role::Prefill, "n")]);
         let beat = Frame { sequence: 2, ..Frame::default() };
-        ear.hear(beat, &Targets::of(&fleet), &view, 2_000).unwrap();
+        let mut later = Targets::of(&fleet);
+        ear.hear(beat, &later, &view, 2_000).unwrap();
         let worker = fleet.workers().next().unwrap();
         assert_eq!(worker.load.get(2_000).unwrap().others_requests, 7.0);
         let delta = Delta { gone_pods: vec![pod_id("p")], ..Delta::default() };
         let gone = Frame { sequence: 3, body: Body::Delta(delta), ..Frame::default() };
-        ear.hear(gone, &Targets::of(&fleet), &view, 3_000).unwrap();
+        ear.hear(gone, &later, &view, 3_000).unwrap();
         assert_eq!(worker.load.get(3_000), None);
+        // A record that comes with the first frame of a snapshot is of that snapshot.
+        ear.hear(full(4, vec![pod("q", 1)]), &later, &view, 4_000).unwrap();
+        later = Targets::of(&self::fleet(vec![member("q", Role::Prefill, "n")]));
+        later.generation += 1;
+        let delta = Delta { pods: vec![pod("q", 2)], ..Delta::default() };
+        let known = Frame { sequence: 5, body: Body::Delta(delta), ..Frame::default() };
+        assert_eq!(ear.hear(known, &later, &view, 5_000), Ok(Heard::default()));
     }
 }

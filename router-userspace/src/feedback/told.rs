@@ -13,9 +13,6 @@ use crate::gateway::view::View;
 pub(super) const OVERHEAD_BYTES: u64 = 640;
 /// Whatever others do, a link has this much left: nothing is known to be impossible.
 const LEAST_FREE: f32 = 0.01;
-/// What was not told anew is said to hold no more often than this: a small part of the time after
-/// which a load is stale.
-pub(super) const HOLDS_EVERY_US: u64 = 50_000;
 
 /// When a frame came, and as of when it holds.
 pub(super) struct Now<'v> {
@@ -34,8 +31,6 @@ pub(super) struct Told {
     pub(super) targets: Vec<Target>,
     /// Whether it is a pod of a pool, of whatever node.
     pub(super) is_known: bool,
-    /// As of when the workers know that it holds.
-    held_us: u64,
     /// Bytes asked and KV bytes sent that are evidence already.
     pub(super) counted: (u64, u64),
 }
@@ -49,7 +44,6 @@ impl Told {
             record: PodRecord::default(),
             targets: believed.cloned().collect(),
             is_known: !workers.is_empty(),
-            held_us: 0,
             counted: (0, 0),
         }
     }
@@ -66,9 +60,8 @@ impl Told {
             own
         });
         let load = load(&self.record, own);
-        self.held_us = measured_us.max(now.holds_us);
         for target in &self.targets {
-            target.worker.load.set(&load, self.held_us);
+            target.worker.load.set(&load, measured_us.max(now.holds_us));
             learn_step(&self.record, &load, target, now.view, now.us / 1000);
         }
         // How much KV cache a byte of prompt makes, from what went in and what went out.
@@ -83,12 +76,9 @@ impl Told {
         }
     }
 
-    /// The same, where it was not told a moment ago.
-    pub(super) fn still_holds(&mut self, holds_us: u64) {
-        if holds_us >= self.held_us + HOLDS_EVERY_US {
-            self.held_us = holds_us;
-            self.targets.iter().for_each(|target| target.worker.load.holds(holds_us));
-        }
+    /// Tells them that it still holds.
+    pub(super) fn holds(&self, holds_us: u64) {
+        self.targets.iter().for_each(|target| target.worker.load.holds(holds_us));
     }
 }
 
