@@ -135,6 +135,12 @@ impl Window for Loaded {
     }
 }
 
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: the helper has no precondition.
+    unsafe { bpf_ktime_get_ns() }
+}
+
 const ENDS: u8 = TCP_FIN | TCP_SYN | TCP_RST;
 
 /// Whether the engine of `pod` speaks HTTP on `port`.
@@ -177,7 +183,7 @@ pub fn to_pod(ctx: &TcContext, scratch: *mut Scratch, pod: *mut Pod, tcp: &Tcp) 
     };
     // SAFETY: a live map value. Packets of one direction of a connection come one after another;
     // where two CPUs do race, the state mends itself at the next answer.
-    let change = unsafe { (*stream).asks(&segment, &payload, bpf_ktime_get_ns()) };
+    let change = unsafe { (*stream).asks(&segment, &payload, now) };
     apply(id, flow, &change)
 }
 
@@ -195,7 +201,7 @@ pub fn from_pod(ctx: &TcContext, scratch: *mut Scratch, pod: *mut Pod, tcp: &Tcp
     // SAFETY: as above.
     unsafe {
         let head = (*stream).reads_head(&segment, &mut payload);
-        let change = (*stream).answers(&segment, head, &payload, bpf_ktime_get_ns());
+        let change = (*stream).answers(&segment, head, &payload, now);
         apply((*stream).pod, flow, &change)
     }
 }

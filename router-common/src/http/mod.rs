@@ -5,45 +5,20 @@
 //! body that begins with a method counts nothing. Nothing here waits, allocates or can fail.
 
 mod change;
+mod flags;
 mod head;
 mod segment;
 
 pub use change::Change;
+pub use flags::{
+    BEGUN, BODILESS, BODY, CHUNKED, ENDLESS, FIN_FROM_POD, FIN_TO_POD, HEAD, IDLE, OPAQUE, SEEN,
+    SIZED, UNTIMED, WAITING,
+};
 pub use head::{HEAD_WINDOW, HeadScan, Window};
-pub use segment::{Payload, Segment, TCP_FIN, TCP_RST, TCP_SYN, begins_request};
+pub use segment::{Now, Payload, Segment, TCP_FIN, TCP_RST, TCP_SYN, begins_request};
 
+use flags::PER_REQUEST;
 use head::{HEAD_END, LAST_CHUNK, LONGEST, SEVEN_BYTES};
-
-/// No request is outstanding.
-pub const IDLE: u32 = 0;
-/// A request began and its answer did not.
-pub const WAITING: u32 = 1;
-/// The answer's head is incomplete.
-pub const HEAD: u32 = 2;
-/// The answer's body is under way.
-pub const BODY: u32 = 3;
-
-/// A request was seen on this connection.
-pub const SEEN: u32 = 1;
-/// Not HTTP/1: TLS, HTTP/2, an upgraded connection.
-pub const OPAQUE: u32 = 1 << 1;
-/// The request was a HEAD.
-pub const BODILESS: u32 = 1 << 2;
-/// The answer ends at `answer_end`.
-pub const SIZED: u32 = 1 << 3;
-/// The answer ends with an empty chunk.
-pub const CHUNKED: u32 = 1 << 4;
-/// The answer ends with the connection, or where the head was too long to find out.
-pub const ENDLESS: u32 = 1 << 5;
-/// A byte of the body was seen.
-pub const BEGUN: u32 = 1 << 6;
-/// The request's beginning was not seen, so nothing can be timed from it.
-pub const UNTIMED: u32 = 1 << 7;
-pub const FIN_TO_POD: u32 = 1 << 8;
-pub const FIN_FROM_POD: u32 = 1 << 9;
-
-const PER_ANSWER: u32 = SIZED | CHUNKED | ENDLESS | BEGUN;
-const PER_REQUEST: u32 = PER_ANSWER | BODILESS | UNTIMED;
 
 /// One HTTP connection to a local pod's engine.
 #[repr(C)]
@@ -65,7 +40,7 @@ pub struct Stream {
     pub waiting_bytes: u32,
     pub reserved: u32,
     pub started_ns: u64,
-    /// The last new byte of the answer.
+    /// The last new byte of the answer, where its size does not tell when it ends.
     pub last_ns: u64,
     /// The last eight bytes of the answer's body.
     pub tail: u64,
@@ -101,7 +76,7 @@ impl Stream {
 
     /// A segment from the client.
     #[inline(always)]
-    pub fn asks<P: Payload>(&mut self, segment: &Segment, payload: &P, now: u64) -> Change {
+    pub fn asks<P: Payload>(&mut self, segment: &Segment, payload: &P, now: impl Now) -> Change {
         let mut change = Change::default();
         if segment.has(TCP_RST) {
             self.cut(&mut change, now);
@@ -154,7 +129,7 @@ impl Stream {
 
     /// New bytes where a request is due.
     #[inline(always)]
-    fn begin<P: Payload>(&mut self, change: &mut Change, payload: &P, end: u32, now: u64) {
+    fn begin<P: Payload>(&mut self, change: &mut Change, payload: &P, end: u32, now: impl Now) {
         let first = payload.first();
         if begins_request(first) {
             if self.phase == BODY {
@@ -165,7 +140,7 @@ impl Stream {
                 self.flags |= BODILESS;
             }
             self.phase = WAITING;
-            self.started_ns = now;
+            self.started_ns = now();
             change.started = true;
             // The rest of it may have come before its beginning.
             let known = if after(self.asked, end) { self.asked } else { end };
@@ -213,7 +188,7 @@ impl Stream {
         segment: &Segment,
         head: u32,
         payload: &P,
-        now: u64,
+        now: impl Now,
     ) -> Change {
         let mut change = Change::default();
         if segment.has(TCP_RST) {
@@ -253,7 +228,7 @@ impl Stream {
         length: u32,
         head: u32,
         payload: &P,
-        now: u64,
+        now: impl Now,
     ) {
         if self.phase == IDLE && !self.wake(change) {
             return;
@@ -297,7 +272,7 @@ impl Stream {
 
     /// Decides from the head how the answer ends; false if there is no body to follow here.
     #[inline(always)]
-    fn frame(&mut self, change: &mut Change, body: u32, now: u64) -> bool {
+    fn frame(&mut self, change: &mut Change, body: u32, now: impl Now) -> bool {
         let ended = self.head.found & HeadScan::END != 0;
         if !ended && body == 0 {
             return false;
@@ -313,7 +288,7 @@ impl Stream {
         }
         self.phase = BODY;
         self.tail = HEAD_END;
-        self.last_ns = now;
+        self.last_ns = now();
         self.due = self.asked;
         let silent = self.flags & BODILESS != 0
             || self.head.status == 204
@@ -338,19 +313,30 @@ impl Stream {
 
     /// New bytes of the body; `length` of them with what is left of the head.
     #[inline(always)]
-    fn advance<P: Payload>(&mut self, change: &mut Change, length: u32, payload: &P, now: u64) {
+    fn advance<P: Payload>(
+        &mut self,
+        change: &mut Change,
+        length: u32,
+        payload: &P,
+        now: impl Now,
+    ) {
         let chunked = self.flags & CHUNKED != 0;
-        if self.flags & BEGUN == 0 {
+        let begins = self.flags & BEGUN == 0;
+        if begins || self.flags & SIZED == 0 {
+            let time = now();
+            if chunked && !begins {
+                change.itl_ns = time.wrapping_sub(self.last_ns);
+            }
+            if begins && self.flags & UNTIMED == 0 {
+                change.ttft_ns = time.wrapping_sub(self.started_ns);
+            }
+            self.last_ns = time;
+        }
+        if begins {
             self.flags |= BEGUN;
             self.answer(change);
             change.stream_started = chunked;
-            if self.flags & UNTIMED == 0 {
-                change.ttft_ns = now.wrapping_sub(self.started_ns);
-            }
-        } else if chunked {
-            change.itl_ns = now.wrapping_sub(self.last_ns);
         }
-        self.last_ns = now;
         if chunked {
             if length >= 8 {
                 self.tail = payload.last(8);
@@ -367,7 +353,7 @@ impl Stream {
 
     /// The connection ends with whatever is outstanding.
     #[inline(always)]
-    fn cut(&mut self, change: &mut Change, now: u64) {
+    fn cut(&mut self, change: &mut Change, now: impl Now) {
         if self.phase != IDLE {
             change.aborted = true;
             if self.phase != BODY {
@@ -378,7 +364,7 @@ impl Stream {
     }
 
     #[inline(always)]
-    fn finish(&mut self, change: &mut Change, now: u64) {
+    fn finish(&mut self, change: &mut Change, now: impl Now) {
         change.finished = true;
         if self.phase == BODY && self.flags & BEGUN == 0 {
             self.answer(change);
@@ -387,7 +373,7 @@ impl Stream {
             change.stream_ended = true;
         }
         if self.flags & UNTIMED == 0 && !change.aborted {
-            change.duration_ns = now.wrapping_sub(self.started_ns);
+            change.duration_ns = now().wrapping_sub(self.started_ns);
         }
         self.phase = IDLE;
         self.due = self.asked;

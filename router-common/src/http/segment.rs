@@ -34,6 +34,11 @@ pub trait Payload {
     fn last(&self, count: u32) -> u64;
 }
 
+/// Tells the time, in nanoseconds. Asked only where it matters: it costs as much as a look-up.
+pub trait Now: Fn() -> u64 + Copy {}
+
+impl<F: Fn() -> u64 + Copy> Now for F {}
+
 /// Whether a payload that begins with `first` begins a request of HTTP/1.
 #[inline(always)]
 pub fn begins_request(first: [u8; 4]) -> bool {

@@ -60,8 +60,9 @@ use view::View;
 
 use crate::feedback::publish::Publisher;
 
-/// How often pairs and links are read, at ticks: twice before a transfer that goes on is told again.
-const PAIRS_EVERY: Duration = Duration::from_millis(50);
+/// How often all is read that is a rate or a time over the last moment, at ticks: twice before what goes on
+/// is told again. What requests a pod has is read at every tick.
+const RATES_EVERY: Duration = Duration::from_millis(50);
 /// How often interfaces and routes are looked at again, and silent answers are looked for.
 const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use router_common::flow::{CLASS_BOOTSTRAP, CLASS_ENGINE, CLASS_KV, CLASS_KV_CONTROL, PairKey};
+use router_common::flow::{
+    CLASS_BOOTSTRAP, CLASS_ENGINE, CLASS_KV, CLASS_KV_CONTROL, PairKey, PodHttp,
+};
 use router_core::frame::{self, Latency, PairRecord, PodRecord, Value, pod_id};
 use router_core::sample::{Rates, Window};
 use router_core::score::{Baseline, Score, Signs};
@@ -48,13 +50,15 @@ struct PodRecent {
 pub(super) struct Recent {
     start: Instant,
     pods: HashMap<u32, PodRecent>,
-    /// What the pairs moved when they were read last.
+    /// What the pairs moved when they were read last, and what that says of KV cache.
     moves: BTreeMap<PairKey, Moves>,
+    pub(super) kv: Kv,
 }
 
 impl Default for Recent {
     fn default() -> Recent {
-        Recent { start: Instant::now(), pods: HashMap::new(), moves: BTreeMap::new() }
+        let (pods, moves, kv) = (HashMap::new(), BTreeMap::new(), Kv::default());
+        Recent { start: Instant::now(), pods, moves, kv }
     }
 }
 
@@ -65,10 +69,7 @@ impl Recent {
             let at = counters.read.saturating_duration_since(self.start);
             let Some((_, reading)) = counters.window.newest() else { continue };
             let pod = self.pods.entry(*id).or_insert_with(|| PodRecent::new(at));
-            let said = counters.http.itl_samples + counters.http.streams_started;
-            if said != pod.said.1 {
-                pod.said = (at, said);
-            }
+            pod.hear(&counters.http, at);
             pod.window.push(at, Arc::clone(reading));
             pod.answered.push(at, [counters.http.answered, counters.http.answered_bytes]);
             pod.arrived.push(at, [counters.traffic.rx_kv_payload]);
@@ -79,10 +80,25 @@ impl Recent {
         }
     }
 
-    /// Takes in what the sampler read of the pairs.
+    /// Takes in what the sampler read of these pods' requests alone.
+    pub(super) fn read_requests(&mut self, ids: &[u32], sampler: &Sampler) {
+        for id in ids {
+            let (counters, pod) = (sampler.pods.get(id), self.pods.get_mut(id));
+            if let Some((counters, pod)) = counters.zip(pod) {
+                pod.hear(&counters.http, counters.read.saturating_duration_since(self.start));
+            }
+        }
+    }
+
+    /// Takes in what the sampler read of the pairs, after the pods.
     pub(super) fn read_pairs(&mut self, sampler: &Sampler) {
         let used = sampler.pairs.iter().filter(|(_, counters)| counters.is_used());
         self.moves = used.map(|(key, counters)| (*key, moves(counters))).collect();
+        self.kv = Kv::of(&self.moves, |id| {
+            sampler.pods.get(&id).filter(|pod| pod.traffic.rx_packets > 0)?;
+            let arrived = self.pods.get(&id).and_then(|pod| pod.arrived.growth());
+            Some(arrived.map_or(0.0, |growth| growth.per_second(0)))
+        });
     }
 
     /// Everything as a frame tells it.
@@ -93,28 +109,39 @@ impl Recent {
         ways: &Ways<'_>,
     ) -> frame::Report {
         let now = Instant::now();
-        let kv = self.kv(sampler);
-        let pods = sampler.pods.iter().filter_map(|(id, counters)| {
-            let entry = names.entry(*id)?;
-            let record = self.pod(entry, counters, kv.of_pod(*id), ways.of_pod(entry), now);
-            Some(with_rdma(record, entry.placed.pod.role, ways.rdma(entry)))
-        });
+        let pods = sampler
+            .pods
+            .iter()
+            .filter_map(|(id, counters)| self.pod(names.entry(*id)?, counters, ways, now));
         frame::Report {
             node: names.node.clone().unwrap_or_default(),
             pods: pods.collect(),
-            pairs: pair_records(sampler, &kv, names, now),
+            pairs: pair_records(sampler, &self.kv, names, now),
             devices: ways.links.records(now),
         }
+    }
+
+    /// The same of these pods alone: their requests as of now, the rest as it was read last.
+    pub(super) fn records(
+        &self,
+        ids: &[u32],
+        sampler: &Sampler,
+        names: &Names,
+        ways: &Ways<'_>,
+    ) -> Vec<PodRecord> {
+        let now = Instant::now();
+        let record = |id| self.pod(names.entry(id)?, sampler.pods.get(&id)?, ways, now);
+        ids.iter().filter_map(|id| record(*id)).collect()
     }
 
     fn pod(
         &self,
         entry: &Entry,
         counters: &PodCounters,
-        kv: PodKv,
-        link: Option<LinkUse>,
+        ways: &Ways<'_>,
         now: Instant,
-    ) -> PodRecord {
+    ) -> Option<PodRecord> {
+        let (kv, link) = (self.kv.of_pod(entry.id), ways.of_pod(entry));
         let http = &counters.http;
         let rates = self.pods.get(&entry.id).map(|pod| pod.rates).unwrap_or_default();
         let age = now.saturating_duration_since(counters.read);
@@ -125,7 +152,7 @@ impl Recent {
             .filter(|_| streaming > 0)
             .map(|pod| now.saturating_duration_since(self.start + pod.said.0));
         let known = |value: Option<f64>| Value::from(value.map(|value| value as f32));
-        PodRecord {
+        let record = PodRecord {
             pod: pod_id(&entry.placed.pod.uid),
             age_us: micros(age),
             in_flight: count(counters.in_flight()),
@@ -147,18 +174,13 @@ impl Recent {
             link_tx_used_bytes_per_s: known(link.map(|link| link.tx)),
             link_rx_used_bytes_per_s: known(link.map(|link| link.rx)),
             score: Value::exact(self.score(entry.id, counters, kv, link).total() as f32),
-        }
+        };
+        Some(with_rdma(record, entry.placed.pod.role, ways.rdma(entry)))
     }
 
     /// The load score of a pod, with its terms.
-    pub(super) fn score_of(
-        &self,
-        entry: &Entry,
-        counters: &PodCounters,
-        kv: &Kv,
-        ways: &Ways<'_>,
-    ) -> Score {
-        self.score(entry.id, counters, kv.of_pod(entry.id), ways.of_pod(entry))
+    pub(super) fn score_of(&self, entry: &Entry, counters: &PodCounters, ways: &Ways<'_>) -> Score {
+        self.score(entry.id, counters, self.kv.of_pod(entry.id), ways.of_pod(entry))
     }
 
     fn score(&self, id: u32, counters: &PodCounters, kv: PodKv, link: Option<LinkUse>) -> Score {
@@ -169,15 +191,6 @@ impl Recent {
             slowdown: pod.and_then(PodRecent::slowdown),
             link_use: link.map(|link| link.tx.max(link.rx) / link.speed),
             loss: (sent > 0.0).then(|| kv.retransmits / sent),
-        })
-    }
-
-    /// What each pod and pair moves as KV cache, and what pods send again of anything.
-    pub(super) fn kv(&self, sampler: &Sampler) -> Kv {
-        Kv::of(&self.moves, |id| {
-            sampler.pods.get(&id).filter(|pod| pod.traffic.rx_packets > 0)?;
-            let arrived = self.pods.get(&id).and_then(|pod| pod.arrived.growth());
-            Some(arrived.map_or(0.0, |growth| growth.per_second(0)))
         })
     }
 }
@@ -193,6 +206,14 @@ impl PodRecent {
             said: (at, 0),
             read: at,
             rates: Rates::default(),
+        }
+    }
+
+    /// Whether a stream said something.
+    fn hear(&mut self, http: &PodHttp, at: Duration) {
+        let said = http.itl_samples + http.streams_started;
+        if said != self.said.1 {
+            self.said = (at, said);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Reads the counters at every tick, and makes a snapshot of them for whoever asks.
+//! Reads the counters: the requests of the node's pods at every tick, the rest at every few.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -29,6 +29,8 @@ pub(super) struct PodCounters {
     pub(super) read: Instant,
     /// Answers whose end can only be guessed, silent for longer than the idle window.
     pub(super) silent: u64,
+    /// The requests are newer than the window's last reading.
+    is_ahead: bool,
 }
 
 impl PodCounters {
@@ -39,19 +41,32 @@ impl PodCounters {
             window: Window::new(SPAN, STEP),
             read,
             silent: 0,
+            is_ahead: false,
         }
     }
 
     /// Takes in what was read `at`, on the window's clock. While nothing is counted, all readings
     /// are one.
     fn follow(&mut self, http: PodHttp, traffic: PodTraffic, silent: u64, at: Duration) {
-        let is_same = (&self.http, &self.traffic, self.silent) == (&http, &traffic, silent);
+        let is_same = !std::mem::take(&mut self.is_ahead)
+            && (&self.http, &self.traffic, self.silent) == (&http, &traffic, silent);
         let last = self.window.newest().filter(|_| is_same).map(|(_, last)| Arc::clone(last));
         let reading = last.unwrap_or_else(|| {
             (self.http, self.traffic, self.silent) = (http, traffic, silent);
             Arc::new(reading(&self.http, &self.traffic, self.in_flight()))
         });
         self.window.push(at, reading);
+    }
+
+    /// Takes in the requests alone; whether it has others now than before.
+    fn count(&mut self, http: PodHttp, read: Instant) -> bool {
+        let counts = |http: &PodHttp| {
+            (http.in_flight(), http.waiting(), http.streaming(), http.waiting_bytes())
+        };
+        let is_other = counts(&self.http) != counts(&http);
+        self.is_ahead |= self.http != http;
+        (self.http, self.read) = (http, read);
+        is_other
     }
 
     pub(super) fn in_flight(&self) -> u64 {
@@ -117,6 +132,22 @@ impl Sampler {
         }
         self.read = Instant::now();
         Ok(())
+    }
+
+    /// Reads the requests of the same pods alone: the ids of those that have others than before.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn read_requests(&mut self, maps: &Maps) -> io::Result<Vec<u32>> {
+        let mut changed = Vec::new();
+        for (id, pod) in &mut self.pods {
+            let http = maps.pod_http.get(id)?.unwrap_or_default();
+            if pod.count(http, Instant::now()) {
+                changed.push(*id);
+            }
+        }
+        self.read = Instant::now();
+        Ok(changed)
     }
 
     /// Reads the pairs.

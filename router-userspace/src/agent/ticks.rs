@@ -1,4 +1,4 @@
-//! Reads at every tick, serves, and hears what is learned in the meantime.
+//! Reads and tells at every tick, serves, and hears what is learned in the meantime.
 
 use std::future::Future;
 use std::io;
@@ -14,8 +14,9 @@ use tracing::{info, warn};
 use super::maps::Maps;
 use super::owners::{self, Listening};
 use super::sampler::Sampler;
-use super::{Agent, FOLLOW_EVERY, News, PAIRS_EVERY, learn, server};
+use super::{Agent, FOLLOW_EVERY, News, RATES_EVERY, learn, server};
 use crate::control::POLL_INTERVAL;
+use crate::feedback::publish::Measured;
 use crate::token::Guard;
 
 /// News that wait for the next tick; their tellers wait beyond that.
@@ -65,20 +66,22 @@ impl Agent {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
             ticks
         };
-        let (mut ticks, mut pairs) = (every(self.flags.tick), Instant::now());
+        let (mut ticks, mut whole) = (every(self.flags.tick), Instant::now());
         let (mut source, mut follow) = (every(POLL_INTERVAL), every(FOLLOW_EVERY));
         loop {
             tokio::select! {
                 biased;
                 _ = ticks.tick() => {
                     let now = Instant::now();
-                    if now >= pairs {
-                        // At the tick that follows, so that nothing wakes for them alone.
-                        pairs = now.max(pairs + PAIRS_EVERY);
+                    if now >= whole {
+                        // At the tick that follows, so that nothing wakes for it alone.
+                        whole = now.max(whole + RATES_EVERY);
+                        self.read_pods();
                         self.read_pairs();
+                        self.publish();
+                    } else {
+                        self.read_requests();
                     }
-                    self.read_pods();
-                    self.publish();
                 }
                 _ = source.tick() => {
                     if let Some(pods) = self.source.poll() {
@@ -128,7 +131,22 @@ impl Agent {
             let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
             (view.report(), view.sampler.read)
         };
-        self.publisher.tick(report, read, Instant::now());
+        self.publisher.tick(Measured::All(report), read, Instant::now());
+    }
+
+    /// Reads the pods' requests, and tells the gateways of those that have others than before.
+    fn read_requests(&self) {
+        let mut changed = Vec::new();
+        self.read(|sampler, maps| {
+            changed = sampler.read_requests(maps)?;
+            Ok(())
+        });
+        let (records, read) = {
+            let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+            view.read_requests(&changed);
+            (view.records(&changed), view.sampler.read)
+        };
+        self.publisher.tick(Measured::Pods(records), read, Instant::now());
     }
 
     fn sweep(&mut self) {

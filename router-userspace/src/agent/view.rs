@@ -6,7 +6,7 @@ use std::sync::Arc;
 use router_common::flow::CLASS_KV_CONTROL;
 use router_core::fleet::Role;
 
-use router_core::frame;
+use router_core::frame::{self, PodRecord};
 
 use super::links::{Links, Ways};
 use super::loads::{self, Loads};
@@ -30,11 +30,9 @@ pub(super) struct View {
 impl View {
     pub(super) fn loads(&self) -> Loads {
         let ways = self.ways();
-        let kv = self.recent.kv(&self.sampler);
-        let score = |entry: &Entry, counters: &PodCounters| {
-            self.recent.score_of(entry, counters, &kv, &ways)
-        };
-        let mut loads = loads::snapshot(&self.sampler, &self.names, &kv, score);
+        let score =
+            |entry: &Entry, counters: &PodCounters| self.recent.score_of(entry, counters, &ways);
+        let mut loads = loads::snapshot(&self.sampler, &self.names, &self.recent.kv, score);
         if let Some((report, ago)) = self.rdma.as_ref().map(Watcher::report) {
             loads.rdma = RdmaLoad::new(&report, ago, &self.names());
             loads.missing.extend(report.missing.iter().cloned());
@@ -56,6 +54,16 @@ impl View {
         let report = self.rdma.as_ref().map(|watcher| watcher.report().0);
         let rdma = report.map(|report| record::parts(&report)).unwrap_or_default();
         Ways { links: &self.links, rdma }
+    }
+
+    /// What they tell of these pods alone.
+    pub(super) fn records(&self, ids: &[u32]) -> Vec<PodRecord> {
+        self.recent.records(ids, &self.sampler, &self.names, &self.ways())
+    }
+
+    /// Takes in what the sampler read of these pods' requests.
+    pub(super) fn read_requests(&mut self, ids: &[u32]) {
+        self.recent.read_requests(ids, &self.sampler);
     }
 
     /// Takes in what the sampler read of the pods.

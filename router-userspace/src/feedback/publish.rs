@@ -13,7 +13,7 @@ use futures_util::stream;
 use http_body_util::StreamBody;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Frame as Piece;
-use router_core::frame::{Body, Frame, Report};
+use router_core::frame::{Body, Delta, Frame, PodRecord, Report};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tracing::info;
 
@@ -21,10 +21,21 @@ use tracing::info;
 pub const CONTENT_TYPE: &str = "application/vnd.pd-router.loads";
 /// With nothing to tell, a frame says at least so often that all is as it was.
 pub const HEARTBEAT: Duration = Duration::from_millis(100);
+/// What goes on is told again with the report that is next to a heartbeat's time.
+const AGAIN: Duration = Duration::from_millis(75);
 /// Subscribers of one agent; one more is refused.
 pub const MAX_SUBSCRIBERS: usize = 64;
 /// Frames that a subscriber may be behind before it gets a report instead.
 const BACKLOG: usize = 16;
+
+/// What an agent measured.
+#[derive(Debug)]
+pub enum Measured {
+    /// Everything, sorted.
+    All(Report),
+    /// Pods that have other requests than before.
+    Pods(Vec<PodRecord>),
+}
 
 /// Makes frames of reports and hands them to every subscriber.
 #[derive(Clone, Debug)]
@@ -68,26 +79,23 @@ impl Publisher {
         Publisher(Arc::new(Shared { told: Mutex::new(told), frames, subscribers }))
     }
 
-    /// Takes in a report, sorted, of counters that were read at `read`: at most one frame goes
+    /// Takes in what was measured by counters that were read at `read`: at most one frame goes
     /// out, and none where nothing changed and the last one is fresh.
-    pub fn tick(&self, report: Report, read: Instant, now: Instant) {
+    pub fn tick(&self, measured: Measured, read: Instant, now: Instant) {
         let mut told = self.told();
         told.read = read;
-        let again = now.saturating_duration_since(told.again) >= HEARTBEAT;
-        let delta = told.report.delta_to(&report, again);
+        let delta = match measured {
+            Measured::All(report) => told.changes(report, now),
+            Measured::Pods(pods) => Delta { pods, ..Delta::default() },
+        };
         let body = if !delta.is_empty() {
             told.report.apply(&delta);
-            // Names and the ages of what is the same are not worth a frame.
-            told.report.node = report.node;
             Body::Delta(delta)
         } else if now.saturating_duration_since(told.at) >= HEARTBEAT {
             Body::Heartbeat
         } else {
             return;
         };
-        if again {
-            told.again = now;
-        }
         told.sequence += 1;
         told.at = now;
         let frame = told.encode(body, now);
@@ -134,6 +142,18 @@ impl Shared {
 }
 
 impl Told {
+    /// What is to be told of a whole report.
+    fn changes(&mut self, report: Report, now: Instant) -> Delta {
+        let again = now.saturating_duration_since(self.again) >= AGAIN;
+        if again {
+            self.again = now;
+        }
+        let delta = self.report.delta_to(&report, again);
+        // A name is not worth a frame.
+        self.report.node = report.node;
+        delta
+    }
+
     fn aged_report(&self, now: Instant) -> Report {
         self.report.clone().aged(micros(now.saturating_duration_since(self.at)))
     }
@@ -218,13 +238,16 @@ impl Subscriber {
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
-    use router_core::frame::{PodRecord, decode};
+    use router_core::frame::decode;
 
     use super::*;
 
-    fn report(in_flight: u32) -> Report {
-        let pod = PodRecord { pod: 7, in_flight, ..PodRecord::default() };
-        Report { pods: vec![pod], ..Report::default() }
+    fn pod(in_flight: u32) -> PodRecord {
+        PodRecord { pod: 7, in_flight, ..PodRecord::default() }
+    }
+
+    fn report(in_flight: u32) -> Measured {
+        Measured::All(Report { pods: vec![pod(in_flight)], ..Report::default() })
     }
 
     async fn next(body: &mut UnsyncBoxBody<Bytes, Infallible>) -> Frame {
@@ -251,6 +274,23 @@ mod tests {
         let third = next(&mut body).await;
         assert_eq!((third.sequence, &third.body), (first.sequence + 2, &Body::Heartbeat));
         assert_eq!(third.read_age_us, 300_000, "it says how old the reading is");
+    }
+
+    #[tokio::test]
+    async fn requests_are_told_between_reports_and_heartbeats_too() {
+        let publisher = Publisher::new(3);
+        let start = Instant::now();
+        publisher.tick(report(1), start, start);
+        let mut body = publisher.subscribe().unwrap();
+        next(&mut body).await;
+        publisher.tick(Measured::Pods(vec![pod(2)]), start, start);
+        let Body::Delta(delta) = next(&mut body).await.body else { panic!("no delta") };
+        assert_eq!(delta.pods, [pod(2)]);
+        // The next report says nothing new of it.
+        publisher.tick(report(2), start, start);
+        publisher.tick(Measured::Pods(Vec::new()), start, start + HEARTBEAT);
+        assert_eq!(next(&mut body).await.body, Body::Heartbeat);
+        assert_eq!(publisher.report().pods[0].in_flight, 2);
     }
 
     #[tokio::test]

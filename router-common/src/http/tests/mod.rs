@@ -100,7 +100,7 @@ impl Replay {
             length: bytes.len() as u32,
             flags,
         };
-        let change = self.stream.asks(&segment, &Bytes(bytes), self.now);
+        let change = self.stream.asks(&segment, &Bytes(bytes), || self.now);
         self.add(change);
     }
 
@@ -114,7 +114,7 @@ impl Replay {
         };
         let mut payload = Bytes(bytes);
         let head = self.stream.reads_head(&segment, &mut payload);
-        let change = self.stream.answers(&segment, head, &payload, self.now);
+        let change = self.stream.answers(&segment, head, &payload, || self.now);
         self.add(change);
     }
 
@@ -313,7 +313,7 @@ fn a_port_used_again_ends_the_older_connections_request() {
     let mut replay = Replay::new();
     replay.client(0, GET, 0);
     let syn = Segment { sequence: 5, acknowledged: 0, length: 0, flags: TCP_SYN };
-    let change = replay.stream.asks(&syn, &Bytes(b""), 2_000);
+    let change = replay.stream.asks(&syn, &Bytes(b""), || 2_000);
     assert!(change.finished && change.aborted);
     assert_eq!(replay.stream, Stream::opened(7, &syn));
 }

@@ -34,3 +34,18 @@ fn a_request_whose_answer_is_a_head_alone_waits_no_longer_when_its_connection_en
     replay.engine(0, b"HTTP/1.1 204 No Content\r\n\r\n");
     assert_eq!((replay.totals.answered, waits(&replay), replay.totals.in_flight()), (1, 0, 0));
 }
+
+#[test]
+fn an_answer_of_unknown_end_was_last_heard_of_with_its_newest_byte() {
+    let mut replay = Replay::new();
+    replay.client(0, GET, 0);
+    replay.now += 500;
+    let head = b"HTTP/1.1 200 OK\r\n\r\n";
+    replay.engine(0, head);
+    assert_eq!(replay.stream.last_ns, replay.now, "its head counts");
+    for offset in 0..3 {
+        replay.now += 500;
+        replay.engine(head.len() as u32 + offset, b"x");
+        assert_eq!(replay.stream.last_ns, replay.now);
+    }
+}

@@ -73,7 +73,7 @@ impl Experience {
 
     /// The same of a pool, whose engines differ: of what is usual there.
     pub fn one_stepped(&self, step_us: f32, now_ms: u64) {
-        self.step.observe(step_us, 1.0, self.memory(STEP_MEMORY), now_ms);
+        self.step.vote(step_us, 1.0, self.memory(STEP_MEMORY), now_ms);
     }
 
     /// The KV cache of `prompt_bytes` was `kv_bytes`.
@@ -144,6 +144,19 @@ mod tests {
             worker.prefilled(50e3, 4000.0, 4000.0, 0);
         }
         assert!(worker.rates(&of_pool, 0).prefill_us_per_byte > 70.0);
+    }
+
+    #[test]
+    fn a_pool_is_not_held_for_slow_because_one_of_it_is() {
+        let assumed = Rates { step_us: 20_000.0, ..Rates::default() };
+        let pool = Experience::of_pool();
+        (0..300).for_each(|_| pool.one_stepped(5_000.0, 0));
+        for _ in 0..100 {
+            pool.one_stepped(30_000.0, 0);
+            pool.one_stepped(5_000.0, 0);
+        }
+        let usual = pool.rates(&assumed, 0).step_us;
+        assert!(usual < 5_000.0 * 1.02, "{usual} us");
     }
 
     #[test]

@@ -1,0 +1,32 @@
+//! Where a connection is in its request and answer (`phase`), and what is known of both (`flags`).
+
+/// No request is outstanding.
+pub const IDLE: u32 = 0;
+/// A request began and its answer did not.
+pub const WAITING: u32 = 1;
+/// The answer's head is incomplete.
+pub const HEAD: u32 = 2;
+/// The answer's body is under way.
+pub const BODY: u32 = 3;
+
+/// A request was seen on this connection.
+pub const SEEN: u32 = 1;
+/// Not HTTP/1: TLS, HTTP/2, an upgraded connection.
+pub const OPAQUE: u32 = 1 << 1;
+/// The request was a HEAD.
+pub const BODILESS: u32 = 1 << 2;
+/// The answer ends at `answer_end`.
+pub const SIZED: u32 = 1 << 3;
+/// The answer ends with an empty chunk.
+pub const CHUNKED: u32 = 1 << 4;
+/// The answer ends with the connection, or where the head was too long to find out.
+pub const ENDLESS: u32 = 1 << 5;
+/// A byte of the body was seen.
+pub const BEGUN: u32 = 1 << 6;
+/// The request's beginning was not seen, so nothing can be timed from it.
+pub const UNTIMED: u32 = 1 << 7;
+pub const FIN_TO_POD: u32 = 1 << 8;
+pub const FIN_FROM_POD: u32 = 1 << 9;
+
+const PER_ANSWER: u32 = SIZED | CHUNKED | ENDLESS | BEGUN;
+pub(super) const PER_REQUEST: u32 = PER_ANSWER | BODILESS | UNTIMED;
