@@ -12,7 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How long frames gather before they are read: by so much, at most, they are older then. A
 /// millisecond saves little more, and what is in the view within 15 ms is not any longer.
-const MOMENT: Duration = Duration::from_micros(400);
+const MOMENT: Duration = Duration::from_micros(1_500);
 
 /// A runtime of one thread, which ends when this is dropped or stopped.
 pub(super) struct Turns {

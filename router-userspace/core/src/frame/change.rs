@@ -4,12 +4,21 @@ use std::cmp::Ordering;
 
 use super::{Delta, DeviceRecord, Latency, PairKey, PairRecord, PodRecord, Report, Value};
 
-/// A rate or a time that differs by less is the same: what is measured always differs a little.
-const SAME_SHARE: f32 = 0.05;
 /// Below this, in bytes a second or microseconds, a rate or a time is as good as none.
 const SAME_FLOOR: f32 = 64.0;
-/// The part by which a score must differ.
-const SAME_SCORE: f32 = 0.01;
+
+/// By how much values must differ that are not the same: what is measured always differs a little.
+#[derive(Clone, Copy)]
+struct Same {
+    /// Of a rate or a time.
+    share: f32,
+    /// Of a score or a utilisation, from 0 to 1.
+    part: f32,
+}
+
+/// Where all that goes on is told anyway, and in between.
+const CLOSE: Same = Same { share: 0.05, part: 0.01 };
+const ROUGH: Same = Same { share: 0.3, part: 0.1 };
 
 impl Report {
     /// Brings the records into the order that [`Report::delta_to`] needs: call it once they are all
@@ -21,16 +30,20 @@ impl Report {
     }
 
     /// What is to be told to who knows `self` so that they know `newer`, both sorted. With `again`,
-    /// what is going on is told even where it goes on as before: a transfer, a stream.
+    /// what is going on is told even where it goes on as before: a transfer, a stream. Without it rates and
+    /// times must differ by three tenths, with it by a twentieth.
     pub fn delta_to(&self, newer: &Report, again: bool) -> Delta {
         let mut delta = Delta::default();
+        let same = if again { CLOSE } else { ROUGH };
         merge(
             &self.pods,
             &newer.pods,
             |a, b| a.pod.cmp(&b.pod),
             |old, new| match new {
                 Some(new)
-                    if old.is_none_or(|old| again && is_active(new) || pod_differs(old, new)) =>
+                    if old.is_none_or(|old| {
+                        again && is_active(new) || same.differs_pod(old, new)
+                    }) =>
                 {
                     delta.pods.push(new.clone());
                 }
@@ -45,7 +58,7 @@ impl Report {
             |old, new| match new {
                 Some(new)
                     if old.is_none_or(|old| {
-                        again && new.transfer_us > 0 || pair_differs(old, new)
+                        again && new.transfer_us > 0 || same.differs_pair(old, new)
                     }) =>
                 {
                     delta.pairs.push(new.clone());
@@ -60,7 +73,7 @@ impl Report {
             |a, b| a.name.cmp(&b.name),
             |old, new| {
                 if let Some(new) = new
-                    && old.is_none_or(|old| device_differs(old, new))
+                    && old.is_none_or(|old| same.differs_device(old, new))
                 {
                     delta.devices.push(new.clone());
                 }
@@ -147,59 +160,64 @@ fn is_active(pod: &PodRecord) -> bool {
     pod.itl.samples > 0 || pod.kv_tx_bytes_per_s.value > SAME_FLOOR
 }
 
-fn pod_differs(old: &PodRecord, new: &PodRecord) -> bool {
-    let counts = |pod: &PodRecord| (pod.in_flight, pod.waiting, pod.streaming, pod.waiting_bytes);
-    let values = |pod: &PodRecord| {
-        [
-            pod.tx_bytes_per_s,
-            pod.rx_bytes_per_s,
-            pod.retransmits_per_s,
-            pod.kv_tx_bytes_per_s,
-            pod.kv_rx_bytes_per_s,
-            pod.rdma_tx_bytes_per_s,
-            pod.rdma_rx_bytes_per_s,
-            pod.link_bytes_per_s,
-            pod.link_tx_used_bytes_per_s,
-            pod.link_rx_used_bytes_per_s,
-        ]
-    };
-    counts(old) != counts(new)
-        || latency_differs(&old.ttft, &new.ttft)
-        || latency_differs(&old.itl, &new.itl)
-        || values(old).iter().zip(&values(new)).any(|(old, new)| value_differs(*old, *new))
-        || old.score.by != new.score.by
-        || (old.score.value - new.score.value).abs() > SAME_SCORE
-}
+impl Same {
+    fn differs_pod(self, old: &PodRecord, new: &PodRecord) -> bool {
+        let counts =
+            |pod: &PodRecord| (pod.in_flight, pod.waiting, pod.streaming, pod.waiting_bytes);
+        let values = |pod: &PodRecord| {
+            [
+                pod.tx_bytes_per_s,
+                pod.rx_bytes_per_s,
+                pod.retransmits_per_s,
+                pod.kv_tx_bytes_per_s,
+                pod.kv_rx_bytes_per_s,
+                pod.rdma_tx_bytes_per_s,
+                pod.rdma_rx_bytes_per_s,
+                pod.link_bytes_per_s,
+                pod.link_tx_used_bytes_per_s,
+                pod.link_rx_used_bytes_per_s,
+            ]
+        };
+        counts(old) != counts(new)
+            || self.differs_latency(&old.ttft, &new.ttft)
+            || self.differs_latency(&old.itl, &new.itl)
+            || values(old).iter().zip(&values(new)).any(|(old, new)| self.differs_value(*old, *new))
+            || self.differs_part(old.score, new.score)
+    }
 
-fn pair_differs(old: &PairRecord, new: &PairRecord) -> bool {
-    old.open != new.open
-        || differs(old.tx_bytes_per_s, new.tx_bytes_per_s)
-        || differs(old.rx_bytes_per_s, new.rx_bytes_per_s)
-        || differs(old.retransmits_per_s, new.retransmits_per_s)
-        || value_differs(old.rtt_us, new.rtt_us)
-        || value_differs(old.transfer_bytes_per_s, new.transfer_bytes_per_s)
-        || (old.transfer_us > 0) != (new.transfer_us > 0)
-}
+    fn differs_pair(self, old: &PairRecord, new: &PairRecord) -> bool {
+        old.open != new.open
+            || self.differs(old.tx_bytes_per_s, new.tx_bytes_per_s)
+            || self.differs(old.rx_bytes_per_s, new.rx_bytes_per_s)
+            || self.differs(old.retransmits_per_s, new.retransmits_per_s)
+            || self.differs_value(old.rtt_us, new.rtt_us)
+            || self.differs_value(old.transfer_bytes_per_s, new.transfer_bytes_per_s)
+            || (old.transfer_us > 0) != (new.transfer_us > 0)
+    }
 
-fn device_differs(old: &DeviceRecord, new: &DeviceRecord) -> bool {
-    old.kind != new.kind
-        || value_differs(old.speed_bytes_per_s, new.speed_bytes_per_s)
-        || value_differs(old.tx_bytes_per_s, new.tx_bytes_per_s)
-        || value_differs(old.rx_bytes_per_s, new.rx_bytes_per_s)
-        || old.utilisation.by != new.utilisation.by
-        || (old.utilisation.value - new.utilisation.value).abs() > SAME_SCORE
-}
+    fn differs_device(self, old: &DeviceRecord, new: &DeviceRecord) -> bool {
+        old.kind != new.kind
+            || self.differs_value(old.speed_bytes_per_s, new.speed_bytes_per_s)
+            || self.differs_value(old.tx_bytes_per_s, new.tx_bytes_per_s)
+            || self.differs_value(old.rx_bytes_per_s, new.rx_bytes_per_s)
+            || self.differs_part(old.utilisation, new.utilisation)
+    }
 
-fn latency_differs(old: &Latency, new: &Latency) -> bool {
-    (old.samples > 0) != (new.samples > 0) || differs(old.mean_us, new.mean_us)
-}
+    fn differs_latency(self, old: &Latency, new: &Latency) -> bool {
+        (old.samples > 0) != (new.samples > 0) || self.differs(old.mean_us, new.mean_us)
+    }
 
-fn value_differs(old: Value, new: Value) -> bool {
-    old.by != new.by || differs(old.value, new.value)
-}
+    fn differs_value(self, old: Value, new: Value) -> bool {
+        old.by != new.by || self.differs(old.value, new.value)
+    }
 
-fn differs(old: f32, new: f32) -> bool {
-    (old - new).abs() > SAME_SHARE * old.max(new) && old.max(new) > SAME_FLOOR
+    fn differs_part(self, old: Value, new: Value) -> bool {
+        old.by != new.by || (old.value - new.value).abs() > self.part
+    }
+
+    fn differs(self, old: f32, new: f32) -> bool {
+        (old - new).abs() > self.share * old.max(new) && old.max(new) > SAME_FLOOR
+    }
 }
 
 #[cfg(test)]
@@ -234,8 +252,10 @@ mod tests {
         let rate = |value| PairRecord { tx_bytes_per_s: value, ..PairRecord::default() };
         let with = |pair| Report { pairs: vec![pair], ..Report::default() };
         let older = with(rate(1e6));
-        assert!(older.delta_to(&with(rate(1.03e6)), false).is_empty());
-        assert!(!older.delta_to(&with(rate(1.2e6)), false).is_empty());
+        assert!(older.delta_to(&with(rate(1.03e6)), true).is_empty());
+        assert!(!older.delta_to(&with(rate(1.2e6)), true).is_empty());
+        assert!(older.delta_to(&with(rate(1.2e6)), false).is_empty());
+        assert!(!older.delta_to(&with(rate(1.6e6)), false).is_empty());
         let moving = with(PairRecord { transfer_us: 9, ..rate(1e6) });
         assert!(moving.delta_to(&moving, false).is_empty());
         assert_eq!(moving.delta_to(&moving, true).pairs.len(), 1);
