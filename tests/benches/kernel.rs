@@ -174,8 +174,8 @@ fn new_payload(programs: &Programs, arp: &[u8]) {
     const FLOWS: Range<u32> = 1_000..2_000;
     ask(programs, FLOWS);
     let body = vec![b'x'; 1_000];
-    let asks = |flow, turn| segment(flow, ACK, 2_000 + turn * body.len() as u32, &body);
-    let answers = |flow, turn| match turn {
+    let asks = |flow, turn: u32| segment(flow, ACK, 2_000 + turn * body.len() as u32, &body);
+    let answers = |flow, turn: u32| match turn {
         0 => answered(segment(flow, ACK, 10_000, HEAD)),
         _ => answered(segment(flow, ACK, 10_000 + turn * TOKEN.len() as u32, TOKEN)),
     };
