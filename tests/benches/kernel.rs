@@ -327,6 +327,11 @@ fn per_gigabyte() {
         let (mut ratios, mut with, mut without) = (Vec::new(), 0.0, 0.0);
         let mut own = Duration::ZERO;
         for round in 0..ROUNDS {
+            // Before either an agent starts: what comes after a pause may find another machine.
+            let plain = || {
+                Agent::start(&node, &pods).cleanup();
+                pour(&listener, &node).as_secs_f64()
+            };
             let mut counted = || {
                 let agent = Agent::start(&node, &pods);
                 let before = cpu_time(agent.pid());
@@ -335,12 +340,11 @@ fn per_gigabyte() {
                 agent.cleanup();
                 seconds
             };
-            // Whoever goes first may find another machine: they take turns.
+            // Whoever goes first may, too: they take turns.
             let (a, b) = if round % 2 == 0 {
-                let counted = counted();
-                (counted, pour(&listener, &node).as_secs_f64())
+                (counted(), plain())
             } else {
-                let plain = pour(&listener, &node).as_secs_f64();
+                let plain = plain();
                 (counted(), plain)
             };
             with += a;
