@@ -1,7 +1,11 @@
 //! Policies: who is chosen when several could serve.
 
-use router_tests::Fleet;
+use std::time::Duration;
+
+use router_tests::fleet::SOON;
 use router_tests::gateway::pair;
+use router_tests::{Fleet, eventually};
+use sglang_sim::Action;
 
 use crate::{CHAT, chat, streamed};
 
@@ -68,6 +72,44 @@ async fn a_predicted_choice_is_explained_in_a_header_and_in_fleet() {
     let last = gateway.admin.get("/fleet").await.expect_status(200).json()["last_choice"].take();
     assert_eq!(last["taken"]["pair"]["prefill"], prefill);
     assert!(last["runner_up"]["estimate"]["prefill_ms"].is_f64(), "{last}");
+}
+
+#[tokio::test]
+async fn an_engine_that_began_anew_has_nothing_cached() {
+    // A decode notices that its prefill has gone long before a real one is back.
+    let fleet = Fleet::start_with(1, 1, |mut config| {
+        config.timing.heartbeat_interval = Duration::from_millis(50);
+        config
+    })
+    .await;
+    let gateway = fleet
+        .gateway_with(&[
+            "--policy",
+            "predicted",
+            "--probe-interval",
+            "100ms",
+            "--max-attempts",
+            "1",
+        ])
+        .await;
+    let talk = chat(&"and so on ".repeat(3_000));
+    let cached = async || {
+        gateway.client.post(CHAT, &talk).await.expect_status(200);
+        let fleet = gateway.admin.get("/fleet").await.expect_status(200).json();
+        fleet["last_choice"]["taken"]["estimate"]["cached_bytes"].as_f64().expect("a number")
+    };
+    assert_eq!(cached().await, 0.0);
+    assert!(cached().await > 20_000.0, "the prefill was sent all of it before");
+    fleet.prefill[0].once(Action::Restart { down_ms: 700, empty_ms: 0 });
+    gateway.client.post(CHAT, &chat("hi")).await;
+    for up in [1.0, 2.0] {
+        eventually(&format!("{up} engines are up"), SOON, async || {
+            (gateway.metric("pd_router_worker_up", &[]).await == up).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(cached().await, 0.0);
+    assert!(cached().await > 20_000.0);
 }
 
 #[tokio::test]

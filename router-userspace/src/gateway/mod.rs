@@ -214,7 +214,7 @@ impl Parts {
             upstream: upstream.clone(),
             timeouts: timeouts.clone(),
             api_key: settings.engine_api_key.clone(),
-            clock,
+            view: view.clone(),
             facts: told,
             returned: Arc::new(move || waker.wake()),
         };

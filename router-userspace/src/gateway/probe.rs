@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::body;
-use super::clock::Clock;
 use super::upstream::{NoAnswer, Protocol, Upstream, whole};
+use super::view::View;
 use crate::config::TimeoutFlags;
 
 /// Between the first two probes of a worker that is not up, and doubled up to the usual interval: a
@@ -32,6 +32,15 @@ const MAX_PROBE_ANSWER: usize = 4 << 20;
 const READY: PathAndQuery = PathAndQuery::from_static("/ready");
 const SERVER_INFO: [PathAndQuery; 2] =
     [PathAndQuery::from_static("/server_info"), PathAndQuery::from_static("/get_server_info")];
+
+/// What the probes of a worker have seen of its engine.
+#[derive(Default)]
+struct Seen {
+    /// It told what it is.
+    told: bool,
+    /// Nobody listened since it was up: whoever comes back has another process, and an empty cache.
+    gone: bool,
+}
 
 /// What the probe of a worker needs beside the worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +72,7 @@ pub(crate) struct Prober {
     pub(crate) upstream: Upstream,
     pub(crate) timeouts: TimeoutFlags,
     pub(crate) api_key: Option<HeaderValue>,
-    pub(crate) clock: Clock,
+    pub(crate) view: View,
     /// What an engine told of itself.
     pub(crate) facts: mpsc::Sender<(WorkerKey, Facts)>,
     /// Called when a worker comes back: somebody may wait for it.
@@ -140,11 +149,11 @@ impl Probes {
 
 impl Prober {
     async fn watch(self, worker: Arc<Worker>, post: Post, look: Arc<Notify>) {
-        let mut told = false;
+        let mut seen = Seen::default();
         let mut away = RETURN_INTERVAL;
         loop {
             let before = worker.health.verdict();
-            self.probe(&worker, &post, &mut told).await;
+            self.probe(&worker, &post, &mut seen).await;
             let now = worker.health.verdict();
             if now != before {
                 tracing::info!(worker = %worker.name, ?before, ?now, "worker health");
@@ -152,7 +161,7 @@ impl Prober {
                     (self.returned)();
                 } else {
                     // It may come back as another engine under the same name.
-                    told = false;
+                    seen.told = false;
                 }
             }
             let usual = self.timeouts.probe_interval;
@@ -164,18 +173,22 @@ impl Prober {
         }
     }
 
-    async fn probe(&self, worker: &Arc<Worker>, post: &Post, told: &mut bool) {
+    async fn probe(&self, worker: &Arc<Worker>, post: &Post, seen: &mut Seen) {
         let ready = self.is_ready(worker);
         let registered = self.is_registered(post);
         let (ready, registered) = tokio::join!(ready, registered);
+        seen.gone |= matches!(ready, Err(Failed::Unreachable));
         match (ready, registered) {
             (Ok(()), Ok(())) => {
                 // Asked before the worker is let in, so that the first request finds a pair
                 // that fits.
-                if !*told {
-                    *told = self.learn(worker).await;
+                if !seen.told {
+                    seen.told = self.learn(worker).await;
                 }
-                worker.health.probe_passed(self.clock.now_ms());
+                if std::mem::take(&mut seen.gone) {
+                    self.view.forget_prefixes(worker);
+                }
+                worker.health.probe_passed(self.view.clock.now_ms());
             }
             (Err(Failed::Unreachable), _) | (_, Err(Failed::Unreachable)) => {
                 worker.health.unreachable();

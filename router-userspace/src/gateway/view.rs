@@ -4,7 +4,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use router_core::fleet::{
-    Experience, Links, Load, Member, Pool, Rates, Reported, Role, Usage, Worker,
+    Experience, Links, Load, MOST_RANKS, Member, Pool, Rates, Reported, Role, Usage, Worker,
+    cache_of,
 };
 use router_core::schedule::{
     Aim, Assumptions, Candidate, Chosen, Estimate, Patience, Policy, step_us_of_idle,
@@ -65,6 +66,12 @@ impl View {
     pub(crate) fn prefixes(&self) -> MutexGuard<'_, PrefixIndex> {
         // An entry is whole after each change.
         self.prefixes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The caches of a worker, of whatever rank, are empty: its engine began anew.
+    pub(crate) fn forget_prefixes(&self, worker: &Worker) {
+        let mut prefixes = self.prefixes();
+        (0..MOST_RANKS).for_each(|rank| prefixes.forget(cache_of(worker.identity, rank)));
     }
 
     /// The blocks of a request's prompt, for a policy that asks who has them. Models share none.
