@@ -78,6 +78,35 @@ async fn a_busy_rank_is_avoided() {
 }
 
 #[tokio::test]
+async fn a_rank_that_another_gateway_has_filled_takes_nothing() {
+    let sized = |config: Config| Config { dp_size: 2, max_running_requests: 1, ..config.instant() };
+    let fleet = Fleet::start_with(1, 1, sized).await;
+    let other = fleet.gateway_with(&["--policy", "random"]).await;
+    let mut body = streamed("long");
+    body["max_tokens"] = 100_000.into();
+    body["ignore_eos"] = true.into();
+    let mut busy = other.client.open(CHAT, &body).await;
+    busy.next().await.expect("a first event");
+    let gateway =
+        fleet.gateway_with(&["--policy", "random", "--engine-load-interval", "50ms"]).await;
+    eventually("the engine tells of it", SOON, async || {
+        let told = gateway.admin.get("/fleet").await.expect_status(200).json()["loads"].take();
+        let loads = told.as_array().expect("a list").iter();
+        let running = loads.filter_map(|load| load["engine"]["running"].as_u64());
+        (running.max() == Some(1)).then_some(())
+    })
+    .await;
+    for _ in 0..6 {
+        gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
+    }
+    let legs = fleet.decode[0].legs();
+    let ranks: Vec<u64> =
+        legs.iter().filter_map(|leg| leg.json()["routed_dp_rank"].as_u64()).collect();
+    assert_eq!(ranks.len(), 7);
+    assert!(ranks[1..].iter().all(|rank| *rank != ranks[0]), "{ranks:?}");
+}
+
+#[tokio::test]
 async fn a_full_rank_takes_nothing_until_it_has_room() {
     let sized = |config: Config| Config { dp_size: 2, max_running_requests: 2, ..config.instant() };
     let fleet = Fleet::start_with(1, 1, sized).await;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use router_core::fleet::{
-    Facts, Head, Limits, Load, MOST_RANKS, Member, Phase, Reported, Role, Verdict, Worker,
+    Facts, Head, Limits, Load, MOST_RANKS, Member, OfRank, Phase, Reported, Role, Verdict, Worker,
 };
 use router_core::schedule::{Candidate, Draw, Gathering, Policy, Tour};
 
@@ -64,7 +64,8 @@ impl Seating<'_> {
         let count = ranks.map_or(1, |ranks| ranks.count);
         for rank in 0..count {
             let place = Place { member: id, rank: ranks.map(|_| rank) };
-            let one = place.candidate(whole, &member.worker, count);
+            let told = place.rank.and_then(|rank| self.view.of_rank(&member.worker, rank));
+            let one = place.candidate(whole, &member.worker, count, told);
             if self.admits(member, &one) {
                 take(one);
             }
@@ -155,22 +156,31 @@ impl Place {
     }
 
     /// One of `count` candidates of a member, made of what is known of the `whole`. What others
-    /// have there is thought to be spread evenly.
-    fn candidate(self, whole: &Candidate, worker: &Worker, count: u32) -> Candidate {
+    /// have there is thought to be spread as the engine told, else evenly.
+    fn candidate(
+        self,
+        whole: &Candidate,
+        worker: &Worker,
+        count: u32,
+        told: Option<OfRank>,
+    ) -> Candidate {
         let whole = Candidate { id: self.id(), ..*whole };
         let Some(rank) = self.rank else { return whole };
+        let share = told.map_or(1.0 / count as f32, |told| told.others_share);
         let load = whole.load.map(|load| Load {
-            others_requests: load.others_requests / count as f32,
-            others_waiting_bytes: load.others_waiting_bytes / count as f32,
+            others_requests: load.others_requests * share,
+            others_waiting_bytes: load.others_waiting_bytes * share,
             ..load
         });
         let each = u64::from(count);
-        let reported = whole.reported.map(|told| Reported {
-            requests: told.requests / each,
-            tokens: told.tokens / each,
-            others_requests: told.others_requests / each,
-            others_tokens: told.others_tokens / each,
-        });
+        let evenly = |all: Reported| Reported {
+            requests: all.requests / each,
+            tokens: all.tokens / each,
+            others_requests: all.others_requests / each,
+            others_tokens: all.others_tokens / each,
+        };
+        let reported =
+            whole.reported.map(|all| told.map_or_else(|| evenly(all), |told| told.reported));
         let (usage, limits) = (worker.usage_of_rank(rank), limits_of_rank(whole.limits, count));
         // The line is the worker's, not the rank's.
         Candidate { rank, usage, limits, load, reported, head: Head::default(), ..whole }

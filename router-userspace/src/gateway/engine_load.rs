@@ -123,10 +123,9 @@ impl Poller {
         if status != StatusCode::OK {
             return false;
         }
-        let load = form.read(&answer);
-        if let Some(load) = load {
-            worker.engine.set(load, worker.usage(), self.clock.now_ms());
-        }
-        load.is_some()
+        let Some(told) = form.read(&answer) else { return false };
+        worker.engine.set_ranks(&told.ranks, |rank| worker.usage_of_rank(rank));
+        worker.engine.set(told.all, worker.usage(), self.clock.now_ms());
+        true
     }
 }

@@ -1,11 +1,11 @@
 //! [`EngineLoad`]: what an engine tells of its own load when it is asked, now and then.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde::Serialize;
 
-use super::Usage;
+use super::{MOST_RANKS, Usage};
 
 /// An engine's own numbers, its ranks added up. `None` is not told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -31,6 +31,16 @@ impl EngineLoad {
         let parts = [self.running, self.queued, self.prealloc_queue, self.transfer_queue];
         let told = parts.iter().any(Option::is_some);
         told.then(|| parts.iter().flatten().sum())
+    }
+
+    /// Tokens that wait or are computed.
+    fn tokens(&self) -> Option<u64> {
+        self.total_tokens.or(self.used_tokens)
+    }
+
+    /// Beside what a gateway had there itself.
+    fn beside(&self, own: Usage) -> Reported {
+        Reported::beside(self.requests().unwrap_or(0), self.tokens().unwrap_or(0), own)
     }
 
     /// Whether it told anything at all.
@@ -62,6 +72,49 @@ impl Reported {
     }
 }
 
+/// [`Reported`], each number whole.
+#[derive(Debug, Default)]
+struct ReportedCell {
+    requests: AtomicU64,
+    tokens: AtomicU64,
+    others_requests: AtomicU64,
+    others_tokens: AtomicU64,
+}
+
+impl ReportedCell {
+    fn set(&self, told: Reported) {
+        self.requests.store(told.requests, Ordering::Relaxed);
+        self.tokens.store(told.tokens, Ordering::Relaxed);
+        self.others_requests.store(told.others_requests, Ordering::Relaxed);
+        self.others_tokens.store(told.others_tokens, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Reported {
+        Reported {
+            requests: self.requests.load(Ordering::Relaxed),
+            tokens: self.tokens.load(Ordering::Relaxed),
+            others_requests: self.others_requests.load(Ordering::Relaxed),
+            others_tokens: self.others_tokens.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// What an engine told of one of its data-parallel ranks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OfRank {
+    pub reported: Reported,
+    /// The part of others' requests at the engine that is thought to be at this rank. One more than it
+    /// told counts for each rank: what came since may be anywhere.
+    pub others_share: f32,
+}
+
+#[derive(Debug, Default)]
+struct RankCell {
+    reported: ReportedCell,
+    /// The bits of [`OfRank::others_share`].
+    others_share: AtomicU32,
+}
+
 /// What was told last, and when. What every choice reads stands apart; each number is whole, and
 /// two of them may be of two polls.
 #[derive(Debug, Default)]
@@ -71,10 +124,10 @@ pub struct EngineCell {
     max_requests: AtomicU64,
     max_tokens: AtomicU64,
     at_ms: AtomicU64,
-    requests: AtomicU64,
-    tokens: AtomicU64,
-    others_requests: AtomicU64,
-    others_tokens: AtomicU64,
+    reported: ReportedCell,
+    /// The ranks that it told of, and what.
+    rank_count: AtomicU32,
+    ranks: OnceLock<Box<[RankCell]>>,
 }
 
 impl EngineCell {
@@ -82,15 +135,30 @@ impl EngineCell {
     pub fn set(&self, load: EngineLoad, own: Usage, now_ms: u64) {
         self.max_requests.store(load.max_running_requests.unwrap_or(0), Ordering::Relaxed);
         self.max_tokens.store(load.max_total_num_tokens.unwrap_or(0), Ordering::Relaxed);
-        let tokens = load.total_tokens.or(load.used_tokens).unwrap_or(0);
-        let told = Reported::beside(load.requests().unwrap_or(0), tokens, own);
-        self.requests.store(told.requests, Ordering::Relaxed);
-        self.tokens.store(told.tokens, Ordering::Relaxed);
-        self.others_requests.store(told.others_requests, Ordering::Relaxed);
-        self.others_tokens.store(told.others_tokens, Ordering::Relaxed);
+        self.reported.set(load.beside(own));
         self.at_ms.store(now_ms.max(1), Ordering::Relaxed);
         // What is held is whole after each statement.
         *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some((now_ms, load));
+    }
+
+    /// The same of each data-parallel rank, where `own` is what the gateway had there; none where the
+    /// engine does not tell them apart. To be told before [`EngineCell::set`], which says when.
+    pub fn set_ranks(&self, ranks: &[EngineLoad], own: impl Fn(u32) -> Usage) {
+        let ranks = ranks.get(..MOST_RANKS as usize).unwrap_or(ranks);
+        self.rank_count.store(ranks.len() as u32, Ordering::Relaxed);
+        if ranks.is_empty() {
+            return;
+        }
+        let cells =
+            self.ranks.get_or_init(|| (0..MOST_RANKS).map(|_| RankCell::default()).collect());
+        let told = || (0..).zip(ranks).map(|(rank, load)| load.beside(own(rank)));
+        let others = told().fold(0, |sum: u64, rank| sum.saturating_add(rank.others_requests));
+        let all = others as f32 + ranks.len() as f32;
+        for (cell, rank) in cells.iter().zip(told()) {
+            cell.reported.set(rank);
+            let share = (rank.others_requests as f32 + 1.0) / all;
+            cell.others_share.store(share.to_bits(), Ordering::Relaxed);
+        }
     }
 
     /// The load and how old it is.
@@ -119,14 +187,22 @@ impl EngineCell {
 
     /// What it told, where that is no older than `most_ms`.
     pub fn recent(&self, now_ms: u64, most_ms: u64) -> Option<Reported> {
-        let at_ms = self.at_ms.load(Ordering::Relaxed);
-        let fresh = at_ms > 0 && now_ms.saturating_sub(at_ms) <= most_ms;
-        fresh.then(|| Reported {
-            requests: self.requests.load(Ordering::Relaxed),
-            tokens: self.tokens.load(Ordering::Relaxed),
-            others_requests: self.others_requests.load(Ordering::Relaxed),
-            others_tokens: self.others_tokens.load(Ordering::Relaxed),
+        self.is_recent(now_ms, most_ms).then(|| self.reported.get())
+    }
+
+    /// The same of one data-parallel rank; `None` also where the engine does not tell them apart.
+    pub fn recent_rank(&self, rank: u32, now_ms: u64, most_ms: u64) -> Option<OfRank> {
+        let told = rank < self.rank_count.load(Ordering::Relaxed);
+        let cell = self.ranks.get()?.get(rank as usize)?;
+        (told && self.is_recent(now_ms, most_ms)).then(|| OfRank {
+            reported: cell.reported.get(),
+            others_share: f32::from_bits(cell.others_share.load(Ordering::Relaxed)),
         })
+    }
+
+    fn is_recent(&self, now_ms: u64, most_ms: u64) -> bool {
+        let at_ms = self.at_ms.load(Ordering::Relaxed);
+        at_ms > 0 && now_ms.saturating_sub(at_ms) <= most_ms
     }
 }
 
@@ -151,5 +227,22 @@ mod tests {
         let told = Reported { requests: 4, tokens: 70, others_requests: 3, others_tokens: 0 };
         assert_eq!(cell.recent(1_100, 1_000), Some(told));
         assert_eq!(cell.recent(1_101, 1_000), None);
+    }
+
+    #[test]
+    fn ranks_are_told_apart_where_the_engine_does() {
+        let cell = EngineCell::default();
+        let running = |requests| EngineLoad { running: Some(requests), ..EngineLoad::default() };
+        let own = |rank| Usage { requests: u64::from(rank), ..Usage::default() };
+        cell.set_ranks(&[running(6), running(1)], own);
+        assert_eq!(cell.recent_rank(0, 100, 1_000), None, "nobody said when");
+        cell.set(running(7), own(1), 100);
+        let [first, second] = [0, 1].map(|rank| cell.recent_rank(rank, 100, 1_000).unwrap());
+        assert_eq!((first.reported.others_requests, second.reported.others_requests), (6, 0));
+        assert_eq!((first.others_share, second.others_share), (7.0 / 8.0, 1.0 / 8.0));
+        assert_eq!(cell.recent_rank(2, 100, 1_000), None);
+        assert_eq!(cell.recent_rank(0, 1_101, 1_000), None, "old");
+        cell.set_ranks(&[], own);
+        assert_eq!(cell.recent_rank(0, 100, 1_000), None);
     }
 }

@@ -21,7 +21,7 @@ mod snapshot;
 mod worker;
 
 pub use agents::AgentAddress;
-pub use engine_load::{EngineCell, EngineLoad, Reported};
+pub use engine_load::{EngineCell, EngineLoad, OfRank, Reported};
 pub use facts::Facts;
 pub use health::{ERRORS_TO_OPEN, Health, OPEN_MS, PROBES_TO_OPEN, Verdict};
 pub use learned::{FRESH_HALF_LIFE_MS, HALF_LIFE_MS, Learned, Prior};

@@ -2,7 +2,16 @@
 
 use serde_json::Value;
 
-use crate::fleet::EngineLoad;
+use crate::fleet::{EngineLoad, MOST_RANKS};
+
+/// What an engine told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ToldLoad {
+    /// Its ranks added up.
+    pub all: EngineLoad,
+    /// Each data-parallel rank, where there are several and it tells them apart.
+    pub ranks: Vec<EngineLoad>,
+}
 
 /// Where an engine may tell its load, the best one first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,27 +36,44 @@ impl LoadForm {
         }
     }
 
-    /// Reads an answer, its ranks added up; `None` where it tells nothing.
+    /// Reads an answer; `None` where it tells nothing.
     ///
     /// ```
     /// use router_core::sglang::loads::LoadForm;
     ///
     /// let load = LoadForm::Loads.read(br#"{"loads":[{"num_running_reqs":2,"num_waiting_reqs":1,
     ///     "num_used_tokens":50,"max_total_num_tokens":1000,"max_running_requests":48,
-    ///     "disaggregation":{"mode":"decode","decode_prealloc_queue_reqs":3}}]}"#).unwrap();
+    ///     "disaggregation":{"mode":"decode","decode_prealloc_queue_reqs":3}}]}"#).unwrap().all;
     /// assert_eq!((load.running, load.queued, load.prealloc_queue), (Some(2), Some(1), Some(3)));
     /// assert_eq!(load.max_running_requests, Some(48));
-    /// let old = LoadForm::GetLoad.read(br#"{"load": 70}"#).unwrap();
+    /// let old = LoadForm::GetLoad.read(br#"{"load": 70}"#).unwrap().all;
     /// assert_eq!(old.total_tokens, Some(70));
     /// ```
-    pub fn read(self, answer: &[u8]) -> Option<EngineLoad> {
-        let load = match self {
-            LoadForm::Loads => loads(&serde_json::from_slice(answer).ok()?)?,
-            LoadForm::Metrics => metrics(std::str::from_utf8(answer).ok()?),
+    pub fn read(self, answer: &[u8]) -> Option<ToldLoad> {
+        let told = match self {
+            LoadForm::Loads => {
+                let answer: Value = serde_json::from_slice(answer).ok()?;
+                of_ranks(answer.get("loads")?.as_array()?, loads)
+            }
+            LoadForm::Metrics => whole_engine(metrics(std::str::from_utf8(answer).ok()?)),
             LoadForm::GetLoad => get_load(&serde_json::from_slice(answer).ok()?)?,
         };
-        (!load.is_empty()).then_some(load)
+        (!told.all.is_empty()).then_some(told)
     }
+}
+
+fn whole_engine(all: EngineLoad) -> ToldLoad {
+    ToldLoad { all, ranks: Vec::new() }
+}
+
+/// A list with an entry for each rank, of which `read` adds some up.
+fn of_ranks(list: &[Value], read: impl Fn(&[Value]) -> EngineLoad) -> ToldLoad {
+    let number = |one: &Value| one.get("dp_rank").and_then(whole);
+    let entry = |rank: usize| list.iter().position(|one| number(one) == Some(rank as u64));
+    let several = (2..=MOST_RANKS as usize).contains(&list.len());
+    let each = |rank| entry(rank).map(|at| read(&list[at..=at]));
+    let ranks = several.then(|| (0..list.len()).map(each).collect::<Option<Vec<_>>>()).flatten();
+    ToldLoad { all: read(list), ranks: ranks.unwrap_or_default() }
 }
 
 /// A sum over ranks of a number that none, some or all of them tell.
@@ -68,14 +94,13 @@ fn counted(number: f64) -> Option<u64> {
     (0.0..=9e15).contains(&number).then_some(number as u64)
 }
 
-fn loads(answer: &Value) -> Option<EngineLoad> {
-    let ranks = answer.get("loads")?.as_array()?;
+fn loads(ranks: &[Value]) -> EngineLoad {
     let queue = |prefill: &str, decode: &str| {
         let parts = [prefill, decode].map(|name| sum(ranks, &["disaggregation", name]));
         parts.into_iter().flatten().reduce(u64::saturating_add)
     };
     let usages = ranks.iter().filter_map(|rank| rank.get("token_usage")?.as_f64());
-    Some(EngineLoad {
+    EngineLoad {
         running: sum(ranks, &["num_running_reqs"]),
         queued: sum(ranks, &["num_waiting_reqs"]),
         prealloc_queue: queue("prefill_bootstrap_queue_reqs", "decode_prealloc_queue_reqs"),
@@ -85,7 +110,7 @@ fn loads(answer: &Value) -> Option<EngineLoad> {
         token_usage: most(usages),
         max_total_num_tokens: sum(ranks, &["max_total_num_tokens"]),
         max_running_requests: sum(ranks, &["max_running_requests"]),
-    })
+    }
 }
 
 /// The fullest rank decides.
@@ -93,19 +118,23 @@ fn most(usages: impl Iterator<Item = f64>) -> Option<f64> {
     usages.filter(|usage| (0.0..=1e3).contains(usage)).reduce(f64::max)
 }
 
-fn get_load(answer: &Value) -> Option<EngineLoad> {
+fn get_load(answer: &Value) -> Option<ToldLoad> {
     if let Some(tokens) = answer.get("load").and_then(whole) {
-        return Some(EngineLoad { total_tokens: Some(tokens), ..EngineLoad::default() });
+        return Some(whole_engine(EngineLoad {
+            total_tokens: Some(tokens),
+            ..EngineLoad::default()
+        }));
     }
-    let ranks = answer.as_array()?;
-    let (all, queued) = (sum(ranks, &["num_reqs"]), sum(ranks, &["num_waiting_reqs"]));
-    Some(EngineLoad {
-        // It counts the waiting ones among them.
-        running: all.map(|all| all.saturating_sub(queued.unwrap_or(0))),
-        queued,
-        total_tokens: sum(ranks, &["num_tokens"]),
-        ..EngineLoad::default()
-    })
+    Some(of_ranks(answer.as_array()?, |ranks| {
+        let (all, queued) = (sum(ranks, &["num_reqs"]), sum(ranks, &["num_waiting_reqs"]));
+        EngineLoad {
+            // It counts the waiting ones among them.
+            running: all.map(|all| all.saturating_sub(queued.unwrap_or(0))),
+            queued,
+            total_tokens: sum(ranks, &["num_tokens"]),
+            ..EngineLoad::default()
+        }
+    }))
 }
 
 /// The names of the gauges, in all versions.
@@ -161,14 +190,14 @@ mod tests {
             sglang:num_prefill_infight_queue_reqs{tp_rank=\"0\"} 2.0\n\
             sglang:num_prefill_prealloc_queue_reqs{tp_rank=\"0\"} 4.0\n\
             sglang:token_usage{tp_rank=\"0\"} 0.25\n";
-        let load = LoadForm::Metrics.read(old.as_bytes()).unwrap();
+        let load = LoadForm::Metrics.read(old.as_bytes()).unwrap().all;
         assert_eq!((load.running, load.queued), (Some(3), Some(1)));
         assert_eq!((load.prealloc_queue, load.transfer_queue), (Some(4), Some(2)));
         assert_eq!((load.requests(), load.token_usage), (Some(10), Some(0.25)));
         let new = "sglang:num_prefill_bootstrap_queue_reqs{dp_rank=\"0\",tp_rank=\"0\"} 1.0\n\
             sglang:num_prefill_bootstrap_queue_reqs{dp_rank=\"1\",tp_rank=\"0\"} 2.0\n\
             sglang:max_total_num_tokens{tp_rank=\"0\"} 20000.0\n";
-        let load = LoadForm::Metrics.read(new.as_bytes()).unwrap();
+        let load = LoadForm::Metrics.read(new.as_bytes()).unwrap().all;
         assert_eq!((load.prealloc_queue, load.max_total_num_tokens), (Some(3), Some(20_000)));
     }
 
@@ -176,9 +205,30 @@ mod tests {
     fn lists_of_ranks_are_added_up_and_what_is_not_known_is_not_zero() {
         let list = br#"[{"dp_rank":0,"num_reqs":3,"num_waiting_reqs":1,"num_tokens":90},
             {"dp_rank":1,"num_reqs":1,"num_waiting_reqs":0,"num_tokens":-1}]"#;
-        let load = LoadForm::GetLoad.read(list).unwrap();
+        let ToldLoad { all: load, ranks } = LoadForm::GetLoad.read(list).unwrap();
+        let requests: Vec<_> = ranks.iter().map(EngineLoad::requests).collect();
+        assert_eq!(requests, [Some(3), Some(1)]);
         assert_eq!((load.running, load.queued, load.total_tokens), (Some(3), Some(1), Some(90)));
         assert_eq!(load.max_total_num_tokens, None);
+    }
+
+    #[test]
+    fn ranks_are_told_apart_by_their_numbers_or_not_at_all() {
+        let told = |ranks: &str| {
+            let ranks = format!("{{\"loads\": [{ranks}]}}");
+            LoadForm::Loads.read(ranks.as_bytes()).unwrap()
+        };
+        let rank = |number: &str, running: u64| {
+            format!("{{\"dp_rank\": {number}, \"num_running_reqs\": {running}}}")
+        };
+        let turned = told(&[rank("1", 7), rank("0", 2)].join(","));
+        let running: Vec<_> = turned.ranks.iter().map(|rank| rank.running).collect();
+        assert_eq!((turned.all.running, running), (Some(9), vec![Some(2), Some(7)]));
+        for twice in ["0", "7", "null"] {
+            let odd = told(&[rank("0", 7), rank(twice, 2)].join(","));
+            assert_eq!((odd.all.running, odd.ranks.len()), (Some(9), 0), "{twice}");
+        }
+        assert!(told(&rank("0", 7)).ranks.is_empty(), "one is no several");
     }
 
     #[test]
