@@ -303,10 +303,19 @@ fn an_engine_that_slows_down_loses_traffic() {
 }
 
 fn bad_pair(site: &Site, gateways: &[Gateway]) -> Course {
-    let trouble = engine(site, "prefill-0").trouble.clone().expect("a wired pod");
-    let IpAddr::V4(peer) = address(site, "decode-0") else { panic!("IPv4") };
-    let pair = |one: &Asked| one.prefill == "prefill-0" && one.decode == "decode-0";
-    course(gateways, Crowd::arriving(gateways, EVERY), pair, || {
+    let (crowd, begun) = (Crowd::arriving(gateways, EVERY), Instant::now());
+    crowd.until_more(60);
+    // The pair that is used most: idle engines that differ by a little are not used alike.
+    let asked = crowd.between(begun, Instant::now());
+    let uses = |pair: &(String, String)| {
+        asked.iter().filter(|one| (&one.prefill, &one.decode) == (&pair.0, &pair.1)).count()
+    };
+    let pairs = asked.iter().map(|one| (one.prefill.clone(), one.decode.clone()));
+    let (prefill, decode) = pairs.max_by_key(uses).expect("requests");
+    let trouble = engine(site, &prefill).trouble.clone().expect("a wired pod");
+    let IpAddr::V4(peer) = address(site, &decode) else { panic!("IPv4") };
+    let pair = |one: &Asked| one.prefill == prefill && one.decode == decode;
+    course(gateways, crowd, pair, || {
         trouble.between(peer, Duration::from_millis(60), 20);
         Box::new(move || trouble.end())
     })

@@ -108,6 +108,17 @@ impl<'a> Agent<'a> {
         }
     }
 
+    /// What it says once it has read everything again: requests are read more often than the rest.
+    pub(crate) fn read_again(&self) -> Value {
+        let start = Instant::now();
+        let is_older = |pod: &Value| {
+            pod["age_ms"].as_f64().is_none_or(|age| age / 1e3 >= start.elapsed().as_secs_f64())
+        };
+        self.until("all is read again", |loads| {
+            !loads["pods"].as_array().expect("a list").iter().any(is_older)
+        })
+    }
+
     /// What a gateway that begins to listen is told first.
     pub(crate) fn told(&self) -> Report {
         let mut stream = self.listen();

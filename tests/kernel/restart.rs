@@ -85,8 +85,8 @@ fn filters_of_clsact_are_found_again_and_never_doubled() {
     ask();
     agent.again();
     ask();
-    let loads = agent.until("three", |loads| count(&pod(loads, "p0")["finished"]) == 3);
-    let payload = count(&pod(&loads, "p0")["tx"]["payload"]);
+    agent.until("three", |loads| count(&pod(loads, "p0")["finished"]) == 3);
+    let payload = count(&pod(&agent.read_again(), "p0")["tx"]["payload"]);
     assert_eq!(payload, 3 * ANSWER.len() as u64);
     agent.cleanup();
     let left = node.space.sh(&format!("tc filter show dev {} ingress", one.link));
@@ -106,7 +106,8 @@ fn filters_of_clsact_make_way_for_links() {
     server.read_exact(&mut [0; GET.len()]).expect("set up as meant");
     server.write_all(ANSWER).expect("set up as meant");
     client.read_exact(&mut [0; ANSWER.len()]).expect("set up as meant");
-    let loads = agent.until("one", |loads| count(&pod(loads, "p0")["finished"]) == 1);
+    agent.until("one", |loads| count(&pod(loads, "p0")["finished"]) == 1);
+    let loads = agent.read_again();
     assert_eq!(count(&pod(&loads, "p0")["tx"]["payload"]), ANSWER.len() as u64, "{loads:#}");
 }
 

@@ -85,6 +85,7 @@ pub(super) struct PodLoad {
     /// How busy the pod is, 0 idle to 1 saturated, and what that is made of.
     pub(super) score: f64,
     pub(super) score_terms: Score,
+    /// Of all but the requests, which are read more often.
     pub(super) age_ms: f64,
 }
 

@@ -85,7 +85,7 @@ impl Recent {
         for id in ids {
             let (counters, pod) = (sampler.pods.get(id), self.pods.get_mut(id));
             if let Some((counters, pod)) = counters.zip(pod) {
-                pod.hear(&counters.http, counters.read.saturating_duration_since(self.start));
+                pod.hear(&counters.http, counters.counted.saturating_duration_since(self.start));
             }
         }
     }
@@ -144,7 +144,7 @@ impl Recent {
         let (kv, link) = (self.kv.of_pod(entry.id), ways.of_pod(entry));
         let http = &counters.http;
         let rates = self.pods.get(&entry.id).map(|pod| pod.rates).unwrap_or_default();
-        let age = now.saturating_duration_since(counters.read);
+        let age = now.saturating_duration_since(counters.counted);
         let streaming = http.streaming();
         let silence = self
             .pods

@@ -26,7 +26,9 @@ pub(super) struct PodCounters {
     pub(super) http: PodHttp,
     pub(super) traffic: PodTraffic,
     pub(super) window: Window,
+    /// When all of it was read, and when the requests were.
     pub(super) read: Instant,
+    pub(super) counted: Instant,
     /// Answers whose end can only be guessed, silent for longer than the idle window.
     pub(super) silent: u64,
     /// The requests are newer than the window's last reading.
@@ -40,6 +42,7 @@ impl PodCounters {
             traffic: PodTraffic::default(),
             window: Window::new(SPAN, STEP),
             read,
+            counted: read,
             silent: 0,
             is_ahead: false,
         }
@@ -59,13 +62,13 @@ impl PodCounters {
     }
 
     /// Takes in the requests alone; whether it has others now than before.
-    fn count(&mut self, http: PodHttp, read: Instant) -> bool {
+    fn count(&mut self, http: PodHttp, counted: Instant) -> bool {
         let counts = |http: &PodHttp| {
             (http.in_flight(), http.waiting(), http.streaming(), http.waiting_bytes())
         };
         let is_other = counts(&self.http) != counts(&http);
         self.is_ahead |= self.http != http;
-        (self.http, self.read) = (http, read);
+        (self.http, self.counted) = (http, counted);
         is_other
     }
 
@@ -124,7 +127,7 @@ impl Sampler {
             let now = Instant::now();
             let silent = self.silent.get(id).copied().unwrap_or_default();
             let pod = self.pods.entry(*id).or_insert_with(|| PodCounters::new(now));
-            pod.read = now;
+            (pod.read, pod.counted) = (now, now);
             pod.follow(http, traffic, silent, now - self.start);
         }
         if self.pods.len() > ids.len() {
@@ -245,5 +248,28 @@ fn reading(http: &PodHttp, traffic: &PodTraffic, in_flight: u64) -> Reading {
         itl_us: http.itl_us,
         rx_bytes: traffic.rx_bytes,
         tx_bytes: traffic.tx_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_that_were_read_between_two_whole_readings_are_in_the_second() {
+        let start = Instant::now();
+        let mut pod = PodCounters::new(start);
+        let asked = |started| PodHttp { started, ..PodHttp::default() };
+        let window = |pod: &PodCounters| Arc::clone(&pod.window.newest().expect("a reading").1);
+        pod.follow(asked(0), PodTraffic::default(), 0, Duration::ZERO);
+        let first = window(&pod);
+        pod.follow(asked(0), PodTraffic::default(), 0, STEP);
+        assert!(Arc::ptr_eq(&first, &window(&pod)), "nothing was counted");
+        assert!(pod.count(asked(3), start), "it has others than before");
+        assert!(!pod.count(asked(3), start));
+        assert_eq!(pod.in_flight(), 3);
+        pod.follow(asked(3), PodTraffic::default(), 0, 2 * STEP);
+        assert_eq!((first.started, window(&pod).started), (0, 3));
+        assert!(pod.window.rates().requests > 0.0);
     }
 }

@@ -76,8 +76,7 @@ impl Agent {
                     if now >= whole {
                         // At the tick that follows, so that nothing wakes for it alone.
                         whole = now.max(whole + RATES_EVERY);
-                        self.read_pods();
-                        self.read_pairs();
+                        self.read_whole();
                         self.publish();
                     } else {
                         self.read_requests();
@@ -103,20 +102,16 @@ impl Agent {
     fn read_all(&mut self) {
         self.read(|sampler, maps| sampler.read_seeds(maps));
         self.sweep();
-        self.read_pods();
-        self.read_pairs();
+        self.read_whole();
     }
 
-    fn read_pods(&mut self) {
-        self.read(|sampler, maps| sampler.read_pods(maps, self.registry.local()));
-        self.view.lock().unwrap_or_else(PoisonError::into_inner).read_pods();
-    }
-
-    fn read_pairs(&mut self) {
+    /// Reads everything: the pods after their pairs, so that what a pair has moved its pod has counted.
+    fn read_whole(&mut self) {
         self.read(|sampler, maps| sampler.read_pairs(maps));
+        self.read(|sampler, maps| sampler.read_pods(maps, self.registry.local()));
         let has_rdma = {
             let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
-            view.read_pairs();
+            view.read_all();
             view.has_rdma()
         };
         if has_rdma {

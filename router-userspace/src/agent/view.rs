@@ -66,13 +66,9 @@ impl View {
         self.recent.read_requests(ids, &self.sampler);
     }
 
-    /// Takes in what the sampler read of the pods.
-    pub(super) fn read_pods(&mut self) {
+    /// Takes in what the sampler read of everything, and reads the links.
+    pub(super) fn read_all(&mut self) {
         self.recent.read_pods(&self.sampler);
-    }
-
-    /// Takes in what the sampler read of the pairs, and reads the links.
-    pub(super) fn read_pairs(&mut self) {
         self.recent.read_pairs(&self.sampler);
         self.links.read();
     }
