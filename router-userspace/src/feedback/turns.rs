@@ -10,9 +10,9 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// How long frames gather before they are read: by so much, at most, they are older then. A
-/// millisecond saves little more, and what is in the view within 15 ms is not any longer.
-const MOMENT: Duration = Duration::from_micros(1_500);
+/// How long frames gather before they are read: by so much, at most, they are older then. What is to be in
+/// the view within 15 ms is a tick of 10 ms old already.
+const MOMENT: Duration = Duration::from_millis(2);
 
 /// A runtime of one thread, which ends when this is dropped or stopped.
 pub(super) struct Turns {
