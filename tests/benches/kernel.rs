@@ -170,7 +170,7 @@ fn new_payload(programs: &Programs, arp: &[u8]) {
     const TURNS: u32 = 20;
     const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
     const TOKEN: &[u8] =
-        b"40\r\ndata: {\"choices\": [{\"delta\": {\"content\": \"token\"}}], \"id\": 7}\n\n\r\n";
+        b"3f\r\ndata: {\"choices\": [{\"delta\": {\"content\": \"token\"}}], \"id\": 7}\n\n\r\n";
     const FLOWS: Range<u32> = 1_000..2_000;
     ask(programs, FLOWS);
     let body = vec![b'x'; 1_000];

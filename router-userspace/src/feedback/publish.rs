@@ -238,7 +238,7 @@ impl Subscriber {
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
-    use router_core::frame::decode;
+    use router_core::frame::{Latency, decode};
 
     use super::*;
 
@@ -291,6 +291,34 @@ mod tests {
         publisher.tick(Measured::Pods(Vec::new()), start, start + HEARTBEAT);
         assert_eq!(next(&mut body).await.body, Body::Heartbeat);
         assert_eq!(publisher.report().pods[0].in_flight, 2);
+    }
+
+    #[tokio::test]
+    async fn what_goes_on_is_told_again_with_every_second_report() {
+        let publisher = Publisher::new(3);
+        let start = Instant::now();
+        let streams = || {
+            let itl = Latency { mean_us: 20_000.0, samples: 9, ..Latency::default() };
+            let pods = vec![PodRecord { itl, ..pod(1) }];
+            Measured::All(Report { pods, ..Report::default() })
+        };
+        let begun_us = {
+            let told = publisher.told();
+            start.saturating_duration_since(told.start).as_micros() as u64
+        };
+        publisher.tick(streams(), start, start);
+        let mut body = publisher.subscribe().unwrap();
+        next(&mut body).await;
+        // Ticks come a little early or late.
+        for ms in [49, 99, 150, 201] {
+            let now = start + Duration::from_millis(ms);
+            publisher.tick(streams(), now, now);
+        }
+        for at_ms in [99, 201] {
+            let told = next(&mut body).await;
+            assert!(matches!(told.body, Body::Delta(_)), "{told:?}");
+            assert_eq!((told.sent_us - begun_us) / 1000, at_ms);
+        }
     }
 
     #[tokio::test]

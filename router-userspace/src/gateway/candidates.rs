@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use router_core::fleet::{
-    Facts, Head, Limits, Load, MOST_RANKS, Member, OfRank, Phase, Reported, Role, Verdict, Worker,
+    Facts, Head, Limits, Load, MOST_RANKS, Member, Phase, Reported, Role, Verdict, Worker,
 };
 use router_core::schedule::{Candidate, Draw, Gathering, Policy, Tour};
 
@@ -64,8 +64,7 @@ impl Seating<'_> {
         let count = ranks.map_or(1, |ranks| ranks.count);
         for rank in 0..count {
             let place = Place { member: id, rank: ranks.map(|_| rank) };
-            let told = place.rank.and_then(|rank| self.view.of_rank(&member.worker, rank));
-            let one = place.candidate(whole, &member.worker, count, told);
+            let one = place.candidate(whole, &member.worker, count);
             if self.admits(member, &one) {
                 take(one);
             }
@@ -157,15 +156,11 @@ impl Place {
 
     /// One of `count` candidates of a member, made of what is known of the `whole`. What others
     /// have there is thought to be spread as the engine told, else evenly.
-    fn candidate(
-        self,
-        whole: &Candidate,
-        worker: &Worker,
-        count: u32,
-        told: Option<OfRank>,
-    ) -> Candidate {
+    fn candidate(self, whole: &Candidate, worker: &Worker, count: u32) -> Candidate {
         let whole = Candidate { id: self.id(), ..*whole };
         let Some(rank) = self.rank else { return whole };
+        // As old as what is known of the whole: where that is too old, there is none.
+        let told = whole.reported.and_then(|_| worker.engine.of_rank(rank));
         let share = told.map_or(1.0 / count as f32, |told| told.others_share);
         let load = whole.load.map(|load| Load {
             others_requests: load.others_requests * share,

@@ -4,8 +4,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use router_core::fleet::{
-    Experience, Links, Load, MOST_RANKS, Member, OfRank, Pool, Rates, Reported, Role, Usage,
-    Worker, cache_of,
+    Experience, Links, Load, MOST_RANKS, Member, Pool, Rates, Reported, Role, Usage, Worker,
+    cache_of,
 };
 use router_core::schedule::{
     Aim, Assumptions, Candidate, Chosen, Estimate, Patience, Policy, step_us_of_idle,
@@ -107,7 +107,7 @@ impl View {
         }
         let now_us = self.clock.now_us();
         let now_ms = now_us / 1000;
-        let reported = worker.engine.recent(now_ms, self.engines_count_ms());
+        let reported = worker.engine.recent(now_ms, self.poll_ms.saturating_mul(Patience::POLLS));
         let measured = worker.load.get(now_us);
         Candidate {
             rates: worker.experience.rates(pool, now_ms),
@@ -117,16 +117,6 @@ impl View {
             measured: measured.is_some(),
             ..alone
         }
-    }
-
-    /// What an engine told of one of its ranks.
-    pub(crate) fn of_rank(&self, worker: &Worker, rank: u32) -> Option<OfRank> {
-        worker.engine.recent_rank(rank, self.clock.now_ms(), self.engines_count_ms())
-    }
-
-    /// For how long what an engine told counts.
-    fn engines_count_ms(&self) -> u64 {
-        self.poll_ms.saturating_mul(Patience::POLLS)
     }
 
     /// What is to be learned of a choice once its prefill has answered.

@@ -142,7 +142,7 @@ impl EngineCell {
     }
 
     /// The same of each data-parallel rank, where `own` is what the gateway had there; none where the
-    /// engine does not tell them apart. To be told before [`EngineCell::set`], which says when.
+    /// engine does not tell them apart. [`EngineCell::set`] says when.
     pub fn set_ranks(&self, ranks: &[EngineLoad], own: impl Fn(u32) -> Usage) {
         let ranks = ranks.get(..MOST_RANKS as usize).unwrap_or(ranks);
         self.rank_count.store(ranks.len() as u32, Ordering::Relaxed);
@@ -187,22 +187,19 @@ impl EngineCell {
 
     /// What it told, where that is no older than `most_ms`.
     pub fn recent(&self, now_ms: u64, most_ms: u64) -> Option<Reported> {
-        self.is_recent(now_ms, most_ms).then(|| self.reported.get())
+        let at_ms = self.at_ms.load(Ordering::Relaxed);
+        let fresh = at_ms > 0 && now_ms.saturating_sub(at_ms) <= most_ms;
+        fresh.then(|| self.reported.get())
     }
 
-    /// The same of one data-parallel rank; `None` also where the engine does not tell them apart.
-    pub fn recent_rank(&self, rank: u32, now_ms: u64, most_ms: u64) -> Option<OfRank> {
+    /// The same of one data-parallel rank, and as old; `None` where the engine does not tell them apart.
+    pub fn of_rank(&self, rank: u32) -> Option<OfRank> {
         let told = rank < self.rank_count.load(Ordering::Relaxed);
-        let cell = self.ranks.get()?.get(rank as usize)?;
-        (told && self.is_recent(now_ms, most_ms)).then(|| OfRank {
+        let cell = self.ranks.get()?.get(rank as usize).filter(|_| told)?;
+        Some(OfRank {
             reported: cell.reported.get(),
             others_share: f32::from_bits(cell.others_share.load(Ordering::Relaxed)),
         })
-    }
-
-    fn is_recent(&self, now_ms: u64, most_ms: u64) -> bool {
-        let at_ms = self.at_ms.load(Ordering::Relaxed);
-        at_ms > 0 && now_ms.saturating_sub(at_ms) <= most_ms
     }
 }
 
@@ -235,14 +232,11 @@ mod tests {
         let running = |requests| EngineLoad { running: Some(requests), ..EngineLoad::default() };
         let own = |rank| Usage { requests: u64::from(rank), ..Usage::default() };
         cell.set_ranks(&[running(6), running(1)], own);
-        assert_eq!(cell.recent_rank(0, 100, 1_000), None, "nobody said when");
-        cell.set(running(7), own(1), 100);
-        let [first, second] = [0, 1].map(|rank| cell.recent_rank(rank, 100, 1_000).unwrap());
+        let [first, second] = [0, 1].map(|rank| cell.of_rank(rank).unwrap());
         assert_eq!((first.reported.others_requests, second.reported.others_requests), (6, 0));
         assert_eq!((first.others_share, second.others_share), (7.0 / 8.0, 1.0 / 8.0));
-        assert_eq!(cell.recent_rank(2, 100, 1_000), None);
-        assert_eq!(cell.recent_rank(0, 1_101, 1_000), None, "old");
+        assert_eq!(cell.of_rank(2), None);
         cell.set_ranks(&[], own);
-        assert_eq!(cell.recent_rank(0, 100, 1_000), None);
+        assert_eq!(cell.of_rank(0), None);
     }
 }

@@ -73,8 +73,9 @@ pub struct Frame {
     pub sequence: u64,
     /// On the agent's clock, from when it started.
     pub sent_us: u64,
-    /// How old the last reading of every counter is: what a frame does not repeat was the same
-    /// then. It grows where an agent cannot read.
+    /// How old the last reading of the pods' requests is, and that of the other counters by at most the
+    /// 50 ms between two of theirs: what a frame does not repeat was the same then. It grows where an
+    /// agent cannot read.
     pub read_age_us: u32,
     pub body: Body,
 }
