@@ -45,6 +45,8 @@ KUBE_GIT_VERSION='v1.20.2'
 KUBE_GIT_MAJOR='1'
 KUBE_GIT_MINOR='20'
 VERSION
+# Go's settings file may hold flags that Go 1.15 does not know.
+export GOENV=off
 export GOROOT="$go" GOPATH="$folder/src/.go" GO111MODULE=off CGO_ENABLED=0 GOPROXY=off GOFLAGS=
 export PATH="$go/bin:$folder/root/usr/bin:$PATH" KUBE_GIT_VERSION_FILE="$folder/src/version"
 export LD_LIBRARY_PATH="$folder/root/usr/lib/x86_64-linux-gnu"
