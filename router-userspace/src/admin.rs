@@ -1,7 +1,7 @@
 //! The admin port: whether the gateway lives and is ready, its metrics, and its fleet.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -104,7 +105,7 @@ impl State {
                 Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
             },
             "/metrics" => {
-                let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+                let registry = self.registry.lock();
                 self.gateway.observe();
                 typed(
                     "application/openmetrics-text; version=1.0.0; charset=utf-8",

@@ -4,11 +4,12 @@ use std::fs::File;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
+use parking_lot::Mutex;
 
 /// A Secret that is mounted changes while the process runs, and may come later than it.
 const FRESH: Duration = Duration::from_secs(1);
@@ -36,7 +37,7 @@ impl TokenFile {
     /// What the file holds, without the space around it; `None` where it is not there, empty, or
     /// cannot be sent in a header.
     pub fn token(&self) -> Option<Arc<str>> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         if known.read.is_none_or(|read| read.elapsed() >= FRESH) {
             let first = known.read.is_none();
             let next = read(&self.path);
@@ -170,7 +171,7 @@ mod tests {
         assert_eq!(file.token(), None);
         scratch.write("token", "one");
         let later = |file: &TokenFile| {
-            file.known.lock().unwrap().read = Instant::now().checked_sub(FRESH);
+            file.known.lock().read = Instant::now().checked_sub(FRESH);
             file.token()
         };
         assert_eq!(later(&file).as_deref(), Some("one"));

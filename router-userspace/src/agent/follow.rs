@@ -2,8 +2,8 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 use anyhow::Context;
 use router_common::flow::Settings;
@@ -60,7 +60,7 @@ impl Agent {
         rdma.page_bytes(self.flags.kv_page_bytes);
         match Watcher::start(rdma) {
             Ok(watcher) => {
-                self.view.lock().unwrap_or_else(PoisonError::into_inner).rdma = Some(watcher);
+                self.view.lock().rdma = Some(watcher);
             }
             Err(error) => self.missing.push(format!("RDMA: no thread can be had: {error}")),
         }
@@ -117,7 +117,7 @@ impl Agent {
             node: self.flags.node_name.clone(),
         };
         self.ask_for(&names.entries);
-        let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut view = self.view.lock();
         view.shows(names, &self.flags.link_speed);
         self.ready.store(true, Ordering::Relaxed);
     }
@@ -125,7 +125,7 @@ impl Agent {
     /// Local pods whose sockets move bytes and whose packets nobody sees: they come and go past
     /// the node's interfaces.
     fn apart(&self) -> Vec<String> {
-        let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        let view = self.view.lock();
         let sampler = &view.sampler;
         let moves = |id: u32| {
             // What a pod says to itself passes no interface.

@@ -1,11 +1,12 @@
 //! The pods that the agent knows, from a source behind one interface.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Pod;
+use parking_lot::Mutex;
 use router_core::fleet::{Fleet, ObjectName, Role};
 use tokio::sync::oneshot;
 
@@ -119,14 +120,14 @@ async fn follow(
         if cluster.poll(&mut index) {
             fleet = index.build(&fleet);
             let pods = all(&index, &fleet);
-            *latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(pods);
+            *latest.lock() = Some(pods);
         }
     }
 }
 
 impl PodSource for Watching {
     fn poll(&mut self) -> Option<Vec<KnownPod>> {
-        self.latest.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.latest.lock().take()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -35,7 +35,7 @@ impl Agent {
             TcpListener::bind(address).await.with_context(|| format!("binding {address}"))?;
         info!(address = %listener.local_addr()?, "serving");
         let view = Arc::clone(&self.view);
-        let snapshot = move || view.lock().unwrap_or_else(PoisonError::into_inner).loads();
+        let snapshot = move || view.lock().loads();
         let publisher = self.publisher.clone();
         let ready = Arc::clone(&self.ready);
         let server = server::Server { guard, ready, snapshot, publisher }.serve(listener);
@@ -110,20 +110,20 @@ impl Agent {
         self.read(|sampler, maps| sampler.read_pairs(maps));
         self.read(|sampler, maps| sampler.read_pods(maps, self.registry.local()));
         let has_rdma = {
-            let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut view = self.view.lock();
             view.read_all();
             view.has_rdma()
         };
         if has_rdma {
             self.read(|sampler, maps| sampler.queue_pairs.read(maps));
-            self.view.lock().unwrap_or_else(PoisonError::into_inner).tell_rdma();
+            self.view.lock().tell_rdma();
         }
     }
 
     /// Tells the gateways what changed.
     fn publish(&self) {
         let (report, read) = {
-            let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+            let view = self.view.lock();
             (view.report(), view.sampler.read)
         };
         self.publisher.tick(Measured::All(report), read, Instant::now());
@@ -137,7 +137,7 @@ impl Agent {
             Ok(())
         });
         let (records, read) = {
-            let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut view = self.view.lock();
             view.read_requests(&changed);
             (view.records(&changed), view.sampler.read)
         };
@@ -146,7 +146,7 @@ impl Agent {
 
     fn sweep(&mut self) {
         let (taken, has_rdma) = {
-            let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+            let view = self.view.lock();
             (view.taken(), view.has_rdma())
         };
         self.read(|sampler, maps| sampler.sweep(maps, &taken));
@@ -157,7 +157,7 @@ impl Agent {
     }
 
     pub(super) fn read(&self, read: impl FnOnce(&mut Sampler, &Maps) -> io::Result<()>) {
-        let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut view = self.view.lock();
         if let Err(error) = read(&mut view.sampler, &self.maps) {
             warn!(%error, "the counters cannot be read");
         }

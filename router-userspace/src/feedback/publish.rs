@@ -4,8 +4,8 @@
 //! ring and gets a full report instead of what it missed: nothing grows with its slowness.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -13,6 +13,7 @@ use futures_util::stream;
 use http_body_util::StreamBody;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Frame as Piece;
+use parking_lot::{Mutex, MutexGuard};
 use router_core::frame::{Body, Delta, Frame, PodRecord, Report};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tracing::info;
@@ -136,8 +137,7 @@ impl Publisher {
 
 impl Shared {
     fn told(&self) -> MutexGuard<'_, Told> {
-        // What is held is whole after each statement.
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+        self.told.lock()
     }
 }
 

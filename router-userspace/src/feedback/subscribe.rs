@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use router_core::fleet::{AgentAddress, Fleet};
 use router_core::frame::{self, PodRecord};
 use serde::Serialize;
@@ -121,8 +122,7 @@ impl Subscriptions {
     /// Listens to the agents of a snapshot, and to those that flags name; no more to any other.
     pub(crate) fn follow(&self, fleet: &Fleet) {
         let targets = Arc::new(Targets::of(fleet));
-        // What is held is whole after each statement.
-        *self.shared.targets.write().unwrap_or_else(PoisonError::into_inner) = targets;
+        *self.shared.targets.write() = targets;
         let wanted: HashSet<&AgentAddress> =
             self.shared.listening.named.iter().chain(&fleet.agents).collect();
         let mut known = self.known();
@@ -148,7 +148,7 @@ impl Subscriptions {
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<AgentAddress, Subscription>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 
     /// Every agent and how it is doing, in the order of their addresses.
@@ -189,7 +189,7 @@ impl Subscriptions {
 }
 
 fn state(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
+    state.lock()
 }
 
 /// An agent as `/fleet` shows it.
@@ -330,8 +330,7 @@ impl Listener {
     fn hear(&self, bytes: &[u8]) -> Result<(), Ended> {
         let frame = frame::decode(bytes)?;
         let listening = &self.shared.listening;
-        let targets =
-            Arc::clone(&self.shared.targets.read().unwrap_or_else(PoisonError::into_inner));
+        let targets = Arc::clone(&self.shared.targets.read());
         let now_us = listening.view.clock.now_us();
         let heard = {
             let mut state = state(&self.state);

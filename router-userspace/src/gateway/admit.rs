@@ -7,9 +7,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use router_core::fleet::{ObjectName, Pool, Rates, Released, Worker, WorkerKey};
 use router_core::schedule::{Draw, Patience};
 use router_core::sglang::Request;
@@ -150,7 +151,7 @@ impl Admission {
 
     /// The last choice that was predicted.
     pub(crate) fn last_choice(&self) -> Option<Arc<Choice>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.last.lock().clone()
     }
 
     /// How many requests wait.
@@ -186,7 +187,7 @@ impl Admission {
     fn seats(&self, seating: &Seating<'_>, taken: Taken) -> Seats {
         let seats = seating.seats(taken);
         if let Seats::Pair { choice: Some(choice), .. } = &seats {
-            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(choice));
+            *self.last.lock() = Some(Arc::clone(choice));
         }
         seats
     }
@@ -217,7 +218,7 @@ impl Admission {
 
     fn lock(&self) -> MutexGuard<'_, Lines> {
         // Nothing that can panic runs under the lock; the lines are whole in any case.
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lines.lock()
     }
 }
 

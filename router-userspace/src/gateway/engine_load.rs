@@ -2,12 +2,13 @@
 //! limits that admission keeps to.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::AUTHORIZATION;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use parking_lot::Mutex;
 use router_core::fleet::{Fleet, Verdict, Worker, WorkerKey};
 use router_core::sglang::loads::LoadForm;
 use tokio::time::timeout;
@@ -48,8 +49,7 @@ impl Polls {
 
     /// Starts polls of new workers and stops those of workers that are gone.
     pub(crate) fn follow(&self, fleet: &Fleet) {
-        // What is held is whole after each statement.
-        let mut polled = self.polled.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut polled = self.polled.lock();
         let mut now = HashMap::with_capacity(polled.len());
         for (_, member) in fleet.members() {
             let worker = &member.worker;

@@ -38,10 +38,11 @@ pub(crate) mod upstream;
 pub(crate) mod view;
 mod visits;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use router_core::fleet::{Facts, Fleet, Phase, Port, Verdict, WorkerKey};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -115,7 +116,7 @@ impl Readiness {
         if fleet.generation == 0 {
             return Err("no configuration has been read yet".to_owned());
         }
-        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let ports = self.ports.lock();
         if !ports.failures.is_empty() {
             return Err(ports.failures.join("; "));
         }
@@ -317,7 +318,7 @@ async fn follow_ports(
             .collect();
         let retry = !failed.is_empty();
         {
-            let mut ports = readiness.ports.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut ports = readiness.ports.lock();
             ports.open = listeners.ports();
             if ports.failures != failed {
                 for failure in &failed {

@@ -4,12 +4,13 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::AUTHORIZATION;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use parking_lot::Mutex;
 use router_core::fleet::{Facts, Fleet, Phase, Role, Verdict, Worker, WorkerKey};
 use router_core::sglang::info::RouteParams;
 use tokio::sync::{Notify, mpsc};
@@ -86,7 +87,7 @@ impl Probes {
 
     /// Starts probes of new workers and stops those of workers that are gone.
     pub(crate) fn follow(&self, fleet: &Fleet) {
-        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watches = self.watches.lock();
         let mut now: HashMap<WorkerKey, Watch> = HashMap::with_capacity(watches.len());
         for member in fleet.pools.iter().flat_map(|pool| &pool.members) {
             let key = &member.worker.key;
@@ -117,7 +118,7 @@ impl Probes {
 
     /// Looks at a worker now instead of at its next turn.
     pub(crate) fn look(&self, worker: &Worker) {
-        let watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        let watches = self.watches.lock();
         if let Some(watch) = watches.get(&worker.key) {
             watch.look.notify_one();
         }

@@ -2,8 +2,9 @@
 //! that a request which continues it goes there.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use router_core::fleet::{Phase, Pool, Profile, Worker};
 use router_core::sglang::{Endpoint, Invalid, Request, response};
 
@@ -43,7 +44,7 @@ impl Responses {
 
     fn remember(&self, id: Arc<str>, worker: &Arc<Worker>) {
         // Both collections are whole whatever panics.
-        let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut memory = self.0.lock();
         if memory.workers.insert(Arc::clone(&id), Arc::downgrade(worker)).is_none() {
             memory.oldest.push_back(id);
         }
@@ -55,7 +56,7 @@ impl Responses {
     }
 
     fn worker_of(&self, id: &str) -> Option<Arc<Worker>> {
-        let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let memory = self.0.lock();
         memory.workers.get(id).and_then(Weak::upgrade)
     }
 }
@@ -130,7 +131,7 @@ mod tests {
         assert!(responses.worker_of("0").is_none());
         assert!(responses.worker_of("1").is_some());
         assert!(responses.worker_of(&MAX_REMEMBERED.to_string()).is_some());
-        let memory = responses.0.lock().unwrap();
+        let memory = responses.0.lock();
         assert_eq!((memory.workers.len(), memory.oldest.len()), (MAX_REMEMBERED, MAX_REMEMBERED));
     }
 

@@ -1,8 +1,9 @@
 //! [`View`]: what a choice sees of workers beyond their leases: kernel loads, learned rates, links.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use router_core::fleet::{
     Experience, Links, Load, MOST_RANKS, Member, Pool, Rates, Reported, Role, Usage, Worker,
     cache_of,
@@ -58,14 +59,12 @@ impl View {
 
     /// The facts about pairs. Held for one choice or one frame's changes.
     pub(crate) fn links(&self) -> MutexGuard<'_, Links> {
-        // A slot is whole after each change.
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+        self.links.lock()
     }
 
     /// Who was sent which prompts. Held for one look or one note.
     pub(crate) fn prefixes(&self) -> MutexGuard<'_, PrefixIndex> {
-        // An entry is whole after each change.
-        self.prefixes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.prefixes.lock()
     }
 
     /// The caches of a worker, of whatever rank, are empty: its engine began anew.

@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Response, Version};
 use http_body::{Body, Frame, SizeHint};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -83,7 +84,7 @@ impl Visits {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Counts and times are whole whatever panics.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -173,7 +174,7 @@ impl Watched {
 
 fn watched_lock(watched: &Mutex<Watched>) -> MutexGuard<'_, Watched> {
     // An answer that panicked is dropped by whoever polled it.
-    watched.lock().unwrap_or_else(PoisonError::into_inner)
+    watched.lock()
 }
 
 impl Body for Visited {

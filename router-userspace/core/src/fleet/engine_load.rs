@@ -1,8 +1,9 @@
 //! [`EngineLoad`]: what an engine tells of its own load when it is asked, now and then.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::{MOST_RANKS, Usage};
@@ -137,8 +138,7 @@ impl EngineCell {
         self.max_tokens.store(load.max_total_num_tokens.unwrap_or(0), Ordering::Relaxed);
         self.reported.set(load.beside(own));
         self.at_ms.store(now_ms.max(1), Ordering::Relaxed);
-        // What is held is whole after each statement.
-        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some((now_ms, load));
+        *self.told.lock() = Some((now_ms, load));
     }
 
     /// The same of each data-parallel rank, where `own` is what the gateway had there; none where the
@@ -171,7 +171,7 @@ impl EngineCell {
     /// assert_eq!(cell.get(5_400).map(|(age_ms, load)| (age_ms, load.running)), Some((400, Some(2))));
     /// ```
     pub fn get(&self, now_ms: u64) -> Option<(u64, EngineLoad)> {
-        let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = *self.told.lock();
         told.map(|(at_ms, load)| (now_ms.saturating_sub(at_ms), load))
     }
 

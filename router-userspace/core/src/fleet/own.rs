@@ -2,9 +2,9 @@
 //! saw there then.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 
 use super::Usage;
+use parking_lot::Mutex;
 
 /// Changes that are remembered, and for how long. Frames are younger.
 const KEPT: usize = 64;
@@ -17,8 +17,7 @@ pub struct Own(Mutex<VecDeque<(u64, Usage)>>);
 impl Own {
     /// The leases add up to `usage` as of now.
     pub fn note(&self, now_ms: u64, usage: Usage) {
-        // What is held is whole after each statement.
-        let mut past = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut past = self.0.lock();
         if past.capacity() <= KEPT {
             // Once, and all of it: places are given under a lock that should not wait for memory.
             past.reserve_exact(KEPT + 1);
@@ -47,7 +46,7 @@ impl Own {
     /// assert_eq!((own.at(900), own.at(1_200)), (Usage::default(), Usage::default()));
     /// ```
     pub fn at(&self, then_ms: u64) -> Usage {
-        let past = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let past = self.0.lock();
         let after = past.partition_point(|(at, _)| *at <= then_ms);
         match after.checked_sub(1) {
             Some(last) => past[last].1,
@@ -68,7 +67,7 @@ mod tests {
         for ms in 0..10_000 {
             own.note(ms, Usage { requests: ms, ..Usage::default() });
         }
-        assert!(own.0.lock().unwrap().len() <= KEPT);
+        assert!(own.0.lock().len() <= KEPT);
         assert_eq!(own.at(9_990).requests, 9_990);
         assert_eq!(own.at(20_000).requests, 9_999);
         assert_eq!(own.at(5).requests, 10_000 - KEPT as u64, "the nearest that is known");

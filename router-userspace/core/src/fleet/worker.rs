@@ -3,9 +3,10 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use http::uri::Authority;
+use parking_lot::{Mutex, MutexGuard};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
 use super::engine_load::EngineCell;
@@ -166,7 +167,7 @@ impl Worker {
     /// The prompts that this gateway sent a prefill and that are not computed yet, in order.
     pub fn line(&self) -> MutexGuard<'_, Line> {
         // Nothing that can panic runs under the lock.
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+        self.line.lock()
     }
 
     /// What the leases that were steered to a rank add up to now.

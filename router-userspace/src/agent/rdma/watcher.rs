@@ -1,10 +1,11 @@
 //! The thread that asks for RDMA: a driver's firmware may take its time, and nothing else waits.
 
+use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tracing::{info, warn};
 
 use super::report::Report;
@@ -52,7 +53,7 @@ impl Watcher {
 
     /// Tells what the rest of the agent saw.
     pub(in crate::agent) fn tell(&self, activity: Activity) {
-        *self.shared.activity.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(activity);
+        *self.shared.activity.lock() = Arc::new(activity);
     }
 
     pub(in crate::agent) fn has_devices(&self) -> bool {
@@ -61,7 +62,7 @@ impl Watcher {
 
     /// What is known, and how long ago that was.
     pub(in crate::agent) fn report(&self) -> (Arc<Report>, Duration) {
-        let report = self.shared.report.lock().unwrap_or_else(PoisonError::into_inner);
+        let report = self.shared.report.lock();
         (Arc::clone(&report.1), report.0.map(|made| made.elapsed()).unwrap_or_default())
     }
 }
@@ -84,7 +85,7 @@ struct Rounds {
 impl Rounds {
     /// One round; how long to wait for the next.
     fn next(&mut self, shared: &Shared) -> Duration {
-        let activity = Arc::clone(&shared.activity.lock().unwrap_or_else(PoisonError::into_inner));
+        let activity = Arc::clone(&shared.activity.lock());
         let begun = Instant::now();
         if self.rdma.round(begun - self.start, &activity) {
             let took = begun.elapsed();
@@ -99,7 +100,7 @@ impl Rounds {
             self.missing.clone_from(&report.missing);
         }
         let made = Some(Instant::now());
-        *shared.report.lock().unwrap_or_else(PoisonError::into_inner) = (made, Arc::new(report));
+        *shared.report.lock() = (made, Arc::new(report));
         if self.rdma.has_devices() { ROUND } else { LOOKOUT }
     }
 }

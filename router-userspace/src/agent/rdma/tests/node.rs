@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::super::ask::Source;
 use super::super::nldev::Command;
@@ -32,7 +34,7 @@ impl Source for Player {
         device: Option<u32>,
         port: Option<u32>,
     ) -> io::Result<&[u8]> {
-        let answers = self.answers.0.lock().expect("the answers");
+        let answers = self.answers.0.lock();
         let answer = answers.get(&(command, device, port));
         self.last = answer.cloned().ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
         Ok(&self.last)
@@ -41,11 +43,11 @@ impl Source for Player {
 
 impl Answers {
     fn set(&self, command: Command, device: Option<u32>, port: Option<u32>, answer: Vec<u8>) {
-        self.0.lock().expect("the answers").insert((command, device, port), answer);
+        self.0.lock().insert((command, device, port), answer);
     }
 
     fn remove(&self, command: Command, device: Option<u32>, port: Option<u32>) {
-        self.0.lock().expect("the answers").remove(&(command, device, port));
+        self.0.lock().remove(&(command, device, port));
     }
 }
 
