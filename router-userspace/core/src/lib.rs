@@ -13,7 +13,6 @@ pub mod sample;
 pub mod schedule;
 pub mod score;
 pub mod sglang;
-pub mod simulate;
 pub mod trail;
 
 // The harness that the fuzz targets call is outside of the crate: it names it as they do.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use router_core::simulate::Trouble;
+use router_simulator::Trouble;
 
 /// Flags of `pd-router simulate`.
 #[derive(Clone, Debug, Args)]

@@ -1,4 +1,4 @@
-//! `pd-router simulate`: files in, a table out; the model itself is [`router_core::simulate`].
+//! `pd-router simulate`: files in, a table out; the model itself is [`router_simulator`].
 
 mod flags;
 
@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use router_core::simulate::{Contender, Mix, Setup, Summary, Trace, chart, run};
+use router_simulator::{Contender, Mix, Setup, Summary, Trace, chart, run};
 
 pub use flags::SimulateFlags;
 

@@ -2,59 +2,59 @@
 
 use std::collections::VecDeque;
 
-use super::engine::Engine;
+use crate::engine::Engine;
 
 /// An answer under way.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Stream {
-    pub(super) request: usize,
+pub(crate) struct Stream {
+    pub(crate) request: usize,
     /// KV tokens that a step reads for it.
-    pub(super) context: u64,
-    pub(super) left: u32,
+    pub(crate) context: u64,
+    pub(crate) left: u32,
     made: u64,
     room: u64,
 }
 
 /// A request that waits for room.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Waiting {
-    pub(super) request: usize,
-    pub(super) input: u32,
+pub(crate) struct Waiting {
+    pub(crate) request: usize,
+    pub(crate) input: u32,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Decode {
-    pub(super) queue: VecDeque<Waiting>,
+pub(crate) struct Decode {
+    pub(crate) queue: VecDeque<Waiting>,
     /// Tokens of room given away.
-    pub(super) used: u64,
+    pub(crate) used: u64,
     /// Admitted, KV cache not here yet.
-    pub(super) coming: usize,
+    pub(crate) coming: usize,
     joining: Vec<Stream>,
-    pub(super) running: Vec<Stream>,
-    pub(super) stepping: bool,
+    pub(crate) running: Vec<Stream>,
+    pub(crate) stepping: bool,
     /// The last step's time.
-    pub(super) step_ms: f64,
-    pub(super) busy_ms: f64,
-    pub(super) slowness: f64,
+    pub(crate) step_ms: f64,
+    pub(crate) busy_ms: f64,
+    pub(crate) slowness: f64,
 }
 
 /// What a step brought.
 #[derive(Debug, Default)]
-pub(super) struct Stepped {
+pub(crate) struct Stepped {
     /// Requests whose first token is out.
-    pub(super) first: Vec<usize>,
-    pub(super) finished: Vec<usize>,
+    pub(crate) first: Vec<usize>,
+    pub(crate) finished: Vec<usize>,
     /// When the step that begins now ends.
-    pub(super) ends_ms: Option<f64>,
+    pub(crate) ends_ms: Option<f64>,
 }
 
 impl Decode {
-    pub(super) fn new() -> Decode {
+    pub(crate) fn new() -> Decode {
         Decode { slowness: 1.0, ..Decode::default() }
     }
 
     /// Gives room to those who wait, in their order. An empty engine takes anything.
-    pub(super) fn admit(&mut self, engine: &Engine) -> Vec<usize> {
+    pub(crate) fn admit(&mut self, engine: &Engine) -> Vec<usize> {
         let mut admitted = Vec::new();
         while let Some(next) = self.queue.front() {
             let room = u64::from(next.input) + engine.reserved_tokens;
@@ -71,7 +71,7 @@ impl Decode {
     }
 
     /// The KV cache of an admitted request is here.
-    pub(super) fn arrived(&mut self, engine: &Engine, request: usize, input: u32, output: u32) {
+    pub(crate) fn arrived(&mut self, engine: &Engine, request: usize, input: u32, output: u32) {
         self.coming -= 1;
         let room = u64::from(input) + engine.reserved_tokens;
         let context = u64::from(input) + 1;
@@ -79,7 +79,7 @@ impl Decode {
     }
 
     /// Ends the step under way, if any, lets the new ones join, and begins the next.
-    pub(super) fn step(&mut self, engine: &Engine, now: f64) -> Stepped {
+    pub(crate) fn step(&mut self, engine: &Engine, now: f64) -> Stepped {
         let mut stepped = Stepped::default();
         if self.stepping {
             for stream in &mut self.running {
@@ -113,12 +113,12 @@ impl Decode {
     }
 
     /// KV tokens that a step reads.
-    pub(super) fn context(&self) -> f64 {
+    pub(crate) fn context(&self) -> f64 {
         self.running.iter().map(|stream| stream.context).sum::<u64>() as f64
     }
 
     /// Gives up on a request whose KV cache never comes.
-    pub(super) fn abandon(&mut self, engine: &Engine, request: usize, input: u32) {
+    pub(crate) fn abandon(&mut self, engine: &Engine, request: usize, input: u32) {
         let waiting = self.queue.len();
         self.queue.retain(|other| other.request != request);
         if self.queue.len() == waiting {

@@ -2,11 +2,11 @@
 
 use serde::Deserialize;
 
-use super::chance::Chance;
-use super::mix::Mix;
+use crate::chance::Chance;
+use crate::mix::Mix;
 
 /// Tokens of one block of a trace.
-pub(super) const BLOCK_TOKENS: u32 = 512;
+pub(crate) const BLOCK_TOKENS: u32 = 512;
 
 /// One request of a trace.
 #[derive(Clone, Debug, PartialEq)]

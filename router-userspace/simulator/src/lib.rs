@@ -1,7 +1,7 @@
-//! The simulator: a discrete-event model of a PD fleet, driven by the real schedule room.
+//! The simulator: a discrete-event model of a PD fleet, driven by `router_core::schedule`.
 //!
 //! Engines, network and requests are the model's; every choice but the oracle's is made by
-//! [`schedule::choose`](crate::schedule::choose) from what a gateway would know. A seed repeats a
+//! [`router_core::schedule::choose`] from what a gateway would know. A seed repeats a
 //! run to the last bit, and all policies of a seed get the same requests at the same times.
 
 mod cache;
@@ -34,7 +34,7 @@ pub use summary::{Spread, Summary};
 pub use trace::{Arrival, BadTrace, Trace};
 pub use trouble::{Kind, Trouble};
 
-use crate::schedule::Targets;
+use router_core::schedule::Targets;
 
 /// The fleet that is modelled.
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ impl Default for Setup {
 /// One policy at one load, over seeds `first..first + seeds`.
 ///
 /// ```
-/// use router_core::simulate::{Contender, Setup, Trace, run};
+/// use router_simulator::{Contender, Setup, Trace, run};
 ///
 /// let trace = Trace::synthetic(200, 1);
 /// let contender: Contender = "round_robin".parse().unwrap();

@@ -1,11 +1,11 @@
 //! Harm: how a [`Trouble`] begins and ends, and what a death takes with it.
 
-use super::decode::Decode;
-use super::trouble::{Kind, Trouble};
-use super::world::{Request, Stage, World};
+use crate::decode::Decode;
+use crate::trouble::{Kind, Trouble};
+use crate::world::{Request, Stage, World};
 
 impl World<'_> {
-    pub(super) fn trouble(&mut self, trouble: Trouble, begins: bool) {
+    pub(crate) fn trouble(&mut self, trouble: Trouble, begins: bool) {
         let nic = self.setup.engine.nic_bytes_per_ms;
         let first = self.prefills.len();
         match trouble.kind {

@@ -2,8 +2,8 @@
 
 use std::str::FromStr;
 
-use super::chance::Chance;
-use super::trace::{Arrival, BLOCK_TOKENS, Trace};
+use crate::chance::Chance;
+use crate::trace::{Arrival, BLOCK_TOKENS, Trace};
 
 /// What a synthetic load is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
-use super::Setup;
-use super::trace::Arrival;
-use super::world::{Request, Stage, World};
-use crate::schedule::Targets;
+use crate::Setup;
+use crate::trace::Arrival;
+use crate::world::{Request, Stage, World};
+use router_core::schedule::Targets;
 
 /// A distribution, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -61,7 +61,7 @@ impl Spread {
 }
 
 impl Summary {
-    pub(super) fn of(world: &World<'_>, setup: &Setup, arrivals: &[Arrival]) -> Summary {
+    pub(crate) fn of(world: &World<'_>, setup: &Setup, arrivals: &[Arrival]) -> Summary {
         let finished = || {
             let all = world.requests.iter().zip(arrivals);
             all.filter(|(request, _)| request.stage == Stage::Finished)
@@ -97,7 +97,7 @@ impl Summary {
     }
 
     /// The mean of several seeds' runs.
-    pub(super) fn mean(runs: &[Summary]) -> Summary {
+    pub(crate) fn mean(runs: &[Summary]) -> Summary {
         let mut mean = Summary { seeds: runs.len() as u64, ..Summary::default() };
         let weight = 1.0 / runs.len().max(1) as f64;
         for run in runs {

@@ -6,23 +6,23 @@
 
 use std::collections::BinaryHeap;
 
-use super::Setup;
-use super::chance::Chance;
-use super::contender::{Contender, Way};
-use super::decode::{Decode, Waiting};
-use super::event::{Event, Timed};
-use super::gateway::{BYTES_PER_TOKEN, Gateway, Prompt, Sent, Unsent};
-use super::history::TICK_MS;
-use super::network::Network;
-use super::oracle::Truth;
-use super::prefill::Prefill;
-use super::trace::Arrival;
-use super::view::{View, Views};
-use crate::pair::Pair;
+use crate::Setup;
+use crate::chance::Chance;
+use crate::contender::{Contender, Way};
+use crate::decode::{Decode, Waiting};
+use crate::event::{Event, Timed};
+use crate::gateway::{BYTES_PER_TOKEN, Gateway, Prompt, Sent, Unsent};
+use crate::history::TICK_MS;
+use crate::network::Network;
+use crate::oracle::Truth;
+use crate::prefill::Prefill;
+use crate::trace::Arrival;
+use crate::view::{View, Views};
+use router_core::pair::Pair;
 
 /// How far a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(crate) enum Stage {
     Unsent,
     Prefilling,
     Decoding,
@@ -32,40 +32,40 @@ pub(super) enum Stage {
 
 /// One request and what became of it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Request {
-    pub(super) stage: Stage,
-    pub(super) gateway: usize,
-    pub(super) bytes: u64,
-    pub(super) pair: Pair<usize>,
-    pub(super) sent: Option<Sent>,
-    pub(super) cached: u32,
-    pub(super) first_ms: f64,
-    pub(super) end_ms: f64,
+pub(crate) struct Request {
+    pub(crate) stage: Stage,
+    pub(crate) gateway: usize,
+    pub(crate) bytes: u64,
+    pub(crate) pair: Pair<usize>,
+    pub(crate) sent: Option<Sent>,
+    pub(crate) cached: u32,
+    pub(crate) first_ms: f64,
+    pub(crate) end_ms: f64,
 }
 
-pub(super) struct World<'a> {
-    pub(super) setup: &'a Setup,
-    pub(super) arrivals: &'a [Arrival],
-    pub(super) way: Way,
-    pub(super) now: f64,
-    pub(super) order: u64,
-    pub(super) events: BinaryHeap<Timed>,
-    pub(super) requests: Vec<Request>,
-    pub(super) prefills: Vec<Prefill>,
-    pub(super) decodes: Vec<Decode>,
-    pub(super) decode_of: Vec<usize>,
-    pub(super) network: Network,
-    pub(super) gateways: Vec<Gateway>,
+pub(crate) struct World<'a> {
+    pub(crate) setup: &'a Setup,
+    pub(crate) arrivals: &'a [Arrival],
+    pub(crate) way: Way,
+    pub(crate) now: f64,
+    pub(crate) order: u64,
+    pub(crate) events: BinaryHeap<Timed>,
+    pub(crate) requests: Vec<Request>,
+    pub(crate) prefills: Vec<Prefill>,
+    pub(crate) decodes: Vec<Decode>,
+    pub(crate) decode_of: Vec<usize>,
+    pub(crate) network: Network,
+    pub(crate) gateways: Vec<Gateway>,
     /// Whether those who wait at a gateway look again soon.
-    pub(super) looking: Vec<bool>,
-    pub(super) views: Views,
+    pub(crate) looking: Vec<bool>,
+    pub(crate) views: Views,
     /// Requests at each worker whose answer has not ended, and the bytes of those.
-    pub(super) held: Vec<(u64, u64)>,
-    pub(super) dead: Vec<bool>,
+    pub(crate) held: Vec<(u64, u64)>,
+    pub(crate) dead: Vec<bool>,
 }
 
 impl<'a> World<'a> {
-    pub(super) fn new(
+    pub(crate) fn new(
         setup: &'a Setup,
         arrivals: &'a [Arrival],
         contender: Contender,
@@ -113,7 +113,7 @@ impl<'a> World<'a> {
     }
 
     /// Runs until nothing is left to happen.
-    pub(super) fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         while let Some(Timed { at_ms, event, .. }) = self.events.pop() {
             self.now = at_ms;
             self.happen(event);
@@ -187,7 +187,7 @@ impl<'a> World<'a> {
     }
 
     /// Sends those who wait at a gateway, in order, as long as there is room.
-    pub(super) fn seat(&mut self, gateway: usize) {
+    pub(crate) fn seat(&mut self, gateway: usize) {
         while let Some(&request) = self.gateways[gateway].waiting.front() {
             let Request { bytes, .. } = self.requests[request];
             let Arrival { at_ms, blocks, .. } = &self.arrivals[request];
@@ -230,7 +230,7 @@ impl<'a> World<'a> {
         self.show(pair.decode);
     }
 
-    pub(super) fn admit(&mut self, decode: usize) {
+    pub(crate) fn admit(&mut self, decode: usize) {
         for request in self.decodes[decode].admit(&self.setup.engine) {
             let prefill = self.requests[request].pair.prefill;
             self.prefills[prefill].admit(request);
@@ -265,7 +265,7 @@ impl<'a> World<'a> {
     }
 
     /// Lets the network catch up with the time.
-    pub(super) fn moved(&mut self) {
+    pub(crate) fn moved(&mut self) {
         for flow in self.network.advance(self.now) {
             let heard = Event::Heard {
                 request: flow.request,
@@ -278,7 +278,7 @@ impl<'a> World<'a> {
         self.share();
     }
 
-    pub(super) fn share(&mut self) {
+    pub(crate) fn share(&mut self) {
         if let Some(next) = self.network.share() {
             self.at(next, Event::Moved(self.network.version));
         }

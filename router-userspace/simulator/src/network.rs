@@ -2,34 +2,34 @@
 
 /// One request's KV cache.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Flow {
-    pub(super) request: usize,
+pub(crate) struct Flow {
+    pub(crate) request: usize,
     prefill: usize,
     decode: usize,
     left_bytes: f64,
     rate: f64,
     /// Prefill has no more to add.
     whole: bool,
-    pub(super) sent_bytes: f64,
-    pub(super) active_ms: f64,
+    pub(crate) sent_bytes: f64,
+    pub(crate) active_ms: f64,
 }
 
 /// Transfers, and what each NIC has for them.
 #[derive(Debug)]
-pub(super) struct Network {
+pub(crate) struct Network {
     flows: Vec<Flow>,
     /// Bytes a millisecond that background traffic leaves, by node.
-    pub(super) tx_free: Vec<f64>,
-    pub(super) rx_free: Vec<f64>,
+    pub(crate) tx_free: Vec<f64>,
+    pub(crate) rx_free: Vec<f64>,
     /// Pairs whose path is worse than their NICs: prefill, decode, bytes a millisecond.
-    pub(super) slow_pairs: Vec<(usize, usize, f64)>,
+    pub(crate) slow_pairs: Vec<(usize, usize, f64)>,
     now: f64,
     /// Counts the changes, so that an end that was foretold before one is void.
-    pub(super) version: u64,
+    pub(crate) version: u64,
 }
 
 impl Network {
-    pub(super) fn new(prefills: usize, decodes: usize, nic: f64) -> Network {
+    pub(crate) fn new(prefills: usize, decodes: usize, nic: f64) -> Network {
         Network {
             flows: Vec::new(),
             tx_free: vec![nic; prefills],
@@ -41,7 +41,7 @@ impl Network {
     }
 
     /// More of a request's KV cache is ready to be sent.
-    pub(super) fn send(&mut self, request: usize, pair: (usize, usize), bytes: f64, whole: bool) {
+    pub(crate) fn send(&mut self, request: usize, pair: (usize, usize), bytes: f64, whole: bool) {
         if let Some(flow) = self.flows.iter_mut().find(|flow| flow.request == request) {
             flow.left_bytes += bytes;
             flow.whole = whole;
@@ -60,7 +60,7 @@ impl Network {
     }
 
     /// Lets time pass; the transfers that are whole by then are taken out.
-    pub(super) fn advance(&mut self, now: f64) -> Vec<Flow> {
+    pub(crate) fn advance(&mut self, now: f64) -> Vec<Flow> {
         let passed = now - self.now;
         self.now = now;
         for flow in self.flows.iter_mut().filter(|flow| flow.left_bytes > 0.0) {
@@ -81,7 +81,7 @@ impl Network {
     }
 
     /// Shares the NICs anew; says when the next transfer ends. Call after every change.
-    pub(super) fn share(&mut self) -> Option<f64> {
+    pub(crate) fn share(&mut self) -> Option<f64> {
         self.version += 1;
         let mut tx = vec![0.0f64; self.tx_free.len()];
         let mut rx = vec![0.0f64; self.rx_free.len()];
@@ -106,16 +106,16 @@ impl Network {
     }
 
     /// What is sent now, out of a prefill or into a decode.
-    pub(super) fn tx_rate(&self, prefill: usize) -> f64 {
+    pub(crate) fn tx_rate(&self, prefill: usize) -> f64 {
         self.flows.iter().filter(|flow| flow.prefill == prefill).map(|flow| flow.rate).sum()
     }
 
-    pub(super) fn rx_rate(&self, decode: usize) -> f64 {
+    pub(crate) fn rx_rate(&self, decode: usize) -> f64 {
         self.flows.iter().filter(|flow| flow.decode == decode).map(|flow| flow.rate).sum()
     }
 
     /// A worker died: its transfers are gone.
-    pub(super) fn cut(&mut self, gone: impl Fn(usize) -> bool) {
+    pub(crate) fn cut(&mut self, gone: impl Fn(usize) -> bool) {
         self.flows.retain(|flow| !gone(flow.request));
     }
 }

@@ -1,14 +1,14 @@
 //! Laws that a model keeps, whatever policy drives it.
 
-use super::world::{Stage, World};
 use super::*;
+use crate::world::{Stage, World};
 
 fn finished(setup: &Setup, trace: &Trace, contender: Contender, seed: u64) -> (usize, usize) {
     let mut world = World::new(setup, &trace.arrivals, contender, seed);
     world.run();
     let count = |stage| world.requests.iter().filter(|request| request.stage == stage).count();
     assert!(world.prefills.iter().all(|prefill| prefill.queue.is_empty()));
-    let kept = |decode: &super::decode::Decode| (decode.used, decode.coming, decode.queue.len());
+    let kept = |decode: &crate::decode::Decode| (decode.used, decode.coming, decode.queue.len());
     assert!(world.decodes.iter().all(|decode| kept(decode) == (0, 0, 0)), "room is given back");
     for (request, arrival) in world.requests.iter().zip(&trace.arrivals) {
         if request.stage == Stage::Finished {

@@ -2,46 +2,46 @@
 
 use std::collections::VecDeque;
 
-use super::cache::Cache;
-use super::engine::Engine;
-use super::trace::{Arrival, BLOCK_TOKENS};
+use crate::cache::Cache;
+use crate::engine::Engine;
+use crate::trace::{Arrival, BLOCK_TOKENS};
 
 /// A prompt that is not computed yet.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Job {
-    pub(super) request: usize,
+pub(crate) struct Job {
+    pub(crate) request: usize,
     /// Decode has kept room for it; until then it cannot begin.
-    pub(super) admitted: bool,
+    pub(crate) admitted: bool,
     /// Known when it begins: what the cache held.
-    pub(super) cached: Option<u32>,
+    pub(crate) cached: Option<u32>,
     /// Tokens computed or cached.
-    pub(super) done: u32,
-    pub(super) input: u32,
+    pub(crate) done: u32,
+    pub(crate) input: u32,
 }
 
 /// A piece of a prompt that an iteration computed.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Piece {
-    pub(super) request: usize,
+pub(crate) struct Piece {
+    pub(crate) request: usize,
     /// Tokens whose KV cache can be sent now, cached ones included.
-    pub(super) tokens: u32,
-    pub(super) cached: u32,
-    pub(super) last: bool,
+    pub(crate) tokens: u32,
+    pub(crate) cached: u32,
+    pub(crate) last: bool,
 }
 
 #[derive(Debug)]
-pub(super) struct Prefill {
-    pub(super) queue: VecDeque<Job>,
-    pub(super) cache: Cache,
+pub(crate) struct Prefill {
+    pub(crate) queue: VecDeque<Job>,
+    pub(crate) cache: Cache,
     /// The iteration under way, and when it ends.
     pieces: Vec<Piece>,
-    pub(super) ends_ms: Option<f64>,
-    pub(super) busy_ms: f64,
-    pub(super) slowness: f64,
+    pub(crate) ends_ms: Option<f64>,
+    pub(crate) busy_ms: f64,
+    pub(crate) slowness: f64,
 }
 
 impl Prefill {
-    pub(super) fn new(engine: &Engine) -> Prefill {
+    pub(crate) fn new(engine: &Engine) -> Prefill {
         Prefill {
             queue: VecDeque::new(),
             cache: Cache::new((engine.prefix_cache_tokens / BLOCK_TOKENS) as usize),
@@ -52,18 +52,18 @@ impl Prefill {
         }
     }
 
-    pub(super) fn push(&mut self, request: usize, input: u32) {
+    pub(crate) fn push(&mut self, request: usize, input: u32) {
         self.queue.push_back(Job { request, admitted: false, cached: None, done: 0, input });
     }
 
-    pub(super) fn admit(&mut self, request: usize) {
+    pub(crate) fn admit(&mut self, request: usize) {
         if let Some(job) = self.queue.iter_mut().find(|job| job.request == request) {
             job.admitted = true;
         }
     }
 
     /// Begins an iteration where there is anything to compute; says when it ends.
-    pub(super) fn begin(&mut self, engine: &Engine, arrivals: &[Arrival], now: f64) -> Option<f64> {
+    pub(crate) fn begin(&mut self, engine: &Engine, arrivals: &[Arrival], now: f64) -> Option<f64> {
         if self.ends_ms.is_some() {
             return None;
         }
@@ -101,7 +101,7 @@ impl Prefill {
     }
 
     /// Ends the iteration: what it computed. Whole prompts leave the queue for the cache.
-    pub(super) fn end(&mut self, arrivals: &[Arrival]) -> Vec<Piece> {
+    pub(crate) fn end(&mut self, arrivals: &[Arrival]) -> Vec<Piece> {
         self.ends_ms = None;
         let pieces = std::mem::take(&mut self.pieces);
         for piece in pieces.iter().filter(|piece| piece.last) {
@@ -112,7 +112,7 @@ impl Prefill {
     }
 
     /// Takes back everything that it has: it died.
-    pub(super) fn die(&mut self) -> Vec<usize> {
+    pub(crate) fn die(&mut self) -> Vec<usize> {
         self.ends_ms = None;
         self.pieces.clear();
         self.cache = Cache::default();
@@ -120,7 +120,7 @@ impl Prefill {
     }
 
     /// Tokens that wait or are computed, as an engine reports them.
-    pub(super) fn tokens(&self) -> u64 {
+    pub(crate) fn tokens(&self) -> u64 {
         self.queue.iter().map(|job| u64::from(job.input - job.done)).sum()
     }
 }

@@ -5,23 +5,23 @@
 
 use std::collections::VecDeque;
 
-use super::chance::Chance;
-use super::contender::{Contender, Way};
-use super::engine::Engine;
-use super::history::History;
-use super::view::{View, Views};
-use crate::fleet::{
+use crate::chance::Chance;
+use crate::contender::{Contender, Way};
+use crate::engine::Engine;
+use crate::history::History;
+use crate::view::{View, Views};
+use router_core::fleet::{
     Experience, Limits, Line, Link, LinkPrior, Links, Load, Rates, Reported, Usage,
 };
-use crate::pair::Pair;
-use crate::schedule::prefix::{Capacity, PrefixIndex, key_of};
-use crate::schedule::{
+use router_core::pair::Pair;
+use router_core::schedule::prefix::{Capacity, PrefixIndex, key_of};
+use router_core::schedule::{
     Aim, Ask, Assumptions, Candidate, Draw, Gathering, Patience, Policy, Question, Tour, choose,
     step_us_of_idle,
 };
 
 /// Bytes of a token on average: what the model uses to make prompts of a trace's tokens.
-pub(super) const BYTES_PER_TOKEN: f64 = 4.2;
+pub(crate) const BYTES_PER_TOKEN: f64 = 4.2;
 
 /// Room that admission keeps for an answer of unknown length.
 const OUTPUT_TOKENS: u64 = 512;
@@ -30,8 +30,8 @@ const POLL_MS: u32 = 1000;
 
 /// What a gateway remembers of a request that it sent.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Sent {
-    pub(super) pair: Pair<usize>,
+pub(crate) struct Sent {
+    pub(crate) pair: Pair<usize>,
     prefill: Usage,
     decode: Usage,
     bytes: u64,
@@ -47,7 +47,7 @@ pub(super) struct Sent {
 
 /// Why a request was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unsent {
+pub(crate) enum Unsent {
     /// No decode has room by the gateway's own leases: it waits in the gateway.
     Full,
     /// Nobody is left.
@@ -56,10 +56,10 @@ pub(super) enum Unsent {
 
 /// A request as a gateway sees it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Prompt<'a> {
-    pub(super) bytes: u64,
-    pub(super) blocks: &'a [u64],
-    pub(super) waited_ms: f64,
+pub(crate) struct Prompt<'a> {
+    pub(crate) bytes: u64,
+    pub(crate) blocks: &'a [u64],
+    pub(crate) waited_ms: f64,
 }
 
 /// What all looks at candidates of one request have in common.
@@ -72,7 +72,7 @@ struct Look<'a> {
 }
 
 #[derive(Debug)]
-pub(super) struct Gateway {
+pub(crate) struct Gateway {
     way: Way,
     prefills: usize,
     chance: Chance,
@@ -84,7 +84,7 @@ pub(super) struct Gateway {
     lines: Vec<Line>,
     limits: Limits,
     /// Requests that wait for room, in order.
-    pub(super) waiting: VecDeque<usize>,
+    pub(crate) waiting: VecDeque<usize>,
     dead: Vec<bool>,
     pool: Experience,
     workers: Vec<Experience>,
@@ -96,7 +96,7 @@ pub(super) struct Gateway {
 }
 
 impl Gateway {
-    pub(super) fn new(
+    pub(crate) fn new(
         contender: Contender,
         engine: &Engine,
         (prefills, decodes): (usize, usize),
@@ -108,7 +108,7 @@ impl Gateway {
         let mut wrong = Chance::new(seed, 3);
         let assumptions = assumptions(engine, &mut wrong);
         let cache = f64::from(engine.prefix_cache_tokens) * BYTES_PER_TOKEN * wrong.twofold();
-        let remembers = contender.way.policy() == crate::schedule::Policy::CacheAware;
+        let remembers = contender.way.policy() == router_core::schedule::Policy::CacheAware;
         let capacity = Capacity {
             blocks: 1 << 17,
             workers: prefills,
@@ -139,7 +139,7 @@ impl Gateway {
     }
 
     /// Chooses a pair and counts the request on it.
-    pub(super) fn send(
+    pub(crate) fn send(
         &mut self,
         prompt: Prompt<'_>,
         views: &Views,
@@ -201,7 +201,7 @@ impl Gateway {
     }
 
     /// Prefill answered: prompt computed, KV cache sent.
-    pub(super) fn prefilled(&mut self, sent: &Sent, now: f64) {
+    pub(crate) fn prefilled(&mut self, sent: &Sent, now: f64) {
         self.leave(sent, now);
         if sent.roomless {
             return;
@@ -214,7 +214,7 @@ impl Gateway {
     }
 
     /// The answer ended, after as many events as it had tokens.
-    pub(super) fn answered(&mut self, sent: &Sent, tokens: u32, itl_ms: f64, now: f64) {
+    pub(crate) fn answered(&mut self, sent: &Sent, tokens: u32, itl_ms: f64, now: f64) {
         let batch = self.usage[sent.pair.decode].kv_tokens as f32;
         self.uncount(sent.pair.decode, sent.decode, sent.bytes, now);
         self.pool.answered(tokens as f32, now as u64);
@@ -226,7 +226,7 @@ impl Gateway {
     }
 
     /// The request failed; `prefilled` says whether its prefill had answered.
-    pub(super) fn failed(&mut self, sent: &Sent, prefilled: bool, now: f64) {
+    pub(crate) fn failed(&mut self, sent: &Sent, prefilled: bool, now: f64) {
         if !prefilled {
             self.leave(sent, now);
         }
@@ -234,12 +234,12 @@ impl Gateway {
     }
 
     /// Nobody sends to a worker that cannot be reached.
-    pub(super) fn lost(&mut self, worker: usize) {
+    pub(crate) fn lost(&mut self, worker: usize) {
         self.dead[worker] = true;
     }
 
     /// An agent measured a transfer.
-    pub(super) fn heard(&mut self, pair: Pair<usize>, prompt: f32, bytes: f32, ms: f32, now: f64) {
+    pub(crate) fn heard(&mut self, pair: Pair<usize>, prompt: f32, bytes: f32, ms: f32, now: f64) {
         let (prefill, decode) = (identity(pair.prefill), identity(pair.decode));
         self.links.transferred(prefill, decode, bytes, ms, now as u64);
         self.pool.sent(prompt, bytes, now as u64);

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Event {
+pub(crate) enum Event {
     Arrives(usize),
     /// An iteration ends, if it is still the one that was to end now.
     Prefilled(usize),
@@ -23,11 +23,11 @@ pub(super) enum Event {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Timed {
-    pub(super) at_ms: f64,
+pub(crate) struct Timed {
+    pub(crate) at_ms: f64,
     /// Events of one moment happen in the order they were thought of.
-    pub(super) order: u64,
-    pub(super) event: Event,
+    pub(crate) order: u64,
+    pub(crate) event: Event,
 }
 
 impl PartialEq for Timed {

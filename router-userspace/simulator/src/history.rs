@@ -3,18 +3,18 @@
 use std::collections::VecDeque;
 
 /// Changes closer than this are one: an agent sends a frame a tick.
-pub(super) const TICK_MS: f64 = 10.0;
+pub(crate) const TICK_MS: f64 = 10.0;
 /// Nobody looks back further.
 const KEPT_MS: f64 = 11_000.0;
 
 /// A value at the end of each tick in which it changed.
 #[derive(Debug, Default)]
-pub(super) struct History<T> {
+pub(crate) struct History<T> {
     values: VecDeque<(u64, T)>,
 }
 
 impl<T: Copy + Default> History<T> {
-    pub(super) fn set(&mut self, now: f64, value: T) {
+    pub(crate) fn set(&mut self, now: f64, value: T) {
         let tick = (now / TICK_MS) as u64;
         match self.values.back_mut() {
             Some(last) if last.0 == tick => last.1 = value,
@@ -27,7 +27,7 @@ impl<T: Copy + Default> History<T> {
     }
 
     /// The value in the last frame of `age` ms ago.
-    pub(super) fn before(&self, now: f64, age: f64) -> T {
+    pub(crate) fn before(&self, now: f64, age: f64) -> T {
         let tick = ((now - age).max(0.0) / TICK_MS) as u64;
         let after = self.values.partition_point(|(at, _)| *at < tick);
         after.checked_sub(1).map_or(T::default(), |at| self.values[at].1)

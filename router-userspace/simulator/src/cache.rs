@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 /// Blocks by their last use.
 #[derive(Debug, Default)]
-pub(super) struct Cache {
+pub(crate) struct Cache {
     used: HashMap<u64, u64>,
     order: BTreeMap<u64, u64>,
     clock: u64,
@@ -12,17 +12,17 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    pub(super) fn new(blocks: usize) -> Cache {
+    pub(crate) fn new(blocks: usize) -> Cache {
         Cache { blocks, ..Cache::default() }
     }
 
     /// How many of the first blocks it holds.
-    pub(super) fn matched(&self, blocks: &[u64]) -> usize {
+    pub(crate) fn matched(&self, blocks: &[u64]) -> usize {
         blocks.iter().take_while(|block| self.used.contains_key(block)).count()
     }
 
     /// The prompt was computed: all of it is here now, the end of it the first to go.
-    pub(super) fn insert(&mut self, blocks: &[u64]) {
+    pub(crate) fn insert(&mut self, blocks: &[u64]) {
         for &block in blocks.iter().take(self.blocks).rev() {
             self.clock += 1;
             if let Some(before) = self.used.insert(block, self.clock) {

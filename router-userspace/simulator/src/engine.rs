@@ -1,6 +1,6 @@
 //! [`Engine`]: how fast the modelled engines are. Sources: docs/simulate.md.
 
-use super::trace::Trace;
+use crate::trace::Trace;
 
 /// One model on one kind of node; prefill and decode nodes are alike.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]

@@ -2,30 +2,30 @@
 //!
 //! It minimises the same cost as the predicted policy does, without having to predict.
 
-use super::decode::Decode;
-use super::engine::Engine;
-use super::network::Network;
-use super::prefill::Prefill;
-use super::trace::{Arrival, BLOCK_TOKENS};
-use crate::pair::Pair;
+use crate::decode::Decode;
+use crate::engine::Engine;
+use crate::network::Network;
+use crate::prefill::Prefill;
+use crate::trace::{Arrival, BLOCK_TOKENS};
+use router_core::pair::Pair;
 
 /// The true state.
 #[derive(Clone, Copy)]
-pub(super) struct Truth<'a> {
-    pub(super) engine: &'a Engine,
-    pub(super) arrivals: &'a [Arrival],
-    pub(super) prefills: &'a [Prefill],
-    pub(super) decodes: &'a [Decode],
-    pub(super) network: &'a Network,
-    pub(super) dead: &'a [bool],
+pub(crate) struct Truth<'a> {
+    pub(crate) engine: &'a Engine,
+    pub(crate) arrivals: &'a [Arrival],
+    pub(crate) prefills: &'a [Prefill],
+    pub(crate) decodes: &'a [Decode],
+    pub(crate) network: &'a Network,
+    pub(crate) dead: &'a [bool],
     /// By request, for what is queued.
-    pub(super) decode_of: &'a [usize],
-    pub(super) now: f64,
+    pub(crate) decode_of: &'a [usize],
+    pub(crate) now: f64,
 }
 
 impl Truth<'_> {
     /// The best pair among the living; positions of prefill and decode, each from 0.
-    pub(super) fn choose(&self, arrival: &Arrival) -> Option<Pair<usize>> {
+    pub(crate) fn choose(&self, arrival: &Arrival) -> Option<Pair<usize>> {
         let alive = |worker: &usize| !self.dead[*worker];
         let prefills: Vec<(usize, f64, f64)> = (0..self.prefills.len())
             .filter(alive)

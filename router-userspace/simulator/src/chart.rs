@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::summary::Summary;
+use crate::summary::Summary;
 
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 480.0;
@@ -116,7 +116,7 @@ fn lines(svg: &mut String, axes: &Axes, runs: &[Summary]) -> std::fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simulate::Spread;
+    use crate::Spread;
 
     #[test]
     fn a_chart_has_a_line_for_each_policy_and_no_broken_numbers() {

@@ -2,17 +2,17 @@
 
 use std::str::FromStr;
 
-use crate::schedule::Policy;
+use router_core::schedule::Policy;
 
 /// One way of choosing pairs that a simulation compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Contender {
     pub name: &'static str,
-    pub(super) way: Way,
+    pub(crate) way: Way,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(crate) enum Way {
     /// By what a gateway knows itself.
     Own(Policy),
     /// By what engines told at the last poll; polls are this far apart.
@@ -39,7 +39,7 @@ impl Contender {
 }
 
 impl Way {
-    pub(super) fn policy(self) -> Policy {
+    pub(crate) fn policy(self) -> Policy {
         match self {
             Way::Own(policy) => policy,
             Way::Polled(_) => Policy::Reported,
