@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::BytesMut;
-use router_core::frame::{Body, Delta, Frame, PodRecord, Report, Value, pod_id};
+use router_core::frame::{Body, Delta, Frame, PodRecord, Report, pod_id};
+use router_core::provenance::Measured;
 
 use crate::space::Space;
 
@@ -143,7 +144,7 @@ fn frame(sequence: u64, lie: Lie, uids: &[String]) -> Vec<u8> {
         pod: pod_id(uid),
         in_flight: 9_000_000,
         waiting_bytes: 1 << 49,
-        score: Value::exact(1.0),
+        score: Measured::exact(1.0),
         ..PodRecord::default()
     });
     let pods: Vec<PodRecord> = pods.collect();

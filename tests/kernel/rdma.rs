@@ -66,12 +66,12 @@ fn devices_are_shown_with_their_speed_and_what_is_unknown_is_not_zero() {
             && device(loads, SILENT).is_object()
     });
     let found = device(&loads, UPSTREAM);
-    assert_eq!((&found["driver"], &found["read_by"]), (&"erdma".into(), &"sysfs".into()));
+    assert_eq!((&found["driver"], &found["read_method"]), (&"erdma".into(), &"sysfs".into()));
     assert_eq!(found["speed_bits_per_second"], 100_000_000_000_u64);
     assert_eq!(found["counters"]["tx_drops_bandwidth"], 7);
     let silent = device(&loads, SILENT);
     assert_eq!(
-        (&silent["bytes"], &silent["counters"]["tx_bytes"]),
+        (&silent["bytes_provenance"], &silent["counters"]["tx_bytes"]),
         (&"unknown".into(), &Value::Null)
     );
     assert_eq!(silent["speed_bits_per_second"], Value::Null, "a placeholder is no speed");
@@ -96,7 +96,7 @@ fn devices_are_shown_with_their_speed_and_what_is_unknown_is_not_zero() {
         agent.until("a rate", |loads| {
             let rates = &device(loads, UPSTREAM)["rates"];
             rates["tx_bytes"]["value"].as_f64() > Some(0.0)
-                && rates["tx_utilisation"]["known"] == "exact"
+                && rates["tx_utilisation"]["provenance"] == "exact"
                 && rates["rx_bytes"]["value"] == 0.0
         });
         drop(end);
@@ -108,7 +108,7 @@ fn devices_are_shown_with_their_speed_and_what_is_unknown_is_not_zero() {
     };
     assert!(line("transmit_bytes_total", UPSTREAM), "{page}");
     assert!(!line("transmit_bytes_total", SILENT), "unknown has no line");
-    assert!(line("bytes_known", SILENT));
+    assert!(line("bytes_exact", SILENT));
 }
 
 /// Ends the thread that counts, also where the test fails.

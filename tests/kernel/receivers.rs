@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use router_core::frame::{Class, Provenance, pod_id};
+use router_core::frame::{Class, pod_id};
 
 use crate::agent::{Agent, count, pair, pod};
 use crate::manifests::{Named, decode, prefill};
@@ -71,7 +71,7 @@ fn send(mut client: TcpStream, total: &AtomicU64, ends: &AtomicBool) {
 
 /// Over two seconds, what the agent says of a decode's receive rate, on average and for the pair with
 /// `p0`, is what is sent meanwhile.
-fn is_right(agent: &Agent<'_>, steady: &Steady, by: &str) {
+fn is_right(agent: &Agent<'_>, steady: &Steady, provenance: &str) {
     // Rates are over the last fifth of a second.
     std::thread::sleep(Duration::from_millis(400));
     let (before, start) = (steady.sent(), Instant::now());
@@ -80,13 +80,15 @@ fn is_right(agent: &Agent<'_>, steady: &Steady, by: &str) {
         let loads = agent.loads();
         let rate = &pod(&loads, "d0")["kv_rx_bytes_per_second"];
         let pair = pair(&loads, "d0", "p0", "kv");
-        assert_eq!((&rate["by"], &pair["rx_rate_by"]), (&by.into(), &by.into()), "{loads:#}");
+        let pair_rate = &pair["rx_bytes_per_second"];
+        let expected = (&provenance.into(), &provenance.into());
+        assert_eq!((&rate["provenance"], &pair_rate["provenance"]), expected, "{loads:#}");
         assert_eq!((&pair["open"], &pair["rx_bytes"]), (&1.into(), &0.into()));
         let number = |value: &serde_json::Value| value.as_f64().expect("a number");
         let frame = agent.told();
         let record = frame.pods.iter().find(|record| record.pod == pod_id("uid-d0"));
         let record = record.expect("d0 in the frame").kv_rx_bytes_per_s;
-        assert_eq!(record.by == Provenance::Exact, by == "exact");
+        assert_eq!(record.provenance().as_str(), provenance);
         let kv = frame
             .pairs
             .iter()
@@ -94,8 +96,8 @@ fn is_right(agent: &Agent<'_>, steady: &Steady, by: &str) {
         let kv = kv.expect("its pair in the frame").rx_bytes_per_s;
         told.push([
             number(&rate["value"]),
-            number(&pair["rx_bytes_per_second"]),
-            f64::from(record.value),
+            number(&pair_rate["value"]),
+            f64::from(record.value().expect("a known rate")),
             f64::from(kv),
         ]);
         std::thread::sleep(Duration::from_millis(40));
@@ -120,7 +122,8 @@ fn from_elsewhere(topology: Topology, flags: &[&str]) {
     let row = &loads["kv"][0];
     assert_eq!((&row["decode"], &row["counted_at"]), (&"default/d0".into(), &"decode".into()));
     assert!(
-        row["bytes_per_second"].as_f64() > Some(0.0) && row["rate_by"] == "estimated",
+        row["bytes_per_second"]["value"].as_f64() > Some(0.0)
+            && row["bytes_per_second"]["provenance"] == "estimated",
         "{row:#}"
     );
     let sent = steady.end();

@@ -8,8 +8,9 @@ use std::hint::black_box;
 
 use bytes::BytesMut;
 use router_core::frame::{
-    Body, Class, Delta, Frame, Latency, PairKey, PairRecord, PodRecord, Report, Value, decode, take,
+    Body, Class, Delta, Frame, Latency, PairKey, PairRecord, PodRecord, Report, decode, take,
 };
+use router_core::provenance::Measured;
 
 fn main() {
     println!("{:<40} {:>7} {:>9} {:>7}", "operation", "bytes", "us/op", "allocs");
@@ -59,8 +60,8 @@ fn pod(pod: u64) -> PodRecord {
         waiting_bytes: 90_000,
         ttft: Latency { mean_us: 9e5, p99_us: 2e6, samples: 12 },
         itl: Latency { mean_us: 2e4, p99_us: 4e4, samples: 900 },
-        tx_bytes_per_s: Value::exact(4e9),
-        score: Value::exact(0.4),
+        tx_bytes_per_s: Measured::exact(4e9),
+        score: Measured::exact(0.4),
         ..PodRecord::default()
     }
 }
@@ -71,8 +72,8 @@ fn pair(at: u64) -> PairRecord {
         age_us: 900,
         open: 4,
         tx_bytes_per_s: 1e9,
-        rtt_us: Value::exact(80.0),
-        transfer_bytes_per_s: Value::exact(9e9),
+        rtt_us: Measured::exact(80.0),
+        transfer_bytes_per_s: Measured::exact(9e9),
         ..PairRecord::default()
     }
 }

@@ -8,6 +8,7 @@
 pub mod fleet;
 pub mod frame;
 pub mod pair;
+pub mod provenance;
 pub mod route;
 pub mod sample;
 pub mod schedule;

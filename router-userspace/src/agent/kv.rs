@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use router_common::flow::{CLASS_KV, PairKey};
-use router_core::frame::{Provenance, Value};
+use router_core::provenance::Measured;
 
 /// What a pair moved in the last moment, as its sockets tell.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,14 +27,14 @@ pub(super) struct PodKv {
     /// KV cache that it sent since it is known, and what it sends and receives a second.
     pub(super) sent: u64,
     pub(super) tx: f64,
-    pub(super) rx: Value,
+    pub(super) rx: Measured<f32>,
     /// Of anything, not of KV cache alone.
     pub(super) retransmits: f64,
 }
 
 impl Default for PodKv {
     fn default() -> PodKv {
-        PodKv { sent: 0, tx: 0.0, rx: Value::exact(0.0), retransmits: 0.0 }
+        PodKv { sent: 0, tx: 0.0, rx: Measured::exact(0.0), retransmits: 0.0 }
     }
 }
 
@@ -42,7 +42,7 @@ impl Default for PodKv {
 #[derive(Debug, Default)]
 pub(super) struct Kv {
     pods: BTreeMap<u32, PodKv>,
-    received: BTreeMap<PairKey, Value>,
+    received: BTreeMap<PairKey, Measured<f32>>,
 }
 
 impl Kv {
@@ -76,7 +76,7 @@ impl Kv {
         pairs: &BTreeMap<PairKey, Moves>,
         own: &[(PairKey, &Moves)],
         arriving: Option<f64>,
-    ) -> Value {
+    ) -> Measured<f32> {
         let mut told = 0.0;
         let mut others = Vec::new();
         for (key, moves) in own {
@@ -84,30 +84,27 @@ impl Kv {
             match pairs.get(&sender).filter(|sender| sender.sent > 0 && sender.seeded == 0) {
                 Some(sender) => {
                     told += sender.tx;
-                    self.received.insert(*key, Value::exact(sender.tx as f32));
+                    self.received.insert(*key, Measured::exact(sender.tx as f32));
                 }
                 None => others.push((*key, *moves)),
             }
         }
         let open: u64 = others.iter().map(|(_, moves)| moves.open).sum();
         let rest = match arriving {
-            _ if others.is_empty() => return Value::exact(told as f32),
-            Some(arriving) => Value::estimated((arriving - told).max(0.0) as f32),
-            None if open > 0 => Value::UNKNOWN,
-            None => Value::exact(0.0),
+            _ if others.is_empty() => return Measured::exact(told as f32),
+            Some(arriving) => Measured::estimated((arriving - told).max(0.0) as f32),
+            None if open > 0 => Measured::unknown(),
+            None => Measured::exact(0.0),
         };
         // Each connection as much as another; those that just ended as much as they moved.
         let weight = |moves: &Moves| if open > 0 { moves.open as f64 } else { moves.rx };
         let all: f64 = others.iter().map(|(_, moves)| weight(moves)).sum();
         for (key, moves) in others {
             let share = if all > 0.0 { weight(moves) / all } else { 0.0 };
-            let value = (f64::from(rest.value) * share) as f32;
-            self.received.insert(key, Value { value, by: rest.by });
+            let received = rest.map(|rest| (f64::from(rest) * share) as f32);
+            self.received.insert(key, received);
         }
-        match rest.by {
-            Provenance::Unknown => Value::UNKNOWN,
-            by => Value { value: told as f32 + rest.value, by },
-        }
+        rest.map(|rest| told as f32 + rest)
     }
 
     pub(super) fn of_pod(&self, id: u32) -> PodKv {
@@ -115,8 +112,8 @@ impl Kv {
     }
 
     /// What the pod of a pair receives of it.
-    pub(super) fn received(&self, key: &PairKey) -> Value {
-        self.received.get(key).copied().unwrap_or(Value::exact(0.0))
+    pub(super) fn received(&self, key: &PairKey) -> Measured<f32> {
+        self.received.get(key).copied().unwrap_or(Measured::exact(0.0))
     }
 }
 
@@ -143,9 +140,9 @@ mod tests {
     fn what_comes_from_elsewhere_is_divided_by_connections() {
         let pairs = BTreeMap::from([(from(FAR), open(3)), (from(FARTHER), open(1))]);
         let kv = Kv::of(&pairs, |_| Some(4e9));
-        assert_eq!(kv.of_pod(DECODE).rx, Value::estimated(4e9));
-        assert_eq!(kv.received(&from(FAR)), Value::estimated(3e9));
-        assert_eq!(kv.received(&from(FARTHER)), Value::estimated(1e9));
+        assert_eq!(kv.of_pod(DECODE).rx, Measured::estimated(4e9));
+        assert_eq!(kv.received(&from(FAR)), Measured::estimated(3e9));
+        assert_eq!(kv.received(&from(FARTHER)), Measured::estimated(1e9));
         assert_eq!(kv.of_pod(FAR), PodKv::default());
     }
 
@@ -158,17 +155,17 @@ mod tests {
         ]);
         let kv = Kv::of(&pairs, |_| Some(1.1e9));
         assert_eq!((kv.of_pod(NEAR).tx, kv.of_pod(NEAR).retransmits), (1e9, 2.0));
-        assert_eq!(kv.of_pod(DECODE).rx, Value::exact(1e9), "what is sent twice counts once");
+        assert_eq!(kv.of_pod(DECODE).rx, Measured::exact(1e9), "what is sent twice counts once");
         pairs.insert(from(FAR), open(1));
         let kv = Kv::of(&pairs, |_| Some(3e9));
-        assert_eq!(kv.of_pod(DECODE).rx, Value::estimated(3e9));
-        assert_eq!(kv.received(&from(NEAR)), Value::exact(1e9));
-        assert_eq!(kv.received(&from(FAR)), Value::estimated(2e9));
+        assert_eq!(kv.of_pod(DECODE).rx, Measured::estimated(3e9));
+        assert_eq!(kv.received(&from(NEAR)), Measured::exact(1e9));
+        assert_eq!(kv.received(&from(FAR)), Measured::estimated(2e9));
         // No packet of the host's own wire shows what stays on the node.
-        assert_eq!(Kv::of(&pairs, |_| Some(0.0)).of_pod(DECODE).rx, Value::estimated(1e9));
+        assert_eq!(Kv::of(&pairs, |_| Some(0.0)).of_pod(DECODE).rx, Measured::estimated(1e9));
         // Older than the programs: its sockets' bytes are in no count.
         pairs.insert(near, Moves { sent: 9, tx: 1e9, seeded: 1, ..open(1) });
-        assert_eq!(Kv::of(&pairs, |_| Some(3e9)).received(&from(NEAR)), Value::estimated(1.5e9));
+        assert_eq!(Kv::of(&pairs, |_| Some(3e9)).received(&from(NEAR)), Measured::estimated(1.5e9));
     }
 
     #[test]
@@ -176,8 +173,8 @@ mod tests {
         let ended = |rx| Moves { rx, ..open(0) };
         let pairs = BTreeMap::from([(from(FAR), ended(1e6)), (from(FARTHER), ended(3e6))]);
         let kv = Kv::of(&pairs, |_| Some(8e6));
-        assert_eq!(kv.of_pod(DECODE).rx, Value::estimated(8e6));
-        assert_eq!(kv.received(&from(FARTHER)), Value::estimated(6e6));
+        assert_eq!(kv.of_pod(DECODE).rx, Measured::estimated(8e6));
+        assert_eq!(kv.received(&from(FARTHER)), Measured::estimated(6e6));
     }
 
     #[test]
@@ -186,11 +183,11 @@ mod tests {
         let kv = Kv::of(&pairs(open(1)), |_| None);
         assert_eq!(
             (kv.of_pod(DECODE).rx, kv.received(&from(FAR))),
-            (Value::UNKNOWN, Value::UNKNOWN)
+            (Measured::unknown(), Measured::unknown())
         );
-        assert_eq!(Kv::of(&pairs(open(0)), |_| None).of_pod(DECODE).rx, Value::exact(0.0));
+        assert_eq!(Kv::of(&pairs(open(0)), |_| None).of_pod(DECODE).rx, Measured::exact(0.0));
         let engine = PairKey { class: CLASS_ENGINE, ..from(FAR) };
         let kv = Kv::of(&BTreeMap::from([(engine, open(1))]), |_| None);
-        assert_eq!(kv.of_pod(DECODE).rx, Value::exact(0.0), "no KV cache at all");
+        assert_eq!(kv.of_pod(DECODE).rx, Measured::exact(0.0), "no KV cache at all");
     }
 }

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use router_core::frame::{DeviceKind, DeviceRecord, Value};
+use router_core::frame::{DeviceKind, DeviceRecord};
+use router_core::provenance::Measured;
 use router_core::trail::Trail;
 use tracing::debug;
 
@@ -138,7 +139,7 @@ impl Links {
             let used = link.used();
             let rate = |counter| {
                 let growth = link.trail.growth();
-                Value::from(growth.map(|growth| growth.per_second(counter) as f32))
+                Measured::from(growth.map(|growth| growth.per_second(counter) as f32))
             };
             let age = now.saturating_duration_since(link.read);
             DeviceRecord {

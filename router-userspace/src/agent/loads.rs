@@ -9,7 +9,7 @@ use router_common::flow::{
     CLASS_BOOTSTRAP, CLASS_ENGINE, CLASS_KV, CLASS_KV_CONTROL, Losses, PairKey,
 };
 use router_core::fleet::Role;
-use router_core::frame::{Provenance, Value};
+use router_core::provenance::Measured;
 use router_core::sample;
 use router_core::score::Score;
 use serde::Serialize;
@@ -77,7 +77,7 @@ pub(super) struct PodLoad {
     pub(super) uplink_bytes: u64,
     /// KV cache that it sends and receives a second, over the last fifth of one; not what RDMA moves.
     pub(super) kv_tx_bytes_per_second: f64,
-    pub(super) kv_rx_bytes_per_second: Value,
+    pub(super) kv_rx_bytes_per_second: Measured<f32>,
     /// Over the last second.
     pub(super) rates: PodRates,
     /// Seconds to finish what is in flight at the present rate; absent while unknown.
@@ -136,8 +136,7 @@ pub(super) struct PairLoad {
     pub(super) rtt_us: Option<u64>,
     pub(super) tx_bytes_per_second: f64,
     /// Of KV cache it is live; else that of a socket which only receives is 0 until its state changes.
-    pub(super) rx_bytes_per_second: Option<f64>,
-    pub(super) rx_rate_by: Provenance,
+    pub(super) rx_bytes_per_second: Measured<f64>,
     pub(super) age_ms: f64,
 }
 
@@ -146,8 +145,7 @@ pub(super) struct KvLoad {
     pub(super) prefill: Arc<str>,
     pub(super) decode: Arc<str>,
     pub(super) bytes: u64,
-    pub(super) bytes_per_second: Option<f64>,
-    pub(super) rate_by: Provenance,
+    pub(super) bytes_per_second: Measured<f64>,
     /// The end that counted: at `prefill` both are live; at `decode` the rate is, by an estimate, and
     /// the bytes are complete at the end of a connection.
     pub(super) counted_at: &'static str,
@@ -257,20 +255,19 @@ fn count_kv(
     pod: &Entry,
     peer: &Entry,
     counters: &PairCounters,
-    received: Value,
+    received: Measured<f32>,
 ) {
     let sends = pod.placed.pod.role == Some(Role::Prefill);
     let (prefill, decode) = if sends { (pod, peer) } else { (peer, pod) };
-    let (bytes, bytes_per_second, rate_by) = match sends {
-        true => (counters.stats.tx_bytes, Some(counters.tx_per_second), Provenance::Exact),
-        false => (counters.stats.rx_bytes, received.known().map(f64::from), received.by),
+    let (bytes, bytes_per_second) = match sends {
+        true => (counters.stats.tx_bytes, Measured::exact(counters.tx_per_second)),
+        false => (counters.stats.rx_bytes, received.map(f64::from)),
     };
     let load = KvLoad {
         prefill: Arc::clone(&prefill.placed.pod.name),
         decode: Arc::clone(&decode.placed.pod.name),
         bytes,
         bytes_per_second,
-        rate_by,
         counted_at: if sends { "prefill" } else { "decode" },
     };
     let known = kv.entry((prefill.id, decode.id)).or_insert_with(|| load.clone());
@@ -351,12 +348,9 @@ fn pair_load(
     now: Instant,
 ) -> PairLoad {
     let stats = &counters.stats;
-    let (rx_bytes_per_second, rx_rate_by) = match key.class {
-        CLASS_KV => {
-            let rate = kv.received(key);
-            (rate.known().map(f64::from), rate.by)
-        }
-        _ => (Some(counters.rx_per_second), Provenance::Exact),
+    let rx_bytes_per_second = match key.class {
+        CLASS_KV => kv.received(key).map(f64::from),
+        _ => Measured::exact(counters.rx_per_second),
     };
     PairLoad {
         pod: Arc::clone(&pod.placed.pod.name),
@@ -381,7 +375,6 @@ fn pair_load(
         rtt_us: stats.rtt_us_sum.checked_div(stats.rtt_samples),
         tx_bytes_per_second: counters.tx_per_second,
         rx_bytes_per_second,
-        rx_rate_by,
         age_ms: milliseconds(now - counters.read),
     }
 }

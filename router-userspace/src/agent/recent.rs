@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use router_common::flow::{
     CLASS_BOOTSTRAP, CLASS_ENGINE, CLASS_KV, CLASS_KV_CONTROL, PairKey, PodHttp,
 };
-use router_core::frame::{self, Latency, PairRecord, PodRecord, Value, pod_id};
+use router_core::frame::{self, Latency, PairRecord, PodRecord, pod_id};
+use router_core::provenance::Measured;
 use router_core::sample::{Rates, Window};
 use router_core::score::{Baseline, Score, Signs};
 use router_core::trail::Trail;
@@ -151,7 +152,7 @@ impl Recent {
             .get(&entry.id)
             .filter(|_| streaming > 0)
             .map(|pod| now.saturating_duration_since(self.start + pod.said.0));
-        let known = |value: Option<f64>| Value::from(value.map(|value| value as f32));
+        let known = |value: Option<f64>| Measured::from(value.map(|value| value as f32));
         let record = PodRecord {
             pod: pod_id(&entry.placed.pod.uid),
             age_us: micros(age),
@@ -163,17 +164,17 @@ impl Recent {
             kv_tx_bytes: kv.sent,
             ttft: latency(rates.ttft, rates.ttft_p99, rates.ttft_samples),
             itl: with_silence(latency(rates.itl, rates.itl_p99, rates.itl_samples), silence),
-            tx_bytes_per_s: Value::exact(rates.tx_bytes as f32),
-            rx_bytes_per_s: Value::exact(rates.rx_bytes as f32),
-            retransmits_per_s: Value::exact(kv.retransmits as f32),
-            kv_tx_bytes_per_s: Value::exact(kv.tx as f32),
+            tx_bytes_per_s: Measured::exact(rates.tx_bytes as f32),
+            rx_bytes_per_s: Measured::exact(rates.rx_bytes as f32),
+            retransmits_per_s: Measured::exact(kv.retransmits as f32),
+            kv_tx_bytes_per_s: Measured::exact(kv.tx as f32),
             kv_rx_bytes_per_s: kv.rx,
-            rdma_tx_bytes_per_s: Value::UNKNOWN,
-            rdma_rx_bytes_per_s: Value::UNKNOWN,
+            rdma_tx_bytes_per_s: Measured::unknown(),
+            rdma_rx_bytes_per_s: Measured::unknown(),
             link_bytes_per_s: known(link.map(|link| link.speed)),
             link_tx_used_bytes_per_s: known(link.map(|link| link.tx)),
             link_rx_used_bytes_per_s: known(link.map(|link| link.rx)),
-            score: Value::exact(self.score(entry.id, counters, kv, link).total() as f32),
+            score: Measured::exact(self.score(entry.id, counters, kv, link).total() as f32),
         };
         Some(with_rdma(record, entry.placed.pod.role, ways.rdma(entry)))
     }
@@ -268,7 +269,7 @@ fn pair_records(sampler: &Sampler, kv: &Kv, names: &Names, now: Instant) -> Vec<
         let named = frame::PairKey { pod, peer, class: class(key.class) };
         let mut record = pair(named, counters, counters.growth(), now);
         if key.class == CLASS_KV {
-            record.rx_bytes_per_s = kv.received(key).known().unwrap_or_default();
+            record.rx_bytes_per_s = kv.received(key).value().unwrap_or_default();
         }
         records.push(record);
     }
@@ -295,7 +296,7 @@ fn pair(
     let Some(growth) = growth else { return record };
     let ratio = |sum: usize, of: usize, times: f64| {
         let of = growth.by[of];
-        Value::from((of > 0).then(|| (growth.by[sum] as f64 / of as f64 * times) as f32))
+        Measured::from((of > 0).then(|| (growth.by[sum] as f64 / of as f64 * times) as f32))
     };
     PairRecord {
         tx_bytes_per_s: growth.per_second(TX) as f32,
@@ -369,9 +370,12 @@ mod tests {
         let counters = PairCounters::new(stats, Instant::now());
         let moving = pair(frame::PairKey::default(), &counters, Some(growth), counters.read);
         assert_eq!(moving.tx_bytes_per_s, 5e6);
-        assert_eq!(moving.rtt_us, Value::exact(1_000.0));
-        assert_eq!((moving.transfer_bytes_per_s, moving.transfer_us), (Value::exact(2e8), 4_000));
+        assert_eq!(moving.rtt_us, Measured::exact(1_000.0));
+        assert_eq!(
+            (moving.transfer_bytes_per_s, moving.transfer_us),
+            (Measured::exact(2e8), 4_000)
+        );
         let idle = pair(frame::PairKey::default(), &counters, None, counters.read);
-        assert_eq!((idle.open, idle.rtt_us), (2, Value::UNKNOWN));
+        assert_eq!((idle.open, idle.rtt_us), (2, Measured::unknown()));
     }
 }

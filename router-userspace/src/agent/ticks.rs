@@ -16,7 +16,7 @@ use super::owners::{self, Listening};
 use super::sampler::Sampler;
 use super::{Agent, FOLLOW_EVERY, News, RATES_EVERY, learn, server};
 use crate::control::POLL_INTERVAL;
-use crate::feedback::publish::Measured;
+use crate::feedback::publish::AgentUpdate;
 use crate::token::Guard;
 
 /// News that wait for the next tick; their tellers wait beyond that.
@@ -126,7 +126,7 @@ impl Agent {
             let view = self.view.lock();
             (view.report(), view.sampler.read)
         };
-        self.publisher.tick(Measured::All(report), read, Instant::now());
+        self.publisher.tick(AgentUpdate::Full(report), read, Instant::now());
     }
 
     /// Reads the pods' requests, and tells the gateways of those that have others than before.
@@ -141,7 +141,7 @@ impl Agent {
             view.read_requests(&changed);
             (view.records(&changed), view.sampler.read)
         };
-        self.publisher.tick(Measured::Pods(records), read, Instant::now());
+        self.publisher.tick(AgentUpdate::Pods(records), read, Instant::now());
     }
 
     fn sweep(&mut self) {

@@ -29,12 +29,12 @@ pub const MAX_SUBSCRIBERS: usize = 64;
 /// Frames that a subscriber may be behind before it gets a report instead.
 const BACKLOG: usize = 16;
 
-/// What an agent measured.
+/// What an agent measured since the last tick.
 #[derive(Debug)]
-pub enum Measured {
-    /// Everything, sorted.
-    All(Report),
-    /// Pods that have other requests than before.
+pub enum AgentUpdate {
+    /// A whole report, sorted.
+    Full(Report),
+    /// The pods whose request counts changed.
     Pods(Vec<PodRecord>),
 }
 
@@ -82,12 +82,12 @@ impl Publisher {
 
     /// Takes in what was measured by counters that were read at `read`: at most one frame goes
     /// out, and none where nothing changed and the last one is fresh.
-    pub fn tick(&self, measured: Measured, read: Instant, now: Instant) {
+    pub fn tick(&self, update: AgentUpdate, read: Instant, now: Instant) {
         let mut told = self.told();
         told.read = read;
-        let delta = match measured {
-            Measured::All(report) => told.changes(report, now),
-            Measured::Pods(pods) => Delta { pods, ..Delta::default() },
+        let delta = match update {
+            AgentUpdate::Full(report) => told.changes(report, now),
+            AgentUpdate::Pods(pods) => Delta { pods, ..Delta::default() },
         };
         let body = if !delta.is_empty() {
             told.report.apply(&delta);
@@ -246,8 +246,8 @@ mod tests {
         PodRecord { pod: 7, in_flight, ..PodRecord::default() }
     }
 
-    fn report(in_flight: u32) -> Measured {
-        Measured::All(Report { pods: vec![pod(in_flight)], ..Report::default() })
+    fn report(in_flight: u32) -> AgentUpdate {
+        AgentUpdate::Full(Report { pods: vec![pod(in_flight)], ..Report::default() })
     }
 
     async fn next(body: &mut UnsyncBoxBody<Bytes, Infallible>) -> Frame {
@@ -283,12 +283,12 @@ mod tests {
         publisher.tick(report(1), start, start);
         let mut body = publisher.subscribe().unwrap();
         next(&mut body).await;
-        publisher.tick(Measured::Pods(vec![pod(2)]), start, start);
+        publisher.tick(AgentUpdate::Pods(vec![pod(2)]), start, start);
         let Body::Delta(delta) = next(&mut body).await.body else { panic!("no delta") };
         assert_eq!(delta.pods, [pod(2)]);
         // The next report says nothing new of it.
         publisher.tick(report(2), start, start);
-        publisher.tick(Measured::Pods(Vec::new()), start, start + HEARTBEAT);
+        publisher.tick(AgentUpdate::Pods(Vec::new()), start, start + HEARTBEAT);
         assert_eq!(next(&mut body).await.body, Body::Heartbeat);
         assert_eq!(publisher.report().pods[0].in_flight, 2);
     }
@@ -300,7 +300,7 @@ mod tests {
         let streams = || {
             let itl = Latency { mean_us: 20_000.0, samples: 9, ..Latency::default() };
             let pods = vec![PodRecord { itl, ..pod(1) }];
-            Measured::All(Report { pods, ..Report::default() })
+            AgentUpdate::Full(Report { pods, ..Report::default() })
         };
         let begun_us = {
             let told = publisher.told();

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use router_core::fleet::{Load, Role, Usage};
-use router_core::frame::{PodRecord, Value};
+use router_core::frame::PodRecord;
+use router_core::provenance::Measured;
 use router_core::schedule::step_us_of_idle;
 
 use super::targets::{Target, Targets};
@@ -95,11 +96,11 @@ pub(super) fn evidence(record: &PodRecord) -> (u64, u64) {
 /// A record as the scheduler takes it, without what this gateway had there itself.
 fn load(record: &PodRecord, own: Usage) -> Load {
     let own_bytes = own.wire_bytes + own.exchanges * OVERHEAD_BYTES;
-    let kv = |rate: Value| rate.known().unwrap_or(0.0);
-    let speed = record.link_bytes_per_s.known().unwrap_or(0.0);
-    let free = |used: Value, kv: f32| {
+    let kv = |rate: Measured<f32>| rate.value().unwrap_or(0.0);
+    let speed = record.link_bytes_per_s.value().unwrap_or(0.0);
+    let free = |used: Measured<f32>, kv: f32| {
         // What KV cache uses of the link is told apart.
-        let others = (used.known().unwrap_or(0.0) - kv).max(0.0);
+        let others = (used.value().unwrap_or(0.0) - kv).max(0.0);
         (speed - others).max(speed * LEAST_FREE) / 1000.0
     };
     let (tx_kv, rx_kv) = (kv(record.kv_tx_bytes_per_s), kv(record.kv_rx_bytes_per_s));
@@ -135,10 +136,10 @@ mod tests {
     #[test]
     fn a_full_link_leaves_a_little_and_an_unknown_one_says_nothing() {
         let used = PodRecord {
-            link_bytes_per_s: Value::exact(1e9),
-            link_tx_used_bytes_per_s: Value::exact(2e9),
-            link_rx_used_bytes_per_s: Value::exact(6e8),
-            kv_rx_bytes_per_s: Value::exact(4e8),
+            link_bytes_per_s: Measured::exact(1e9),
+            link_tx_used_bytes_per_s: Measured::exact(2e9),
+            link_rx_used_bytes_per_s: Measured::exact(6e8),
+            kv_rx_bytes_per_s: Measured::exact(4e8),
             ..PodRecord::default()
         };
         let busy = load(&used, Usage::default());

@@ -117,7 +117,7 @@ impl Gateway {
             let age = load.map_or(f64::INFINITY, |load| f64::from(load.age_ms) / 1000.0);
             self.metrics.worker_load_age.get_or_create(&labels).set(age);
             let told = pods.get(&pod_id(&member.worker.key.uid));
-            let score = told.and_then(|(_, record)| record.score.known());
+            let score = told.and_then(|(_, record)| record.score.value());
             let score = score.map_or(f64::NAN, f64::from);
             self.metrics.worker_load_score.get_or_create(&labels).set(score);
         }

@@ -31,8 +31,8 @@ fn active(loads: &Value, name: &str) -> Option<u64> {
     held(loads, name)["active_queue_pairs"].as_u64()
 }
 
-fn is(share: &Value, value: f64, known: &str) -> bool {
-    share["value"].as_f64() == Some(value) && share["known"] == known
+fn is(share: &Value, value: f64, provenance: &str) -> bool {
+    share["value"].as_f64() == Some(value) && share["provenance"] == provenance
 }
 
 fn agent(rig: &Rig) -> Agent<'_> {
@@ -57,16 +57,17 @@ fn queue_pairs_are_told_by_pod_and_go_with_their_process() {
             && held(loads, "d0")["arrived"]["write_bytes"].as_u64() > Some(0)
     });
     // Bytes of the device are told where it counts them, and never as zero where not.
-    let (bytes, known) = (&held(&loads, "p0")["tx_bytes"], &device(&loads, "rxe0")["bytes"]);
+    let (bytes, provenance) =
+        (&held(&loads, "p0")["tx_bytes"], &device(&loads, "rxe0")["bytes_provenance"]);
     if kernel() >= (7, 2) {
         let loads = agent.until("bytes of the pod", |loads| {
             held(loads, "p0")["tx_bytes"]["value"].as_f64() > Some(65_536.0)
         });
-        assert_eq!(held(&loads, "p0")["tx_bytes"]["known"], "exact");
-        assert_eq!(device(&loads, "rxe0")["bytes"], "exact");
+        assert_eq!(held(&loads, "p0")["tx_bytes"]["provenance"], "exact");
+        assert_eq!(device(&loads, "rxe0")["bytes_provenance"], "exact");
     } else {
-        assert_eq!((&bytes["value"], &bytes["known"]), (&Value::Null, &"unknown".into()));
-        assert_eq!(known, "unknown");
+        assert_eq!((&bytes["value"], &bytes["provenance"]), (&Value::Null, &"unknown".into()));
+        assert_eq!(provenance, "unknown");
         let missing = loads["missing"].as_array().expect("a list");
         assert!(
             missing.iter().any(|line| line.as_str().is_some_and(|line| line.contains("rxe0"))),

@@ -2,7 +2,8 @@
 
 use std::cmp::Ordering;
 
-use super::{Delta, DeviceRecord, Latency, PairKey, PairRecord, PodRecord, Report, Value};
+use super::{Delta, DeviceRecord, Latency, PairKey, PairRecord, PodRecord, Report};
+use crate::provenance::Measured;
 
 /// Below this, in bytes a second or microseconds, a rate or a time is as good as none.
 const SAME_FLOOR: f32 = 64.0;
@@ -207,12 +208,12 @@ impl Same {
         (old.samples > 0) != (new.samples > 0) || self.differs(old.mean_us, new.mean_us)
     }
 
-    fn differs_value(self, old: Value, new: Value) -> bool {
-        old.by != new.by || self.differs(old.value, new.value)
+    fn differs_value(self, old: Measured<f32>, new: Measured<f32>) -> bool {
+        old.provenance != new.provenance || self.differs(old.value, new.value)
     }
 
-    fn differs_part(self, old: Value, new: Value) -> bool {
-        old.by != new.by || (old.value - new.value).abs() > self.part
+    fn differs_part(self, old: Measured<f32>, new: Measured<f32>) -> bool {
+        old.provenance != new.provenance || (old.value - new.value).abs() > self.part
     }
 
     fn differs(self, old: f32, new: f32) -> bool {

@@ -28,9 +28,7 @@ mod wire;
 use bytes::{Buf, Bytes, BytesMut};
 use serde::Serialize;
 
-pub use record::{
-    Class, DeviceKind, DeviceRecord, Latency, PairKey, PairRecord, PodRecord, Provenance, Value,
-};
+pub use record::{Class, DeviceKind, DeviceRecord, Latency, PairKey, PairRecord, PodRecord};
 use wire::{Reader, Wire};
 
 /// Raised by every change of what the bytes mean.

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::Bad;
 use super::wire::{Bounded, Reader, Wire, put_text};
+use crate::provenance::{Measured, Provenance};
 
 /// The oldest age that is told: an hour.
 pub(super) const MAX_AGE_US: u32 = 3_600_000_000;
@@ -14,82 +15,34 @@ const MAX_BYTES: u64 = 1 << 50;
 const MAX_RATE: f32 = 1e13;
 const MAX_TIME_US: f32 = 3.6e9;
 
-/// How a value came to be.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Provenance {
-    /// Not measured here: the value says nothing, and is never to be taken for zero.
-    #[default]
-    Unknown,
-    /// Divided among pods, or inferred.
-    Estimated,
-    /// Counted.
-    Exact,
-}
-
-/// A value, and whether it was measured.
-#[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd, Serialize)]
-pub struct Value {
-    pub value: f32,
-    pub by: Provenance,
-}
-
-impl Value {
-    pub const UNKNOWN: Value = Value { value: 0.0, by: Provenance::Unknown };
-
-    pub fn exact(value: f32) -> Value {
-        Value { value, by: Provenance::Exact }
-    }
-
-    pub fn estimated(value: f32) -> Value {
-        Value { value, by: Provenance::Estimated }
-    }
-
-    /// The value, where it is one.
-    pub fn known(self) -> Option<f32> {
-        (self.by != Provenance::Unknown).then_some(self.value)
-    }
-}
-
-impl From<Option<f32>> for Value {
-    fn from(measured: Option<f32>) -> Value {
-        measured.map_or(Value::UNKNOWN, Value::exact)
-    }
-}
-
-impl Wire for Value {
+impl Wire for Measured<f32> {
     fn put(&self, out: &mut BytesMut) {
-        (self.by as u8).put(out);
+        (self.provenance as u8).put(out);
         self.value.put(out);
     }
 
-    fn get(from: &mut Reader<'_>, field: &'static str) -> Result<Value, Bad> {
-        let by = match u8::get(from, field)? {
+    fn get(from: &mut Reader<'_>, field: &'static str) -> Result<Measured<f32>, Bad> {
+        let provenance = match u8::get(from, field)? {
             0 => Provenance::Unknown,
             1 => Provenance::Estimated,
             2 => Provenance::Exact,
             _ => return Err(Bad::OutOfRange(field)),
         };
-        Ok(Value { value: f32::get(from, field)?, by })
+        Ok(Measured { value: f32::get(from, field)?, provenance })
     }
 }
 
-impl Bounded for Value {
-    fn is_at_most(self, most: Value) -> bool {
+impl Bounded for Measured<f32> {
+    fn is_at_most(self, most: Measured<f32>) -> bool {
         self.value <= most.value
     }
 
-    fn bounded(self, most: Value) -> Value {
+    fn bounded(self, most: Measured<f32>) -> Measured<f32> {
         match self.value.is_finite() {
-            true => Value { value: self.value.bounded(most.value), by: self.by },
-            false => Value::UNKNOWN,
+            true => Measured { value: self.value.bounded(most.value), ..self },
+            false => Measured::unknown(),
         }
     }
-}
-
-/// What is measured up to `value`.
-const fn up_to(value: f32) -> Value {
-    Value { value, by: Provenance::Exact }
 }
 
 /// Declares a record with its bytes: the fields in their order, each up to its bound.
@@ -154,21 +107,21 @@ record! {
         /// as long as the silence.
         itl: Latency,
         /// On the pod's own interface.
-        tx_bytes_per_s: Value = up_to(MAX_RATE),
-        rx_bytes_per_s: Value = up_to(MAX_RATE),
-        retransmits_per_s: Value = up_to(MAX_RATE),
+        tx_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
+        rx_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
+        retransmits_per_s: Measured<f32> = Measured::exact(MAX_RATE),
         /// KV cache out of this pod and into it, over TCP and RDMA.
-        kv_tx_bytes_per_s: Value = up_to(MAX_RATE),
-        kv_rx_bytes_per_s: Value = up_to(MAX_RATE),
+        kv_tx_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
+        kv_rx_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
         /// What RDMA devices moved for this pod, whatever it was.
-        rdma_tx_bytes_per_s: Value = up_to(MAX_RATE),
-        rdma_rx_bytes_per_s: Value = up_to(MAX_RATE),
+        rdma_tx_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
+        rdma_rx_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
         /// The narrowest link between the pod and others, and what everybody uses of it.
-        link_bytes_per_s: Value = up_to(MAX_RATE),
-        link_tx_used_bytes_per_s: Value = up_to(MAX_RATE),
-        link_rx_used_bytes_per_s: Value = up_to(MAX_RATE),
+        link_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
+        link_tx_used_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
+        link_rx_used_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
         /// 0 idle to 1 saturated.
-        score: Value = up_to(1.0),
+        score: Measured<f32> = Measured::exact(1.0),
     }
 }
 
@@ -193,10 +146,10 @@ record! {
         rx_bytes_per_s: f32 = MAX_RATE,
         retransmits_per_s: f32 = MAX_RATE,
         /// Round trips, as the pod's sockets measure them.
-        rtt_us: Value = up_to(MAX_TIME_US),
+        rtt_us: Measured<f32> = Measured::exact(MAX_TIME_US),
         /// How fast data went while it moved, and for how long it did, over the last fraction of
         /// a second.
-        transfer_bytes_per_s: Value = up_to(MAX_RATE),
+        transfer_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
         transfer_us: u32 = MAX_AGE_US,
     }
 }
@@ -284,10 +237,10 @@ record! {
         name: String,
         kind: DeviceKind,
         age_us: u32 = MAX_AGE_US,
-        speed_bytes_per_s: Value = up_to(MAX_RATE),
-        tx_bytes_per_s: Value = up_to(MAX_RATE),
-        rx_bytes_per_s: Value = up_to(MAX_RATE),
+        speed_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
+        tx_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
+        rx_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
         /// Of the busier direction, 0 to 1.
-        utilisation: Value = up_to(1.0),
+        utilisation: Measured<f32> = Measured::exact(1.0),
     }
 }

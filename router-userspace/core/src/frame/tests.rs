@@ -3,14 +3,15 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::provenance::{Measured, Provenance};
 
-fn value(most: f32) -> impl Strategy<Value = Value> {
-    let by = prop_oneof![
+fn value(most: f32) -> impl Strategy<Value = Measured<f32>> {
+    let provenance = prop_oneof![
         Just(Provenance::Unknown),
         Just(Provenance::Estimated),
         Just(Provenance::Exact)
     ];
-    (0.0..=most, by).prop_map(|(value, by)| Value { value, by })
+    (0.0..=most, provenance).prop_map(|(value, provenance)| Measured { value, provenance })
 }
 
 fn pod() -> impl Strategy<Value = PodRecord> {
@@ -142,7 +143,7 @@ fn encoded(frame: &Frame) -> Vec<u8> {
 
 #[test]
 fn what_is_wrong_is_named() {
-    let pod = PodRecord { score: Value::exact(0.5), ..PodRecord::default() };
+    let pod = PodRecord { score: Measured::exact(0.5), ..PodRecord::default() };
     let report = Report { pods: vec![pod], ..Report::default() };
     let good = encoded(&Frame { body: Body::Full(report), ..Frame::default() });
     let with = |at: usize, bytes: &[u8]| {
@@ -170,8 +171,8 @@ fn what_is_wrong_is_named() {
 fn what_was_never_measured_is_sent_as_unknown_and_limits_hold_at_the_sender_too() {
     let broken = PodRecord {
         itl: Latency { mean_us: f32::NAN, ..Latency::default() },
-        tx_bytes_per_s: Value::exact(f32::INFINITY),
-        score: Value::exact(3.0),
+        tx_bytes_per_s: Measured::exact(f32::INFINITY),
+        score: Measured::exact(3.0),
         ..PodRecord::default()
     };
     let report =
@@ -183,7 +184,7 @@ fn what_was_never_measured_is_sent_as_unknown_and_limits_hold_at_the_sender_too(
     };
     assert_eq!((read.node.len(), read.pods.len()), (252, MAX_PODS));
     assert_eq!(read.pods[0].itl.mean_us, 0.0);
-    assert_eq!(read.pods[0].tx_bytes_per_s, Value::UNKNOWN);
-    assert_eq!(read.pods[0].score, Value::exact(1.0));
-    assert_eq!(Value::UNKNOWN.known(), None);
+    assert_eq!(read.pods[0].tx_bytes_per_s, Measured::unknown());
+    assert_eq!(read.pods[0].score, Measured::exact(1.0));
+    assert_eq!(Measured::<f32>::unknown().value(), None);
 }

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use router_core::provenance::Provenance;
+
 use super::ask::Source;
 use super::counters::Counter;
 use super::freshness::Work;
 use super::holders::{Holders, Ledger};
-use super::known::Known;
 use super::nldev::Command;
 use super::owner::{Owner, Owners};
 use super::parse::{self, QueuePair};
@@ -132,9 +133,9 @@ impl Device {
         };
         let now = (sum(Counter::TxBytes), sum(Counter::RxBytes));
         let jumped = self.ports.iter_mut().fold(false, |jumped, port| port.take_jump() | jumped);
-        let known = if jumped { Known::Estimated } else { Known::Exact };
+        let provenance = if jumped { Provenance::Estimated } else { Provenance::Exact };
         let (tx, rx) = (now.0.wrapping_sub(self.settled.0), now.1.wrapping_sub(self.settled.1));
-        self.ledger.settle(before, after, (tx, rx), known);
+        self.ledger.settle(before, after, (tx, rx), provenance);
         self.settled = now;
         let holders = [before, after];
         self.ledger.make_room(|owner| holders.iter().any(|held| held.has(owner)));

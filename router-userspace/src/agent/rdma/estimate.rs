@@ -9,8 +9,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use router_core::provenance::{Measured, Provenance};
+
 use super::counters::{Counter, Counters};
-use super::known::{Figure, Known};
 use super::meter::Meter;
 
 /// Bytes of a page's index.
@@ -68,10 +69,10 @@ impl Estimates {
     }
 
     /// Bytes that a pod received since it is seen, and per second.
-    pub(super) fn all(&self) -> HashMap<Arc<str>, (Figure, Figure)> {
+    pub(super) fn all(&self) -> HashMap<Arc<str>, (Measured<f64>, Measured<f64>)> {
         let figures = |guess: &Guess| {
             let total = guess.meter.grown(Counter::RxBytes).map(|bytes| bytes as f64);
-            let figure = |value| Figure::new(value, Known::Estimated);
+            let figure = |value| Measured::new(value, Provenance::Estimated);
             (figure(total), figure(guess.meter.rate(Counter::RxBytes)))
         };
         self.pods.iter().map(|(uid, guess)| (Arc::clone(uid), figures(guess))).collect()
@@ -99,12 +100,12 @@ mod tests {
     fn pages_are_what_the_messages_have_beyond_their_envelopes() {
         let mut estimates = Estimates::new(Some(1_000));
         estimates.enter(Duration::from_secs(1), &asked(5_000, 7));
-        assert_eq!(estimates.all()["pod"].1, Figure::default(), "one look is no rate");
+        assert_eq!(estimates.all()["pod"].1, Measured::unknown(), "one look is no rate");
         // Two requests of 300 pages each.
         estimates.enter(Duration::from_secs(2), &asked(5_000 + 2 * (128 + 1_200), 9));
         let (total, rate) = estimates.all()["pod"];
-        assert_eq!((total.value, total.known), (Some(600_000.0), Known::Estimated));
-        assert_eq!(rate.value, Some(600_000.0));
+        assert_eq!(total, Measured::estimated(600_000.0));
+        assert_eq!(rate.value(), Some(600_000.0));
         estimates.enter(Duration::from_secs(3), &HashMap::new());
         assert!(estimates.all().is_empty(), "the pod is gone");
     }
@@ -114,7 +115,7 @@ mod tests {
         let mut estimates = Estimates::new(Some(1_000));
         estimates.enter(Duration::from_secs(1), &asked(0, 0));
         estimates.enter(Duration::from_secs(2), &asked(100, 5));
-        assert_eq!(estimates.all()["pod"].0.value, Some(0.0));
+        assert_eq!(estimates.all()["pod"].0.value(), Some(0.0));
         let mut without = Estimates::new(None);
         without.enter(Duration::from_secs(1), &asked(9_999, 1));
         assert!(without.all().is_empty());

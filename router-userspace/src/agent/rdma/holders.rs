@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::known::Known;
+use router_core::provenance::{Measured, Provenance};
+
 use super::owner::{Owner, Owners};
 use super::parse::QueuePair;
 
@@ -76,13 +77,13 @@ impl Holders {
 
     /// How much of the device's traffic is this owner's: all of it where nobody else has an active
     /// queue pair, else as many parts as it has of those.
-    pub(super) fn share(&self, owner: &Owner) -> (f64, Known) {
+    pub(super) fn share(&self, owner: &Owner) -> Measured<f64> {
         let own = self.0.get(owner).map_or(0, States::active);
         match self.active() {
-            0 => (0.0, Known::Exact),
-            all if own == all => (1.0, Known::Exact),
-            _ if own == 0 => (0.0, Known::Exact),
-            all => (f64::from(own) / f64::from(all), Known::Estimated),
+            0 => Measured::exact(0.0),
+            all if own == all => Measured::exact(1.0),
+            _ if own == 0 => Measured::exact(0.0),
+            all => Measured::estimated(f64::from(own) / f64::from(all)),
         }
     }
 
@@ -121,10 +122,10 @@ pub(super) struct Moved {
 }
 
 impl Moved {
-    fn add(&mut self, tx: u64, rx: u64, known: Known) {
+    fn add(&mut self, tx: u64, rx: u64, provenance: Provenance) {
         self.tx = self.tx.wrapping_add(tx);
         self.rx = self.rx.wrapping_add(rx);
-        self.is_estimated |= known != Known::Exact && tx + rx > 0;
+        self.is_estimated |= provenance != Provenance::Exact && tx + rx > 0;
     }
 }
 
@@ -143,7 +144,7 @@ impl Ledger {
         before: &Holders,
         after: &Holders,
         (tx, rx): (u64, u64),
-        counted: Known,
+        counted: Provenance,
     ) {
         let holders = before.with(after);
         let all = u128::from(holders.active());
@@ -157,19 +158,20 @@ impl Ledger {
                 let part = u128::from(whole) * u128::from(states.active()) / all;
                 u64::try_from(part).unwrap_or(whole)
             };
-            let (tx, rx, known) = (part(tx), part(rx), holders.share(owner).1.and(counted));
+            let (tx, rx) = (part(tx), part(rx));
+            let provenance = holders.share(owner).provenance().and(counted);
             (tx_left, rx_left) = (tx_left - tx, rx_left - rx);
             if self.entries.len() < OWNERS || self.entries.contains_key(owner) {
-                self.entries.entry(owner.clone()).or_default().add(tx, rx, known);
+                self.entries.entry(owner.clone()).or_default().add(tx, rx, provenance);
             } else {
-                self.nobodys.add(tx, rx, known);
+                self.nobodys.add(tx, rx, provenance);
             }
         }
         // What the division left over: less than a byte for each owner.
         if let Some((owner, _)) = holders.iter().find(|(_, states)| states.active() > 0)
             && let Some(moved) = self.entries.get_mut(owner)
         {
-            moved.add(tx_left, rx_left, Known::Exact);
+            moved.add(tx_left, rx_left, Provenance::Exact);
         }
     }
 
@@ -205,26 +207,26 @@ mod tests {
     #[test]
     fn one_pod_alone_is_exact_and_two_are_split_by_queue_pairs() {
         let alone = holders(&[(pod("a"), 8), (pod("idle"), 0)]);
-        assert_eq!(alone.share(&pod("a")), (1.0, Known::Exact));
-        assert_eq!(alone.share(&pod("idle")), (0.0, Known::Exact));
+        assert_eq!(alone.share(&pod("a")), Measured::exact(1.0));
+        assert_eq!(alone.share(&pod("idle")), Measured::exact(0.0));
         let both = holders(&[(pod("a"), 6), (pod("b"), 2)]);
-        assert_eq!(both.share(&pod("a")), (0.75, Known::Estimated));
-        assert_eq!(both.share(&pod("b")), (0.25, Known::Estimated));
+        assert_eq!(both.share(&pod("a")), Measured::estimated(0.75));
+        assert_eq!(both.share(&pod("b")), Measured::estimated(0.25));
         // The kernel's queue pairs (SMC-R) move bytes too.
         let kernel = holders(&[(pod("a"), 1), (Owner::Kernel, 1)]);
-        assert_eq!(kernel.share(&pod("a")).1, Known::Estimated);
+        assert_eq!(kernel.share(&pod("a")).provenance(), Provenance::Estimated);
     }
 
     #[test]
     fn nothing_is_lost_in_a_split_and_it_stays_an_estimate() {
         let both = holders(&[(pod("a"), 1), (pod("b"), 2)]);
         let mut ledger = Ledger::default();
-        ledger.settle(&both, &both, (1_000, 10), Known::Exact);
+        ledger.settle(&both, &both, (1_000, 10), Provenance::Exact);
         let (a, b) = (ledger.of(&pod("a")), ledger.of(&pod("b")));
         assert_eq!((a.tx + b.tx, a.rx + b.rx), (1_000, 10));
         assert_eq!(b.tx, 666);
         let alone = holders(&[(pod("a"), 1)]);
-        ledger.settle(&alone, &alone, (5, 5), Known::Exact);
+        ledger.settle(&alone, &alone, (5, 5), Provenance::Exact);
         assert_eq!(ledger.of(&pod("a")).tx, a.tx + 5);
         assert!(ledger.of(&pod("a")).is_estimated, "a sum with an estimate in it is one");
     }
@@ -233,13 +235,13 @@ mod tests {
     fn a_pod_that_came_or_went_between_two_looks_shares_what_moved() {
         let (a, both) = (holders(&[(pod("a"), 4)]), holders(&[(pod("a"), 4), (pod("b"), 4)]));
         let mut ledger = Ledger::default();
-        ledger.settle(&a, &both, (100, 0), Known::Exact);
+        ledger.settle(&a, &both, (100, 0), Provenance::Exact);
         assert!(ledger.of(&pod("a")).is_estimated);
         assert_eq!(ledger.of(&pod("b")).tx, 50);
         let mut ledger = Ledger::default();
-        ledger.settle(&a, &Holders::default(), (100, 0), Known::Exact);
+        ledger.settle(&a, &Holders::default(), (100, 0), Provenance::Exact);
         assert_eq!(ledger.of(&pod("a")), Moved { tx: 100, rx: 0, is_estimated: false });
-        ledger.settle(&Holders::default(), &Holders::default(), (7, 0), Known::Exact);
+        ledger.settle(&Holders::default(), &Holders::default(), (7, 0), Provenance::Exact);
         assert_eq!(ledger.nobodys.tx, 7);
     }
 

@@ -2,13 +2,14 @@
 
 use std::fmt::{self, Write};
 
-use super::known::Figure;
+use router_core::provenance::{Measured, Provenance};
+
 use super::named::{PairRdma, PodRdma, RdmaLoad};
 use super::report::DeviceReport;
 
 type DeviceMetric = (&'static str, &'static str, &'static str, fn(&DeviceReport) -> Option<f64>);
-type PodMetric = (&'static str, &'static str, &'static str, fn(&PodRdma) -> Figure);
-type PairMetric = (&'static str, &'static str, fn(&PairRdma) -> Figure);
+type PodMetric = (&'static str, &'static str, &'static str, fn(&PodRdma) -> Measured<f64>);
+type PairMetric = (&'static str, &'static str, fn(&PairRdma) -> Measured<f64>);
 
 fn count(value: Option<u64>) -> Option<f64> {
     value.map(|value| value as f64)
@@ -46,16 +47,16 @@ const DEVICES: [DeviceMetric; 14] = [
         count(device.speed_bits_per_second)
     }),
     ("transmit_utilisation", "gauge", "Share of the link in use", |device| {
-        device.rates.tx_utilisation.value
+        device.rates.tx_utilisation.value()
     }),
     ("receive_utilisation", "gauge", "Share of the link in use", |device| {
-        device.rates.rx_utilisation.value
+        device.rates.rx_utilisation.value()
     }),
     (
-        "bytes_known",
+        "bytes_exact",
         "gauge",
-        "1 where the device counts bytes and they can be believed",
-        |device| Some(if device.bytes == super::known::Known::Exact { 1.0 } else { 0.0 }),
+        "1 if the device counts bytes and its counters are up to date, else 0",
+        |device| Some(if device.bytes_provenance == Provenance::Exact { 1.0 } else { 0.0 }),
     ),
     ("age_seconds", "gauge", "Since the counters were read", |device| Some(device.age_ms / 1e3)),
 ];
@@ -68,7 +69,7 @@ const PODS: [PodMetric; 3] = [
         pod.rx_bytes
     }),
     ("queue_pairs", "gauge", "Queue pairs that can move something", |pod| {
-        Figure::new(Some(f64::from(pod.active_queue_pairs)), super::known::Known::Exact)
+        Measured::new(Some(f64::from(pod.active_queue_pairs)), Provenance::Exact)
     }),
 ];
 
@@ -97,20 +98,22 @@ pub(in crate::agent) fn write(page: &mut String, load: &RdmaLoad) -> fmt::Result
     for (name, kind, what, value) in PODS {
         header(page, &format!("pod_{name}"), kind, what)?;
         for pod in &load.pods {
-            let Figure { value: Some(value), known } = value(pod) else { continue };
-            let (pod, known) = (escaped(&pod.pod), known.name());
-            let labels = format!("pod=\"{pod}\",known=\"{known}\"");
+            let measured = value(pod);
+            let Some(value) = measured.value() else { continue };
+            let (pod, provenance) = (escaped(&pod.pod), measured.provenance().as_str());
+            let labels = format!("pod=\"{pod}\",provenance=\"{provenance}\"");
             writeln!(page, "pd_agent_rdma_pod_{name}{{{labels}}} {value}")?;
         }
     }
     for (name, what, value) in PAIRS {
         header(page, &format!("pair_{name}"), "gauge", what)?;
         for pair in &load.pairs {
-            let Figure { value: Some(value), known } = value(pair) else { continue };
+            let measured = value(pair);
+            let Some(value) = measured.value() else { continue };
             let (pod, peer) = (escaped(&pair.pod), escaped(pair.peer.as_deref().unwrap_or("")));
-            let (address, known) = (pair.peer_address, known.name());
+            let (address, provenance) = (pair.peer_address, measured.provenance().as_str());
             let peer = format!("peer=\"{peer}\",peer_address=\"{address}\"");
-            let labels = format!("pod=\"{pod}\",{peer},known=\"{known}\"");
+            let labels = format!("pod=\"{pod}\",{peer},provenance=\"{provenance}\"");
             writeln!(page, "pd_agent_rdma_pair_{name}{{{labels}}} {value}")?;
         }
     }
@@ -157,13 +160,13 @@ mod tests {
         let has = |page: &str, line: &str| page.lines().any(|found| found == line);
         let device = "{device=\"rxe0\",port=\"1\",driver=\"rxe\"}";
         assert!(has(&page, &format!("pd_agent_rdma_device_transmit_packets_total{device} 3")));
-        assert!(has(&page, &format!("pd_agent_rdma_device_bytes_known{device} 0")));
+        assert!(has(&page, &format!("pd_agent_rdma_device_bytes_exact{device} 0")));
         assert!(!page.contains("\npd_agent_rdma_device_transmit_bytes_total{"), "{page}");
         assert!(!page.contains("\npd_agent_rdma_pod_transmit_bytes_total{"), "{page}");
         let page = page_of(&[("sent_pkts", 3), ("sent_bytes", 9), ("rcvd_bytes", 0)]);
-        let pod = "{pod=\"default/\\\"odd\\\"\",known=\"exact\"}";
+        let pod = "{pod=\"default/\\\"odd\\\"\",provenance=\"exact\"}";
         assert!(has(&page, &format!("pd_agent_rdma_pod_transmit_bytes_total{pod} 0")), "{page}");
         assert!(has(&page, &format!("pd_agent_rdma_pod_queue_pairs{pod} 1")), "{page}");
-        assert!(page.contains("peer_address=\"10.0.0.2\",known=\"exact\"} 0"), "{page}");
+        assert!(page.contains("peer_address=\"10.0.0.2\",provenance=\"exact\"} 0"), "{page}");
     }
 }

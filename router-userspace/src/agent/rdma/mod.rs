@@ -13,7 +13,6 @@ mod erdma;
 mod estimate;
 mod freshness;
 mod holders;
-mod known;
 mod meter;
 pub(super) mod metrics;
 mod named;

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::known::Figure;
+use router_core::provenance::Measured;
+
 use super::report::{DeviceReport, HolderReport, Report};
 use super::seen::Arrived;
 
@@ -28,13 +29,13 @@ pub(in crate::agent) struct PodRdma {
     pub(in crate::agent) devices: Vec<String>,
     /// That can move something.
     pub(in crate::agent) active_queue_pairs: u32,
-    pub(in crate::agent) tx_bytes: Figure,
-    pub(in crate::agent) rx_bytes: Figure,
-    pub(in crate::agent) tx_bytes_per_second: Figure,
-    pub(in crate::agent) rx_bytes_per_second: Figure,
+    pub(in crate::agent) tx_bytes: Measured<f64>,
+    pub(in crate::agent) rx_bytes: Measured<f64>,
+    pub(in crate::agent) tx_bytes_per_second: Measured<f64>,
+    pub(in crate::agent) rx_bytes_per_second: Measured<f64>,
     /// Of the busiest of its devices, whoever uses it.
-    pub(in crate::agent) tx_utilisation: Figure,
-    pub(in crate::agent) rx_utilisation: Figure,
+    pub(in crate::agent) tx_utilisation: Measured<f64>,
+    pub(in crate::agent) rx_utilisation: Measured<f64>,
     pub(in crate::agent) arrived: Option<Arrived>,
 }
 
@@ -44,8 +45,8 @@ pub(in crate::agent) struct PairRdma {
     pub(in crate::agent) pod: Arc<str>,
     pub(in crate::agent) peer: Option<Arc<str>>,
     pub(in crate::agent) peer_address: IpAddr,
-    pub(in crate::agent) tx_bytes_per_second: Figure,
-    pub(in crate::agent) rx_bytes_per_second: Figure,
+    pub(in crate::agent) tx_bytes_per_second: Measured<f64>,
+    pub(in crate::agent) rx_bytes_per_second: Measured<f64>,
     pub(in crate::agent) arrived: Option<Arrived>,
 }
 
@@ -83,7 +84,7 @@ impl RdmaLoad {
         for pod in &mut load.pods {
             let Some((bytes, per_second)) = report.estimates.get(&pod.uid) else { continue };
             // Only where nothing was counted: the two are one transfer.
-            if pod.rx_bytes_per_second.value.is_none() && pod.active_queue_pairs > 0 {
+            if pod.rx_bytes_per_second.value().is_none() && pod.active_queue_pairs > 0 {
                 (pod.rx_bytes, pod.rx_bytes_per_second) = (*bytes, *per_second);
             }
         }

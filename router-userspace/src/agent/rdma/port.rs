@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use router_core::provenance::{Measured, Provenance};
+
 use super::ask::Source;
 use super::counters::{Counter, Counters};
 use super::freshness::{Freshness, Watch};
-use super::known::{Figure, Known};
 use super::meter::{Change, Meter};
 use super::names;
 use super::nldev::Command;
@@ -25,7 +26,7 @@ const PLACEHOLDER: u64 = 2_500_000_000;
 /// Where a figure of the link's speed comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(in crate::agent) enum SpeedBy {
+pub(in crate::agent) enum SpeedSource {
     Configured,
     /// The device's own rate.
     Device,
@@ -38,7 +39,7 @@ pub(in crate::agent) enum SpeedBy {
 /// How counters were read last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(in crate::agent) enum ReadBy {
+pub(in crate::agent) enum ReadMethod {
     Netlink,
     Sysfs,
     /// By netlink or sysfs, after the driver was made to refresh them.
@@ -56,11 +57,11 @@ pub(super) struct Port {
     pub(super) lifespan: Option<Duration>,
     /// Bits a second, 0 while unknown.
     pub(super) speed: u64,
-    pub(super) speed_by: SpeedBy,
+    pub(super) speed_source: SpeedSource,
     pub(super) meter: Meter,
     pub(super) watch: Watch,
     pub(super) read: Option<Duration>,
-    pub(super) by: ReadBy,
+    pub(super) by: ReadMethod,
     due: Duration,
     /// Counters jumped after they had stood still for an unknown time.
     jumped: bool,
@@ -94,12 +95,12 @@ impl Port {
         let of_device = sysfs.rate(of.device, self.number);
         let of_device = of_device.filter(|rate| *rate > PLACEHOLDER);
         let candidates = [
-            (set(of.device), SpeedBy::Configured),
-            (of_device, SpeedBy::Device),
-            (of_interface, SpeedBy::Interface),
+            (set(of.device), SpeedSource::Configured),
+            (of_device, SpeedSource::Device),
+            (of_interface, SpeedSource::Interface),
         ];
         let known = candidates.into_iter().find_map(|(speed, by)| Some((speed?, by)));
-        (self.speed, self.speed_by) = known.unwrap_or_default();
+        (self.speed, self.speed_source) = known.unwrap_or_default();
         if self.lifespan.is_none() {
             self.lifespan = sysfs.lifespan(of.device, self.number);
         }
@@ -125,7 +126,7 @@ impl Port {
             self.meter.restart(at);
             self.jumped = true;
         }
-        self.by = if refreshed { ReadBy::Refreshed } else { by };
+        self.by = if refreshed { ReadMethod::Refreshed } else { by };
         self.read = Some(at);
         let every = if wants { REFRESH_EVERY } else { COUNTERS_EVERY };
         self.due = at + every.max(self.lifespan.unwrap_or_default());
@@ -136,7 +137,7 @@ impl Port {
         of: Of<'_>,
         source: &mut dyn Source,
         sysfs: &Sysfs,
-    ) -> (Counters, ReadBy) {
+    ) -> (Counters, ReadMethod) {
         let answer =
             of.index.map(|index| source.ask(Command::Counters, Some(index), Some(self.number)));
         if let Some(Ok(answer)) = answer {
@@ -149,37 +150,37 @@ impl Port {
                 true => counters,
                 false => counters.or(sysfs.standard(of.device, self.number)),
             };
-            return (all, ReadBy::Netlink);
+            return (all, ReadMethod::Netlink);
         }
         let counted = sysfs.counters(of.device, self.number);
         self.watch.may_stand_still = counted.may_stand_still;
-        (counted.counters, ReadBy::Sysfs)
+        (counted.counters, ReadMethod::Sysfs)
     }
 
     /// Whether the device's bytes may be said: it counts them, and they are no stale ones.
-    pub(super) fn bytes_known(&self, is_held: bool) -> Known {
+    pub(super) fn bytes_provenance(&self, is_held: bool) -> Provenance {
         let fresh = match self.watch.verdict(is_held) {
             Freshness::Moving | Freshness::Idle => true,
             Freshness::Unread | Freshness::Unproven | Freshness::Stale => false,
         };
         let known = fresh && self.meter.counters().has_bytes();
-        if known { Known::Exact } else { Known::Unknown }
+        if known { Provenance::Exact } else { Provenance::Unknown }
     }
 
     /// Per second, over the last second, as far as it is known.
-    pub(super) fn rate(&self, counter: Counter, is_held: bool) -> Figure {
+    pub(super) fn rate(&self, counter: Counter, is_held: bool) -> Measured<f64> {
         self.fresh(self.meter.rate(counter), is_held)
     }
 
     /// The same over the last moment, as load frames have it.
-    pub(super) fn recent(&self, counter: Counter, is_held: bool) -> Figure {
+    pub(super) fn recent(&self, counter: Counter, is_held: bool) -> Measured<f64> {
         self.fresh(self.meter.rate_over(counter, MOMENT), is_held)
     }
 
-    fn fresh(&self, rate: Option<f64>, is_held: bool) -> Figure {
+    fn fresh(&self, rate: Option<f64>, is_held: bool) -> Measured<f64> {
         let verdict = self.watch.verdict(is_held);
         let is_fresh = matches!(verdict, Freshness::Moving | Freshness::Idle);
-        Figure::new(rate, if is_fresh { Known::Exact } else { Known::Unknown })
+        Measured::new(rate, if is_fresh { Provenance::Exact } else { Provenance::Unknown })
     }
 
     /// Takes note that counters jumped, once.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use router_core::fleet::Role;
-use router_core::frame::{DeviceKind, DeviceRecord, PodRecord, Value};
+use router_core::frame::{DeviceKind, DeviceRecord, PodRecord};
+use router_core::provenance::{Measured, Provenance};
 
 use super::super::links::LinkUse;
-use super::known::{Figure, Known};
 use super::report::{DeviceReport, HolderReport, Report};
 
 /// A pod's part in what RDMA devices move.
@@ -16,8 +16,8 @@ use super::report::{DeviceReport, HolderReport, Report};
 pub(in crate::agent) struct PodPart {
     /// It has queue pairs on a device whose traffic the host does not see.
     pub(in crate::agent) is_offloaded: bool,
-    pub(in crate::agent) tx: Value,
-    pub(in crate::agent) rx: Value,
+    pub(in crate::agent) tx: Measured<f32>,
+    pub(in crate::agent) rx: Measured<f32>,
     /// What it sent since it is known, where that is.
     pub(in crate::agent) sent: Option<u64>,
     /// The devices together that carry its transfers past the host; `None` where their speed or
@@ -40,12 +40,13 @@ pub(in crate::agent) fn parts(report: &Report) -> HashMap<Arc<str>, PodPart> {
     }
     let part = |(uid, (all, past)): (Arc<str>, (Sum, Sum))| {
         let guessed = report.estimates.get(&uid).map(|(_, rate)| *rate).unwrap_or_default();
-        let rx = if all.rx.value.is_some() { all.rx } else { guessed };
-        let sent = all.sent.value.filter(|_| all.sent.known == Known::Exact);
+        let rx = if all.rx.value().is_some() { all.rx } else { guessed };
+        let is_exact = all.sent.provenance() == Provenance::Exact;
+        let sent = all.sent.value().filter(|_| is_exact);
         let part = PodPart {
             is_offloaded: past.devices > 0,
-            tx: value(all.tx),
-            rx: value(rx),
+            tx: narrowed(all.tx),
+            rx: narrowed(rx),
             sent: sent.map(|sent| sent as u64),
             link: past.link(),
         };
@@ -58,17 +59,17 @@ pub(in crate::agent) fn parts(report: &Report) -> HashMap<Arc<str>, PodPart> {
 #[derive(Clone, Copy, Debug)]
 struct Sum {
     devices: u32,
-    tx: Figure,
-    rx: Figure,
-    sent: Figure,
-    speed: Figure,
-    tx_used: Figure,
-    rx_used: Figure,
+    tx: Measured<f64>,
+    rx: Measured<f64>,
+    sent: Measured<f64>,
+    speed: Measured<f64>,
+    tx_used: Measured<f64>,
+    rx_used: Measured<f64>,
 }
 
 impl Default for Sum {
     fn default() -> Sum {
-        let none = Figure::new(Some(0.0), Known::Exact);
+        let none = Measured::exact(0.0);
         Sum {
             devices: 0,
             tx: none,
@@ -84,10 +85,9 @@ impl Default for Sum {
 impl Sum {
     fn add(&mut self, device: &DeviceReport, holder: &HolderReport) {
         self.devices += 1;
-        let share = (holder.share.value.unwrap_or_default(), holder.share.known);
         let (tx, rx) = device.recent;
-        self.tx = self.tx.plus(tx.part(share));
-        self.rx = self.rx.plus(rx.part(share));
+        self.tx = self.tx.plus(tx.times(holder.share));
+        self.rx = self.rx.plus(rx.times(holder.share));
         self.sent = self.sent.plus(holder.tx_bytes);
         self.speed = self.speed.plus(speed(device));
         self.tx_used = self.tx_used.plus(tx);
@@ -95,15 +95,15 @@ impl Sum {
     }
 
     fn link(&self) -> Option<LinkUse> {
-        let (tx, rx) = (self.tx_used.value?, self.rx_used.value?);
-        self.speed.value.filter(|speed| *speed > 0.0).map(|speed| LinkUse { speed, tx, rx })
+        let (tx, rx) = (self.tx_used.value()?, self.rx_used.value()?);
+        self.speed.value().filter(|speed| *speed > 0.0).map(|speed| LinkUse { speed, tx, rx })
     }
 }
 
 /// Bytes a second.
-fn speed(device: &DeviceReport) -> Figure {
+fn speed(device: &DeviceReport) -> Measured<f64> {
     let speed = device.speed_bits_per_second.map(|bits| bits as f64 / 8.0);
-    Figure::new(speed, Known::Exact)
+    Measured::new(speed, Provenance::Exact)
 }
 
 /// The devices as `ago` after the report.
@@ -111,28 +111,24 @@ pub(in crate::agent) fn devices(report: &Report, ago: Duration) -> Vec<DeviceRec
     let record = |device: &DeviceReport| {
         let (tx, rx) = device.recent;
         let busier = tx.or_higher(rx);
-        let known = busier.value.zip(speed(device).value).filter(|(_, speed)| *speed > 0.0);
+        let known = busier.value().zip(speed(device).value()).filter(|(_, speed)| *speed > 0.0);
         let utilisation = known.map(|(used, speed)| (used / speed).min(1.0));
         let age_us = device.age_ms * 1e3 + ago.as_secs_f64() * 1e6;
         DeviceRecord {
             name: format!("{}/{}", device.device, device.port),
             kind: DeviceKind::Rdma,
             age_us: age_us as u32,
-            speed_bytes_per_s: value(speed(device)),
-            tx_bytes_per_s: value(tx),
-            rx_bytes_per_s: value(rx),
-            utilisation: value(Figure::new(utilisation, busier.known)),
+            speed_bytes_per_s: narrowed(speed(device)),
+            tx_bytes_per_s: narrowed(tx),
+            rx_bytes_per_s: narrowed(rx),
+            utilisation: narrowed(Measured::new(utilisation, busier.provenance())),
         }
     };
     report.devices.iter().map(record).collect()
 }
 
-fn value(figure: Figure) -> Value {
-    match (figure.value, figure.known) {
-        (Some(value), Known::Exact) => Value::exact(value as f32),
-        (Some(value), Known::Estimated) => Value::estimated(value as f32),
-        _ => Value::UNKNOWN,
-    }
+fn narrowed(measured: Measured<f64>) -> Measured<f32> {
+    measured.map(|value| value as f32)
 }
 
 /// What RDMA moves for a prefill or a decode is KV cache, as far as anybody knows: an estimate.
@@ -145,9 +141,9 @@ pub(in crate::agent) fn with_rdma(
         return record;
     }
     (record.rdma_tx_bytes_per_s, record.rdma_rx_bytes_per_s) = (rdma.tx, rdma.rx);
-    let both = |tcp: Value, rdma: Value| match (tcp.known(), rdma.known()) {
-        (Some(tcp), Some(rdma)) => Value::estimated(tcp + rdma),
-        _ => Value::UNKNOWN,
+    let both = |tcp: Measured<f32>, rdma: Measured<f32>| match (tcp.value(), rdma.value()) {
+        (Some(tcp), Some(rdma)) => Measured::estimated(tcp + rdma),
+        _ => Measured::unknown(),
     };
     match role {
         Some(Role::Prefill) => {

@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use router_core::provenance::{Measured, Provenance};
+
 use super::Rdma;
 use super::counters::{Counter, Named};
 use super::device::Device;
 use super::freshness::Freshness;
 use super::holders::States;
-use super::known::{Figure, Known};
 use super::owner::Owner;
-use super::port::{Port, ReadBy, SpeedBy};
+use super::port::{Port, ReadMethod, SpeedSource};
 use super::seen::Arrived;
 
 /// All of it.
@@ -26,7 +27,8 @@ pub struct Report {
     pub(in crate::agent) missing: Vec<String>,
     /// KV cache that pods received by the pages they asked for, and per second.
     #[serde(skip)]
-    pub(in crate::agent) estimates: std::collections::HashMap<Arc<str>, (Figure, Figure)>,
+    pub(in crate::agent) estimates:
+        std::collections::HashMap<Arc<str>, (Measured<f64>, Measured<f64>)>,
     /// Both ends of connections that RDMA has taken over from TCP (iWARP).
     #[serde(skip)]
     pub(in crate::agent) taken: Vec<(std::net::SocketAddr, std::net::SocketAddr)>,
@@ -45,16 +47,16 @@ pub struct DeviceReport {
     /// Its packets pass the host's network stack as well, and are counted there.
     pub(in crate::agent) seen_by_host: bool,
     pub(in crate::agent) speed_bits_per_second: Option<u64>,
-    speed_by: SpeedBy,
-    read_by: ReadBy,
+    speed_source: SpeedSource,
+    read_method: ReadMethod,
     pub(in crate::agent) freshness: Freshness,
-    /// Of `counters.tx_bytes` and `rx_bytes`.
-    pub(in crate::agent) bytes: Known,
+    /// Of `counters.tx_bytes` and `counters.rx_bytes`.
+    pub(in crate::agent) bytes_provenance: Provenance,
     pub(in crate::agent) counters: Named,
     pub(in crate::agent) rates: RateReport,
     /// Bytes out and in per second, over the last moment.
     #[serde(skip)]
-    pub(in crate::agent) recent: (Figure, Figure),
+    pub(in crate::agent) recent: (Measured<f64>, Measured<f64>),
     resets: u64,
     pub(in crate::agent) holders: Vec<HolderReport>,
     pub(in crate::agent) age_ms: f64,
@@ -63,12 +65,12 @@ pub struct DeviceReport {
 /// Per second, over the last second; utilisation is a share of the link's speed.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(in crate::agent) struct RateReport {
-    pub(in crate::agent) tx_bytes: Figure,
-    pub(in crate::agent) rx_bytes: Figure,
-    tx_packets: Figure,
-    rx_packets: Figure,
-    pub(in crate::agent) tx_utilisation: Figure,
-    pub(in crate::agent) rx_utilisation: Figure,
+    pub(in crate::agent) tx_bytes: Measured<f64>,
+    pub(in crate::agent) rx_bytes: Measured<f64>,
+    tx_packets: Measured<f64>,
+    rx_packets: Measured<f64>,
+    pub(in crate::agent) tx_utilisation: Measured<f64>,
+    pub(in crate::agent) rx_utilisation: Measured<f64>,
 }
 
 /// Who has queue pairs on a device, or had.
@@ -80,12 +82,12 @@ pub(in crate::agent) struct HolderReport {
     pub(in crate::agent) pod: Option<Arc<str>>,
     pub(in crate::agent) uid: Option<Arc<str>>,
     pub(in crate::agent) queue_pairs: States,
-    pub(in crate::agent) share: Figure,
+    pub(in crate::agent) share: Measured<f64>,
     /// Since the agent sees the device.
-    pub(in crate::agent) tx_bytes: Figure,
-    pub(in crate::agent) rx_bytes: Figure,
-    pub(in crate::agent) tx_bytes_per_second: Figure,
-    pub(in crate::agent) rx_bytes_per_second: Figure,
+    pub(in crate::agent) tx_bytes: Measured<f64>,
+    pub(in crate::agent) rx_bytes: Measured<f64>,
+    pub(in crate::agent) tx_bytes_per_second: Measured<f64>,
+    pub(in crate::agent) rx_bytes_per_second: Measured<f64>,
     /// RoCEv2 that the kernel half saw arrive; in `rx_bytes` already where the device counts.
     pub(in crate::agent) arrived: Option<Arrived>,
     pub(in crate::agent) peers: Vec<PeerReport>,
@@ -99,8 +101,8 @@ pub(in crate::agent) struct PeerReport {
     pub(in crate::agent) pod: Option<Arc<str>>,
     /// Active ones that the connection manager made.
     queue_pairs: u32,
-    pub(in crate::agent) tx_bytes_per_second: Figure,
-    pub(in crate::agent) rx_bytes_per_second: Figure,
+    pub(in crate::agent) tx_bytes_per_second: Measured<f64>,
+    pub(in crate::agent) rx_bytes_per_second: Measured<f64>,
     pub(in crate::agent) arrived: Option<Arrived>,
 }
 
@@ -129,14 +131,14 @@ impl Report {
 fn port_report(rdma: &Rdma, device: &Device, port: &Port, at: Duration) -> DeviceReport {
     let is_held = device.is_held();
     let rate = |counter| port.rate(counter, is_held);
-    let known = port.bytes_known(is_held);
-    let bytes = |counter| match known {
-        Known::Unknown => Figure::default(),
+    let provenance = port.bytes_provenance(is_held);
+    let bytes = |counter| match provenance {
+        Provenance::Unknown => Measured::unknown(),
         _ => rate(counter),
     };
-    let used = |rate: Figure| match port.speed {
-        0 => Figure::default(),
-        speed => rate.part((8.0 / speed as f64, Known::Exact)),
+    let used = |rate: Measured<f64>| match port.speed {
+        0 => Measured::unknown(),
+        speed => rate.times(Measured::exact(8.0 / speed as f64)),
     };
     let (tx_bytes, rx_bytes) = (bytes(Counter::TxBytes), bytes(Counter::RxBytes));
     let rates = RateReport {
@@ -156,21 +158,21 @@ fn port_report(rdma: &Rdma, device: &Device, port: &Port, at: Duration) -> Devic
         active: port.state == 4,
         seen_by_host: device.is_seen_by_host(),
         speed_bits_per_second: (port.speed > 0).then_some(port.speed),
-        speed_by: port.speed_by,
-        read_by: port.by,
+        speed_source: port.speed_source,
+        read_method: port.by,
         freshness: port.watch.verdict(is_held),
-        bytes: known,
+        bytes_provenance: provenance,
         counters: port.meter.counters().named(),
         rates,
-        recent: match known {
-            Known::Unknown => (Figure::default(), Figure::default()),
+        recent: match provenance {
+            Provenance::Unknown => (Measured::unknown(), Measured::unknown()),
             _ => {
                 let recent = |counter| port.recent(counter, is_held);
                 (recent(Counter::TxBytes), recent(Counter::RxBytes))
             }
         },
         resets: port.meter.resets(),
-        holders: holders(rdma, device, port, (tx_bytes, rx_bytes), known),
+        holders: holders(rdma, device, port, (tx_bytes, rx_bytes), provenance),
         age_ms: port.read.map_or(0.0, |read| at.saturating_sub(read).as_secs_f64() * 1e3),
     }
 }
@@ -179,8 +181,8 @@ fn holders(
     rdma: &Rdma,
     device: &Device,
     port: &Port,
-    rates: (Figure, Figure),
-    known: Known,
+    rates: (Measured<f64>, Measured<f64>),
+    provenance: Provenance,
 ) -> Vec<HolderReport> {
     // Shares are a device's; the first port shows them, so that nothing is there twice.
     let is_first = device.ports.first().is_some_and(|first| first.number == port.number);
@@ -193,9 +195,9 @@ fn holders(
     let report = |(owner, queue_pairs): (&Owner, States)| {
         let share = held.share(owner);
         let moved = device.ledger.of(owner);
-        let split = if moved.is_estimated { Known::Estimated } else { Known::Exact };
-        let total = |bytes: u64| Figure::new(Some(bytes as f64), known.and(split));
-        let (tx, rx) = (rates.0.part(share), rates.1.part(share));
+        let split = if moved.is_estimated { Provenance::Estimated } else { Provenance::Exact };
+        let total = |bytes: u64| Measured::new(Some(bytes as f64), provenance.and(split));
+        let (tx, rx) = (rates.0.times(share), rates.1.times(share));
         let arrivals = of_device(owner);
         let all = arrivals.iter().map(|(_, arrived)| *arrived).reduce(Arrived::plus);
         let (kind, uid) = match owner {
@@ -209,7 +211,7 @@ fn holders(
             pod: None,
             uid,
             queue_pairs,
-            share: Figure::new(Some(share.0), share.1),
+            share,
             tx_bytes: total(moved.tx),
             rx_bytes: total(moved.rx),
             tx_bytes_per_second: tx,
@@ -225,7 +227,7 @@ fn peers(
     device: &Device,
     owner: &Owner,
     active: u32,
-    rates: (Figure, Figure),
+    rates: (Measured<f64>, Measured<f64>),
     arrivals: &[(IpAddr, Arrived)],
 ) -> Vec<PeerReport> {
     let first = (owner.clone(), IpAddr::from([0; 4]));
@@ -237,17 +239,17 @@ fn peers(
     }
     let report = |(address, queue_pairs): (IpAddr, u32)| {
         let share = match queue_pairs {
-            0 => (0.0, Known::Unknown),
-            all if all == active => (1.0, Known::Exact),
-            some => (f64::from(some) / f64::from(active.max(some)), Known::Estimated),
+            0 => Measured::unknown(),
+            all if all == active => Measured::exact(1.0),
+            some => Measured::estimated(f64::from(some) / f64::from(active.max(some))),
         };
         let arrived = arrivals.iter().find(|(from, _)| *from == address);
         PeerReport {
             address,
             pod: None,
             queue_pairs,
-            tx_bytes_per_second: rates.0.part(share),
-            rx_bytes_per_second: rates.1.part(share),
+            tx_bytes_per_second: rates.0.times(share),
+            rx_bytes_per_second: rates.1.times(share),
             arrived: arrived.map(|(_, arrived)| *arrived),
         }
     };

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use router_core::provenance::{Measured, Provenance};
+
 use super::super::freshness::Freshness;
-use super::super::known::{Figure, Known};
 use super::node::{Node, of};
 use super::rounds::ONE;
 
@@ -38,8 +39,8 @@ fn held() -> Node {
     node
 }
 
-fn unknown() -> (Figure, Figure) {
-    (Figure::default(), Figure::default())
+fn unknown() -> (Measured<f64>, Measured<f64>) {
+    (Measured::unknown(), Measured::unknown())
 }
 
 #[test]
@@ -49,9 +50,12 @@ fn the_installers_counters_that_stand_still_are_unknown_and_not_zero() {
     node.second();
     let report = node.second();
     let device = &report.devices[0];
-    assert_eq!((device.freshness, device.bytes), (Freshness::Unproven, Known::Unknown));
+    assert_eq!(
+        (device.freshness, device.bytes_provenance),
+        (Freshness::Unproven, Provenance::Unknown)
+    );
     assert_eq!((device.rates.tx_bytes, device.rates.rx_bytes), unknown());
-    assert_eq!(of(device, ONE).tx_bytes_per_second, Figure::default());
+    assert_eq!(of(device, ONE).tx_bytes_per_second, Measured::unknown());
     let [said] =
         &report.missing.iter().filter(|line| line.contains("erdma_0")).collect::<Vec<_>>()[..]
     else {
@@ -80,13 +84,13 @@ fn the_installers_counters_that_move_by_themselves_are_believed() {
     }
     node.counts(&installer(5_000_000, 0));
     let device = node.device();
-    assert_eq!((device.freshness, device.bytes), (Freshness::Moving, Known::Exact));
-    assert_eq!(device.rates.tx_bytes, Figure::new(Some(1_000_000.0), Known::Exact));
+    assert_eq!((device.freshness, device.bytes_provenance), (Freshness::Moving, Provenance::Exact));
+    assert_eq!(device.rates.tx_bytes, Measured::exact(1_000_000.0));
     assert_eq!(device.counters.tx_drops_bandwidth, Some(3));
     // From now on standing still is being idle.
     let device = node.device();
     assert_eq!(device.freshness, Freshness::Idle);
-    assert_eq!(of(&device, ONE).tx_bytes_per_second, Figure::new(Some(0.0), Known::Exact));
+    assert_eq!(of(&device, ONE).tx_bytes_per_second, Measured::exact(0.0));
 }
 
 #[test]
@@ -107,16 +111,19 @@ fn upstreams_counters_that_stand_still_while_sequence_numbers_move_are_stale() {
     }
     let report = node.second();
     let device = &report.devices[0];
-    assert_eq!((device.freshness, device.bytes), (Freshness::Stale, Known::Unknown));
+    assert_eq!(
+        (device.freshness, device.bytes_provenance),
+        (Freshness::Stale, Provenance::Unknown)
+    );
     let said =
         report.missing.iter().any(|line| line.contains("stand still while queue pairs work"));
     assert!(said, "{:?}", report.missing);
     node.counts(&[("tx_bytes_cnt", 1 << 30), ("rx_bytes_cnt", 9)]);
     let device = node.device();
     assert_eq!(device.freshness, Freshness::Moving);
-    assert_eq!(device.rates.tx_bytes, Figure::default(), "the jump took an unknown time");
+    assert_eq!(device.rates.tx_bytes, Measured::unknown(), "the jump took an unknown time");
     let held = of(&device, ONE);
-    assert_eq!(held.tx_bytes, Figure::new(Some((1u64 << 30) as f64 - 9.0), Known::Estimated));
+    assert_eq!(held.tx_bytes, Measured::estimated((1u64 << 30) as f64 - 9.0));
 }
 
 #[test]
@@ -126,15 +133,15 @@ fn a_wrap_and_a_reset_are_no_rates_of_their_own() {
     node.second();
     node.counts(&[("tx_bytes_cnt", 100), ("rx_bytes_cnt", 0)]);
     let device = node.device();
-    assert_eq!(device.rates.tx_bytes, Figure::new(Some(200.0), Known::Exact));
+    assert_eq!(device.rates.tx_bytes, Measured::exact(200.0));
     node.counts(&[("tx_bytes_cnt", 1 << 40), ("rx_bytes_cnt", 0)]);
     node.second();
     node.counts(&[("tx_bytes_cnt", 50), ("rx_bytes_cnt", 0)]);
     let device = node.device();
-    assert_eq!((device.freshness, device.rates.tx_bytes), (Freshness::Unread, Figure::default()));
+    assert_eq!((device.freshness, device.rates.tx_bytes), (Freshness::Unread, Measured::unknown()));
     node.counts(&[("tx_bytes_cnt", 80), ("rx_bytes_cnt", 0)]);
     let device = node.device();
-    assert_eq!(device.rates.tx_bytes, Figure::new(Some(30.0), Known::Exact));
+    assert_eq!(device.rates.tx_bytes, Measured::exact(30.0));
 }
 
 #[test]
@@ -154,7 +161,7 @@ fn mlx5_has_its_bytes_from_the_standard_folder_and_requests_of_32_bits() {
     let device = node.device();
     assert_eq!(device.freshness, Freshness::Moving, "a wrap of 32 bits is no reset");
     assert_eq!(device.speed_bits_per_second, Some(200_000_000_000));
-    assert_eq!(device.rates.tx_utilisation, Figure::new(Some(0.04), Known::Exact));
+    assert_eq!(device.rates.tx_utilisation, Measured::exact(0.04));
 }
 
 #[test]

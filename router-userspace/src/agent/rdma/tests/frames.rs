@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use router_core::fleet::Role;
-use router_core::frame::{DeviceKind, PodRecord, Value};
+use router_core::frame::{DeviceKind, PodRecord};
+use router_core::provenance::Measured;
 
 use super::super::record::{PodPart, devices, parts, with_rdma};
 use super::node::Node;
@@ -34,15 +35,15 @@ fn a_pods_transfers_take_the_device_that_passes_the_host_by() {
     let mut node = node("erdma_0", 19, "iw");
     node.pairs(&[(5, 3, 0, 10)]);
     let (one, two) = moved(&mut node, ["tx_bytes_cnt", "rx_bytes_cnt"]);
-    assert_eq!((one.tx, one.rx), (Value::exact(1_000.0), Value::exact(0.0)));
+    assert_eq!((one.tx, one.rx), (Measured::exact(1_000.0), Measured::exact(0.0)));
     let link = one.link.expect("a link");
     assert_eq!((link.speed, link.tx, link.rx), (1e6, 1_000.0, 0.0));
     assert_eq!((one.is_offloaded, one.sent, two), (true, Some(1_000), PodPart::default()));
     let report = node.rdma.report(node.now);
     let [record] = &devices(&report, Duration::ZERO)[..] else { panic!("one device") };
     assert_eq!((record.kind, &*record.name), (DeviceKind::Rdma, "erdma_0/1"));
-    assert_eq!(record.speed_bytes_per_s, Value::exact(1e6));
-    assert_eq!(record.utilisation, Value::exact(0.001));
+    assert_eq!(record.speed_bytes_per_s, Measured::exact(1e6));
+    assert_eq!(record.utilisation, Measured::exact(0.001));
 }
 
 #[test]
@@ -50,7 +51,7 @@ fn two_pods_have_parts_and_one_link() {
     let mut node = node("erdma_0", 19, "iw");
     node.pairs(&[(5, 3, 0, 10), (6, 3, 0, 11), (7, 3, 0, 11), (8, 3, 0, 11)]);
     let (one, two) = moved(&mut node, ["tx_bytes_cnt", "rx_bytes_cnt"]);
-    assert_eq!((one.tx, two.tx), (Value::estimated(250.0), Value::estimated(750.0)));
+    assert_eq!((one.tx, two.tx), (Measured::estimated(250.0), Measured::estimated(750.0)));
     assert_eq!(one.link, two.link);
     assert_eq!(one.sent, None, "an estimate teaches nothing");
 }
@@ -62,12 +63,12 @@ fn unknown_bytes_are_no_free_link() {
     node.counts(&[("hw_tx_bytes_cnt", 7), ("hw_rx_bytes_cnt", 7)]);
     node.second();
     let part = parts(&node.second())[ONE];
-    assert_eq!((part.tx, part.rx, part.link), (Value::UNKNOWN, Value::UNKNOWN, None));
+    assert_eq!((part.tx, part.rx, part.link), (Measured::unknown(), Measured::unknown(), None));
     assert!(part.is_offloaded, "its transfers do not take the interface either");
-    let kv = Value::exact(5.0);
+    let kv = Measured::exact(5.0);
     let record = PodRecord { kv_tx_bytes_per_s: kv, ..PodRecord::default() };
     let record = with_rdma(record, Some(Role::Prefill), part);
-    assert_eq!(record.kv_tx_bytes_per_s, Value::UNKNOWN, "not what TCP alone moved");
+    assert_eq!(record.kv_tx_bytes_per_s, Measured::unknown(), "not what TCP alone moved");
 }
 
 #[test]
@@ -76,19 +77,19 @@ fn what_the_host_sees_takes_the_interface_and_is_not_added_to_it() {
     node.pairs(&[(5, 3, 0, 10)]);
     let (one, _) = moved(&mut node, ["sent_bytes", "rcvd_bytes"]);
     assert_eq!((one.is_offloaded, one.link), (false, None));
-    assert_eq!(one.tx, Value::exact(1_000.0));
+    assert_eq!(one.tx, Measured::exact(1_000.0));
 }
 
 #[test]
 fn a_prefills_sends_and_a_decodes_receives_are_kv_cache_by_estimate() {
     let part = PodPart {
         is_offloaded: true,
-        tx: Value::exact(100.0),
-        rx: Value::exact(7.0),
+        tx: Measured::exact(100.0),
+        rx: Measured::exact(7.0),
         sent: Some(1_000),
         link: None,
     };
-    let (zero, tcp) = (Value::exact(0.0), Value::exact(20.0));
+    let (zero, tcp) = (Measured::exact(0.0), Measured::exact(20.0));
     let record = PodRecord {
         kv_tx_bytes_per_s: tcp,
         kv_rx_bytes_per_s: zero,
@@ -96,10 +97,10 @@ fn a_prefills_sends_and_a_decodes_receives_are_kv_cache_by_estimate() {
         ..PodRecord::default()
     };
     let prefill = with_rdma(record.clone(), Some(Role::Prefill), part);
-    assert_eq!(prefill.kv_tx_bytes_per_s, Value::estimated(120.0));
+    assert_eq!(prefill.kv_tx_bytes_per_s, Measured::estimated(120.0));
     assert_eq!((prefill.kv_rx_bytes_per_s, prefill.kv_tx_bytes), (zero, 1_050));
     let decode = with_rdma(record.clone(), Some(Role::Decode), part);
-    assert_eq!((decode.kv_rx_bytes_per_s, decode.kv_tx_bytes), (Value::estimated(7.0), 50));
+    assert_eq!((decode.kv_rx_bytes_per_s, decode.kv_tx_bytes), (Measured::estimated(7.0), 50));
     assert_eq!(with_rdma(record.clone(), Some(Role::Decode), PodPart::default()), record);
 }
 
@@ -115,5 +116,5 @@ fn a_decode_that_is_not_counted_has_the_estimate_of_its_pages() {
         node.second();
     }
     let part = parts(&node.rdma.report(node.now))[ONE];
-    assert_eq!((part.rx, part.tx), (Value::estimated(100_000.0), Value::UNKNOWN));
+    assert_eq!((part.rx, part.tx), (Measured::estimated(100_000.0), Measured::unknown()));
 }

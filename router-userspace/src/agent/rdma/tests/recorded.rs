@@ -1,6 +1,7 @@
 //! What kernels really answered, recorded under ib_write_bw in a virtual machine of each.
 
-use super::super::known::{Figure, Known};
+use router_core::provenance::{Measured, Provenance};
+
 use super::super::names;
 use super::super::report::DeviceReport;
 use super::node::{Node, of};
@@ -33,7 +34,7 @@ fn real_answers_name_devices_links_queue_pairs_pods_and_peers() {
             assert_eq!(device.holders.len(), 1, "{device:#?}");
             let held = of(device, pod);
             assert_eq!((held.queue_pairs.ready_to_send, held.queue_pairs.active()), (1, 1));
-            assert_eq!(held.share, Figure::new(Some(1.0), Known::Exact));
+            assert_eq!(held.share, Measured::exact(1.0));
             let [connected] = &held.peers[..] else { panic!("{:?}", held.peers) };
             assert_eq!(connected.address.to_string(), peer);
         }
@@ -42,7 +43,7 @@ fn real_answers_name_devices_links_queue_pairs_pods_and_peers() {
 
 #[test]
 fn real_counters_by_netlink_are_those_of_sysfs() {
-    for (text, bytes) in [(OLDEST, Known::Unknown), (NEWEST, Known::Exact)] {
+    for (text, bytes) in [(OLDEST, Provenance::Unknown), (NEWEST, Provenance::Exact)] {
         let mut node = Node::recorded(text);
         node.second();
         let by_netlink = devices(&mut node);
@@ -51,8 +52,8 @@ fn real_counters_by_netlink_are_those_of_sysfs() {
         let by_sysfs = devices(&mut node);
         let folder = |device: &str| format!("counters class/infiniband/{device}/");
         for (told, read) in by_netlink.iter().zip(&by_sysfs) {
-            assert_eq!((told.bytes, read.bytes), (bytes, bytes));
-            assert_eq!(told.counters.tx_bytes.is_some(), bytes == Known::Exact);
+            assert_eq!((told.bytes_provenance, read.bytes_provenance), (bytes, bytes));
+            assert_eq!(told.counters.tx_bytes.is_some(), bytes == Provenance::Exact);
             // perftest had not begun to write when it was recorded.
             assert!(told.counters.tx_packets > Some(0), "{told:#?}");
             assert_eq!(format!("{:?}", told.counters), format!("{:?}", read.counters));

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use router_common::flow::{QueuePairKey, QueuePairStats, mapped};
 
+use router_core::provenance::Measured;
+
 use super::super::Asked;
-use super::super::known::{Figure, Known};
 use super::super::named::{Names, RdmaLoad};
 use super::node::{Node, of};
 
@@ -15,12 +16,12 @@ pub(crate) const ONE: &str = "11111111-1111-4111-8111-111111111111";
 pub(crate) const TWO: &str = "22222222-2222-4222-8222-222222222222";
 const SENDS: u8 = 3;
 
-fn exact(value: f64) -> Figure {
-    Figure::new(Some(value), Known::Exact)
+fn exact(value: f64) -> Measured<f64> {
+    Measured::exact(value)
 }
 
-fn estimated(value: f64) -> Figure {
-    Figure::new(Some(value), Known::Estimated)
+fn estimated(value: f64) -> Measured<f64> {
+    Measured::estimated(value)
 }
 
 fn tx_rx(tx: u64, rx: u64) -> [(&'static str, u64); 2] {
@@ -34,7 +35,7 @@ fn a_pod_alone_on_a_device_has_all_of_it_exactly() {
     node.pairs(&[(5, SENDS, 0, 10), (6, SENDS, 0, 10), (7, 1, 0, 10)]);
     node.counts(&tx_rx(1_000, 0));
     let first = node.device();
-    assert_eq!(first.rates.tx_bytes, Figure::default(), "one reading is no rate");
+    assert_eq!(first.rates.tx_bytes, Measured::unknown(), "one reading is no rate");
     node.counts(&tx_rx(501_000, 4_000));
     let device = node.device();
     assert_eq!((device.rates.tx_bytes, device.rates.rx_bytes), (exact(500_000.0), exact(4_000.0)));
@@ -58,7 +59,7 @@ fn two_pods_share_by_queue_pairs_and_it_is_said_to_be_an_estimate() {
     assert_eq!(of(&device, ONE).tx_bytes, estimated(300.0));
     assert_eq!(of(&device, TWO).rx_bytes, estimated(200.0));
     assert_eq!(of(&device, TWO).rx_bytes_per_second, estimated(200.0));
-    assert_eq!(device.rates.tx_utilisation, Figure::default(), "of no known speed");
+    assert_eq!(device.rates.tx_utilisation, Measured::unknown(), "of no known speed");
 }
 
 #[test]
@@ -155,7 +156,7 @@ fn rocev2_that_arrives_goes_to_the_pod_of_its_queue_pair_at_that_address() {
     let held = of(&device, ONE);
     assert_eq!(held.arrived.expect("arrivals").write_bytes, 65_536);
     assert_eq!(held.peers[0].address, "10.0.0.2".parse::<std::net::IpAddr>().unwrap());
-    assert_eq!(held.rx_bytes, Figure::default(), "the device does not count bytes");
+    assert_eq!(held.rx_bytes, Measured::unknown(), "the device does not count bytes");
     assert_eq!(device.counters.rx_bytes, None);
 }
 
@@ -181,7 +182,7 @@ fn a_decode_whose_device_does_not_count_is_estimated_by_the_pages_it_asked_for()
     asked(0, 0, None);
     let pod = asked(128 + 400, 1, None);
     assert_eq!(pod.rx_bytes_per_second, estimated(100.0 * 65_536.0));
-    assert_eq!(pod.tx_bytes_per_second, Figure::default());
+    assert_eq!(pod.tx_bytes_per_second, Measured::unknown());
     // What is counted is not guessed as well.
     asked(128 + 400, 1, Some(5));
     asked(128 + 400, 1, Some(5));
