@@ -1,4 +1,4 @@
-//! The documents' request as docs/install.md has it, from another machine, by the address of the
+//! The documents' request as docs/operate/install.md has it, from another machine, by the address of the
 //! Gateway's Service alone: what kube-proxy does on a node is done by the kernel, with rules made of
 //! Services and pods as its own are. Needs root: the node and the client's machine are network
 //! namespaces.
@@ -123,9 +123,9 @@ async fn replica(scene: &Scene, name: &str) -> Gateway {
     gateway
 }
 
-/// The commands of a step of docs/install.md, as they stand there.
+/// The commands of a step of docs/operate/install.md, as they stand there.
 fn step(number: u8) -> String {
-    let page = std::fs::read_to_string(root().join("docs/install.md")).expect("the page");
+    let page = std::fs::read_to_string(root().join("docs/operate/install.md")).expect("the page");
     let mut steps = page.split("\n## ");
     let step = steps.find(|step| step.starts_with(&format!("{number}. "))).expect("the step");
     let rest = step.split_once("```sh\n").expect("commands").1;

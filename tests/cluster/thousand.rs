@@ -25,7 +25,7 @@ const LONG: Duration = Duration::from_secs(60);
 /// How long the gateway's own pace is looked at.
 const IDLE: Duration = Duration::from_secs(2);
 /// What operators are promised is a tenth of it, of programs as they are shipped and a machine that
-/// does nothing else: docs/kubernetes.md has the figures.
+/// does nothing else: docs/reference/cluster.md has the figures.
 const MOST: Duration = Duration::from_secs(1);
 /// Of memory, at its highest.
 const MOST_BYTES: u64 = 512 << 20;

@@ -6,9 +6,9 @@ use serde_json::Value;
 
 use crate::read;
 
-/// Names as they stand in samples, of every metric that docs/metrics.md names.
+/// Names as they stand in samples, of every metric that docs/reference/metrics.md names.
 fn samples() -> BTreeSet<String> {
-    let document = read("docs/metrics.md");
+    let document = read("docs/reference/metrics.md");
     let rows = document.lines().filter_map(|line| line.strip_prefix("| `pd_"));
     let mut names = BTreeSet::new();
     for row in rows {
@@ -48,7 +48,7 @@ fn every_metric_of_the_dashboard_exists() {
         let named: Vec<&str> = words.filter(|word| word.starts_with("pd_")).collect();
         assert!(!named.is_empty(), "{panel}: {expression}");
         for name in named {
-            assert!(samples.contains(name), "{panel}: {name} is not in docs/metrics.md");
+            assert!(samples.contains(name), "{panel}: {name} is not in docs/reference/metrics.md");
         }
     }
 }

@@ -76,12 +76,16 @@ fn every_flag_and_its_default_are_documented() {
     assert!(status.success());
     let known = flags_of_help(&help);
     assert!(known.len() > 10, "{help}");
-    assert_eq!(flags_of_document(&read("docs/flags.md")), known, "docs/flags.md against --help");
+    assert_eq!(
+        flags_of_document(&read("docs/reference/flags.md")),
+        known,
+        "docs/reference/flags.md against --help"
+    );
 }
 
 /// Names of metrics at the start of a table's rows.
 fn documented_metrics() -> BTreeSet<String> {
-    let names = read("docs/metrics.md");
+    let names = read("docs/reference/metrics.md");
     let rows = names.lines().filter_map(|line| line.strip_prefix("| `pd_router_"));
     rows.map(|row| format!("pd_router_{}", row.split('`').next().unwrap_or_default())).collect()
 }
@@ -108,5 +112,5 @@ async fn every_metric_is_documented_and_every_documented_metric_exists() {
         .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
         .map(str::to_owned)
         .collect();
-    assert_eq!(documented_metrics(), known, "docs/metrics.md against /metrics");
+    assert_eq!(documented_metrics(), known, "docs/reference/metrics.md against /metrics");
 }

@@ -1,4 +1,4 @@
-//! [`Engine`]: how fast the modelled engines are. Sources: docs/simulate.md.
+//! [`Engine`]: how fast the modelled engines are. Sources: docs/understand/simulate.md.
 
 use crate::trace::Trace;
 

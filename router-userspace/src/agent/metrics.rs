@@ -155,12 +155,12 @@ mod tests {
 
     #[test]
     fn every_metric_of_pods_and_pairs_is_documented() {
-        let document = include_str!("../../../docs/metrics.md");
+        let document = include_str!("../../../docs/reference/metrics.md");
         let pods = PODS.iter().map(|(name, kind, ..)| (format!("pod_{name}"), kind));
         let pairs = PAIRS.iter().map(|(name, kind, ..)| (format!("pair_{name}"), kind));
         for (name, kind) in pods.chain(pairs) {
             let row = format!("| `pd_agent_{name}` | {kind} |");
-            assert!(document.contains(&row), "docs/metrics.md has no row {row}");
+            assert!(document.contains(&row), "docs/reference/metrics.md has no row {row}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What each kernel can do, side by side, as docs/kernels.md shows it.
+//! What each kernel can do, side by side, as docs/reference/linux.md shows it.
 
 use std::fmt;
 
