@@ -10,7 +10,9 @@ use std::hint::black_box;
 
 use bytes::Bytes;
 use router_core::pair::Pair;
-use router_core::sglang::{Attempt, Bootstrap, Endpoint, Request, Rid, Room, fault, merge, sse};
+use router_core::sglang::{
+    Attempt, BootstrapAddress, Endpoint, Request, Rid, Room, fault, merge, sse,
+};
 
 fn main() {
     println!(
@@ -67,7 +69,7 @@ fn events() {
     measure("event", &event, "look for a fault", || {
         black_box(fault::event_fault(Endpoint::Chat, black_box(&event)));
     });
-    let mut stream = merge::Stream::new(Endpoint::Chat, 4);
+    let mut stream = merge::StreamMerger::new(Endpoint::Chat, 4);
     measure("event", &event, "merge, one of 4", || {
         black_box(stream.push(3, black_box(&event)).is_ok());
     });
@@ -75,7 +77,7 @@ fn events() {
 
 fn inject(request: &Request) -> Pair<Bytes> {
     request.inject(&Attempt {
-        bootstrap: &Bootstrap { host: String::new(), port: 8998 },
+        bootstrap: &BootstrapAddress { host: String::new(), port: 8998 },
         rooms: &[Room::from_random(0x1234_5678_9abc_def0)],
         rids: &[Rid::from_random(7)],
         dp: Pair::default(),

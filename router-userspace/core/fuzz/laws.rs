@@ -5,7 +5,7 @@
 use bytes::{Bytes, BytesMut};
 use router_core::frame::{self, MAX_FRAME_BYTES};
 use router_core::pair::Pair;
-use router_core::sglang::{Attempt, Bootstrap, Endpoint, Request, Rid, Room};
+use router_core::sglang::{Attempt, BootstrapAddress, Endpoint, Request, Rid, Room};
 use serde::de::IgnoredAny;
 
 /// Of a stream of load frames: it is read the same however it is cut, and what is let through is
@@ -74,7 +74,7 @@ fn inject(request: &Request) -> Pair<Bytes> {
     let rooms: Vec<Room> = (0..request.rooms() as u64).map(Room::from_random).collect();
     let rids: Vec<Rid> = (0..rooms.len() as u128).map(Rid::from_random).collect();
     request.inject(&Attempt {
-        bootstrap: &Bootstrap { host: "h".into(), port: 1 },
+        bootstrap: &BootstrapAddress { host: "h".into(), port: 1 },
         rooms: &rooms,
         rids: &rids,
         dp: Pair::default(),

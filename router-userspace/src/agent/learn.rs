@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::uri::{Authority, PathAndQuery};
 use router_core::fleet::Role;
 use router_core::sglang::info::RouteParams;
-use router_core::sglang::ranks::{Ranks, control_address};
+use router_core::sglang::ranks::{RegisteredRanks, control_address};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info};
@@ -152,9 +152,9 @@ impl Known {
         Some(controls)
     }
 
-    async fn sizes(&self, upstream: &Upstream, authority: &Authority) -> Option<Ranks> {
+    async fn sizes(&self, upstream: &Upstream, authority: &Authority) -> Option<RegisteredRanks> {
         let path = PathAndQuery::from_static(self.form.query());
-        Ranks::read(self.form, &get(upstream, authority, path).await?)
+        RegisteredRanks::read(self.form, &get(upstream, authority, path).await?)
     }
 }
 

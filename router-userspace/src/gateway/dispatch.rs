@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use router_core::fleet::{Lease, Steered, Worker};
 use router_core::pair::{Leg, Pair};
 use router_core::sglang::{
-    Attempt, Bootstrap, Endpoint, Request, Rid, Room, fault as engine, ranks_by_field,
+    Attempt, BootstrapAddress, Endpoint, Request, Rid, Room, fault as engine, ranks_by_field,
 };
 use tokio::sync::oneshot;
 use tokio::time::{Instant, interval_at, timeout};
@@ -50,7 +50,7 @@ pub(crate) struct Order {
 /// A pair with its leases, and where it meets.
 pub(crate) struct Places {
     pub leases: Pair<Arc<Lease>>,
-    pub bootstrap: Bootstrap,
+    pub bootstrap: BootstrapAddress,
     /// What prefill's answer is evidence for.
     pub forecast: Option<Forecast>,
     pub ranks: Pair<Option<Steered>>,
@@ -101,7 +101,7 @@ impl Dispatch {
             dp: ranks_by_field(&places.ranks),
         });
         let names: Vec<String> =
-            rids.iter().filter_map(|rid| order.request.endpoint().abort_name(rid)).collect();
+            rids.iter().filter_map(|rid| order.request.endpoint().abort_rid(rid)).collect();
         let prefill = self.send_prefill(order, places, bodies.prefill, &names);
         let worker = places.leases.decode.worker();
         let guard = AbortGuard::new(&self.aborter, worker, names);
@@ -120,7 +120,7 @@ impl Dispatch {
         // An engine that samples n times itself gives the copies names of its own.
         let endpoint = order.request.endpoint();
         let names = match order.request.samples() {
-            1 => rids.iter().filter_map(|rid| endpoint.abort_name(rid)).collect(),
+            1 => rids.iter().filter_map(|rid| endpoint.abort_rid(rid)).collect(),
             _ => Vec::new(),
         };
         let guard = AbortGuard::new(&self.aborter, lease.worker(), names);

@@ -10,7 +10,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use parking_lot::Mutex;
 use router_core::fleet::{Fleet, Verdict, Worker, WorkerKey};
-use router_core::sglang::loads::LoadForm;
+use router_core::sglang::loads::LoadEndpoint;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -93,8 +93,8 @@ impl Poller {
     }
 
     /// The first form in which it tells anything.
-    async fn find(&self, worker: &Worker) -> Option<LoadForm> {
-        for form in LoadForm::ALL {
+    async fn find(&self, worker: &Worker) -> Option<LoadEndpoint> {
+        for form in LoadEndpoint::ALL {
             if self.ask(worker, form).await {
                 return Some(form);
             }
@@ -104,7 +104,7 @@ impl Poller {
 
     /// Asks once; false where the engine does not tell in this form. One that is late or away
     /// may tell the next time.
-    async fn ask(&self, worker: &Worker, form: LoadForm) -> bool {
+    async fn ask(&self, worker: &Worker, form: LoadEndpoint) -> bool {
         let mut headers = HeaderMap::new();
         if let Some(key) = &self.api_key {
             headers.insert(AUTHORIZATION, key.clone());

@@ -7,7 +7,7 @@ use router_core::fleet::{Fit, Lease, Pool, Profile, Released, Steered, Weight, W
 use router_core::pair::Pair;
 use router_core::schedule::prefix::key_of;
 use router_core::schedule::{self, Candidate, Chosen, Draw, Estimate, Patience, Question};
-use router_core::sglang::Bootstrap;
+use router_core::sglang::BootstrapAddress;
 
 use super::candidates::Place;
 use super::choice::{Choice, Weighed};
@@ -33,7 +33,7 @@ pub(crate) enum Seats {
     /// A pair, and where its two engines meet.
     Pair {
         leases: Pair<Lease>,
-        bootstrap: Bootstrap,
+        bootstrap: BootstrapAddress,
         /// What was predicted, by a policy that predicts.
         forecast: Option<Forecast>,
         /// The data-parallel ranks that it is for, where engines let themselves be steered.
@@ -129,7 +129,7 @@ impl Seating<'_> {
                 let forecast = self.view.forecast(self.pool, &chosen, leases.prefill.worker());
                 self.learn(&chosen, places.prefill);
                 Seats::Pair {
-                    bootstrap: Bootstrap::new(meet.ip(), meet.port()),
+                    bootstrap: BootstrapAddress::new(meet.ip(), meet.port()),
                     ranks: places.map(|place| self.steered(place)),
                     choice: self.explained(&chosen),
                     leases,

@@ -39,7 +39,7 @@ impl Sample {
         logprobs: Option<InputLogprobs>,
         flight: Flight,
     ) -> Sample {
-        Sample { endpoint, first, events, logprobs, flight, done: !endpoint.says_done() }
+        Sample { endpoint, first, events, logprobs, flight, done: !endpoint.sends_done() }
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Kind>>> {
@@ -111,7 +111,7 @@ impl Source {
 /// n samples of one prompt, as one stream.
 pub(crate) struct Many {
     /// `None` once it has finished.
-    merge: Option<merge::Stream>,
+    merge: Option<merge::StreamMerger>,
     samples: Vec<Sample>,
     /// Which samples still speak, in the order of their turns.
     speaking: VecDeque<usize>,
@@ -121,7 +121,7 @@ impl Many {
     pub(crate) fn new(endpoint: Endpoint, samples: Vec<Sample>) -> Many {
         let count = u32::try_from(samples.len()).unwrap_or(u32::MAX);
         let speaking = (0..samples.len()).collect();
-        Many { merge: Some(merge::Stream::new(endpoint, count)), samples, speaking }
+        Many { merge: Some(merge::StreamMerger::new(endpoint, count)), samples, speaking }
     }
 
     fn worker(&self) -> &Arc<Worker> {

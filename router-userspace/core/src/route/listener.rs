@@ -7,13 +7,13 @@ use std::sync::Arc;
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
 use super::hostname::{Hostname, compare};
-use super::table::{Entry, Table};
+use super::table::{PathTable, RuleEntry};
 use super::{Head, Identity, Match, Rule};
 use crate::fleet::ObjectName;
 
 /// One match of a route on a listener: a host name of the route, a match of a rule, the rule.
 #[derive(Clone, Debug)]
-pub struct Attached {
+pub struct AttachedRule {
     /// `None` where the route names no host: then the listener's own name decides alone.
     pub hostname: Option<Hostname>,
     pub matching: Match,
@@ -33,10 +33,10 @@ pub struct Listener {
     /// Who it is to clients over TLS, the preferred one first. Empty where it is plain HTTP.
     pub identities: Vec<Arc<Identity>>,
     /// Sorted by name.
-    exact: Vec<(Hostname, Table)>,
+    exact: Vec<(Hostname, PathTable)>,
     /// Sorted by suffix.
-    wildcard: Vec<(Hostname, Table)>,
-    any: Table,
+    wildcard: Vec<(Hostname, PathTable)>,
+    any: PathTable,
 }
 
 impl Listener {
@@ -47,11 +47,11 @@ impl Listener {
         name: Arc<str>,
         port: u16,
         hostname: Option<Hostname>,
-        attached: Vec<Attached>,
+        attached: Vec<AttachedRule>,
     ) -> Listener {
-        let mut hosts: Vec<(Option<Hostname>, Vec<Entry>)> = Vec::new();
-        for Attached { hostname, matching, rule } in attached {
-            let entry = Entry { matching, rule };
+        let mut hosts: Vec<(Option<Hostname>, Vec<RuleEntry>)> = Vec::new();
+        for AttachedRule { hostname, matching, rule } in attached {
+            let entry = RuleEntry { matching, rule };
             match hosts.iter_mut().find(|(host, _)| *host == hostname) {
                 Some((_, entries)) => entries.push(entry),
                 None => hosts.push((hostname, vec![entry])),
@@ -66,10 +66,10 @@ impl Listener {
             identities: Vec::new(),
             exact: Vec::new(),
             wildcard: Vec::new(),
-            any: Table::default(),
+            any: PathTable::default(),
         };
         for (host, entries) in hosts {
-            let table = Table::new(entries);
+            let table = PathTable::new(entries);
             match host {
                 Some(host) if host.is_wildcard() => listener.wildcard.push((host, table)),
                 Some(host) => listener.exact.push((host, table)),
@@ -90,7 +90,7 @@ impl Listener {
     /// The routes that are attached.
     pub fn routes(&self) -> BTreeSet<&ObjectName> {
         let tables = self.exact.iter().chain(&self.wildcard).map(|(_, table)| table);
-        tables.chain([&self.any]).flat_map(Table::routes).collect()
+        tables.chain([&self.any]).flat_map(PathTable::routes).collect()
     }
 
     /// Whether requests for `host` are this listener's.
@@ -124,8 +124,9 @@ impl Listener {
             .find_map(|table| table.find(head))
     }
 
-    fn tables(&self) -> impl Iterator<Item = (Option<&Hostname>, &Table)> {
-        let mut named: Vec<&(Hostname, Table)> = self.exact.iter().chain(&self.wildcard).collect();
+    fn tables(&self) -> impl Iterator<Item = (Option<&Hostname>, &PathTable)> {
+        let mut named: Vec<&(Hostname, PathTable)> =
+            self.exact.iter().chain(&self.wildcard).collect();
         named.sort_by(|(a, _), (b, _)| a.specificity(b));
         let any = std::iter::once((None, &self.any));
         named.into_iter().map(|(host, table)| (Some(host), table)).chain(any)
@@ -139,7 +140,7 @@ impl Listener {
     }
 }
 
-fn row<'t>(rows: &'t [(Hostname, Table)], name: &str) -> Option<&'t Table> {
+fn row<'t>(rows: &'t [(Hostname, PathTable)], name: &str) -> Option<&'t PathTable> {
     let at = rows.binary_search_by(|(host, _)| compare(host.suffix(), name)).ok()?;
     Some(&rows[at].1)
 }
@@ -147,7 +148,7 @@ fn row<'t>(rows: &'t [(Hostname, Table)], name: &str) -> Option<&'t Table> {
 #[derive(serde::Serialize)]
 struct HostView<'a> {
     host: Option<&'a Hostname>,
-    matches: Vec<&'a Entry>,
+    matches: Vec<&'a RuleEntry>,
 }
 
 impl Serialize for Listener {

@@ -16,7 +16,7 @@ mod table;
 pub use filter::{Filters, HeaderEdit, PathEdit};
 pub use hostname::{BadHostname, Hostname, host_name};
 pub use identity::Identity;
-pub use listener::{Attached, Listener};
+pub use listener::{AttachedRule, Listener};
 pub use matches::{Match, PathMatch, ValueMatch};
 pub use pattern::{BadPattern, Pattern};
 pub use redirect::Redirect;
@@ -75,7 +75,7 @@ impl<'f> Found<'f> {
 /// let rule = |route: &str| {
 ///     Arc::new(Rule::new(name(route), 0, None, Timeouts::default(), Vec::new()))
 /// };
-/// let attached = |route: &str, path: &str| Attached {
+/// let attached = |route: &str, path: &str| AttachedRule {
 ///     hostname: None,
 ///     matching: Match { path: PathMatch::prefix(path), ..Match::default() },
 ///     rule: rule(route),

@@ -1,4 +1,4 @@
-//! [`Table`]: the matches of one host name by path, in the Gateway API's precedence.
+//! [`PathTable`]: the matches of one host name by path, in the Gateway API's precedence.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use crate::fleet::ObjectName;
 
 /// One match and the rule that it leads to.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Entry {
+pub(super) struct RuleEntry {
     #[serde(flatten)]
     pub(super) matching: Match,
     #[serde(flatten)]
@@ -20,22 +20,22 @@ pub(super) struct Entry {
 }
 
 /// Entries of one path, the preferred first.
-type Row = (Box<str>, Vec<Entry>);
+type PathRow = (Box<str>, Vec<RuleEntry>);
 
 /// Looked up by path: exact ones first, then regular expressions, then the longest prefix. All
 /// lists are sorted.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Table {
-    exact: Vec<Row>,
-    regular: Vec<Entry>,
-    prefix: Vec<Row>,
+pub(super) struct PathTable {
+    exact: Vec<PathRow>,
+    regular: Vec<RuleEntry>,
+    prefix: Vec<PathRow>,
     longest_prefix: usize,
 }
 
-impl Table {
-    pub(super) fn new(entries: Vec<Entry>) -> Table {
-        let mut exact: BTreeMap<Box<str>, Vec<Entry>> = BTreeMap::new();
-        let mut prefix: BTreeMap<Box<str>, Vec<Entry>> = BTreeMap::new();
+impl PathTable {
+    pub(super) fn new(entries: Vec<RuleEntry>) -> PathTable {
+        let mut exact: BTreeMap<Box<str>, Vec<RuleEntry>> = BTreeMap::new();
+        let mut prefix: BTreeMap<Box<str>, Vec<RuleEntry>> = BTreeMap::new();
         let mut regular = Vec::new();
         for entry in entries {
             let (rows, path) = match &entry.matching.path {
@@ -49,7 +49,7 @@ impl Table {
             rows.entry(path).or_default().push(entry);
         }
         // The sort is stable: matches of one rule stay in the order of the document.
-        let sorted = |(path, mut entries): Row| {
+        let sorted = |(path, mut entries): PathRow| {
             entries.sort_by(|a, b| precedence(a).cmp(&precedence(b)));
             (path, entries)
         };
@@ -58,7 +58,7 @@ impl Table {
                 .cmp(&(Reverse(pattern(b).len()), precedence(b)))
         });
         let longest_prefix = prefix.keys().map(|path| path.len()).max().unwrap_or(0);
-        Table {
+        PathTable {
             exact: exact.into_iter().map(sorted).collect(),
             regular,
             prefix: prefix.into_iter().map(sorted).collect(),
@@ -77,7 +77,7 @@ impl Table {
         if let Some((_, entry)) = first(&self.exact, head.path, head) {
             return Some((&entry.rule, None));
         }
-        let matches = |entry: &&Entry| match &entry.matching.path {
+        let matches = |entry: &&RuleEntry| match &entry.matching.path {
             PathMatch::Regular(pattern) => {
                 pattern.matches(head.path.as_bytes()) && entry.matching.meets(head)
             }
@@ -99,8 +99,8 @@ impl Table {
     }
 
     /// All entries in the order in which they are tried.
-    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
-        let mut prefix: Vec<&Row> = self.prefix.iter().collect();
+    pub(super) fn entries(&self) -> impl Iterator<Item = &RuleEntry> {
+        let mut prefix: Vec<&PathRow> = self.prefix.iter().collect();
         prefix.sort_by_key(|(path, _)| Reverse(path.len()));
         let exact = self.exact.iter().flat_map(|(_, entries)| entries);
         let prefix = prefix.into_iter().flat_map(|(_, entries)| entries);
@@ -109,21 +109,21 @@ impl Table {
 }
 
 /// A regular expression as it was written.
-fn pattern(entry: &Entry) -> &str {
+fn pattern(entry: &RuleEntry) -> &str {
     match &entry.matching.path {
         PathMatch::Regular(pattern) => pattern.as_str(),
         PathMatch::Exact(path) | PathMatch::Prefix(path) => path,
     }
 }
 
-fn first<'t>(rows: &'t [Row], path: &str, head: &Head<'_>) -> Option<(&'t str, &'t Entry)> {
+fn first<'t>(rows: &'t [PathRow], path: &str, head: &Head<'_>) -> Option<(&'t str, &'t RuleEntry)> {
     let at = rows.binary_search_by(|(row, _)| (**row).cmp(path)).ok()?;
     let (path, entries) = &rows[at];
     Some((path, entries.iter().find(|entry| entry.matching.meets(head))?))
 }
 
 /// What decides between entries of one path: method, header matches, query matches, seniority.
-fn precedence(entry: &Entry) -> impl Ord + '_ {
+fn precedence(entry: &RuleEntry) -> impl Ord + '_ {
     let Match { method, headers, query, .. } = &entry.matching;
     (method.is_none(), Reverse(headers.len()), Reverse(query.len()), entry.rule.seniority())
 }

@@ -13,8 +13,8 @@ fn name(name: &str) -> ObjectName {
     ObjectName { namespace: "default".into(), name: name.into() }
 }
 
-fn attached(rows: &[Row]) -> Vec<Attached> {
-    let attach = |(route, host, matching, created): &Row| Attached {
+fn attached(rows: &[Row]) -> Vec<AttachedRule> {
+    let attach = |(route, host, matching, created): &Row| AttachedRule {
         hostname: host.map(|host| Hostname::parse(host).unwrap()),
         matching: matching.clone(),
         rule: Arc::new(Rule::new(name(route), 0, *created, Timeouts::default(), Vec::new())),
@@ -136,7 +136,7 @@ fn each_step_of_the_precedence_beats_every_later_one() {
 #[test]
 fn the_earlier_rule_of_one_route_wins_and_a_condition_that_fails_falls_through() {
     let rule = |index| Arc::new(Rule::new(name("r"), index, None, Timeouts::default(), vec![]));
-    let attach = |index, matching| Attached { hostname: None, matching, rule: rule(index) };
+    let attach = |index, matching| AttachedRule { hostname: None, matching, rule: rule(index) };
     let rows = vec![
         attach(2, prefix("/v1")),
         attach(1, prefix("/v1")),
@@ -283,8 +283,12 @@ mod against_a_plain_reading {
         (0..HOSTS.len(), 0..3u8, 0..PATHS.len(), flag(), flag(), flag())
     }
 
-    fn plainly<'a>(rows: &'a [Attached], host: &str, head: &Head<'_>) -> Option<&'a Attached> {
-        let holds = |row: &&Attached| {
+    fn plainly<'a>(
+        rows: &'a [AttachedRule],
+        host: &str,
+        head: &Head<'_>,
+    ) -> Option<&'a AttachedRule> {
+        let holds = |row: &&AttachedRule| {
             let path = match &row.matching.path {
                 PathMatch::Exact(path) => **path == *head.path,
                 PathMatch::Prefix(path) => head
@@ -333,13 +337,13 @@ mod against_a_plain_reading {
                 if *header { matching = with(matching, &[("tag", "1")]); }
                 if *query { matching = asking(matching, &[("q", "1")]); }
                 let route = name(&format!("r{index:02}"));
-                Attached {
+                AttachedRule {
                     hostname: HOSTS[*host].map(|host| Hostname::parse(host).unwrap()),
                     matching,
                     rule: Arc::new(Rule::new(route, 0, None, Timeouts::default(), vec![])),
                 }
             };
-            let rows: Vec<Attached> = rows.iter().enumerate().map(attach).collect();
+            let rows: Vec<AttachedRule> = rows.iter().enumerate().map(attach).collect();
             let mut headers = HeaderMap::new();
             if tagged { headers.insert("tag", HeaderValue::from_static("1")); }
             let query = Some(if tagged { "q=1" } else { "q=2" });

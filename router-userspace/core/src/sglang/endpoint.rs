@@ -47,7 +47,7 @@ impl Endpoint {
     }
 
     /// Whether a stream of this endpoint ends with `[DONE]`, so that one without it was cut.
-    pub fn says_done(self) -> bool {
+    pub fn sends_done(self) -> bool {
         match self {
             Endpoint::Chat | Endpoint::Completions | Endpoint::Generate => true,
             Endpoint::Responses | Endpoint::Messages => false,
@@ -59,7 +59,7 @@ impl Endpoint {
     /// The engine's own name for a response is its `request_id`, which must start with `resp_` for
     /// a later `previous_response_id` to be accepted. `/v1/messages` takes no name at all: only
     /// dropping the connection ends it.
-    pub fn abort_name(self, rid: &Rid) -> Option<String> {
+    pub fn abort_rid(self, rid: &Rid) -> Option<String> {
         match self {
             Endpoint::Chat | Endpoint::Completions | Endpoint::Generate => {
                 Some(rid.as_str().to_owned())

@@ -74,7 +74,7 @@ fn read(a: &Bytes, b: &Bytes) -> Result<(), TestCaseError> {
                 prop_assert!(Raw::parse(&merged).is_ok(), "{:?}", merged);
             }
         }
-        let mut stream = merge::Stream::new(endpoint, 2);
+        let mut stream = merge::StreamMerger::new(endpoint, 2);
         for (sample, data) in [(0, a), (1, b), (1, a)] {
             let event = [b"event: x\ndata: ", &data[..], b"\n\n"].concat();
             fault::first_event_fault(endpoint, &event);

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::json::{Kind, Raw};
+use super::json::{JsonType, Raw};
 pub use crate::fleet::Facts;
 
 impl Facts {
@@ -21,7 +21,7 @@ impl Facts {
     /// assert_eq!((facts.page_size, facts.max_running_requests), (Some(64), Some(96)));
     /// ```
     pub fn from_server_info(body: &[u8]) -> Option<Facts> {
-        let info = Info::read(body)?;
+        let info = ServerInfo::read(body)?;
         let dp_size = info.number("dp_size");
         Some(Facts {
             model_path: info.text("model_path"),
@@ -50,7 +50,7 @@ impl Facts {
     /// assert_eq!(Facts::from_route(old), None);
     /// ```
     pub fn from_route(body: &[u8]) -> Option<Facts> {
-        let info = Info::read(body)?;
+        let info = ServerInfo::read(body)?;
         if let Some(dp_size) = info.number("prefill_dp_size") {
             return Some(Facts {
                 dp_size: Some(dp_size),
@@ -162,7 +162,7 @@ pub fn server_info(prefill: &[Bytes], decode: &[Bytes]) -> Bytes {
 }
 
 fn object(body: &[u8]) -> Option<Raw<'_>> {
-    Raw::parse(body).ok().filter(|raw| raw.kind() == Kind::Object)
+    Raw::parse(body).ok().filter(|raw| raw.kind() == JsonType::Object)
 }
 
 fn list(items: &[Raw<'_>], out: &mut Vec<u8>) {
@@ -177,16 +177,16 @@ fn list(items: &[Raw<'_>], out: &mut Vec<u8>) {
 }
 
 /// One engine's answer, and where its fields may stand.
-struct Info<'a> {
+struct ServerInfo<'a> {
     top: Raw<'a>,
     args: Option<Raw<'a>>,
     states: Option<Raw<'a>>,
 }
 
-impl<'a> Info<'a> {
-    fn read(body: &'a [u8]) -> Option<Info<'a>> {
+impl<'a> ServerInfo<'a> {
+    fn read(body: &'a [u8]) -> Option<ServerInfo<'a>> {
         let top = object(body)?;
-        Some(Info { top, args: top.get("server_args"), states: top.get("internal_states") })
+        Some(ServerInfo { top, args: top.get("server_args"), states: top.get("internal_states") })
     }
 
     fn find(&self, key: &str) -> Option<Raw<'a>> {

@@ -1,6 +1,6 @@
 //! A body that the gateway refuses itself, with a 400.
 
-use super::json::{MAX_DEPTH, Syntax};
+use super::json::{MAX_DEPTH, SyntaxError};
 
 /// Why a body was refused. Answers with status 400 and type `invalid_request_error`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,21 +23,23 @@ impl Invalid {
     }
 }
 
-impl From<Syntax> for Invalid {
-    fn from(syntax: Syntax) -> Invalid {
+impl From<SyntaxError> for Invalid {
+    fn from(syntax: SyntaxError) -> Invalid {
         Invalid::body(match syntax {
-            Syntax::Eof => "The request body is not valid JSON: it ends too early".to_owned(),
-            Syntax::Unexpected(at) => {
+            SyntaxError::Eof => "The request body is not valid JSON: it ends too early".to_owned(),
+            SyntaxError::Unexpected(at) => {
                 format!("The request body is not valid JSON: unexpected character at byte {at}")
             }
-            Syntax::Depth(at) => {
+            SyntaxError::Depth(at) => {
                 format!("The request body is nested deeper than {MAX_DEPTH} levels at byte {at}")
             }
-            Syntax::Utf8(at) => format!("The request body is not UTF-8 at byte {at}"),
-            Syntax::ByteOrderMark => {
+            SyntaxError::Utf8(at) => format!("The request body is not UTF-8 at byte {at}"),
+            SyntaxError::ByteOrderMark => {
                 "The request body starts with a byte order mark, which JSON does not allow".into()
             }
-            Syntax::NotObject | Syntax::Refused => "The request body must be a JSON object".into(),
+            SyntaxError::NotObject | SyntaxError::Refused => {
+                "The request body must be a JSON object".into()
+            }
         })
     }
 }

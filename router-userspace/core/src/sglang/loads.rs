@@ -6,7 +6,7 @@ use crate::fleet::{EngineLoad, MOST_RANKS};
 
 /// What an engine told.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ToldLoad {
+pub struct ReportedLoad {
     /// Its ranks added up.
     pub all: EngineLoad,
     /// Each data-parallel rank, where there are several and it tells them apart.
@@ -15,7 +15,7 @@ pub struct ToldLoad {
 
 /// Where an engine may tell its load, the best one first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LoadForm {
+pub enum LoadEndpoint {
     /// From 0.5.10.
     Loads,
     /// Where `--enable-metrics` is set.
@@ -24,56 +24,57 @@ pub enum LoadForm {
     GetLoad,
 }
 
-impl LoadForm {
-    pub const ALL: [LoadForm; 3] = [LoadForm::Loads, LoadForm::Metrics, LoadForm::GetLoad];
+impl LoadEndpoint {
+    pub const ALL: [LoadEndpoint; 3] =
+        [LoadEndpoint::Loads, LoadEndpoint::Metrics, LoadEndpoint::GetLoad];
 
     /// Path and query of the `GET`.
     pub fn query(self) -> &'static str {
         match self {
-            LoadForm::Loads => "/v1/loads?include=core,disagg",
-            LoadForm::Metrics => "/metrics",
-            LoadForm::GetLoad => "/get_load",
+            LoadEndpoint::Loads => "/v1/loads?include=core,disagg",
+            LoadEndpoint::Metrics => "/metrics",
+            LoadEndpoint::GetLoad => "/get_load",
         }
     }
 
     /// Reads an answer; `None` where it tells nothing.
     ///
     /// ```
-    /// use router_core::sglang::loads::LoadForm;
+    /// use router_core::sglang::loads::LoadEndpoint;
     ///
-    /// let load = LoadForm::Loads.read(br#"{"loads":[{"num_running_reqs":2,"num_waiting_reqs":1,
+    /// let load = LoadEndpoint::Loads.read(br#"{"loads":[{"num_running_reqs":2,"num_waiting_reqs":1,
     ///     "num_used_tokens":50,"max_total_num_tokens":1000,"max_running_requests":48,
     ///     "disaggregation":{"mode":"decode","decode_prealloc_queue_reqs":3}}]}"#).unwrap().all;
     /// assert_eq!((load.running, load.queued, load.prealloc_queue), (Some(2), Some(1), Some(3)));
     /// assert_eq!(load.max_running_requests, Some(48));
-    /// let old = LoadForm::GetLoad.read(br#"{"load": 70}"#).unwrap().all;
+    /// let old = LoadEndpoint::GetLoad.read(br#"{"load": 70}"#).unwrap().all;
     /// assert_eq!(old.total_tokens, Some(70));
     /// ```
-    pub fn read(self, answer: &[u8]) -> Option<ToldLoad> {
+    pub fn read(self, answer: &[u8]) -> Option<ReportedLoad> {
         let told = match self {
-            LoadForm::Loads => {
+            LoadEndpoint::Loads => {
                 let answer: Value = serde_json::from_slice(answer).ok()?;
                 of_ranks(answer.get("loads")?.as_array()?, loads)
             }
-            LoadForm::Metrics => whole_engine(metrics(std::str::from_utf8(answer).ok()?)),
-            LoadForm::GetLoad => get_load(&serde_json::from_slice(answer).ok()?)?,
+            LoadEndpoint::Metrics => whole_engine(metrics(std::str::from_utf8(answer).ok()?)),
+            LoadEndpoint::GetLoad => get_load(&serde_json::from_slice(answer).ok()?)?,
         };
         (!told.all.is_empty()).then_some(told)
     }
 }
 
-fn whole_engine(all: EngineLoad) -> ToldLoad {
-    ToldLoad { all, ranks: Vec::new() }
+fn whole_engine(all: EngineLoad) -> ReportedLoad {
+    ReportedLoad { all, ranks: Vec::new() }
 }
 
 /// A list with an entry for each rank, of which `read` adds some up.
-fn of_ranks(list: &[Value], read: impl Fn(&[Value]) -> EngineLoad) -> ToldLoad {
+fn of_ranks(list: &[Value], read: impl Fn(&[Value]) -> EngineLoad) -> ReportedLoad {
     let number = |one: &Value| one.get("dp_rank").and_then(whole);
     let entry = |rank: usize| list.iter().position(|one| number(one) == Some(rank as u64));
     let several = (2..=MOST_RANKS as usize).contains(&list.len());
     let each = |rank| entry(rank).map(|at| read(&list[at..=at]));
     let ranks = several.then(|| (0..list.len()).map(each).collect::<Option<Vec<_>>>()).flatten();
-    ToldLoad { all: read(list), ranks: ranks.unwrap_or_default() }
+    ReportedLoad { all: read(list), ranks: ranks.unwrap_or_default() }
 }
 
 /// A sum over ranks of a number that none, some or all of them tell.
@@ -118,7 +119,7 @@ fn most(usages: impl Iterator<Item = f64>) -> Option<f64> {
     usages.filter(|usage| (0.0..=1e3).contains(usage)).reduce(f64::max)
 }
 
-fn get_load(answer: &Value) -> Option<ToldLoad> {
+fn get_load(answer: &Value) -> Option<ReportedLoad> {
     if let Some(tokens) = answer.get("load").and_then(whole) {
         return Some(whole_engine(EngineLoad {
             total_tokens: Some(tokens),
@@ -190,14 +191,14 @@ mod tests {
             sglang:num_prefill_infight_queue_reqs{tp_rank=\"0\"} 2.0\n\
             sglang:num_prefill_prealloc_queue_reqs{tp_rank=\"0\"} 4.0\n\
             sglang:token_usage{tp_rank=\"0\"} 0.25\n";
-        let load = LoadForm::Metrics.read(old.as_bytes()).unwrap().all;
+        let load = LoadEndpoint::Metrics.read(old.as_bytes()).unwrap().all;
         assert_eq!((load.running, load.queued), (Some(3), Some(1)));
         assert_eq!((load.prealloc_queue, load.transfer_queue), (Some(4), Some(2)));
         assert_eq!((load.requests(), load.token_usage), (Some(10), Some(0.25)));
         let new = "sglang:num_prefill_bootstrap_queue_reqs{dp_rank=\"0\",tp_rank=\"0\"} 1.0\n\
             sglang:num_prefill_bootstrap_queue_reqs{dp_rank=\"1\",tp_rank=\"0\"} 2.0\n\
             sglang:max_total_num_tokens{tp_rank=\"0\"} 20000.0\n";
-        let load = LoadForm::Metrics.read(new.as_bytes()).unwrap().all;
+        let load = LoadEndpoint::Metrics.read(new.as_bytes()).unwrap().all;
         assert_eq!((load.prealloc_queue, load.max_total_num_tokens), (Some(3), Some(20_000)));
     }
 
@@ -205,7 +206,7 @@ mod tests {
     fn lists_of_ranks_are_added_up_and_what_is_not_known_is_not_zero() {
         let list = br#"[{"dp_rank":0,"num_reqs":3,"num_waiting_reqs":1,"num_tokens":90},
             {"dp_rank":1,"num_reqs":1,"num_waiting_reqs":0,"num_tokens":-1}]"#;
-        let ToldLoad { all: load, ranks } = LoadForm::GetLoad.read(list).unwrap();
+        let ReportedLoad { all: load, ranks } = LoadEndpoint::GetLoad.read(list).unwrap();
         let requests: Vec<_> = ranks.iter().map(EngineLoad::requests).collect();
         assert_eq!(requests, [Some(3), Some(1)]);
         assert_eq!((load.running, load.queued, load.total_tokens), (Some(3), Some(1), Some(90)));
@@ -216,7 +217,7 @@ mod tests {
     fn ranks_are_told_apart_by_their_numbers_or_not_at_all() {
         let told = |ranks: &str| {
             let ranks = format!("{{\"loads\": [{ranks}]}}");
-            LoadForm::Loads.read(ranks.as_bytes()).unwrap()
+            LoadEndpoint::Loads.read(ranks.as_bytes()).unwrap()
         };
         let rank = |number: &str, running: u64| {
             format!("{{\"dp_rank\": {number}, \"num_running_reqs\": {running}}}")
@@ -236,7 +237,7 @@ mod tests {
         let nonsense: [&[u8]; 6] =
             [b"", b"{}", b"{\"loads\": 7}", b"[1,2]", b"\xff\xfe", b"sglang:num_running_reqs NaN"];
         for answer in nonsense {
-            for form in LoadForm::ALL {
+            for form in LoadEndpoint::ALL {
                 assert_eq!(form.read(answer), None, "{form:?} of {answer:?}");
             }
         }
@@ -245,7 +246,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn whatever_an_engine_answers_is_read_without_a_panic(answer: Vec<u8>, text: String) {
-            for form in LoadForm::ALL {
+            for form in LoadEndpoint::ALL {
                 let _ = form.read(&answer);
                 let _ = form.read(text.as_bytes());
             }

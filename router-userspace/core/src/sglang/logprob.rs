@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::json::{Kind, Patch, Raw};
+use super::json::{JsonType, Patch, Raw};
 use super::merge::Malformed;
 use super::sse;
 
@@ -36,7 +36,7 @@ impl InputLogprobs {
     /// Reads prefill's (never streamed) answer, sharing its allocation.
     pub fn from_prefill(body: &Bytes) -> Result<InputLogprobs, Malformed> {
         let raw = Raw::parse(body).map_err(|_| Malformed("prefill's is not JSON"))?;
-        let batch = raw.kind() == Kind::Array;
+        let batch = raw.kind() == JsonType::Array;
         let answers = if batch { raw.elements().collect() } else { vec![raw] };
         let prompts = answers
             .into_iter()
@@ -60,7 +60,7 @@ impl InputLogprobs {
         let raw = Raw::parse(decode).map_err(|_| Malformed("decode's is not JSON"))?;
         let mut patch = Patch::new(raw);
         if self.batch {
-            if raw.kind() != Kind::Array || raw.elements().count() != self.prompts.len() {
+            if raw.kind() != JsonType::Array || raw.elements().count() != self.prompts.len() {
                 return Err(Malformed("prefill and decode do not agree on the batch"));
             }
             for (answer, fields) in raw.elements().zip(&self.prompts) {
@@ -99,7 +99,7 @@ fn insert<'a>(fields: &'a [(String, Bytes)], answer: Raw<'a>, patch: &mut Patch<
     for (key, prefill) in fields {
         match meta.get(key) {
             None => patch.append(meta, key, prefill),
-            Some(decode) if LISTS.contains(&key.as_str()) && decode.kind() == Kind::Array => {
+            Some(decode) if LISTS.contains(&key.as_str()) && decode.kind() == JsonType::Array => {
                 patch.replace(decode, concatenated(prefill, decode));
             }
             Some(decode) => patch.replace(decode, &prefill[..]),

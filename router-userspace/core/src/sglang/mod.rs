@@ -11,11 +11,11 @@
 //!
 //! ```
 //! use bytes::Bytes;
-//! use router_core::sglang::{Attempt, Bootstrap, Endpoint, Request, Rid, Room};
+//! use router_core::sglang::{Attempt, BootstrapAddress, Endpoint, Request, Rid, Room};
 //!
 //! let body = Bytes::from_static(br#"{"model":"m","messages":[],"top_p":0.90,"rid":"mine"}"#);
 //! let request = Request::parse(Endpoint::Chat, body).unwrap();
-//! let bootstrap = Bootstrap::new("10.0.0.7".parse().unwrap(), 8998);
+//! let bootstrap = BootstrapAddress::new("10.0.0.7".parse().unwrap(), 8998);
 //! let legs = request.inject(&Attempt {
 //!     bootstrap: &bootstrap,
 //!     rooms: &[Room::from_random(42)],
@@ -58,6 +58,6 @@ pub mod sse;
 pub use endpoint::Endpoint;
 pub use invalid::Invalid;
 pub use json::MAX_DEPTH;
-pub use rendezvous::{Attempt, Bootstrap, Rid, Room, ranks_by_field};
+pub use rendezvous::{Attempt, BootstrapAddress, Rid, Room, ranks_by_field};
 pub use request::{MAX_MEMBERS, Request};
 pub use samples::{MAX_SAMPLES, MAX_SEQUENCES};

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::json::{Kind, Raw};
+use super::json::{JsonType, Raw};
 use super::{Endpoint, Invalid};
 
 /// What one piece of media counts, whatever its encoding takes: about a thousand tokens.
@@ -10,7 +10,7 @@ const MEDIA_BYTES: usize = 4096;
 
 /// What the gateway wants to know of a prompt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Prompt {
+pub(super) struct PromptShape {
     /// Number of prompts, where the request is a batch.
     pub(super) batch: Option<usize>,
     /// Bytes of text, or four times the number of token ids.
@@ -44,21 +44,24 @@ impl PromptFields<'_> {
     }
 }
 
-impl Prompt {
-    pub(super) fn read(endpoint: Endpoint, fields: &PromptFields<'_>) -> Result<Prompt, Invalid> {
+impl PromptShape {
+    pub(super) fn read(
+        endpoint: Endpoint,
+        fields: &PromptFields<'_>,
+    ) -> Result<PromptShape, Invalid> {
         let main = fields.main.filter(|(raw, _)| !raw.is_null());
         let ids = fields.input_ids.filter(|(raw, _)| !raw.is_null());
         let embeds = fields.input_embeds.filter(|(raw, _)| !raw.is_null());
         match endpoint {
             Endpoint::Completions => {
-                main.map_or(Ok(Prompt::default()), |(raw, len)| completion_prompt(raw, len))
+                main.map_or(Ok(PromptShape::default()), |(raw, len)| completion_prompt(raw, len))
             }
             // The engine's own order of precedence.
             Endpoint::Generate => match (main, ids, embeds) {
                 (Some((raw, len)), _, _) => text(raw, len),
                 (_, Some((raw, len)), _) => token_ids(raw, len, fields.session),
                 (_, _, Some((raw, len))) => embeddings(raw, len),
-                _ => Ok(Prompt::default()),
+                _ => Ok(PromptShape::default()),
             },
             Endpoint::Chat | Endpoint::Responses | Endpoint::Messages => {
                 let bytes = match ids {
@@ -68,54 +71,54 @@ impl Prompt {
                         parts.iter().flatten().map(|(raw, _)| conversation_bytes(*raw)).sum()
                     }
                 };
-                Ok(Prompt { batch: None, bytes })
+                Ok(PromptShape { batch: None, bytes })
             }
         }
     }
 }
 
 /// A string, `[..strings]`, `[..ints]` (one prompt) or `[[..ints]]`.
-fn completion_prompt(raw: Raw<'_>, len: usize) -> Result<Prompt, Invalid> {
-    if raw.kind() != Kind::Array {
-        return Ok(Prompt { batch: None, bytes: text_bytes(raw) });
+fn completion_prompt(raw: Raw<'_>, len: usize) -> Result<PromptShape, Invalid> {
+    if raw.kind() != JsonType::Array {
+        return Ok(PromptShape { batch: None, bytes: text_bytes(raw) });
     }
     Ok(match first(raw) {
         None => return Err(Invalid::field("prompt", "must not be an empty list")),
-        Some(Kind::Number) => Prompt { batch: None, bytes: 4 * numbers(raw) },
-        Some(Kind::Array) => Prompt { batch: Some(len), bytes: 4 * numbers(raw) },
-        Some(_) => Prompt { batch: Some(len), bytes: text_bytes(raw) },
+        Some(JsonType::Number) => PromptShape { batch: None, bytes: 4 * numbers(raw) },
+        Some(JsonType::Array) => PromptShape { batch: Some(len), bytes: 4 * numbers(raw) },
+        Some(_) => PromptShape { batch: Some(len), bytes: text_bytes(raw) },
     })
 }
 
 /// `/generate` takes every list of texts as a batch.
-fn text(raw: Raw<'_>, len: usize) -> Result<Prompt, Invalid> {
+fn text(raw: Raw<'_>, len: usize) -> Result<PromptShape, Invalid> {
     match raw.kind() {
-        Kind::Array if len == 0 => Err(Invalid::field("text", "must not be an empty list")),
-        Kind::Array => Ok(Prompt { batch: Some(len), bytes: text_bytes(raw) }),
-        _ => Ok(Prompt { batch: None, bytes: text_bytes(raw) }),
+        JsonType::Array if len == 0 => Err(Invalid::field("text", "must not be an empty list")),
+        JsonType::Array => Ok(PromptShape { batch: Some(len), bytes: text_bytes(raw) }),
+        _ => Ok(PromptShape { batch: None, bytes: text_bytes(raw) }),
     }
 }
 
-fn token_ids(raw: Raw<'_>, len: usize, session: bool) -> Result<Prompt, Invalid> {
+fn token_ids(raw: Raw<'_>, len: usize, session: bool) -> Result<PromptShape, Invalid> {
     let bytes = 4 * numbers(raw);
     match first(raw) {
-        None if session => Ok(Prompt { batch: None, bytes: 0 }),
+        None if session => Ok(PromptShape { batch: None, bytes: 0 }),
         None => Err(Invalid::field("input_ids", "must not be an empty list")),
-        Some(Kind::Array) => Ok(Prompt { batch: Some(len), bytes }),
-        Some(_) => Ok(Prompt { batch: None, bytes }),
+        Some(JsonType::Array) => Ok(PromptShape { batch: Some(len), bytes }),
+        Some(_) => Ok(PromptShape { batch: None, bytes }),
     }
 }
 
 /// `[[..floats]]` is one prompt, `[[[..floats]]]` a batch; a row of floats stands for one token.
-fn embeddings(raw: Raw<'_>, len: usize) -> Result<Prompt, Invalid> {
+fn embeddings(raw: Raw<'_>, len: usize) -> Result<PromptShape, Invalid> {
     let Some(row) = raw.elements().next() else {
         return Err(Invalid::field("input_embeds", "must not be an empty list"));
     };
-    if first(row) != Some(Kind::Array) {
-        return Ok(Prompt { batch: None, bytes: 4 * len });
+    if first(row) != Some(JsonType::Array) {
+        return Ok(PromptShape { batch: None, bytes: 4 * len });
     }
     let rows: usize = raw.elements().map(|prompt| prompt.elements().count()).sum();
-    Ok(Prompt { batch: Some(len), bytes: 4 * rows })
+    Ok(PromptShape { batch: Some(len), bytes: 4 * rows })
 }
 
 /// The text of a conversation, with each picture or sound written into it counted as
@@ -136,7 +139,7 @@ fn conversation_bytes(raw: Raw<'_>) -> usize {
     len.saturating_sub(excess)
 }
 
-fn first(array: Raw<'_>) -> Option<Kind> {
+fn first(array: Raw<'_>) -> Option<JsonType> {
     array.elements().next().map(Raw::kind)
 }
 
@@ -148,5 +151,5 @@ fn numbers(raw: Raw<'_>) -> usize {
 /// A string without its quotes; of anything else, what it takes to write it.
 fn text_bytes(raw: Raw<'_>) -> usize {
     let len = raw.bytes().len();
-    if raw.kind() == Kind::String { len.saturating_sub(2) } else { len }
+    if raw.kind() == JsonType::String { len.saturating_sub(2) } else { len }
 }

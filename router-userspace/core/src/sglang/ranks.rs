@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::info::RouteParams;
-use super::json::{Kind, Raw};
+use super::json::{JsonType, Raw};
 
 /// Ranks of one prefill that are asked for; further ones are not.
 pub const MAX_RANKS: usize = 512;
@@ -12,17 +12,17 @@ pub const MAX_RANKS: usize = 512;
 ///
 /// ```
 /// use router_core::sglang::info::RouteParams;
-/// use router_core::sglang::ranks::Ranks;
+/// use router_core::sglang::ranks::RegisteredRanks;
 ///
 /// let body = br#"{"attn_tp_size":2,"attn_cp_size":1,"dp_size":1,"pp_size":1}"#;
-/// let ranks = Ranks::read(RouteParams::Ranks, body).unwrap();
+/// let ranks = RegisteredRanks::read(RouteParams::Ranks, body).unwrap();
 /// assert_eq!(
 ///     ranks.queries().last().unwrap(),
 ///     "/route?prefill_dp_rank=0&prefill_cp_rank=0&target_tp_rank=1&target_pp_rank=0",
 /// );
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ranks {
+pub struct RegisteredRanks {
     form: RouteParams,
     dp: usize,
     cp: usize,
@@ -30,18 +30,18 @@ pub struct Ranks {
     pp: usize,
 }
 
-impl Ranks {
+impl RegisteredRanks {
     /// Reads the answer to [`RouteParams::query`]; `None` if it tells no sizes, as before the
     /// first rank has registered.
-    pub fn read(form: RouteParams, body: &[u8]) -> Option<Ranks> {
-        let answer = Raw::parse(body).ok().filter(|raw| raw.kind() == Kind::Object)?;
+    pub fn read(form: RouteParams, body: &[u8]) -> Option<RegisteredRanks> {
+        let answer = Raw::parse(body).ok().filter(|raw| raw.kind() == JsonType::Object)?;
         let size = |key: &str| {
             let size = usize::try_from(answer.get(key)?.as_u64()?).ok()?;
             (size > 0).then_some(size)
         };
         let one = |key| size(key).unwrap_or(1);
         match form {
-            RouteParams::Ranks => Some(Ranks {
+            RouteParams::Ranks => Some(RegisteredRanks {
                 form,
                 dp: size("dp_size")?,
                 cp: one("attn_cp_size"),
@@ -53,14 +53,14 @@ impl Ranks {
                 // Before it told the size of a group it told that of all of them together.
                 let tp = size("prefill_attn_tp_size")
                     .unwrap_or_else(|| (one("prefill_tp_size") / dp).max(1));
-                Some(Ranks { form, dp, cp: 1, tp, pp: one("prefill_pp_size") })
+                Some(RegisteredRanks { form, dp, cp: 1, tp, pp: one("prefill_pp_size") })
             }
         }
     }
 
     /// Path and query of the `GET` for each rank, the first of them in front.
     pub fn queries(self) -> impl Iterator<Item = String> {
-        let Ranks { form, dp, cp, tp, pp } = self;
+        let RegisteredRanks { form, dp, cp, tp, pp } = self;
         let all = (0..dp).flat_map(move |dp| {
             let ranks = (0..cp).flat_map(move |cp| (0..tp).map(move |tp| (cp, tp)));
             ranks.flat_map(move |(cp, tp)| (0..pp).map(move |pp| (dp, cp, tp, pp)))
@@ -77,7 +77,7 @@ impl Ranks {
     }
 }
 
-/// Where a rank takes its control messages, from the answer to one of [`Ranks::queries`].
+/// Where a rank takes its control messages, from the answer to one of [`RegisteredRanks::queries`].
 ///
 /// ```
 /// use router_core::sglang::ranks::control_address;
@@ -86,7 +86,7 @@ impl Ranks {
 /// assert_eq!(control_address(body), "10.0.0.7:50123".parse().ok());
 /// ```
 pub fn control_address(body: &[u8]) -> Option<SocketAddr> {
-    let answer = Raw::parse(body).ok().filter(|raw| raw.kind() == Kind::Object)?;
+    let answer = Raw::parse(body).ok().filter(|raw| raw.kind() == JsonType::Object)?;
     let ip = answer.get("rank_ip")?.as_str()?;
     let ip: IpAddr = ip.trim_matches(['[', ']']).parse().ok()?;
     let port = answer.get("rank_port")?;
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     fn queries(form: RouteParams, body: &[u8]) -> Vec<String> {
-        Ranks::read(form, body).map(|ranks| ranks.queries().collect()).unwrap_or_default()
+        RegisteredRanks::read(form, body).map(|ranks| ranks.queries().collect()).unwrap_or_default()
     }
 
     #[test]
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn an_answer_without_sizes_or_with_absurd_ones_is_bounded() {
         for body in [&b"Missing inputs for bootstrap server."[..], br#"{"dp_size":null}"#, b"[]"] {
-            assert_eq!(Ranks::read(RouteParams::Ranks, body), None);
+            assert_eq!(RegisteredRanks::read(RouteParams::Ranks, body), None);
         }
         let absurd = br#"{"attn_tp_size":4294967295,"dp_size":4294967295}"#;
         assert_eq!(queries(RouteParams::Ranks, absurd).len(), MAX_RANKS);

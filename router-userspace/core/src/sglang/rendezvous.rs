@@ -15,7 +15,7 @@ use crate::pair::Pair;
 pub struct Room(u64);
 
 /// Engines of more ranks are not steered by room.
-const MOST_MODULUS: u32 = 1 << 16;
+const MAX_MODULUS: u32 = 1 << 16;
 
 impl Room {
     /// The largest room an engine survives.
@@ -45,7 +45,7 @@ impl Room {
     /// # use router_core::pair::Pair;
     /// ```
     pub fn congruent(random: u64, wanted: Pair<(u32, u32)>) -> Room {
-        let count = |count: u32| u64::from(count.clamp(1, MOST_MODULUS));
+        let count = |count: u32| u64::from(count.clamp(1, MAX_MODULUS));
         let (first, residue) = (count(wanted.prefill.0), u64::from(wanted.prefill.1));
         let (second, other) = (count(wanted.decode.0), u64::from(wanted.decode.1));
         // Of the numbers that are right for the first, one in `second` at most is right for both.
@@ -101,24 +101,24 @@ impl Rid {
 
 /// Where decode finds the prefill server's bootstrap registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bootstrap {
+pub struct BootstrapAddress {
     /// As the engine puts it into a URL: IPv6 in brackets.
     pub host: String,
     pub port: u16,
 }
 
-impl Bootstrap {
+impl BootstrapAddress {
     /// ```
-    /// use router_core::sglang::Bootstrap;
-    /// assert_eq!(Bootstrap::new("fd00::1".parse().unwrap(), 8998).host, "[fd00::1]");
-    /// assert_eq!(Bootstrap::new("::ffff:10.0.0.1".parse().unwrap(), 8998).host, "10.0.0.1");
+    /// use router_core::sglang::BootstrapAddress;
+    /// assert_eq!(BootstrapAddress::new("fd00::1".parse().unwrap(), 8998).host, "[fd00::1]");
+    /// assert_eq!(BootstrapAddress::new("::ffff:10.0.0.1".parse().unwrap(), 8998).host, "10.0.0.1");
     /// ```
-    pub fn new(address: IpAddr, port: u16) -> Bootstrap {
+    pub fn new(address: IpAddr, port: u16) -> BootstrapAddress {
         let host = match address.to_canonical() {
             IpAddr::V4(v4) => v4.to_string(),
             IpAddr::V6(v6) => format!("[{v6}]"),
         };
-        Bootstrap { host, port }
+        BootstrapAddress { host, port }
     }
 }
 
@@ -130,7 +130,7 @@ pub fn ranks_by_field(ranks: &Pair<Option<Steered>>) -> Pair<Option<u32>> {
 /// What one attempt of one (sub-)request puts into both bodies.
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt<'a> {
-    pub bootstrap: &'a Bootstrap,
+    pub bootstrap: &'a BootstrapAddress,
     /// As many as [`Request::rooms`](super::Request::rooms) says.
     pub rooms: &'a [Room],
     /// As many as rooms: the engine refuses a list of another length, and aborts by the single

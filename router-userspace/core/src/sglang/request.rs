@@ -1,18 +1,18 @@
 //! A client's request: the few fields a gateway reads, and the bytes it keeps.
 
-mod reading;
+mod body_reader;
 
 use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::json::{Raw, Syntax, scan};
-use super::prompt::Prompt;
+use super::json::{Raw, SyntaxError, scan};
+use super::prompt::PromptShape;
 use super::samples::MAX_SEQUENCES;
-use super::splice::{Marked, Reader, Role};
+use super::splice::{MarkKind, MarkedBody, Recipient};
 use super::{Attempt, Endpoint, Invalid, Rid};
 use crate::pair::Pair;
-use reading::{Reading, any_true, lax_bool};
+use body_reader::{BodyReader, any_true, lax_bool};
 
 /// More top-level members than this are refused.
 pub const MAX_MEMBERS: usize = 4096;
@@ -24,12 +24,12 @@ pub const MAX_MEMBERS: usize = 4096;
 #[derive(Clone, Debug)]
 pub struct Request {
     endpoint: Endpoint,
-    marked: Marked,
+    marked: MarkedBody,
     model: Option<Box<str>>,
     previous_response_id: Option<Box<str>>,
     stream: bool,
     samples: u32,
-    prompt: Prompt,
+    prompt: PromptShape,
     /// Where the prompt stands in the body: its preamble, and what follows.
     text: [Range<usize>; 2],
     max_output_tokens: Option<u32>,
@@ -56,15 +56,15 @@ impl Request {
     /// assert_eq!(refused.unwrap_err().param, Some("n"));
     /// ```
     pub fn parse(endpoint: Endpoint, body: Bytes) -> Result<Request, Invalid> {
-        let mut reading = Reading::new(endpoint, &body);
-        let tail = match scan(&body, |member| reading.member(member)) {
+        let mut body_reader = BodyReader::new(endpoint, &body);
+        let tail = match scan(&body, |member| body_reader.member(member)) {
             Ok(tail) => tail,
-            Err(Syntax::Refused) => return Err(reading.too_many()),
+            Err(SyntaxError::Refused) => return Err(body_reader.too_many()),
             Err(syntax) => return Err(syntax.into()),
         };
-        let Reading { marks, members, fields, .. } = reading;
+        let BodyReader { marks, members, fields, .. } = body_reader;
         let samples = fields.samples(endpoint)?;
-        let prompt = Prompt::read(endpoint, &fields.prompt)?;
+        let prompt = PromptShape::read(endpoint, &fields.prompt)?;
         if prompt.batch.unwrap_or(1).saturating_mul(samples as usize) > MAX_SEQUENCES {
             let what = format!("times 'n' makes more than {MAX_SEQUENCES} sequences");
             return Err(Invalid::field(fields.batch_param(endpoint), &what));
@@ -83,7 +83,7 @@ impl Request {
             return_logprob: fields.return_logprob.is_some_and(any_true),
             include_usage: option("include_usage") == Some(true),
             continuous_usage: option("continuous_usage_stats") == Some(true),
-            marked: Marked { body: Bytes::new(), marks, members, tail, fan_out: samples > 1 },
+            marked: MarkedBody { body: Bytes::new(), marks, members, tail, fan_out: samples > 1 },
         };
         Ok(request.holding(body))
     }
@@ -91,7 +91,7 @@ impl Request {
     /// The fields borrow the body while they are read; it moves in once they are done.
     fn holding(mut self, body: Bytes) -> Request {
         if !self.stream {
-            self.marked.marks.retain(|mark| mark.role != Role::Stream);
+            self.marked.marks.retain(|mark| mark.role != MarkKind::Stream);
         }
         self.marked.body = body;
         self
@@ -182,9 +182,9 @@ impl Request {
         let mut prefill = Vec::with_capacity(256);
         attempt.write(self.endpoint, list, &mut prefill);
         if attempt.dp == Pair::default() {
-            let decode = self.marked.write(Reader::Decode, &prefill);
+            let decode = self.marked.write(Recipient::Decode, &prefill);
             let prefill = match self.marked.legs_differ() {
-                true => self.marked.write(Reader::Prefill, &prefill),
+                true => self.marked.write(Recipient::Prefill, &prefill),
                 false => decode.clone(),
             };
             return Pair { prefill, decode };
@@ -192,8 +192,8 @@ impl Request {
         let mut decode = prefill.clone();
         attempt.write_ranks(&mut prefill, &mut decode);
         Pair {
-            prefill: self.marked.write(Reader::Prefill, &prefill),
-            decode: self.marked.write(Reader::Decode, &decode),
+            prefill: self.marked.write(Recipient::Prefill, &prefill),
+            decode: self.marked.write(Recipient::Decode, &decode),
         }
     }
 
@@ -204,7 +204,7 @@ impl Request {
     pub fn plain(&self, rids: &[Rid]) -> Bytes {
         let mut ours = Vec::with_capacity(64);
         Rid::write(rids, self.endpoint, self.prompt.batch.is_some(), &mut ours);
-        self.marked.write(Reader::Single, &ours)
+        self.marked.write(Recipient::Single, &ours)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The name that an engine gave a response of `/v1/responses`, by which a later request continues it.
 
-use super::json::{Kind, Raw};
+use super::json::{JsonType, Raw};
 use super::sse;
 
 /// Longer names are no engine's, and are not remembered.
@@ -28,12 +28,12 @@ pub fn id(answer: &[u8]) -> Option<String> {
 /// ```
 pub fn event_id(event: &[u8]) -> Option<String> {
     let data = sse::data(event)?;
-    let whole = Raw::parse(&data).ok().filter(|whole| whole.kind() == Kind::Object)?;
+    let whole = Raw::parse(&data).ok().filter(|whole| whole.kind() == JsonType::Object)?;
     named(whole.get("response")?)
 }
 
 fn named(response: Raw<'_>) -> Option<String> {
-    if response.kind() != Kind::Object {
+    if response.kind() != JsonType::Object {
         return None;
     }
     let id = response.get("id")?.as_str()?;

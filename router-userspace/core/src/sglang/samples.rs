@@ -1,7 +1,7 @@
 //! `n`: how many samples of one prompt a client wants, and where it says so.
 
 use super::Invalid;
-use super::json::{Kind, Raw};
+use super::json::{JsonType, Raw};
 
 /// The largest `n` that is fanned out.
 pub const MAX_SAMPLES: u32 = 128;
@@ -47,6 +47,6 @@ pub(super) fn of_sampling_params(params: Raw<'_>) -> Result<u32, Invalid> {
 
 /// One object, or the elements of a list of them.
 pub(super) fn sets<'a>(params: Raw<'a>) -> impl Iterator<Item = Raw<'a>> {
-    let single = (params.kind() == Kind::Object).then_some(params);
+    let single = (params.kind() == JsonType::Object).then_some(params);
     single.into_iter().chain(params.elements())
 }

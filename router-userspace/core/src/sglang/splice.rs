@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 /// What a marked piece of the body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
+pub(super) enum MarkKind {
     /// Engine control: never reaches an engine.
     Control,
     /// `stream`, asked for.
@@ -19,7 +19,7 @@ pub(super) enum Role {
 
 /// For whom a body is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reader {
+pub(super) enum Recipient {
     Prefill,
     Decode,
     /// An engine that does both itself, and samples n times itself.
@@ -29,14 +29,14 @@ pub(super) enum Reader {
 /// A piece of the body that some reader gets to see otherwise.
 #[derive(Clone, Debug)]
 pub(super) struct Mark {
-    pub(super) role: Role,
+    pub(super) role: MarkKind,
     pub(super) value: Range<usize>,
     /// Where the member around the value stands among the others; unused for a nested value.
-    pub(super) place: Place,
+    pub(super) place: MemberPosition,
 }
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Place {
+pub(super) struct MemberPosition {
     /// Its number among the top-level members.
     pub(super) index: usize,
     /// End of the value before, or the place after the opening brace.
@@ -46,25 +46,27 @@ pub(super) struct Place {
     pub(super) after: Option<usize>,
 }
 
-enum Action {
+enum Edit {
     Keep,
     Cut,
     Replace(&'static [u8]),
 }
 
-fn action(role: Role, reader: Reader, fan_out: bool) -> Action {
+fn action(role: MarkKind, reader: Recipient, fan_out: bool) -> Edit {
     match (role, reader) {
-        (Role::Control, _) => Action::Cut,
-        (Role::Stream, Reader::Prefill) => Action::Replace(b"false"),
-        (Role::StreamOptions, Reader::Prefill) => Action::Cut,
-        (Role::Samples, Reader::Prefill | Reader::Decode) if fan_out => Action::Replace(b"1"),
-        _ => Action::Keep,
+        (MarkKind::Control, _) => Edit::Cut,
+        (MarkKind::Stream, Recipient::Prefill) => Edit::Replace(b"false"),
+        (MarkKind::StreamOptions, Recipient::Prefill) => Edit::Cut,
+        (MarkKind::Samples, Recipient::Prefill | Recipient::Decode) if fan_out => {
+            Edit::Replace(b"1")
+        }
+        _ => Edit::Keep,
     }
 }
 
 /// The client's body with its marks, in order of position.
 #[derive(Clone, Debug)]
-pub(super) struct Marked {
+pub(super) struct MarkedBody {
     pub(super) body: Bytes,
     pub(super) marks: Vec<Mark>,
     /// Number of top-level members.
@@ -75,14 +77,16 @@ pub(super) struct Marked {
     pub(super) fan_out: bool,
 }
 
-impl Marked {
+impl MarkedBody {
     /// Whether prefill's and decode's bodies differ before anything is appended.
     pub(super) fn legs_differ(&self) -> bool {
-        self.marks.iter().any(|mark| matches!(mark.role, Role::Stream | Role::StreamOptions))
+        self.marks
+            .iter()
+            .any(|mark| matches!(mark.role, MarkKind::Stream | MarkKind::StreamOptions))
     }
 
     /// The body for `reader`, with `ours` (members, without the first comma) appended.
-    pub(super) fn write(&self, reader: Reader, ours: &[u8]) -> Bytes {
+    pub(super) fn write(&self, reader: Recipient, ours: &[u8]) -> Bytes {
         let body = &self.body[..];
         // Replacements grow a value by four bytes at most (`1` to `false`).
         let mut out = Vec::with_capacity(body.len() + ours.len() + 1 + 4 * self.marks.len());
@@ -90,13 +94,13 @@ impl Marked {
         let mut cut = 0;
         for mark in &self.marks {
             match action(mark.role, reader, self.fan_out) {
-                Action::Keep => {}
-                Action::Replace(with) => {
+                Edit::Keep => {}
+                Edit::Replace(with) => {
                     out.extend_from_slice(&body[at..mark.value.start]);
                     out.extend_from_slice(with);
                     at = mark.value.end;
                 }
-                Action::Cut => {
+                Edit::Cut => {
                     let place = &mark.place;
                     // A member goes with the comma before it, or, at the front, the one after it.
                     let (start, end) = if place.index > cut {

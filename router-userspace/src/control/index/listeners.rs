@@ -8,7 +8,7 @@ use gateway_api::gateways::{
     GatewayListenersAllowedRoutesNamespacesSelector as Selector, GatewayListenersTlsMode,
 };
 use router_core::fleet::ObjectName;
-use router_core::route::{Attached, Hostname, Identity};
+use router_core::route::{AttachedRule, Hostname, Identity};
 
 use super::super::objects::{GATEWAY_GROUP, Key, Kind, Object, kind_of, object_name};
 use super::build::{Build, Subject, created};
@@ -24,7 +24,7 @@ pub(super) struct Frame<'a> {
     /// `None` where the listener has a problem of its own, or no Service leads to it yet: routes may
     /// name it, nobody listens.
     pub(super) bound: Option<Bound>,
-    pub(super) attached: Vec<Attached>,
+    pub(super) attached: Vec<AttachedRule>,
 }
 
 /// What it takes to listen.

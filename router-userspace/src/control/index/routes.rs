@@ -8,7 +8,7 @@ use gateway_api::httproutes::{
 };
 use router_core::fleet::{ObjectName, Profile};
 use router_core::route::{
-    Attached, Backend, Filters, Hostname, Listener, Match, Rule, Target, Timeouts,
+    AttachedRule, Backend, Filters, Hostname, Listener, Match, Rule, Target, Timeouts,
 };
 
 use super::super::duration;
@@ -53,7 +53,7 @@ pub(super) fn attach(
             for part in &parts {
                 let rule = Arc::new(rule(part, &name, route, frame, policies));
                 for host in &hosts {
-                    frame.attached.extend(part.matches.iter().map(|matching| Attached {
+                    frame.attached.extend(part.matches.iter().map(|matching| AttachedRule {
                         hostname: host.clone(),
                         matching: matching.clone(),
                         rule: Arc::clone(&rule),

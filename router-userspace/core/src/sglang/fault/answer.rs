@@ -1,6 +1,6 @@
 //! Failures inside a 200: events of a stream, and answers of engines that abort politely.
 
-use super::super::json::{Kind, Raw};
+use super::super::json::{JsonType, Raw};
 use super::super::{Endpoint, sse};
 use super::engine::{presentable, said};
 
@@ -28,7 +28,7 @@ pub fn event_fault(endpoint: Endpoint, event: &[u8]) -> Option<EngineFault> {
         return None;
     }
     let data = sse::data(event)?;
-    let raw = Raw::parse(&data).ok().filter(|raw| raw.kind() == Kind::Object)?;
+    let raw = Raw::parse(&data).ok().filter(|raw| raw.kind() == JsonType::Object)?;
     reported(endpoint, raw)
 }
 
@@ -57,7 +57,7 @@ pub fn answer_fault(endpoint: Endpoint, body: &[u8]) -> Option<EngineFault> {
     memchr::memmem::find(body, b"\"abort\"")?;
     let raw = Raw::parse(body).ok()?;
     match raw.kind() {
-        Kind::Array => raw.elements().find_map(|one| reported(endpoint, one)),
+        JsonType::Array => raw.elements().find_map(|one| reported(endpoint, one)),
         _ => reported(endpoint, raw).or_else(|| aborted(endpoint, raw)),
     }
 }
@@ -69,7 +69,7 @@ fn reported(endpoint: Endpoint, raw: Raw<'_>) -> Option<EngineFault> {
     };
     match endpoint {
         Endpoint::Messages => {
-            let inner = raw.get("error").filter(|e| e.kind() == Kind::Object)?;
+            let inner = raw.get("error").filter(|e| e.kind() == JsonType::Object)?;
             let kind = inner.get("type").and_then(Raw::as_str).unwrap_or_default();
             error(raw, anthropic_status(&kind))
         }
@@ -78,7 +78,7 @@ fn reported(endpoint: Endpoint, raw: Raw<'_>) -> Option<EngineFault> {
             Some("response.failed") => error(raw.get("response")?, 500),
             _ => raw
                 .get("error")
-                .filter(|e| e.kind() == Kind::Object && raw.get("id").is_none())
+                .filter(|e| e.kind() == JsonType::Object && raw.get("id").is_none())
                 .and_then(|inner| error(raw, status_in(inner).unwrap_or(500))),
         },
         Endpoint::Chat | Endpoint::Completions | Endpoint::Generate => {

@@ -1,6 +1,6 @@
 //! The error bodies of engines, in all the shapes that versions and endpoints have.
 
-use super::super::json::{Kind, Raw};
+use super::super::json::{JsonType, Raw};
 use super::{ClientError, strip_addresses};
 
 /// Bound on a message passed on to a client, in bytes.
@@ -34,7 +34,7 @@ pub(super) fn said(status: u16, raw: Raw<'_>) -> ClientError {
     let inner = raw.get("error").filter(|e| !e.is_null()).unwrap_or(raw);
     let text = |key| inner.get(key).and_then(Raw::as_str);
     let message = match inner.kind() {
-        Kind::String => inner.as_str(),
+        JsonType::String => inner.as_str(),
         _ => text("message").or_else(|| text("detail")),
     };
     let message = message.unwrap_or_else(|| match inner.get("detail").unwrap_or(inner) {

@@ -19,7 +19,7 @@ use std::path::Path;
 use bytes::Bytes;
 
 use super::logprob::InputLogprobs;
-use super::{Attempt, Bootstrap, Endpoint, Request, Rid, Room, merge};
+use super::{Attempt, BootstrapAddress, Endpoint, Request, Rid, Room, merge};
 use crate::pair::Pair;
 
 /// A section's kind, argument and text.
@@ -50,7 +50,7 @@ struct Case {
     request: Request,
     answers: Vec<Bytes>,
     prompts: Vec<Option<InputLogprobs>>,
-    stream: Option<merge::Stream>,
+    stream: Option<merge::StreamMerger>,
     events: String,
 }
 
@@ -63,7 +63,7 @@ impl Case {
         Case {
             answers: vec![Bytes::new(); samples as usize],
             prompts: vec![None; samples as usize],
-            stream: Some(merge::Stream::new(endpoint, samples)),
+            stream: Some(merge::StreamMerger::new(endpoint, samples)),
             events: String::new(),
             request,
         }
@@ -79,7 +79,7 @@ impl Case {
         let rooms: Vec<Room> =
             (0..self.request.rooms() as u64).map(|i| Room::from_random(1000 + i)).collect();
         self.request.inject(&Attempt {
-            bootstrap: &Bootstrap::new("10.0.0.7".parse().unwrap(), 34000),
+            bootstrap: &BootstrapAddress::new("10.0.0.7".parse().unwrap(), 34000),
             rooms: &rooms,
             rids: &self.rids(sample),
             dp: Pair::default(),

@@ -11,8 +11,8 @@ mod scan;
 mod string;
 
 pub(crate) use patch::Patch;
-pub(crate) use raw::{Kind, Raw};
-pub(crate) use scan::{Syntax, check, scan};
+pub(crate) use raw::{JsonType, Raw};
+pub(crate) use scan::{SyntaxError, check, scan};
 pub(crate) use string::{quote, unquote};
 
 use std::ops::Range;
@@ -22,7 +22,7 @@ pub const MAX_DEPTH: usize = 512;
 
 /// Where one member of the top-level object stands in the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Member {
+pub(crate) struct MemberSpan {
     /// The key, quotes included.
     pub(crate) key: Range<usize>,
     /// The value, without white space around it.

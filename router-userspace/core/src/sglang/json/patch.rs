@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::{Kind, Raw};
+use super::{JsonType, Raw};
 
 /// Pieces of one value and what stands there instead.
 pub(crate) struct Patch<'a> {
@@ -23,7 +23,7 @@ impl<'a> Patch<'a> {
 
     /// The object `part` gets another member at its end.
     pub(crate) fn append(&mut self, part: Raw<'a>, key: &str, value: &[u8]) {
-        if part.kind() != Kind::Object {
+        if part.kind() != JsonType::Object {
             return;
         }
         let end = self.whole.range_of(part).end - 1;

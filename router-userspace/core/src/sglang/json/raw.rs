@@ -4,11 +4,11 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use super::plain::plain;
-use super::{Syntax, check, unquote};
+use super::{SyntaxError, check, unquote};
 
 /// What a value starts out as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum JsonType {
     Object,
     Array,
     String,
@@ -25,7 +25,7 @@ pub(crate) struct Raw<'a>(&'a [u8]);
 
 impl<'a> Raw<'a> {
     /// The value that is the whole of `text`.
-    pub(crate) fn parse(text: &'a [u8]) -> Result<Raw<'a>, Syntax> {
+    pub(crate) fn parse(text: &'a [u8]) -> Result<Raw<'a>, SyntaxError> {
         check(text)?;
         Ok(Raw(text.trim_ascii()))
     }
@@ -39,19 +39,19 @@ impl<'a> Raw<'a> {
         self.0
     }
 
-    pub(crate) fn kind(self) -> Kind {
+    pub(crate) fn kind(self) -> JsonType {
         match self.0.first() {
-            Some(b'{') => Kind::Object,
-            Some(b'[') => Kind::Array,
-            Some(b'"') => Kind::String,
-            Some(b't' | b'f') => Kind::Bool,
-            Some(b'n') | None => Kind::Null,
-            _ => Kind::Number,
+            Some(b'{') => JsonType::Object,
+            Some(b'[') => JsonType::Array,
+            Some(b'"') => JsonType::String,
+            Some(b't' | b'f') => JsonType::Bool,
+            Some(b'n') | None => JsonType::Null,
+            _ => JsonType::Number,
         }
     }
 
     pub(crate) fn is_null(self) -> bool {
-        self.kind() == Kind::Null
+        self.kind() == JsonType::Null
     }
 
     pub(crate) fn as_bool(self) -> Option<bool> {
@@ -68,17 +68,17 @@ impl<'a> Raw<'a> {
     }
 
     pub(crate) fn as_str(self) -> Option<Cow<'a, str>> {
-        (self.kind() == Kind::String).then(|| unquote(self.0)).flatten()
+        (self.kind() == JsonType::String).then(|| unquote(self.0)).flatten()
     }
 
     /// The members of an object, in order, duplicates included; nothing for any other value.
     pub(crate) fn members(self) -> Members<'a> {
-        Members(Walk::inside(self, Kind::Object))
+        Members(Walk::inside(self, JsonType::Object))
     }
 
     /// The elements of an array; nothing for any other value.
     pub(crate) fn elements(self) -> Elements<'a> {
-        Elements(Walk::inside(self, Kind::Array))
+        Elements(Walk::inside(self, JsonType::Array))
     }
 
     /// The value of the last member named `key`, which is the one Python's parsers keep.
@@ -141,7 +141,7 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn inside(raw: Raw<'a>, kind: Kind) -> Walk<'a> {
+    fn inside(raw: Raw<'a>, kind: JsonType) -> Walk<'a> {
         match raw.0 {
             [_, inner @ .., _] if raw.kind() == kind => Walk { text: inner, at: 0 },
             _ => Walk { text: &[], at: 0 },

@@ -1,11 +1,11 @@
 //! One pass over a JSON text: the whole grammar of RFC 8259, no recursion, no allocation.
 
 use super::plain::plain;
-use super::{MAX_DEPTH, Member};
+use super::{MAX_DEPTH, MemberSpan};
 
 /// Why a text is not JSON, and at which byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Syntax {
+pub(crate) enum SyntaxError {
     /// The text ends inside a value.
     Eof,
     /// A byte that the grammar does not allow here.
@@ -27,12 +27,15 @@ pub(crate) enum Syntax {
 ///
 /// Returns the offset at which another member could be inserted: after the last member, or after
 /// the opening brace.
-pub(crate) fn scan(text: &[u8], mut visit: impl FnMut(Member) -> bool) -> Result<usize, Syntax> {
+pub(crate) fn scan(
+    text: &[u8],
+    mut visit: impl FnMut(MemberSpan) -> bool,
+) -> Result<usize, SyntaxError> {
     let mut cursor = Cursor::open(text)?;
     if cursor.peek()? != b'{' {
         cursor.value()?;
         cursor.end()?;
-        return Err(Syntax::NotObject);
+        return Err(SyntaxError::NotObject);
     }
     cursor.at += 1;
     let mut tail = cursor.at;
@@ -50,20 +53,20 @@ pub(crate) fn scan(text: &[u8], mut visit: impl FnMut(Member) -> bool) -> Result
         let start = cursor.at;
         let children = cursor.value()?;
         tail = cursor.at;
-        if !visit(Member { key, value: start..tail, children }) {
-            return Err(Syntax::Refused);
+        if !visit(MemberSpan { key, value: start..tail, children }) {
+            return Err(SyntaxError::Refused);
         }
         cursor.white();
         match cursor.next()? {
             b',' => {}
             b'}' => return cursor.end().map(|()| tail),
-            _ => return Err(Syntax::Unexpected(cursor.at - 1)),
+            _ => return Err(SyntaxError::Unexpected(cursor.at - 1)),
         }
     }
 }
 
 /// Checks that `text` is one JSON value of any kind.
-pub(crate) fn check(text: &[u8]) -> Result<(), Syntax> {
+pub(crate) fn check(text: &[u8]) -> Result<(), SyntaxError> {
     let mut cursor = Cursor::open(text)?;
     cursor.value()?;
     cursor.end()
@@ -76,26 +79,26 @@ struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     /// At the first byte of the value; the text is known to be UTF-8 from here on.
-    fn open(text: &'a [u8]) -> Result<Self, Syntax> {
+    fn open(text: &'a [u8]) -> Result<Self, SyntaxError> {
         if text.starts_with(b"\xEF\xBB\xBF") {
-            return Err(Syntax::ByteOrderMark);
+            return Err(SyntaxError::ByteOrderMark);
         }
-        std::str::from_utf8(text).map_err(|e| Syntax::Utf8(e.valid_up_to()))?;
+        std::str::from_utf8(text).map_err(|e| SyntaxError::Utf8(e.valid_up_to()))?;
         let mut cursor = Cursor { text, at: 0 };
         cursor.white();
         Ok(cursor)
     }
 
-    fn end(&mut self) -> Result<(), Syntax> {
+    fn end(&mut self) -> Result<(), SyntaxError> {
         self.white();
-        if self.at == self.text.len() { Ok(()) } else { Err(Syntax::Unexpected(self.at)) }
+        if self.at == self.text.len() { Ok(()) } else { Err(SyntaxError::Unexpected(self.at)) }
     }
 
-    fn peek(&self) -> Result<u8, Syntax> {
-        self.text.get(self.at).copied().ok_or(Syntax::Eof)
+    fn peek(&self) -> Result<u8, SyntaxError> {
+        self.text.get(self.at).copied().ok_or(SyntaxError::Eof)
     }
 
-    fn next(&mut self) -> Result<u8, Syntax> {
+    fn next(&mut self) -> Result<u8, SyntaxError> {
         let byte = self.peek()?;
         self.at += 1;
         Ok(byte)
@@ -107,24 +110,24 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    fn key(&mut self) -> Result<(), Syntax> {
+    fn key(&mut self) -> Result<(), SyntaxError> {
         match self.next()? {
             b'"' => self.string(),
-            _ => Err(Syntax::Unexpected(self.at - 1)),
+            _ => Err(SyntaxError::Unexpected(self.at - 1)),
         }
     }
 
-    fn colon(&mut self) -> Result<(), Syntax> {
+    fn colon(&mut self) -> Result<(), SyntaxError> {
         self.white();
         match self.next()? {
             b':' => self.white(),
-            _ => return Err(Syntax::Unexpected(self.at - 1)),
+            _ => return Err(SyntaxError::Unexpected(self.at - 1)),
         }
         Ok(())
     }
 
     /// Passes one value and says how many children it has at its own level.
-    fn value(&mut self) -> Result<usize, Syntax> {
+    fn value(&mut self) -> Result<usize, SyntaxError> {
         let mut open = Open::default();
         let mut children = 0;
         loop {
@@ -152,7 +155,7 @@ impl<'a> Cursor<'a> {
                 b't' => self.word(b"rue")?,
                 b'f' => self.word(b"alse")?,
                 b'n' => self.word(b"ull")?,
-                _ => return Err(Syntax::Unexpected(self.at - 1)),
+                _ => return Err(SyntaxError::Unexpected(self.at - 1)),
             }
             if !self.after(&mut open, &mut children)? {
                 return Ok(children);
@@ -162,7 +165,7 @@ impl<'a> Cursor<'a> {
 
     /// After a value, or before the end of an empty container: closes what closes and passes the
     /// comma (and the key) before the next value. `false` when the outermost value is complete.
-    fn after(&mut self, open: &mut Open, children: &mut usize) -> Result<bool, Syntax> {
+    fn after(&mut self, open: &mut Open, children: &mut usize) -> Result<bool, SyntaxError> {
         while open.depth > 0 {
             self.white();
             let object = open.object();
@@ -178,14 +181,14 @@ impl<'a> Cursor<'a> {
                 }
                 b'}' if object => open.depth -= 1,
                 b']' if !object => open.depth -= 1,
-                _ => return Err(Syntax::Unexpected(self.at - 1)),
+                _ => return Err(SyntaxError::Unexpected(self.at - 1)),
             }
         }
         Ok(false)
     }
 
     /// After the opening quote. Escapes are checked for their form; a lone surrogate is well formed.
-    fn string(&mut self) -> Result<(), Syntax> {
+    fn string(&mut self) -> Result<(), SyntaxError> {
         loop {
             self.at += plain(&self.text[self.at..]);
             match self.next()? {
@@ -195,24 +198,24 @@ impl<'a> Cursor<'a> {
                     b'u' => {
                         for _ in 0..4 {
                             if !self.next()?.is_ascii_hexdigit() {
-                                return Err(Syntax::Unexpected(self.at - 1));
+                                return Err(SyntaxError::Unexpected(self.at - 1));
                             }
                         }
                     }
-                    _ => return Err(Syntax::Unexpected(self.at - 1)),
+                    _ => return Err(SyntaxError::Unexpected(self.at - 1)),
                 },
-                _ => return Err(Syntax::Unexpected(self.at - 1)),
+                _ => return Err(SyntaxError::Unexpected(self.at - 1)),
             }
         }
     }
 
     /// After the first byte of a number.
-    fn number(&mut self) -> Result<(), Syntax> {
+    fn number(&mut self) -> Result<(), SyntaxError> {
         let mut first = self.text[self.at - 1];
         if first == b'-' {
             first = self.next()?;
             if !first.is_ascii_digit() {
-                return Err(Syntax::Unexpected(self.at - 1));
+                return Err(SyntaxError::Unexpected(self.at - 1));
             }
         }
         if first != b'0' {
@@ -238,18 +241,18 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    fn some_digits(&mut self) -> Result<(), Syntax> {
+    fn some_digits(&mut self) -> Result<(), SyntaxError> {
         match self.next()?.is_ascii_digit() {
             true => self.digits(),
-            false => return Err(Syntax::Unexpected(self.at - 1)),
+            false => return Err(SyntaxError::Unexpected(self.at - 1)),
         }
         Ok(())
     }
 
-    fn word(&mut self, rest: &[u8]) -> Result<(), Syntax> {
+    fn word(&mut self, rest: &[u8]) -> Result<(), SyntaxError> {
         for &want in rest {
             if self.next()? != want {
-                return Err(Syntax::Unexpected(self.at - 1));
+                return Err(SyntaxError::Unexpected(self.at - 1));
             }
         }
         Ok(())
@@ -265,9 +268,9 @@ struct Open {
 
 impl Open {
     /// The top-level object is not in here, so one level less fits.
-    fn push(&mut self, object: bool, at: usize) -> Result<(), Syntax> {
+    fn push(&mut self, object: bool, at: usize) -> Result<(), SyntaxError> {
         if self.depth + 1 >= MAX_DEPTH {
-            return Err(Syntax::Depth(at));
+            return Err(SyntaxError::Depth(at));
         }
         let (word, bit) = (self.depth / 64, 1 << (self.depth % 64));
         if object {
@@ -357,8 +360,8 @@ mod tests {
     fn depth_is_bounded_without_recursion() {
         let nested = |n: usize| [vec![b'['; n], vec![b']'; n]].concat();
         assert_eq!(check(&nested(MAX_DEPTH - 1)), Ok(()));
-        assert!(matches!(check(&nested(MAX_DEPTH)), Err(Syntax::Depth(_))));
-        assert!(matches!(check(&vec![b'['; 1 << 20]), Err(Syntax::Depth(_))));
+        assert!(matches!(check(&nested(MAX_DEPTH)), Err(SyntaxError::Depth(_))));
+        assert!(matches!(check(&vec![b'['; 1 << 20]), Err(SyntaxError::Depth(_))));
         let mixed = "{\"a\":[".repeat(100) + "1" + &"]}".repeat(100);
         assert_eq!(check(mixed.as_bytes()), Ok(()));
     }
@@ -367,7 +370,7 @@ mod tests {
     fn children_are_counted_at_the_value_s_own_level() {
         let mut seen = Vec::new();
         let text = br#"{"a":[],"b":[1,[2,3],"x,y"],"c":{"k":[1,2],"l":0},"d":"q"}"#;
-        scan(text, |m: Member| {
+        scan(text, |m: MemberSpan| {
             seen.push(m.children);
             true
         })
@@ -386,7 +389,7 @@ mod tests {
 
         #[test]
         fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = scan(&bytes, |_: Member| true);
+            let _ = scan(&bytes, |_: MemberSpan| true);
         }
     }
 }

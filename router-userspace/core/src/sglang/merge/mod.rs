@@ -6,12 +6,12 @@
 mod stream;
 mod usage;
 
-pub use stream::Stream;
+pub use stream::StreamMerger;
 
 use bytes::Bytes;
 
 use super::Endpoint;
-use super::json::{Kind, Patch, Raw};
+use super::json::{JsonType, Patch, Raw};
 
 /// An answer of an engine that has not the shape of its endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -66,8 +66,8 @@ fn generate(batch: Option<usize>, parts: &[Raw<'_>]) -> Result<Bytes, Malformed>
     let rows: Vec<Vec<Raw<'_>>> = parts
         .iter()
         .map(|part| match (batch, part.kind()) {
-            (None, Kind::Object) => Ok(vec![*part]),
-            (Some(len), Kind::Array) => sized(part.elements().collect(), len),
+            (None, JsonType::Object) => Ok(vec![*part]),
+            (Some(len), JsonType::Array) => sized(part.elements().collect(), len),
             _ => Err(Malformed("it is not one answer a prompt")),
         })
         .collect::<Result<_, _>>()?;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::super::fault::{EngineFault, event_fault};
-use super::super::json::{Kind, Patch, Raw};
+use super::super::json::{JsonType, Patch, Raw};
 use super::super::{Endpoint, sse};
 use super::{decimal, extension, usage};
 
@@ -14,9 +14,9 @@ use super::{decimal, extension, usage};
 /// chunk of each sample.
 ///
 /// ```
-/// use router_core::sglang::{Endpoint, merge::Stream};
+/// use router_core::sglang::{Endpoint, merge::StreamMerger};
 ///
-/// let mut stream = Stream::new(Endpoint::Completions, 2);
+/// let mut stream = StreamMerger::new(Endpoint::Completions, 2);
 /// let a = stream.push(0, b"data: {\"id\":\"a\",\"choices\":[{\"index\":0,\"text\":\"x\"}]}\n\n");
 /// assert_eq!(a.unwrap().unwrap(), "data: {\"id\":\"a\",\"choices\":[{\"index\":0,\"text\":\"x\"}]}\n\n");
 /// let b = stream.push(1, b"data: {\"id\":\"b\",\"choices\":[{\"index\":0,\"text\":\"y\"}]}\n\n");
@@ -27,7 +27,7 @@ use super::{decimal, extension, usage};
 /// assert_eq!(stream.finish(), "data: [DONE]\n\n");
 /// ```
 #[derive(Debug)]
-pub struct Stream {
+pub struct StreamMerger {
     endpoint: Endpoint,
     /// Which samples have said `[DONE]`.
     done: Vec<bool>,
@@ -43,10 +43,10 @@ pub struct Stream {
     name: Vec<u8>,
 }
 
-impl Stream {
-    pub fn new(endpoint: Endpoint, samples: u32) -> Stream {
+impl StreamMerger {
+    pub fn new(endpoint: Endpoint, samples: u32) -> StreamMerger {
         let samples = samples as usize;
-        Stream {
+        StreamMerger {
             endpoint,
             done: vec![false; samples],
             id: None,
@@ -74,7 +74,7 @@ impl Stream {
             }
             return Ok(None);
         }
-        let chunk = Raw::parse(&data).ok().filter(|raw| raw.kind() == Kind::Object);
+        let chunk = Raw::parse(&data).ok().filter(|raw| raw.kind() == JsonType::Object);
         let (Some(chunk), true) = (chunk, sample < self.done.len()) else {
             let message = "the engine sent an event that is not of its protocol".to_owned();
             return Err(EngineFault { status: 502, message });

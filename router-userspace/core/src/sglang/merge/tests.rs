@@ -92,7 +92,7 @@ fn answers_that_do_not_match_are_malformed() {
 
 #[test]
 fn streams_share_id_and_time_and_end_once() {
-    let mut stream = Stream::new(Endpoint::Chat, 2);
+    let mut stream = StreamMerger::new(Endpoint::Chat, 2);
     let first = text(
         stream
             .push(1, &chunk("bb", r#"{"index":0,"delta":{"role":"assistant","content":""}}"#))
@@ -126,7 +126,7 @@ fn streams_share_id_and_time_and_end_once() {
 
 #[test]
 fn continuous_usage_stays_with_its_choice() {
-    let mut stream = Stream::new(Endpoint::Completions, 2);
+    let mut stream = StreamMerger::new(Endpoint::Completions, 2);
     let event = b"data: {\"id\":\"a\",\"choices\":[{\"index\":2,\"text\":\"\"}],\"usage\":{\"completion_tokens\":1}}\n\n";
     assert_eq!(
         text(stream.push(1, event).unwrap()),
@@ -137,7 +137,7 @@ fn continuous_usage_stays_with_its_choice() {
 
 #[test]
 fn generate_s_events_get_the_index_the_engine_gives_them() {
-    let mut stream = Stream::new(Endpoint::Generate, 3);
+    let mut stream = StreamMerger::new(Endpoint::Generate, 3);
     let single =
         stream.push(2, b"data: {\"text\":\"a\",\"meta_info\":{\"id\":\"x\"}}\n\n").unwrap();
     assert_eq!(text(single), "data: {\"text\":\"a\",\"meta_info\":{\"id\":\"x\"},\"index\":2}\n\n");
@@ -147,7 +147,7 @@ fn generate_s_events_get_the_index_the_engine_gives_them() {
 
 #[test]
 fn one_sample_s_failure_is_told() {
-    let mut stream = Stream::new(Endpoint::Chat, 2);
+    let mut stream = StreamMerger::new(Endpoint::Chat, 2);
     let fault =
         stream.push(1, b"data: {\"error\":{\"message\":\"m\",\"code\":503}}\n\n").unwrap_err();
     assert_eq!((fault.status, &*fault.message), (503, "m"));
@@ -158,7 +158,7 @@ fn one_sample_s_failure_is_told() {
 
 #[test]
 fn extension_chunks_are_merged_and_the_named_one_keeps_its_name() {
-    let mut stream = Stream::new(Endpoint::Chat, 2);
+    let mut stream = StreamMerger::new(Endpoint::Chat, 2);
     for (sample, ids) in [(1, "[4]"), (0, "[2,3]")] {
         let plain = br#"data: {"id":"a","choices":[],"sglext":{"routed_experts":"x"}}"#;
         assert_eq!(stream.push(sample, plain), Ok(None));

@@ -1,11 +1,11 @@
 //! `usage` of n samples of the same prompts.
 
-use super::super::json::{Kind, Patch, Raw};
+use super::super::json::{JsonType, Patch, Raw};
 use super::decimal;
 
 /// Prompt tokens (and what is said of them) count once, tokens of completions each time.
 pub(super) fn merge(usages: &[Raw<'_>]) -> Vec<u8> {
-    let Some(&first) = usages.iter().find(|usage| usage.kind() == Kind::Object) else {
+    let Some(&first) = usages.iter().find(|usage| usage.kind() == JsonType::Object) else {
         return b"null".to_vec();
     };
     let mut patch = Patch::new(first);
@@ -24,7 +24,7 @@ pub(super) fn merge(usages: &[Raw<'_>]) -> Vec<u8> {
     let key = "completion_tokens_details";
     let details: Vec<Raw<'_>> = usages
         .iter()
-        .filter_map(|usage| usage.get(key).filter(|d| d.kind() == Kind::Object))
+        .filter_map(|usage| usage.get(key).filter(|d| d.kind() == JsonType::Object))
         .collect();
     if let Some(&template) = details.first() {
         let merged = sums(template, &details);

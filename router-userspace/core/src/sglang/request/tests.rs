@@ -1,7 +1,7 @@
 //! What is read of a request, and the bodies made of it.
 
 use super::*;
-use crate::sglang::{Bootstrap, Room};
+use crate::sglang::{BootstrapAddress, Room};
 
 pub(super) fn parse(endpoint: Endpoint, body: &str) -> Result<Request, Invalid> {
     Request::parse(endpoint, Bytes::from(body.to_owned()))
@@ -20,7 +20,7 @@ pub(super) const OURS: &str = r#""bootstrap_host":"h","bootstrap_port":1,"bootst
 pub(super) fn attempt(request: &Request) -> Pair<String> {
     let rooms: Vec<Room> = (0..request.rooms() as u64).map(|i| Room::from_random(5 + i)).collect();
     let rids: Vec<Rid> = (0..rooms.len() as u128).map(|i| Rid::from_random(9 + i)).collect();
-    let bootstrap = Bootstrap { host: "h".into(), port: 1 };
+    let bootstrap = BootstrapAddress { host: "h".into(), port: 1 };
     let legs = request.inject(&Attempt {
         bootstrap: &bootstrap,
         rooms: &rooms,
@@ -101,7 +101,7 @@ fn prefill_does_not_stream_and_decode_does() {
 fn bodies_that_do_not_differ_are_one_allocation() {
     let request = ok(Endpoint::Chat, r#"{"messages":[],"stream":false}"#);
     let legs = request.inject(&Attempt {
-        bootstrap: &Bootstrap { host: "h".into(), port: 1 },
+        bootstrap: &BootstrapAddress { host: "h".into(), port: 1 },
         rooms: &[Room::from_random(1)],
         rids: &[Rid::from_random(1)],
         dp: Pair::default(),
@@ -272,7 +272,7 @@ fn a_response_is_named_by_its_request_id() {
         format!(r#"{{"input":"a",{OURS},"request_id":"resp_00000000000000000000000000000009"}}"#)
     );
     assert_eq!(
-        Endpoint::Responses.abort_name(&Rid::from_random(9)).as_deref(),
+        Endpoint::Responses.abort_rid(&Rid::from_random(9)).as_deref(),
         Some("resp_00000000000000000000000000000009")
     );
 }
@@ -280,7 +280,7 @@ fn a_response_is_named_by_its_request_id() {
 #[test]
 fn forced_ranks_reach_the_leg_they_are_for() {
     let legs = ok(Endpoint::Chat, "{}").inject(&Attempt {
-        bootstrap: &Bootstrap { host: "h".into(), port: 1 },
+        bootstrap: &BootstrapAddress { host: "h".into(), port: 1 },
         rooms: &[Room::from_random(5)],
         rids: &[Rid::from_random(9)],
         dp: Pair { prefill: Some(2), decode: Some(3) },

@@ -34,14 +34,14 @@ pub struct Splitter {
     chunk: Bytes,
     /// How much of the chunk has been looked at.
     seen: usize,
-    line: Line,
+    line: LineState,
     /// The event has a line that is not blank.
     content: bool,
 }
 
 /// Where in a line the next byte stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Line {
+enum LineState {
     /// At the start of one, after `\n` or at the start of the stream.
     Start,
     /// Inside one.
@@ -66,7 +66,7 @@ impl Splitter {
             held: BytesMut::new(),
             chunk: Bytes::new(),
             seen: 0,
-            line: Line::Start,
+            line: LineState::Start,
             content: false,
         }
     }
@@ -99,7 +99,7 @@ impl Splitter {
         let event = self.chunk.split_to(end);
         self.seen = 0;
         self.content = false;
-        self.line = Line::Start;
+        self.line = LineState::Start;
         if self.held.is_empty() {
             return Some(Ok(event));
         }
@@ -117,44 +117,44 @@ impl Splitter {
     /// an event that has begun; one before it is passed.
     fn find(&mut self) -> Option<usize> {
         while let Some(&byte) = self.chunk.get(self.seen) {
-            if self.line == Line::Inside && byte != b'\n' && byte != b'\r' {
+            if self.line == LineState::Inside && byte != b'\n' && byte != b'\r' {
                 let rest = &self.chunk[self.seen..];
                 self.seen += memchr::memchr2(b'\n', b'\r', rest).unwrap_or(rest.len());
                 continue;
             }
-            if self.line == Line::BlankReturn && byte != b'\n' {
+            if self.line == LineState::BlankReturn && byte != b'\n' {
                 // The blank line ended with the return alone; this byte is the next event's.
                 if self.content {
                     return Some(self.seen);
                 }
-                self.line = Line::Start;
+                self.line = LineState::Start;
             }
             self.seen += 1;
             let ended = match (self.line, byte) {
                 // A second return, right after one that ended a line, is a blank line.
-                (Line::Return, b'\r') => self.content,
-                (Line::Return, b'\n') => {
-                    self.line = Line::Start;
+                (LineState::Return, b'\r') => self.content,
+                (LineState::Return, b'\n') => {
+                    self.line = LineState::Start;
                     false
                 }
-                (Line::Start | Line::BlankReturn, b'\n') => {
-                    self.line = Line::Start;
+                (LineState::Start | LineState::BlankReturn, b'\n') => {
+                    self.line = LineState::Start;
                     self.content
                 }
-                (Line::Start, b'\r') => {
-                    self.line = Line::BlankReturn;
+                (LineState::Start, b'\r') => {
+                    self.line = LineState::BlankReturn;
                     false
                 }
                 (_, b'\n') => {
-                    self.line = Line::Start;
+                    self.line = LineState::Start;
                     false
                 }
                 (_, b'\r') => {
-                    self.line = Line::Return;
+                    self.line = LineState::Return;
                     false
                 }
                 _ => {
-                    self.line = Line::Inside;
+                    self.line = LineState::Inside;
                     self.content = true;
                     false
                 }

@@ -1,10 +1,10 @@
 //! One pass over the members of a body: fields are kept, pieces are marked.
 
 use super::super::control::is_engine_control;
-use super::super::json::{Kind, Member, Raw, unquote};
+use super::super::json::{JsonType, MemberSpan, Raw, unquote};
 use super::super::prompt::PromptFields;
 use super::super::samples::{self, MAX_SEQUENCES};
-use super::super::splice::{Mark, Place, Role};
+use super::super::splice::{Mark, MarkKind, MemberPosition};
 use super::super::{Endpoint, Invalid};
 use super::MAX_MEMBERS;
 
@@ -71,7 +71,7 @@ impl Fields<'_> {
 }
 
 /// A parse under way.
-pub(super) struct Reading<'a> {
+pub(super) struct BodyReader<'a> {
     pub(super) endpoint: Endpoint,
     pub(super) body: &'a [u8],
     pub(super) fields: Fields<'a>,
@@ -81,12 +81,19 @@ pub(super) struct Reading<'a> {
     pub(super) end: usize,
 }
 
-impl<'a> Reading<'a> {
+impl<'a> BodyReader<'a> {
     pub(super) fn new(endpoint: Endpoint, body: &'a [u8]) -> Self {
-        Reading { endpoint, body, fields: Fields::default(), marks: Vec::new(), members: 0, end: 0 }
+        BodyReader {
+            endpoint,
+            body,
+            fields: Fields::default(),
+            marks: Vec::new(),
+            members: 0,
+            end: 0,
+        }
     }
 
-    /// Why [`member`](Reading::member) refused.
+    /// Why [`member`](BodyReader::member) refused.
     pub(super) fn too_many(&self) -> Invalid {
         if self.members < MAX_MEMBERS {
             return Invalid::field("sampling_params.n", "is written too often");
@@ -94,7 +101,7 @@ impl<'a> Reading<'a> {
         Invalid::body(format!("The request body has more than {MAX_MEMBERS} top-level fields"))
     }
 
-    pub(super) fn member(&mut self, member: Member) -> bool {
+    pub(super) fn member(&mut self, member: MemberSpan) -> bool {
         if self.members == MAX_MEMBERS {
             return false;
         }
@@ -110,7 +117,8 @@ impl<'a> Reading<'a> {
         if let Some(key) = unquote(&body[member.key.clone()]) {
             let value = Raw::trusted(&body[member.value.clone()]);
             if let Some(role) = self.read(&key, value, member.children) {
-                let place = Place { index, before: self.end, key: member.key.start, after: None };
+                let place =
+                    MemberPosition { index, before: self.end, key: member.key.start, after: None };
                 self.marks.push(Mark { role, value: member.value.clone(), place });
             }
             if self.endpoint == Endpoint::Generate
@@ -125,30 +133,30 @@ impl<'a> Reading<'a> {
     }
 
     /// Keeps a field that is read; says what it is to the splice.
-    fn read(&mut self, key: &str, value: Raw<'a>, children: usize) -> Option<Role> {
+    fn read(&mut self, key: &str, value: Raw<'a>, children: usize) -> Option<MarkKind> {
         use Endpoint::{Chat, Completions, Generate, Messages, Responses};
         let endpoint = self.endpoint;
         let fields = &mut self.fields;
         if is_engine_control(endpoint, key) {
-            return Some(Role::Control);
+            return Some(MarkKind::Control);
         }
         match (key, endpoint) {
             ("model", _) => fields.model = Some(value),
             ("stream", _) => {
                 fields.stream = Some(value);
-                return Some(Role::Stream);
+                return Some(MarkKind::Stream);
             }
             ("stream_options", _) => {
                 fields.stream_options = Some(value);
-                return Some(Role::StreamOptions);
+                return Some(MarkKind::StreamOptions);
             }
             ("n", Chat | Completions) => {
                 fields.n = Some(value);
-                return Some(Role::Samples);
+                return Some(MarkKind::Samples);
             }
             ("best_of", Completions) => {
                 fields.best_of = Some(value);
-                return Some(Role::Samples);
+                return Some(MarkKind::Samples);
             }
             ("messages", Chat | Messages)
             | ("prompt", Completions)
@@ -159,7 +167,9 @@ impl<'a> Reading<'a> {
             }
             ("input_ids", Chat | Generate) => fields.prompt.input_ids = Some((value, children)),
             ("input_embeds", Generate) => fields.prompt.input_embeds = Some((value, children)),
-            ("session_params", Generate) => fields.prompt.session = value.kind() == Kind::Object,
+            ("session_params", Generate) => {
+                fields.prompt.session = value.kind() == JsonType::Object
+            }
             ("sampling_params", Generate) => fields.sampling_params = Some(value),
             ("return_logprob", Generate) => fields.return_logprob = Some(value),
             ("max_completion_tokens", Chat) | ("max_output_tokens", Responses) => {
@@ -173,7 +183,7 @@ impl<'a> Reading<'a> {
     }
 
     /// Marks every `n` in `sampling_params`; `false` when there are more than there can be.
-    fn mark_samples(&mut self, params: Raw<'a>, member: &Member) -> bool {
+    fn mark_samples(&mut self, params: Raw<'a>, member: &MemberSpan) -> bool {
         for set in samples::sets(params) {
             for n in set.members().filter(|m| m.is("n")) {
                 if self.marks.len() == MAX_MEMBERS + MAX_SEQUENCES {
@@ -181,7 +191,11 @@ impl<'a> Reading<'a> {
                 }
                 let at = params.range_of(n.value);
                 let value = member.value.start + at.start..member.value.start + at.end;
-                self.marks.push(Mark { role: Role::Samples, value, place: Place::default() });
+                self.marks.push(Mark {
+                    role: MarkKind::Samples,
+                    value,
+                    place: MemberPosition::default(),
+                });
             }
         }
         true
