@@ -1,6 +1,6 @@
 # The agent with the kernel half inside: no shell. It runs as root with the capabilities that
 # deploy/base/agent.yaml names, and gives up the rest.
-#   docker build --file deploy/images/agent.Dockerfile --tag pd-router-agent:0.1.0 .
+#   docker build --file deploy/images/agent.Dockerfile --tag pd-router-agent:0.2.0 .
 FROM rust:1.95-bookworm AS build
 # Not the newest stable one, for which rust-toolchain.toml would send.
 ENV RUSTUP_TOOLCHAIN=1.95.0

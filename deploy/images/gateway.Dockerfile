@@ -1,5 +1,5 @@
 # The gateway alone: no kernel half, no shell, not root.
-#   docker build --file deploy/images/gateway.Dockerfile --tag pd-router:0.1.0 .
+#   docker build --file deploy/images/gateway.Dockerfile --tag pd-router:0.2.0 .
 FROM rust:1.95-bookworm AS build
 # Not the newest stable one, for which rust-toolchain.toml would send.
 ENV RUSTUP_TOOLCHAIN=1.95.0
