@@ -1,5 +1,5 @@
-//! What `cargo xtask test cluster` runs on: kube-apiserver, etcd and kubectl, built or fetched once
-//! into the user's cache folder.
+//! The control plane of `cargo xtask test cluster`: kube-apiserver, etcd and kubectl, built or fetched
+//! once into the user's cache folder.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -22,18 +22,15 @@ pub(crate) struct ControlPlane {
     pub(crate) kubectl: PathBuf,
 }
 
-/// Finds the programs, or brings them where `build` says that they are worth some minutes.
+/// Finds the programs, or builds them, which takes minutes once.
 ///
 /// # Errors
-/// They are not there, and are not to be or cannot be built here.
-pub(crate) fn control_plane(build: bool) -> Result<ControlPlane> {
+/// They are not there and cannot be built here.
+pub(crate) fn control_plane() -> Result<ControlPlane> {
     let (folder, _lock) = locked_folder()?;
     let kube_apiserver = folder.join("bin/kube-apiserver");
     let etcd = folder.join("bin/etcd");
     if !kube_apiserver.is_file() || !etcd.is_file() {
-        if !build {
-            bail!("no API server; `cargo xtask test cluster` builds one, once");
-        }
         if shell::which("apt-get").is_none() {
             bail!("kube-apiserver is built from Debian's source package, and this is not Debian");
         }
@@ -52,13 +49,13 @@ pub(crate) fn kubectl() -> Result<PathBuf> {
     install_kubectl(&folder)
 }
 
-/// Finds or installs what plays kube-proxy's part in a network namespace.
+/// Finds or installs nft, which sets kube-proxy's rules in a network namespace.
 ///
 /// # Errors
-/// It needs root, or cannot be installed here.
+/// This is not root, or nft cannot be installed here.
 pub(crate) fn node_rules() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
-        bail!("they need root");
+        bail!("rules of a network namespace need root");
     }
     match shell::which("nft") {
         Some(_) => Ok(()),
@@ -66,8 +63,8 @@ pub(crate) fn node_rules() -> Result<()> {
     }
 }
 
-/// The folder of these programs. Two chores at once: the second waits here and then finds the work
-/// done.
+/// Returns the folder of these programs, locked: a second chore at the same time waits here and then
+/// finds them built.
 fn locked_folder() -> Result<(PathBuf, Flock<File>)> {
     let folder = workspace::cache()?.join("kubernetes");
     std::fs::create_dir_all(&folder).context("making the folder of the control plane")?;

@@ -29,11 +29,12 @@ pub(crate) fn object() -> PathBuf {
     workspace::root().join("target").join(TARGET).join("ebpf/router-ebpf")
 }
 
-/// Builds the object and prints where it is.
+/// Builds the object and prints where it is, after installing the toolchain where it is missing.
 ///
 /// # Errors
-/// There is no toolchain for it, or the kernel half does not build.
+/// The toolchain cannot be installed here, or the programs do not build.
 pub(crate) fn build() -> Result<PathBuf> {
+    setup()?;
     shell::run(&mut cargo("build")?)?;
     let object = object();
     println!("kernel half: {}", object.display());
@@ -43,12 +44,9 @@ pub(crate) fn build() -> Result<PathBuf> {
 /// Lints the kernel half for its own target: its assembly exists for no other.
 ///
 /// # Errors
-/// As [`build`], or there is something to complain about.
+/// As [`build`], or clippy has something to say.
 pub(crate) fn clippy() -> Result<()> {
-    if toolchain().is_none() || LINKER.find().is_none() {
-        println!("left out: the kernel half cannot be built here (cargo xtask setup)");
-        return Ok(());
-    }
+    setup()?;
     shell::run(cargo("clippy")?.args(["--quiet", "--", "-D", "warnings"]))
 }
 

@@ -24,7 +24,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::counts::Counts;
+use crate::parts::Summary;
 
 /// Chores of pd-router. Each works as root and not, and twice at once.
 #[derive(Debug, Parser)]
@@ -36,11 +36,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Chore {
-    /// Find or install what building and testing need, and say what was chosen.
+    /// Find or install the tools that building and testing need, and print which are used.
     Setup,
     /// Serve the documents' example: a simulated prefill/decode fleet behind a real gateway.
     Demo(demo::Flags),
-    /// Build the kernel half's object.
+    /// Build the object file of the eBPF programs.
     BuildEbpf,
     /// Run the tests: all, or one suite.
     Test(test::Flags),
@@ -48,7 +48,7 @@ enum Chore {
     Bench(bench::Flags),
     /// Write the CustomResourceDefinitions of the Rust types into deploy/crds.
     Crds,
-    /// Check the house style: sizes, names, words, doors, links.
+    /// Check the style: sizes, names, words, module boundaries, links.
     Tidy,
     /// Build the API documentation; a broken link is an error.
     Docs,
@@ -61,12 +61,12 @@ fn main() -> ExitCode {
         Chore::Setup => setup::run(),
         Chore::Demo(flags) => demo::run(&flags),
         Chore::BuildEbpf => ebpf::build().map(|_| ()),
-        Chore::Test(flags) => return summed_up(Ok(test::run(&flags))),
+        Chore::Test(flags) => return summed_up(&test::run(&flags)),
         Chore::Bench(flags) => bench::run(&flags),
         Chore::Crds => crds::run(),
         Chore::Tidy => tidy::run(),
         Chore::Docs => docs::run(),
-        Chore::Ci => return summed_up(ci::run()),
+        Chore::Ci => return summed_up(&ci::run()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -77,12 +77,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints the counts alone on the last line, where a CI looks for them.
-fn summed_up(result: anyhow::Result<Counts>) -> ExitCode {
-    let counts = result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        Counts::FAILURE
-    });
-    println!("{counts}");
-    if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+/// Prints the summary as the last line, where a CI looks for it.
+fn summed_up(summary: &Summary) -> ExitCode {
+    println!("{summary}");
+    if summary.counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -1,8 +1,14 @@
-//! `cargo xtask setup`: what a fresh machine lacks, found or installed through ordinary clients.
+//! `cargo xtask setup`: finds or installs what a fresh machine lacks, through its package managers.
+
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
+use crate::tools::Tool;
 use crate::{ebpf, python, shell};
+
+/// Runs each test as a process of its own, with a time limit.
+const NEXTEST: Tool = Tool { name: "cargo-nextest", version: "0.9.151" };
 
 /// A program that building or testing needs, and the Debian packages that bring it.
 struct Need {
@@ -21,7 +27,7 @@ const NEEDS: [Need; 3] = [
     },
 ];
 
-/// Finds or installs each need, and says in one line what was chosen.
+/// Finds or installs each need, and prints in one line which is used.
 ///
 /// # Errors
 /// Something is missing and cannot be installed here.
@@ -39,18 +45,31 @@ pub(crate) fn run() -> Result<()> {
         println!("{}: {} ({})", need.program, path.display(), need.purpose);
     }
     println!("venv: {} (openai's Python client)", python::venv()?.display());
+    println!("test runner: {}", nextest()?.display());
     if let Err(error) = ebpf::setup() {
-        // The gateway and every pure room build and test without it.
-        println!("kernel half: cannot be built here: {error:#}");
-    }
-    match shell::which("cargo-nextest") {
-        Some(path) => println!("test runner: {}", path.display()),
-        None => println!("test runner: cargo test (cargo-nextest is used where it is installed)"),
+        // The gateway builds and serves without it.
+        println!("eBPF programs: cannot be built here, so the agent cannot either: {error:#}");
     }
     Ok(())
 }
 
-/// Installs Debian packages where this is Debian and root; says what to do where not.
+/// Finds the test runner, or builds it, which takes minutes once.
+///
+/// # Errors
+/// It is missing and does not build here.
+pub(crate) fn nextest() -> Result<PathBuf> {
+    match NEXTEST.find() {
+        Some(path) => Ok(path),
+        None => NEXTEST.install(|command| {
+            command.args(["--no-default-features", "--features", "default-no-update"]);
+        }),
+    }
+}
+
+/// Installs Debian packages.
+///
+/// # Errors
+/// This is not Debian or not root; the message says what to install.
 pub(crate) fn install(packages: &[&str]) -> Result<()> {
     if shell::which("apt-get").is_none() || !nix::unistd::geteuid().is_root() {
         bail!("install it first (Debian: apt-get install {})", packages.join(" "));

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: builds what the tests run, then runs them all or one suite.
+//! `cargo xtask test`: builds the programs under test, then runs all suites or one.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,58 +7,63 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::counts::Counts;
-use crate::parts::Parts;
+use crate::parts::{Parts, Summary};
 use crate::workspace::Binaries;
-use crate::{cluster, ebpf, helm, kernels, python, real_sglang, shell, workspace};
+use crate::{cluster, ebpf, helm, kernels, python, real_sglang, setup, shell, workspace};
 
-/// The tests of a program that carries the kernel half: nothing else needs it built.
+/// Tests whose name contains this need a program with the eBPF object embedded.
 const CARRIER: &str = "carrier";
 
-/// What to run of the tests.
+/// Selects the tests to run.
 #[derive(Debug, Default, Args)]
 pub(crate) struct Flags {
-    /// One suite; all by default.
+    /// Suite to run. Without it all suites run but real-sglang.
     #[arg(value_enum)]
     suite: Option<Suite>,
-    /// Only tests whose name contains this.
+    /// Leave this suite out; may be repeated. A suite that cannot run here and is not left out this
+    /// way counts as a failure.
+    #[arg(long, value_enum, value_name = "SUITE", conflicts_with = "suite")]
+    without: Vec<Suite>,
+    /// Run only tests whose name contains this text.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Of the suite kernels: every kernel and every test, not only the oldest and the newest and
-    /// what is quick.
+    /// Run the suite kernels on all kernels with all tests, instead of the quick tests on the oldest
+    /// and the newest kernel.
     #[arg(long)]
     all: bool,
-    /// Of suites that run the programs: those as they are shipped, and what the tests print, figures
-    /// among it, though they pass.
+    /// Test the optimised programs, and print the output of passed tests, which has their figures.
     #[arg(long)]
     release: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Suite {
-    /// Tests beside the code of every crate.
+    /// Unit tests of every crate.
     Unit,
-    /// The simulated engine itself, by what was seen of real ones.
+    /// The simulated engine against recorded behaviour of real engines.
     Engine,
-    /// The gateway as a process, against simulated engines.
+    /// The gateway as a process in front of simulated engines.
     Gateway,
-    /// The kernel half in network namespaces; needs root and BPF.
+    /// The agent and its eBPF programs in network namespaces; needs root and BPF.
     Kernel,
-    /// The kernel half on Debian's kernels from 5.10 on, each booted under QEMU.
+    /// The eBPF programs on Debian's kernels from 5.10 on, each booted under QEMU.
     Kernels,
-    /// The loop from the kernel to the choice, in network namespaces; needs root and BPF.
+    /// The loop from kernel counters to the choice of a pair, in network namespaces; needs root and
+    /// BPF.
     Feedback,
     /// The gateway on a real API server, with the documents' manifests.
     Cluster,
-    /// What is in deploy/: rendered by kustomize and helm, and decoded strictly.
+    /// The manifests of deploy/, rendered by kustomize and helm, and decoded strictly.
     Deploy,
     /// Examples in the documentation.
     Doc,
-    /// The gateway before a real SGLang on the CPU. Gigabytes and minutes: only when it is named.
+    /// The gateway in front of a real SGLang on the CPU. Downloads gigabytes and takes minutes, so it
+    /// runs only when it is named.
     RealSglang,
 }
 
 impl Suite {
-    /// All but those that run only when they are named.
+    /// The suites that run unless one is named.
     const ALL: [Suite; 9] = [
         Suite::Unit,
         Suite::Engine,
@@ -71,7 +76,7 @@ impl Suite {
         Suite::Doc,
     ];
 
-    /// Those that run the programs: the others are whole by themselves.
+    /// Whether its tests start pd-router and sglang-sim as processes.
     fn needs_programs(self) -> bool {
         !matches!(self, Suite::Unit | Suite::Engine | Suite::Deploy | Suite::Doc)
     }
@@ -81,51 +86,44 @@ impl Suite {
     }
 }
 
-/// Runs the tests and prints what each suite took; failed ones are in the counts, not an error.
-pub(crate) fn run(flags: &Flags) -> Counts {
+/// Runs the tests and prints what each suite took. A failed test is in the counts and not an error.
+pub(crate) fn run(flags: &Flags) -> Summary {
     let mut parts = Parts::default();
     run_into(&mut parts, flags);
-    parts.told()
+    parts.summary()
 }
 
-/// Each suite as a part of its own.
+/// Runs each suite as a part of its own.
 pub(crate) fn run_into(parts: &mut Parts, flags: &Flags) {
     for suite in flags.suite.map_or(Suite::ALL.to_vec(), |only| vec![only]) {
-        parts.run(&format!("test {}", suite.name()), || run_suite(suite, flags));
+        match flags.without.contains(&suite) {
+            true => parts.left_out(&format!("test {}", suite.name())),
+            false => parts.run(&format!("test {}", suite.name()), || run_suite(suite, flags)),
+        }
     }
 }
 
-/// Where changes are judged, what a suite lacks must not pass for a passed test; elsewhere it is
-/// said in one line, unless the suite was asked for by name.
-fn left_out(suite: Suite, flags: &Flags, missing: &anyhow::Error) -> Result<Counts> {
-    if judged() || flags.suite == Some(suite) {
-        bail!("{missing:#}");
-    }
-    println!("{} tests left out: {missing:#}", suite.name());
-    Ok(Counts::default())
-}
-
-/// A CI runs this.
-pub(crate) fn judged() -> bool {
+/// Whether a CI runs this.
+pub(crate) fn is_ci() -> bool {
     std::env::var_os("CI").is_some()
 }
 
-/// What the kernel half's tests run on.
+/// Builds the object of the eBPF programs, for tests that load them.
 ///
 /// # Errors
-/// They lack something here.
+/// This is not root, the kernel has no BTF, or the object cannot be built here.
 fn kernel_object() -> Result<PathBuf> {
     if !nix::unistd::geteuid().is_root() {
-        bail!("they need root");
+        bail!("loading eBPF programs needs root");
     }
     if !std::path::Path::new("/sys/kernel/btf/vmlinux").exists() {
-        bail!("this kernel has no BTF");
+        bail!("this kernel has no BTF (/sys/kernel/btf/vmlinux)");
     }
     ebpf::build()
 }
 
 fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
-    let mut runner = runner(suite, flags);
+    let mut runner = runner(suite, flags)?;
     match suite {
         // No suite selects packages: features then unify alike and nothing is built twice.
         Suite::Unit => runner.args(["--lib", "--bins"]),
@@ -133,8 +131,7 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
         Suite::Gateway => runner.args(["--test", "gateway"]),
         Suite::Kernel => runner.args(["--test", "kernel"]),
         Suite::Kernels => {
-            return kernels::run(flags.all, flags.filter.as_deref())
-                .or_else(|missing| left_out(suite, flags, &missing));
+            return kernels::run(flags.all, flags.filter.as_deref());
         }
         Suite::Feedback => runner.args(["--test", "feedback"]),
         Suite::Cluster => runner.args(["--test", "cluster"]),
@@ -144,14 +141,11 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
     };
     runner.args(&flags.filter);
     if suite == Suite::Kernel {
-        // Those need a machine of their own.
+        // These need a machine of their own, and run in the suite kernels.
         runner.args(["--", "--skip", "vm::"]);
     }
     if matches!(suite, Suite::Kernel | Suite::Feedback) {
-        match kernel_object() {
-            Ok(object) => equip_with(&mut runner, suite, flags, &object)?,
-            Err(missing) => return left_out(suite, flags, &missing),
-        }
+        equip_with(&mut runner, suite, flags, &kernel_object()?)?;
     }
     if suite.needs_programs() {
         equip(&mut runner, flags.release)?;
@@ -161,28 +155,21 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
         runner.env("PD_ROUTER_EBPF_OBJECT", ebpf::build()?);
     }
     if suite == Suite::Cluster {
-        // Building one takes minutes, once: for who asks for it, and where changes are judged.
-        match cluster::control_plane(judged() || flags.suite == Some(suite)) {
-            Ok(plane) => {
-                equip_cluster(&mut runner)?;
-                runner
-                    .env("KUBE_APISERVER_BIN", plane.kube_apiserver)
-                    .env("ETCD_BIN", plane.etcd)
-                    .env("KUBECTL_BIN", plane.kubectl);
-            }
-            Err(missing) => return left_out(suite, flags, &missing),
-        }
+        let plane = cluster::control_plane()?;
+        cluster::node_rules()?;
+        runner
+            .env("KUBE_APISERVER_BIN", plane.kube_apiserver)
+            .env("ETCD_BIN", plane.etcd)
+            .env("KUBECTL_BIN", plane.kubectl)
+            .env("PD_ROUTER_EBPF_OBJECT", kernel_object()?);
     }
     if suite == Suite::Deploy {
-        match cluster::kubectl().and_then(|kubectl| Ok((kubectl, helm::program()?))) {
-            Ok((kubectl, helm)) => _ = runner.env("KUBECTL_BIN", kubectl).env("HELM_BIN", helm),
-            Err(missing) => return left_out(suite, flags, &missing),
-        }
+        runner.env("KUBECTL_BIN", cluster::kubectl()?).env("HELM_BIN", helm::program()?);
     }
     counted(&mut runner)
 }
 
-/// Runs it and counts what it says of its tests.
+/// Runs the test runner and adds up its summary lines.
 fn counted(runner: &mut Command) -> Result<Counts> {
     let mut counts = Counts::default();
     let status = shell::watch(runner, |line| {
@@ -194,7 +181,7 @@ fn counted(runner: &mut Command) -> Result<Counts> {
     Ok(counts)
 }
 
-/// `--test NAME` for each test of the simulated engine.
+/// Returns `--test NAME` for each integration test of the simulated engine.
 fn engine_tests() -> Result<Vec<String>> {
     let folder = workspace::root().join("tests/sglang-sim/tests");
     let mut words = Vec::new();
@@ -209,69 +196,47 @@ fn engine_tests() -> Result<Vec<String>> {
     Ok(words)
 }
 
-/// Passes what a test of another package cannot ask cargo for: programs and the venv.
+/// Sets the variables that name the programs and the Python environment; a test cannot ask cargo for
+/// binaries of another package.
 fn equip(runner: &mut Command, release: bool) -> Result<()> {
     let Binaries { pd_router, sglang_sim } = match release {
         true => workspace::build_release_binaries()?,
         false => workspace::build_binaries()?,
     };
     runner.env("PD_ROUTER_BIN", pd_router).env("SGLANG_SIM_BIN", sglang_sim);
-    match python::venv() {
-        Ok(python) => _ = runner.env("PD_ROUTER_PYTHON", python),
-        // The tests that need it then say so; the others still run.
-        Err(error) => println!("no environment for the official client: {error:#}"),
-    }
+    runner.env("PD_ROUTER_PYTHON", python::venv()?);
     Ok(())
 }
 
-/// Passes the kernel half, and a program that carries it to the tests of one.
+/// Sets the variables that name the eBPF object and, for the tests of it, the program with that object
+/// embedded.
 fn equip_with(runner: &mut Command, suite: Suite, flags: &Flags, object: &Path) -> Result<()> {
     runner.env("PD_ROUTER_EBPF_OBJECT", object);
     if suite == Suite::Kernel && flags.filter.as_deref().is_none_or(|text| text.contains(CARRIER)) {
-        // Before the others are built, which leave in its place what the rest of the tests run.
+        // First, because the other builds put their own executable in its place.
         runner.env("PD_ROUTER_CARRIER_BIN", workspace::build_carrier(object)?);
     }
     Ok(())
 }
 
-/// What some tests on a cluster need besides: the kernel half for agents, and rules for a node's
-/// connections. They are left out where these cannot be had.
-fn equip_cluster(runner: &mut Command) -> Result<()> {
-    let mut left_out = Vec::new();
-    match kernel_object() {
-        Ok(object) => _ = runner.env("PD_ROUTER_EBPF_OBJECT", object),
-        Err(missing) => left_out.push(("agents::", missing)),
-    }
-    if let Err(missing) = cluster::node_rules() {
-        left_out.push(("proxied::", missing));
-    }
-    for (at, (tests, missing)) in left_out.into_iter().enumerate() {
-        if judged() {
-            return Err(missing);
-        }
-        println!("{tests} of the tests of a cluster left out: {missing:#}");
-        runner.args((at == 0).then_some("--")).args(["--skip", tests]);
-    }
-    Ok(())
-}
-
-/// cargo-nextest where it is installed (it runs each test as a process of its own), else cargo.
-fn runner(suite: Suite, flags: &Flags) -> Command {
-    let mut command = shell::command(workspace::cargo());
-    let by_cargo_alone = matches!(suite, Suite::Doc | Suite::RealSglang);
-    if !by_cargo_alone && shell::which("cargo-nextest").is_some() {
-        command.args(["nextest", "run", "--no-tests=pass", "--no-fail-fast"]);
-        if judged() {
-            command.args(["--profile", "ci"]);
-        }
-        if flags.release {
-            command.args(["--success-output", "immediate"]);
-        }
-    } else {
+/// The test runner: cargo-nextest, which runs each test as a process of its own and bounds its time.
+/// It runs no examples of documentation, and the tests of real engines share one fleet in a process.
+fn runner(suite: Suite, flags: &Flags) -> Result<Command> {
+    if matches!(suite, Suite::Doc | Suite::RealSglang) {
+        let mut command = shell::command(workspace::cargo());
         command.args(["test", "--no-fail-fast"]);
         if flags.release {
             command.env("RUST_TEST_NOCAPTURE", "1");
         }
+        return Ok(command);
     }
-    command
+    let mut command = shell::command(setup::nextest()?);
+    command.args(["nextest", "run", "--no-tests=pass", "--no-fail-fast"]);
+    if is_ci() {
+        command.args(["--profile", "ci"]);
+    }
+    if flags.release {
+        command.args(["--success-output", "immediate"]);
+    }
+    Ok(command)
 }
