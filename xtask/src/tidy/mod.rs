@@ -1,8 +1,9 @@
-//! `cargo xtask tidy`: the house style, checked by machine.
+//! `cargo xtask tidy`: the style rules that a machine can check.
 
 mod blank;
 mod documents;
 mod doors;
+mod language;
 mod sizes;
 mod tree;
 mod words;
@@ -14,10 +15,11 @@ use tree::{Problem, Tree};
 
 type Check = fn(&Tree) -> Vec<Problem>;
 
-const CHECKS: [Check; 11] = [
+const CHECKS: [Check; 12] = [
     sizes::opening_sentence,
     sizes::file_length,
-    sizes::function_length,
+    language::idioms,
+    language::one_meaning_a_type,
     words::file_names,
     words::banned_words,
     words::unfinished_code,
@@ -39,7 +41,7 @@ pub(crate) fn run() -> Result<()> {
         println!("{problem}");
     }
     if !problems.is_empty() {
-        bail!("{} breaks of the house style", problems.len());
+        bail!("{} violations of the style", problems.len());
     }
     Ok(())
 }
