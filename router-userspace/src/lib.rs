@@ -1,17 +1,19 @@
-//! The part of pd-router that meets the world: sockets, files, clocks, the cluster.
+//! The crate that does I/O: sockets, files, clocks, the cluster; and the binary.
 //!
-//! Rooms in reading order: [`config`] (flags to settings), [`control`] (documents to fleet),
-//! [`gateway`] (a request's life), [`agent`] (what the kernel counts), [`feedback`] (from one
-//! to the other), [`simulate`] (a model of a fleet), `admin`, [`metrics`], [`telemetry`],
-//! [`token`].
+//! Modules in reading order: [`config`] (flags to settings), [`control`] (objects of a cluster to a
+//! fleet), [`gateway`] (the life of a request), [`agent`] (the node's BPF programs and counters),
+//! [`feedback`] (load frames from agents to gateways), [`simulate`] (the model of a fleet). All of
+//! them use `clock`, `http_client`, `scheduler_view`, [`metrics`], [`telemetry`] and [`token`].
 
-mod admin;
 pub mod agent;
+mod clock;
 pub mod config;
 pub mod control;
 pub mod feedback;
 pub mod gateway;
+mod http_client;
 pub mod metrics;
+mod scheduler_view;
 pub mod simulate;
 pub mod telemetry;
 pub mod token;

@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, info};
 
 use super::pods::KnownPod;
-use crate::gateway::upstream::Upstream;
+use crate::http_client::HttpClient;
 
 /// How long one question may take.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -68,7 +68,7 @@ struct Known {
 
 /// Asks the registries that `wanted` names, for as long as anyone listens to what they tell.
 pub(super) async fn learn(mut wanted: watch::Receiver<Vec<Bootstrap>>, told: mpsc::Sender<Told>) {
-    let upstream = Upstream::sparing(PATIENCE);
+    let upstream = HttpClient::sparing(PATIENCE);
     let mut known: BTreeMap<Arc<str>, Known> = BTreeMap::new();
     loop {
         take_up(&mut known, &wanted.borrow_and_update());
@@ -131,7 +131,7 @@ impl Known {
     /// The control address of every rank; `None` if not all could be asked for.
     ///
     /// Where the first rank is where it was, the others are held to be as well.
-    async fn ask(&mut self, upstream: &Upstream) -> Option<BTreeSet<SocketAddr>> {
+    async fn ask(&mut self, upstream: &HttpClient) -> Option<BTreeSet<SocketAddr>> {
         let authority: Authority = self.address.to_string().parse().ok()?;
         let sizes = match self.sizes(upstream, &authority).await {
             Some(sizes) => sizes,
@@ -152,13 +152,13 @@ impl Known {
         Some(controls)
     }
 
-    async fn sizes(&self, upstream: &Upstream, authority: &Authority) -> Option<RegisteredRanks> {
+    async fn sizes(&self, upstream: &HttpClient, authority: &Authority) -> Option<RegisteredRanks> {
         let path = PathAndQuery::from_static(self.form.query());
         RegisteredRanks::read(self.form, &get(upstream, authority, path).await?)
     }
 }
 
-async fn get(upstream: &Upstream, authority: &Authority, path: PathAndQuery) -> Option<Bytes> {
+async fn get(upstream: &HttpClient, authority: &Authority, path: PathAndQuery) -> Option<Bytes> {
     let answer = timeout(PATIENCE, upstream.fetch(authority.clone(), path, LONGEST_ANSWER)).await;
     match answer.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
         Ok(body) => Some(body),

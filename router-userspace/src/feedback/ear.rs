@@ -9,7 +9,7 @@ use router_core::frame::{Body, Class, Frame, MAX_PODS, PairRecord, PodRecord};
 
 use super::targets::Targets;
 use super::told::{Now, Told, evidence};
-use crate::gateway::view::View;
+use crate::scheduler_view::SchedulerView;
 
 /// What was told is said to hold no more often than this, though each frame says so: a sixth of the time after which
 /// a load is stale.
@@ -64,7 +64,7 @@ impl Ear {
         &mut self,
         frame: Frame,
         targets: &Targets,
-        view: &View,
+        view: &SchedulerView,
         now_us: u64,
     ) -> Result<Heard, Lost> {
         let Frame { instance, sequence, read_age_us, body, .. } = frame;
@@ -172,7 +172,7 @@ impl Ear {
         self.pods.get(&pod).map(|told| &told.record)
     }
 
-    fn pairs(&self, pairs: &[PairRecord], targets: &Targets, view: &View, now_us: u64) {
+    fn pairs(&self, pairs: &[PairRecord], targets: &Targets, view: &SchedulerView, now_us: u64) {
         let kv = pairs.iter().filter(|pair| pair.key.class == Class::Kv && pair.key.peer != 0);
         let mut links = None;
         for pair in kv {
@@ -213,10 +213,10 @@ mod tests {
 
     use super::super::told::OVERHEAD_BYTES;
     use super::*;
-    use crate::gateway::clock::Clock;
+    use crate::clock::Clock;
 
-    fn view() -> View {
-        View::new(Policy::Predicted, Clock::start(), Duration::from_secs(1))
+    fn view() -> SchedulerView {
+        SchedulerView::new(Policy::Predicted, Clock::start(), Duration::from_secs(1))
     }
 
     fn member(name: &str, role: Role, node: &str) -> Member {

@@ -33,9 +33,9 @@ use super::frames::Frames;
 use super::targets::Targets;
 use super::turns::Turns;
 use crate::config::Settings;
-use crate::gateway::upstream::{Protocol, Upstream, whole};
-use crate::gateway::view::View;
+use crate::http_client::{HttpClient, Protocol, whole};
 use crate::metrics::{FeedbackLabels, Metrics};
+use crate::scheduler_view::SchedulerView;
 
 const STREAM: PathAndQuery = PathAndQuery::from_static("/v1/loads/stream");
 /// For an agent to answer, and the longest silence of a stream: ten heartbeats.
@@ -48,8 +48,8 @@ const GOOD: Duration = Duration::from_secs(2);
 
 /// What the listeners to agents share.
 pub(crate) struct Listening {
-    upstream: Upstream,
-    view: View,
+    upstream: HttpClient,
+    view: SchedulerView,
     metrics: Metrics,
     /// Whose token agents ask for.
     token_file: Option<PathBuf>,
@@ -60,8 +60,8 @@ pub(crate) struct Listening {
 impl Listening {
     pub(crate) fn new(
         settings: &Settings,
-        upstream: &Upstream,
-        view: View,
+        upstream: &HttpClient,
+        view: SchedulerView,
         metrics: &Metrics,
     ) -> Listening {
         Listening {

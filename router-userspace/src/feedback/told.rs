@@ -8,7 +8,7 @@ use router_core::provenance::Measured;
 use router_core::schedule::step_us_of_idle;
 
 use super::targets::{Target, Targets};
-use crate::gateway::view::View;
+use crate::scheduler_view::SchedulerView;
 
 /// What a request's head and the fields that injection adds take beside its body.
 pub(super) const OVERHEAD_BYTES: u64 = 640;
@@ -20,7 +20,7 @@ pub(super) struct Now<'v> {
     /// On the gateway's clock.
     pub(super) us: u64,
     pub(super) holds_us: u64,
-    pub(super) view: &'v View,
+    pub(super) view: &'v SchedulerView,
 }
 
 /// What was told of one pod, and whom it concerns.
@@ -117,7 +117,7 @@ fn load(record: &PodRecord, own: Usage) -> Load {
 }
 
 /// A step that the kernel saw is evidence of the engine's speed.
-fn learn_step(record: &PodRecord, load: &Load, target: &Target, view: &View, now_ms: u64) {
+fn learn_step(record: &PodRecord, load: &Load, target: &Target, view: &SchedulerView, now_ms: u64) {
     if load.itl_us <= 0.0 || record.streaming == 0 || target.role == Role::Prefill {
         return;
     }

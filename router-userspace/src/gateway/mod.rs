@@ -4,39 +4,15 @@
 //! (both legs of one attempt), `relay` (the stream back). `admit`, `probe` and `abort` serve them;
 //! `reject` and `fault` name every way to fail.
 
-mod abort;
-mod admit;
-mod body;
-mod candidates;
-mod choice;
-pub(crate) mod clock;
-mod dispatch;
-mod endpoint;
-mod engine_load;
-mod fault;
-mod fleet;
-mod flight;
-mod generate;
-mod handle;
-mod info;
-mod leg;
-mod lent;
-mod listener;
-mod opening;
-mod probe;
-mod proxy;
-mod record;
-mod reject;
-mod relay;
-mod report;
-mod responses;
-mod seats;
-mod setbacks;
-mod source;
-mod tls;
-pub(crate) mod upstream;
-pub(crate) mod view;
-mod visits;
+mod admin;
+mod fleet_handle;
+mod placement;
+mod readiness;
+mod request;
+mod server;
+mod shared;
+mod upstream;
+mod workers;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,28 +20,30 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use router_core::fleet::{Facts, Fleet, Phase, Port, Verdict, WorkerKey};
+use router_core::fleet::{Facts, Fleet, Port, WorkerKey};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::abort::Aborter;
-use self::admit::Admission;
-use self::clock::Clock;
-use self::dispatch::Dispatch;
-use self::engine_load::{Poller, Polls};
-pub use self::fleet::FleetHandle;
-use self::handle::Service;
-use self::listener::Listeners;
-use self::probe::{Prober, Probes};
-use self::responses::Responses;
-use self::upstream::Upstream;
-use self::view::View;
-use crate::admin::{self, Admin};
+use self::admin::{Admin, AdminState};
+pub use self::fleet_handle::FleetHandle;
+use self::placement::queue::Admission;
+use self::readiness::Readiness;
+use self::request::handle::Service;
+use self::request::responses::Responses;
+use self::server::listener::Listeners;
+use self::shared::Gateway;
+use self::upstream::abort::Aborter;
+use self::upstream::dispatch::Dispatch;
+use self::workers::engine_load::{Poller, Polls};
+use self::workers::probe::{Prober, Probes};
+use crate::clock::Clock;
 use crate::config::Settings;
 use crate::control;
 use crate::feedback::{Listening, Subscriptions};
+use crate::http_client::HttpClient;
 use crate::metrics::Metrics;
+use crate::scheduler_view::SchedulerView;
 
 /// Facts that wait for the next snapshot; probes wait beyond that.
 const MAX_FACTS: usize = 1024;
@@ -73,69 +51,6 @@ const MAX_FACTS: usize = 1024;
 const TIDY_TIMEOUT: Duration = Duration::from_secs(3);
 /// Between two tries to open a port that is taken.
 const BIND_RETRY: Duration = Duration::from_secs(1);
-
-/// What every request shares.
-pub(crate) struct Gateway {
-    settings: Settings,
-    fleet: Arc<FleetHandle>,
-    admission: Arc<Admission>,
-    dispatch: Arc<Dispatch>,
-    metrics: Metrics,
-    /// The agents that are listened to.
-    feedback: Subscriptions,
-    /// Bytes that the bodies of all requests may hold together.
-    body_memory: Arc<Semaphore>,
-    responses: Responses,
-}
-
-/// What became of the ports that the fleet wants open.
-#[derive(Default)]
-struct Ports {
-    open: Vec<Port>,
-    /// Why the others are not.
-    failures: Vec<String>,
-}
-
-/// Whether the gateway should get traffic, and if not, why.
-pub(crate) struct Readiness {
-    fleet: Arc<FleetHandle>,
-    ports: Mutex<Ports>,
-    draining: CancellationToken,
-    /// Set once every worker was asked once: from then on a new one is no reason to wait.
-    settled: std::sync::atomic::AtomicBool,
-}
-
-impl Readiness {
-    /// `Err` says in words what is missing.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        use std::sync::atomic::Ordering::Relaxed;
-        if self.draining.is_cancelled() {
-            return Err("draining".to_owned());
-        }
-        let fleet = self.fleet.load();
-        if fleet.generation == 0 {
-            return Err("no configuration has been read yet".to_owned());
-        }
-        let ports = self.ports.lock();
-        if !ports.failures.is_empty() {
-            return Err(ports.failures.join("; "));
-        }
-        if !fleet.ports().iter().all(|port| ports.open.contains(port)) {
-            return Err("listeners are being opened".to_owned());
-        }
-        if !self.settled.load(Relaxed) {
-            let unasked = fleet.members().filter(|(_, member)| {
-                member.phase == Phase::Ready && member.worker.health.verdict() == Verdict::Unknown
-            });
-            let unasked = unasked.count();
-            if unasked > 0 {
-                return Err(format!("{unasked} engines have not been asked yet"));
-            }
-            self.settled.store(true, Relaxed);
-        }
-        Ok(())
-    }
-}
 
 /// Serves until `shutdown` is cancelled, then lets running requests finish.
 ///
@@ -153,7 +68,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<()> 
     let stop = CancellationToken::new();
     let background = TaskTracker::new();
     background.spawn(admin.run(
-        admin::State {
+        AdminState {
             readiness: Arc::clone(&parts.readiness),
             gateway: Arc::clone(&parts.gateway),
             registry: Arc::new(Mutex::new(registry)),
@@ -203,9 +118,9 @@ impl Parts {
         let clock = Clock::start();
         let tasks = TaskTracker::new();
         let probing = CancellationToken::new();
-        let upstream = Upstream::new(&settings);
+        let upstream = HttpClient::new(&settings);
         let (limits, timeouts) = (settings.limits.clone(), settings.timeouts.clone());
-        let view = View::new(settings.policy, clock, timeouts.engine_load_interval);
+        let view = SchedulerView::new(settings.policy, clock, timeouts.engine_load_interval);
         let view = view.aiming_at(settings.aim);
         let admission =
             Admission::new(Arc::clone(&fleet), view.clone(), limits, timeouts.queue_timeout);
@@ -236,12 +151,7 @@ impl Parts {
             metrics: metrics.clone(),
             cut: CancellationToken::new(),
         });
-        let readiness = Arc::new(Readiness {
-            fleet: Arc::clone(&fleet),
-            ports: Mutex::default(),
-            draining: shutdown.clone(),
-            settled: false.into(),
-        });
+        let readiness = Arc::new(Readiness::new(Arc::clone(&fleet), shutdown.clone()));
         let body_memory = Arc::new(Semaphore::new(settings.limits.max_body_memory));
         let gateway = Arc::new(Gateway {
             settings,
@@ -283,7 +193,7 @@ impl Parts {
 
 fn polls(
     settings: &Settings,
-    upstream: &Upstream,
+    upstream: &HttpClient,
     clock: Clock,
     tasks: &TaskTracker,
     stop: &CancellationToken,

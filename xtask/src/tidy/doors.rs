@@ -28,7 +28,7 @@ const DOORS: [Door; 4] = [
     Door {
         thing: "the HTTP client",
         words: &["hyper|hyper_util", "client"],
-        files: &["gateway/upstream.rs"],
+        files: &["http_client/mod.rs"],
     },
     Door { thing: "the environment", words: &["std", "env"], files: &["config.rs"] },
 ];
@@ -101,11 +101,15 @@ mod tests {
         for (door, code) in [
             ("agent/kernel.rs", "use aya::Ebpf;"),
             ("control/kube.rs", "use kube::{Api, Client};"),
-            ("gateway/upstream.rs", "use hyper_util::{rt::TokioIo, client::legacy::Client};"),
+            ("http_client/mod.rs", "use hyper_util::{rt::TokioIo, client::legacy::Client};"),
             ("config.rs", "fn f() { let x = std::env::var(\"X\"); }"),
         ] {
             assert_eq!(problems(&format!("router-userspace/src/{door}"), code), 0, "{code}");
-            assert_eq!(problems("router-userspace/src/gateway/handle.rs", code), 1, "{code}");
+            assert_eq!(
+                problems("router-userspace/src/gateway/request/handle.rs", code),
+                1,
+                "{code}"
+            );
             assert_eq!(problems("tests/src/gateway.rs", code), 0, "{code}");
         }
     }
@@ -119,7 +123,11 @@ mod tests {
             "use hyper_util::server::conn::auto;\nuse crate::client::Client;",
             "let env = std::fs::read(path); let client = hyper::Request::new(());",
         ] {
-            assert_eq!(problems("router-userspace/src/gateway/handle.rs", code), 0, "{code}");
+            assert_eq!(
+                problems("router-userspace/src/gateway/request/handle.rs", code),
+                0,
+                "{code}"
+            );
         }
     }
 }

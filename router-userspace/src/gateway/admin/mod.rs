@@ -1,0 +1,144 @@
+//! The admin port: whether the gateway lives and is ready, its metrics, and its fleet.
+
+mod fleet_page;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::readiness::Readiness;
+use super::shared::Gateway;
+use crate::metrics;
+use crate::token::Guard;
+
+/// Connections of probes, scrapers and people at once.
+const MAX_CONNECTIONS: usize = 64;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+/// What the admin port tells of.
+#[derive(Clone)]
+pub(crate) struct AdminState {
+    pub(crate) readiness: Arc<Readiness>,
+    pub(crate) gateway: Arc<Gateway>,
+    /// Locked for a whole answer: gauges of workers are cleared before they are filled anew.
+    pub(crate) registry: Arc<Mutex<Registry>>,
+    /// Of all but the probes.
+    pub(crate) guard: Arc<Guard>,
+}
+
+/// The bound admin port.
+pub(crate) struct Admin(TcpListener);
+
+impl Admin {
+    pub(crate) async fn bind(address: SocketAddr) -> std::io::Result<Admin> {
+        let listener = TcpListener::bind(address).await?;
+        tracing::info!(address = %listener.local_addr()?, "admin port opened");
+        Ok(Admin(listener))
+    }
+
+    /// Serves until `stop`.
+    pub(crate) async fn run(self, state: AdminState, stop: CancellationToken) {
+        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let connections = TaskTracker::new();
+        loop {
+            let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+            let stream = tokio::select! {
+                accepted = self.0.accept() => match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        tracing::warn!(%error, "admin port cannot accept");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        continue;
+                    }
+                },
+                () = stop.cancelled() => return,
+            };
+            // A connection that is gone already came to no address: to one outside, for the guard.
+            let at = stream.local_addr().unwrap_or(NOWHERE);
+            let (state, stop) = (state.clone(), stop.clone());
+            connections.spawn(async move {
+                let answer = service_fn(move |request| {
+                    let response = state.answer(&request, at);
+                    async move { Ok::<_, std::convert::Infallible>(response) }
+                });
+                let mut server = http1::Builder::new();
+                server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+                let connection = server.serve_connection(TokioIo::new(stream), answer);
+                if let Some(Err(error)) = stop.run_until_cancelled(connection).await {
+                    tracing::debug!(%error, "admin connection ended early");
+                }
+                drop(permit);
+            });
+        }
+    }
+}
+
+impl AdminState {
+    fn answer(&self, request: &Request<Incoming>, at: SocketAddr) -> Response<Full<Bytes>> {
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
+        }
+        let path = request.uri().path();
+        // `/fleet/loads/NAMESPACE/POD` is the part of `/fleet` about one pod's load.
+        let pod = path.strip_prefix("/fleet/loads/");
+        let is_guarded = pod.is_some() || matches!(path, "/metrics" | "/fleet");
+        if is_guarded && !self.guard.admits(request.headers(), at) {
+            return unauthorized();
+        }
+        match path {
+            "/livez" => text(StatusCode::OK, "ok\n"),
+            "/readyz" => match self.readiness.check() {
+                Ok(()) => text(StatusCode::OK, "ok\n"),
+                Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+            },
+            "/metrics" => {
+                let registry = self.registry.lock();
+                self.gateway.observe();
+                typed(
+                    "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                    metrics::encode(&registry),
+                )
+            }
+            "/fleet" => typed("application/json", self.gateway.describe()),
+            _ if let Some(pod) = pod => match self.gateway.describe_loads(pod) {
+                Some(loads) => typed("application/json", loads),
+                None => text(StatusCode::NOT_FOUND, format!("no worker is called {pod}\n")),
+            },
+            _ => text(StatusCode::NOT_FOUND, "/livez /readyz /metrics /fleet\n"),
+        }
+    }
+}
+
+fn unauthorized() -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::UNAUTHORIZED, "a bearer token is needed\n");
+    response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    response
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = typed("text/plain; charset=utf-8", body);
+    *response.status_mut() = status;
+    response
+}
+
+fn typed(kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}

@@ -1,0 +1,13 @@
+//! The life of a request: route, filters, attempts, response, log line.
+
+pub(crate) mod body;
+pub(crate) mod endpoint;
+pub(crate) mod generate;
+pub(crate) mod handle;
+pub(crate) mod info;
+pub(crate) mod proxy;
+pub(crate) mod record;
+pub(crate) mod reject;
+pub(crate) mod relay;
+pub(crate) mod responses;
+pub(crate) mod retry;

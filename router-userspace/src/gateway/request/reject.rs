@@ -1,0 +1,214 @@
+//! [`Reject`]: every way to fail a request, with its one status, reason and message.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+use router_core::fleet::ObjectName;
+use router_core::sglang::fault::ClientError;
+use router_core::sglang::{Endpoint, Invalid};
+
+use super::body::Answer;
+use crate::gateway::upstream::fault::{Fault, Kind};
+
+/// The answer's header that carries [`Reject::reason`].
+pub(crate) const REASON: HeaderName = HeaderName::from_static("x-pd-router-reason");
+/// OpenAI's and Anthropic's clients try a 502 again by themselves, unless they read `false` here.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// Why a request gets no answer of an engine.
+#[derive(Debug)]
+pub(crate) enum Reject {
+    /// No route of this listener matches.
+    NoRoute,
+    /// The route that matches leads nowhere.
+    BrokenRoute(String),
+    /// The pool serves no such path to the public.
+    UnknownPath(String),
+    /// The methods that this path is served for.
+    WrongMethod {
+        allow: &'static str,
+    },
+    /// An HTTP/1.1 request names no host, or a request names several.
+    BadHost,
+    /// A request for one listener on a TLS connection that was made for another.
+    Misdirected,
+    /// A prefill/decode pair cannot do this.
+    Unsupported(String),
+    EncodedBody(String),
+    BodyTooLarge(usize),
+    /// The bodies of all requests together are at their limit.
+    NoMemory,
+    BodyLate(Duration),
+    BodyBroken(String),
+    Invalid(Invalid),
+    ModelNotFound(String),
+    NobodyReady(ObjectName),
+    QueueFull,
+    QueueTimeout(Duration),
+    /// The route's time for the whole request is over.
+    Deadline,
+    /// The gateway is going and its time to drain is over.
+    Draining,
+    Fault(Fault),
+}
+
+impl Reject {
+    /// One short name: the log field, the metric's label and the answer's header.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Reject::NoRoute => "no_route",
+            Reject::BrokenRoute(_) => "broken_route",
+            Reject::UnknownPath(_) => "unknown_path",
+            Reject::WrongMethod { .. } => "wrong_method",
+            Reject::BadHost => "bad_host",
+            Reject::Misdirected => "misdirected",
+            Reject::Unsupported(_) => "unsupported",
+            Reject::EncodedBody(_) => "encoded_body",
+            Reject::BodyTooLarge(_) => "body_too_large",
+            Reject::NoMemory => "body_memory",
+            Reject::BodyLate(_) => "body_late",
+            Reject::BodyBroken(_) => "body_broken",
+            Reject::Invalid(_) => "invalid_request",
+            Reject::ModelNotFound(_) => "model_not_found",
+            Reject::NobodyReady(_) => "nobody_ready",
+            Reject::QueueFull => "queue_full",
+            Reject::QueueTimeout(_) => "queue_timeout",
+            Reject::Deadline => "request_timeout",
+            Reject::Draining => "draining",
+            Reject::Fault(fault) => fault.reason(),
+        }
+    }
+
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Reject::NoRoute | Reject::UnknownPath(_) | Reject::ModelNotFound(_) => {
+                StatusCode::NOT_FOUND
+            }
+            Reject::BrokenRoute(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Reject::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Reject::Misdirected => StatusCode::MISDIRECTED_REQUEST,
+            Reject::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
+            Reject::EncodedBody(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Reject::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Reject::BodyLate(_) => StatusCode::REQUEST_TIMEOUT,
+            Reject::BadHost | Reject::BodyBroken(_) | Reject::Invalid(_) => StatusCode::BAD_REQUEST,
+            Reject::NobodyReady(_)
+            | Reject::NoMemory
+            | Reject::QueueTimeout(_)
+            | Reject::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Reject::QueueFull => StatusCode::TOO_MANY_REQUESTS,
+            Reject::Deadline => StatusCode::GATEWAY_TIMEOUT,
+            Reject::Fault(fault) => fault.status(),
+        }
+    }
+
+    /// Whole seconds after which a client may well try again.
+    fn retry_after(&self) -> Option<u32> {
+        match self {
+            Reject::NobodyReady(_)
+            | Reject::NoMemory
+            | Reject::QueueFull
+            | Reject::QueueTimeout(_)
+            | Reject::Draining => Some(1),
+            Reject::Fault(fault) if fault.retryable() => Some(1),
+            _ => None,
+        }
+    }
+
+    /// For the client. Names no address of an engine.
+    pub(crate) fn message(&self) -> String {
+        match self {
+            Reject::NoRoute => "no HTTPRoute matches this request".to_owned(),
+            Reject::BrokenRoute(why) => format!("the HTTPRoute cannot be served: {why}"),
+            Reject::UnknownPath(path) => format!("{path} is not served here"),
+            Reject::WrongMethod { allow } => format!("this path is served for {allow}"),
+            Reject::BadHost => "a request needs one Host header".to_owned(),
+            Reject::Misdirected => {
+                "this connection was made for another host; make one for this".to_owned()
+            }
+            Reject::Unsupported(why) => why.clone(),
+            Reject::EncodedBody(encoding) => {
+                format!("content-encoding {encoding} is not supported; send the body as it is")
+            }
+            Reject::BodyTooLarge(limit) => format!("the request body is over {limit} bytes"),
+            Reject::NoMemory => "too many large requests at once".to_owned(),
+            Reject::BodyLate(limit) => {
+                format!("no part of the request body came within {limit:?}")
+            }
+            Reject::BodyBroken(why) => format!("the request body could not be read: {why}"),
+            Reject::Invalid(invalid) => invalid.message.clone(),
+            Reject::ModelNotFound(model) => format!("the model `{model}` does not exist here"),
+            Reject::NobodyReady(pool) => format!("no engine of pool {pool} is ready"),
+            Reject::QueueFull => "too many requests are waiting for an engine".to_owned(),
+            Reject::QueueTimeout(limit) => {
+                format!("no engine had room for the request within {limit:?}")
+            }
+            Reject::Draining => "the gateway is shutting down".to_owned(),
+            Reject::Deadline => "the request took longer than its route allows".to_owned(),
+            Reject::Fault(fault) => fault.message(),
+        }
+    }
+
+    /// For the log: with the operating system's words, which are not the client's business.
+    pub(crate) fn detail(&self) -> String {
+        match self {
+            Reject::Fault(fault) => fault.detail(),
+            other => other.message(),
+        }
+    }
+
+    /// The error as clients read it.
+    fn error(&self) -> ClientError {
+        let told = ClientError::new(self.status().as_u16(), self.message());
+        let told = ClientError { code: Some(self.reason().to_owned()), ..told };
+        match self {
+            Reject::Invalid(invalid) => {
+                ClientError { param: invalid.param.map(str::to_owned), ..told }
+            }
+            Reject::ModelNotFound(_) => ClientError { param: Some("model".to_owned()), ..told },
+            Reject::Fault(Fault { kind: Kind::Engine { error, .. }, .. }) => {
+                ClientError { kind: error.kind.clone(), param: error.param.clone(), ..told }
+            }
+            _ => told,
+        }
+    }
+
+    /// The events that end a stream of `endpoint` with this error.
+    pub(crate) fn events(&self, endpoint: Endpoint) -> Bytes {
+        self.error().events(endpoint)
+    }
+
+    /// The answer, in the shape that clients of `endpoint` read.
+    pub(crate) fn into_response(self, endpoint: Option<Endpoint>) -> Response<Answer> {
+        let body = self.error().body(endpoint.unwrap_or(Endpoint::Chat));
+        let mut response = Response::new(Answer::whole(body));
+        *response.status_mut() = self.status();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(REASON, HeaderValue::from_static(self.reason()));
+        if let Reject::WrongMethod { allow } = self {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if let Reject::Fault(Fault { kind: Kind::Died, .. }) = self {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+        if let Some(seconds) = self.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+impl From<Fault> for Reject {
+    fn from(fault: Fault) -> Reject {
+        Reject::Fault(fault)
+    }
+}
+
+impl From<Invalid> for Reject {
+    fn from(invalid: Invalid) -> Reject {
+        Reject::Invalid(invalid)
+    }
+}

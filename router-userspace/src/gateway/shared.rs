@@ -1,0 +1,27 @@
+//! [`Gateway`]: the state that all requests share.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use super::fleet_handle::FleetHandle;
+use super::placement::queue::Admission;
+use super::request::responses::Responses;
+use super::upstream::dispatch::Dispatch;
+use crate::config::Settings;
+use crate::feedback::Subscriptions;
+use crate::metrics::Metrics;
+
+/// State that all requests share.
+pub(crate) struct Gateway {
+    pub(crate) settings: Settings,
+    pub(crate) fleet: Arc<FleetHandle>,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) dispatch: Arc<Dispatch>,
+    pub(crate) metrics: Metrics,
+    /// The load streams of the agents.
+    pub(crate) feedback: Subscriptions,
+    /// One permit per byte that all request bodies together may hold in memory.
+    pub(crate) body_memory: Arc<Semaphore>,
+    pub(crate) responses: Responses,
+}

@@ -1,0 +1,209 @@
+//! The gateway's only HTTP client: pooled keep-alive connections to engines and backends.
+
+pub(crate) mod reclaimable;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, Method, Request, Response, Uri};
+use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::{Client, Error};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use router_core::fleet::Worker;
+
+use self::reclaimable::ReclaimableBody;
+use crate::config::Settings;
+
+/// What is sent to a backend: bytes at hand, or the client's body as it comes.
+pub(crate) type Outgoing = Either<Full<Bytes>, Limited<ReclaimableBody<Incoming>>>;
+
+/// A body of bytes at hand.
+pub(crate) fn whole(bytes: Bytes) -> Outgoing {
+    Either::Left(Full::new(bytes))
+}
+
+/// Why no answer's head came.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SendError {
+    /// No connection was made: nothing was sent.
+    #[error("cannot connect: {0}")]
+    Unreachable(String),
+    /// Nobody answered the attempt to connect, not even to refuse it: nothing was sent.
+    #[error("nobody answers: {0}")]
+    Unanswered(String),
+    /// The connection ended before a head came; the worker may have begun.
+    #[error("the connection broke: {0}")]
+    Broken(String),
+    /// The client's body is over the limit.
+    #[error("the body is over its limit")]
+    BodyTooLarge,
+}
+
+impl SendError {
+    /// No connection was made, so that no worker has seen anything of the request.
+    pub(crate) fn is_unsent(&self) -> bool {
+        matches!(self, SendError::Unreachable(_) | SendError::Unanswered(_))
+    }
+}
+
+/// How a backend is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Http1,
+    /// HTTP/2 without TLS, known beforehand.
+    H2c,
+}
+
+/// Connections to every worker, kept alive between requests.
+#[derive(Clone, Debug)]
+pub(crate) struct HttpClient {
+    http1: Client<HttpConnector, Outgoing>,
+    h2c: Client<HttpConnector, Outgoing>,
+}
+
+impl HttpClient {
+    pub(crate) fn new(settings: &Settings) -> HttpClient {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(settings.timeouts.connect_timeout));
+        connector.set_keepalive(Some(Duration::from_secs(30)));
+        let mut client = Client::builder(TokioExecutor::new());
+        client
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(settings.timeouts.pool_idle_timeout)
+            .pool_max_idle_per_host(settings.limits.max_idle_per_worker);
+        let http1 = client.build(connector.clone());
+        HttpClient { http1, h2c: client.http2_only(true).build(connector) }
+    }
+
+    /// A client for questions that come rarely: no connection is kept.
+    pub(crate) fn sparing(connect_timeout: Duration) -> HttpClient {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(connect_timeout));
+        let mut client = Client::builder(TokioExecutor::new());
+        client.pool_max_idle_per_host(0);
+        let http1 = client.build(connector.clone());
+        HttpClient { http1, h2c: client.http2_only(true).build(connector) }
+    }
+
+    /// The body of the answer to a `GET` if it is a 200, else in words why not.
+    pub(crate) async fn fetch(
+        &self,
+        authority: Authority,
+        path: PathAndQuery,
+        limit: usize,
+    ) -> Result<Bytes, String> {
+        let (headers, nothing) = (HeaderMap::new(), whole(Bytes::new()));
+        let answer = self
+            .send_over(Protocol::Http1, authority, Method::GET, path, headers, nothing)
+            .await
+            .map_err(|error| error.to_string())?;
+        let status = answer.status();
+        let body = read_body(answer.into_body(), limit).await?;
+        if status == http::StatusCode::OK { Ok(body) } else { Err(status.to_string()) }
+    }
+
+    /// Sends one request and waits for the answer's head. Dropping the future, or the answer's
+    /// body before its end, closes the connection.
+    ///
+    /// A connection that the worker closed while it was idle is no error: the client sends
+    /// again on another, as long as nothing of the request was read.
+    pub(crate) async fn send(
+        &self,
+        worker: &Arc<Worker>,
+        method: Method,
+        path: PathAndQuery,
+        headers: HeaderMap,
+        body: Outgoing,
+    ) -> Result<Response<Incoming>, SendError> {
+        let authority = worker.authority.clone();
+        self.send_over(Protocol::Http1, authority, method, path, headers, body).await
+    }
+
+    /// As [`HttpClient::send`], to any address, in the protocol that it speaks.
+    pub(crate) async fn send_over(
+        &self,
+        protocol: Protocol,
+        authority: Authority,
+        method: Method,
+        path: PathAndQuery,
+        headers: HeaderMap,
+        body: Outgoing,
+    ) -> Result<Response<Incoming>, SendError> {
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(Scheme::HTTP);
+        parts.authority = Some(authority);
+        parts.path_and_query = Some(path);
+        // All three parts are set, which is all that this conversion asks for.
+        let uri = Uri::from_parts(parts).map_err(|error| SendError::Broken(error.to_string()))?;
+        let mut request = Request::new(body);
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
+        let client = match protocol {
+            Protocol::Http1 => &self.http1,
+            Protocol::H2c => &self.h2c,
+        };
+        client.request(request).await.map_err(send_error)
+    }
+}
+
+/// Reads the whole body of a response.
+///
+/// # Errors
+/// The connection broke, or the body is over `limit` bytes.
+pub(crate) async fn read_body(mut body: Incoming, limit: usize) -> Result<Bytes, String> {
+    let mut first = Bytes::new();
+    let mut all = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| innermost(&error))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if first.len() + all.len() + data.len() > limit {
+            return Err(format!("the answer is over {limit} bytes"));
+        }
+        if first.is_empty() && all.is_empty() {
+            first = data;
+            continue;
+        }
+        if all.is_empty() {
+            all.extend_from_slice(&std::mem::take(&mut first));
+        }
+        all.extend_from_slice(&data);
+    }
+    Ok(if all.is_empty() { first } else { all.freeze() })
+}
+
+fn send_error(error: Error) -> SendError {
+    if chain(&error).any(|error| error.is::<LengthLimitError>()) {
+        SendError::BodyTooLarge
+    } else if error.is_connect() {
+        let why = innermost(&error);
+        if is_unanswered(&error) { SendError::Unanswered(why) } else { SendError::Unreachable(why) }
+    } else {
+        SendError::Broken(innermost(&error))
+    }
+}
+
+fn is_unanswered(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+    let kinds = chain(error).filter_map(|error| error.downcast_ref::<std::io::Error>());
+    kinds
+        .map(std::io::Error::kind)
+        .any(|kind| matches!(kind, TimedOut | HostUnreachable | NetworkUnreachable))
+}
+
+fn chain<'e>(
+    error: &'e (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'e (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
+/// The last cause of a chain: the operating system's word rather than three layers around it.
+pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    chain(error).last().unwrap_or(error).to_string()
+}
