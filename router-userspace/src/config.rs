@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use router_core::fleet::AgentAddress;
-use router_core::schedule::{Aim, Policy};
+use router_core::schedule::{Objective, Policy};
 
 pub use self::exposure::ExposureFlags;
 use crate::agent::settings::AgentFlags;
@@ -264,7 +264,7 @@ pub struct Settings {
     pub policy: Policy,
     pub agents: Vec<AgentAddress>,
     pub feedback_token_file: Option<PathBuf>,
-    pub aim: Aim,
+    pub aim: Objective,
     pub explain_headers: bool,
     pub engine_api_key: Option<http::HeaderValue>,
     pub limits: LimitFlags,
@@ -308,7 +308,7 @@ impl GatewayFlags {
         if targets != (None, None) && self.policy.0 != Policy::Predicted {
             bail!("--slo-ttft and --slo-itl need --policy predicted: no other predicts");
         }
-        let aim = Aim { targets: targets_of(targets), ..Aim::default() };
+        let aim = Objective { targets: targets_of(targets), ..Objective::default() };
         let engine_api_key = self.engine_api_key_file.as_deref().map(bearer).transpose()?;
         let listen_address =
             if self.source.pd_disaggregation { self.source.host } else { self.listen_address };

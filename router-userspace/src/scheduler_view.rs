@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 use router_core::fleet::{
-    Experience, Links, Load, MOST_RANKS, Member, Pool, Rates, Reported, Role, Usage, Worker,
-    cache_of,
+    EngineRates, Links, Load, MAX_RANKS, Member, Pool, RateEstimators, ReportedLoad, Role, Usage,
+    Worker, cache_of,
 };
 use router_core::schedule::{
-    Aim, Assumptions, Candidate, Chosen, Estimate, Patience, Policy, step_us_of_idle,
+    AgentTrust, Assumptions, Candidate, Chosen, Estimate, Objective, Policy, step_us_of_idle,
 };
 
 use router_core::schedule::prefix::{Capacity, Chain, PrefixIndex};
@@ -30,7 +30,7 @@ const BYTES_PER_TOKEN: f32 = 4.0;
 pub(crate) struct SchedulerView {
     pub(crate) policy: Policy,
     pub(crate) clock: Clock,
-    pub(crate) aim: Aim,
+    pub(crate) aim: Objective,
     pub(crate) assumptions: Assumptions,
     /// Engines are asked so often.
     pub(crate) poll_ms: u64,
@@ -48,7 +48,7 @@ impl SchedulerView {
         SchedulerView {
             policy,
             clock,
-            aim: Aim::default(),
+            aim: Objective::default(),
             assumptions: Assumptions::USUAL,
             poll_ms: interval_ms,
             links: Arc::new(Mutex::new(Links::new(PAIRS))),
@@ -57,7 +57,7 @@ impl SchedulerView {
     }
 
     /// The same, for other ends.
-    pub(crate) fn aiming_at(self, aim: Aim) -> SchedulerView {
+    pub(crate) fn aiming_at(self, aim: Objective) -> SchedulerView {
         SchedulerView { aim, ..self }
     }
 
@@ -74,7 +74,7 @@ impl SchedulerView {
     /// The caches of a worker, of whatever rank, are empty: its engine began anew.
     pub(crate) fn forget_prefixes(&self, worker: &Worker) {
         let mut prefixes = self.prefixes();
-        (0..MOST_RANKS).for_each(|rank| prefixes.forget(cache_of(worker.identity, rank)));
+        (0..MAX_RANKS).for_each(|rank| prefixes.forget(cache_of(worker.identity, rank)));
     }
 
     /// The blocks of a request's prompt, for a policy that asks who has them. Models share none.
@@ -90,8 +90,8 @@ impl SchedulerView {
     }
 
     /// What is believed of a pool's engines together.
-    pub(crate) fn rates(&self, pool: &Pool) -> Rates {
-        pool.experience.rates(&self.assumptions.rates, self.clock.now_ms())
+    pub(crate) fn rates(&self, pool: &Pool) -> EngineRates {
+        pool.rate_estimators.rates(&self.assumptions.rates, self.clock.now_ms())
     }
 
     /// A member as the scheduler and admission look at it. `pool` is what is believed of its pool.
@@ -100,7 +100,7 @@ impl SchedulerView {
         id: usize,
         member: &Member,
         usage: Usage,
-        pool: &Rates,
+        pool: &EngineRates,
     ) -> Candidate {
         let worker = &member.worker;
         let alone = Candidate { id, usage, worker: worker.identity, ..Candidate::default() };
@@ -110,11 +110,11 @@ impl SchedulerView {
         }
         let now_us = self.clock.now_us();
         let now_ms = now_us / 1000;
-        let reported = worker.engine.recent(now_ms, self.poll_ms.saturating_mul(Patience::POLLS));
+        let reported = worker.engine.recent(now_ms, self.poll_ms.saturating_mul(AgentTrust::POLLS));
         let measured = worker.load.get(now_us);
         Candidate {
-            rates: worker.experience.rates(pool, now_ms),
-            head: worker.line().head(now_ms),
+            rates: worker.rate_estimators.rates(pool, now_ms),
+            queue_head: worker.prefill_queue().head(now_ms),
             load: measured.or_else(|| reported.map(told)),
             reported,
             measured: measured.is_some(),
@@ -132,9 +132,9 @@ impl SchedulerView {
         let Estimate { wait_ms, admission_ms, prefill_ms, transfer_ms, work_bytes, .. } =
             chosen.estimate?;
         let now_ms = self.clock.now_ms();
-        let rates = prefill.experience.rates(&self.rates(pool), now_ms);
+        let rates = prefill.rate_estimators.rates(&self.rates(pool), now_ms);
         Some(Forecast {
-            pool: Arc::clone(&pool.experience),
+            pool: Arc::clone(&pool.rate_estimators),
             clock: self.clock,
             sent_ms: now_ms,
             ahead_bytes: (wait_ms + prefill_ms) * 1000.0 / rates.prefill_us_per_byte.max(1e-6),
@@ -146,23 +146,29 @@ impl SchedulerView {
     }
 
     /// A stream of `tokens` ended that came `itl_ms` apart. An agent tells of steps itself.
-    pub(crate) fn answered(&self, pool: &Experience, worker: &Worker, tokens: f32, itl_ms: f32) {
+    pub(crate) fn answered(
+        &self,
+        pool: &RateEstimators,
+        worker: &Worker,
+        tokens: f32,
+        itl_ms: f32,
+    ) {
         let now_us = self.clock.now_us();
         let now_ms = now_us / 1000;
-        pool.answered(tokens, now_ms);
+        pool.on_response(tokens, now_ms);
         let agent = worker.load.get(now_us).is_some_and(|load| !load.is_stale());
         if !agent && itl_ms > 0.0 {
             let batch = worker.usage().kv_tokens as f32;
             let step_us = step_us_of_idle(itl_ms * 1000.0, batch, &self.assumptions);
-            pool.one_stepped(step_us, now_ms);
-            worker.experience.stepped(step_us, now_ms);
+            pool.on_pool_decode_step(step_us, now_ms);
+            worker.rate_estimators.on_decode_step(step_us, now_ms);
         }
     }
 }
 
 /// What the engine itself told, where no agent ever spoke of it: counts alone, and as old as the
 /// last poll.
-fn told(told: Reported) -> Load {
+fn told(told: ReportedLoad) -> Load {
     let share = told.others_requests as f32 / told.requests.max(1) as f32;
     Load {
         others_requests: told.others_requests as f32,
@@ -174,7 +180,7 @@ fn told(told: Reported) -> Load {
 /// What was predicted of a prefill: what really happens is evidence.
 #[derive(Clone, Debug)]
 pub(crate) struct Forecast {
-    pool: Arc<Experience>,
+    pool: Arc<RateEstimators>,
     clock: Clock,
     sent_ms: u64,
     /// The work of the prompt and of those before it, in bytes, and how long that was to take.
@@ -196,14 +202,14 @@ struct InLine {
 
 impl InLine {
     fn join(worker: &Arc<Worker>, work_bytes: f32, clock: Clock) -> InLine {
-        let ticket = worker.line().join(work_bytes, clock.now_ms());
+        let ticket = worker.prefill_queue().push(work_bytes, clock.now_ms());
         InLine { worker: Arc::clone(worker), ticket, clock }
     }
 }
 
 impl Drop for InLine {
     fn drop(&mut self) {
-        self.worker.line().leave(self.ticket, self.clock.now_ms());
+        self.worker.prefill_queue().remove(self.ticket, self.clock.now_ms());
     }
 }
 
@@ -216,8 +222,8 @@ impl Forecast {
         let now_ms = self.clock.now_ms();
         let took_ms = now_ms.saturating_sub(self.sent_ms) as f32;
         let work_ms = (took_ms - self.transfer_ms).max(took_ms / 5.0);
-        for experience in [&*self.pool, &prefill.experience] {
-            experience.prefilled(self.ahead_bytes, work_ms, self.ahead_ms, now_ms);
+        for experience in [&*self.pool, &prefill.rate_estimators] {
+            experience.on_prefill(self.ahead_bytes, work_ms, self.ahead_ms, now_ms);
         }
     }
 }
@@ -226,7 +232,7 @@ impl Forecast {
 #[derive(Clone, Debug)]
 pub(crate) struct Lesson {
     pub(crate) view: SchedulerView,
-    pub(crate) pool: Arc<Experience>,
+    pub(crate) pool: Arc<RateEstimators>,
     pub(crate) worker: Arc<Worker>,
 }
 

@@ -47,7 +47,7 @@ async fn engines_whose_kv_differs_are_never_paired_and_are_named() {
     }
     assert!(fleet.prefill[1].legs().is_empty());
     let pools = gateway.fleet().await["pools"].clone();
-    assert!(pools[0]["unfit"].to_string().contains("prefill-1"), "{pools}");
+    assert!(pools[0]["excluded"].to_string().contains("prefill-1"), "{pools}");
 }
 
 #[tokio::test]

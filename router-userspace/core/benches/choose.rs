@@ -11,12 +11,13 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use router_core::fleet::{
-    EngineLoad, Experience, Limits, Links, Load, Rates, Usage, Weight, Worker, WorkerKey,
+    EngineLoad, EngineRates, Limits, Links, Load, RateEstimators, Usage, Weight, Worker, WorkerKey,
 };
 use router_core::pair::Pair;
 use router_core::schedule::prefix::{Capacity, PrefixIndex};
 use router_core::schedule::{
-    Ask, Assumptions, Candidate, Draw, Gathering, Patience, Policy, Question, Tour, choose,
+    AgentTrust, Assumptions, Candidate, CandidateSet, ChoiceInput, Demand, Draw, Policy,
+    SampleOrder, choose,
 };
 
 fn main() {
@@ -39,7 +40,7 @@ fn measure(name: &str, operation: impl FnMut(u64)) {
 struct Fleet {
     workers: Pair<Vec<Arc<Worker>>>,
     caches: Vec<(u64, usize)>,
-    pool: Rates,
+    pool: EngineRates,
     links: Links,
     index: PrefixIndex,
     blocks: Vec<u64>,
@@ -63,20 +64,26 @@ impl Fleet {
         let mut index = PrefixIndex::new(size);
         let blocks: Vec<u64> = (1..=64).collect();
         workers.prefill.iter().take(3).for_each(|worker| index.sent(worker.identity, &blocks));
-        let pool = Experience::default().rates(&Assumptions::USUAL.rates, 0);
+        let pool = RateEstimators::default().rates(&Assumptions::USUAL.rates, 0);
         Fleet { workers, caches, pool, links, index, blocks }
     }
 
-    fn ask(&self, known: bool) -> Ask {
-        let held = if known { self.index.lookup(&self.blocks) } else { Ask::default().held };
-        Ask { prompt_bytes: 150_000, kv_tokens: 40_000, held, prefix_key: 77 }
+    fn demand(&self, known: bool) -> Demand {
+        let prefix_match =
+            if known { self.index.lookup(&self.blocks) } else { Demand::default().prefix_match };
+        Demand { prompt_bytes: 150_000, kv_tokens: 40_000, prefix_match, prefix_key: 77 }
     }
 
-    fn question<'a>(&'a self, ask: Ask, legs: Pair<&'a [Candidate]>, round: u64) -> Question<'a> {
+    fn input<'a>(
+        &'a self,
+        demand: Demand,
+        legs: Pair<&'a [Candidate]>,
+        round: u64,
+    ) -> ChoiceInput<'a> {
         let now_ms = 1000 + round % 200;
         let (links, candidates) = (Some(&self.links), legs);
         let draw = draw_of(round).second().second();
-        Question { ask, links, candidates, now_ms, ..Question::of(&[], &[], draw) }
+        ChoiceInput { demand, links, candidates, now_ms, ..ChoiceInput::of(&[], &[], draw) }
     }
 
     /// The whole of a gateway's choice.
@@ -84,7 +91,7 @@ impl Fleet {
         let mut all = Pair { prefill: Vec::new(), decode: Vec::new() };
         let count = self.caches.len();
         for (name, known) in [("known prompt", true), ("new prompt", false)] {
-            let ask = self.ask(known);
+            let demand = self.demand(known);
             measure(&format!("look and choose, {name}, {count} x {count}"), |round| {
                 let draw = draw_of(round);
                 let holder = |cache| {
@@ -92,13 +99,14 @@ impl Fleet {
                     Some(self.caches[at].1)
                 };
                 let caches = self.caches.iter().map(|(cache, _)| *cache);
-                let named = ask.held.holders().chain(ask.rendezvous(caches, |_| true));
-                let tour = Tour::of(count, draw, named.filter_map(holder));
-                gather(tour, &self.workers.prefill, &self.pool, round, &mut all.prefill);
-                let tour = Tour::of(count, draw.second(), []);
-                gather(tour, &self.workers.decode, &self.pool, round, &mut all.decode);
+                let named =
+                    demand.prefix_match.holders().chain(demand.rendezvous(caches, |_| true));
+                let order = SampleOrder::of(count, draw, named.filter_map(holder));
+                gather(order, &self.workers.prefill, &self.pool, round, &mut all.prefill);
+                let order = SampleOrder::of(count, draw.second(), []);
+                gather(order, &self.workers.decode, &self.pool, round, &mut all.decode);
                 let legs = Pair { prefill: &all.prefill[..], decode: &all.decode[..] };
-                black_box(choose(Policy::Predicted, &self.question(ask, legs, round)));
+                black_box(choose(Policy::Predicted, &self.input(demand, legs, round)));
             });
         }
     }
@@ -107,12 +115,12 @@ impl Fleet {
     fn alone(&self, policy: Policy) {
         let count = self.caches.len();
         let (mut prefill, mut decode) = (Vec::new(), Vec::new());
-        gather(Tour::whole(count), &self.workers.prefill, &self.pool, 0, &mut prefill);
-        gather(Tour::whole(count), &self.workers.decode, &self.pool, 0, &mut decode);
-        let ask = self.ask(true);
+        gather(SampleOrder::all(count), &self.workers.prefill, &self.pool, 0, &mut prefill);
+        gather(SampleOrder::all(count), &self.workers.decode, &self.pool, 0, &mut decode);
+        let demand = self.demand(true);
         measure(&format!("choose alone, {}, {count} x {count}", policy.as_str()), |round| {
             let legs = Pair { prefill: &prefill[..], decode: &decode[..] };
-            black_box(choose(policy, black_box(&self.question(ask, legs, round))));
+            black_box(choose(policy, black_box(&self.input(demand, legs, round))));
         });
     }
 }
@@ -135,9 +143,9 @@ fn busy(name: &str, count: usize) -> Vec<Arc<Worker>> {
         };
         // It counts for as long as the fleet is measured.
         std::mem::forget(worker.try_lease(weight, Limits::NONE, None));
-        worker.line().join(weight.prompt_bytes as f32, 0);
-        worker.experience.prefilled(90_000.0, 1500.0, 1500.0, 0);
-        worker.experience.stepped(18_000.0, 0);
+        worker.prefill_queue().push(weight.prompt_bytes as f32, 0);
+        worker.rate_estimators.on_prefill(90_000.0, 1500.0, 1500.0, 0);
+        worker.rate_estimators.on_decode_step(18_000.0, 0);
         let told =
             EngineLoad { running: Some(20), total_tokens: Some(90_000), ..Default::default() };
         worker.engine.set(told, weight, 0);
@@ -157,31 +165,37 @@ fn busy(name: &str, count: usize) -> Vec<Arc<Worker>> {
 }
 
 /// Looks at workers as a gateway does.
-fn gather(tour: Tour, workers: &[Arc<Worker>], pool: &Rates, round: u64, all: &mut Vec<Candidate>) {
+fn gather(
+    order: SampleOrder,
+    workers: &[Arc<Worker>],
+    pool: &EngineRates,
+    round: u64,
+    all: &mut Vec<Candidate>,
+) {
     let now_us = 1_000_000 + round % 200 * 1000;
     let now_ms = now_us / 1000;
-    let mut gathering = Gathering::new(all, tour.enough());
-    for id in tour {
+    let mut set = CandidateSet::new(all, order.sample_size());
+    for id in order {
         let worker = &workers[id];
-        if gathering.wants(u8::from(worker.health.verdict() != router_core::fleet::Verdict::Up)) {
+        if set.accepts(u8::from(worker.health.verdict() != router_core::fleet::Verdict::Up)) {
             let measured = worker.load.get(now_us);
             let candidate = Candidate {
                 id,
                 usage: worker.usage(),
                 limits: LIMITS,
-                head: worker.line().head(now_ms),
+                queue_head: worker.prefill_queue().head(now_ms),
                 worker: worker.identity,
-                rates: worker.experience.rates(pool, now_ms),
+                rates: worker.rate_estimators.rates(pool, now_ms),
                 load: measured,
                 reported: worker.engine.recent(now_ms, 3000),
                 measured: measured.is_some(),
                 ..Candidate::default()
             };
-            if candidate.admits(WEIGHT, Patience::Left) {
-                gathering.take(candidate);
+            if candidate.admits(WEIGHT, AgentTrust::Trusted) {
+                set.push(candidate);
             }
         }
-        if gathering.is_enough() {
+        if set.is_complete() {
             break;
         }
     }

@@ -11,13 +11,14 @@ use crate::engine::Engine;
 use crate::history::History;
 use crate::view::{View, Views};
 use router_core::fleet::{
-    Experience, Limits, Line, Link, LinkPrior, Links, Load, Rates, Reported, Usage,
+    EngineRates, Limits, Link, LinkPrior, Links, Load, PrefillQueue, RateEstimators, ReportedLoad,
+    Usage,
 };
 use router_core::pair::Pair;
 use router_core::schedule::prefix::{Capacity, PrefixIndex, key_of};
 use router_core::schedule::{
-    Aim, Ask, Assumptions, Candidate, Draw, Gathering, Patience, Policy, Question, Tour, choose,
-    step_us_of_idle,
+    AgentTrust, Assumptions, Candidate, CandidateSet, ChoiceInput, Demand, Draw, Objective, Policy,
+    SampleOrder, choose, step_us_of_idle,
 };
 
 /// Bytes of a token on average: what the model uses to make prompts of a trace's tokens.
@@ -64,11 +65,11 @@ pub(crate) struct Prompt<'a> {
 
 /// What all looks at candidates of one request have in common.
 struct Look<'a> {
-    pool: Rates,
+    pool: EngineRates,
     views: &'a Views,
     now: f64,
     weight: Usage,
-    patience: Patience,
+    patience: AgentTrust,
 }
 
 #[derive(Debug)]
@@ -81,13 +82,13 @@ pub(crate) struct Gateway {
     /// What it had on each worker, and the bytes of the whole prompts, for frames of then.
     past: Vec<History<(Usage, u64)>>,
     prompts: Vec<u64>,
-    lines: Vec<Line>,
+    queues: Vec<PrefillQueue>,
     limits: Limits,
     /// Requests that wait for room, in order.
     pub(crate) waiting: VecDeque<usize>,
     dead: Vec<bool>,
-    pool: Experience,
-    workers: Vec<Experience>,
+    pool: RateEstimators,
+    workers: Vec<RateEstimators>,
     assumptions: Assumptions,
     index: PrefixIndex,
     links: Links,
@@ -124,14 +125,14 @@ impl Gateway {
             turn: number,
             usage: vec![Usage::default(); workers],
             prompts: vec![0; workers],
-            lines: vec![Line::default(); workers],
+            queues: vec![PrefillQueue::default(); workers],
             // As engines tell them when asked.
             limits: Limits { requests: engine.max_running as u64, kv_tokens: engine.kv_tokens },
             waiting: VecDeque::new(),
             past: (0..workers).map(|_| History::default()).collect(),
             dead: vec![false; workers],
-            pool: Experience::of_pool(),
-            workers: (0..workers).map(|_| Experience::default()).collect(),
+            pool: RateEstimators::of_pool(),
+            workers: (0..workers).map(|_| RateEstimators::default()).collect(),
             assumptions,
             index: PrefixIndex::new(capacity),
             links: Links::new(1024),
@@ -157,26 +158,26 @@ impl Gateway {
         let kv_tokens = prompt.bytes / 4 + OUTPUT_TOKENS;
         let draw = Draw { chance: self.chance.next(), turn: self.turn };
         self.turn += 1;
-        let ask = Ask {
+        let demand = Demand {
             prompt_bytes: prompt.bytes,
             kv_tokens,
-            held: self.index.lookup(prompt.blocks),
+            prefix_match: self.index.lookup(prompt.blocks),
             prefix_key: key_of(prompt.blocks),
         };
         let weight = Usage { requests: 1, kv_tokens, ..Usage::default() };
-        let patience = Patience::after(prompt.waited_ms as u64, u64::from(self.poll_ms()));
+        let patience = AgentTrust::after(prompt.waited_ms as u64, u64::from(self.poll_ms()));
         let look = Look { pool, views, now, weight, patience };
-        let Pair { prefill, decode } = self.candidates(&ask, draw, &look);
-        let question = Question {
-            ask,
+        let Pair { prefill, decode } = self.candidates(&demand, draw, &look);
+        let input = ChoiceInput {
+            demand,
             candidates: Pair { prefill: &prefill, decode: &decode },
             links: (self.way == Way::Agents).then_some(&self.links),
             assumptions: &self.assumptions,
-            aim: Aim::default(),
+            objective: Objective::default(),
             now_ms,
             draw,
         };
-        let chosen = choose(self.way.policy(), &question).ok_or(Unsent::Full)?;
+        let chosen = choose(self.way.policy(), &input).ok_or(Unsent::Full)?;
         let estimate = chosen.estimate.unwrap_or_default();
         let work_bytes = chosen.estimate.map_or(prompt.bytes as f32, |told| told.work_bytes);
         let backlog_ms = estimate.wait_ms + estimate.prefill_ms;
@@ -191,12 +192,12 @@ impl Gateway {
             ahead_ms: backlog_ms,
             transfer_ms: estimate.transfer_ms,
             roomless: estimate.admission_ms > 0.0,
-            ticket: self.lines[chosen.pair.prefill].join(work_bytes, now_ms),
+            ticket: self.queues[chosen.pair.prefill].push(work_bytes, now_ms),
         };
         self.count(sent.pair.prefill, sent.prefill, sent.bytes, now);
         self.count(sent.pair.decode, sent.decode, sent.bytes, now);
         self.index.sent(identity(sent.pair.prefill), prompt.blocks);
-        self.pool.asked(kv_tokens as f32, prompt.bytes as f32, work_bytes, now_ms);
+        self.pool.on_request(kv_tokens as f32, prompt.bytes as f32, work_bytes, now_ms);
         Ok(sent)
     }
 
@@ -209,7 +210,7 @@ impl Gateway {
         let took_ms = (now - sent.at_ms) as f32;
         let work_ms = (took_ms - sent.transfer_ms).max(took_ms / 5.0);
         for experience in [&self.pool, &self.workers[sent.pair.prefill]] {
-            experience.prefilled(sent.ahead_bytes, work_ms, sent.ahead_ms, now as u64);
+            experience.on_prefill(sent.ahead_bytes, work_ms, sent.ahead_ms, now as u64);
         }
     }
 
@@ -217,11 +218,11 @@ impl Gateway {
     pub(crate) fn answered(&mut self, sent: &Sent, tokens: u32, itl_ms: f64, now: f64) {
         let batch = self.usage[sent.pair.decode].kv_tokens as f32;
         self.uncount(sent.pair.decode, sent.decode, sent.bytes, now);
-        self.pool.answered(tokens as f32, now as u64);
+        self.pool.on_response(tokens as f32, now as u64);
         if self.way != Way::Agents && itl_ms > 0.0 {
             let step_us = step_us_of_idle(itl_ms as f32 * 1000.0, batch, &self.assumptions);
-            self.pool.one_stepped(step_us, now as u64);
-            self.workers[sent.pair.decode].stepped(step_us, now as u64);
+            self.pool.on_pool_decode_step(step_us, now as u64);
+            self.workers[sent.pair.decode].on_decode_step(step_us, now as u64);
         }
     }
 
@@ -242,12 +243,12 @@ impl Gateway {
     pub(crate) fn heard(&mut self, pair: Pair<usize>, prompt: f32, bytes: f32, ms: f32, now: f64) {
         let (prefill, decode) = (identity(pair.prefill), identity(pair.decode));
         self.links.transferred(prefill, decode, bytes, ms, now as u64);
-        self.pool.sent(prompt, bytes, now as u64);
+        self.pool.on_kv_transfer(prompt, bytes, now as u64);
     }
 
     fn leave(&mut self, sent: &Sent, now: f64) {
         self.uncount(sent.pair.prefill, sent.prefill, sent.bytes, now);
-        self.lines[sent.pair.prefill].leave(sent.ticket, now as u64);
+        self.queues[sent.pair.prefill].remove(sent.ticket, now as u64);
     }
 
     fn count(&mut self, worker: usize, weight: Usage, bytes: u64, now: f64) {
@@ -273,34 +274,36 @@ impl Gateway {
     }
 
     /// The living, of decodes those with room, as admission looks at them.
-    fn candidates(&self, ask: &Ask, draw: Draw, look: &Look<'_>) -> Pair<Vec<Candidate>> {
+    fn candidates(&self, demand: &Demand, draw: Draw, look: &Look<'_>) -> Pair<Vec<Candidate>> {
         let holder = |cache| (0..self.prefills).find(|&id| identity(id) == cache);
         let alive = |cache| holder(cache).is_some_and(|id| !self.dead[id]);
-        let rendezvous = ask.rendezvous((0..self.prefills).map(identity), alive);
-        let first = ask.held.holders().chain(rendezvous).filter_map(holder);
+        let rendezvous = demand.rendezvous((0..self.prefills).map(identity), alive);
+        let first = demand.prefix_match.holders().chain(rendezvous).filter_map(holder);
         let decodes = self.usage.len() - self.prefills;
-        let tours = match self.way.policy() {
+        let orders = match self.way.policy() {
             Policy::Predicted => Pair {
-                prefill: Tour::of(self.prefills, draw, first),
-                decode: Tour::of(decodes, draw.second(), []),
+                prefill: SampleOrder::of(self.prefills, draw, first),
+                decode: SampleOrder::of(decodes, draw.second(), []),
             },
-            _ => Pair { prefill: Tour::whole(self.prefills), decode: Tour::whole(decodes) },
+            _ => {
+                Pair { prefill: SampleOrder::all(self.prefills), decode: SampleOrder::all(decodes) }
+            }
         };
         Pair {
-            prefill: self.gather(tours.prefill, 0, look),
-            decode: self.gather(tours.decode, self.prefills, look),
+            prefill: self.gather(orders.prefill, 0, look),
+            decode: self.gather(orders.decode, self.prefills, look),
         }
     }
 
-    fn gather(&self, tour: Tour, base: usize, look: &Look<'_>) -> Vec<Candidate> {
+    fn gather(&self, order: SampleOrder, base: usize, look: &Look<'_>) -> Vec<Candidate> {
         let mut all = Vec::new();
-        let mut gathering = Gathering::new(&mut all, tour.enough());
-        for id in tour.map(|at| base + at).filter(|&id| !self.dead[id]) {
+        let mut set = CandidateSet::new(&mut all, order.sample_size());
+        for id in order.map(|at| base + at).filter(|&id| !self.dead[id]) {
             let candidate = self.candidate(id, look);
-            if gathering.wants(0) && candidate.admits(look.weight, look.patience) {
-                gathering.take(candidate);
+            if set.accepts(0) && candidate.admits(look.weight, look.patience) {
+                set.push(candidate);
             }
-            if gathering.is_enough() {
+            if set.is_complete() {
                 break;
             }
         }
@@ -314,7 +317,7 @@ impl Gateway {
             id,
             usage: self.usage[id],
             limits: if id < self.prefills { Limits::NONE } else { self.limits },
-            head: self.lines[id].head(now as u64),
+            queue_head: self.queues[id].head(now as u64),
             group: 0,
             worker: identity(id),
             rank: 0,
@@ -327,12 +330,12 @@ impl Gateway {
     }
 
     /// What the engine told at the last poll.
-    fn reported(&self, id: usize, views: &Views, now: f64) -> Reported {
+    fn reported(&self, id: usize, views: &Views, now: f64) -> ReportedLoad {
         let every = f64::from(self.poll_ms());
         let age = (now + self.phase * every) % every;
         let View { requests, tokens, .. } = views.polled(id, now, age);
         let (own, _) = self.past[id].before(now, age);
-        Reported::beside(requests as u64, tokens, own)
+        ReportedLoad::excluding(requests as u64, tokens, own)
     }
 
     /// The last frame, less what the gateway had on the worker when it came.
@@ -353,15 +356,15 @@ impl Gateway {
     }
 
     /// Steps that agents measured are evidence of each decode's speed.
-    fn watch_steps(&self, pool: &Rates, views: &Views, now: f64) {
+    fn watch_steps(&self, pool: &EngineRates, views: &Views, now: f64) {
         for id in self.prefills..self.usage.len() {
             let load = self.load(id, views, now);
             if load.itl_us > 0.0 {
                 let others = load.others_requests * pool.request_tokens;
                 let batch = self.usage[id].kv_tokens as f32 + others;
                 let step_us = step_us_of_idle(load.itl_us, batch, &self.assumptions);
-                self.pool.one_stepped(step_us, now as u64);
-                self.workers[id].stepped(step_us, now as u64);
+                self.pool.on_pool_decode_step(step_us, now as u64);
+                self.workers[id].on_decode_step(step_us, now as u64);
             }
         }
     }
@@ -375,7 +378,7 @@ fn identity(worker: usize) -> u64 {
 fn assumptions(engine: &Engine, wrong: &mut Chance) -> Assumptions {
     let mut off = |truth: f64| (truth * wrong.twofold()) as f32;
     Assumptions {
-        rates: Rates {
+        rates: EngineRates {
             prefill_us_per_byte: off(engine.prefill_us_per_token / BYTES_PER_TOKEN),
             step_us: off(engine.step_ms * 1000.0),
             kv_bytes_per_byte: off(engine.kv_bytes_per_token / BYTES_PER_TOKEN),

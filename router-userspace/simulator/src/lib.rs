@@ -34,7 +34,7 @@ pub use summary::{Spread, Summary};
 pub use trace::{Arrival, BadTrace, Trace};
 pub use trouble::{Kind, Trouble};
 
-use router_core::schedule::Targets;
+use router_core::schedule::SloTargets;
 
 /// The fleet that is modelled.
 #[derive(Clone, Debug)]
@@ -47,7 +47,7 @@ pub struct Setup {
     pub report_age_ms: f64,
     pub troubles: Vec<Trouble>,
     /// What goodput counts by.
-    pub targets: Targets,
+    pub targets: SloTargets,
 }
 
 impl Default for Setup {
@@ -59,7 +59,7 @@ impl Default for Setup {
             gateways: 2,
             report_age_ms: 15.0,
             troubles: Vec::new(),
-            targets: Targets { ttft_ms: 5000.0, itl_ms: 50.0 },
+            targets: SloTargets { ttft_ms: 5000.0, itl_ms: 50.0 },
         }
     }
 }

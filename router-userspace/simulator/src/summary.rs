@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::Setup;
 use crate::trace::Arrival;
 use crate::world::{Request, Stage, World};
-use router_core::schedule::Targets;
+use router_core::schedule::SloTargets;
 
 /// A distribution, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -70,7 +70,7 @@ impl Summary {
         let itl = |(request, arrival): (&Request, &Arrival)| {
             (request.end_ms - request.first_ms) / f64::from(arrival.output_tokens.max(2) - 1)
         };
-        let Targets { ttft_ms, itl_ms } = setup.targets;
+        let SloTargets { ttft_ms, itl_ms } = setup.targets;
         let met = finished()
             .filter(|&one| ttft(one) <= f64::from(ttft_ms) && itl(one) <= f64::from(itl_ms));
         let span_ms = arrivals.last().map_or(1.0, |arrival| arrival.at_ms.max(1.0));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use router_core::schedule::{Policy, Targets};
+use router_core::schedule::{Policy, SloTargets};
 
 /// [`Policy`] as a flag's value.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +29,7 @@ impl std::fmt::Display for PolicyName {
 }
 
 /// What no flag says is no target.
-pub(super) fn targets_of((ttft, itl): (Option<Duration>, Option<Duration>)) -> Option<Targets> {
+pub(super) fn targets_of((ttft, itl): (Option<Duration>, Option<Duration>)) -> Option<SloTargets> {
     let ms = |limit: Option<Duration>| limit.map_or(f32::INFINITY, |d| d.as_secs_f32() * 1000.0);
-    (ttft.is_some() || itl.is_some()).then(|| Targets { ttft_ms: ms(ttft), itl_ms: ms(itl) })
+    (ttft.is_some() || itl.is_some()).then(|| SloTargets { ttft_ms: ms(ttft), itl_ms: ms(itl) })
 }

@@ -340,8 +340,8 @@ mod tests {
         let pool = &fleet.pools[0];
         assert!(pool.members.iter().all(|member| member.role == Role::Decode));
         assert_eq!(pool.members.len(), 1);
-        let unfit = |name: &str| pool.unfit.iter().any(|unfit| &*unfit.worker == name);
-        assert!(unfit("default/prefill.invalid:1"), "{:?}", pool.unfit);
+        let unfit = |name: &str| pool.excluded.iter().any(|unfit| &*unfit.worker == name);
+        assert!(unfit("default/prefill.invalid:1"), "{:?}", pool.excluded);
         let said = fleet.problems[0].to_string();
         assert!(said.contains("prefill.invalid:1, --prefill: the host name does not resolve"));
     }

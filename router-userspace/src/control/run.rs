@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use router_core::fleet::{Facts, Fleet, Phase, Problem, WorkerKey};
+use router_core::fleet::{EngineInfo, Fleet, Phase, Problem, WorkerKey};
 use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior};
 use tracing::{error, info, warn};
@@ -85,7 +85,7 @@ struct State {
 /// facts have changed, until `shutdown` is ready. `facts` is what the gateway's probes learn of engines.
 pub async fn run(
     feed: Feed,
-    mut facts: mpsc::Receiver<(WorkerKey, Facts)>,
+    mut facts: mpsc::Receiver<(WorkerKey, EngineInfo)>,
     publish: impl Fn(Fleet) + Send + Sync + 'static,
     shutdown: impl Future<Output = ()>,
 ) {
@@ -237,9 +237,10 @@ spec: {selector: {matchLabels: {app: a}}, targetPorts: [{number: 8000}]}
         let second = next(&mut fleets, ready).await;
         assert!(Arc::ptr_eq(&worker, &second.pools[0].members[0].worker));
 
-        let model = Facts { served_model_name: Some("qwen".into()), ..Facts::default() };
+        let model = EngineInfo { served_model_name: Some("qwen".into()), ..EngineInfo::default() };
         facts.send((worker.key.clone(), model)).await.unwrap();
-        let told = |fleet: &Fleet| fleet.pools[0].fits[0].models.iter().any(|m| **m == *"qwen");
+        let told =
+            |fleet: &Fleet| fleet.pools[0].compatible_sets[0].models.iter().any(|m| **m == *"qwen");
         next(&mut fleets, told).await;
 
         stop.send(()).unwrap();

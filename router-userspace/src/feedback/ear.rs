@@ -229,7 +229,7 @@ mod tests {
             phase: Phase::Ready,
             bootstrap,
             group,
-            facts,
+            engine_info: facts,
             node: Some(node.into()),
         }
     }
@@ -255,9 +255,9 @@ mod tests {
         let (targets, view) = (Targets::of(&fleet), view());
         let worker = fleet.workers().next().unwrap();
         let own = Usage { exchanges: 3, wire_bytes: 1_000, ..Usage::default() };
-        worker.own.note(100, own);
+        worker.lease_history.record(100, own);
         // Since the kernel was read, two of them have ended.
-        worker.own.note(190, Usage { exchanges: 1, ..Usage::default() });
+        worker.lease_history.record(190, Usage { exchanges: 1, ..Usage::default() });
         let record = PodRecord { age_us: 50_000, waiting_bytes: 10_000, ..pod("p", 5) };
         let mut ear = Ear::new(None);
         ear.hear(full(1, vec![record]), &targets, &view, 200_000).unwrap();

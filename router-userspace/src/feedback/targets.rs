@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use router_core::fleet::{Experience, Fleet, Role, Worker};
+use router_core::fleet::{Fleet, RateEstimators, Role, Worker};
 use router_core::frame::pod_id;
 
 /// One worker of a pod.
@@ -11,7 +11,7 @@ use router_core::frame::pod_id;
 pub(super) struct Target {
     pub(super) worker: Arc<Worker>,
     /// Of its pool.
-    pub(super) pool: Arc<Experience>,
+    pub(super) pool: Arc<RateEstimators>,
     pub(super) role: Role,
     pub(super) node: Option<Arc<str>>,
 }
@@ -32,7 +32,7 @@ impl Targets {
             if !workers.iter().any(|known| Arc::ptr_eq(&known.worker, &member.worker)) {
                 workers.push(Target {
                     worker: Arc::clone(&member.worker),
-                    pool: Arc::clone(&pool.experience),
+                    pool: Arc::clone(&pool.rate_estimators),
                     role: member.role,
                     node: member.node.clone(),
                 });

@@ -55,7 +55,7 @@ impl Told {
         let measured_us = now.us.saturating_sub(u64::from(self.record.age_us));
         // The kernel counts by pod: of several workers of one, what all of them were sent is ours.
         let own = self.targets.iter().fold(Usage::default(), |mut own, target| {
-            let then = target.worker.own.at(measured_us / 1000);
+            let then = target.worker.lease_history.at(measured_us / 1000);
             own.exchanges += then.exchanges;
             own.wire_bytes += then.wire_bytes;
             own
@@ -72,7 +72,7 @@ impl Told {
         }
         let new = (asked - self.counted.0, sent - self.counted.1);
         if first.role == Role::Prefill && new.0 > 0 && new.1 > 0 {
-            first.pool.sent(new.0 as f32, new.1 as f32, now.us / 1000);
+            first.pool.on_kv_transfer(new.0 as f32, new.1 as f32, now.us / 1000);
             self.counted = (asked, sent);
         }
     }
@@ -125,8 +125,8 @@ fn learn_step(record: &PodRecord, load: &Load, target: &Target, view: &Scheduler
     let request_tokens = target.pool.request_tokens(&view.assumptions.rates, now_ms);
     let batch = worker.usage().kv_tokens as f32 + load.others_requests * request_tokens;
     let step_us = step_us_of_idle(load.itl_us, batch, &view.assumptions);
-    target.pool.one_stepped(step_us, now_ms);
-    worker.experience.stepped(step_us, now_ms);
+    target.pool.on_pool_decode_step(step_us, now_ms);
+    worker.rate_estimators.on_decode_step(step_us, now_ms);
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use router_core::fleet::{Facts, Fleet, Port, WorkerKey};
+use router_core::fleet::{EngineInfo, Fleet, Port, WorkerKey};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -45,7 +45,7 @@ use crate::http_client::HttpClient;
 use crate::metrics::Metrics;
 use crate::scheduler_view::SchedulerView;
 
-/// Facts that wait for the next snapshot; probes wait beyond that.
+/// Maximum number of engine infos that wait for the next snapshot. Beyond it, probes wait.
 const MAX_FACTS: usize = 1024;
 /// For tasks that only tidy up, once all clients have been served.
 const TIDY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -107,7 +107,7 @@ struct Parts {
     probes: Arc<Probes>,
     polls: Arc<Polls>,
     readiness: Arc<Readiness>,
-    facts: mpsc::Receiver<(WorkerKey, Facts)>,
+    facts: mpsc::Receiver<(WorkerKey, EngineInfo)>,
     tasks: TaskTracker,
     probing: CancellationToken,
 }

@@ -70,7 +70,7 @@ fn setup(flags: &SimulateFlags) -> Result<Setup> {
         gateways: flags.gateways,
         report_age_ms: flags.report_age_ms,
         troubles: flags.trouble.clone(),
-        targets: router_core::schedule::Targets {
+        targets: router_core::schedule::SloTargets {
             ttft_ms: flags.slo_ttft_ms,
             itl_ms: flags.slo_itl_ms,
         },

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use super::{MOST_RANKS, Usage};
+use super::{MAX_RANKS, Usage};
 
 /// An engine's own numbers, its ranks added up. `None` is not told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -40,8 +40,8 @@ impl EngineLoad {
     }
 
     /// Beside what a gateway had there itself.
-    fn beside(&self, own: Usage) -> Reported {
-        Reported::beside(self.requests().unwrap_or(0), self.tokens().unwrap_or(0), own)
+    fn beside(&self, own: Usage) -> ReportedLoad {
+        ReportedLoad::excluding(self.requests().unwrap_or(0), self.tokens().unwrap_or(0), own)
     }
 
     /// Whether it told anything at all.
@@ -52,7 +52,7 @@ impl EngineLoad {
 
 /// What an engine had when it was last asked: in all, and of it what was not this gateway's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Reported {
+pub struct ReportedLoad {
     pub requests: u64,
     /// Tokens that wait or are computed.
     pub tokens: u64,
@@ -61,10 +61,10 @@ pub struct Reported {
     pub others_tokens: u64,
 }
 
-impl Reported {
+impl ReportedLoad {
     /// `own` is what the gateway had there when the engine told.
-    pub fn beside(requests: u64, tokens: u64, own: Usage) -> Reported {
-        Reported {
+    pub fn excluding(requests: u64, tokens: u64, own: Usage) -> ReportedLoad {
+        ReportedLoad {
             requests,
             tokens,
             others_requests: requests.saturating_sub(own.requests),
@@ -73,7 +73,7 @@ impl Reported {
     }
 }
 
-/// [`Reported`], each number whole.
+/// [`ReportedLoad`], each number whole.
 #[derive(Debug, Default)]
 struct ReportedCell {
     requests: AtomicU64,
@@ -83,15 +83,15 @@ struct ReportedCell {
 }
 
 impl ReportedCell {
-    fn set(&self, told: Reported) {
+    fn set(&self, told: ReportedLoad) {
         self.requests.store(told.requests, Ordering::Relaxed);
         self.tokens.store(told.tokens, Ordering::Relaxed);
         self.others_requests.store(told.others_requests, Ordering::Relaxed);
         self.others_tokens.store(told.others_tokens, Ordering::Relaxed);
     }
 
-    fn get(&self) -> Reported {
-        Reported {
+    fn get(&self) -> ReportedLoad {
+        ReportedLoad {
             requests: self.requests.load(Ordering::Relaxed),
             tokens: self.tokens.load(Ordering::Relaxed),
             others_requests: self.others_requests.load(Ordering::Relaxed),
@@ -102,8 +102,8 @@ impl ReportedCell {
 
 /// What an engine told of one of its data-parallel ranks.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct OfRank {
-    pub reported: Reported,
+pub struct RankLoad {
+    pub reported: ReportedLoad,
     /// The part of others' requests at the engine that is thought to be at this rank. One more than it
     /// told counts for each rank: what came since may be anywhere.
     pub others_share: f32,
@@ -112,14 +112,14 @@ pub struct OfRank {
 #[derive(Debug, Default)]
 struct RankCell {
     reported: ReportedCell,
-    /// The bits of [`OfRank::others_share`].
+    /// The bits of [`RankLoad::others_share`].
     others_share: AtomicU32,
 }
 
 /// What was told last, and when. What every choice reads stands apart; each number is whole, and
 /// two of them may be of two polls.
 #[derive(Debug, Default)]
-pub struct EngineCell {
+pub struct EngineLoadCell {
     told: Mutex<Option<(u64, EngineLoad)>>,
     /// 0 is not told.
     max_requests: AtomicU64,
@@ -131,7 +131,7 @@ pub struct EngineCell {
     ranks: OnceLock<Box<[RankCell]>>,
 }
 
-impl EngineCell {
+impl EngineLoadCell {
     /// The engine told `load` while this gateway had `own` there.
     pub fn set(&self, load: EngineLoad, own: Usage, now_ms: u64) {
         self.max_requests.store(load.max_running_requests.unwrap_or(0), Ordering::Relaxed);
@@ -142,15 +142,15 @@ impl EngineCell {
     }
 
     /// The same of each data-parallel rank, where `own` is what the gateway had there; none where the
-    /// engine does not tell them apart. [`EngineCell::set`] says when.
+    /// engine does not tell them apart. [`EngineLoadCell::set`] says when.
     pub fn set_ranks(&self, ranks: &[EngineLoad], own: impl Fn(u32) -> Usage) {
-        let ranks = ranks.get(..MOST_RANKS as usize).unwrap_or(ranks);
+        let ranks = ranks.get(..MAX_RANKS as usize).unwrap_or(ranks);
         self.rank_count.store(ranks.len() as u32, Ordering::Relaxed);
         if ranks.is_empty() {
             return;
         }
         let cells =
-            self.ranks.get_or_init(|| (0..MOST_RANKS).map(|_| RankCell::default()).collect());
+            self.ranks.get_or_init(|| (0..MAX_RANKS).map(|_| RankCell::default()).collect());
         let told = || (0..).zip(ranks).map(|(rank, load)| load.beside(own(rank)));
         let others = told().fold(0, |sum: u64, rank| sum.saturating_add(rank.others_requests));
         let all = others as f32 + ranks.len() as f32;
@@ -164,9 +164,9 @@ impl EngineCell {
     /// The load and how old it is.
     ///
     /// ```
-    /// use router_core::fleet::{EngineCell, EngineLoad, Usage};
+    /// use router_core::fleet::{EngineLoadCell, EngineLoad, Usage};
     ///
-    /// let cell = EngineCell::default();
+    /// let cell = EngineLoadCell::default();
     /// cell.set(EngineLoad { running: Some(2), ..EngineLoad::default() }, Usage::default(), 5_000);
     /// assert_eq!(cell.get(5_400).map(|(age_ms, load)| (age_ms, load.running)), Some((400, Some(2))));
     /// ```
@@ -186,17 +186,17 @@ impl EngineCell {
     }
 
     /// What it told, where that is no older than `most_ms`.
-    pub fn recent(&self, now_ms: u64, most_ms: u64) -> Option<Reported> {
+    pub fn recent(&self, now_ms: u64, most_ms: u64) -> Option<ReportedLoad> {
         let at_ms = self.at_ms.load(Ordering::Relaxed);
         let fresh = at_ms > 0 && now_ms.saturating_sub(at_ms) <= most_ms;
         fresh.then(|| self.reported.get())
     }
 
     /// The same of one data-parallel rank, and as old; `None` where the engine does not tell them apart.
-    pub fn of_rank(&self, rank: u32) -> Option<OfRank> {
+    pub fn of_rank(&self, rank: u32) -> Option<RankLoad> {
         let told = rank < self.rank_count.load(Ordering::Relaxed);
         let cell = self.ranks.get()?.get(rank as usize).filter(|_| told)?;
-        Some(OfRank {
+        Some(RankLoad {
             reported: cell.reported.get(),
             others_share: f32::from_bits(cell.others_share.load(Ordering::Relaxed)),
         })
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn what_is_not_told_is_no_limit_and_what_is_old_is_not_recent() {
-        let cell = EngineCell::default();
+        let cell = EngineLoadCell::default();
         assert_eq!((cell.max_requests(), cell.max_tokens(), cell.recent(9, 9)), (None, None, None));
         let load = EngineLoad {
             running: Some(3),
@@ -221,14 +221,14 @@ mod tests {
         let own = Usage { requests: 1, kv_tokens: 80, ..Usage::default() };
         cell.set(load, own, 100);
         assert_eq!((cell.max_requests(), cell.max_tokens()), (None, Some(1_000)));
-        let told = Reported { requests: 4, tokens: 70, others_requests: 3, others_tokens: 0 };
+        let told = ReportedLoad { requests: 4, tokens: 70, others_requests: 3, others_tokens: 0 };
         assert_eq!(cell.recent(1_100, 1_000), Some(told));
         assert_eq!(cell.recent(1_101, 1_000), None);
     }
 
     #[test]
     fn ranks_are_told_apart_where_the_engine_does() {
-        let cell = EngineCell::default();
+        let cell = EngineLoadCell::default();
         let running = |requests| EngineLoad { running: Some(requests), ..EngineLoad::default() };
         let own = |rank| Usage { requests: u64::from(rank), ..Usage::default() };
         cell.set_ranks(&[running(6), running(1)], own);

@@ -3,7 +3,7 @@
 //! A fleet of 1,000 x 1,000 has a million pairs, of which few carry KV cache at any time. The
 //! table keeps the ones that were heard of last; all others are the prior.
 
-use super::learned::{Learned, Prior};
+use super::adaptive_ewma::{AdaptiveEwma, Prior};
 
 /// Slots that one pair may stand in.
 const WAYS: usize = 4;
@@ -32,8 +32,8 @@ pub struct LinkPrior {
 struct Slot {
     /// Both workers, hashed; 0 is free.
     key: u64,
-    speed: Learned,
-    rtt: Learned,
+    speed: AdaptiveEwma,
+    rtt: AdaptiveEwma,
 }
 
 /// Round-trip times and transfer speeds by pair of workers. Never grows.
@@ -62,12 +62,17 @@ impl Links {
 
     /// `bytes` of KV cache went over in `ms` of transfer.
     pub fn transferred(&mut self, prefill: u64, decode: u64, bytes: f32, ms: f32, now_ms: u64) {
-        self.slot(prefill, decode, now_ms).speed.follow(bytes, ms, SPEED_MEMORY_MS, now_ms);
+        self.slot(prefill, decode, now_ms).speed.observe_volatile(
+            bytes,
+            ms,
+            SPEED_MEMORY_MS,
+            now_ms,
+        );
     }
 
     /// A round-trip time of a connection between the two.
     pub fn round_trip(&mut self, prefill: u64, decode: u64, rtt_us: f32, now_ms: u64) {
-        self.slot(prefill, decode, now_ms).rtt.follow(rtt_us, 1.0, RTT_MEMORY, now_ms);
+        self.slot(prefill, decode, now_ms).rtt.observe_volatile(rtt_us, 1.0, RTT_MEMORY, now_ms);
     }
 
     fn set(&self, key: u64) -> &[Slot] {
@@ -105,7 +110,7 @@ fn key_of(prefill: u64, decode: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::learned::HALF_LIFE_MS;
+    use super::super::adaptive_ewma::HALF_LIFE_MS;
     use super::*;
 
     const PRIOR: LinkPrior =

@@ -3,16 +3,16 @@
 //! Topology (roles, readiness, which engines fit) is swapped whole; load and health change
 //! inside each [`Worker`], which outlives the snapshots that name it.
 
+mod adaptive_ewma;
 mod agents;
+mod engine_info;
 mod engine_load;
-mod facts;
 mod health;
-mod learned;
-mod line;
+mod lease_history;
 mod links;
 mod load;
-mod own;
 mod pool;
+mod prefill_queue;
 mod problem;
 mod ranks;
 mod rates;
@@ -20,19 +20,21 @@ mod service;
 mod snapshot;
 mod worker;
 
+pub use adaptive_ewma::{AdaptiveEwma, FRESH_HALF_LIFE_MS, HALF_LIFE_MS, Prior};
 pub use agents::AgentAddress;
-pub use engine_load::{EngineCell, EngineLoad, OfRank, Reported};
-pub use facts::Facts;
+pub use engine_info::EngineInfo;
+pub use engine_load::{EngineLoad, EngineLoadCell, RankLoad, ReportedLoad};
 pub use health::{ERRORS_TO_OPEN, Health, OPEN_MS, PROBES_TO_OPEN, Verdict};
-pub use learned::{FRESH_HALF_LIFE_MS, HALF_LIFE_MS, Learned, Prior};
-pub use line::{Head, Line};
+pub use lease_history::LeaseHistory;
 pub use links::{Link, LinkPrior, Links};
 pub use load::{Load, LoadCell, STALE_MS};
-pub use own::Own;
-pub use pool::{Fit, Member, ObjectName, Phase, Pool, Profile, Role, Unfit, host_text};
+pub use pool::{
+    CompatibleSet, Excluded, Member, ObjectName, Phase, Pool, Profile, Role, host_text,
+};
+pub use prefill_queue::{PrefillQueue, QueueHead};
 pub use problem::Problem;
-pub use ranks::{MOST_RANKS, Ranks, Steered, Steering};
-pub use rates::{Experience, Rates};
+pub use ranks::{MAX_RANKS, RankAssignment, Ranks, Steering};
+pub use rates::{EngineRates, RateEstimators};
 pub use service::ServiceBackend;
 pub use snapshot::{Fleet, Port};
 pub use worker::{Lease, Limits, Released, Usage, Weight, Worker, WorkerKey, cache_of};

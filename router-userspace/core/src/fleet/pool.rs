@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Experience, Facts, Ranks, Worker, cache_of};
+use super::{EngineInfo, Ranks, RateEstimators, Worker, cache_of};
 
 /// `namespace/name` of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,7 +57,7 @@ pub struct Member {
     /// Pods of one group are preferred for each other.
     pub group: Option<Arc<str>>,
     /// `None` until the engine has been asked.
-    pub facts: Option<Arc<Facts>>,
+    pub engine_info: Option<Arc<EngineInfo>>,
     /// The node that the pod runs on, where that is told.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<Arc<str>>,
@@ -66,13 +66,13 @@ pub struct Member {
 impl Member {
     /// The data-parallel ranks that a request can be sent to.
     pub fn ranks(&self) -> Option<Ranks> {
-        Ranks::of(self.facts.as_deref()?, self.role)
+        Ranks::of(self.engine_info.as_deref()?, self.role)
     }
 }
 
 /// Engines whose KV caches fit together; indices into [`Pool::members`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Fit {
+pub struct CompatibleSet {
     /// Names that a request may call this model by. Empty: not told.
     pub models: Vec<Arc<str>>,
     pub prefill: Vec<usize>,
@@ -84,7 +84,7 @@ pub struct Fit {
     pub caches: Vec<(u64, usize)>,
 }
 
-impl Fit {
+impl CompatibleSet {
     /// The position in `prefill` of whose cache it is.
     pub fn holder(&self, cache: u64) -> Option<usize> {
         let at = self.caches.binary_search_by_key(&cache, |(cache, _)| *cache).ok()?;
@@ -94,7 +94,7 @@ impl Fit {
 
 /// A member that no request reaches, or a selected pod that is no worker, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Unfit {
+pub struct Excluded {
     /// `namespace/pod`.
     pub worker: Arc<str>,
     pub reason: String,
@@ -120,14 +120,14 @@ pub struct Pool {
     /// The engines speak HTTP/2 without TLS (`appProtocol: kubernetes.io/h2c`).
     pub h2c: bool,
     pub members: Vec<Member>,
-    pub fits: Vec<Fit>,
-    pub unfit: Vec<Unfit>,
+    pub compatible_sets: Vec<CompatibleSet>,
+    pub excluded: Vec<Excluded>,
     /// The groups of `members` as numbers, which a choice compares; 0 is none.
     #[serde(skip)]
     pub groups: Vec<u64>,
     /// What was learned of its engines together. It outlives the snapshot.
     #[serde(skip)]
-    pub experience: Arc<Experience>,
+    pub rate_estimators: Arc<RateEstimators>,
 }
 
 impl Pool {
@@ -143,23 +143,23 @@ impl Pool {
             h2c: false,
             groups: members.iter().map(|m| m.group.as_deref().map_or(0, group_number)).collect(),
             members,
-            fits: Vec::new(),
-            unfit: Vec::new(),
-            experience: Arc::new(Experience::of_pool()),
+            compatible_sets: Vec::new(),
+            excluded: Vec::new(),
+            rate_estimators: Arc::new(RateEstimators::of_pool()),
         };
         let (told, silent): (Vec<usize>, Vec<usize>) =
-            (0..pool.members.len()).partition(|&i| pool.members[i].facts.is_some());
+            (0..pool.members.len()).partition(|&i| pool.members[i].engine_info.is_some());
         // One member of each kind that a set holds: comparing with all would cost the square of
         // a large pool, and most engines of a set tell the same.
         let mut kinds: Vec<Vec<usize>> = Vec::new();
         for index in told {
             pool.place(index, &mut kinds);
         }
-        if pool.fits.is_empty() && !silent.is_empty() {
-            pool.fits.push(Fit::default());
+        if pool.compatible_sets.is_empty() && !silent.is_empty() {
+            pool.compatible_sets.push(CompatibleSet::default());
         }
         for index in silent {
-            if pool.fits.len() == 1 {
+            if pool.compatible_sets.len() == 1 {
                 pool.join(0, index);
             } else {
                 pool.leave_out(index, "has not told its model yet, and the pool holds several");
@@ -172,24 +172,28 @@ impl Pool {
 
     /// The sets that serve `model`. Where the pool holds one set, it serves every name, since
     /// the engine itself ignores the name; among several, an unknown name means none.
-    pub fn serving<'a>(&'a self, model: Option<&'a str>) -> impl Iterator<Item = &'a Fit> + 'a {
-        let same = |a: &Fit, b: &Fit| a.models == b.models;
-        let one_model = self.fits.windows(2).all(|pair| same(&pair[0], &pair[1]));
-        self.fits.iter().filter(move |fit| {
+    pub fn serving<'a>(
+        &'a self,
+        model: Option<&'a str>,
+    ) -> impl Iterator<Item = &'a CompatibleSet> + 'a {
+        let same = |a: &CompatibleSet, b: &CompatibleSet| a.models == b.models;
+        let one_model = self.compatible_sets.windows(2).all(|pair| same(&pair[0], &pair[1]));
+        self.compatible_sets.iter().filter(move |fit| {
             one_model || model.is_none_or(|name| fit.models.iter().any(|m| &**m == name))
         })
     }
 
     fn place(&mut self, index: usize, kinds: &mut Vec<Vec<usize>>) {
-        let Some(facts) = &self.members[index].facts else { return };
-        let of = |seat: &usize| self.members[*seat].facts.as_deref();
+        let Some(facts) = &self.members[index].engine_info else { return };
+        let of = |seat: &usize| self.members[*seat].engine_info.as_deref();
         let found = kinds.iter().position(|seats| {
             seats.iter().filter_map(of).all(|other| {
-                other.fits(facts) && other.served_model_name == facts.served_model_name
+                other.is_compatible_with(facts)
+                    && other.served_model_name == facts.served_model_name
             })
         });
         let at = found.unwrap_or_else(|| {
-            self.fits.push(Fit::default());
+            self.compatible_sets.push(CompatibleSet::default());
             kinds.push(Vec::new());
             kinds.len() - 1
         });
@@ -200,13 +204,13 @@ impl Pool {
     }
 
     fn join(&mut self, at: usize, index: usize) {
-        let fit = &mut self.fits[at];
+        let fit = &mut self.compatible_sets[at];
         match self.members[index].role {
             Role::Prefill => fit.prefill.push(index),
             Role::Decode => fit.decode.push(index),
             Role::Unified => fit.unified.push(index),
         }
-        let Some(facts) = &self.members[index].facts else { return };
+        let Some(facts) = &self.members[index].engine_info else { return };
         for name in [&facts.served_model_name, &facts.model_path].into_iter().flatten() {
             if !fit.models.iter().any(|known| **known == **name) {
                 fit.models.push(name.as_str().into());
@@ -215,7 +219,7 @@ impl Pool {
     }
 
     fn name_caches(&mut self) {
-        for fit in &mut self.fits {
+        for fit in &mut self.compatible_sets {
             let members = fit.prefill.iter().map(|&index| &self.members[index]).enumerate();
             let caches = members.flat_map(|(at, member)| {
                 let count = member.ranks().map_or(1, |ranks| ranks.count);
@@ -228,14 +232,14 @@ impl Pool {
 
     fn leave_out(&mut self, index: usize, reason: &str) {
         let worker = Arc::clone(&self.members[index].worker.name);
-        self.unfit.push(Unfit { worker, reason: reason.to_owned() });
+        self.excluded.push(Excluded { worker, reason: reason.to_owned() });
     }
 
     fn name_half_pairs(&mut self) {
         if self.profile != Profile::Pd {
             return;
         }
-        for fit in std::mem::take(&mut self.fits) {
+        for fit in std::mem::take(&mut self.compatible_sets) {
             if fit.prefill.is_empty() || fit.decode.is_empty() {
                 let missing = if fit.prefill.is_empty() { "prefill" } else { "decode" };
                 let facts = self.describe(&fit);
@@ -243,13 +247,13 @@ impl Pool {
                     self.leave_out(index, &format!("no {missing} of this pool fits {facts}"));
                 }
             }
-            self.fits.push(fit);
+            self.compatible_sets.push(fit);
         }
     }
 
-    fn describe(&self, fit: &Fit) -> String {
+    fn describe(&self, fit: &CompatibleSet) -> String {
         let mut seats = fit.prefill.iter().chain(&fit.decode);
-        let told = seats.find_map(|&index| self.members[index].facts.as_ref());
+        let told = seats.find_map(|&index| self.members[index].engine_info.as_ref());
         let Some(facts) = told else { return "it".to_owned() };
         let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "unknown".to_owned());
         format!(
@@ -282,17 +286,17 @@ mod tests {
     use super::super::WorkerKey;
     use super::*;
 
-    fn member(name: &str, role: Role, facts: Option<Facts>) -> Member {
+    fn member(name: &str, role: Role, facts: Option<EngineInfo>) -> Member {
         let key = WorkerKey { uid: name.into(), port: 8000 };
         let worker = Arc::new(Worker::new(key, name, ([127, 0, 0, 1], 8000).into()));
         let facts = facts.map(Arc::new);
         let (bootstrap, group, node) = (None, None, None);
-        Member { worker, role, phase: Phase::Ready, bootstrap, group, facts, node }
+        Member { worker, role, phase: Phase::Ready, bootstrap, group, engine_info: facts, node }
     }
 
-    fn model(path: &str, page_size: u32) -> Option<Facts> {
+    fn model(path: &str, page_size: u32) -> Option<EngineInfo> {
         let model_path = Some(path.to_owned());
-        Some(Facts { model_path, page_size: Some(page_size), ..Facts::default() })
+        Some(EngineInfo { model_path, page_size: Some(page_size), ..EngineInfo::default() })
     }
 
     fn pool(members: Vec<Member>) -> Pool {
@@ -307,14 +311,14 @@ mod tests {
             member("p-new", Role::Prefill, model("qwen", 64)),
             member("d-new", Role::Decode, model("qwen", 64)),
         ]);
-        assert_eq!(pool.fits.len(), 2);
+        assert_eq!(pool.compatible_sets.len(), 2);
         assert_eq!(
-            (pool.fits[1].prefill.as_slice(), pool.fits[1].decode.as_slice()),
+            (pool.compatible_sets[1].prefill.as_slice(), pool.compatible_sets[1].decode.as_slice()),
             (&[1][..], &[2][..])
         );
-        assert_eq!(pool.unfit.len(), 1);
-        assert_eq!(&*pool.unfit[0].worker, "p-old");
-        assert!(pool.unfit[0].reason.contains("page size 1"), "{}", pool.unfit[0].reason);
+        assert_eq!(pool.excluded.len(), 1);
+        assert_eq!(&*pool.excluded[0].worker, "p-old");
+        assert!(pool.excluded[0].reason.contains("page size 1"), "{}", pool.excluded[0].reason);
     }
 
     #[test]
@@ -343,7 +347,7 @@ mod tests {
     #[test]
     fn groups_are_numbers_and_every_rank_has_a_cache_that_is_found() {
         let ranked = |name: &str| {
-            let facts = Facts {
+            let facts = EngineInfo {
                 dp_size: Some(2),
                 follow_bootstrap_room: Some(true),
                 ..model("m", 1).unwrap_or_default()
@@ -354,7 +358,7 @@ mod tests {
         let pool = pool(vec![ranked("a"), decode, ranked("b"), member("c", Role::Prefill, None)]);
         assert!(pool.groups[0] > 0 && pool.groups[..3].iter().all(|g| *g == pool.groups[0]));
         assert_eq!(pool.groups[3], 0);
-        let fit = &pool.fits[0];
+        let fit = &pool.compatible_sets[0];
         assert_eq!(fit.caches.len(), 5, "two ranks each, and one that has told nothing");
         let at =
             |index: usize, rank| fit.holder(cache_of(pool.members[index].worker.identity, rank));
@@ -369,7 +373,7 @@ mod tests {
             member("d-b", Role::Decode, model("b", 1)),
             member("d-x", Role::Decode, None),
         ]);
-        assert!(pool.unfit.iter().any(|unfit| &*unfit.worker == "d-x"));
-        assert!(pool.fits.iter().all(|fit| !fit.decode.contains(&2)));
+        assert!(pool.excluded.iter().any(|unfit| &*unfit.worker == "d-x"));
+        assert!(pool.compatible_sets.iter().all(|fit| !fit.decode.contains(&2)));
     }
 }

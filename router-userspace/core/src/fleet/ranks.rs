@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
-use super::{Facts, Role};
+use super::{EngineInfo, Role};
 
 /// An engine of more ranks chooses among them itself.
-pub const MOST_RANKS: u32 = 64;
+pub const MAX_RANKS: u32 = 64;
 
 /// How an engine is told the rank that a request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -22,7 +22,7 @@ pub enum Steering {
 pub struct Ranks {
     /// At least 2.
     pub count: u32,
-    pub by: Steering,
+    pub steering: Steering,
 }
 
 impl Ranks {
@@ -31,12 +31,12 @@ impl Ranks {
     /// Prefill follows the room unless it says otherwise, and its decodes look there for the KV
     /// cache. Decode takes `routed_dp_rank` in versions that know it; 0.4 spreads requests by
     /// room on both sides; what is between the two is left alone.
-    pub fn of(facts: &Facts, role: Role) -> Option<Ranks> {
-        let count = facts.dp_size.filter(|count| (2..=MOST_RANKS).contains(count))?;
+    pub fn of(facts: &EngineInfo, role: Role) -> Option<Ranks> {
+        let count = facts.dp_size.filter(|count| (2..=MAX_RANKS).contains(count))?;
         let version = facts.version.as_deref().and_then(numbers);
         let knows_field = version.is_some_and(|version| version >= FIELD_SINCE);
         let old = version.is_some_and(|version| version < [0, 5, 0]);
-        let by = match (role, facts.follow_bootstrap_room) {
+        let steering = match (role, facts.follow_bootstrap_room) {
             (Role::Unified, _) => return None,
             (Role::Prefill, Some(true)) => Steering::Room,
             (Role::Decode, _) if knows_field => Steering::Field,
@@ -45,12 +45,12 @@ impl Ranks {
             (_, None) if old => Steering::Room,
             _ => return None,
         };
-        Some(Ranks { count, by })
+        Some(Ranks { count, steering })
     }
 
     /// Whether one room can lead to rank `mine` here and to rank `theirs` there.
     pub fn meet(&self, mine: u32, other: &Ranks, theirs: u32) -> bool {
-        let both = self.by == Steering::Room && other.by == Steering::Room;
+        let both = self.steering == Steering::Room && other.steering == Steering::Room;
         let common = divisor(self.count, other.count);
         !both || mine % common == theirs % common
     }
@@ -58,8 +58,8 @@ impl Ranks {
 
 /// A rank that a request is steered to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Steered {
-    pub of: Ranks,
+pub struct RankAssignment {
+    pub ranks: Ranks,
     pub rank: u32,
 }
 
@@ -83,18 +83,18 @@ fn divisor(a: u32, b: u32) -> u32 {
 mod tests {
     use super::*;
 
-    fn engine(dp_size: u32, version: &str, follows: Option<bool>) -> Facts {
-        Facts {
+    fn engine(dp_size: u32, version: &str, follows: Option<bool>) -> EngineInfo {
+        EngineInfo {
             dp_size: Some(dp_size),
             version: Some(version.to_owned()),
             follow_bootstrap_room: follows,
-            ..Facts::default()
+            ..EngineInfo::default()
         }
     }
 
     #[test]
     fn each_version_is_steered_as_it_can_be() {
-        let by = |facts: &Facts, role| Ranks::of(facts, role).map(|ranks| ranks.by);
+        let by = |facts: &EngineInfo, role| Ranks::of(facts, role).map(|ranks| ranks.steering);
         let new = engine(4, "0.5.12.post1", Some(true));
         assert_eq!(by(&new, Role::Prefill), Some(Steering::Room));
         assert_eq!(by(&new, Role::Decode), Some(Steering::Field));
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn two_that_go_by_room_meet_where_their_ranks_agree() {
-        let ranks = |count, by| Ranks { count, by };
+        let ranks = |count, steering| Ranks { count, steering };
         let (four, six) = (ranks(4, Steering::Room), ranks(6, Steering::Room));
         assert!(four.meet(1, &six, 3) && !four.meet(1, &six, 2));
         assert!(four.meet(1, &ranks(3, Steering::Room), 2), "coprime counts always meet");

@@ -1,9 +1,9 @@
-//! [`Rates`]: how fast engines are, and what their requests are like, as far as it was measured.
+//! [`EngineRates`]: how fast engines are, and what their requests are like, as far as it was measured.
 
 use serde::Serialize;
 use serde::ser::{SerializeStruct, Serializer};
 
-use super::learned::{Learned, Prior};
+use super::adaptive_ewma::{AdaptiveEwma, Prior};
 
 /// Bytes of prompt work that weigh as much as the prior: a request or two.
 const WORK_PRIOR_BYTES: f32 = 64e3;
@@ -22,7 +22,7 @@ const POOL_MEMORY: f32 = 16.0;
 
 /// What is believed now, evidence and priors mixed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Rates {
+pub struct EngineRates {
     /// Prefill of one byte of prompt at the begin of a prompt, cached bytes not counted.
     pub prefill_us_per_byte: f32,
     /// One decode step of an engine that decodes a single short request.
@@ -37,22 +37,22 @@ pub struct Rates {
     pub uncached_share: f32,
 }
 
-/// The evidence for each of the [`Rates`], of one worker or of a whole pool.
+/// The evidence for each of the [`EngineRates`], of one worker or of a whole pool.
 #[derive(Debug, Default)]
-pub struct Experience {
+pub struct RateEstimators {
     is_pool: bool,
-    prefill: Learned,
-    step: Learned,
-    kv_bytes: Learned,
-    output: Learned,
-    request: Learned,
-    uncached: Learned,
+    prefill: AdaptiveEwma,
+    step: AdaptiveEwma,
+    kv_bytes: AdaptiveEwma,
+    output: AdaptiveEwma,
+    request: AdaptiveEwma,
+    uncached: AdaptiveEwma,
 }
 
-impl Experience {
+impl RateEstimators {
     /// That of a pool's workers together.
-    pub fn of_pool() -> Experience {
-        Experience { is_pool: true, ..Experience::default() }
+    pub fn of_pool() -> RateEstimators {
+        RateEstimators { is_pool: true, ..RateEstimators::default() }
     }
 
     fn memory(&self, of_one: f32) -> f32 {
@@ -61,47 +61,58 @@ impl Experience {
 
     /// `work_bytes` of prompts, the ones that waited before it included, took `ms` where `usual`
     /// were expected. One that took many times as long waited for something else.
-    pub fn prefilled(&self, work_bytes: f32, ms: f32, usual_ms: f32, now_ms: u64) {
+    pub fn on_prefill(&self, work_bytes: f32, ms: f32, usual_ms: f32, now_ms: u64) {
         let ms = ms.min(usual_ms * MOST_SURPRISE).max(usual_ms / MOST_SURPRISE);
-        self.prefill.observe(ms * 1000.0, work_bytes, self.memory(WORK_MEMORY_BYTES), now_ms);
+        self.prefill.observe_steady(
+            ms * 1000.0,
+            work_bytes,
+            self.memory(WORK_MEMORY_BYTES),
+            now_ms,
+        );
     }
 
     /// A decode step of a worker took as long as one of an idle engine that takes `step_us`.
-    pub fn stepped(&self, step_us: f32, now_ms: u64) {
-        self.step.follow(step_us, 1.0, STEP_MEMORY, now_ms);
+    pub fn on_decode_step(&self, step_us: f32, now_ms: u64) {
+        self.step.observe_volatile(step_us, 1.0, STEP_MEMORY, now_ms);
     }
 
     /// The same of a pool, whose engines differ: of what is usual there.
-    pub fn one_stepped(&self, step_us: f32, now_ms: u64) {
-        self.step.vote(step_us, 1.0, self.memory(STEP_MEMORY), now_ms);
+    pub fn on_pool_decode_step(&self, step_us: f32, now_ms: u64) {
+        self.step.observe_consensus(step_us, 1.0, self.memory(STEP_MEMORY), now_ms);
     }
 
     /// The KV cache of `prompt_bytes` was `kv_bytes`.
-    pub fn sent(&self, prompt_bytes: f32, kv_bytes: f32, now_ms: u64) {
-        self.kv_bytes.observe(kv_bytes, prompt_bytes, self.memory(WORK_MEMORY_BYTES), now_ms);
+    pub fn on_kv_transfer(&self, prompt_bytes: f32, kv_bytes: f32, now_ms: u64) {
+        self.kv_bytes.observe_steady(
+            kv_bytes,
+            prompt_bytes,
+            self.memory(WORK_MEMORY_BYTES),
+            now_ms,
+        );
     }
 
     /// An answer ended after `tokens`.
-    pub fn answered(&self, tokens: f32, now_ms: u64) {
-        self.output.observe(tokens, 1.0, REQUEST_MEMORY, now_ms);
+    pub fn on_response(&self, tokens: f32, now_ms: u64) {
+        self.output.observe_steady(tokens, 1.0, REQUEST_MEMORY, now_ms);
     }
 
     /// A request of `kv_tokens` was sent, of whose `prompt_bytes` `uncached_bytes` are new.
-    pub fn asked(&self, kv_tokens: f32, prompt_bytes: f32, uncached_bytes: f32, now_ms: u64) {
-        self.request.observe(kv_tokens, 1.0, REQUEST_MEMORY, now_ms);
-        self.uncached.observe(uncached_bytes, prompt_bytes, WORK_MEMORY_BYTES, now_ms);
+    pub fn on_request(&self, kv_tokens: f32, prompt_bytes: f32, uncached_bytes: f32, now_ms: u64) {
+        self.request.observe_steady(kv_tokens, 1.0, REQUEST_MEMORY, now_ms);
+        self.uncached.observe_steady(uncached_bytes, prompt_bytes, WORK_MEMORY_BYTES, now_ms);
     }
 
-    /// [`Rates::request_tokens`] alone.
-    pub fn request_tokens(&self, prior: &Rates, now_ms: u64) -> f32 {
+    /// [`EngineRates::request_tokens`] alone.
+    pub fn request_tokens(&self, prior: &EngineRates, now_ms: u64) -> f32 {
         let prior = Prior { value: prior.request_tokens, weight: REQUEST_PRIOR };
         self.request.value(prior, now_ms)
     }
 
     /// What is believed now. A worker's prior is its pool; a pool's prior is a setting.
-    pub fn rates(&self, prior: &Rates, now_ms: u64) -> Rates {
-        let mix = |learned: &Learned, value, weight| learned.value(Prior { value, weight }, now_ms);
-        Rates {
+    pub fn rates(&self, prior: &EngineRates, now_ms: u64) -> EngineRates {
+        let mix =
+            |learned: &AdaptiveEwma, value, weight| learned.value(Prior { value, weight }, now_ms);
+        EngineRates {
             prefill_us_per_byte: mix(&self.prefill, prior.prefill_us_per_byte, WORK_PRIOR_BYTES),
             step_us: mix(&self.step, prior.step_us, 1.0),
             kv_bytes_per_byte: mix(&self.kv_bytes, prior.kv_bytes_per_byte, WORK_PRIOR_BYTES),
@@ -112,10 +123,10 @@ impl Experience {
     }
 }
 
-impl Serialize for Experience {
+impl Serialize for RateEstimators {
     /// The evidence alone: a rate of which nothing was measured is `null`.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serializer.serialize_struct("Experience", 6)?;
+        let mut fields = serializer.serialize_struct("RateEstimators", 6)?;
         fields.serialize_field("prefill_us_per_byte", &self.prefill.mean())?;
         fields.serialize_field("step_us", &self.step.mean())?;
         fields.serialize_field("kv_bytes_per_byte", &self.kv_bytes.mean())?;
@@ -132,28 +143,28 @@ mod tests {
 
     #[test]
     fn a_worker_is_as_its_pool_until_it_shows_otherwise() {
-        let prior = Rates { prefill_us_per_byte: 40.0, ..Rates::default() };
-        let (pool, worker) = (Experience::default(), Experience::default());
+        let prior = EngineRates { prefill_us_per_byte: 40.0, ..EngineRates::default() };
+        let (pool, worker) = (RateEstimators::default(), RateEstimators::default());
         for _ in 0..50 {
-            pool.prefilled(50e3, 1000.0, 1000.0, 0);
+            pool.on_prefill(50e3, 1000.0, 1000.0, 0);
         }
         let of_pool = pool.rates(&prior, 0);
         assert!((of_pool.prefill_us_per_byte - 20.0).abs() < 2.0, "{of_pool:?}");
         assert_eq!(worker.rates(&of_pool, 0), of_pool);
         for _ in 0..50 {
-            worker.prefilled(50e3, 4000.0, 4000.0, 0);
+            worker.on_prefill(50e3, 4000.0, 4000.0, 0);
         }
         assert!(worker.rates(&of_pool, 0).prefill_us_per_byte > 70.0);
     }
 
     #[test]
     fn a_pool_is_not_held_for_slow_because_one_of_it_is() {
-        let assumed = Rates { step_us: 20_000.0, ..Rates::default() };
-        let pool = Experience::of_pool();
-        (0..300).for_each(|_| pool.one_stepped(5_000.0, 0));
+        let assumed = EngineRates { step_us: 20_000.0, ..EngineRates::default() };
+        let pool = RateEstimators::of_pool();
+        (0..300).for_each(|_| pool.on_pool_decode_step(5_000.0, 0));
         for _ in 0..100 {
-            pool.one_stepped(30_000.0, 0);
-            pool.one_stepped(5_000.0, 0);
+            pool.on_pool_decode_step(30_000.0, 0);
+            pool.on_pool_decode_step(5_000.0, 0);
         }
         let usual = pool.rates(&assumed, 0).step_us;
         assert!(usual < 5_000.0 * 1.02, "{usual} us");
@@ -161,13 +172,13 @@ mod tests {
 
     #[test]
     fn a_worker_of_which_nothing_is_known_is_not_held_for_what_was_assumed() {
-        let assumed = Rates { step_us: 20_000.0, ..Rates::default() };
-        let (pool, worker) = (Experience::of_pool(), Experience::default());
+        let assumed = EngineRates { step_us: 20_000.0, ..EngineRates::default() };
+        let (pool, worker) = (RateEstimators::of_pool(), RateEstimators::default());
         for _ in 0..500 {
-            pool.one_stepped(5_000.0, 0);
-            worker.stepped(5_000.0, 0);
+            pool.on_pool_decode_step(5_000.0, 0);
+            worker.on_decode_step(5_000.0, 0);
         }
-        let unknown = Experience::default().rates(&pool.rates(&assumed, 0), 0).step_us;
+        let unknown = RateEstimators::default().rates(&pool.rates(&assumed, 0), 0).step_us;
         let known = worker.rates(&pool.rates(&assumed, 0), 0).step_us;
         assert!(unknown < known * 1.02, "{unknown} us, and not {known}");
     }

@@ -9,13 +9,13 @@ use http::uri::Authority;
 use parking_lot::{Mutex, MutexGuard};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
-use super::engine_load::EngineCell;
+use super::engine_load::EngineLoadCell;
 use super::health::Health;
-use super::line::Line;
+use super::lease_history::LeaseHistory;
 use super::load::LoadCell;
-use super::own::Own;
-use super::ranks::MOST_RANKS;
-use super::rates::Experience;
+use super::prefill_queue::PrefillQueue;
+use super::ranks::MAX_RANKS;
+use super::rates::RateEstimators;
 
 /// What makes a worker the same worker: the pod's UID and the port. The same address with a
 /// new UID is another worker.
@@ -40,15 +40,15 @@ pub struct Worker {
     /// What an agent measured of it.
     pub load: LoadCell,
     /// What this gateway had on it lately.
-    pub own: Own,
+    pub lease_history: LeaseHistory,
     /// What was learned of it.
-    pub experience: Experience,
+    pub rate_estimators: RateEstimators,
     /// What its engine tells.
-    pub engine: EngineCell,
-    line: Mutex<Line>,
+    pub engine: EngineLoadCell,
+    prefill_queue: Mutex<PrefillQueue>,
     counts: Counts,
     /// The part of the leases that was steered to each data-parallel rank.
-    ranks: OnceLock<Box<[Counts; MOST_RANKS as usize]>>,
+    ranks: OnceLock<Box<[Counts; MAX_RANKS as usize]>>,
 }
 
 /// A sum of weights that many change at once.
@@ -149,11 +149,11 @@ impl Worker {
             identity: identity(&key),
             health: Health::default(),
             load: LoadCell::default(),
-            own: Own::default(),
-            experience: Experience::default(),
-            engine: EngineCell::default(),
+            lease_history: LeaseHistory::default(),
+            rate_estimators: RateEstimators::default(),
+            engine: EngineLoadCell::default(),
             key,
-            line: Mutex::default(),
+            prefill_queue: Mutex::default(),
             counts: Counts::default(),
             ranks: OnceLock::new(),
         }
@@ -165,9 +165,9 @@ impl Worker {
     }
 
     /// The prompts that this gateway sent a prefill and that are not computed yet, in order.
-    pub fn line(&self) -> MutexGuard<'_, Line> {
+    pub fn prefill_queue(&self) -> MutexGuard<'_, PrefillQueue> {
         // Nothing that can panic runs under the lock.
-        self.line.lock()
+        self.prefill_queue.lock()
     }
 
     /// What the leases that were steered to a rank add up to now.
@@ -236,9 +236,9 @@ impl Lease {
         let counts = || {
             self.worker
                 .ranks
-                .get_or_init(|| Box::new([const { Counts::new() }; MOST_RANKS as usize]))
+                .get_or_init(|| Box::new([const { Counts::new() }; MAX_RANKS as usize]))
         };
-        if let (Some(rank), None) = (rank.filter(|rank| *rank < MOST_RANKS), self.rank) {
+        if let (Some(rank), None) = (rank.filter(|rank| *rank < MAX_RANKS), self.rank) {
             counts()[rank as usize].add(self.weight);
             self.rank = Some(rank);
         }
@@ -336,7 +336,7 @@ mod tests {
         assert_eq!((worker.usage_of_rank(2), worker.usage_of_rank(9_999)), Default::default());
         drop(lease);
         assert_eq!((worker.usage(), worker.usage_of_rank(3)), Default::default());
-        let beyond = worker.try_lease(ONE, Limits::NONE, None).unwrap().at_rank(Some(MOST_RANKS));
+        let beyond = worker.try_lease(ONE, Limits::NONE, None).unwrap().at_rank(Some(MAX_RANKS));
         assert_eq!(beyond.rank(), None);
     }
 

@@ -1,8 +1,8 @@
 //! Cache-aware, as sglang-router does it: the prefill that has seen the most of the prompt,
 //! unless the counts of requests are far apart. Its thresholds are that router's defaults.
 
-use super::held::Held;
-use super::question::{Candidate, Draw};
+use super::input::{Candidate, Draw};
+use super::prefix_match::PrefixMatch;
 use super::walk;
 
 /// A match of less than this part of the prompt is none.
@@ -12,7 +12,12 @@ const BALANCE_ABSOLUTE: u64 = 64;
 /// this many times as many.
 const BALANCE_RELATIVE: f64 = 1.5;
 
-pub(super) fn pick(candidates: &[Candidate], held: &Held, prompt_bytes: u64, draw: Draw) -> usize {
+pub(super) fn pick(
+    candidates: &[Candidate],
+    prefix_match: &PrefixMatch,
+    prompt_bytes: u64,
+    draw: Draw,
+) -> usize {
     let requests = |at: usize| candidates[at].usage.requests;
     let fewest = walk(candidates, draw).min_by_key(|&at| requests(at)).unwrap_or(0);
     let most = candidates.iter().map(|candidate| candidate.usage.requests).max().unwrap_or(0);
@@ -22,7 +27,7 @@ pub(super) fn pick(candidates: &[Candidate], held: &Held, prompt_bytes: u64, dra
     if unbalanced {
         return fewest;
     }
-    let bytes = |at: usize| held.bytes_of(candidates[at].cache());
+    let bytes = |at: usize| prefix_match.bytes_of(candidates[at].cache());
     let best = walk(candidates, draw).max_by_key(|&at| bytes(at)).unwrap_or(fewest);
     if bytes(best) as f64 > prompt_bytes as f64 * CACHE_THRESHOLD {
         return best;
@@ -45,12 +50,12 @@ mod tests {
 
     #[test]
     fn a_match_wins_until_the_load_is_out_of_balance() {
-        let mut held = Held::default();
-        held.note(2, 10);
+        let mut prefix_match = PrefixMatch::default();
+        prefix_match.note(2, 10);
         let mut all = [candidate(1, 0, 0), candidate(2, 60, 500)];
-        assert_eq!(pick(&all, &held, 40_000, DRAW), 1);
-        assert_eq!(pick(&all, &held, 400_000, DRAW), 0, "a small match is none");
+        assert_eq!(pick(&all, &prefix_match, 40_000, DRAW), 1);
+        assert_eq!(pick(&all, &prefix_match, 400_000, DRAW), 0, "a small match is none");
         all[1].usage.requests = 65;
-        assert_eq!(pick(&all, &held, 40_000, DRAW), 0);
+        assert_eq!(pick(&all, &prefix_match, 40_000, DRAW), 0);
     }
 }

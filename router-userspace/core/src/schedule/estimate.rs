@@ -6,15 +6,15 @@
 
 use serde::Serialize;
 
-use super::question::{Ask, Candidate};
-use super::unknown::Typical;
-use crate::fleet::{Head, Limits, Link, LinkPrior, Load, Rates};
+use super::fallback_load::FallbackLoad;
+use super::input::{Candidate, Demand};
+use crate::fleet::{EngineRates, Limits, Link, LinkPrior, Load, QueueHead};
 use crate::pair::Pair;
 
 /// What is taken for granted until it is learned, and the shapes that are not learned.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Assumptions {
-    pub rates: Rates,
+    pub rates: EngineRates,
     #[serde(skip)]
     pub link: LinkPrior,
     /// Attention makes a byte of prompt cost twice as much where this many stand before it.
@@ -27,7 +27,7 @@ impl Assumptions {
     /// For a dense model of about 30 billion parameters on two H100: 14,000 tokens of prompt a
     /// second, 256 KiB of KV cache a token, a 20 ms step, 100 Gbit/s.
     pub const USUAL: Assumptions = Assumptions {
-        rates: Rates {
+        rates: EngineRates {
             prefill_us_per_byte: 18.0,
             step_us: 20_000.0,
             kv_bytes_per_byte: 65_536.0,
@@ -68,15 +68,15 @@ pub struct Estimate {
     pub prefill_ms: f32,
     /// What this worker is preferred by, in the hope that another gateway sent it an earlier turn
     /// of the conversation.
-    pub hoped_ms: f32,
+    pub affinity_bonus_ms: f32,
     /// What the work of this prompt costs those who come behind it.
-    pub pressing_ms: f32,
+    pub queue_cost_ms: f32,
     /// Of the KV cache, as far as it does not happen during prefill.
     pub transfer_ms: f32,
     /// One decode step with this request in the batch.
     pub itl_ms: f32,
     /// What the others in the batch lose by this request, all together.
-    pub crowding_ms: f32,
+    pub batch_cost_ms: f32,
     /// Tokens that the answer is thought to have.
     pub output_tokens: f32,
     /// Prompt bytes that are thought to be in the prefill's cache.
@@ -88,7 +88,7 @@ pub struct Estimate {
 impl Estimate {
     /// What the prefill leg and the transfer cost, to this request and to later ones.
     pub(super) fn first_leg_ms(&self) -> f32 {
-        self.ttft_ms() + self.pressing_ms - self.hoped_ms
+        self.ttft_ms() + self.queue_cost_ms - self.affinity_bonus_ms
     }
 
     pub fn ttft_ms(&self) -> f32 {
@@ -102,7 +102,7 @@ pub(super) struct PrefillTerms {
     pub(super) wait_ms: f32,
     pub(super) prefill_ms: f32,
     pub(super) tx_bytes_per_ms: f32,
-    hoped_ms: f32,
+    affinity_bonus_ms: f32,
     cached_bytes: f32,
     work_bytes: f32,
 }
@@ -111,7 +111,7 @@ pub(super) struct PrefillTerms {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct DecodeTerms {
     pub(super) itl_ms: f32,
-    pub(super) crowding_ms: f32,
+    pub(super) batch_cost_ms: f32,
     /// Until there is room.
     pub(super) admission_ms: f32,
     pub(super) rx_bytes_per_ms: f32,
@@ -120,8 +120,8 @@ pub(super) struct DecodeTerms {
 /// One request's estimates.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Estimator<'a> {
-    pub(super) ask: &'a Ask,
-    pub(super) typical: Pair<Typical>,
+    pub(super) demand: &'a Demand,
+    pub(super) typical: Pair<FallbackLoad>,
     /// Inverses of the assumptions of the same name: a division a candidate is felt.
     pub(super) per_context: f32,
     pub(super) per_batch: f32,
@@ -136,7 +136,7 @@ pub(super) struct Estimator<'a> {
 impl Estimator<'_> {
     pub(super) fn prefill(&self, candidate: &Candidate) -> PrefillTerms {
         let rates = &candidate.rates;
-        let prompt = self.ask.prompt_bytes as f32;
+        let prompt = self.demand.prompt_bytes as f32;
         let cached_bytes = self.cached_bytes(candidate.cache(), prompt);
         let work_bytes = self.work_bytes(prompt - cached_bytes, cached_bytes);
         let prefill_ms = work_bytes * rates.prefill_us_per_byte * MS_PER_US;
@@ -144,7 +144,7 @@ impl Estimator<'_> {
         PrefillTerms {
             wait_ms: self.wait_ms(candidate),
             prefill_ms,
-            hoped_ms: prefill_ms * self.hope(candidate),
+            affinity_bonus_ms: prefill_ms * self.hope(candidate),
             tx_bytes_per_ms: free(load.tx_free_bytes_per_ms, load.tx_kv_bytes_per_ms),
             cached_bytes,
             work_bytes,
@@ -158,7 +158,7 @@ impl Estimator<'_> {
         let (load, penalty_ms) = self.typical.prefill.or_measured(candidate.load.as_ref());
         let others = self.by_now(load, rates) * rates.uncached_share;
         let backlog_bytes = candidate.usage.prompt_bytes as f32 + others;
-        let Head { work_bytes, busy_ms } = candidate.head;
+        let QueueHead { work_bytes, busy_ms } = candidate.queue_head;
         let backlog_ms = backlog_bytes * rates.prefill_us_per_byte * MS_PER_US;
         let head_ms = work_bytes * rates.prefill_us_per_byte * MS_PER_US;
         (backlog_ms - busy_ms.min(head_ms * MOST_DONE)).max(0.0) + penalty_ms
@@ -167,7 +167,7 @@ impl Estimator<'_> {
     /// Bytes of others that wait now: what was seen, and the longer ago that is beside the time
     /// that a queue takes, the more of it is thought to be as anywhere.
     #[inline]
-    fn by_now(&self, load: &Load, rates: &Rates) -> f32 {
+    fn by_now(&self, load: &Load, rates: &EngineRates) -> f32 {
         let (seen, mean) = (load.others_waiting_bytes, self.others_waiting_bytes);
         let drains_ms = seen.max(mean) * rates.prefill_us_per_byte * MS_PER_US;
         let kept = (drains_ms + 0.01) / (drains_ms + load.age_ms + 0.01);
@@ -184,11 +184,11 @@ impl Estimator<'_> {
         // The kernel's view of the steps is better than any model of them, but it says nothing
         // of the requests that are on their way, so that the model says how much they add.
         let now_ms = rates.step_us * MS_PER_US * (1.0 + batch * self.per_batch);
-        let more_ms = rates.step_us * MS_PER_US * self.ask.kv_tokens as f32 * self.per_batch;
+        let more_ms = rates.step_us * MS_PER_US * self.demand.kv_tokens as f32 * self.per_batch;
         DecodeTerms {
             itl_ms: now_ms + more_ms,
             admission_ms: self.admission_steps(candidate, streams, batch) * now_ms,
-            crowding_ms: streams * more_ms * rates.output_tokens + penalty_ms,
+            batch_cost_ms: streams * more_ms * rates.output_tokens + penalty_ms,
             rx_bytes_per_ms: free(load.rx_free_bytes_per_ms, load.rx_kv_bytes_per_ms),
         }
     }
@@ -197,7 +197,7 @@ impl Estimator<'_> {
     /// answer takes, each with its share of the KV tokens.
     fn admission_steps(&self, candidate: &Candidate, streams: f32, batch: f32) -> f32 {
         let Limits { requests, kv_tokens } = candidate.limits;
-        let tokens_over = batch + self.ask.kv_tokens as f32 - kv_tokens as f32;
+        let tokens_over = batch + self.demand.kv_tokens as f32 - kv_tokens as f32;
         let streams_over = streams + 1.0 - requests as f32;
         if streams < 1.0 || (tokens_over <= 0.0 && streams_over <= 0.0) {
             return 0.0;
@@ -211,10 +211,10 @@ impl Estimator<'_> {
         p: &PrefillTerms,
         d: &DecodeTerms,
         link: Link,
-        rates: &Rates,
+        rates: &EngineRates,
     ) -> Estimate {
         let bytes_per_ms = p.tx_bytes_per_ms.min(d.rx_bytes_per_ms).min(link.bytes_per_ms);
-        let prompt = self.ask.prompt_bytes as f32;
+        let prompt = self.demand.prompt_bytes as f32;
         let ms_per_byte = rates.kv_bytes_per_byte / bytes_per_ms.max(1.0);
         let last_chunk_ms = prompt.min(CHUNK_BYTES) * ms_per_byte;
         let behind_ms = prompt * ms_per_byte - p.prefill_ms;
@@ -222,11 +222,11 @@ impl Estimator<'_> {
             wait_ms: p.wait_ms,
             admission_ms: (d.admission_ms - p.wait_ms).max(0.0),
             prefill_ms: p.prefill_ms,
-            hoped_ms: p.hoped_ms * (1.0 + self.pressure),
-            pressing_ms: p.prefill_ms * self.pressure,
+            affinity_bonus_ms: p.affinity_bonus_ms * (1.0 + self.pressure),
+            queue_cost_ms: p.prefill_ms * self.pressure,
             transfer_ms: behind_ms.max(last_chunk_ms) + link.rtt_us / 1000.0,
             itl_ms: d.itl_ms,
-            crowding_ms: d.crowding_ms,
+            batch_cost_ms: d.batch_cost_ms,
             output_tokens: rates.output_tokens,
             cached_bytes: p.cached_bytes,
             work_bytes: p.work_bytes,
@@ -243,7 +243,7 @@ impl Estimator<'_> {
     }
 
     fn cached_bytes(&self, cache: u64, prompt: f32) -> f32 {
-        (self.ask.held.bytes_of(cache) as f32).min(prompt)
+        (self.demand.prefix_match.bytes_of(cache) as f32).min(prompt)
     }
 
     /// Uncached bytes, weighed by the attention over all that stands before them.
@@ -262,7 +262,7 @@ pub fn step_us_of_idle(itl_us: f32, batch_tokens: f32, assumptions: &Assumptions
     itl_us / (1.0 + batch_tokens / assumptions.batch_doubles_tokens)
 }
 
-impl Typical {
+impl FallbackLoad {
     #[inline]
     /// The load of a worker, or what is typical of its pool, and what not knowing costs.
     fn or_measured<'a>(&'a self, load: Option<&'a Load>) -> (&'a Load, f32) {

@@ -5,28 +5,28 @@
 //! legs at once, by the [`Estimate`] of each pair.
 
 mod cache_aware;
+mod candidate_set;
 mod estimate;
-mod gather;
-mod held;
+mod fallback_load;
+mod input;
 mod least_load;
 mod policy;
 mod power_of_two;
 mod predicted;
 pub mod prefix;
-mod question;
+mod prefix_match;
 mod random;
 mod reported;
 mod round_robin;
 mod shortlist;
 #[cfg(test)]
 mod tests;
-mod unknown;
 
+pub use candidate_set::{CandidateSet, FULL_SCAN_LIMIT, SAMPLE_SIZE, SampleOrder};
 pub use estimate::{Assumptions, Estimate, PENALTY_MS, step_us_of_idle};
-pub use gather::{ENOUGH, Gathering, Tour, WHOLE};
-pub use held::Held;
+pub use input::{AgentTrust, Candidate, ChoiceInput, Chosen, Demand, Draw, Objective, SloTargets};
 pub use policy::Policy;
-pub use question::{Aim, Ask, Candidate, Chosen, Draw, Patience, Question, Targets};
+pub use prefix_match::PrefixMatch;
 
 use crate::pair::Pair;
 
@@ -37,23 +37,23 @@ use crate::pair::Pair;
 ///
 /// ```
 /// use router_core::fleet::Usage;
-/// use router_core::schedule::{Candidate, Draw, Policy, Question, choose};
+/// use router_core::schedule::{Candidate, Draw, Policy, ChoiceInput, choose};
 ///
 /// let busy = Usage { requests: 9, prompt_bytes: 90_000, ..Usage::default() };
 /// let prefill = [Candidate { usage: busy, ..Default::default() }, Candidate { id: 1, ..Default::default() }];
 /// let decode = [Candidate { id: 2, ..Default::default() }];
-/// let question = Question::of(&prefill, &decode, Draw { chance: 7, turn: 0 });
+/// let input = ChoiceInput::of(&prefill, &decode, Draw { chance: 7, turn: 0 });
 /// for policy in [Policy::LeastLoad, Policy::Predicted] {
-///     let chosen = choose(policy, &question).unwrap();
+///     let chosen = choose(policy, &input).unwrap();
 ///     assert_eq!((chosen.pair.prefill, chosen.pair.decode), (1, 2));
 /// }
 /// ```
-pub fn choose(policy: Policy, question: &Question<'_>) -> Option<Chosen> {
+pub fn choose(policy: Policy, input: &ChoiceInput<'_>) -> Option<Chosen> {
     if policy == Policy::Predicted {
-        return predicted::choose(question);
+        return predicted::choose(input);
     }
-    let Question { ask, candidates: Pair { prefill, decode }, draw, .. } = question;
-    let first = &prefill[policy.place(prefill, ask, *draw)?];
+    let ChoiceInput { demand, candidates: Pair { prefill, decode }, draw, .. } = input;
+    let first = &prefill[policy.place(prefill, demand, *draw)?];
     let (policy, second) = (policy.of_decode(), draw.second());
     let mates = || decode.iter().filter(|mate| first.group != 0 && mate.group == first.group);
     let decode = if mates().next().is_some() && mates().count() < decode.len() {

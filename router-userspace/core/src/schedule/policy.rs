@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
-use super::question::{Ask, Candidate, Draw};
+use super::input::{Candidate, Demand, Draw};
 use super::{cache_aware, least_load, power_of_two, random, reported, round_robin};
 
 /// How a worker is chosen. The name is the flag's value.
@@ -47,11 +47,16 @@ impl Policy {
     /// One of `candidates` for a request that takes a single worker, or `None` where there are
     /// none. What is predicted is a pair: for one worker, the load of its leases decides.
     pub fn pick(self, candidates: &[Candidate], draw: Draw) -> Option<usize> {
-        self.place(candidates, &Ask::default(), draw).map(|at| candidates[at].id)
+        self.place(candidates, &Demand::default(), draw).map(|at| candidates[at].id)
     }
 
-    /// The position of the one that takes the prefill leg of `ask`.
-    pub(super) fn place(self, candidates: &[Candidate], ask: &Ask, draw: Draw) -> Option<usize> {
+    /// The position of the one that takes the prefill leg of `demand`.
+    pub(super) fn place(
+        self,
+        candidates: &[Candidate],
+        demand: &Demand,
+        draw: Draw,
+    ) -> Option<usize> {
         if candidates.is_empty() {
             return None;
         }
@@ -60,7 +65,9 @@ impl Policy {
             Policy::Random => random::pick(candidates, draw),
             Policy::PowerOfTwo => power_of_two::pick(candidates, draw),
             Policy::LeastLoad | Policy::Predicted => least_load::pick(candidates, draw),
-            Policy::CacheAware => cache_aware::pick(candidates, &ask.held, ask.prompt_bytes, draw),
+            Policy::CacheAware => {
+                cache_aware::pick(candidates, &demand.prefix_match, demand.prompt_bytes, draw)
+            }
             Policy::Reported => reported::pick(candidates, draw),
         })
     }

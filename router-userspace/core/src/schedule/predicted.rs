@@ -4,9 +4,9 @@
 //! other, since only what a pair shares, the link, is not known from the legs.
 
 use super::estimate::{DecodeTerms, Estimate, Estimator, PrefillTerms};
-use super::question::{Aim, Candidate, Chosen, Draw, Question};
+use super::fallback_load::FallbackLoad;
+use super::input::{Candidate, ChoiceInput, Chosen, Draw, Objective};
 use super::shortlist::Shortlist;
-use super::unknown::Typical;
 use crate::pair::Pair;
 
 /// One request in so many is sent where it may learn something.
@@ -36,17 +36,17 @@ struct Scored {
 }
 
 struct Scene<'a> {
-    question: &'a Question<'a>,
+    input: &'a ChoiceInput<'a>,
     estimator: Estimator<'a>,
 }
 
-pub(super) fn choose(question: &Question<'_>) -> Option<Chosen> {
-    let Pair { prefill, decode } = question.candidates;
+pub(super) fn choose(input: &ChoiceInput<'_>) -> Option<Chosen> {
+    let Pair { prefill, decode } = input.candidates;
     if prefill.is_empty() || decode.is_empty() {
         return None;
     }
-    let scene = Scene { question, estimator: estimator(question) };
-    let first = question.draw.second();
+    let scene = Scene { input, estimator: estimator(input) };
+    let first = input.draw.second();
     let second = first.second();
     let prefills = Shortlist::of(prefill, first, |candidate, bar| scene.prefill_ms(candidate, bar));
     let decodes = Shortlist::of(decode, second, |candidate, bar| scene.decode_ms(candidate, bar));
@@ -64,18 +64,18 @@ pub(super) fn choose(question: &Question<'_>) -> Option<Chosen> {
     })
 }
 
-fn estimator<'a>(question: &'a Question<'a>) -> Estimator<'a> {
-    let Pair { prefill, decode } = question.candidates;
+fn estimator<'a>(input: &'a ChoiceInput<'a>) -> Estimator<'a> {
+    let Pair { prefill, decode } = input.candidates;
     Estimator {
-        ask: &question.ask,
-        per_context: 1.0 / question.assumptions.context_doubles_bytes,
-        per_batch: 1.0 / question.assumptions.batch_doubles_tokens,
-        typical: Pair { prefill: Typical::of(prefill), decode: Typical::of(decode) },
+        demand: &input.demand,
+        per_context: 1.0 / input.assumptions.context_doubles_bytes,
+        per_batch: 1.0 / input.assumptions.batch_doubles_tokens,
+        typical: Pair { prefill: FallbackLoad::of(prefill), decode: FallbackLoad::of(decode) },
         pressure: pressure(prefill),
         others_waiting_bytes: mean(prefill, |candidate| {
             candidate.load.map_or(0.0, |load| load.others_waiting_bytes)
         }),
-        rendezvous: question.ask.rendezvous(prefill.iter().map(Candidate::cache), |_| true),
+        rendezvous: input.demand.rendezvous(prefill.iter().map(Candidate::cache), |_| true),
     }
 }
 
@@ -104,21 +104,21 @@ impl Scene<'_> {
         }
         let terms = self.estimator.prefill(candidate);
         let free = DecodeTerms { rx_bytes_per_ms: f32::INFINITY, ..DecodeTerms::default() };
-        let link = self.question.assumptions.link.link;
+        let link = self.input.assumptions.link.link;
         self.estimator.pair(&terms, &free, link, &candidate.rates).first_leg_ms()
     }
 
     /// What a decode costs, its whole share in the transfer included.
     fn decode_ms(&self, candidate: &Candidate, bar: f32) -> f32 {
-        let DecodeTerms { itl_ms, crowding_ms, admission_ms, rx_bytes_per_ms } =
+        let DecodeTerms { itl_ms, batch_cost_ms, admission_ms, rx_bytes_per_ms } =
             self.estimator.decode(candidate);
         let output_tokens = candidate.rates.output_tokens;
-        let cost_ms =
-            admission_ms + decode_cost_ms(itl_ms, crowding_ms, output_tokens, &self.question.aim);
+        let cost_ms = admission_ms
+            + decode_cost_ms(itl_ms, batch_cost_ms, output_tokens, &self.input.objective);
         if cost_ms >= bar {
             return cost_ms;
         }
-        let bytes = self.question.ask.prompt_bytes as f32 * candidate.rates.kv_bytes_per_byte;
+        let bytes = self.input.demand.prompt_bytes as f32 * candidate.rates.kv_bytes_per_byte;
         cost_ms + bytes / rx_bytes_per_ms
     }
 
@@ -132,7 +132,7 @@ impl Scene<'_> {
         let mut best: Option<Scored> = None;
         let mut next: Option<Scored> = None;
         let mut ties = 1;
-        let Pair { prefill: all, decode: mates } = self.question.candidates;
+        let Pair { prefill: all, decode: mates } = self.input.candidates;
         let mut of_decode = [DecodeTerms::default(); Shortlist::MOST];
         for (terms, decode) in of_decode.iter_mut().zip(decodes.iter()) {
             *terms = self.estimator.decode(&mates[decode]);
@@ -171,20 +171,20 @@ impl Scene<'_> {
         (prefill, of_prefill): (usize, &PrefillTerms),
         (decode, of_decode): (usize, &DecodeTerms),
     ) -> Scored {
-        let p = &self.question.candidates.prefill[prefill];
-        let d = &self.question.candidates.decode[decode];
-        let Question { assumptions, now_ms, aim, .. } = *self.question;
-        let link = self.question.links.map_or(assumptions.link.link, |links| {
+        let p = &self.input.candidates.prefill[prefill];
+        let d = &self.input.candidates.decode[decode];
+        let ChoiceInput { assumptions, now_ms, objective, .. } = *self.input;
+        let link = self.input.links.map_or(assumptions.link.link, |links| {
             links.get(p.worker, d.worker, assumptions.link, now_ms)
         });
         let estimate = self.estimator.pair(of_prefill, of_decode, link, &p.rates);
         let apart = p.group != 0 && p.group != d.group;
-        let Estimate { itl_ms, crowding_ms, output_tokens, .. } = estimate;
-        let missed = aim.targets.map_or(0, |targets| {
+        let Estimate { itl_ms, batch_cost_ms, output_tokens, .. } = estimate;
+        let missed = objective.targets.map_or(0, |targets| {
             u8::from(estimate.ttft_ms() > targets.ttft_ms) + u8::from(itl_ms > targets.itl_ms)
         });
         let cost_ms = estimate.first_leg_ms()
-            + decode_cost_ms(itl_ms, crowding_ms, output_tokens, &aim)
+            + decode_cost_ms(itl_ms, batch_cost_ms, output_tokens, &objective)
             + if apart { GROUP_MS } else { 0.0 }
             + f32::from(missed) * MISS_MS;
         Scored { prefill, decode, cost_ms, estimate }
@@ -197,7 +197,7 @@ impl Scene<'_> {
         if draw.below(EXPLORE_ONE_IN) != 0 {
             return None;
         }
-        let Pair { prefill: prefills, decode: decodes } = self.question.candidates;
+        let Pair { prefill: prefills, decode: decodes } = self.input.candidates;
         let mut worst: Option<Scored> = None;
         for _ in 0..EXPLORE_AMONG {
             draw = draw.second();
@@ -229,6 +229,11 @@ fn streams(decode: &Candidate) -> f32 {
     decode.usage.requests as f32 + decode.load.map_or(0.0, |load| load.others_requests)
 }
 
-fn decode_cost_ms(itl_ms: f32, crowding_ms: f32, output_tokens: f32, aim: &Aim) -> f32 {
-    aim.decode_weight * (itl_ms * output_tokens + crowding_ms)
+fn decode_cost_ms(
+    itl_ms: f32,
+    batch_cost_ms: f32,
+    output_tokens: f32,
+    objective: &Objective,
+) -> f32 {
+    objective.decode_weight * (itl_ms * output_tokens + batch_cost_ms)
 }

@@ -4,7 +4,7 @@
 //! at depth n says that the first n blocks are the same. The index maps hashes to the workers
 //! that were sent them. It is an estimate: an engine evicts what it likes.
 
-use super::held::Held;
+use super::prefix_match::PrefixMatch;
 
 /// Bytes of prompt in one block, about 512 tokens.
 pub const BLOCK_BYTES: usize = 2048;
@@ -98,8 +98,8 @@ impl PrefixIndex {
     /// assert_eq!(index.lookup(&blocks).bytes_of(42), 8192, "whole blocks only");
     /// assert_eq!(index.lookup(&blocks).bytes_of(43), 0);
     /// ```
-    pub fn lookup(&self, blocks: &[u64]) -> Held {
-        let mut held = Held::default();
+    pub fn lookup(&self, blocks: &[u64]) -> PrefixMatch {
+        let mut held = PrefixMatch::default();
         for (&hash, depth) in blocks.iter().zip(1..) {
             let Some(entry) = self.find(hash) else { break };
             for holder in &entry.holders {

@@ -2,7 +2,7 @@
 //!
 //! What was sent since then is not known, as in gateways that poll metrics.
 
-use super::question::{Candidate, Draw};
+use super::input::{Candidate, Draw};
 use super::walk;
 
 pub(super) fn pick(candidates: &[Candidate], draw: Draw) -> usize {
@@ -13,12 +13,12 @@ pub(super) fn pick(candidates: &[Candidate], draw: Draw) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::{Reported, Usage};
+    use crate::fleet::{ReportedLoad, Usage};
 
     #[test]
     fn the_engine_that_told_least_is_taken() {
         let told = |tokens| {
-            let reported = Some(Reported::beside(1, tokens, Usage::default()));
+            let reported = Some(ReportedLoad::excluding(1, tokens, Usage::default()));
             Candidate { reported, ..Candidate::default() }
         };
         let all = [told(9), told(3), told(7)];

@@ -1,6 +1,6 @@
 //! [`Shortlist`]: the few best of many candidates, found in one walk and kept on the stack.
 
-use super::question::{Candidate, Draw};
+use super::input::{Candidate, Draw};
 
 /// Positions of the best candidates, best first.
 #[derive(Clone, Copy, Debug)]

@@ -2,7 +2,7 @@
 
 use super::prefix::{Capacity, Chain, PrefixIndex};
 use super::*;
-use crate::fleet::{Head, Limits, Links, Load, Rates, Reported, Usage};
+use crate::fleet::{EngineRates, Limits, Links, Load, QueueHead, ReportedLoad, Usage};
 
 fn idle(id: usize, group: u64) -> Candidate {
     Candidate { id, group, worker: id as u64 + 1, ..Candidate::default() }
@@ -16,18 +16,19 @@ fn draws() -> impl Iterator<Item = Draw> {
 }
 
 /// How many of a thousand choices fall on each candidate, by id.
-fn tally(policy: Policy, question: Question<'_>) -> [usize; 16] {
+fn tally(policy: Policy, input: ChoiceInput<'_>) -> [usize; 16] {
     let mut seen = [0; 16];
     for draw in draws() {
-        let chosen = choose(policy, &Question { draw, ..question }).unwrap();
+        let chosen = choose(policy, &ChoiceInput { draw, ..input }).unwrap();
         seen[chosen.pair.prefill] += 1;
         seen[chosen.pair.decode] += 1;
     }
     seen
 }
 
-const ASK: Ask = Ask { prompt_bytes: 40_000, kv_tokens: 10_000, ..EMPTY };
-const EMPTY: Ask = Ask { prompt_bytes: 0, kv_tokens: 0, held: Held::NOTHING, prefix_key: 0 };
+const DEMAND: Demand = Demand { prompt_bytes: 40_000, kv_tokens: 10_000, ..EMPTY };
+const EMPTY: Demand =
+    Demand { prompt_bytes: 0, kv_tokens: 0, prefix_match: PrefixMatch::NONE, prefix_key: 0 };
 const DRAW: Draw = Draw { chance: 3, turn: 0 };
 
 #[test]
@@ -35,7 +36,7 @@ fn every_policy_reaches_every_idle_worker() {
     let prefill = [idle(0, 0), idle(1, 0), idle(2, 0)];
     let decode = [idle(3, 0), idle(4, 0), idle(5, 0)];
     for policy in Policy::ALL {
-        let seen = tally(policy, Question::of(&prefill, &decode, DRAW));
+        let seen = tally(policy, ChoiceInput::of(&prefill, &decode, DRAW));
         assert!(seen[..6].iter().all(|&count| count > 250), "{policy:?}: {seen:?}");
     }
 }
@@ -45,18 +46,18 @@ fn a_decode_of_the_same_group_is_preferred_and_any_other_taken_without_one() {
     let prefill = [idle(0, 7)];
     for policy in [Policy::Random, Policy::Predicted] {
         let decode = [idle(1, 8), idle(2, 7), idle(3, 0)];
-        let seen = tally(policy, Question::of(&prefill, &decode, DRAW));
+        let seen = tally(policy, ChoiceInput::of(&prefill, &decode, DRAW));
         assert!(seen[2] >= 985, "{policy:?}: {seen:?}");
         let other = [idle(1, 8)];
-        assert_eq!(tally(policy, Question::of(&prefill, &other, DRAW))[1], 1000);
+        assert_eq!(tally(policy, ChoiceInput::of(&prefill, &other, DRAW))[1], 1000);
     }
 }
 
 #[test]
 fn nobody_to_choose_from_is_no_choice() {
     for policy in Policy::ALL {
-        assert_eq!(choose(policy, &Question::of(&[idle(0, 0)], &[], DRAW)), None);
-        assert_eq!(choose(policy, &Question::of(&[], &[idle(0, 0)], DRAW)), None);
+        assert_eq!(choose(policy, &ChoiceInput::of(&[idle(0, 0)], &[], DRAW)), None);
+        assert_eq!(choose(policy, &ChoiceInput::of(&[], &[idle(0, 0)], DRAW)), None);
     }
 }
 
@@ -66,8 +67,8 @@ fn the_choice_is_explained_term_by_term() {
     prefill[0].usage =
         Usage { requests: 2, prompt_bytes: 100_000, kv_tokens: 0, ..Usage::default() };
     let decode = [idle(2, 0)];
-    let question = Question { ask: ASK, ..Question::of(&prefill, &decode, DRAW) };
-    let chosen = choose(Policy::Predicted, &question).unwrap();
+    let input = ChoiceInput { demand: DEMAND, ..ChoiceInput::of(&prefill, &decode, DRAW) };
+    let chosen = choose(Policy::Predicted, &input).unwrap();
     let (loser, worse) = chosen.runner_up.unwrap();
     let estimate = chosen.estimate.unwrap();
     assert_eq!((chosen.pair.prefill, loser.prefill), (1, 0));
@@ -86,8 +87,9 @@ fn exploration_is_bounded_and_never_joins_a_longer_queue() {
     let mut draw = DRAW;
     for _ in 0..100_000 {
         draw = draw.second();
-        let question = Question { ask: ASK, draw, ..Question::of(&prefill, &decode, draw) };
-        let chosen = choose(Policy::Predicted, &question).unwrap();
+        let input =
+            ChoiceInput { demand: DEMAND, draw, ..ChoiceInput::of(&prefill, &decode, draw) };
+        let chosen = choose(Policy::Predicted, &input).unwrap();
         assert_ne!(chosen.pair.prefill, 2);
         assert_eq!(chosen.explored, chosen.pair.prefill == 1);
         explored += usize::from(chosen.explored);
@@ -102,9 +104,13 @@ fn a_slow_link_moves_the_decode_and_an_old_memory_of_it_does_not() {
     for _ in 0..50 {
         links.transferred(1, 2, 1e6, 100.0, 0);
     }
-    let ask = Question { ask: ASK, links: Some(&links), ..Question::of(&prefill, &decode, DRAW) };
-    assert!(tally(Policy::Predicted, ask)[2] > 985);
-    let later = Question { now_ms: 20 * crate::fleet::HALF_LIFE_MS, ..ask };
+    let input = ChoiceInput {
+        demand: DEMAND,
+        links: Some(&links),
+        ..ChoiceInput::of(&prefill, &decode, DRAW)
+    };
+    assert!(tally(Policy::Predicted, input)[2] > 985);
+    let later = ChoiceInput { now_ms: 20 * crate::fleet::HALF_LIFE_MS, ..input };
     assert!(tally(Policy::Predicted, later)[1] > 300);
 }
 
@@ -115,14 +121,20 @@ fn the_cached_prefix_is_worth_a_short_queue_and_not_a_long_one() {
     let size = Capacity { blocks: 1024, workers: 8, cache_bytes: 1 << 20 };
     let mut index = PrefixIndex::new(size);
     index.sent(1, &blocks);
-    let ask = Ask { held: index.lookup(&blocks), ..ASK };
+    let demand = Demand { prefix_match: index.lookup(&blocks), ..DEMAND };
     let mut prefill = [idle(0, 0), idle(1, 0)];
     let decode = [idle(2, 0)];
     prefill[0].usage.prompt_bytes = 20_000;
-    let short = tally(Policy::Predicted, Question { ask, ..Question::of(&prefill, &decode, DRAW) });
+    let short = tally(
+        Policy::Predicted,
+        ChoiceInput { demand, ..ChoiceInput::of(&prefill, &decode, DRAW) },
+    );
     assert!(short[0] > 985, "{short:?}");
     prefill[0].usage.prompt_bytes = 200_000;
-    let long = tally(Policy::Predicted, Question { ask, ..Question::of(&prefill, &decode, DRAW) });
+    let long = tally(
+        Policy::Predicted,
+        ChoiceInput { demand, ..ChoiceInput::of(&prefill, &decode, DRAW) },
+    );
     assert!(long[1] > 985, "{long:?}");
 }
 
@@ -133,11 +145,15 @@ fn two_gateways_that_know_nothing_name_the_same_prefill() {
     let turned: Vec<Candidate> = prefill.iter().rev().copied().collect();
     let mut names = std::collections::HashSet::new();
     for prefix_key in 1..40 {
-        let ask = Ask { prefix_key, ..ASK };
-        let one =
-            tally(Policy::Predicted, Question { ask, ..Question::of(&prefill, &decode, DRAW) });
-        let other =
-            tally(Policy::Predicted, Question { ask, ..Question::of(&turned, &decode, DRAW) });
+        let demand = Demand { prefix_key, ..DEMAND };
+        let one = tally(
+            Policy::Predicted,
+            ChoiceInput { demand, ..ChoiceInput::of(&prefill, &decode, DRAW) },
+        );
+        let other = tally(
+            Policy::Predicted,
+            ChoiceInput { demand, ..ChoiceInput::of(&turned, &decode, DRAW) },
+        );
         let first = (0..8).max_by_key(|&id| one[id]);
         assert_eq!(first, (0..8).max_by_key(|&id| other[id]));
         names.insert(first);
@@ -151,12 +167,16 @@ fn a_silent_agent_costs_a_penalty_and_neither_blinds_nor_wins() {
     let mut prefill = [idle(0, 0), idle(1, 0), idle(2, 0)];
     let decode = [idle(3, 0)];
     (prefill[0].load, prefill[2].load) = (busy(0.0), busy(500_000.0));
-    let seen =
-        tally(Policy::Predicted, Question { ask: ASK, ..Question::of(&prefill, &decode, DRAW) });
+    let seen = tally(
+        Policy::Predicted,
+        ChoiceInput { demand: DEMAND, ..ChoiceInput::of(&prefill, &decode, DRAW) },
+    );
     assert!(seen[0] > 985, "the one that is known to be idle: {seen:?}");
     prefill[0].load = Some(Load { age_ms: 10_000.0, ..Load::default() });
-    let stale =
-        tally(Policy::Predicted, Question { ask: ASK, ..Question::of(&prefill, &decode, DRAW) });
+    let stale = tally(
+        Policy::Predicted,
+        ChoiceInput { demand: DEMAND, ..ChoiceInput::of(&prefill, &decode, DRAW) },
+    );
     assert!(stale[0] > 0 && stale[1] > 0, "both take the median: {stale:?}");
 }
 
@@ -167,10 +187,12 @@ fn a_target_that_one_pair_meets_is_met() {
     // The second is better on the whole, but its step is over the target.
     decode[0].usage =
         Usage { requests: 40, prompt_bytes: 0, kv_tokens: 10_000, ..Usage::default() };
-    decode[1].rates = Rates { step_us: 60_000.0, output_tokens: 1.0, ..decode[1].rates };
-    let aim = Aim { decode_weight: 0.0, targets: Some(Targets { ttft_ms: 1e5, itl_ms: 50.0 }) };
-    let question = Question { ask: ASK, aim, ..Question::of(&prefill, &decode, DRAW) };
-    assert!(tally(Policy::Predicted, question)[1] > 985);
+    decode[1].rates = EngineRates { step_us: 60_000.0, output_tokens: 1.0, ..decode[1].rates };
+    let objective =
+        Objective { decode_weight: 0.0, targets: Some(SloTargets { ttft_ms: 1e5, itl_ms: 50.0 }) };
+    let input =
+        ChoiceInput { demand: DEMAND, objective, ..ChoiceInput::of(&prefill, &decode, DRAW) };
+    assert!(tally(Policy::Predicted, input)[1] > 985);
 }
 
 #[test]
@@ -181,9 +203,9 @@ fn a_wait_for_room_is_told_and_avoided() {
     decode[0].usage = Usage { requests: 2, prompt_bytes: 0, kv_tokens: 20_000, ..Usage::default() };
     decode[0].limits = Limits { requests: 100, kv_tokens: 25_000 };
     decode[1].usage = Usage { requests: 3, prompt_bytes: 0, kv_tokens: 30_000, ..Usage::default() };
-    let question = Question { ask: ASK, ..Question::of(&prefill, &decode, DRAW) };
-    assert!(tally(Policy::Predicted, question)[2] > 985);
-    let one = Question { ask: ASK, ..Question::of(&prefill, &decode[..1], DRAW) };
+    let input = ChoiceInput { demand: DEMAND, ..ChoiceInput::of(&prefill, &decode, DRAW) };
+    assert!(tally(Policy::Predicted, input)[2] > 985);
+    let one = ChoiceInput { demand: DEMAND, ..ChoiceInput::of(&prefill, &decode[..1], DRAW) };
     let estimate = choose(Policy::Predicted, &one).unwrap().estimate.unwrap();
     // A quarter of the batch must end: a quarter of 300 steps of 20 ms, longer by the batch.
     assert!((1500.0..1700.0).contains(&estimate.admission_ms), "{estimate:?}");
@@ -195,7 +217,7 @@ fn room_is_what_is_left_by_all_who_are_known() {
     let usage = Usage { requests: 2, prompt_bytes: 0, kv_tokens: 20_000, ..Usage::default() };
     let alone = Candidate { limits, usage, measured: true, ..idle(1, 0) };
     let weight = |kv_tokens| Usage { requests: 1, prompt_bytes: 0, kv_tokens, ..Usage::default() };
-    let room = |of: Candidate, tokens| of.admits(weight(tokens), Patience::Left);
+    let room = |of: Candidate, tokens| of.admits(weight(tokens), AgentTrust::Trusted);
     assert!(room(alone, 30_000) && !room(alone, 30_001));
     let load = Some(Load { others_requests: 3.0, ..Load::default() });
     let shared = Candidate { load, ..alone };
@@ -214,21 +236,25 @@ fn an_engine_that_told_counts_where_no_agent_does_and_when_patience_is_over() {
     let usage = Usage { requests: 2, kv_tokens: 20_000, ..Usage::default() };
     // Of 45,000 tokens 40,000 were ours when it told; since then half of ours ended.
     let then = Usage { requests: 4, kv_tokens: 40_000, ..Usage::default() };
-    let reported = Some(Reported::beside(5, 45_000, then));
+    let reported = Some(ReportedLoad::excluding(5, 45_000, then));
     let told = Candidate { limits, usage, reported, ..idle(1, 0) };
     let room = |of: Candidate, kv_tokens, patience| {
         of.admits(Usage { requests: 1, kv_tokens, ..Usage::default() }, patience)
     };
-    assert!(room(told, 25_000, Patience::Left), "what ended since is not taken for others'");
-    assert!(!room(told, 25_001, Patience::Left));
+    assert!(room(told, 25_000, AgentTrust::Trusted), "what ended since is not taken for others'");
+    assert!(!room(told, 25_001, AgentTrust::Trusted));
     let lying = Load { others_requests: 1e9, ..Load::default() };
     let measured = Candidate { load: Some(lying), measured: true, ..told };
-    assert!(!room(measured, 1, Patience::Left));
-    assert!(room(measured, 25_000, Patience::Over) && !room(measured, 25_001, Patience::Over));
+    assert!(!room(measured, 1, AgentTrust::Trusted));
+    assert!(
+        room(measured, 25_000, AgentTrust::Expired) && !room(measured, 25_001, AgentTrust::Expired)
+    );
     let silent = Candidate { reported: None, ..measured };
-    assert!(room(silent, 30_000, Patience::Over) && !room(silent, 30_001, Patience::Over));
-    assert_eq!(Patience::after(3_000, 1_000), Patience::Left);
-    assert_eq!(Patience::after(3_001, 1_000), Patience::Over);
+    assert!(
+        room(silent, 30_000, AgentTrust::Expired) && !room(silent, 30_001, AgentTrust::Expired)
+    );
+    assert_eq!(AgentTrust::after(3_000, 1_000), AgentTrust::Trusted);
+    assert_eq!(AgentTrust::after(3_001, 1_000), AgentTrust::Expired);
 }
 
 /// The share of a leg's workers that have less to do than the chosen one.
@@ -252,15 +278,15 @@ fn a_part_of_a_large_pool_is_nearly_as_good_as_all_of_it() {
     for draw in draws().take(200) {
         let (prefill, decode) = (legs(0, draw), legs(1, draw));
         let part = |all: &[Candidate], draw: Draw| {
-            let tour = Tour::of(all.len(), draw, []);
-            let enough = tour.enough();
-            tour.take(enough).map(|at| all[at]).collect::<Vec<_>>()
+            let order = SampleOrder::of(all.len(), draw, []);
+            let enough = order.sample_size();
+            order.take(enough).map(|at| all[at]).collect::<Vec<_>>()
         };
         let (few, mates) = (part(&prefill, draw.second()), part(&decode, draw.second().second()));
-        assert_eq!((few.len(), mates.len()), (ENOUGH, ENOUGH));
+        assert_eq!((few.len(), mates.len()), (SAMPLE_SIZE, SAMPLE_SIZE));
         let pair = |prefill: &[Candidate], decode: &[Candidate]| {
-            let question = Question { ask: ASK, ..Question::of(prefill, decode, draw) };
-            choose(Policy::Predicted, &question).filter(|chosen| !chosen.explored)
+            let input = ChoiceInput { demand: DEMAND, ..ChoiceInput::of(prefill, decode, draw) };
+            choose(Policy::Predicted, &input).filter(|chosen| !chosen.explored)
         };
         let (Some(of_few), Some(of_all)) = (pair(&few, &mates), pair(&prefill, &decode)) else {
             continue;
@@ -284,15 +310,15 @@ fn a_prompt_that_is_half_done_is_half_a_queue_at_least() {
     for (at, busy_ms) in [(0, 0.0), (1, 700.0)] {
         prefill[at].usage =
             Usage { requests: 1, prompt_bytes: 100_000, kv_tokens: 0, ..Usage::default() };
-        prefill[at].head = Head { work_bytes: 100_000.0, busy_ms };
+        prefill[at].queue_head = QueueHead { work_bytes: 100_000.0, busy_ms };
     }
-    let question = Question { ask: ASK, ..Question::of(&prefill, &decode, DRAW) };
-    assert!(tally(Policy::Predicted, question)[1] > 985);
+    let input = ChoiceInput { demand: DEMAND, ..ChoiceInput::of(&prefill, &decode, DRAW) };
+    assert!(tally(Policy::Predicted, input)[1] > 985);
     let wait_ms = |busy_ms| {
-        let head = Head { work_bytes: 100_000.0, busy_ms };
-        let all = [Candidate { head, ..prefill[0] }];
-        let question = Question { ask: ASK, ..Question::of(&all, &decode, DRAW) };
-        choose(Policy::Predicted, &question).unwrap().estimate.unwrap().wait_ms
+        let head = QueueHead { work_bytes: 100_000.0, busy_ms };
+        let all = [Candidate { queue_head: head, ..prefill[0] }];
+        let input = ChoiceInput { demand: DEMAND, ..ChoiceInput::of(&all, &decode, DRAW) };
+        choose(Policy::Predicted, &input).unwrap().estimate.unwrap().wait_ms
     };
     assert!((wait_ms(700.0) - 1100.0).abs() < 1.0, "1,800 ms of work: {}", wait_ms(700.0));
     assert!((wait_ms(1e9) - 900.0).abs() < 1.0, "late is not done: {}", wait_ms(1e9));
@@ -310,7 +336,7 @@ proptest::proptest! {
     ) {
         let all: Vec<Candidate> = legs.iter().enumerate().map(|(id, &(bytes, tokens, x, y))| {
             let usage = Usage { requests: bytes % 100, prompt_bytes: bytes, kv_tokens: tokens, ..Usage::default() };
-            let rates = Rates { prefill_us_per_byte: x, step_us: y, ..Rates::default() };
+            let rates = EngineRates { prefill_us_per_byte: x, step_us: y, ..EngineRates::default() };
             let load = Load {
                 age_ms: if bytes % 2 == 0 { 1.0 } else { x },
                 others_requests: y,
@@ -320,17 +346,17 @@ proptest::proptest! {
                 ..Load::default()
             };
             let limits = Limits { requests: tokens % 100, kv_tokens: tokens };
-            let head = Head { work_bytes: y, busy_ms: x };
+            let head = QueueHead { work_bytes: y, busy_ms: x };
             let load = (bytes % 5 > 0).then_some(load);
-            Candidate { usage, load, limits, head, rates, ..idle(id, bytes % 3) }
+            Candidate { usage, load, limits, queue_head: head, rates, ..idle(id, bytes % 3) }
         }).collect();
-        let ask = Ask { prompt_bytes, kv_tokens: prompt_bytes / 4, prefix_key: chance, ..EMPTY };
+        let demand = Demand { prompt_bytes, kv_tokens: prompt_bytes / 4, prefix_key: chance, ..EMPTY };
         let draw = Draw { chance, turn: chance };
         for policy in Policy::ALL {
-            let question = Question { ask, ..Question::of(&all, &all, draw) };
-            let pair = choose(policy, &question).map(|chosen| chosen.pair).unwrap();
+            let input = ChoiceInput { demand, ..ChoiceInput::of(&all, &all, draw) };
+            let pair = choose(policy, &input).map(|chosen| chosen.pair).unwrap();
             proptest::prop_assert!(pair.prefill < all.len() && pair.decode < all.len());
-            let again = choose(policy, &question).map(|chosen| chosen.pair).unwrap();
+            let again = choose(policy, &input).map(|chosen| chosen.pair).unwrap();
             proptest::prop_assert_eq!(pair, again);
         }
     }

@@ -96,8 +96,8 @@ fn read(a: &Bytes, b: &Bytes) -> Result<(), TestCaseError> {
     }
     let error = fault::engine_error(500, a);
     prop_assert!(error.message.len() <= 2 * fault::MAX_MESSAGE);
-    info::Facts::from_server_info(a);
-    info::Facts::from_route(a);
+    info::EngineInfo::from_server_info(a);
+    info::EngineInfo::from_route(a);
     prop_assert!(Raw::parse(&info::server_info(from_ref(a), from_ref(b))).is_ok());
     Ok(())
 }

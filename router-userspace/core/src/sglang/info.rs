@@ -3,9 +3,9 @@
 use bytes::Bytes;
 
 use super::json::{JsonType, Raw};
-pub use crate::fleet::Facts;
+pub use crate::fleet::EngineInfo;
 
-impl Facts {
+impl EngineInfo {
     /// Reads an engine's `/server_info` (`/get_server_info` in old versions).
     ///
     /// The engine's settings stand at the top level or, in some versions, under `server_args`;
@@ -14,16 +14,16 @@ impl Facts {
     /// object tells nothing at all.
     ///
     /// ```
-    /// use router_core::fleet::Facts;
+    /// use router_core::fleet::EngineInfo;
     ///
-    /// let facts = Facts::from_server_info(br#"{"page_size":64,"dp_size":2,
+    /// let facts = EngineInfo::from_server_info(br#"{"page_size":64,"dp_size":2,
     ///     "internal_states":[{"effective_max_running_requests_per_dp":48}]}"#).unwrap();
     /// assert_eq!((facts.page_size, facts.max_running_requests), (Some(64), Some(96)));
     /// ```
-    pub fn from_server_info(body: &[u8]) -> Option<Facts> {
+    pub fn from_server_info(body: &[u8]) -> Option<EngineInfo> {
         let info = ServerInfo::read(body)?;
         let dp_size = info.number("dp_size");
-        Some(Facts {
+        Some(EngineInfo {
             model_path: info.text("model_path"),
             served_model_name: info.text("served_model_name"),
             kv_cache_dtype: info.text("kv_cache_dtype"),
@@ -42,30 +42,30 @@ impl Facts {
     /// answer, or where no prefill rank has registered yet (0.4.10 answers 200 all the same).
     ///
     /// ```
-    /// use router_core::fleet::Facts;
+    /// use router_core::fleet::EngineInfo;
     ///
     /// let new = br#"{"dp_size":2,"page_size":64,"kv_cache_dtype":"fp8_e5m2","follow_bootstrap_room":false}"#;
-    /// assert_eq!(Facts::from_route(new).unwrap().dp_size, Some(2));
+    /// assert_eq!(EngineInfo::from_route(new).unwrap().dp_size, Some(2));
     /// let old = br#"{"prefill_attn_tp_size":null,"prefill_dp_size":null}"#;
-    /// assert_eq!(Facts::from_route(old), None);
+    /// assert_eq!(EngineInfo::from_route(old), None);
     /// ```
-    pub fn from_route(body: &[u8]) -> Option<Facts> {
+    pub fn from_route(body: &[u8]) -> Option<EngineInfo> {
         let info = ServerInfo::read(body)?;
         if let Some(dp_size) = info.number("prefill_dp_size") {
-            return Some(Facts {
+            return Some(EngineInfo {
                 dp_size: Some(dp_size),
                 page_size: info.number("prefill_page_size"),
                 // Both roles of the old engine spread requests by room.
                 follow_bootstrap_room: Some(true),
-                ..Facts::default()
+                ..EngineInfo::default()
             });
         }
-        Some(Facts {
+        Some(EngineInfo {
             dp_size: Some(info.number("dp_size")?),
             page_size: info.number("page_size"),
             kv_cache_dtype: info.text("kv_cache_dtype"),
             follow_bootstrap_room: info.find("follow_bootstrap_room").and_then(Raw::as_bool),
-            ..Facts::default()
+            ..EngineInfo::default()
         })
     }
 }
@@ -243,7 +243,7 @@ mod tests {
             "kv_cache_dtype":"auto","max_running_requests":null,"disaggregation_mode":"prefill",
             "disaggregation_bootstrap_port":34000,"max_total_num_tokens":20000,
             "internal_states":[{"memory_usage":{"token_capacity":19999}}],"version":"0.4.10.post2"}"#;
-        let facts = Facts::from_server_info(old).unwrap();
+        let facts = EngineInfo::from_server_info(old).unwrap();
         assert_eq!(facts.model_path.as_deref(), Some("/m"));
         assert_eq!(facts.disaggregation_bootstrap_port, Some(34000));
         assert_eq!(facts.max_total_num_tokens, Some(20000));
@@ -252,19 +252,19 @@ mod tests {
 
         let nested = br#"{"server_args":{"model_path":"/m","max_running_requests":7},
             "internal_states":[{"memory_usage":{"token_capacity":5}}],"dp_size":"x"}"#;
-        let facts = Facts::from_server_info(nested).unwrap();
+        let facts = EngineInfo::from_server_info(nested).unwrap();
         assert_eq!(facts.model_path.as_deref(), Some("/m"));
         assert_eq!((facts.max_running_requests, facts.max_total_num_tokens), (Some(7), Some(5)));
         assert_eq!(facts.dp_size, None);
 
-        assert_eq!(Facts::from_server_info(b"[]"), None);
-        assert_eq!(Facts::from_server_info(b"not found"), None);
-        assert_eq!(Facts::from_server_info(b"{}"), Some(Facts::default()));
+        assert_eq!(EngineInfo::from_server_info(b"[]"), None);
+        assert_eq!(EngineInfo::from_server_info(b"not found"), None);
+        assert_eq!(EngineInfo::from_server_info(b"{}"), Some(EngineInfo::default()));
     }
 
     #[test]
     fn a_prefill_on_auto_follows_the_room() {
-        let facts = |text: &str| Facts::from_server_info(text.as_bytes()).unwrap();
+        let facts = |text: &str| EngineInfo::from_server_info(text.as_bytes()).unwrap();
         let auto = facts(r#"{"load_balance_method":"auto","disaggregation_mode":"prefill"}"#);
         assert_eq!(auto.follow_bootstrap_room, Some(true));
         let robin =
@@ -274,14 +274,15 @@ mod tests {
 
     #[test]
     fn the_registry_s_two_answers_are_read() {
-        let old = Facts::from_route(br#"{"prefill_attn_tp_size":4,"prefill_dp_size":2}"#).unwrap();
+        let old =
+            EngineInfo::from_route(br#"{"prefill_attn_tp_size":4,"prefill_dp_size":2}"#).unwrap();
         assert_eq!((old.dp_size, old.follow_bootstrap_room), (Some(2), Some(true)));
         let new =
             br#"{"attn_tp_size":4,"dp_size":1,"page_size":null,"follow_bootstrap_room":true}"#;
-        assert_eq!(Facts::from_route(new).unwrap().page_size, None);
-        assert_eq!(Facts::from_route(b"Missing inputs for bootstrap server."), None);
+        assert_eq!(EngineInfo::from_route(new).unwrap().page_size, None);
+        assert_eq!(EngineInfo::from_route(b"Missing inputs for bootstrap server."), None);
         let middle = br#"{"prefill_attn_tp_size":4,"prefill_dp_size":2,"prefill_page_size":64}"#;
-        assert_eq!(Facts::from_route(middle).unwrap().page_size, Some(64));
+        assert_eq!(EngineInfo::from_route(middle).unwrap().page_size, Some(64));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::fleet::{EngineLoad, MOST_RANKS};
+use crate::fleet::{EngineLoad, MAX_RANKS};
 
 /// What an engine told.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,7 +71,7 @@ fn whole_engine(all: EngineLoad) -> ReportedLoad {
 fn of_ranks(list: &[Value], read: impl Fn(&[Value]) -> EngineLoad) -> ReportedLoad {
     let number = |one: &Value| one.get("dp_rank").and_then(whole);
     let entry = |rank: usize| list.iter().position(|one| number(one) == Some(rank as u64));
-    let several = (2..=MOST_RANKS as usize).contains(&list.len());
+    let several = (2..=MAX_RANKS as usize).contains(&list.len());
     let each = |rank| entry(rank).map(|at| read(&list[at..=at]));
     let ranks = several.then(|| (0..list.len()).map(each).collect::<Option<Vec<_>>>()).flatten();
     ReportedLoad { all: read(list), ranks: ranks.unwrap_or_default() }

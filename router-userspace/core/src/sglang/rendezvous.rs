@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::Endpoint;
 use super::json::quote;
-use crate::fleet::{Ranks, Steered, Steering};
+use crate::fleet::{RankAssignment, Ranks, Steering};
 use crate::pair::Pair;
 
 /// Names one rendezvous between a prefill and a decode server.
@@ -59,11 +59,13 @@ impl Room {
     }
 
     /// A room that leads to the ranks that go by it.
-    pub fn steered(random: u64, ranks: &Pair<Option<Steered>>) -> Room {
+    pub fn steered(random: u64, ranks: &Pair<Option<RankAssignment>>) -> Room {
         Room::congruent(
             random,
             ranks.map(|rank| match rank {
-                Some(Steered { of: Ranks { count, by: Steering::Room }, rank }) => (count, rank),
+                Some(RankAssignment { ranks: Ranks { count, steering: Steering::Room }, rank }) => {
+                    (count, rank)
+                }
                 _ => (1, 0),
             }),
         )
@@ -123,8 +125,10 @@ impl BootstrapAddress {
 }
 
 /// The ranks that a field must name, since no room leads there.
-pub fn ranks_by_field(ranks: &Pair<Option<Steered>>) -> Pair<Option<u32>> {
-    ranks.map(|rank| rank.filter(|rank| rank.of.by == Steering::Field).map(|rank| rank.rank))
+pub fn ranks_by_field(ranks: &Pair<Option<RankAssignment>>) -> Pair<Option<u32>> {
+    ranks.map(|rank| {
+        rank.filter(|rank| rank.ranks.steering == Steering::Field).map(|rank| rank.rank)
+    })
 }
 
 /// What one attempt of one (sub-)request puts into both bodies.

@@ -48,7 +48,7 @@ fn assert_documented(fleet: &Fleet) {
     assert_eq!(member(0), of(Role::Decode, "127.0.0.21", false));
     assert_eq!(member(1), of(Role::Prefill, "127.0.0.11", true));
     assert_eq!(member(2), of(Role::Prefill, "127.0.0.12", true));
-    assert_eq!((pool.fits.len(), pool.unfit.len()), (1, 0));
+    assert_eq!((pool.compatible_sets.len(), pool.excluded.len()), (1, 0));
     head.path = "/metrics";
     assert!(find(fleet, 8080, &head, 7).is_none());
 }

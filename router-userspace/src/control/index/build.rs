@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use router_core::fleet::{
-    Experience, Fleet, ObjectName, Pool, Problem, ServiceBackend, Worker, WorkerKey,
+    Fleet, ObjectName, Pool, Problem, RateEstimators, ServiceBackend, Worker, WorkerKey,
 };
 
 use super::super::objects::{Key, Kind, Object};
@@ -32,7 +32,7 @@ pub(super) struct Build<'a> {
     /// Those that it does not have.
     joined: HashMap<(WorkerKey, SocketAddr), Arc<Worker>>,
     /// Of the pools that there were, by name.
-    experience: HashMap<ObjectName, Arc<Experience>>,
+    experience: HashMap<ObjectName, Arc<RateEstimators>>,
     problems: Vec<Problem>,
 }
 
@@ -58,7 +58,7 @@ pub(super) fn fleet(index: &Index, previous: &Fleet) -> Fleet {
         experience: previous
             .pools
             .iter()
-            .map(|pool| (pool.name.clone(), Arc::clone(&pool.experience)))
+            .map(|pool| (pool.name.clone(), Arc::clone(&pool.rate_estimators)))
             .collect(),
         problems: reports(index, &foreign),
     };
@@ -138,9 +138,9 @@ impl<'a> Build<'a> {
     }
 
     /// What was learned of the pool of this name, or nothing yet.
-    pub(super) fn experience(&mut self, pool: &ObjectName) -> Arc<Experience> {
+    pub(super) fn experience(&mut self, pool: &ObjectName) -> Arc<RateEstimators> {
         let entry = self.experience.entry(pool.clone());
-        Arc::clone(entry.or_insert_with(|| Arc::new(Experience::of_pool())))
+        Arc::clone(entry.or_insert_with(|| Arc::new(RateEstimators::of_pool())))
     }
 
     fn name_duplicates(&mut self) {

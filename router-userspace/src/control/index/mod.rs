@@ -30,7 +30,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
-use router_core::fleet::{Facts, Fleet, ObjectName, Problem, WorkerKey};
+use router_core::fleet::{EngineInfo, Fleet, ObjectName, Problem, WorkerKey};
 
 use self::pods::{Card, PodView};
 use super::objects::{Key, Kind, Object};
@@ -93,7 +93,7 @@ pub struct Index {
     objects: BTreeMap<Key, BTreeMap<Source, Held>>,
     /// What the sources themselves complain about, by file or object.
     reports: BTreeMap<Arc<str>, Vec<Problem>>,
-    facts: HashMap<WorkerKey, Arc<Facts>>,
+    facts: HashMap<WorkerKey, Arc<EngineInfo>>,
     /// The namespace of a cluster whose agents are listened to. Whoever may make pods elsewhere may
     /// label them as agents, and would be sent the token.
     agents_of: Option<Arc<str>>,
@@ -145,7 +145,7 @@ impl Index {
     }
 
     /// Remembers what an engine said of itself. Returns whether that was news.
-    pub fn set_facts(&mut self, worker: WorkerKey, facts: Facts) -> bool {
+    pub fn set_facts(&mut self, worker: WorkerKey, facts: EngineInfo) -> bool {
         if self.facts.get(&worker).is_some_and(|known| **known == facts) {
             return false;
         }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use router_core::fleet::{Member, ObjectName, Pool, Profile, Role, Unfit, WorkerKey};
+use router_core::fleet::{Excluded, Member, ObjectName, Pool, Profile, Role, WorkerKey};
 
 use super::super::objects::{
     InferencePool, InferenceTrafficPolicy, Kind, Object, POOL_GROUP_V1, POOL_GROUP_V1ALPHA2,
@@ -138,15 +138,15 @@ fn pool(
     for pod in &selected {
         match seat(build, pod, roles.as_ref(), &spec.ports(pod.pod)) {
             Ok(seats) => members.extend(seats),
-            Err(reason) => unfit.push(Unfit { worker: Arc::clone(&pod.card.full_name), reason }),
+            Err(reason) => unfit.push(Excluded { worker: Arc::clone(&pod.card.full_name), reason }),
         }
     }
     drop(selected);
     build.pods = pods;
     let profile = if roles.is_some() { Profile::Pd } else { Profile::Single };
     let mut pool = Pool::new(subject.name.clone(), profile, members);
-    pool.experience = build.experience(subject.name);
-    pool.unfit.extend(unfit);
+    pool.rate_estimators = build.experience(subject.name);
+    pool.excluded.extend(unfit);
     let runtime = policy.and_then(|policy| policy.policy.spec.model_server_runtime.as_deref());
     pool.runtime = runtime.unwrap_or("sglang").into();
     pool.h2c = h2c(build, subject, spec.app_protocol());
@@ -238,7 +238,7 @@ fn seat(
         let facts = build.index.facts.get(&key).cloned();
         let worker = build.worker(key, &card.full_name, SocketAddr::new(ip, port));
         let (phase, group, node) = (card.phase, card.group.clone(), card.node.clone());
-        Member { worker, role, phase, bootstrap, group, facts, node }
+        Member { worker, role, phase, bootstrap, group, engine_info: facts, node }
     };
     Ok(ports.iter().map(member).collect())
 }

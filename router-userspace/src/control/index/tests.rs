@@ -128,17 +128,17 @@ fn facts_change_which_engines_fit() {
     let pods = pod("a", "u-a", "10.0.0.1") + &pod("b", "u-b", "10.0.0.2");
     let mut index = golden::index("case.yaml", &format!("{POOL}{pods}"));
     let before = index.build(&Fleet::default());
-    assert_eq!(before.pools[0].fits.len(), 1);
+    assert_eq!(before.pools[0].compatible_sets.len(), 1);
     let tell = |index: &mut Index, uid: &str, model: &str| {
         let model_path = Some(model.to_owned());
-        let facts = Facts { model_path, ..Facts::default() };
+        let facts = EngineInfo { model_path, ..EngineInfo::default() };
         index.set_facts(WorkerKey { uid: uid.into(), port: 8000 }, facts)
     };
     assert!(tell(&mut index, "u-a", "qwen"));
     assert!(tell(&mut index, "u-b", "llama"));
     assert!(!tell(&mut index, "u-b", "llama"), "the same facts are no news");
     let after = index.build(&before);
-    assert_eq!(after.pools[0].fits.len(), 2);
+    assert_eq!(after.pools[0].compatible_sets.len(), 2);
     assert_eq!(after.pools[0].serving(Some("qwen")).next().unwrap().unified, [0]);
 }
 
@@ -184,7 +184,7 @@ fn policies_that_contradict_are_named_and_the_older_counts() {
     );
     assert!(said[1].contains("pd and single exclude each other"), "{said:#?}");
     assert!(said[2].contains("old is on no pod of pool default/pool"), "{said:#?}");
-    assert_eq!(fleet.pools[0].unfit[0].reason, "has no label old");
+    assert_eq!(fleet.pools[0].excluded[0].reason, "has no label old");
 }
 
 #[test]
@@ -228,12 +228,12 @@ fn pods_beyond_the_limit_are_left_out_and_named_and_the_rest_is_built() {
         index.apply(Source::Cluster, Object::Pod(pod));
         let model_path = Some("qwen".to_owned());
         let max_total_num_tokens = Some(u64::try_from(number).unwrap());
-        let facts = Facts { model_path, max_total_num_tokens, ..Facts::default() };
+        let facts = EngineInfo { model_path, max_total_num_tokens, ..EngineInfo::default() };
         index.set_facts(WorkerKey { uid: format!("u-{number}").into(), port: 8000 }, facts);
     }
     let fleet = index.build(&Fleet::default());
     assert_eq!(fleet.pools[0].members.len(), pods::MAX_PODS);
-    assert_eq!(fleet.pools[0].fits.len(), 1);
+    assert_eq!(fleet.pools[0].compatible_sets.len(), 1);
     let said = fleet.problems[0].to_string();
     assert!(said.contains("Pod default/p-10000: is the first of 5 beyond the limit"), "{said}");
 }

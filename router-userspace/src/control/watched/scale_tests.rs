@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use router_core::fleet::{Facts, Fleet, Phase};
+use router_core::fleet::{EngineInfo, Fleet, Phase};
 
 use super::tests::{Case, pod, pods_of, pool, seen};
 use super::*;
@@ -27,11 +27,11 @@ fn one_pods_event_among_a_thousand_costs_milliseconds() {
     let named = |at: usize| format!("engine-{at}");
     case.list(&watch, (0..PODS).map(|at| pod(&named(at), 1, "a", true)).collect());
     let mut fleet = case.index.build(&Fleet::default());
-    let facts = || Facts {
+    let facts = || EngineInfo {
         served_model_name: Some("qwen".into()),
         model_path: Some("/models/qwen".into()),
         page_size: Some(64),
-        ..Facts::default()
+        ..EngineInfo::default()
     };
     for worker in fleet.workers() {
         case.index.set_facts(worker.key.clone(), facts());

@@ -65,8 +65,8 @@ impl Gateway {
             "load": worker.load.get(clock.now_us()),
             "engine_age_ms": engine.map(|(age_ms, _)| age_ms),
             "engine": engine.map(|(_, load)| load),
-            "learned": worker.experience,
-            "rates": worker.experience.rates(&self.admission.rates(pool), clock.now_ms()),
+            "learned": worker.rate_estimators,
+            "rates": worker.rate_estimators.rates(&self.admission.rates(pool), clock.now_ms()),
         })
     }
 

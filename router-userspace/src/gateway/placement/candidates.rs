@@ -3,26 +3,27 @@
 use std::sync::Arc;
 
 use router_core::fleet::{
-    Facts, Head, Limits, Load, MOST_RANKS, Member, Phase, Reported, Role, Verdict, Worker,
+    EngineInfo, Limits, Load, MAX_RANKS, Member, Phase, QueueHead, ReportedLoad, Role, Verdict,
+    Worker,
 };
-use router_core::schedule::{Candidate, Draw, Gathering, Policy, Tour};
+use router_core::schedule::{Candidate, CandidateSet, Draw, Policy, SampleOrder};
 
 use super::placer::{NoSeat, Seating};
 
 impl Seating<'_> {
     /// In which order members are looked at, and how many are enough. `first` are looked at in any
     /// case. Turns and groups go by all.
-    pub(super) fn tour(
+    pub(super) fn order(
         &self,
         len: usize,
         draw: Draw,
         first: impl IntoIterator<Item = usize>,
-    ) -> Tour {
+    ) -> SampleOrder {
         let grouped = || self.pool.groups.iter().any(|group| *group != 0);
         if self.view.policy == Policy::Predicted && !grouped() {
-            Tour::of(len, draw, first)
+            SampleOrder::of(len, draw, first)
         } else {
-            Tour::whole(len)
+            SampleOrder::all(len)
         }
     }
 
@@ -31,26 +32,26 @@ impl Seating<'_> {
     pub(super) fn gather(
         &self,
         seats: &[usize],
-        tour: Tour,
+        order: SampleOrder,
         all: &mut Vec<Candidate>,
     ) -> Result<(), NoSeat> {
         let rates = self.view.rates(self.pool);
-        let mut gathering = Gathering::new(all, tour.enough());
-        for id in tour.map(|at| seats[at]).filter(|&id| self.is_ready(id)) {
+        let mut set = CandidateSet::new(all, order.sample_size());
+        for id in order.map(|at| seats[at]).filter(|&id| self.is_ready(id)) {
             let member = &self.pool.members[id];
-            if gathering.wants(self.rank(member)) {
+            if set.accepts(self.rank(member)) {
                 let (group, limits) = (self.pool.groups[id], self.limits_of(member));
                 let whole = self.view.candidate(id, member, member.worker.usage(), &rates);
                 let whole = Candidate { group, limits, ..whole };
                 if self.admits(member, &whole) {
-                    self.each_rank(id, &whole, |one| gathering.take(one));
+                    self.each_rank(id, &whole, |one| set.push(one));
                 }
             }
-            if gathering.is_enough() {
+            if set.is_complete() {
                 break;
             }
         }
-        match (gathering.anybody(), all.is_empty()) {
+        match (set.any_ready(), all.is_empty()) {
             (false, _) => Err(NoSeat::Nobody),
             (true, true) => Err(NoSeat::Full),
             (true, false) => Ok(()),
@@ -113,7 +114,7 @@ impl Seating<'_> {
 
     pub(super) fn limits_of(&self, member: &Member) -> Limits {
         let usual = u64::from(self.limits.max_requests_per_worker);
-        let facts = member.facts.as_deref();
+        let facts = member.engine_info.as_deref();
         match member.role {
             Role::Decode => Limits {
                 // What it tells now counts more than what it told at its start.
@@ -145,11 +146,11 @@ pub(crate) struct Place {
 impl Place {
     /// Both in one number, as a candidate's name.
     fn id(self) -> usize {
-        self.member * (MOST_RANKS as usize + 1) + self.rank.map_or(0, |rank| rank as usize + 1)
+        self.member * (MAX_RANKS as usize + 1) + self.rank.map_or(0, |rank| rank as usize + 1)
     }
 
     pub(super) fn of_id(id: usize) -> Place {
-        let stride = MOST_RANKS as usize + 1;
+        let stride = MAX_RANKS as usize + 1;
         let rank = (id % stride).checked_sub(1).map(|rank| rank as u32);
         Place { member: id / stride, rank }
     }
@@ -168,7 +169,7 @@ impl Place {
             ..load
         });
         let each = u64::from(count);
-        let evenly = |all: Reported| Reported {
+        let evenly = |all: ReportedLoad| ReportedLoad {
             requests: all.requests / each,
             tokens: all.tokens / each,
             others_requests: all.others_requests / each,
@@ -178,12 +179,12 @@ impl Place {
             whole.reported.map(|all| told.map_or_else(|| evenly(all), |told| told.reported));
         let (usage, limits) = (worker.usage_of_rank(rank), limits_of_rank(whole.limits, count));
         // The line is the worker's, not the rank's.
-        Candidate { rank, usage, limits, load, reported, head: Head::default(), ..whole }
+        Candidate { rank, usage, limits, load, reported, queue_head: QueueHead::default(), ..whole }
     }
 }
 
 /// Engines tell the requests of all ranks together, and the KV tokens of one.
-fn kv_tokens_of_all_ranks(facts: &Facts) -> Option<u64> {
+fn kv_tokens_of_all_ranks(facts: &EngineInfo) -> Option<u64> {
     let ranks = u64::from(facts.dp_size.unwrap_or(1).max(1));
     Some(facts.max_total_num_tokens?.saturating_mul(ranks))
 }

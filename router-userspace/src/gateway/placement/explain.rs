@@ -50,9 +50,9 @@ impl Weighed {
             prefill_ms,
             transfer_ms,
             itl_ms,
-            crowding_ms,
-            pressing_ms,
-            hoped_ms,
+            batch_cost_ms,
+            queue_cost_ms,
+            affinity_bonus_ms,
             ..
         } = self.estimate;
         let mut text = format!("{} {}", end_of(&self.pair.prefill), end_of(&self.pair.decode));
@@ -63,9 +63,9 @@ impl Weighed {
             ("prefill", prefill_ms),
             ("transfer", transfer_ms),
             ("itl", itl_ms),
-            ("crowding", crowding_ms),
-            ("pressing", pressing_ms),
-            ("hoped", hoped_ms),
+            ("batch_cost", batch_cost_ms),
+            ("queue_cost", queue_cost_ms),
+            ("affinity_bonus", affinity_bonus_ms),
         ];
         for (name, ms) in terms {
             // Writing to a String cannot fail. A number of any size takes eleven bytes.
@@ -92,11 +92,11 @@ mod tests {
             wait_ms: ms,
             admission_ms: ms,
             prefill_ms: ms,
-            hoped_ms: -ms,
-            pressing_ms: f32::NAN,
+            affinity_bonus_ms: -ms,
+            queue_cost_ms: f32::NAN,
             transfer_ms: f32::INFINITY,
             itl_ms: ms,
-            crowding_ms: ms,
+            batch_cost_ms: ms,
             ..Estimate::default()
         };
         Weighed { pair: Pair { prefill: name.into(), decode: name.into() }, estimate }

@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use router_core::fleet::{Fit, Lease, Pool, Profile, Released, Steered, Weight, Worker, cache_of};
+use router_core::fleet::{
+    CompatibleSet, Lease, Pool, Profile, RankAssignment, Released, Weight, Worker, cache_of,
+};
 use router_core::pair::Pair;
 use router_core::schedule::prefix::key_of;
-use router_core::schedule::{self, Candidate, Chosen, Draw, Estimate, Patience, Question};
+use router_core::schedule::{self, AgentTrust, Candidate, ChoiceInput, Chosen, Draw, Estimate};
 use router_core::sglang::BootstrapAddress;
 
 use super::candidates::Place;
@@ -37,7 +39,7 @@ pub(crate) enum Seats {
         /// What was predicted, by a policy that predicts.
         forecast: Option<Forecast>,
         /// The data-parallel ranks that it is for, where engines let themselves be steered.
-        ranks: Pair<Option<Steered>>,
+        ranks: Pair<Option<RankAssignment>>,
         /// Why, by a policy that predicts.
         choice: Option<Arc<Choice>>,
     },
@@ -89,7 +91,7 @@ pub(crate) struct Seating<'a> {
     pub view: &'a SchedulerView,
     pub draw: Draw,
     pub limits: &'a LimitFlags,
-    pub patience: Patience,
+    pub patience: AgentTrust,
 }
 
 impl Seating<'_> {
@@ -99,14 +101,14 @@ impl Seating<'_> {
         let serving = || self.pool.serving(self.ask.model.as_deref());
         let count = serving().count();
         if count == 0 {
-            return Err(match self.pool.fits.is_empty() {
+            return Err(match self.pool.compatible_sets.is_empty() {
                 true => NoSeat::Nobody,
                 false => NoSeat::NoModel,
             });
         }
         // A rollout mixes sets that do not fit each other: those of the best health, beginning at
         // a random one.
-        let rank = |fit: &Fit| if count > 1 { self.fit_rank(fit) } else { Some(0) };
+        let rank = |fit: &CompatibleSet| if count > 1 { self.fit_rank(fit) } else { Some(0) };
         let best = serving().filter_map(rank).min().ok_or(NoSeat::Nobody)?;
         let start = self.draw.turn as usize % count;
         let from_start = serving().skip(start).chain(serving().take(start));
@@ -140,7 +142,7 @@ impl Seating<'_> {
     }
 
     /// How well the best pair of a set is, or its best single worker; `None`: nobody is ready.
-    fn fit_rank(&self, fit: &Fit) -> Option<u8> {
+    fn fit_rank(&self, fit: &CompatibleSet) -> Option<u8> {
         let best = |seats| self.ready(seats).map(|(_, member)| self.rank(member)).min();
         match self.pool.profile {
             Profile::Pd => Some(best(&fit.prefill)?.max(best(&fit.decode)?)),
@@ -150,7 +152,7 @@ impl Seating<'_> {
 
     fn in_fit(
         &self,
-        fit: &Fit,
+        fit: &CompatibleSet,
         released: &Released,
         scratch: &mut Scratch,
     ) -> Result<Taken, NoSeat> {
@@ -175,14 +177,14 @@ impl Seating<'_> {
                     None => {
                         let worker = Arc::clone(prefill.worker());
                         prefill.withdraw();
-                        worker.own.note(self.view.clock.now_ms(), worker.usage());
+                        worker.lease_history.record(self.view.clock.now_ms(), worker.usage());
                         Err(NoSeat::Full)
                     }
                 }
             }
             Profile::Single => {
                 let all = &mut scratch.prefill;
-                self.gather(&fit.unified, self.tour(fit.unified.len(), self.draw, []), all)?;
+                self.gather(&fit.unified, self.order(fit.unified.len(), self.draw, []), all)?;
                 let chosen = self.view.policy.pick(all, self.draw).ok_or(NoSeat::Full)?;
                 let lease = self.lease(Place::of_id(chosen), self.ask.weight, released);
                 lease.map(Taken::One).ok_or(NoSeat::Full)
@@ -191,28 +193,29 @@ impl Seating<'_> {
     }
 
     /// The pair of a set that takes the request.
-    fn pair(&self, fit: &Fit, scratch: &mut Scratch) -> Result<Chosen, NoSeat> {
+    fn pair(&self, fit: &CompatibleSet, scratch: &mut Scratch) -> Result<Chosen, NoSeat> {
         let Weight { prompt_bytes, kv_tokens, .. } = self.ask.weight;
-        let held = self.view.prefixes().lookup(&self.ask.blocks);
+        let prefix_match = self.view.prefixes().lookup(&self.ask.blocks);
         let prefix_key = key_of(&self.ask.blocks);
-        let ask = schedule::Ask { prompt_bytes, kv_tokens, held, prefix_key };
+        let demand = schedule::Demand { prompt_bytes, kv_tokens, prefix_match, prefix_key };
         let could = |cache| fit.holder(cache).is_some_and(|at| self.is_ready(fit.prefill[at]));
-        let rendezvous = ask.rendezvous(fit.caches.iter().map(|(cache, _)| *cache), could);
-        let first = ask.held.holders().chain(rendezvous).filter_map(|cache| fit.holder(cache));
+        let rendezvous = demand.rendezvous(fit.caches.iter().map(|(cache, _)| *cache), could);
+        let first =
+            demand.prefix_match.holders().chain(rendezvous).filter_map(|cache| fit.holder(cache));
         let Scratch { prefill, decode } = scratch;
-        self.gather(&fit.prefill, self.tour(fit.prefill.len(), self.draw, first), prefill)?;
+        self.gather(&fit.prefill, self.order(fit.prefill.len(), self.draw, first), prefill)?;
         let draw = self.draw.second();
-        self.gather(&fit.decode, self.tour(fit.decode.len(), draw, []), decode)?;
+        self.gather(&fit.decode, self.order(fit.decode.len(), draw, []), decode)?;
         let links = self.view.links();
-        let question = Question {
-            ask,
+        let input = ChoiceInput {
+            demand,
             links: Some(&links),
             assumptions: &self.view.assumptions,
-            aim: self.view.aim,
+            objective: self.view.aim,
             now_ms: self.view.clock.now_ms(),
-            ..Question::of(prefill, decode, draw.second())
+            ..ChoiceInput::of(prefill, decode, draw.second())
         };
-        schedule::choose(self.view.policy, &question).ok_or(NoSeat::Full)
+        schedule::choose(self.view.policy, &input).ok_or(NoSeat::Full)
     }
 
     fn lease(&self, place: Place, weight: Weight, released: &Released) -> Option<Lease> {
@@ -220,12 +223,12 @@ impl Seating<'_> {
         let worker = &member.worker;
         let released = Some(Arc::clone(released));
         let lease = worker.try_lease(weight, self.limits_of(member), released)?;
-        worker.own.note(self.view.clock.now_ms(), worker.usage());
+        worker.lease_history.record(self.view.clock.now_ms(), worker.usage());
         Some(lease.at_rank(place.rank))
     }
 
-    fn steered(&self, Place { member, rank }: Place) -> Option<Steered> {
-        Some(Steered { of: self.pool.members[member].ranks()?, rank: rank? })
+    fn steered(&self, Place { member, rank }: Place) -> Option<RankAssignment> {
+        Some(RankAssignment { ranks: self.pool.members[member].ranks()?, rank: rank? })
     }
 
     /// The prompt is sent: its prefill has it from now on.
@@ -240,7 +243,7 @@ impl Seating<'_> {
         let Weight { prompt_bytes, kv_tokens, .. } = self.ask.weight;
         let now_ms = self.view.clock.now_ms();
         let (tokens, bytes) = (kv_tokens as f32, prompt_bytes as f32);
-        self.pool.experience.asked(tokens, bytes, work_bytes, now_ms);
+        self.pool.rate_estimators.on_request(tokens, bytes, work_bytes, now_ms);
     }
 
     fn explained(&self, chosen: &Chosen) -> Option<Arc<Choice>> {
@@ -263,12 +266,12 @@ impl Seating<'_> {
         else {
             return places;
         };
-        let meets = |rank: &u32| mine.of.meet(*rank, &theirs.of, theirs.rank);
+        let meets = |rank: &u32| mine.ranks.meet(*rank, &theirs.ranks, theirs.rank);
         if meets(&mine.rank) {
             return places;
         }
         let worker = &self.pool.members[places.prefill.member].worker;
-        let rank = (0..mine.of.count)
+        let rank = (0..mine.ranks.count)
             .filter(meets)
             .min_by_key(|rank| worker.usage_of_rank(*rank).prompt_bytes);
         Pair { prefill: Place { rank, ..places.prefill }, ..places }

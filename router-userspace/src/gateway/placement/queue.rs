@@ -11,8 +11,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
-use router_core::fleet::{ObjectName, Pool, Rates, Released, Worker, WorkerKey};
-use router_core::schedule::{Draw, Patience};
+use router_core::fleet::{EngineRates, ObjectName, Pool, Released, Worker, WorkerKey};
+use router_core::schedule::{AgentTrust, Draw};
 use router_core::sglang::Request;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
@@ -92,7 +92,7 @@ impl Admission {
         deadline: Option<Instant>,
     ) -> Result<Seats, Reject> {
         let since = Instant::now();
-        let seating = self.seating(pool, ask, Patience::Left);
+        let seating = self.seating(pool, ask, AgentTrust::Trusted);
         let place = {
             let mut lines = self.lock();
             // Usually nobody waits anywhere, and no line has to be named.
@@ -136,7 +136,7 @@ impl Admission {
     /// What the answer that these places give is to teach.
     pub(crate) fn lesson(&self, pool: &Pool, seats: &Seats) -> Option<Lesson> {
         let worker = Arc::clone(seats.leases().last()?.worker());
-        Some(Lesson { view: self.view.clone(), pool: Arc::clone(&pool.experience), worker })
+        Some(Lesson { view: self.view.clone(), pool: Arc::clone(&pool.rate_estimators), worker })
     }
 
     /// The blocks of a request's prompt, as far as the policy wants them.
@@ -145,7 +145,7 @@ impl Admission {
     }
 
     /// What is believed of a pool's engines together.
-    pub(crate) fn rates(&self, pool: &Pool) -> Rates {
+    pub(crate) fn rates(&self, pool: &Pool) -> EngineRates {
         self.view.rates(pool)
     }
 
@@ -177,7 +177,7 @@ impl Admission {
 
     /// To be taken under the lock of the lines: since leases are taken nowhere else, a worker that
     /// had room when looked at still has it when leased.
-    fn seating<'a>(&'a self, pool: &'a Pool, ask: &'a Ask, patience: Patience) -> Seating<'a> {
+    fn seating<'a>(&'a self, pool: &'a Pool, ask: &'a Ask, patience: AgentTrust) -> Seating<'a> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let draw = Draw { chance: rand::random(), turn };
         Seating { pool, ask, view: &self.view, draw, limits: &self.limits, patience }
@@ -234,7 +234,7 @@ impl Place {
     /// `None`: still full, wait on.
     fn try_again(&self, ask: &Ask, since: Instant) -> Option<Result<Seats, Reject>> {
         let waited_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let patience = Patience::after(waited_ms, self.admission.view.poll_ms);
+        let patience = AgentTrust::after(waited_ms, self.admission.view.poll_ms);
         let fleet = self.admission.fleet.load();
         let Some(pool) = fleet.pool(&self.key.0) else {
             return Some(Err(Reject::NobodyReady(self.key.0.clone())));
@@ -270,7 +270,7 @@ impl Drop for Place {
 fn released(admission: Weak<Admission>) -> Released {
     Arc::new(move |worker: &Worker| {
         if let Some(admission) = admission.upgrade() {
-            worker.own.note(admission.view.clock.now_ms(), worker.usage());
+            worker.lease_history.record(admission.view.clock.now_ms(), worker.usage());
             admission.wake();
         }
     })

@@ -33,11 +33,11 @@ const MAX_PART: usize = 4 << 20;
 impl Gateway {
     /// `GET /v1/models`: what one worker of each model of the pool says.
     pub(crate) async fn models(&self, pool: &Pool, call: Call) -> Result<Reply, Reject> {
-        let seats = |fit: &router_core::fleet::Fit| {
+        let seats = |fit: &router_core::fleet::CompatibleSet| {
             let all = fit.prefill.iter().chain(&fit.decode).chain(&fit.unified);
             up(all.map(|&seat| &pool.members[seat]))
         };
-        let parts = self.ask(pool.fits.iter().map(seats), &call, ASK_TIMEOUT).await;
+        let parts = self.ask(pool.compatible_sets.iter().map(seats), &call, ASK_TIMEOUT).await;
         let mut answers = parts.into_iter().filter(|(status, _)| status.is_success());
         let Some((_, first)) = answers.next() else {
             return Err(Reject::NobodyReady(pool.name.clone()));
@@ -132,7 +132,7 @@ impl Gateway {
 /// Whether somebody of every role that a request needs is up.
 pub(crate) fn serves(pool: &Pool) -> bool {
     let up = |seats: &[usize]| seats.iter().any(|&seat| is_up(&pool.members[seat]));
-    pool.fits.iter().any(|fit| up(&fit.unified) || (up(&fit.prefill) && up(&fit.decode)))
+    pool.compatible_sets.iter().any(|fit| up(&fit.unified) || (up(&fit.prefill) && up(&fit.decode)))
 }
 
 /// The first workers that are up.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Response};
 use hyper::body::Incoming;
-use router_core::fleet::{Lease, Steered, Worker};
+use router_core::fleet::{Lease, RankAssignment, Worker};
 use router_core::pair::{Leg, Pair};
 use router_core::sglang::{
     Attempt, BootstrapAddress, Endpoint, Request, Rid, Room, fault as engine, ranks_by_field,
@@ -53,7 +53,7 @@ pub(crate) struct Places {
     pub bootstrap: BootstrapAddress,
     /// What prefill's answer is evidence for.
     pub forecast: Option<Forecast>,
-    pub ranks: Pair<Option<Steered>>,
+    pub ranks: Pair<Option<RankAssignment>>,
 }
 
 /// One sample's answer has begun.

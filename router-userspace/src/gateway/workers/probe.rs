@@ -11,7 +11,7 @@ use http::header::AUTHORIZATION;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use parking_lot::Mutex;
-use router_core::fleet::{Facts, Fleet, Phase, Role, Verdict, Worker, WorkerKey};
+use router_core::fleet::{EngineInfo, Fleet, Phase, Role, Verdict, Worker, WorkerKey};
 use router_core::sglang::info::RouteParams;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, timeout};
@@ -74,7 +74,7 @@ pub(crate) struct Prober {
     pub(crate) api_key: Option<HeaderValue>,
     pub(crate) view: SchedulerView,
     /// What an engine told of itself.
-    pub(crate) facts: mpsc::Sender<(WorkerKey, Facts)>,
+    pub(crate) facts: mpsc::Sender<(WorkerKey, EngineInfo)>,
     /// Called when a worker comes back: somebody may wait for it.
     pub(crate) returned: Arc<dyn Fn() + Send + Sync>,
 }
@@ -219,7 +219,7 @@ impl Prober {
                 StatusCode::SERVICE_UNAVAILABLE => return Err(Failed::NotReady),
                 // Engines up to 0.4 answer 200 with nulls before they have registered.
                 status if status.is_success() => {
-                    return Facts::from_route(&answer).map(|_| ()).ok_or(Failed::NotReady);
+                    return EngineInfo::from_route(&answer).map(|_| ()).ok_or(Failed::NotReady);
                 }
                 _ => {}
             }
@@ -233,7 +233,7 @@ impl Prober {
             match self.get(worker.authority.clone(), path).await {
                 Ok((StatusCode::NOT_FOUND, _)) => {}
                 Ok((status, answer)) if status.is_success() => {
-                    let Some(facts) = Facts::from_server_info(&answer) else { return false };
+                    let Some(facts) = EngineInfo::from_server_info(&answer) else { return false };
                     return self.facts.send((worker.key.clone(), facts)).await.is_ok();
                 }
                 Ok(_) | Err(_) => return false,

@@ -56,7 +56,7 @@ fn admission(workers: usize, groups: bool) -> (Arc<Pool>, Arc<Admission>) {
             let mut one = member(&format!("{name}-{at}"), role, "m", 100);
             one.group = groups.then(|| format!("rack-{}", at / 4).into());
             one.worker.load.set(&Load::default(), clock.now_us());
-            one.worker.own.note(0, one.worker.usage());
+            one.worker.lease_history.record(0, one.worker.usage());
             members.push(one);
         }
     }
@@ -76,7 +76,7 @@ fn places_are_taken_without_allocating_under_the_lock() {
         let mut held = Vec::new();
         let mut most = 0;
         for round in 0..1000 {
-            let seating = admission.seating(&pool, &ask, Patience::Left);
+            let seating = admission.seating(&pool, &ask, AgentTrust::Trusted);
             let mut lines = admission.lock();
             let before = ALLOCATIONS.with(Cell::get);
             let taken = seating.take(&admission.released, &mut lines.scratch);

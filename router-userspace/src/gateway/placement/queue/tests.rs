@@ -1,7 +1,7 @@
 //! Lines, deadlines and last resorts, in paused time.
 
 use router_core::fleet::{
-    EngineLoad, Facts, Fleet, Load, Member, Phase, Profile, Role, Verdict, Weight, Worker,
+    EngineInfo, EngineLoad, Fleet, Load, Member, Phase, Profile, Role, Verdict, Weight, Worker,
     WorkerKey,
 };
 
@@ -29,14 +29,22 @@ pub(super) fn member(name: &str, role: Role, model: &str, slots: u32) -> Member 
     let address = ([127, 0, 0, 1], 8000).into();
     let worker = Arc::new(Worker::new(key, name, address));
     worker.health.probe_passed(0);
-    let facts = Facts {
+    let facts = EngineInfo {
         model_path: Some(model.to_owned()),
         max_running_requests: Some(slots),
-        ..Facts::default()
+        ..EngineInfo::default()
     };
     let bootstrap = Some(([127, 0, 0, 1], 8998).into());
     let facts = Some(Arc::new(facts));
-    Member { worker, role, phase: Phase::Ready, bootstrap, group: None, facts, node: None }
+    Member {
+        worker,
+        role,
+        phase: Phase::Ready,
+        bootstrap,
+        group: None,
+        engine_info: facts,
+        node: None,
+    }
 }
 
 /// One prefill and one decode of one slot.
@@ -188,7 +196,7 @@ async fn health_is_a_last_resort_and_capacity_never_is() {
 async fn a_worker_that_failed_this_request_is_taken_again_only_alone() {
     let mut all = members();
     all.push(member("d2", Role::Decode, "m", 8));
-    all[1].facts = all[2].facts.clone();
+    all[1].engine_info = all[2].engine_info.clone();
     let failed = Arc::clone(&all[1].worker);
     let pool = pool(all);
     let admission = admission(&pool, 8);
@@ -230,15 +238,17 @@ async fn a_set_that_is_down_is_passed_over_while_another_is_up() {
     for page_size in [1, 64] {
         for (name, role) in [("p", Role::Prefill), ("d", Role::Decode)] {
             let mut member = member(&format!("{name}-{page_size}"), role, "m", 8);
-            let facts =
-                Facts { page_size: Some(page_size), ..(**member.facts.as_ref().unwrap()).clone() };
-            member.facts = Some(Arc::new(facts));
+            let facts = EngineInfo {
+                page_size: Some(page_size),
+                ..(**member.engine_info.as_ref().unwrap()).clone()
+            };
+            member.engine_info = Some(Arc::new(facts));
             members.push(member);
         }
     }
     members[0].worker.health.unreachable();
     let pool = pool(members);
-    assert_eq!(pool.fits.len(), 2);
+    assert_eq!(pool.compatible_sets.len(), 2);
     let admission = admission(&pool, 8);
     for _ in 0..4 {
         let seats = admission.admit(&pool, &ask(), None).await.unwrap();

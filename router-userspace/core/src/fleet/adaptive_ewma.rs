@@ -1,4 +1,4 @@
-//! [`Learned`]: a rate that is learned from what is measured, and forgotten when nothing is.
+//! [`AdaptiveEwma`]: a rate that is learned from what is measured, and forgotten when nothing is.
 //!
 //! One word, so that a reader never sees half of a change: the mean, the weight of its evidence,
 //! how long that holds and when the last of it came. Time is an argument, in milliseconds of the
@@ -35,7 +35,7 @@ const TICK_MASK: u32 = (1 << TICK_BITS) - 1;
 
 /// A ratio of two measured sums, for example microseconds a byte.
 #[derive(Debug, Default)]
-pub struct Learned(AtomicU64);
+pub struct AdaptiveEwma(AtomicU64);
 
 /// What is believed before anything was measured, and how much evidence outweighs it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -159,19 +159,19 @@ fn tick_of(now_ms: u64) -> u32 {
     (now_ms >> TICK_SHIFT) as u32 & TICK_MASK
 }
 
-impl Learned {
+impl AdaptiveEwma {
     /// Adds `amount` over `per` units to what is steady. `memory`, in the same units, is how much
     /// of the past counts beside it. What is not positive and finite is no evidence.
     ///
     /// ```
-    /// use router_core::fleet::{Learned, Prior};
+    /// use router_core::fleet::{AdaptiveEwma, Prior};
     ///
-    /// let us_per_byte = Learned::default();
-    /// us_per_byte.observe(20_000.0, 1_000.0, 100_000.0, 0);
+    /// let us_per_byte = AdaptiveEwma::default();
+    /// us_per_byte.observe_steady(20_000.0, 1_000.0, 100_000.0, 0);
     /// let prior = Prior { value: 10.0, weight: 1_000.0 };
     /// assert_eq!(us_per_byte.value(prior, 0), 15.0);
     /// ```
-    pub fn observe(&self, amount: f32, per: f32, memory: f32, now_ms: u64) {
+    pub fn observe_steady(&self, amount: f32, per: f32, memory: f32, now_ms: u64) {
         self.learn(amount, per, memory, now_ms, Evidence::steady);
     }
 
@@ -180,13 +180,13 @@ impl Learned {
     /// that it has faded and is seen again, the half-life grows by a fifth, up to
     /// [`HALF_LIFE_MS`]: what lasts is tried more and more rarely. Evidence of another state of
     /// things takes the place of what is older.
-    pub fn follow(&self, amount: f32, per: f32, memory: f32, now_ms: u64) {
+    pub fn observe_volatile(&self, amount: f32, per: f32, memory: f32, now_ms: u64) {
         self.learn(amount, per, memory, now_ms, Evidence::followed);
     }
 
     /// The same of what many do, of whom some may be in trouble for a while: what most samples say,
     /// give or take a half.
-    pub fn vote(&self, amount: f32, per: f32, memory: f32, now_ms: u64) {
+    pub fn observe_consensus(&self, amount: f32, per: f32, memory: f32, now_ms: u64) {
         self.learn(amount, per, memory, now_ms, Evidence::voted);
     }
 
@@ -238,11 +238,11 @@ mod tests {
 
     #[test]
     fn evidence_outweighs_the_prior_and_fades_back_to_it() {
-        let rate = Learned::default();
+        let rate = AdaptiveEwma::default();
         assert_eq!(rate.value(PRIOR, 0), 10.0);
         assert_eq!(rate.mean(), None);
         for _ in 0..100 {
-            rate.observe(50.0, 1.0, 100.0, 0);
+            rate.observe_steady(50.0, 1.0, 100.0, 0);
         }
         assert!((rate.value(PRIOR, 0) - 50.0).abs() < 1.0, "{}", rate.value(PRIOR, 0));
         let mut last = rate.value(PRIOR, 0);
@@ -257,18 +257,18 @@ mod tests {
 
     #[test]
     fn the_recent_past_counts_for_more_than_the_distant_one() {
-        let rate = Learned::default();
+        let rate = AdaptiveEwma::default();
         for _ in 0..1000 {
-            rate.observe(5.0, 1.0, 10.0, 0);
+            rate.observe_steady(5.0, 1.0, 10.0, 0);
         }
         for _ in 0..30 {
-            rate.observe(20.0, 1.0, 10.0, 0);
+            rate.observe_steady(20.0, 1.0, 10.0, 0);
         }
         assert!(rate.value(PRIOR, 0) > 17.0, "{}", rate.value(PRIOR, 0));
     }
 
     /// When it looks nearly like any other: a twentieth worse.
-    fn tried_after_ms(rate: &Learned, from_ms: u64) -> u64 {
+    fn tried_after_ms(rate: &AdaptiveEwma, from_ms: u64) -> u64 {
         let tried =
             (from_ms..).step_by(16).find(|now| rate.value(PRIOR, *now) < PRIOR.value * 1.05);
         tried.unwrap() - from_ms
@@ -276,9 +276,9 @@ mod tests {
 
     #[test]
     fn what_is_seen_again_and_again_holds_longer_each_time() {
-        let rate = Learned::default();
+        let rate = AdaptiveEwma::default();
         for _ in 0..20 {
-            rate.follow(60.0, 1.0, 16.0, 0);
+            rate.observe_volatile(60.0, 1.0, 16.0, 0);
         }
         let (mut now, mut before, mut trials) = (0, 0, 0);
         while now < 600_000 {
@@ -286,7 +286,7 @@ mod tests {
             assert!(waits >= before, "{waits} ms after {before} ms");
             assert!(waits <= 900 + now / 4, "avoided for {waits} ms after {now} ms");
             (now, before, trials) = (now + waits, waits, trials + 1);
-            rate.follow(60.0, 1.0, 16.0, now);
+            rate.observe_volatile(60.0, 1.0, 16.0, now);
             assert!(rate.value(PRIOR, now) > 50.0, "one more is enough to know it again");
         }
         assert!(trials < 35, "{trials} trials in ten minutes");
@@ -294,47 +294,47 @@ mod tests {
 
     #[test]
     fn one_good_trial_mends_what_is_long_known_for_bad() {
-        let rate = Learned::default();
+        let rate = AdaptiveEwma::default();
         for second in 0..600 {
-            rate.follow(60.0, 1.0, 16.0, second * 1000);
+            rate.observe_volatile(60.0, 1.0, 16.0, second * 1000);
         }
         assert!(rate.value(PRIOR, 599_000) > 50.0);
-        rate.follow(9.0, 1.0, 16.0, 601_000);
+        rate.observe_volatile(9.0, 1.0, 16.0, 601_000);
         assert!(rate.value(PRIOR, 601_000) < 10.0, "{}", rate.value(PRIOR, 601_000));
         // What is steady takes more than one to be told otherwise.
-        let steady = Learned::default();
+        let steady = AdaptiveEwma::default();
         for second in 0..600 {
-            steady.observe(60.0, 1.0, 16.0, second * 1000);
+            steady.observe_steady(60.0, 1.0, 16.0, second * 1000);
         }
-        steady.observe(9.0, 1.0, 16.0, 601_000);
+        steady.observe_steady(9.0, 1.0, 16.0, 601_000);
         assert!(steady.value(PRIOR, 601_000) > 40.0);
     }
 
     #[test]
     fn what_most_say_is_not_moved_by_the_trouble_of_a_few() {
-        let usual = Learned::default();
+        let usual = AdaptiveEwma::default();
         for _ in 0..50 {
-            usual.vote(5.0, 1.0, 64.0, 0);
+            usual.observe_consensus(5.0, 1.0, 64.0, 0);
         }
         for _ in 0..40 {
-            usual.vote(30.0, 1.0, 64.0, 0);
+            usual.observe_consensus(30.0, 1.0, 64.0, 0);
         }
         assert_eq!(usual.mean(), Some(5.0));
         // When it is what all do, it is usual soon.
         for _ in 0..70 {
-            usual.vote(30.0, 1.0, 64.0, 0);
+            usual.observe_consensus(30.0, 1.0, 64.0, 0);
         }
         assert_eq!(usual.mean(), Some(30.0));
     }
 
     #[test]
     fn nonsense_is_no_evidence() {
-        let rate = Learned::default();
+        let rate = AdaptiveEwma::default();
         for wrong in [f32::NAN, f32::INFINITY, 0.0, -1.0] {
-            rate.observe(wrong, 1.0, 10.0, 0);
-            rate.observe(1.0, wrong, 10.0, 0);
+            rate.observe_steady(wrong, 1.0, 10.0, 0);
+            rate.observe_steady(1.0, wrong, 10.0, 0);
         }
-        rate.observe(f32::MAX, f32::MIN_POSITIVE, 10.0, 0);
+        rate.observe_steady(f32::MAX, f32::MIN_POSITIVE, 10.0, 0);
         assert_eq!(rate.mean(), None);
     }
 
@@ -343,11 +343,11 @@ mod tests {
         fn a_value_stays_between_the_prior_and_what_was_seen(
             seen in proptest::collection::vec((0.1f32..1e6, 1.0f32..1e6, 0u64..60_000), 1..50),
         ) {
-            let rate = Learned::default();
+            let rate = AdaptiveEwma::default();
             let (mut low, mut high, mut now) = (10.0f32, 10.0f32, 0);
             for (ratio, per, later) in seen {
                 now += later;
-                rate.observe(ratio * per, per, 1e5, now);
+                rate.observe_steady(ratio * per, per, 1e5, now);
                 (low, high) = (low.min(ratio), high.max(ratio));
                 let value = rate.value(PRIOR, now);
                 proptest::prop_assert!(value >= low * 0.999 && value <= high * 1.001);

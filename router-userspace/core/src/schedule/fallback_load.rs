@@ -1,6 +1,6 @@
-//! [`Typical`]: what stands for a worker of which nothing fresh is known: the pool's median.
+//! [`FallbackLoad`]: what stands for a worker of which nothing fresh is known: the pool's median.
 
-use super::question::Candidate;
+use super::input::Candidate;
 use crate::fleet::Load;
 
 /// Workers that the median is taken over, spread over the pool.
@@ -8,18 +8,18 @@ const SAMPLES: usize = 32;
 
 /// The median of each term over those whose load is fresh.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Typical {
+pub(super) struct FallbackLoad {
     pub(super) load: Load,
     /// Anybody's load is known: then not to know another's costs it a penalty.
     pub(super) known: bool,
 }
 
-impl Typical {
+impl FallbackLoad {
     /// Costs nothing but a look at each where all are fresh.
-    pub(super) fn of(candidates: &[Candidate]) -> Typical {
+    pub(super) fn of(candidates: &[Candidate]) -> FallbackLoad {
         let stale = |c: &Candidate| c.load.is_none_or(|load| load.is_stale());
         if !candidates.iter().any(stale) {
-            return Typical::default();
+            return FallbackLoad::default();
         }
         let stride = candidates.len().div_ceil(SAMPLES).max(1);
         let mut sample = [Load::default(); SAMPLES];
@@ -29,7 +29,7 @@ impl Typical {
             len += 1;
         }
         let median = |term: fn(&Load) -> f32| median(&sample[..len], term);
-        Typical {
+        FallbackLoad {
             known: len > 0,
             load: Load {
                 age_ms: 0.0,
@@ -67,13 +67,13 @@ mod tests {
     fn one_silent_agent_is_taken_for_an_ordinary_worker() {
         let busy = |bytes| Some(Load { others_waiting_bytes: bytes, ..Load::default() });
         let pool = [with(busy(10.0)), with(None), with(busy(30.0)), with(busy(20.0))];
-        let typical = Typical::of(&pool);
+        let typical = FallbackLoad::of(&pool);
         assert!(typical.known);
         assert_eq!(typical.load.others_waiting_bytes, 20.0);
     }
 
     #[test]
     fn without_agents_nobody_is_penalised() {
-        assert!(!Typical::of(&[with(None), with(None)]).known);
+        assert!(!FallbackLoad::of(&[with(None), with(None)]).known);
     }
 }

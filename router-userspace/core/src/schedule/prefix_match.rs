@@ -1,4 +1,4 @@
-//! [`Held`]: how much of one prompt each prefill worker is thought to have in its cache.
+//! [`PrefixMatch`]: how much of one prompt each prefill worker is thought to have in its cache.
 
 use super::prefix::BLOCK_BYTES;
 
@@ -7,7 +7,7 @@ const MOST: usize = 16;
 
 /// What the prefix index knows of one prompt. Plain data, on the stack.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Held {
+pub struct PrefixMatch {
     workers: [(u64, u32); MOST],
     len: usize,
     /// One bit for each worker's identity: most workers hold nothing, and that is told by this.
@@ -15,9 +15,10 @@ pub struct Held {
     common: u32,
 }
 
-impl Held {
+impl PrefixMatch {
     /// Nobody holds anything.
-    pub const NOTHING: Held = Held { workers: [(0, 0); MOST], len: 0, filter: 0, common: 0 };
+    pub const NONE: PrefixMatch =
+        PrefixMatch { workers: [(0, 0); MOST], len: 0, filter: 0, common: 0 };
 
     /// Bytes of the prompt that `worker` is thought to hold.
     pub fn bytes_of(&self, worker: u64) -> u64 {
@@ -41,7 +42,7 @@ impl Held {
     }
 
     /// Bytes of the prompt that the best informed worker holds.
-    pub fn most_bytes(&self) -> u64 {
+    pub fn max_bytes(&self) -> u64 {
         let most = self.workers[..self.len].iter().map(|(_, blocks)| *blocks).max();
         u64::from(most.unwrap_or(0)) * BLOCK_BYTES as u64
     }
@@ -76,12 +77,12 @@ mod tests {
 
     #[test]
     fn the_ones_that_hold_least_give_way() {
-        let mut held = Held::default();
+        let mut held = PrefixMatch::default();
         for worker in 1..=20 {
             held.note(worker, worker as u32);
         }
         assert_eq!(held.bytes_of(20), 20 * BLOCK_BYTES as u64);
-        assert_eq!(held.most_bytes(), 20 * BLOCK_BYTES as u64);
+        assert_eq!(held.max_bytes(), 20 * BLOCK_BYTES as u64);
         assert_eq!(held.bytes_of(1), 0);
     }
 }

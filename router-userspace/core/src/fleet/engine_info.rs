@@ -1,10 +1,10 @@
-//! [`Facts`]: what an engine says of itself, as far as pairing and admission read it.
+//! [`EngineInfo`]: what an engine says of itself, as far as pairing and admission read it.
 
 use serde::Serialize;
 
 /// What one engine reported of itself. `None` is "not told", never a default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Facts {
+pub struct EngineInfo {
     pub model_path: Option<String>,
     pub served_model_name: Option<String>,
     pub kv_cache_dtype: Option<String>,
@@ -22,10 +22,10 @@ pub struct Facts {
     pub version: Option<String>,
 }
 
-impl Facts {
+impl EngineInfo {
     /// Whether KV computed by one of the two engines can be used by the other: same model,
     /// KV dtype and page size. What either did not tell does not separate them.
-    pub fn fits(&self, other: &Facts) -> bool {
+    pub fn is_compatible_with(&self, other: &EngineInfo) -> bool {
         fn agree<T: PartialEq>(a: &Option<T>, b: &Option<T>) -> bool {
             match (a, b) {
                 (Some(a), Some(b)) => a == b,
@@ -38,7 +38,7 @@ impl Facts {
     }
 
     /// Whether everything that decides about fitting is the same, what was not told included.
-    pub(super) fn same_kind(&self, other: &Facts) -> bool {
+    pub(super) fn same_kind(&self, other: &EngineInfo) -> bool {
         self.model_path == other.model_path
             && self.kv_cache_dtype == other.kv_cache_dtype
             && self.page_size == other.page_size
@@ -58,10 +58,10 @@ mod tests {
 
     #[test]
     fn another_page_size_does_not_fit_and_silence_does() {
-        let told = Facts { page_size: Some(64), ..Facts::default() };
-        let other = Facts { page_size: Some(1), ..Facts::default() };
-        assert!(!told.fits(&other));
-        assert!(told.fits(&Facts::default()));
-        assert!(told.fits(&told));
+        let told = EngineInfo { page_size: Some(64), ..EngineInfo::default() };
+        let other = EngineInfo { page_size: Some(1), ..EngineInfo::default() };
+        assert!(!told.is_compatible_with(&other));
+        assert!(told.is_compatible_with(&EngineInfo::default()));
+        assert!(told.is_compatible_with(&told));
     }
 }

@@ -1,4 +1,4 @@
-//! [`Gathering`]: the candidates of one choice, and of a large pool no more than enough of them.
+//! [`CandidateSet`]: the candidates of one choice, and of a large pool no more than enough of them.
 //!
 //! To look at a worker costs more than to reckon with it, and a choice is made under a lock. Of a
 //! pool with more than a few hundred workers a random part is looked at: the best of `d` is, on
@@ -6,39 +6,39 @@
 //! at (Mitzenmacher 2001; Vvedenskaya et al. 1996). Whoever a prompt's prefix speaks for is always
 //! among them. That several gateways look at different parts keeps them from herding, too.
 
-use super::question::{Candidate, Draw};
+use super::input::{Candidate, Draw};
 
 /// So many candidates are enough where more could be had.
-pub const ENOUGH: usize = 64;
+pub const SAMPLE_SIZE: usize = 64;
 /// A pool is looked at whole up to this size.
-pub const WHOLE: usize = 2 * ENOUGH;
+pub const FULL_SCAN_LIMIT: usize = 2 * SAMPLE_SIZE;
 
 /// Whoever the prefix of a prompt speaks for is looked at before all others; more are not.
-const MOST_FIRST: usize = 17;
+const MAX_FIRST: usize = 17;
 
 /// Positions `0..len`, each once: in order, or in one that chance gives.
 #[derive(Clone, Debug)]
-pub struct Tour {
+pub struct SampleOrder {
     at: usize,
     step: usize,
     len: usize,
     left: usize,
     enough: usize,
-    first: [usize; MOST_FIRST],
+    first: [usize; MAX_FIRST],
     firsts: usize,
     told: usize,
 }
 
-impl Tour {
+impl SampleOrder {
     /// All of them, from the first to the last: for whoever goes by turns, or by groups.
-    pub fn whole(len: usize) -> Tour {
-        Tour {
+    pub fn all(len: usize) -> SampleOrder {
+        SampleOrder {
             at: 0,
             step: 1,
             len,
             left: len,
             enough: usize::MAX,
-            first: [0; MOST_FIRST],
+            first: [0; MAX_FIRST],
             firsts: 0,
             told: 0,
         }
@@ -48,22 +48,22 @@ impl Tour {
     /// is looked at whole.
     ///
     /// ```
-    /// use router_core::schedule::{Draw, Tour};
+    /// use router_core::schedule::{Draw, SampleOrder};
     ///
-    /// let mut all: Vec<usize> = Tour::of(1000, Draw { chance: 1 << 63, turn: 0 }, [7]).collect();
+    /// let mut all: Vec<usize> = SampleOrder::of(1000, Draw { chance: 1 << 63, turn: 0 }, [7]).collect();
     /// assert_eq!(all[..2], [7, 500]);
     /// all.sort_unstable();
     /// assert_eq!(all, (0..1000).collect::<Vec<_>>());
     /// ```
-    pub fn of(len: usize, draw: Draw, first: impl IntoIterator<Item = usize>) -> Tour {
-        let mut tour = Tour::whole(len);
-        if len <= WHOLE {
-            return tour;
+    pub fn of(len: usize, draw: Draw, first: impl IntoIterator<Item = usize>) -> SampleOrder {
+        let mut order = SampleOrder::all(len);
+        if len <= FULL_SCAN_LIMIT {
+            return order;
         }
-        for at in first.into_iter().take(MOST_FIRST) {
-            if at < len && !tour.is_first(at) {
-                tour.first[tour.firsts] = at;
-                tour.firsts += 1;
+        for at in first.into_iter().take(MAX_FIRST) {
+            if at < len && !order.is_first(at) {
+                order.first[order.firsts] = at;
+                order.firsts += 1;
             }
         }
         let mut step = 1 + draw.second().below(len - 1);
@@ -71,11 +71,11 @@ impl Tour {
         while divisor(step, len) != 1 {
             step -= 1;
         }
-        Tour { at: draw.below(len), step, enough: ENOUGH + tour.firsts, ..tour }
+        SampleOrder { at: draw.below(len), step, enough: SAMPLE_SIZE + order.firsts, ..order }
     }
 
     /// So many candidates are enough.
-    pub fn enough(&self) -> usize {
+    pub fn sample_size(&self) -> usize {
         self.enough
     }
 
@@ -94,7 +94,7 @@ impl Tour {
     }
 }
 
-impl Iterator for Tour {
+impl Iterator for SampleOrder {
     type Item = usize;
 
     fn next(&mut self) -> Option<usize> {
@@ -118,21 +118,21 @@ fn divisor(a: usize, b: usize) -> usize {
 /// Takes candidates in one by one and keeps those of the best health that is to be had. Health
 /// may be a last resort; capacity never is: the full ones are not replaced by unhealthy ones.
 #[derive(Debug)]
-pub struct Gathering<'a> {
+pub struct CandidateSet<'a> {
     all: &'a mut Vec<Candidate>,
     enough: usize,
     best: Option<u8>,
 }
 
-impl<'a> Gathering<'a> {
+impl<'a> CandidateSet<'a> {
     /// Into an emptied `all`, whose memory is used again.
-    pub fn new(all: &'a mut Vec<Candidate>, enough: usize) -> Gathering<'a> {
+    pub fn new(all: &'a mut Vec<Candidate>, enough: usize) -> CandidateSet<'a> {
         all.clear();
-        Gathering { all, enough, best: None }
+        CandidateSet { all, enough, best: None }
     }
 
     /// Somebody ready of this health, 0 is the best: is anybody of it wanted?
-    pub fn wants(&mut self, rank: u8) -> bool {
+    pub fn accepts(&mut self, rank: u8) -> bool {
         if self.best.is_none_or(|best| rank < best) {
             self.all.clear();
             self.best = Some(rank);
@@ -141,17 +141,17 @@ impl<'a> Gathering<'a> {
     }
 
     /// One that was wanted, and has room.
-    pub fn take(&mut self, candidate: Candidate) {
+    pub fn push(&mut self, candidate: Candidate) {
         self.all.push(candidate);
     }
 
     /// Enough of the best health there is: nobody else has to be looked at.
-    pub fn is_enough(&self) -> bool {
+    pub fn is_complete(&self) -> bool {
         self.best == Some(0) && self.all.len() >= self.enough
     }
 
     /// Somebody was ready, with room or not.
-    pub fn anybody(&self) -> bool {
+    pub fn any_ready(&self) -> bool {
         self.best.is_some()
     }
 }
@@ -162,16 +162,16 @@ mod tests {
 
     fn gathered(ranks: &[(u8, bool)], enough: usize) -> (Vec<usize>, bool) {
         let mut all = vec![Candidate::default()];
-        let mut gathering = Gathering::new(&mut all, enough);
+        let mut set = CandidateSet::new(&mut all, enough);
         for (id, &(rank, room)) in ranks.iter().enumerate() {
-            if gathering.is_enough() {
+            if set.is_complete() {
                 break;
             }
-            if gathering.wants(rank) && room {
-                gathering.take(Candidate { id, ..Candidate::default() });
+            if set.accepts(rank) && room {
+                set.push(Candidate { id, ..Candidate::default() });
             }
         }
-        let anybody = gathering.anybody();
+        let anybody = set.any_ready();
         (all.iter().map(|candidate| candidate.id).collect(), anybody)
     }
 
@@ -197,11 +197,11 @@ mod tests {
             first in proptest::collection::vec(0usize..3000, 0..20),
         ) {
             let mut seen = vec![0; len];
-            let tour = Tour::of(len, Draw { chance, turn: 0 }, first.iter().copied());
-            for (turn, at) in tour.enumerate() {
+            let order = SampleOrder::of(len, Draw { chance, turn: 0 }, first.iter().copied());
+            for (turn, at) in order.enumerate() {
                 seen[at] += 1;
-                let named = first[..first.len().min(MOST_FIRST)].contains(&at);
-                proptest::prop_assert!(len <= WHOLE || !named || turn < first.len());
+                let named = first[..first.len().min(MAX_FIRST)].contains(&at);
+                proptest::prop_assert!(len <= FULL_SCAN_LIMIT || !named || turn < first.len());
             }
             proptest::prop_assert!(seen.iter().all(|&times| times == 1));
         }
@@ -213,7 +213,7 @@ mod tests {
         let mut draw = Draw { chance: 9, turn: 0 };
         for _ in 0..6000 {
             draw = draw.second();
-            Tour::of(300, draw, []).take(ENOUGH).for_each(|at| seen[at] += 1);
+            SampleOrder::of(300, draw, []).take(SAMPLE_SIZE).for_each(|at| seen[at] += 1);
         }
         // 1,280 on average, with a deviation of about 32.
         assert!(seen.iter().all(|times| (1120..1440).contains(times)), "{seen:?}");

@@ -1,4 +1,4 @@
-//! [`Own`]: what this gateway had on a worker a moment ago, to be subtracted from what the kernel
+//! [`LeaseHistory`]: what this gateway had on a worker a moment ago, to be subtracted from what the kernel
 //! saw there then.
 
 use std::collections::VecDeque;
@@ -12,11 +12,11 @@ const KEPT_MS: u64 = 500;
 
 /// The last changes of a worker's leases, a millisecond's as one.
 #[derive(Debug, Default)]
-pub struct Own(Mutex<VecDeque<(u64, Usage)>>);
+pub struct LeaseHistory(Mutex<VecDeque<(u64, Usage)>>);
 
-impl Own {
+impl LeaseHistory {
     /// The leases add up to `usage` as of now.
-    pub fn note(&self, now_ms: u64, usage: Usage) {
+    pub fn record(&self, now_ms: u64, usage: Usage) {
         let mut past = self.0.lock();
         if past.capacity() <= KEPT {
             // Once, and all of it: places are given under a lock that should not wait for memory.
@@ -36,12 +36,12 @@ impl Own {
     /// is known but that.
     ///
     /// ```
-    /// use router_core::fleet::{Own, Usage};
+    /// use router_core::fleet::{LeaseHistory, Usage};
     ///
-    /// let own = Own::default();
+    /// let own = LeaseHistory::default();
     /// let one = Usage { requests: 1, ..Usage::default() };
-    /// own.note(1_000, one);
-    /// own.note(1_200, Usage::default());
+    /// own.record(1_000, one);
+    /// own.record(1_200, Usage::default());
     /// assert_eq!(own.at(1_100), one);
     /// assert_eq!((own.at(900), own.at(1_200)), (Usage::default(), Usage::default()));
     /// ```
@@ -63,9 +63,9 @@ mod tests {
 
     #[test]
     fn the_past_is_short_and_bounded() {
-        let own = Own::default();
+        let own = LeaseHistory::default();
         for ms in 0..10_000 {
-            own.note(ms, Usage { requests: ms, ..Usage::default() });
+            own.record(ms, Usage { requests: ms, ..Usage::default() });
         }
         assert!(own.0.lock().len() <= KEPT);
         assert_eq!(own.at(9_990).requests, 9_990);
@@ -75,9 +75,9 @@ mod tests {
 
     #[test]
     fn the_last_of_a_millisecond_counts() {
-        let own = Own::default();
-        own.note(5, Usage { requests: 1, ..Usage::default() });
-        own.note(5, Usage { requests: 2, ..Usage::default() });
+        let own = LeaseHistory::default();
+        own.record(5, Usage { requests: 1, ..Usage::default() });
+        own.record(5, Usage { requests: 2, ..Usage::default() });
         assert_eq!(own.at(5).requests, 2);
     }
 }

@@ -1,11 +1,11 @@
-//! [`Question`]: everything that a choice is made from, as plain data.
+//! [`ChoiceInput`]: everything that a choice is made from, as plain data.
 
 use serde::Serialize;
 
 use super::estimate::{Assumptions, Estimate};
-use super::held::Held;
 use super::prefix::KEY_BYTES;
-use crate::fleet::{Head, Limits, Links, Load, Rates, Reported, Usage, cache_of};
+use super::prefix_match::PrefixMatch;
+use crate::fleet::{EngineRates, Limits, Links, Load, QueueHead, ReportedLoad, Usage, cache_of};
 use crate::pair::Pair;
 
 /// A worker that could take the request: eligible, and with room for it.
@@ -18,7 +18,7 @@ pub struct Candidate {
     /// What it takes at once, as its engine told: what is over it waits for room at the engine.
     pub limits: Limits,
     /// The prompt at work among the leases of a prefill.
-    pub head: Head,
+    pub queue_head: QueueHead,
     /// Pods of one group are preferred for each other. `0` is no group.
     pub group: u64,
     /// The worker's identity (UID and port, hashed), the same in every snapshot and gateway.
@@ -26,13 +26,13 @@ pub struct Candidate {
     /// The data-parallel rank, where each is a candidate of its own. A rank has its own cache.
     pub rank: u32,
     /// What was learned of it.
-    pub rates: Rates,
+    pub rates: EngineRates,
     /// What its agent measured; `None` without an agent.
     pub load: Option<Load>,
     /// Blocks of prompts that it was sent and had not had, as the prefix index counts them.
     pub cached_blocks: u32,
     /// What its engine told when it was last asked, where that is not long ago.
-    pub reported: Option<Reported>,
+    pub reported: Option<ReportedLoad>,
     /// The load is what an agent measured, not made of what the engine told.
     pub measured: bool,
 }
@@ -48,7 +48,7 @@ impl Candidate {
     ///
     /// Of others an agent tells first. Who is out of `patience` asks the engine alone, and where
     /// that does not tell, the leases: so an agent that tells nonsense delays and never refuses.
-    pub fn admits(&self, weight: Usage, patience: Patience) -> bool {
+    pub fn admits(&self, weight: Usage, patience: AgentTrust) -> bool {
         let (requests, kv_tokens) = self.others(patience);
         let known = Usage {
             requests: self.usage.requests.saturating_add(requests),
@@ -59,10 +59,10 @@ impl Candidate {
     }
 
     /// Requests and KV tokens of others.
-    fn others(&self, patience: Patience) -> (u64, u64) {
+    fn others(&self, patience: AgentTrust) -> (u64, u64) {
         let measured = self.load.filter(|load| self.measured && !load.is_stale());
         match (measured, patience, self.reported) {
-            (Some(load), Patience::Left, _) => {
+            (Some(load), AgentTrust::Trusted, _) => {
                 let tokens = load.others_requests * self.rates.request_tokens;
                 (load.others_requests as u64, tokens as u64)
             }
@@ -74,20 +74,20 @@ impl Candidate {
 
 /// Whether a request has waited for room for longer than engines take to tell of theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Patience {
-    Left,
-    Over,
+pub enum AgentTrust {
+    Trusted,
+    Expired,
 }
 
-impl Patience {
+impl AgentTrust {
     /// An engine that is polled is believed for so many intervals, and as long an agent is
     /// believed that it has no room.
     pub const POLLS: u64 = 3;
 
     /// Of a request that has waited for so long, where engines are polled every `poll_ms`.
-    pub fn after(waited_ms: u64, poll_ms: u64) -> Patience {
-        let over = waited_ms > poll_ms.saturating_mul(Patience::POLLS);
-        if over { Patience::Over } else { Patience::Left }
+    pub fn after(waited_ms: u64, poll_ms: u64) -> AgentTrust {
+        let over = waited_ms > poll_ms.saturating_mul(AgentTrust::POLLS);
+        if over { AgentTrust::Expired } else { AgentTrust::Trusted }
     }
 }
 
@@ -98,7 +98,7 @@ impl Default for Candidate {
             id: 0,
             usage: Usage::default(),
             limits: Limits::NONE,
-            head: Head::default(),
+            queue_head: QueueHead::default(),
             group: 0,
             worker: 0,
             rank: 0,
@@ -113,18 +113,18 @@ impl Default for Candidate {
 
 /// What is asked: one request.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Ask {
+pub struct Demand {
     pub prompt_bytes: u64,
     /// KV tokens by the gateway's own estimate, as decode's lease counts them.
     pub kv_tokens: u64,
     /// Who has seen how much of the prompt.
-    pub held: Held,
+    pub prefix_match: PrefixMatch,
     /// Hash of the prompt's first blocks, the same in every gateway; 0 is none. Where nobody is
     /// known to hold the prompt, it says whom the other gateways would have sent it to.
     pub prefix_key: u64,
 }
 
-impl Ask {
+impl Demand {
     /// The one of these caches that other gateways would take for the prompt, were all idle, where
     /// the index knows no more of it: of those that `could`, the one with the highest hash of key
     /// and identity (Thaler and Ravishankar 1998). Every gateway names the same one, and a worker
@@ -135,7 +135,7 @@ impl Ask {
         could: impl Fn(u64) -> bool,
     ) -> Option<u64> {
         let key = self.prefix_key;
-        if key == 0 || self.held.most_bytes() >= KEY_BYTES {
+        if key == 0 || self.prefix_match.max_bytes() >= KEY_BYTES {
             return None;
         }
         let mut best = None;
@@ -153,22 +153,22 @@ impl Ask {
 
 /// What the choice is for.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Aim {
+pub struct Objective {
     /// What a millisecond of the whole answer's decode weighs beside one of TTFT.
     pub decode_weight: f32,
     /// Where these are set, a pair within them is taken before any that is not.
-    pub targets: Option<Targets>,
+    pub targets: Option<SloTargets>,
 }
 
-impl Default for Aim {
-    fn default() -> Aim {
-        Aim { decode_weight: 1.0, targets: None }
+impl Default for Objective {
+    fn default() -> Objective {
+        Objective { decode_weight: 1.0, targets: None }
     }
 }
 
 /// Service-level objectives.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Targets {
+pub struct SloTargets {
     pub ttft_ms: f32,
     pub itl_ms: f32,
 }
@@ -200,26 +200,26 @@ impl Draw {
 
 /// A request, who could take it, and what is known.
 #[derive(Clone, Copy, Debug)]
-pub struct Question<'a> {
-    pub ask: Ask,
+pub struct ChoiceInput<'a> {
+    pub demand: Demand,
     pub candidates: Pair<&'a [Candidate]>,
     /// Facts about pairs; `None` where nobody measures.
     pub links: Option<&'a Links>,
     pub assumptions: &'a Assumptions,
-    pub aim: Aim,
+    pub objective: Objective,
     pub now_ms: u64,
     pub draw: Draw,
 }
 
-impl<'a> Question<'a> {
-    /// A question about nothing but candidates, for the policies that ask no more.
-    pub fn of(prefill: &'a [Candidate], decode: &'a [Candidate], draw: Draw) -> Question<'a> {
-        Question {
-            ask: Ask::default(),
+impl<'a> ChoiceInput<'a> {
+    /// An input of candidates alone, for the policies that read nothing else.
+    pub fn of(prefill: &'a [Candidate], decode: &'a [Candidate], draw: Draw) -> ChoiceInput<'a> {
+        ChoiceInput {
+            demand: Demand::default(),
             candidates: Pair { prefill, decode },
             links: None,
             assumptions: &Assumptions::USUAL,
-            aim: Aim::default(),
+            objective: Objective::default(),
             now_ms: 0,
             draw,
         }
