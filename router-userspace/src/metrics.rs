@@ -42,7 +42,7 @@ pub struct ReasonLabels {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct FeedbackLabels {
-    /// Why a stream of an agent ended, or why a record was passed over.
+    /// Why an agent's stream ended, or why a record was skipped.
     pub reason: &'static str,
 }
 
@@ -79,9 +79,9 @@ pub struct Metrics {
     pub worker_up: Family<WorkerLabels, Gauge>,
     pub worker_requests: Family<WorkerLabels, Gauge>,
     pub agents: Gauge,
-    pub agents_heard: Gauge,
+    pub agents_connected: Gauge,
     pub feedback_frames: Counter,
-    pub feedback_losses: Family<FeedbackLabels, Counter>,
+    pub feedback_errors: Family<FeedbackLabels, Counter>,
     pub worker_load_age: Family<WorkerLabels, Gauge<f64, AtomicU64>>,
     pub worker_load_score: Family<WorkerLabels, Gauge<f64, AtomicU64>>,
 }
@@ -115,9 +115,9 @@ impl Metrics {
             worker_up: Family::default(),
             worker_requests: Family::default(),
             agents: Gauge::default(),
-            agents_heard: Gauge::default(),
+            agents_connected: Gauge::default(),
             feedback_frames: Counter::default(),
-            feedback_losses: Family::default(),
+            feedback_errors: Family::default(),
             worker_load_age: Family::default(),
             worker_load_score: Family::default(),
         };
@@ -179,21 +179,21 @@ impl Metrics {
     }
 
     fn register_feedback(&self, registry: &mut Registry) {
-        registry.register("agents", "Agents that are known", self.agents.clone());
+        registry.register("agents", "Known agents", self.agents.clone());
         registry.register(
-            "agents_heard",
-            "Agents whose stream of loads is followed",
-            self.agents_heard.clone(),
+            "agents_connected",
+            "Agents whose stream is connected",
+            self.agents_connected.clone(),
         );
         registry.register(
             "feedback_frames",
-            "Load frames of agents that were taken in",
+            "Load frames that were applied",
             self.feedback_frames.clone(),
         );
         registry.register(
-            "feedback_losses",
-            "Streams of agents that ended, and records that were passed over",
-            self.feedback_losses.clone(),
+            "feedback_errors",
+            "Agent streams that ended, and records that were skipped",
+            self.feedback_errors.clone(),
         );
         registry.register_with_unit(
             "worker_load_age",

@@ -107,8 +107,8 @@ fn agents_that_lie_flood_or_say_nothing_cost_no_request_and_the_true_one_is_hear
     crowd.until_more(60);
     gateway.until_told(4);
     none_failed(&crowd.end());
-    for reason in ["bad_frame", "flood", "silent", "unknown_pod"] {
-        let name = format!("pd_router_feedback_losses_total{{reason=\"{reason}\"}}");
+    for reason in ["bad_frame", "rate_limit", "timeout", "unknown_pod"] {
+        let name = format!("pd_router_feedback_errors_total{{reason=\"{reason}\"}}");
         assert!(gateway.metric(&name) > 0.0, "{reason}");
     }
     let told = gateway.load_of("prefill-0");

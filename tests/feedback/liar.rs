@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::BytesMut;
-use router_core::frame::{Body, Delta, Frame, PodRecord, Report, pod_id};
+use router_core::frame::{Body, Delta, Frame, LoadReport, PodRecord, pod_id};
 use router_core::provenance::Measured;
 
 use crate::space::Space;
@@ -149,7 +149,7 @@ fn frame(sequence: u64, lie: Lie, uids: &[String]) -> Vec<u8> {
     });
     let pods: Vec<PodRecord> = pods.collect();
     let body = match sequence {
-        1 => Body::Full(Report { pods, ..Report::default() }),
+        1 => Body::Full(LoadReport { pods, ..LoadReport::default() }),
         _ => Body::Delta(Delta { pods, ..Delta::default() }),
     };
     let mut out = BytesMut::new();

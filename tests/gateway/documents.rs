@@ -103,7 +103,7 @@ async fn every_metric_is_documented_and_every_documented_metric_exists() {
     }
     gateway.client.open(CHAT, &crate::streamed("hi")).await.events().await;
     eventually("the agent is missed", SOON, async || {
-        (gateway.metric("pd_router_feedback_losses_total", &[]).await > 0.0).then_some(())
+        (gateway.metric("pd_router_feedback_errors_total", &[]).await > 0.0).then_some(())
     })
     .await;
     let text = gateway.admin.get("/metrics").await.expect_status(200).text();

@@ -7,7 +7,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use router_core::frame::{self, Body, Report};
+use router_core::frame::{self, Body, LoadReport};
 use router_tests::folder::Folder;
 use serde_json::Value;
 
@@ -120,7 +120,7 @@ impl<'a> Agent<'a> {
     }
 
     /// What a gateway that begins to listen is told first.
-    pub(crate) fn told(&self) -> Report {
+    pub(crate) fn told(&self) -> LoadReport {
         let mut stream = self.listen();
         let mut answer = Vec::new();
         let bytes = loop {
@@ -129,7 +129,7 @@ impl<'a> Agent<'a> {
             answer.extend(&part[..count]);
             let head = answer.windows(4).position(|four| four == b"\r\n\r\n");
             let mut body = BytesMut::from(head.map_or(&[][..], |end| &answer[end + 4..]));
-            if let Some(bytes) = frame::take(&mut body).expect("a frame") {
+            if let Some(bytes) = frame::split_frame(&mut body).expect("a frame") {
                 break bytes;
             }
             assert!(count > 0, "no frame in {answer:?}");

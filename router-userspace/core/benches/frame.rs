@@ -8,7 +8,8 @@ use std::hint::black_box;
 
 use bytes::BytesMut;
 use router_core::frame::{
-    Body, Class, Delta, Frame, Latency, PairKey, PairRecord, PodRecord, Report, decode, take,
+    Body, Class, Delta, Frame, LatencyRecord, LoadReport, PairId, PairRecord, PodRecord, decode,
+    split_frame,
 };
 use router_core::provenance::Measured;
 
@@ -17,7 +18,7 @@ fn main() {
     let pods: Vec<PodRecord> = (1..=16).map(pod).collect();
     let pairs: Vec<PairRecord> = (1..=100).map(pair).collect();
     let node = "gpu-node-17.example".to_owned();
-    let full = Report { node, pods: pods.clone(), pairs: pairs.clone(), devices: Vec::new() };
+    let full = LoadReport { node, pods: pods.clone(), pairs: pairs.clone(), devices: Vec::new() };
     both("all: 16 pods, 100 pairs", Body::Full(full));
     let delta = |pods: &[PodRecord], pairs: &[PairRecord]| {
         let (pods, pairs) = (pods.to_vec(), pairs.to_vec());
@@ -37,7 +38,7 @@ fn both(name: &str, body: Body) {
     });
     out.clear();
     frame.encode(&mut out);
-    let bytes = take(&mut out).ok().flatten().expect("the frame is whole");
+    let bytes = split_frame(&mut out).ok().flatten().expect("the frame is whole");
     measure(&format!("decode {name}"), &frame, || {
         black_box(decode(black_box(&bytes)).is_ok());
     });
@@ -58,8 +59,8 @@ fn pod(pod: u64) -> PodRecord {
         waiting: 3,
         streaming: 37,
         waiting_bytes: 90_000,
-        ttft: Latency { mean_us: 9e5, p99_us: 2e6, samples: 12 },
-        itl: Latency { mean_us: 2e4, p99_us: 4e4, samples: 900 },
+        ttft: LatencyRecord { mean_us: 9e5, p99_us: 2e6, samples: 12 },
+        itl: LatencyRecord { mean_us: 2e4, p99_us: 4e4, samples: 900 },
         tx_bytes_per_s: Measured::exact(4e9),
         score: Measured::exact(0.4),
         ..PodRecord::default()
@@ -68,7 +69,7 @@ fn pod(pod: u64) -> PodRecord {
 
 fn pair(at: u64) -> PairRecord {
     PairRecord {
-        key: PairKey { pod: at % 16 + 1, peer: at, class: Class::Kv },
+        key: PairId { pod: at % 16 + 1, peer: at, class: Class::Kv },
         age_us: 900,
         open: 4,
         tx_bytes_per_s: 1e9,

@@ -22,7 +22,7 @@ pub(crate) fn frame(bytes: &[u8]) {
             let mut again = BytesMut::new();
             frame.encode(&mut again);
             assert!(again.len() <= MAX_FRAME_BYTES + 4);
-            let taken = frame::take(&mut again).expect("within the limit").expect("whole");
+            let taken = frame::split_frame(&mut again).expect("within the limit").expect("whole");
             assert_eq!(frame::decode(&taken), Ok(frame));
         }
     }
@@ -33,7 +33,7 @@ fn frames<const N: usize>(pieces: [&[u8]; N]) -> Vec<Bytes> {
     let (mut stream, mut frames) = (BytesMut::new(), Vec::new());
     for piece in pieces {
         stream.extend_from_slice(piece);
-        while let Ok(Some(frame)) = frame::take(&mut stream) {
+        while let Ok(Some(frame)) = frame::split_frame(&mut stream) {
             frames.push(frame);
         }
     }

@@ -2,9 +2,10 @@
 //! time, randomness and load are arguments.
 //!
 //! Rooms in reading order: [`pair`], [`fleet`], [`route`], [`schedule`], [`sglang`], [`sample`],
-//! [`trail`], [`score`], [`frame`].
+//! [`counter_window`], [`score`], [`frame`].
 #![forbid(unsafe_code)]
 
+pub mod counter_window;
 pub mod fleet;
 pub mod frame;
 pub mod pair;
@@ -14,7 +15,6 @@ pub mod sample;
 pub mod schedule;
 pub mod score;
 pub mod sglang;
-pub mod trail;
 
 // The harness that the fuzz targets call is outside of the crate: it names it as they do.
 #[cfg(test)]

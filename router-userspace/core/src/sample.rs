@@ -8,14 +8,14 @@ use router_common::histogram::{BUCKETS, floor_us};
 
 /// A sum of times and how many they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Times {
+pub struct DurationSum {
     pub sum: Duration,
     pub samples: u64,
 }
 
-impl Times {
+impl DurationSum {
     /// The mean of what was added since `older`.
-    fn mean_since(self, older: Times) -> Option<Duration> {
+    fn mean_since(self, older: DurationSum) -> Option<Duration> {
         let samples = self.samples.checked_sub(older.samples).filter(|samples| *samples > 0)?;
         let nanos = self.sum.checked_sub(older.sum)?.as_nanos() / u128::from(samples);
         u64::try_from(nanos).ok().map(Duration::from_nanos)
@@ -24,32 +24,32 @@ impl Times {
 
 /// A pod's counters at one moment. All but the gauges only grow.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reading {
+pub struct PodReading {
     pub started: u64,
     pub finished: u64,
     /// Requests whose answer has not ended: a gauge.
     pub in_flight: u64,
     /// Bytes of the requests whose answer has not begun: a gauge.
     pub waiting_bytes: u64,
-    pub ttft: Times,
-    pub itl: Times,
-    pub duration: Times,
+    pub ttft: DurationSum,
+    pub itl: DurationSum,
+    pub duration: DurationSum,
     pub ttft_us: [u64; BUCKETS],
     pub itl_us: [u64; BUCKETS],
     pub rx_bytes: u64,
     pub tx_bytes: u64,
 }
 
-impl Default for Reading {
+impl Default for PodReading {
     fn default() -> Self {
-        Reading {
+        PodReading {
             started: 0,
             finished: 0,
             in_flight: 0,
             waiting_bytes: 0,
-            ttft: Times::default(),
-            itl: Times::default(),
-            duration: Times::default(),
+            ttft: DurationSum::default(),
+            itl: DurationSum::default(),
+            duration: DurationSum::default(),
             ttft_us: [0; BUCKETS],
             itl_us: [0; BUCKETS],
             rx_bytes: 0,
@@ -60,7 +60,7 @@ impl Default for Reading {
 
 /// What happened between two readings. `None`: nothing was there to measure.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Rates {
+pub struct SampledRates {
     /// Per second.
     pub requests: f64,
     pub answers: f64,
@@ -75,23 +75,23 @@ pub struct Rates {
     pub duration: Option<Duration>,
 }
 
-/// Rates between `older` and `newer`, `elapsed` apart. Counters that went back (a new pod under
+/// SampledRates between `older` and `newer`, `elapsed` apart. Counters that went back (a new pod under
 /// an old name) count as nothing.
 ///
 /// ```
 /// use std::time::Duration;
-/// use router_core::sample::{Reading, rates};
+/// use router_core::sample::{PodReading, rates};
 ///
-/// let older = Reading { started: 10, ..Reading::default() };
-/// let newer = Reading { started: 30, ..Reading::default() };
+/// let older = PodReading { started: 10, ..PodReading::default() };
+/// let newer = PodReading { started: 30, ..PodReading::default() };
 /// assert_eq!(rates(&older, &newer, Duration::from_secs(2)).requests, 10.0);
 /// ```
-pub fn rates(older: &Reading, newer: &Reading, elapsed: Duration) -> Rates {
+pub fn rates(older: &PodReading, newer: &PodReading, elapsed: Duration) -> SampledRates {
     let seconds = elapsed.as_secs_f64();
     let per_second = |older: u64, newer: u64| {
         if seconds > 0.0 { newer.saturating_sub(older) as f64 / seconds } else { 0.0 }
     };
-    Rates {
+    SampledRates {
         requests: per_second(older.started, newer.started),
         answers: per_second(older.finished, newer.finished),
         rx_bytes: per_second(older.rx_bytes, newer.rx_bytes),
@@ -124,7 +124,7 @@ fn quantile(older: &[u64; BUCKETS], newer: &[u64; BUCKETS], share: f64) -> Optio
 
 /// Seconds in which a pod would finish what it has in flight (Little's law). `None` if it never
 /// finished anything, 0 if it is idle.
-pub fn drain_seconds(in_flight: u64, rates: &Rates) -> Option<f64> {
+pub fn drain_seconds(in_flight: u64, rates: &SampledRates) -> Option<f64> {
     if in_flight == 0 {
         return Some(0.0);
     }
@@ -137,21 +137,21 @@ pub fn drain_seconds(in_flight: u64, rates: &Rates) -> Option<f64> {
 /// The readings of the last while, kept apart by at least a step so that they are few. Readings
 /// are shared: one that says what the one before said is no second one.
 #[derive(Clone, Debug)]
-pub struct Window {
+pub struct ReadingWindow {
     span: Duration,
     step: Duration,
-    kept: VecDeque<(Duration, Arc<Reading>)>,
-    newest: Option<(Duration, Arc<Reading>)>,
+    kept: VecDeque<(Duration, Arc<PodReading>)>,
+    newest: Option<(Duration, Arc<PodReading>)>,
 }
 
-impl Window {
+impl ReadingWindow {
     /// Readings go back `span`, in at most `span / step` steps and two.
-    pub fn new(span: Duration, step: Duration) -> Window {
-        Window { span, step, kept: VecDeque::new(), newest: None }
+    pub fn new(span: Duration, step: Duration) -> ReadingWindow {
+        ReadingWindow { span, step, kept: VecDeque::new(), newest: None }
     }
 
     /// Adds what was read `at`, on any clock that goes forward.
-    pub fn push(&mut self, at: Duration, reading: Arc<Reading>) {
+    pub fn push(&mut self, at: Duration, reading: Arc<PodReading>) {
         let far = |(last, _): &(Duration, _)| at.saturating_sub(*last) >= self.step;
         if self.kept.back().is_none_or(far) {
             self.kept.push_back((at, Arc::clone(&reading)));
@@ -164,17 +164,17 @@ impl Window {
     }
 
     /// The newest reading and when it was read.
-    pub fn newest(&self) -> Option<&(Duration, Arc<Reading>)> {
+    pub fn newest(&self) -> Option<&(Duration, Arc<PodReading>)> {
         self.newest.as_ref()
     }
 
-    /// Rates from the oldest reading to the newest.
-    pub fn rates(&self) -> Rates {
+    /// SampledRates from the oldest reading to the newest.
+    pub fn rates(&self) -> SampledRates {
         match (self.kept.front(), &self.newest) {
             (Some((then, older)), Some((now, newer))) if !Arc::ptr_eq(older, newer) => {
                 rates(older, newer, now.saturating_sub(*then))
             }
-            _ => Rates::default(),
+            _ => SampledRates::default(),
         }
     }
 }
@@ -183,13 +183,13 @@ impl Window {
 mod tests {
     use super::*;
 
-    fn reading(finished: u64) -> Reading {
-        Reading { started: finished, finished, ..Reading::default() }
+    fn reading(finished: u64) -> PodReading {
+        PodReading { started: finished, finished, ..PodReading::default() }
     }
 
     #[test]
     fn a_window_forgets_what_is_older_than_its_span() {
-        let mut window = Window::new(Duration::from_secs(1), Duration::from_millis(50));
+        let mut window = ReadingWindow::new(Duration::from_secs(1), Duration::from_millis(50));
         for tick in 0..1_000u32 {
             window.push(Duration::from_millis(10) * tick, reading(u64::from(tick)).into());
         }
@@ -199,18 +199,22 @@ mod tests {
         for tick in 1_000..1_200u32 {
             window.push(Duration::from_millis(10) * tick, Arc::clone(&last));
         }
-        assert_eq!(window.rates(), Rates::default(), "a second in which nothing was counted");
-        assert_eq!(rates(&last, &last, Duration::from_secs(1)), Rates::default());
+        assert_eq!(
+            window.rates(),
+            SampledRates::default(),
+            "a second in which nothing was counted"
+        );
+        assert_eq!(rates(&last, &last, Duration::from_secs(1)), SampledRates::default());
     }
 
     #[test]
     fn latencies_are_those_between_the_readings() {
-        let ttft = Times { sum: Duration::from_secs(10), samples: 10 };
-        let mut older = Reading { ttft, ..Reading::default() };
+        let ttft = DurationSum { sum: Duration::from_secs(10), samples: 10 };
+        let mut older = PodReading { ttft, ..PodReading::default() };
         older.ttft_us[40] = 10;
         let mut newer = older.clone();
         newer.ttft =
-            Times { sum: Duration::from_secs(10) + Duration::from_millis(30), samples: 13 };
+            DurationSum { sum: Duration::from_secs(10) + Duration::from_millis(30), samples: 13 };
         newer.ttft_us[20] = 3;
         let rates = rates(&older, &newer, Duration::from_secs(1));
         assert_eq!(rates.ttft, Some(Duration::from_millis(10)));
@@ -226,9 +230,9 @@ mod tests {
 
     #[test]
     fn the_time_to_drain_follows_the_answers_or_is_unknown() {
-        let busy = Rates { answers: 4.0, ..Rates::default() };
+        let busy = SampledRates { answers: 4.0, ..SampledRates::default() };
         assert_eq!(drain_seconds(8, &busy), Some(2.0));
-        assert_eq!(drain_seconds(0, &Rates::default()), Some(0.0));
-        assert_eq!(drain_seconds(8, &Rates::default()), None);
+        assert_eq!(drain_seconds(0, &SampledRates::default()), Some(0.0));
+        assert_eq!(drain_seconds(8, &SampledRates::default()), None);
     }
 }

@@ -18,7 +18,7 @@ pub const BASELINE_HALF_LIFE: Duration = Duration::from_secs(600);
 
 /// What the score is made of; `None` is not measured, and says nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Signs {
+pub struct ScoreInputs {
     pub in_flight: u64,
     /// The latency of now over the baseline.
     pub slowdown: Option<f64>,
@@ -39,25 +39,25 @@ pub struct Score {
 
 impl Score {
     /// ```
-    /// use router_core::score::{Score, Signs};
+    /// use router_core::score::{Score, ScoreInputs};
     ///
-    /// assert_eq!(Score::of(&Signs::default()).total(), 0.0);
-    /// let half = Score::of(&Signs { in_flight: 32, ..Signs::default() });
+    /// assert_eq!(Score::of(&ScoreInputs::default()).total(), 0.0);
+    /// let half = Score::of(&ScoreInputs { in_flight: 32, ..ScoreInputs::default() });
     /// assert_eq!(half.total(), 0.5);
-    /// let full = Score::of(&Signs { link_use: Some(1.0), ..Signs::default() });
+    /// let full = Score::of(&ScoreInputs { link_use: Some(1.0), ..ScoreInputs::default() });
     /// assert_eq!(full.total(), 1.0);
     /// ```
-    pub fn of(signs: &Signs) -> Score {
-        let in_flight = signs.in_flight as f64;
+    pub fn of(inputs: &ScoreInputs) -> Score {
+        let in_flight = inputs.in_flight as f64;
         let share = |measured: Option<f64>, idle: f64, saturated: f64| {
             let share = measured.map_or(0.0, |value| (value - idle) / (saturated - idle));
             if share > 0.0 { share.min(1.0) } else { 0.0 }
         };
         Score {
             requests: in_flight / (in_flight + HALF_REQUESTS),
-            latency: share(signs.slowdown, 1.0, SATURATED_LATENCY),
-            link: share(signs.link_use, 0.0, 1.0),
-            loss: share(signs.loss, 0.0, SATURATED_LOSS),
+            latency: share(inputs.slowdown, 1.0, SATURATED_LATENCY),
+            link: share(inputs.link_use, 0.0, 1.0),
+            loss: share(inputs.loss, 0.0, SATURATED_LOSS),
         }
     }
 
@@ -100,11 +100,12 @@ mod tests {
 
     #[test]
     fn a_term_alone_saturates_and_halves_add_up() {
-        let late = Signs { slowdown: Some(9.0), ..Signs::default() };
+        let late = ScoreInputs { slowdown: Some(9.0), ..ScoreInputs::default() };
         assert_eq!(Score::of(&late).total(), 1.0);
-        let both = Signs { in_flight: 32, link_use: Some(0.5), ..Signs::default() };
+        let both = ScoreInputs { in_flight: 32, link_use: Some(0.5), ..ScoreInputs::default() };
         assert_eq!(Score::of(&both).total(), 0.75);
-        let nonsense = Signs { slowdown: Some(f64::NAN), loss: Some(-1.0), ..Signs::default() };
+        let nonsense =
+            ScoreInputs { slowdown: Some(f64::NAN), loss: Some(-1.0), ..ScoreInputs::default() };
         assert_eq!(Score::of(&nonsense).total(), 0.0);
     }
 
@@ -132,12 +133,12 @@ mod tests {
             in_flight in 0u64..100_000, slow in 0.0f64..20.0, link in 0.0f64..2.0,
             loss in 0.0f64..1.0,
         ) {
-            let signs = Signs {
+            let inputs = ScoreInputs {
                 in_flight, slowdown: Some(slow), link_use: Some(link), loss: Some(loss),
             };
-            let total = Score::of(&signs).total();
+            let total = Score::of(&inputs).total();
             proptest::prop_assert!((0.0..=1.0).contains(&total));
-            let more = Signs { in_flight: in_flight + 1, slowdown: Some(slow + 0.1), ..signs };
+            let more = ScoreInputs { in_flight: in_flight + 1, slowdown: Some(slow + 0.1), ..inputs };
             proptest::prop_assert!(Score::of(&more).total() >= total);
         }
     }

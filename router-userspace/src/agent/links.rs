@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use router_core::counter_window::CounterWindow;
 use router_core::frame::{DeviceKind, DeviceRecord};
 use router_core::provenance::Measured;
-use router_core::trail::Trail;
 use tracing::debug;
 
 use super::attach::Device;
@@ -58,7 +58,7 @@ struct Watched {
     kind: DeviceKind,
     speed: Option<f64>,
     /// What those behind it sent and received.
-    trail: Trail<2>,
+    trail: CounterWindow<2>,
     read: Instant,
 }
 
@@ -94,7 +94,7 @@ impl Links {
                 speed: told
                     .map(|told| told.bytes_per_second())
                     .or_else(|| bytes_per_second(&device.name)),
-                trail: Trail::new(SPAN, STEP),
+                trail: CounterWindow::new(SPAN, STEP),
                 read: start,
             });
             self.watched.insert(device.index, watched);
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn the_narrower_way_counts_and_a_link_of_unknown_speed_is_none() {
         let watched = |kind, speed, moved: u64| {
-            let mut trail = Trail::new(SPAN, STEP);
+            let mut trail = CounterWindow::new(SPAN, STEP);
             trail.push(Duration::ZERO, [0, 0]);
             trail.push(Duration::from_millis(100), [moved, 0]);
             Watched { name: String::new(), kind, speed, trail, read: Instant::now() }

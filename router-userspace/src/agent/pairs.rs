@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use router_common::flow::PairStats;
-use router_core::trail::{Growth, Trail};
+use router_core::counter_window::{CounterWindow, Growth};
 
 /// As the rates of pods in frames: the last moment.
 const SPAN: Duration = Duration::from_millis(200);
@@ -31,7 +31,7 @@ pub(super) struct PairCounters {
     pub(super) tx_per_second: f64,
     pub(super) rx_per_second: f64,
     pub(super) read: Instant,
-    trail: Trail<7>,
+    trail: CounterWindow<7>,
 }
 
 impl PairCounters {
@@ -44,7 +44,7 @@ impl PairCounters {
             tx_per_second: 0.0,
             rx_per_second: 0.0,
             read,
-            trail: Trail::new(SPAN, STEP),
+            trail: CounterWindow::new(SPAN, STEP),
         }
     }
 
@@ -127,7 +127,7 @@ mod tests {
         pair.follow(stats, start, start);
         assert!(pair.growth().is_none());
         pair.follow(stats, start + TICK, start);
-        assert_eq!(pair.growth().map(|growth| growth.by[TX]), Some(0));
+        assert_eq!(pair.growth().map(|growth| growth.deltas[TX]), Some(0));
         assert_eq!(pair.tx_per_second, 0.0);
     }
 }

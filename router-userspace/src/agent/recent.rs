@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use router_common::flow::{
     CLASS_BOOTSTRAP, CLASS_ENGINE, CLASS_KV, CLASS_KV_CONTROL, PairKey, PodHttp,
 };
-use router_core::frame::{self, Latency, PairRecord, PodRecord, pod_id};
+use router_core::counter_window::CounterWindow;
+use router_core::frame::{self, LatencyRecord, PairRecord, PodRecord, pod_id};
 use router_core::provenance::Measured;
-use router_core::sample::{Rates, Window};
-use router_core::score::{Baseline, Score, Signs};
-use router_core::trail::Trail;
+use router_core::sample::{ReadingWindow, SampledRates};
+use router_core::score::{Baseline, Score, ScoreInputs};
 
 use super::kv::{Kv, Moves, PodKv};
 use super::links::{LinkUse, Ways};
@@ -23,7 +23,7 @@ use super::rdma::record::with_rdma;
 use super::registry::Entry;
 use super::sampler::{PodCounters, Sampler};
 
-/// Rates of frames are over so long: short enough to follow at once, long enough to be rates.
+/// SampledRates of frames are over so long: short enough to follow at once, long enough to be rates.
 const SPAN: Duration = Duration::from_millis(200);
 const STEP: Duration = Duration::from_millis(20);
 /// What a request costs beside its bytes, in bytes: a TTFT is compared by the bytes it was for.
@@ -33,17 +33,17 @@ const SEGMENT_BYTES: f64 = 1448.0;
 
 #[derive(Debug)]
 struct PodRecent {
-    window: Window,
+    window: ReadingWindow,
     /// Answers begun, and the bytes of their requests.
-    answered: Trail<2>,
+    answered: CounterWindow<2>,
     ttft: Baseline,
     itl: Baseline,
     /// Payload that came on ports of KV cache.
-    arrived: Trail<1>,
+    arrived: CounterWindow<1>,
     /// When a stream last said something, and how much all had said then.
     said: (Duration, u64),
     read: Duration,
-    rates: Rates,
+    rates: SampledRates,
 }
 
 /// The last moment of everything that is read.
@@ -108,13 +108,13 @@ impl Recent {
         sampler: &Sampler,
         names: &Names,
         ways: &Ways<'_>,
-    ) -> frame::Report {
+    ) -> frame::LoadReport {
         let now = Instant::now();
         let pods = sampler
             .pods
             .iter()
             .filter_map(|(id, counters)| self.pod(names.entry(*id)?, counters, ways, now));
-        frame::Report {
+        frame::LoadReport {
             node: names.node.clone().unwrap_or_default(),
             pods: pods.collect(),
             pairs: pair_records(sampler, &self.kv, names, now),
@@ -187,7 +187,7 @@ impl Recent {
     fn score(&self, id: u32, counters: &PodCounters, kv: PodKv, link: Option<LinkUse>) -> Score {
         let pod = self.pods.get(&id);
         let sent = pod.map_or(0.0, |pod| pod.rates.tx_bytes) / SEGMENT_BYTES;
-        Score::of(&Signs {
+        Score::of(&ScoreInputs {
             in_flight: counters.in_flight(),
             slowdown: pod.and_then(PodRecent::slowdown),
             link_use: link.map(|link| link.tx.max(link.rx) / link.speed),
@@ -199,14 +199,14 @@ impl Recent {
 impl PodRecent {
     fn new(at: Duration) -> PodRecent {
         PodRecent {
-            window: Window::new(SPAN, STEP),
-            answered: Trail::new(SPAN, STEP),
-            arrived: Trail::new(SPAN, STEP),
+            window: ReadingWindow::new(SPAN, STEP),
+            answered: CounterWindow::new(SPAN, STEP),
+            arrived: CounterWindow::new(SPAN, STEP),
             ttft: Baseline::default(),
             itl: Baseline::default(),
             said: (at, 0),
             read: at,
-            rates: Rates::default(),
+            rates: SampledRates::default(),
         }
     }
 
@@ -233,7 +233,7 @@ impl PodRecent {
     /// The TTFT as that of an empty request, so that long prompts do not look like trouble.
     fn ttft_by_size(&self) -> Option<Duration> {
         let ttft = self.rates.ttft?;
-        let [answers, bytes] = self.answered.growth()?.by;
+        let [answers, bytes] = self.answered.growth()?.deltas;
         let bytes = if answers > 0 { bytes as f64 / answers as f64 } else { 0.0 };
         Some(ttft.mul_f64(REQUEST_BYTES / (REQUEST_BYTES + bytes)))
     }
@@ -266,7 +266,7 @@ fn pair_records(sampler: &Sampler, kv: &Kv, names: &Names, now: Instant) -> Vec<
     for (key, counters) in sampler.pairs.iter().filter(|(_, counters)| counters.is_used()) {
         let Some(pod) = id(key.pod) else { continue };
         let peer = id(key.peer).unwrap_or_default();
-        let named = frame::PairKey { pod, peer, class: class(key.class) };
+        let named = frame::PairId { pod, peer, class: class(key.class) };
         let mut record = pair(named, counters, counters.growth(), now);
         if key.class == CLASS_KV {
             record.rx_bytes_per_s = kv.received(key).value().unwrap_or_default();
@@ -282,7 +282,7 @@ fn pair_records(sampler: &Sampler, kv: &Kv, names: &Names, now: Instant) -> Vec<
 }
 
 fn pair(
-    key: frame::PairKey,
+    key: frame::PairId,
     counters: &PairCounters,
     growth: Option<PairGrowth>,
     now: Instant,
@@ -295,8 +295,8 @@ fn pair(
     };
     let Some(growth) = growth else { return record };
     let ratio = |sum: usize, of: usize, times: f64| {
-        let of = growth.by[of];
-        Measured::from((of > 0).then(|| (growth.by[sum] as f64 / of as f64 * times) as f32))
+        let of = growth.deltas[of];
+        Measured::from((of > 0).then(|| (growth.deltas[sum] as f64 / of as f64 * times) as f32))
     };
     PairRecord {
         tx_bytes_per_s: growth.per_second(TX) as f32,
@@ -304,7 +304,7 @@ fn pair(
         retransmits_per_s: growth.per_second(RETRANSMITS) as f32,
         rtt_us: ratio(RTT_US, RTTS, 1.0),
         transfer_bytes_per_s: ratio(RATE_BYTES, RATE_US, 1e6),
-        transfer_us: u32::try_from(growth.by[RATE_US]).unwrap_or(u32::MAX),
+        transfer_us: u32::try_from(growth.deltas[RATE_US]).unwrap_or(u32::MAX),
         ..record
     }
 }
@@ -323,18 +323,22 @@ fn class(class: u32) -> frame::Class {
     }
 }
 
-fn latency(mean: Option<Duration>, p99: Option<Duration>, samples: u64) -> Latency {
+fn latency(mean: Option<Duration>, p99: Option<Duration>, samples: u64) -> LatencyRecord {
     let us = |time: Option<Duration>| time.unwrap_or_default().as_secs_f32() * 1e6;
-    Latency { mean_us: us(mean), p99_us: us(p99), samples: count(samples) }
+    LatencyRecord { mean_us: us(mean), p99_us: us(p99), samples: count(samples) }
 }
 
 /// Streams that have fallen silent have no gap that ended: the one that lasts counts.
-fn with_silence(itl: Latency, silence: Option<Duration>) -> Latency {
+fn with_silence(itl: LatencyRecord, silence: Option<Duration>) -> LatencyRecord {
     let silence_us = silence.unwrap_or_default().as_secs_f32() * 1e6;
     if silence_us <= itl.mean_us {
         return itl;
     }
-    Latency { mean_us: silence_us, p99_us: silence_us.max(itl.p99_us), samples: itl.samples.max(1) }
+    LatencyRecord {
+        mean_us: silence_us,
+        p99_us: silence_us.max(itl.p99_us),
+        samples: itl.samples.max(1),
+    }
 }
 
 fn micros(time: Duration) -> u32 {
@@ -351,31 +355,31 @@ mod tests {
 
     #[test]
     fn silent_streams_are_as_slow_as_the_silence() {
-        let itl = Latency { mean_us: 20_000.0, p99_us: 30_000.0, samples: 5 };
+        let itl = LatencyRecord { mean_us: 20_000.0, p99_us: 30_000.0, samples: 5 };
         assert_eq!(with_silence(itl.clone(), None), itl);
         assert_eq!(with_silence(itl.clone(), Some(Duration::from_millis(10))), itl);
         let stuck = with_silence(itl, Some(Duration::from_millis(400)));
         assert_eq!((stuck.mean_us, stuck.samples), (400_000.0, 5));
-        let never = with_silence(Latency::default(), Some(Duration::from_millis(50)));
+        let never = with_silence(LatencyRecord::default(), Some(Duration::from_millis(50)));
         assert_eq!((never.mean_us, never.samples), (50_000.0, 1));
     }
 
     #[test]
     fn a_pair_has_speed_only_of_what_moved() {
         let growth = PairGrowth {
-            by: [1_000_000, 0, 2, 3_000, 3, 800_000, 4_000],
+            deltas: [1_000_000, 0, 2, 3_000, 3, 800_000, 4_000],
             elapsed: Duration::from_millis(200),
         };
         let stats = router_common::flow::PairStats { established: 2, ..Default::default() };
         let counters = PairCounters::new(stats, Instant::now());
-        let moving = pair(frame::PairKey::default(), &counters, Some(growth), counters.read);
+        let moving = pair(frame::PairId::default(), &counters, Some(growth), counters.read);
         assert_eq!(moving.tx_bytes_per_s, 5e6);
         assert_eq!(moving.rtt_us, Measured::exact(1_000.0));
         assert_eq!(
             (moving.transfer_bytes_per_s, moving.transfer_us),
             (Measured::exact(2e8), 4_000)
         );
-        let idle = pair(frame::PairKey::default(), &counters, None, counters.read);
+        let idle = pair(frame::PairId::default(), &counters, None, counters.read);
         assert_eq!((idle.open, idle.rtt_us), (2, Measured::unknown()));
     }
 }

@@ -9,14 +9,14 @@ use nix::time::{ClockId, clock_gettime};
 use router_common::flow::{Losses, PairKey, PairStats, PodHttp, PodTraffic};
 use router_common::http::{self, Stream};
 use router_common::maps as limits;
-use router_core::sample::{Reading, Times, Window};
+use router_core::sample::{DurationSum, PodReading, ReadingWindow};
 
 use super::maps::Maps;
 use super::pairs::PairCounters;
 use super::queue_pairs::QueuePairs;
 use super::rdma::Taken;
 
-/// Rates are over the last second.
+/// SampledRates are over the last second.
 const SPAN: Duration = Duration::from_secs(1);
 const STEP: Duration = Duration::from_millis(50);
 
@@ -25,7 +25,7 @@ const STEP: Duration = Duration::from_millis(50);
 pub(super) struct PodCounters {
     pub(super) http: PodHttp,
     pub(super) traffic: PodTraffic,
-    pub(super) window: Window,
+    pub(super) window: ReadingWindow,
     /// When all of it was read, and when the requests were.
     pub(super) read: Instant,
     pub(super) counted: Instant,
@@ -40,7 +40,7 @@ impl PodCounters {
         PodCounters {
             http: PodHttp::default(),
             traffic: PodTraffic::default(),
-            window: Window::new(SPAN, STEP),
+            window: ReadingWindow::new(SPAN, STEP),
             read,
             counted: read,
             silent: 0,
@@ -234,9 +234,9 @@ fn sum(cpus: &[PodTraffic]) -> PodTraffic {
     })
 }
 
-fn reading(http: &PodHttp, traffic: &PodTraffic, in_flight: u64) -> Reading {
-    let times = |ns, samples| Times { sum: Duration::from_nanos(ns), samples };
-    Reading {
+fn reading(http: &PodHttp, traffic: &PodTraffic, in_flight: u64) -> PodReading {
+    let times = |ns, samples| DurationSum { sum: Duration::from_nanos(ns), samples };
+    PodReading {
         started: http.started,
         finished: http.finished,
         in_flight,

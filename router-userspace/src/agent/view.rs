@@ -41,7 +41,7 @@ impl View {
     }
 
     /// What load frames tell, sorted.
-    pub(super) fn report(&self) -> frame::Report {
+    pub(super) fn report(&self) -> frame::LoadReport {
         let mut report = self.recent.report(&self.sampler, &self.names, &self.ways());
         if let Some((rdma, ago)) = self.rdma.as_ref().map(Watcher::report) {
             report.devices.extend(record::devices(&rdma, ago));

@@ -1,18 +1,20 @@
-//! [`Budget`]: how much an agent may send, so that one that floods costs no more than that.
+//! [`Budget`]: how much one agent may send a second, so that a flooding agent has a bounded cost.
 
 use std::time::{Duration, Instant};
 
-/// Frames and bytes that an agent may send a second: several times what a tick of a millisecond
-/// makes, and far from what would hurt.
-const MOST_FRAMES: u32 = 2_000;
-const MOST_BYTES: usize = 8 << 20;
+/// Frames and bytes that one agent may send a second. An agent that publishes every millisecond
+/// stays below a half of both.
+const MAX_FRAMES_PER_S: u32 = 2_000;
+const MAX_BYTES_PER_S: usize = 8 << 20;
 
-/// It sent more than that.
+/// The agent sent more than its budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("more than {MOST_FRAMES} frames or {MOST_BYTES} bytes a second")]
-pub(super) struct Flood;
+#[error(
+    "the agent sent more than {MAX_FRAMES_PER_S} frames or {MAX_BYTES_PER_S} bytes in a second"
+)]
+pub(super) struct RateExceeded;
 
-/// What an agent has sent in the second that runs.
+/// What one agent has sent in the current second.
 pub(super) struct Budget {
     second: Instant,
     frames: u32,
@@ -24,17 +26,17 @@ impl Budget {
         Budget { second: Instant::now(), frames: 0, bytes: 0 }
     }
 
-    pub(super) fn spend(&mut self, bytes: usize) -> Result<(), Flood> {
+    pub(super) fn spend(&mut self, bytes: usize) -> Result<(), RateExceeded> {
         if self.second.elapsed() >= Duration::from_secs(1) {
             *self = Budget::start();
         }
         self.bytes += bytes;
-        if self.bytes > MOST_BYTES { Err(Flood) } else { Ok(()) }
+        if self.bytes > MAX_BYTES_PER_S { Err(RateExceeded) } else { Ok(()) }
     }
 
-    pub(super) fn frame(&mut self) -> Result<(), Flood> {
+    pub(super) fn frame(&mut self) -> Result<(), RateExceeded> {
         self.frames += 1;
-        if self.frames > MOST_FRAMES { Err(Flood) } else { Ok(()) }
+        if self.frames > MAX_FRAMES_PER_S { Err(RateExceeded) } else { Ok(()) }
     }
 }
 
@@ -43,12 +45,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_is_noticed_by_frames_and_by_bytes() {
+    fn too_many_frames_or_bytes_exceed_the_rate() {
         let mut budget = Budget::start();
-        assert!((0..MOST_FRAMES).all(|_| budget.frame().is_ok()));
-        assert!(matches!(budget.frame(), Err(Flood)));
+        assert!((0..MAX_FRAMES_PER_S).all(|_| budget.frame().is_ok()));
+        assert!(matches!(budget.frame(), Err(RateExceeded)));
         let mut budget = Budget::start();
-        assert!(budget.spend(MOST_BYTES).is_ok());
-        assert!(matches!(budget.spend(1), Err(Flood)));
+        assert!(budget.spend(MAX_BYTES_PER_S).is_ok());
+        assert!(matches!(budget.spend(1), Err(RateExceeded)));
     }
 }

@@ -1,17 +1,19 @@
-//! The loop from the kernel to the choice: agents publish load frames, gateways subscribe.
+//! The feedback loop from kernel counters to scheduling: agents publish load frames, gateways
+//! subscribe.
 //!
-//! [`publish`] is the agent's side. `subscribe` keeps one subscription to each agent, `ear` takes
-//! in what one of them tells, and `targets` says whose workers it tells of. All of it runs in
-//! `turns`, on a thread of its own.
+//! [`publish`] is the agent's side. On the gateway's side `subscribe` keeps one stream to each
+//! agent, `agent_state` applies its frames, `pod_state` turns a record into the load of the pod's
+//! workers, and `pod_workers` finds those workers. All of it runs on the thread that `runtime`
+//! starts.
 
+mod agent_state;
 mod budget;
-mod ear;
-mod ended;
-mod frames;
+mod frame_splitter;
+mod pod_state;
+mod pod_workers;
 pub mod publish;
+mod runtime;
+mod stream_error;
 mod subscribe;
-mod targets;
-mod told;
-mod turns;
 
-pub(crate) use subscribe::{Listening, Subscriptions};
+pub(crate) use subscribe::{SubscriberContext, Subscriptions};

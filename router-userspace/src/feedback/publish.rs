@@ -1,7 +1,7 @@
-//! The agent's side: what it measured, as frames for every gateway that listens.
+//! The agent's side: publishes measurements as load frames to every subscribed gateway.
 //!
-//! Subscribers share one ring of encoded frames. One that falls behind loses its place in the
-//! ring and gets a full report instead of what it missed: nothing grows with its slowness.
+//! Subscribers share one ring of encoded frames. A subscriber that falls behind gets a full frame
+//! instead of the frames that it missed, so a slow one costs no memory.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -13,107 +13,109 @@ use futures_util::stream;
 use http_body_util::StreamBody;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Frame as Piece;
-use parking_lot::{Mutex, MutexGuard};
-use router_core::frame::{Body, Delta, Frame, PodRecord, Report};
+use parking_lot::Mutex;
+use router_core::frame::{Body, Delta, Frame, LoadReport, PodRecord};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tracing::info;
 
-/// What the stream says it is: frames of `router_core::frame`.
+/// The content type of the stream: frames of `router_core::frame`.
 pub const CONTENT_TYPE: &str = "application/vnd.pd-router.loads";
-/// With nothing to tell, a frame says at least so often that all is as it was.
+/// Maximum time between two frames: a heartbeat is sent if nothing changed.
 pub const HEARTBEAT: Duration = Duration::from_millis(100);
-/// What goes on is told again with the report that is next to a heartbeat's time.
-const AGAIN: Duration = Duration::from_millis(75);
-/// Subscribers of one agent; one more is refused.
+/// Active streams and transfers are published again with the first report after this time.
+const REPEAT_INTERVAL: Duration = Duration::from_millis(75);
+/// Maximum number of subscribers of one agent; further ones are refused.
 pub const MAX_SUBSCRIBERS: usize = 64;
-/// Frames that a subscriber may be behind before it gets a report instead.
-const BACKLOG: usize = 16;
+/// Number of frames that a subscriber may fall behind before it gets a full frame.
+const MAX_BACKLOG: usize = 16;
 
 /// What an agent measured since the last tick.
 #[derive(Debug)]
 pub enum AgentUpdate {
     /// A whole report, sorted.
-    Full(Report),
+    Full(LoadReport),
     /// The pods whose request counts changed.
     Pods(Vec<PodRecord>),
 }
 
-/// Makes frames of reports and hands them to every subscriber.
+/// Encodes updates as frames and hands them to every subscriber.
 #[derive(Clone, Debug)]
-pub struct Publisher(Arc<Shared>);
+pub struct Publisher(Arc<PublisherInner>);
 
 #[derive(Debug)]
-struct Shared {
-    told: Mutex<Told>,
+struct PublisherInner {
+    state: Mutex<PublishedState>,
     frames: broadcast::Sender<(u64, Bytes)>,
     subscribers: AtomicUsize,
 }
 
-/// What subscribers know by now.
+/// What was published so far.
 #[derive(Debug)]
-struct Told {
+struct PublishedState {
     instance: u64,
     start: Instant,
     sequence: u64,
-    report: Report,
-    /// When it was told last, and when what goes on was told again.
-    at: Instant,
-    again: Instant,
-    read: Instant,
+    report: LoadReport,
+    /// When the last frame was published.
+    published_at: Instant,
+    /// When active streams and transfers were last published again.
+    repeated_at: Instant,
+    /// When the counters were last read.
+    read_at: Instant,
 }
 
 impl Publisher {
-    /// `instance` tells this agent from the one before it: drawn at random.
+    /// `instance` is random and distinguishes this agent from the one before a restart.
     pub fn new(instance: u64) -> Publisher {
-        let (frames, _) = broadcast::channel(BACKLOG);
+        let (frames, _) = broadcast::channel(MAX_BACKLOG);
         let now = Instant::now();
-        let told = Told {
+        let state = PublishedState {
             instance,
             start: now,
             sequence: 0,
-            report: Report::default(),
-            at: now,
-            again: now,
-            read: now,
+            report: LoadReport::default(),
+            published_at: now,
+            repeated_at: now,
+            read_at: now,
         };
         let subscribers = AtomicUsize::new(0);
-        Publisher(Arc::new(Shared { told: Mutex::new(told), frames, subscribers }))
+        Publisher(Arc::new(PublisherInner { state: Mutex::new(state), frames, subscribers }))
     }
 
-    /// Takes in what was measured by counters that were read at `read`: at most one frame goes
-    /// out, and none where nothing changed and the last one is fresh.
+    /// Publishes an update of counters that were read at `read`. Sends at most one frame, and none
+    /// if nothing changed and the last frame is younger than [`HEARTBEAT`].
     pub fn tick(&self, update: AgentUpdate, read: Instant, now: Instant) {
-        let mut told = self.told();
-        told.read = read;
+        let mut state = self.0.state.lock();
+        state.read_at = read;
         let delta = match update {
-            AgentUpdate::Full(report) => told.changes(report, now),
+            AgentUpdate::Full(report) => state.changes(report, now),
             AgentUpdate::Pods(pods) => Delta { pods, ..Delta::default() },
         };
         let body = if !delta.is_empty() {
-            told.report.apply(&delta);
+            state.report.apply(&delta);
             Body::Delta(delta)
-        } else if now.saturating_duration_since(told.at) >= HEARTBEAT {
+        } else if now.saturating_duration_since(state.published_at) >= HEARTBEAT {
             Body::Heartbeat
         } else {
             return;
         };
-        told.sequence += 1;
-        told.at = now;
-        let frame = told.encode(body, now);
-        // Under the lock, so that no subscriber finds a gap between its report and the ring.
-        // Nobody listening is no error.
-        let _ = self.0.frames.send((told.sequence, frame));
+        state.sequence += 1;
+        state.published_at = now;
+        let frame = state.encode(body, now);
+        // Sent under the lock, so that no subscriber sees a gap between its full frame and the ring.
+        // Without subscribers the send fails, which is no error.
+        let _ = self.0.frames.send((state.sequence, frame));
     }
 
-    /// The body of one subscriber's answer; `None` where there are too many.
+    /// The response body for a new subscriber; `None` if there are [`MAX_SUBSCRIBERS`] already.
     pub fn subscribe(&self) -> Option<UnsyncBoxBody<Bytes, Infallible>> {
-        let seat = Seat::take(&self.0)?;
+        let slot = SubscriberSlot::take(&self.0)?;
         let frames = {
-            let _told = self.told();
+            let _state = self.0.state.lock();
             self.0.frames.subscribe()
         };
         let subscriber =
-            Subscriber { shared: Arc::clone(&self.0), frames, known: None, _seat: seat };
+            Subscriber { shared: Arc::clone(&self.0), frames, last_sequence: None, _slot: slot };
         let pieces = stream::unfold(subscriber, |mut subscriber| async move {
             let frame = subscriber.next().await?;
             Some((Ok(Piece::data(frame)), subscriber))
@@ -121,41 +123,31 @@ impl Publisher {
         Some(UnsyncBoxBody::new(StreamBody::new(pieces)))
     }
 
-    /// Everything that subscribers know, as old as it is now.
-    pub fn report(&self) -> Report {
-        self.told().aged_report(Instant::now())
+    /// The published state with current ages.
+    pub fn report(&self) -> LoadReport {
+        self.0.state.lock().aged_report(Instant::now())
     }
 
     pub fn subscribers(&self) -> usize {
         self.0.subscribers.load(Ordering::Relaxed)
     }
-
-    fn told(&self) -> MutexGuard<'_, Told> {
-        self.0.told()
-    }
 }
 
-impl Shared {
-    fn told(&self) -> MutexGuard<'_, Told> {
-        self.told.lock()
-    }
-}
-
-impl Told {
-    /// What is to be told of a whole report.
-    fn changes(&mut self, report: Report, now: Instant) -> Delta {
-        let again = now.saturating_duration_since(self.again) >= AGAIN;
-        if again {
-            self.again = now;
+impl PublishedState {
+    /// The delta that publishes a whole report.
+    fn changes(&mut self, report: LoadReport, now: Instant) -> Delta {
+        let repeats = now.saturating_duration_since(self.repeated_at) >= REPEAT_INTERVAL;
+        if repeats {
+            self.repeated_at = now;
         }
-        let delta = self.report.delta_to(&report, again);
-        // A name is not worth a frame.
+        let delta = self.report.delta_to(&report, repeats);
+        // Deltas do not carry the node's name; subscribers get it with the next full frame.
         self.report.node = report.node;
         delta
     }
 
-    fn aged_report(&self, now: Instant) -> Report {
-        self.report.clone().aged(micros(now.saturating_duration_since(self.at)))
+    fn aged_report(&self, now: Instant) -> LoadReport {
+        self.report.clone().aged(micros(now.saturating_duration_since(self.published_at)))
     }
 
     fn encode(&self, body: Body, now: Instant) -> Bytes {
@@ -164,7 +156,7 @@ impl Told {
             sequence: self.sequence,
             sent_us: u64::try_from(now.saturating_duration_since(self.start).as_micros())
                 .unwrap_or(u64::MAX),
-            read_age_us: micros(now.saturating_duration_since(self.read)),
+            read_age_us: micros(now.saturating_duration_since(self.read_at)),
             body,
         };
         let mut out = BytesMut::new();
@@ -177,68 +169,68 @@ fn micros(time: Duration) -> u32 {
     u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
-/// A subscriber's place; counted until dropped.
+/// A counted subscriber; the slot is free again when this is dropped.
 #[derive(Debug)]
-struct Seat(Arc<Shared>);
+struct SubscriberSlot(Arc<PublisherInner>);
 
-impl Seat {
-    fn take(shared: &Arc<Shared>) -> Option<Seat> {
-        let seat = |count: usize| (count < MAX_SUBSCRIBERS).then_some(count + 1);
+impl SubscriberSlot {
+    fn take(shared: &Arc<PublisherInner>) -> Option<SubscriberSlot> {
+        let next = |count: usize| (count < MAX_SUBSCRIBERS).then_some(count + 1);
         let taken =
-            shared.subscribers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, seat).ok()?;
-        info!(subscribers = taken + 1, "a gateway listens");
-        Some(Seat(Arc::clone(shared)))
+            shared.subscribers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
+        info!(subscribers = taken + 1, "gateway subscribed");
+        Some(SubscriberSlot(Arc::clone(shared)))
     }
 }
 
-impl Drop for Seat {
+impl Drop for SubscriberSlot {
     fn drop(&mut self) {
         self.0.subscribers.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 struct Subscriber {
-    shared: Arc<Shared>,
+    shared: Arc<PublisherInner>,
     frames: broadcast::Receiver<(u64, Bytes)>,
-    /// The last frame that it was given; `None`: it needs a full report.
-    known: Option<u64>,
-    _seat: Seat,
+    /// The sequence of the last frame sent to it; `None` if it needs a full frame.
+    last_sequence: Option<u64>,
+    _slot: SubscriberSlot,
 }
 
 impl Subscriber {
-    /// The next frame for it; `None` once the publisher is gone.
+    /// The next frame; `None` once the publisher is dropped.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if self.known.is_none() {
+            if self.last_sequence.is_none() {
                 return Some(self.full());
             }
             match self.frames.recv().await {
-                Ok((sequence, frame)) if self.known.is_some_and(|known| sequence > known) => {
-                    self.known = Some(sequence);
+                Ok((sequence, frame)) if self.last_sequence.is_some_and(|last| sequence > last) => {
+                    self.last_sequence = Some(sequence);
                     return Some(frame);
                 }
-                // It is in the report already.
+                // The full frame contained it already.
                 Ok(_) => {}
-                Err(RecvError::Lagged(_)) => self.known = None,
+                Err(RecvError::Lagged(_)) => self.last_sequence = None,
                 Err(RecvError::Closed) => return None,
             }
         }
     }
 
     fn full(&mut self) -> Bytes {
-        let told = self.shared.told();
-        // What is in the ring is in the report.
+        let state = self.shared.state.lock();
+        // The full frame contains everything in the ring.
         self.frames = self.frames.resubscribe();
-        self.known = Some(told.sequence);
+        self.last_sequence = Some(state.sequence);
         let now = Instant::now();
-        told.encode(Body::Full(told.aged_report(now)), now)
+        state.encode(Body::Full(state.aged_report(now)), now)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
-    use router_core::frame::{Latency, decode};
+    use router_core::frame::{LatencyRecord, decode};
 
     use super::*;
 
@@ -247,7 +239,7 @@ mod tests {
     }
 
     fn report(in_flight: u32) -> AgentUpdate {
-        AgentUpdate::Full(Report { pods: vec![pod(in_flight)], ..Report::default() })
+        AgentUpdate::Full(LoadReport { pods: vec![pod(in_flight)], ..LoadReport::default() })
     }
 
     async fn next(body: &mut UnsyncBoxBody<Bytes, Infallible>) -> Frame {
@@ -256,7 +248,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_subscriber_gets_a_report_then_changes_then_heartbeats() {
+    async fn a_subscriber_gets_a_full_frame_then_deltas_then_heartbeats() {
         let publisher = Publisher::new(3);
         let start = Instant::now();
         publisher.tick(report(1), start, start);
@@ -273,11 +265,11 @@ mod tests {
         publisher.tick(report(2), start, later);
         let third = next(&mut body).await;
         assert_eq!((third.sequence, &third.body), (first.sequence + 2, &Body::Heartbeat));
-        assert_eq!(third.read_age_us, 300_000, "it says how old the reading is");
+        assert_eq!(third.read_age_us, 300_000, "the age of the last reading");
     }
 
     #[tokio::test]
-    async fn requests_are_told_between_reports_and_heartbeats_too() {
+    async fn request_counts_are_published_between_reports_and_confirmed_by_heartbeats() {
         let publisher = Publisher::new(3);
         let start = Instant::now();
         publisher.tick(report(1), start, start);
@@ -286,7 +278,7 @@ mod tests {
         publisher.tick(AgentUpdate::Pods(vec![pod(2)]), start, start);
         let Body::Delta(delta) = next(&mut body).await.body else { panic!("no delta") };
         assert_eq!(delta.pods, [pod(2)]);
-        // The next report says nothing new of it.
+        // The next report repeats it, so no delta is sent.
         publisher.tick(report(2), start, start);
         publisher.tick(AgentUpdate::Pods(Vec::new()), start, start + HEARTBEAT);
         assert_eq!(next(&mut body).await.body, Body::Heartbeat);
@@ -294,17 +286,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_goes_on_is_told_again_with_every_second_report() {
+    async fn active_streams_are_published_with_every_second_report() {
         let publisher = Publisher::new(3);
         let start = Instant::now();
         let streams = || {
-            let itl = Latency { mean_us: 20_000.0, samples: 9, ..Latency::default() };
+            let itl = LatencyRecord { mean_us: 20_000.0, samples: 9, ..LatencyRecord::default() };
             let pods = vec![PodRecord { itl, ..pod(1) }];
-            AgentUpdate::Full(Report { pods, ..Report::default() })
+            AgentUpdate::Full(LoadReport { pods, ..LoadReport::default() })
         };
         let begun_us = {
-            let told = publisher.told();
-            start.saturating_duration_since(told.start).as_micros() as u64
+            let state = publisher.0.state.lock();
+            start.saturating_duration_since(state.start).as_micros() as u64
         };
         publisher.tick(streams(), start, start);
         let mut body = publisher.subscribe().unwrap();
@@ -315,31 +307,31 @@ mod tests {
             publisher.tick(streams(), now, now);
         }
         for at_ms in [99, 201] {
-            let told = next(&mut body).await;
-            assert!(matches!(told.body, Body::Delta(_)), "{told:?}");
-            assert_eq!((told.sent_us - begun_us) / 1000, at_ms);
+            let frame = next(&mut body).await;
+            assert!(matches!(frame.body, Body::Delta(_)), "{frame:?}");
+            assert_eq!((frame.sent_us - begun_us) / 1000, at_ms);
         }
     }
 
     #[tokio::test]
-    async fn one_that_is_slow_gets_a_report_instead_of_what_it_missed() {
+    async fn a_slow_subscriber_gets_a_full_frame_instead_of_missed_frames() {
         let publisher = Publisher::new(3);
         let now = Instant::now();
         let mut body = publisher.subscribe().unwrap();
         assert!(matches!(next(&mut body).await.body, Body::Full(_)));
-        for in_flight in 1..=10 * BACKLOG as u32 {
+        for in_flight in 1..=10 * MAX_BACKLOG as u32 {
             publisher.tick(report(in_flight), now, now);
         }
         let caught_up = next(&mut body).await;
         let Body::Full(full) = caught_up.body else { panic!("{caught_up:?}") };
-        assert_eq!(full.pods[0].in_flight, 10 * BACKLOG as u32);
+        assert_eq!(full.pods[0].in_flight, 10 * MAX_BACKLOG as u32);
         publisher.tick(report(0), now, now);
         let after = next(&mut body).await;
         assert_eq!(after.sequence, caught_up.sequence + 1);
     }
 
     #[tokio::test]
-    async fn subscribers_are_limited_and_a_place_is_given_back() {
+    async fn subscribers_are_limited_and_a_dropped_one_frees_its_slot() {
         let publisher = Publisher::new(3);
         let bodies: Vec<_> = (0..MAX_SUBSCRIBERS).map(|_| publisher.subscribe().unwrap()).collect();
         assert!(publisher.subscribe().is_none());

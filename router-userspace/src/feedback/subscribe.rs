@@ -1,7 +1,7 @@
-//! The gateway's side: one subscription to each agent, kept up whatever the agent does.
+//! The gateway's side: one subscription to each agent, with reconnect and backoff.
 //!
-//! An agent that is slow, dead, lying or flooding costs what its limits say and no more: its
-//! pods' loads go stale, and requests are served on what is known.
+//! A slow, dead, lying or flooding agent has a bounded cost: its pods' loads go stale, and the
+//! scheduler uses what else it knows.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -17,7 +17,7 @@ use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::{Mutex, RwLock};
 use router_core::fleet::{AgentAddress, Fleet};
 use router_core::frame::{self, PodRecord};
 use serde::Serialize;
@@ -26,107 +26,105 @@ use tokio::time::{self, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::agent_state::{AgentState, SkippedRecords};
 use super::budget::Budget;
-use super::ear::Ear;
-use super::ended::Ended;
-use super::frames::Frames;
-use super::targets::Targets;
-use super::turns::Turns;
+use super::frame_splitter::FrameSplitter;
+use super::pod_workers::PodWorkers;
+use super::runtime::FeedbackRuntime;
+use super::stream_error::{STREAM_TIMEOUT, StreamError};
 use crate::config::Settings;
 use crate::http_client::{HttpClient, Protocol, whole};
 use crate::metrics::{FeedbackLabels, Metrics};
 use crate::scheduler_view::SchedulerView;
 
-const STREAM: PathAndQuery = PathAndQuery::from_static("/v1/loads/stream");
-/// For an agent to answer, and the longest silence of a stream: ten heartbeats.
-pub(super) const PATIENCE: Duration = Duration::from_secs(1);
-/// Between two attempts: doubled each time, and drawn from its upper half.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// A stream that was good for so long makes the next pause a first one.
-const GOOD: Duration = Duration::from_secs(2);
+const STREAM_PATH: PathAndQuery = PathAndQuery::from_static("/v1/loads/stream");
+/// Time between two attempts: doubled after each failure, and drawn from its upper half.
+const MIN_BACKOFF: Duration = Duration::from_millis(50);
+const MAX_BACKOFF: Duration = Duration::from_secs(2);
+/// A stream that lasted this long resets the backoff.
+const STABLE_AFTER: Duration = Duration::from_secs(2);
 
-/// What the listeners to agents share.
-pub(crate) struct Listening {
+/// What all subscribers to agents share.
+pub(crate) struct SubscriberContext {
     upstream: HttpClient,
     view: SchedulerView,
     metrics: Metrics,
-    /// Whose token agents ask for.
+    /// The file with the bearer token that agents require.
     token_file: Option<PathBuf>,
-    /// Agents beyond those of the snapshot.
-    named: Vec<AgentAddress>,
+    /// Agents from flags, in addition to those of the snapshot.
+    static_agents: Vec<AgentAddress>,
 }
 
-impl Listening {
+impl SubscriberContext {
     pub(crate) fn new(
         settings: &Settings,
         upstream: &HttpClient,
         view: SchedulerView,
         metrics: &Metrics,
-    ) -> Listening {
-        Listening {
+    ) -> SubscriberContext {
+        SubscriberContext {
             upstream: upstream.clone(),
             view,
             metrics: metrics.clone(),
             token_file: settings.feedback_token_file.clone(),
-            named: settings.agents.clone(),
+            static_agents: settings.agents.clone(),
         }
     }
 }
 
-/// One subscription to every agent that is known.
+/// One subscription to every known agent.
 pub(crate) struct Subscriptions {
-    shared: Arc<Shared>,
-    turns: Turns,
+    shared: Arc<SubscriberShared>,
+    runtime: FeedbackRuntime,
     tasks: TaskTracker,
-    known: Mutex<HashMap<AgentAddress, Subscription>>,
+    agents: Mutex<HashMap<AgentAddress, Subscription>>,
 }
 
-struct Shared {
-    listening: Listening,
-    targets: RwLock<Arc<Targets>>,
+struct SubscriberShared {
+    context: SubscriberContext,
+    workers: RwLock<Arc<PodWorkers>>,
 }
 
 struct Subscription {
     task: AbortHandle,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<SubscriptionState>>,
 }
 
-/// What is known of one agent.
+/// The state of one subscription.
 #[derive(Debug, Default)]
-struct State {
-    ear: Ear,
-    /// Since when the stream is good; `None` between two.
-    since: Option<Instant>,
-    heard: Option<Instant>,
+struct SubscriptionState {
+    agent: AgentState,
+    /// When the stream delivered its first frame; `None` while disconnected.
+    connected_at: Option<Instant>,
+    last_frame: Option<Instant>,
     frames: u64,
     attempts: u64,
-    problem: Option<String>,
+    last_error: Option<String>,
 }
 
 impl Subscriptions {
-    /// They end with `stop`.
+    /// The subscriptions end with `stop`.
     ///
     /// # Errors
-    /// Where the thread that listens cannot be started.
+    /// The feedback thread cannot be started.
     pub(crate) fn new(
-        listening: Listening,
+        context: SubscriberContext,
         tasks: TaskTracker,
         stop: &CancellationToken,
     ) -> io::Result<Subscriptions> {
-        let shared = Arc::new(Shared { listening, targets: RwLock::default() });
-        let turns = Turns::start(stop)?;
-        Ok(Subscriptions { shared, turns, tasks, known: Mutex::default() })
+        let shared = Arc::new(SubscriberShared { context, workers: RwLock::default() });
+        let runtime = FeedbackRuntime::start(stop)?;
+        Ok(Subscriptions { shared, runtime, tasks, agents: Mutex::default() })
     }
 
-    /// Listens to the agents of a snapshot, and to those that flags name; no more to any other.
+    /// Subscribes to the agents of a snapshot and of flags, and ends all other subscriptions.
     pub(crate) fn follow(&self, fleet: &Fleet) {
-        let targets = Arc::new(Targets::of(fleet));
-        *self.shared.targets.write() = targets;
+        let workers = Arc::new(PodWorkers::of(fleet));
+        *self.shared.workers.write() = workers;
         let wanted: HashSet<&AgentAddress> =
-            self.shared.listening.named.iter().chain(&fleet.agents).collect();
-        let mut known = self.known();
-        known.retain(|agent, subscription| {
+            self.shared.context.static_agents.iter().chain(&fleet.agents).collect();
+        let mut agents = self.agents.lock();
+        agents.retain(|agent, subscription| {
             let stays = wanted.contains(agent);
             if !stays {
                 subscription.task.abort();
@@ -134,62 +132,60 @@ impl Subscriptions {
             stays
         });
         for agent in wanted {
-            known.entry(agent.clone()).or_insert_with(|| self.start(agent.clone()));
+            agents.entry(agent.clone()).or_insert_with(|| self.start(agent.clone()));
         }
     }
 
     fn start(&self, agent: AgentAddress) -> Subscription {
-        let ear = Ear::new(agent.node.clone());
-        let state = Arc::new(Mutex::new(State { ear, ..State::default() }));
-        let listener =
-            Listener { shared: Arc::clone(&self.shared), agent, state: Arc::clone(&state) };
-        let task = self.tasks.spawn_on(listener.listen(), self.turns.handle()).abort_handle();
+        let initial = SubscriptionState {
+            agent: AgentState::new(agent.node.clone()),
+            ..SubscriptionState::default()
+        };
+        let state = Arc::new(Mutex::new(initial));
+        let subscriber =
+            AgentSubscriber { shared: Arc::clone(&self.shared), agent, state: Arc::clone(&state) };
+        let task = self.tasks.spawn_on(subscriber.run(), self.runtime.handle()).abort_handle();
         Subscription { task, state }
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<AgentAddress, Subscription>> {
-        self.known.lock()
-    }
-
-    /// Every agent and how it is doing, in the order of their addresses.
+    /// The status of every agent, sorted by address.
     pub(crate) fn describe(&self) -> Vec<AgentStatus> {
-        let known = self.known();
+        let agents = self.agents.lock();
         let mut all: Vec<AgentStatus> =
-            known.iter().map(|(agent, one)| AgentStatus::of(agent, &state(&one.state))).collect();
-        all.sort_by_key(|one| one.address);
+            agents.iter().map(|(agent, one)| AgentStatus::of(agent, &one.state.lock())).collect();
+        all.sort_by_key(|status| status.address);
         all
     }
 
-    /// What the kernel said last of a pod, and the agent that told.
+    /// The last record of every pod, with the name of the agent that sent it.
     pub(crate) fn pods(&self) -> HashMap<u64, (Arc<str>, PodRecord)> {
-        let known = self.known();
+        let agents = self.agents.lock();
         let mut all = HashMap::new();
-        for (agent, one) in known.iter() {
-            let state = state(&one.state);
-            let told = state.ear.records();
-            all.extend(told.map(|told| (told.pod, (Arc::clone(&agent.name), told.clone()))));
+        for (agent, one) in agents.iter() {
+            let state = one.state.lock();
+            let records = state.agent.records();
+            all.extend(records.map(|record| {
+                let sender = Arc::clone(&agent.name);
+                (record.pod, (sender, record.clone()))
+            }));
         }
         all
     }
 
-    /// The same of one pod.
+    /// The last record of one pod, with the name of the agent that sent it.
     pub(crate) fn pod(&self, pod: u64) -> Option<(Arc<str>, PodRecord)> {
-        self.known().iter().find_map(|(agent, one)| {
-            let record = state(&one.state).ear.record(pod)?.clone();
+        self.agents.lock().iter().find_map(|(agent, one)| {
+            let record = one.state.lock().agent.record(pod)?.clone();
             Some((Arc::clone(&agent.name), record))
         })
     }
 
-    /// Agents that are known, and those whose stream is good.
+    /// The number of known agents, and of those with a connected stream.
     pub(crate) fn counts(&self) -> (usize, usize) {
-        let known = self.known();
-        let good = known.values().filter(|one| state(&one.state).since.is_some()).count();
-        (known.len(), good)
+        let agents = self.agents.lock();
+        let is_connected = |one: &&Subscription| one.state.lock().connected_at.is_some();
+        (agents.len(), agents.values().filter(is_connected).count())
     }
-}
-
-fn state(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock()
 }
 
 /// An agent as `/fleet` shows it.
@@ -198,110 +194,110 @@ pub(crate) struct AgentStatus {
     name: Arc<str>,
     address: SocketAddr,
     node: Option<Arc<str>>,
-    /// As it calls its own node.
-    told_node: String,
+    /// The node's name according to the agent.
+    reported_node: String,
     connected: bool,
-    /// Since the last frame.
-    silent_ms: Option<u64>,
+    /// Time since the last frame; null before the first.
+    last_frame_age_ms: Option<u64>,
     frames: u64,
     attempts: u64,
     pods: usize,
-    problem: Option<String>,
+    last_error: Option<String>,
 }
 
 impl AgentStatus {
-    fn of(agent: &AgentAddress, state: &State) -> AgentStatus {
-        let silent = state.heard.map(|heard| heard.elapsed().as_millis());
+    fn of(agent: &AgentAddress, state: &SubscriptionState) -> AgentStatus {
+        let age = state.last_frame.map(|last| last.elapsed().as_millis());
         AgentStatus {
             name: Arc::clone(&agent.name),
             address: agent.address,
             node: agent.node.clone(),
-            told_node: state.ear.told_node.clone(),
-            connected: state.since.is_some(),
-            silent_ms: silent.and_then(|ms| u64::try_from(ms).ok()),
+            reported_node: state.agent.reported_node.clone(),
+            connected: state.connected_at.is_some(),
+            last_frame_age_ms: age.and_then(|ms| u64::try_from(ms).ok()),
             frames: state.frames,
             attempts: state.attempts,
-            pods: state.ear.records().len(),
-            problem: state.problem.clone(),
+            pods: state.agent.records().len(),
+            last_error: state.last_error.clone(),
         }
     }
 }
 
-struct Listener {
-    shared: Arc<Shared>,
+struct AgentSubscriber {
+    shared: Arc<SubscriberShared>,
     agent: AgentAddress,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<SubscriptionState>>,
 }
 
-impl Listener {
-    /// Subscribes again and again, until it is dropped.
-    async fn listen(self) {
-        let mut pause = FIRST_PAUSE;
+impl AgentSubscriber {
+    /// Connects and reconnects until the task is aborted.
+    async fn run(self) {
+        let mut backoff = MIN_BACKOFF;
         loop {
-            let Err(ended) = self.subscribe().await;
-            let good = {
-                let mut state = state(&self.state);
-                state.ear.ended();
-                let good = state.since.take().is_some_and(|since| since.elapsed() >= GOOD);
-                let problem = ended.to_string();
-                if state.problem.as_deref() != Some(&*problem) {
-                    tracing::warn!(agent = %self.agent.name, address = %self.agent.address, problem, "no loads of an agent");
-                    state.problem = Some(problem);
+            let Err(error) = self.subscribe().await;
+            let was_stable = {
+                let mut state = self.state.lock();
+                state.agent.end_stream();
+                let connected_at = state.connected_at.take();
+                let reason = error.to_string();
+                if state.last_error.as_deref() != Some(&*reason) {
+                    tracing::warn!(agent = %self.agent.name, address = %self.agent.address, reason, "agent stream lost");
+                    state.last_error = Some(reason);
                 }
-                good
+                connected_at.is_some_and(|at| at.elapsed() >= STABLE_AFTER)
             };
-            self.count(ended.reason(), 1);
-            pause = if good { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
-            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
+            self.count(error.reason(), 1);
+            backoff = if was_stable { MIN_BACKOFF } else { (backoff * 2).min(MAX_BACKOFF) };
+            tokio::time::sleep(backoff.mul_f64(rand::random_range(0.5..=1.0))).await;
         }
     }
 
     fn count(&self, reason: &'static str, by: u64) {
         if by > 0 {
             let labels = FeedbackLabels { reason };
-            self.shared.listening.metrics.feedback_losses.get_or_create(&labels).inc_by(by);
+            self.shared.context.metrics.feedback_errors.get_or_create(&labels).inc_by(by);
         }
     }
 
-    async fn subscribe(&self) -> Result<std::convert::Infallible, Ended> {
-        state(&self.state).attempts += 1;
+    async fn subscribe(&self) -> Result<std::convert::Infallible, StreamError> {
+        self.state.lock().attempts += 1;
         let mut body = self.open().await?;
-        let mut frames = Frames::default();
+        let mut splitter = FrameSplitter::default();
         let mut budget = Budget::start();
-        // Counted from the last whole frame: one that comes byte by byte says nothing.
+        // Counted from the last whole frame: a frame that arrives byte by byte is no sign of life.
         let mut last = time::Instant::now();
-        let mut silence = pin!(sleep_until(last + PATIENCE));
+        let mut deadline = pin!(sleep_until(last + STREAM_TIMEOUT));
         loop {
             let piece = tokio::select! {
                 biased;
                 piece = body.frame() => match piece {
-                    None => return Err(Ended::Over),
-                    Some(Err(error)) => return Err(Ended::Broken(error.to_string())),
+                    None => return Err(StreamError::Closed),
+                    Some(Err(error)) => return Err(StreamError::Broken(error.to_string())),
                     Some(Ok(piece)) => piece,
                 },
-                // It is wound up when it rings, and not at every frame.
-                () = silence.as_mut() => {
-                    if last.elapsed() >= PATIENCE {
-                        return Err(Ended::Silent);
+                // Re-armed only when it fires, not on every frame.
+                () = deadline.as_mut() => {
+                    if last.elapsed() >= STREAM_TIMEOUT {
+                        return Err(StreamError::Timeout);
                     }
-                    silence.as_mut().reset(last + PATIENCE);
+                    deadline.as_mut().reset(last + STREAM_TIMEOUT);
                     continue;
                 }
             };
             let Ok(data) = piece.into_data() else { continue };
             budget.spend(data.len())?;
-            frames.take(&data, |frame| {
+            splitter.push(&data, |frame| {
                 budget.frame()?;
                 last = time::Instant::now();
-                self.hear(frame)
+                self.apply(frame)
             })?;
         }
     }
 
-    async fn open(&self) -> Result<Incoming, Ended> {
-        let listening = &self.shared.listening;
+    async fn open(&self) -> Result<Incoming, StreamError> {
+        let context = &self.shared.context;
         let mut headers = HeaderMap::new();
-        if let Some(path) = &listening.token_file {
+        if let Some(path) = &context.token_file {
             headers.insert(AUTHORIZATION, bearer(path)?);
         }
         let authority: Authority = self
@@ -309,52 +305,52 @@ impl Listener {
             .address
             .to_string()
             .parse()
-            .map_err(|_| Ended::Unreachable("no address".to_owned()))?;
-        let nothing = whole(Bytes::new());
-        let sent = listening.upstream.send_over(
+            .map_err(|_| StreamError::Unreachable("invalid address".to_owned()))?;
+        let empty = whole(Bytes::new());
+        let sent = context.upstream.send_over(
             Protocol::Http1,
             authority,
             Method::GET,
-            STREAM,
+            STREAM_PATH,
             headers,
-            nothing,
+            empty,
         );
-        let answer = timeout(PATIENCE, sent).await.map_err(|_| Ended::Silent)?;
-        let answer = answer.map_err(|error| Ended::Unreachable(error.to_string()))?;
+        let answer = timeout(STREAM_TIMEOUT, sent).await.map_err(|_| StreamError::Timeout)?;
+        let answer = answer.map_err(|error| StreamError::Unreachable(error.to_string()))?;
         match answer.status() {
             StatusCode::OK => Ok(answer.into_body()),
-            status => Err(Ended::Refused(status)),
+            status => Err(StreamError::Refused(status)),
         }
     }
 
-    fn hear(&self, bytes: &[u8]) -> Result<(), Ended> {
+    fn apply(&self, bytes: &[u8]) -> Result<(), StreamError> {
         let frame = frame::decode(bytes)?;
-        let listening = &self.shared.listening;
-        let targets = Arc::clone(&self.shared.targets.read());
-        let now_us = listening.view.clock.now_us();
-        let heard = {
-            let mut state = state(&self.state);
-            let heard = state.ear.hear(frame, &targets, &listening.view, now_us)?;
+        let context = &self.shared.context;
+        let workers = Arc::clone(&self.shared.workers.read());
+        let now_us = context.view.clock.now_us();
+        let SkippedRecords { unknown_pod, other_node } = {
+            let mut state = self.state.lock();
+            let skipped = state.agent.apply_frame(frame, &workers, &context.view, now_us)?;
             let now = Instant::now();
-            if state.since.is_none() {
-                tracing::info!(agent = %self.agent.name, address = %self.agent.address, "hears an agent");
-                state.since = Some(now);
-                state.problem = None;
+            if state.connected_at.is_none() {
+                tracing::info!(agent = %self.agent.name, address = %self.agent.address, "agent stream connected");
+                state.connected_at = Some(now);
+                state.last_error = None;
             }
-            state.heard = Some(now);
+            state.last_frame = Some(now);
             state.frames += 1;
-            heard
+            skipped
         };
-        listening.metrics.feedback_frames.inc();
-        self.count("unknown_pod", heard.unknown);
-        self.count("foreign_pod", heard.foreign);
+        context.metrics.feedback_frames.inc();
+        self.count("unknown_pod", unknown_pod);
+        self.count("other_node", other_node);
         Ok(())
     }
 }
 
-/// The token is read anew for each attempt: a Secret that is mounted changes.
-fn bearer(path: &std::path::Path) -> Result<HeaderValue, Ended> {
-    let missing = || Ended::NoToken(path.display().to_string());
+/// Reads the token. It is read for each attempt, since a mounted Secret changes.
+fn bearer(path: &std::path::Path) -> Result<HeaderValue, StreamError> {
+    let missing = || StreamError::NoToken(path.display().to_string());
     let token = std::fs::read_to_string(path).map_err(|_| missing())?;
     let token = token.trim();
     let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| missing())?;

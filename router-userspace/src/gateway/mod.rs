@@ -40,7 +40,7 @@ use self::workers::probe::{Prober, Probes};
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::control;
-use crate::feedback::{Listening, Subscriptions};
+use crate::feedback::{SubscriberContext, Subscriptions};
 use crate::http_client::HttpClient;
 use crate::metrics::Metrics;
 use crate::scheduler_view::SchedulerView;
@@ -136,9 +136,9 @@ impl Parts {
         };
         let probes = Arc::new(Probes::new(prober, tasks.clone(), probing.clone()));
         let polls = polls(&settings, &upstream, clock, &tasks, &probing);
-        let listening = Listening::new(&settings, &upstream, view, &metrics);
-        let feedback = Subscriptions::new(listening, tasks.clone(), &probing)
-            .context("the thread that listens to agents")?;
+        let subscriber = SubscriberContext::new(&settings, &upstream, view, &metrics);
+        let feedback = Subscriptions::new(subscriber, tasks.clone(), &probing)
+            .context("cannot start the feedback thread")?;
         let key = settings.engine_api_key.clone();
         let dispatch = Arc::new(Dispatch {
             aborter: Aborter::new(upstream.clone(), key, tasks.clone(), metrics.clone()),

@@ -9,14 +9,16 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use router_core::frame::{Body, Delta, Frame, PairRecord, PodRecord, Report, decode, pod_id, take};
+use router_core::frame::{
+    Body, Delta, Frame, LoadReport, PairRecord, PodRecord, decode, pod_id, split_frame,
+};
 
 use crate::site::{TOKEN, enter};
 use crate::space::Space;
 
 /// What an agent said, and when after the report that it began with.
 pub(crate) struct Recording {
-    report: Report,
+    report: LoadReport,
     frames: Vec<(Duration, Frame)>,
     takes: Duration,
 }
@@ -48,7 +50,7 @@ pub(crate) fn record(from: &Space, agent: SocketAddr, takes: Duration) -> Record
                 assert!(head.starts_with(b"HTTP/1.0 200"), "{}", String::from_utf8_lossy(&head));
                 headless = true;
             }
-            while let Some(frame) = take(&mut bytes).expect("a frame") {
+            while let Some(frame) = split_frame(&mut bytes).expect("a frame") {
                 let frame = decode(&frame).expect("a frame");
                 match frame.body {
                     Body::Full(full) if report.is_none() => {
@@ -78,8 +80,8 @@ impl Recording {
     }
 
     /// The same of other pods; what no name is known for is left out.
-    fn of(&self, names: &HashMap<u64, u64>) -> (Report, Vec<(Duration, Body)>) {
-        let report = Report {
+    fn of(&self, names: &HashMap<u64, u64>) -> (LoadReport, Vec<(Duration, Body)>) {
+        let report = LoadReport {
             node: self.report.node.clone(),
             pods: pods(&self.report.pods, names),
             pairs: pairs(&self.report.pairs, names),

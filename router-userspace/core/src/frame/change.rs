@@ -2,15 +2,15 @@
 
 use std::cmp::Ordering;
 
-use super::{Delta, DeviceRecord, Latency, PairKey, PairRecord, PodRecord, Report};
+use super::{Delta, DeviceRecord, LatencyRecord, LoadReport, PairId, PairRecord, PodRecord};
 use crate::provenance::Measured;
 
 /// Below this, in bytes a second or microseconds, a rate or a time is as good as none.
-const SAME_FLOOR: f32 = 64.0;
+const NOISE_FLOOR: f32 = 64.0;
 
 /// By how much values must differ that are not the same: what is measured always differs a little.
 #[derive(Clone, Copy)]
-struct Same {
+struct Tolerance {
     /// Of a rate or a time.
     share: f32,
     /// Of a score or a utilisation, from 0 to 1.
@@ -18,11 +18,11 @@ struct Same {
 }
 
 /// Where all that goes on is told anyway, and in between.
-const CLOSE: Same = Same { share: 0.05, part: 0.01 };
-const ROUGH: Same = Same { share: 0.3, part: 0.1 };
+const FINE: Tolerance = Tolerance { share: 0.05, part: 0.01 };
+const COARSE: Tolerance = Tolerance { share: 0.3, part: 0.1 };
 
-impl Report {
-    /// Brings the records into the order that [`Report::delta_to`] needs: call it once they are all
+impl LoadReport {
+    /// Brings the records into the order that [`LoadReport::delta_to`] needs: call it once they are all
     /// there.
     pub fn sort(&mut self) {
         self.pods.sort_by_key(|pod| pod.pod);
@@ -33,9 +33,9 @@ impl Report {
     /// What is to be told to who knows `self` so that they know `newer`, both sorted. With `again`,
     /// what is going on is told even where it goes on as before: a transfer, a stream. Without it rates and
     /// times must differ by three tenths, with it by a twentieth.
-    pub fn delta_to(&self, newer: &Report, again: bool) -> Delta {
+    pub fn delta_to(&self, newer: &LoadReport, again: bool) -> Delta {
         let mut delta = Delta::default();
-        let same = if again { CLOSE } else { ROUGH };
+        let same = if again { FINE } else { COARSE };
         merge(
             &self.pods,
             &newer.pods,
@@ -83,7 +83,7 @@ impl Report {
         delta
     }
 
-    /// Takes in what changed, as [`Report::delta_to`] tells it; the report stays sorted.
+    /// Takes in what changed, as [`LoadReport::delta_to`] tells it; the report stays sorted.
     pub fn apply(&mut self, delta: &Delta) {
         renew(&mut self.pods, &delta.pods, |pod| &pod.pod);
         self.pods.retain(|pod| delta.gone_pods.binary_search(&pod.pod).is_err());
@@ -94,7 +94,7 @@ impl Report {
 
     /// The same report, `later_us` later.
     #[must_use]
-    pub fn aged(mut self, later_us: u32) -> Report {
+    pub fn aged(mut self, later_us: u32) -> LoadReport {
         let ages = self.pods.iter_mut().map(|pod| &mut pod.age_us);
         let ages = ages.chain(self.pairs.iter_mut().map(|pair| &mut pair.age_us));
         let ages = ages.chain(self.devices.iter_mut().map(|device| &mut device.age_us));
@@ -113,14 +113,14 @@ impl Delta {
     }
 }
 
-impl PartialOrd for PairKey {
-    fn partial_cmp(&self, other: &PairKey) -> Option<Ordering> {
+impl PartialOrd for PairId {
+    fn partial_cmp(&self, other: &PairId) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for PairKey {
-    fn cmp(&self, other: &PairKey) -> Ordering {
+impl Ord for PairId {
+    fn cmp(&self, other: &PairId) -> Ordering {
         (self.pod, self.peer, self.class).cmp(&(other.pod, other.peer, other.class))
     }
 }
@@ -158,10 +158,10 @@ fn merge<T>(
 
 /// Whether a pod does something that is evidence even where it stays the same.
 fn is_active(pod: &PodRecord) -> bool {
-    pod.itl.samples > 0 || pod.kv_tx_bytes_per_s.value > SAME_FLOOR
+    pod.itl.samples > 0 || pod.kv_tx_bytes_per_s.value > NOISE_FLOOR
 }
 
-impl Same {
+impl Tolerance {
     fn differs_pod(self, old: &PodRecord, new: &PodRecord) -> bool {
         let counts =
             |pod: &PodRecord| (pod.in_flight, pod.waiting, pod.streaming, pod.waiting_bytes);
@@ -204,7 +204,7 @@ impl Same {
             || self.differs_part(old.utilisation, new.utilisation)
     }
 
-    fn differs_latency(self, old: &Latency, new: &Latency) -> bool {
+    fn differs_latency(self, old: &LatencyRecord, new: &LatencyRecord) -> bool {
         (old.samples > 0) != (new.samples > 0) || self.differs(old.mean_us, new.mean_us)
     }
 
@@ -217,7 +217,7 @@ impl Same {
     }
 
     fn differs(self, old: f32, new: f32) -> bool {
-        (old - new).abs() > self.share * old.max(new) && old.max(new) > SAME_FLOOR
+        (old - new).abs() > self.share * old.max(new) && old.max(new) > NOISE_FLOOR
     }
 }
 
@@ -229,8 +229,8 @@ mod tests {
         PodRecord { pod, in_flight, ..PodRecord::default() }
     }
 
-    fn report(pods: Vec<PodRecord>) -> Report {
-        let mut report = Report { pods, ..Report::default() };
+    fn report(pods: Vec<PodRecord>) -> LoadReport {
+        let mut report = LoadReport { pods, ..LoadReport::default() };
         report.sort();
         report
     }
@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn noise_is_no_change_and_what_goes_on_is_told_again_when_asked() {
         let rate = |value| PairRecord { tx_bytes_per_s: value, ..PairRecord::default() };
-        let with = |pair| Report { pairs: vec![pair], ..Report::default() };
+        let with = |pair| LoadReport { pairs: vec![pair], ..LoadReport::default() };
         let older = with(rate(1e6));
         assert!(older.delta_to(&with(rate(1.03e6)), true).is_empty());
         assert!(!older.delta_to(&with(rate(1.2e6)), true).is_empty());
@@ -268,7 +268,7 @@ mod tests {
             steps in proptest::collection::vec(
                 proptest::collection::btree_map(0u64..12, 0u32..4, 0..8), 1..10),
         ) {
-            let mut known = Report::default();
+            let mut known = LoadReport::default();
             for step in steps {
                 let newer = report(step.into_iter().map(|(id, count)| pod(id, count)).collect());
                 let delta = known.delta_to(&newer, false);

@@ -7,16 +7,16 @@
 //! its values were when the frame was sent: no two clocks are ever compared.
 //!
 //! ```
-//! use router_core::frame::{Body, Frame, PodRecord, Report, decode, take};
+//! use router_core::frame::{Body, Frame, PodRecord, LoadReport, decode, split_frame};
 //!
 //! let pod = PodRecord { pod: 7, in_flight: 3, age_us: 150, ..PodRecord::default() };
-//! let report = Report { node: "gpu-1".into(), pods: vec![pod], ..Report::default() };
+//! let report = LoadReport { node: "gpu-1".into(), pods: vec![pod], ..LoadReport::default() };
 //! let sent = Frame { sequence: 1, body: Body::Full(report), ..Frame::default() };
 //! let mut stream = bytes::BytesMut::new();
 //! sent.encode(&mut stream);
-//! let frame = take(&mut stream).unwrap().expect("a whole frame");
+//! let frame = split_frame(&mut stream).unwrap().expect("a whole frame");
 //! assert_eq!(decode(&frame).unwrap(), sent);
-//! assert_eq!(take(&mut stream).unwrap(), None);
+//! assert_eq!(split_frame(&mut stream).unwrap(), None);
 //! ```
 
 mod change;
@@ -28,8 +28,8 @@ mod wire;
 use bytes::{Buf, Bytes, BytesMut};
 use serde::Serialize;
 
-pub use record::{Class, DeviceKind, DeviceRecord, Latency, PairKey, PairRecord, PodRecord};
-use wire::{Reader, Wire};
+pub use record::{Class, DeviceKind, DeviceRecord, LatencyRecord, PairId, PairRecord, PodRecord};
+use wire::{Encode, FrameReader};
 
 /// Raised by every change of what the bytes mean.
 pub const VERSION: u8 = 1;
@@ -46,7 +46,7 @@ pub const MAX_NAME_BYTES: usize = 253;
 
 /// Why bytes are no frame.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Bad {
+pub enum FrameError {
     #[error("a frame of {0} bytes is over the limit of {MAX_FRAME_BYTES}")]
     TooLong(usize),
     #[error("the frame ends within {0}")]
@@ -84,13 +84,13 @@ pub enum Body {
     /// Nothing changed.
     #[default]
     Heartbeat,
-    Full(Report),
+    Full(LoadReport),
     Delta(Delta),
 }
 
 /// Everything that an agent knows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Report {
+pub struct LoadReport {
     pub node: String,
     pub pods: Vec<PodRecord>,
     pub pairs: Vec<PairRecord>,
@@ -104,7 +104,7 @@ pub struct Delta {
     pub pairs: Vec<PairRecord>,
     pub devices: Vec<DeviceRecord>,
     pub gone_pods: Vec<u64>,
-    pub gone_pairs: Vec<PairKey>,
+    pub gone_pairs: Vec<PairId>,
 }
 
 const HEARTBEAT: u8 = 0;
@@ -130,7 +130,7 @@ impl Frame {
         self.read_age_us.min(record::MAX_AGE_US).put(out);
         match &self.body {
             Body::Heartbeat => {}
-            Body::Full(Report { node, pods, pairs, devices }) => {
+            Body::Full(LoadReport { node, pods, pairs, devices }) => {
                 wire::put_text(node, out);
                 wire::put_list(pods, MAX_PODS, out);
                 wire::put_list(pairs, MAX_PAIRS, out);
@@ -153,8 +153,8 @@ impl Frame {
 ///
 /// # Errors
 /// The announced length is over the limit: what follows cannot be trusted either.
-pub fn take(stream: &mut BytesMut) -> Result<Option<Bytes>, Bad> {
-    let Some(length) = first(stream)?.map(<[u8]>::len) else { return Ok(None) };
+pub fn split_frame(stream: &mut BytesMut) -> Result<Option<Bytes>, FrameError> {
+    let Some(length) = first_frame(stream)?.map(<[u8]>::len) else { return Ok(None) };
     stream.advance(LENGTH_BYTES);
     Ok(Some(stream.split_to(length).freeze()))
 }
@@ -162,40 +162,40 @@ pub fn take(stream: &mut BytesMut) -> Result<Option<Bytes>, Bad> {
 /// The same of bytes that stay where they are: its length is in the four bytes before it.
 ///
 /// # Errors
-/// As [`take`].
-pub fn first(stream: &[u8]) -> Result<Option<&[u8]>, Bad> {
+/// As [`split_frame`].
+pub fn first_frame(stream: &[u8]) -> Result<Option<&[u8]>, FrameError> {
     let Some((head, rest)) = stream.split_first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
     let length = u32::from_le_bytes(*head) as usize;
     if length > MAX_FRAME_BYTES {
-        return Err(Bad::TooLong(length));
+        return Err(FrameError::TooLong(length));
     }
     Ok(rest.get(..length))
 }
 
-/// Reads a frame as [`take`] hands it out. Every number is checked for its range.
+/// Reads a frame as [`split_frame`] hands it out. Every number is checked for its range.
 ///
 /// # Errors
 /// Says which field is wrong and how.
-pub fn decode(bytes: &[u8]) -> Result<Frame, Bad> {
+pub fn decode(bytes: &[u8]) -> Result<Frame, FrameError> {
     if bytes.len() > MAX_FRAME_BYTES {
-        return Err(Bad::TooLong(bytes.len()));
+        return Err(FrameError::TooLong(bytes.len()));
     }
-    let mut from = Reader::new(bytes);
+    let mut from = FrameReader::new(bytes);
     let version = u8::get(&mut from, "version")?;
     if version != VERSION {
-        return Err(Bad::Version(version));
+        return Err(FrameError::Version(version));
     }
     let kind = u8::get(&mut from, "kind")?;
     let mut frame = Frame {
-        instance: Wire::get(&mut from, "instance")?,
-        sequence: Wire::get(&mut from, "sequence")?,
-        sent_us: Wire::get(&mut from, "sent_us")?,
+        instance: Encode::get(&mut from, "instance")?,
+        sequence: Encode::get(&mut from, "sequence")?,
+        sent_us: Encode::get(&mut from, "sent_us")?,
         read_age_us: from.at_most("read_age_us", record::MAX_AGE_US)?,
         body: Body::Heartbeat,
     };
     frame.body = match kind {
         HEARTBEAT => Body::Heartbeat,
-        FULL => Body::Full(Report {
+        FULL => Body::Full(LoadReport {
             node: from.text("node")?,
             pods: from.list("pods", MAX_PODS)?,
             pairs: from.list("pairs", MAX_PAIRS)?,
@@ -208,11 +208,11 @@ pub fn decode(bytes: &[u8]) -> Result<Frame, Bad> {
             gone_pods: from.list("gone_pods", MAX_PODS)?,
             gone_pairs: from.list("gone_pairs", MAX_PAIRS)?,
         }),
-        value => return Err(Bad::Unknown { field: "kind of frame", value }),
+        value => return Err(FrameError::Unknown { field: "kind of frame", value }),
     };
     match from.left() {
         0 => Ok(frame),
-        left => Err(Bad::Trailing(left)),
+        left => Err(FrameError::Trailing(left)),
     }
 }
 

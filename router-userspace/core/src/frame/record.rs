@@ -3,8 +3,8 @@
 use bytes::BytesMut;
 use serde::Serialize;
 
-use super::Bad;
-use super::wire::{Bounded, Reader, Wire, put_text};
+use super::FrameError;
+use super::wire::{Bounded, Encode, FrameReader, put_text};
 use crate::provenance::{Measured, Provenance};
 
 /// The oldest age that is told: an hour.
@@ -15,18 +15,18 @@ const MAX_BYTES: u64 = 1 << 50;
 const MAX_RATE: f32 = 1e13;
 const MAX_TIME_US: f32 = 3.6e9;
 
-impl Wire for Measured<f32> {
+impl Encode for Measured<f32> {
     fn put(&self, out: &mut BytesMut) {
         (self.provenance as u8).put(out);
         self.value.put(out);
     }
 
-    fn get(from: &mut Reader<'_>, field: &'static str) -> Result<Measured<f32>, Bad> {
+    fn get(from: &mut FrameReader<'_>, field: &'static str) -> Result<Measured<f32>, FrameError> {
         let provenance = match u8::get(from, field)? {
             0 => Provenance::Unknown,
             1 => Provenance::Estimated,
             2 => Provenance::Exact,
-            _ => return Err(Bad::OutOfRange(field)),
+            _ => return Err(FrameError::OutOfRange(field)),
         };
         Ok(Measured { value: f32::get(from, field)?, provenance })
     }
@@ -57,19 +57,19 @@ macro_rules! record {
             $($(#[$what])* pub $field: $kind,)+
         }
 
-        impl Wire for $name {
+        impl Encode for $name {
             fn put(&self, out: &mut BytesMut) {
                 $(record!(@bound self $field $($most)?).put(out);)+
             }
 
-            fn get(from: &mut Reader<'_>, _: &'static str) -> Result<$name, Bad> {
+            fn get(from: &mut FrameReader<'_>, _: &'static str) -> Result<$name, FrameError> {
                 Ok($name { $($field: record!(@get from $field $($most)?),)+ })
             }
         }
     };
     (@bound $record:ident $field:ident) => { $record.$field };
     (@bound $record:ident $field:ident $most:expr) => { $record.$field.bounded($most) };
-    (@get $from:ident $field:ident) => { Wire::get($from, stringify!($field))? };
+    (@get $from:ident $field:ident) => { Encode::get($from, stringify!($field))? };
     (@get $from:ident $field:ident $most:expr) => {
         $from.at_most(stringify!($field), $most)?
     };
@@ -77,7 +77,7 @@ macro_rules! record {
 
 record! {
     /// Times of one kind over the last fraction of a second. No samples: the times say nothing.
-    Latency {
+    LatencyRecord {
         mean_us: f32 = MAX_TIME_US,
         p99_us: f32 = MAX_TIME_US,
         samples: u32 = MAX_REQUESTS,
@@ -102,10 +102,10 @@ record! {
         asked_bytes: u64,
         kv_tx_bytes: u64,
         /// From a request's first byte to its answer's.
-        ttft: Latency,
+        ttft: LatencyRecord,
         /// Between two segments of a streamed answer; where streams have fallen silent, at least
         /// as long as the silence.
-        itl: Latency,
+        itl: LatencyRecord,
         /// On the pod's own interface.
         tx_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
         rx_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
@@ -128,7 +128,7 @@ record! {
 record! {
     /// Which pair: a pod of the agent's node, a peer (0: everybody who is no known pod), and what
     /// they talk about.
-    PairKey {
+    PairId {
         pod: u64,
         peer: u64,
         class: Class,
@@ -138,7 +138,7 @@ record! {
 record! {
     /// What a pod and a peer moved.
     PairRecord {
-        key: PairKey,
+        key: PairId,
         age_us: u32 = MAX_AGE_US,
         /// Connections.
         open: u32 = MAX_REQUESTS,
@@ -169,27 +169,27 @@ pub enum Class {
     KvControl,
 }
 
-impl Eq for PairKey {}
+impl Eq for PairId {}
 
-impl std::hash::Hash for PairKey {
+impl std::hash::Hash for PairId {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         (self.pod, self.peer, self.class).hash(state);
     }
 }
 
-impl Wire for Class {
+impl Encode for Class {
     fn put(&self, out: &mut BytesMut) {
         (*self as u8).put(out);
     }
 
-    fn get(from: &mut Reader<'_>, field: &'static str) -> Result<Class, Bad> {
+    fn get(from: &mut FrameReader<'_>, field: &'static str) -> Result<Class, FrameError> {
         Ok(match u8::get(from, field)? {
             0 => Class::Other,
             1 => Class::Engine,
             2 => Class::Bootstrap,
             3 => Class::Kv,
             4 => Class::KvControl,
-            value => return Err(Bad::Unknown { field, value }),
+            value => return Err(FrameError::Unknown { field, value }),
         })
     }
 }
@@ -206,27 +206,27 @@ pub enum DeviceKind {
     Rdma,
 }
 
-impl Wire for DeviceKind {
+impl Encode for DeviceKind {
     fn put(&self, out: &mut BytesMut) {
         (*self as u8).put(out);
     }
 
-    fn get(from: &mut Reader<'_>, field: &'static str) -> Result<DeviceKind, Bad> {
+    fn get(from: &mut FrameReader<'_>, field: &'static str) -> Result<DeviceKind, FrameError> {
         Ok(match u8::get(from, field)? {
             0 => DeviceKind::Uplink,
             1 => DeviceKind::PodLink,
             2 => DeviceKind::Rdma,
-            value => return Err(Bad::Unknown { field, value }),
+            value => return Err(FrameError::Unknown { field, value }),
         })
     }
 }
 
-impl Wire for String {
+impl Encode for String {
     fn put(&self, out: &mut BytesMut) {
         put_text(self, out);
     }
 
-    fn get(from: &mut Reader<'_>, field: &'static str) -> Result<String, Bad> {
+    fn get(from: &mut FrameReader<'_>, field: &'static str) -> Result<String, FrameError> {
         from.text(field)
     }
 }

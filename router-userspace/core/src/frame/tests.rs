@@ -27,8 +27,12 @@ fn pod() -> impl Strategy<Value = PodRecord> {
             waiting_bytes,
             asked_bytes: pod,
             kv_tx_bytes: waiting_bytes,
-            ttft: Latency { mean_us: v[0].value, p99_us: v[1].value.min(1e9), samples: in_flight },
-            itl: Latency::default(),
+            ttft: LatencyRecord {
+                mean_us: v[0].value,
+                p99_us: v[1].value.min(1e9),
+                samples: in_flight,
+            },
+            itl: LatencyRecord::default(),
             tx_bytes_per_s: v[0],
             rx_bytes_per_s: v[1],
             retransmits_per_s: v[2],
@@ -50,7 +54,7 @@ fn pod() -> impl Strategy<Value = PodRecord> {
 fn pair() -> impl Strategy<Value = PairRecord> {
     let key = (any::<u64>(), any::<u64>(), 0usize..5).prop_map(|(pod, peer, class)| {
         use Class::{Bootstrap, Engine, Kv, KvControl, Other};
-        PairKey { pod, peer, class: [Other, Engine, Bootstrap, Kv, KvControl][class] }
+        PairId { pod, peer, class: [Other, Engine, Bootstrap, Kv, KvControl][class] }
     });
     (key, 0u32..1_000_000, 0.0f32..1e10, value(1e9), value(1e10)).prop_map(
         |(key, age_us, rate, rtt_us, transfer_bytes_per_s)| PairRecord {
@@ -88,7 +92,7 @@ fn frame() -> impl Strategy<Value = Frame> {
         let gone_pairs = pairs.iter().map(|pair| pair.key.clone()).collect();
         let body = match kind {
             0 => Body::Heartbeat,
-            1 => Body::Full(Report { node, pods, pairs, devices }),
+            1 => Body::Full(LoadReport { node, pods, pairs, devices }),
             _ => Body::Delta(Delta { pods, pairs, devices, gone_pods, gone_pairs }),
         };
         let [instance, sequence, sent_us] = numbers;
@@ -108,7 +112,7 @@ proptest! {
         let mut stream = BytesMut::from(&all[..at]);
         let mut read = Vec::new();
         for piece in [&all[at..], &[]] {
-            while let Some(bytes) = take(&mut stream).unwrap() {
+            while let Some(bytes) = split_frame(&mut stream).unwrap() {
                 read.push(decode(&bytes).unwrap());
             }
             stream.extend_from_slice(piece);
@@ -144,39 +148,42 @@ fn encoded(frame: &Frame) -> Vec<u8> {
 #[test]
 fn what_is_wrong_is_named() {
     let pod = PodRecord { score: Measured::exact(0.5), ..PodRecord::default() };
-    let report = Report { pods: vec![pod], ..Report::default() };
+    let report = LoadReport { pods: vec![pod], ..LoadReport::default() };
     let good = encoded(&Frame { body: Body::Full(report), ..Frame::default() });
     let with = |at: usize, bytes: &[u8]| {
         let mut bad = good.clone();
         bad[at..at + bytes.len()].copy_from_slice(bytes);
         decode(&bad).unwrap_err()
     };
-    assert_eq!(with(0, &[9]), Bad::Version(9));
-    assert_eq!(with(1, &[9]), Bad::Unknown { field: "kind of frame", value: 9 });
+    assert_eq!(with(0, &[9]), FrameError::Version(9));
+    assert_eq!(with(1, &[9]), FrameError::Unknown { field: "kind of frame", value: 9 });
     // The score is the last field of the only pod, before two empty lists.
     let score = good.len() - 8 - 4;
-    assert_eq!(with(score, &1.5f32.to_le_bytes()), Bad::OutOfRange("score"));
-    assert_eq!(with(score, &f32::NAN.to_le_bytes()), Bad::OutOfRange("score"));
+    assert_eq!(with(score, &1.5f32.to_le_bytes()), FrameError::OutOfRange("score"));
+    assert_eq!(with(score, &f32::NAN.to_le_bytes()), FrameError::OutOfRange("score"));
     let many = u32::MAX.to_le_bytes();
     let limit = MAX_PAIRS;
     let count = u32::MAX as usize;
-    assert_eq!(with(good.len() - 8, &many), Bad::TooMany { field: "pairs", count, limit });
-    assert_eq!(decode(&good[..good.len() - 1]).unwrap_err(), Bad::Truncated("devices"));
-    assert_eq!(decode(&[&good[..], &[0]].concat()).unwrap_err(), Bad::Trailing(1));
+    assert_eq!(with(good.len() - 8, &many), FrameError::TooMany { field: "pairs", count, limit });
+    assert_eq!(decode(&good[..good.len() - 1]).unwrap_err(), FrameError::Truncated("devices"));
+    assert_eq!(decode(&[&good[..], &[0]].concat()).unwrap_err(), FrameError::Trailing(1));
     let mut long = BytesMut::from(&many[..]);
-    assert_eq!(take(&mut long), Err(Bad::TooLong(count)));
+    assert_eq!(split_frame(&mut long), Err(FrameError::TooLong(count)));
 }
 
 #[test]
 fn what_was_never_measured_is_sent_as_unknown_and_limits_hold_at_the_sender_too() {
     let broken = PodRecord {
-        itl: Latency { mean_us: f32::NAN, ..Latency::default() },
+        itl: LatencyRecord { mean_us: f32::NAN, ..LatencyRecord::default() },
         tx_bytes_per_s: Measured::exact(f32::INFINITY),
         score: Measured::exact(3.0),
         ..PodRecord::default()
     };
-    let report =
-        Report { node: "é".repeat(300), pods: vec![broken; MAX_PODS + 5], ..Report::default() };
+    let report = LoadReport {
+        node: "é".repeat(300),
+        pods: vec![broken; MAX_PODS + 5],
+        ..LoadReport::default()
+    };
     let Body::Full(read) =
         decode(&encoded(&Frame { body: Body::Full(report), ..Frame::default() })).unwrap().body
     else {

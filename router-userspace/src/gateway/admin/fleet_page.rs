@@ -94,9 +94,9 @@ impl Gateway {
         self.metrics.worker_requests.clear();
         self.metrics.worker_load_age.clear();
         self.metrics.worker_load_score.clear();
-        let (known, heard) = self.feedback.counts();
+        let (known, connected) = self.feedback.counts();
         self.metrics.agents.set(count(known as u64));
-        self.metrics.agents_heard.set(count(heard as u64));
+        self.metrics.agents_connected.set(count(connected as u64));
         let (pods, now_us) = (self.feedback.pods(), self.dispatch.clock.now_us());
         for (pool, member) in self.fleet.snapshot().members() {
             let labels = WorkerLabels {

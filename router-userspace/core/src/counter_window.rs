@@ -1,11 +1,11 @@
-//! [`Trail`]: what counters grew by over the last moment, for rates that follow at once.
+//! [`CounterWindow`]: what counters grew by over the last moment, for rates that follow at once.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Readings of `N` counters that only grow, of the last moment. Bounded by its span and step.
 #[derive(Clone, Debug)]
-pub struct Trail<const N: usize> {
+pub struct CounterWindow<const N: usize> {
     span: Duration,
     step: Duration,
     kept: VecDeque<(Duration, [u64; N])>,
@@ -15,7 +15,7 @@ pub struct Trail<const N: usize> {
 /// By how much counters grew, and in which time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Growth<const N: usize> {
-    pub by: [u64; N],
+    pub deltas: [u64; N],
     pub elapsed: Duration,
 }
 
@@ -23,18 +23,18 @@ impl<const N: usize> Growth<N> {
     /// Of one counter.
     pub fn per_second(&self, counter: usize) -> f64 {
         let seconds = self.elapsed.as_secs_f64();
-        if seconds > 0.0 { self.by[counter] as f64 / seconds } else { 0.0 }
+        if seconds > 0.0 { self.deltas[counter] as f64 / seconds } else { 0.0 }
     }
 }
 
-impl<const N: usize> Trail<N> {
+impl<const N: usize> CounterWindow<N> {
     /// Readings go back `span`, in at most `span / step` steps and two.
-    pub fn new(span: Duration, step: Duration) -> Trail<N> {
-        Trail { span, step, kept: VecDeque::new(), newest: None }
+    pub fn new(span: Duration, step: Duration) -> CounterWindow<N> {
+        CounterWindow { span, step, kept: VecDeque::new(), newest: None }
     }
 
     /// Adds what was read `at`, on any clock that goes forward. A counter that went back (a new
-    /// pod under an old id) begins the trail anew.
+    /// pod under an old id) begins the window anew.
     pub fn push(&mut self, at: Duration, counters: [u64; N]) {
         let went_back = |(_, last): &(Duration, [u64; N])| {
             last.iter().zip(&counters).any(|(last, now)| now < last)
@@ -61,20 +61,20 @@ impl<const N: usize> Trail<N> {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use router_core::trail::Trail;
+    /// use router_core::counter_window::CounterWindow;
     ///
-    /// let mut trail = Trail::new(Duration::from_millis(200), Duration::from_millis(20));
-    /// trail.push(Duration::ZERO, [1_000]);
-    /// trail.push(Duration::from_millis(100), [2_000]);
-    /// assert_eq!(trail.growth().unwrap().per_second(0), 10_000.0);
+    /// let mut window = CounterWindow::new(Duration::from_millis(200), Duration::from_millis(20));
+    /// window.push(Duration::ZERO, [1_000]);
+    /// window.push(Duration::from_millis(100), [2_000]);
+    /// assert_eq!(window.growth().unwrap().per_second(0), 10_000.0);
     /// ```
     pub fn growth(&self) -> Option<Growth<N>> {
         let ((then, older), (now, newer)) = (self.kept.front()?, self.newest.as_ref()?);
-        let mut by = [0; N];
-        for ((by, newer), older) in by.iter_mut().zip(newer).zip(older) {
-            *by = newer.saturating_sub(*older);
+        let mut deltas = [0; N];
+        for ((delta, newer), older) in deltas.iter_mut().zip(newer).zip(older) {
+            *delta = newer.saturating_sub(*older);
         }
-        Some(Growth { by, elapsed: now.checked_sub(*then).filter(|gone| !gone.is_zero())? })
+        Some(Growth { deltas, elapsed: now.checked_sub(*then).filter(|gone| !gone.is_zero())? })
     }
 }
 
@@ -86,23 +86,23 @@ mod tests {
 
     #[test]
     fn what_is_older_than_the_span_is_forgotten_and_the_trail_stays_short() {
-        let mut trail = Trail::new(MS * 200, MS * 20);
+        let mut window = CounterWindow::new(MS * 200, MS * 20);
         for tick in 0..1_000u32 {
             // Fast, and slow since a moment ago.
             let count = if tick < 900 { u64::from(tick) * 100 } else { 90_000 };
-            trail.push(MS * 10 * tick, [count]);
+            window.push(MS * 10 * tick, [count]);
         }
-        assert!(trail.kept.len() <= 12, "{}", trail.kept.len());
-        assert_eq!(trail.growth().unwrap().by, [0]);
+        assert!(window.kept.len() <= 12, "{}", window.kept.len());
+        assert_eq!(window.growth().unwrap().deltas, [0]);
     }
 
     #[test]
     fn a_counter_that_went_back_begins_anew() {
-        let mut trail = Trail::new(MS * 200, MS);
-        trail.push(MS, [500, 1]);
-        trail.push(MS * 2, [3, 2]);
-        assert_eq!(trail.growth(), None);
-        trail.push(MS * 12, [13, 2]);
-        assert_eq!(trail.growth().unwrap().per_second(0), 1_000.0);
+        let mut window = CounterWindow::new(MS * 200, MS);
+        window.push(MS, [500, 1]);
+        window.push(MS * 2, [3, 2]);
+        assert_eq!(window.growth(), None);
+        window.push(MS * 12, [13, 2]);
+        assert_eq!(window.growth().unwrap().per_second(0), 1_000.0);
     }
 }
