@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use router_tests::fleet::Engine;
 use router_tests::{Answer, Fleet, Gateway, eventually};
-use sglang_sim::{Action, Match, Script};
+use sglang_sim::{Action, RequestMatch, Script};
 
 use crate::{CHAT, chat, streamed};
 
 /// Every engine dies of every request that says so.
 fn poison(engines: &[Engine]) {
     for engine in engines {
-        let matching = Match { body_contains: Some("poison".into()), ..Match::default() };
+        let matching =
+            RequestMatch { body_contains: Some("poison".into()), ..RequestMatch::default() };
         engine.script(Script { matching, action: Action::DieBeforeHead, times: 0 });
     }
 }

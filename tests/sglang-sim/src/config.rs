@@ -1,17 +1,17 @@
-//! What an engine is told at its start: role, version, addresses, sizes, speeds and timeouts.
+//! Settings of a simulated engine: role, version, addresses, sizes, speeds and timeouts.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 use std::time::Duration;
 
-/// What an engine does for a pool.
+/// The role of an engine in a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Computes the prompt and pushes its KV to a decode.
+    /// Computes the prompt and pushes its KV to a decode engine.
     Prefill,
-    /// Receives KV and generates.
+    /// Receives KV and generates the answer.
     Decode,
-    /// An ordinary server that does both by itself.
+    /// Does both without a peer, as an ordinary SGLang server.
     Unified,
 }
 
@@ -44,17 +44,17 @@ impl FromStr for Role {
             "prefill" => Ok(Role::Prefill),
             "decode" => Ok(Role::Decode),
             "unified" | "null" => Ok(Role::Unified),
-            other => Err(format!("no role {other:?}: prefill, decode or unified")),
+            other => Err(format!("unknown role {other:?}: use prefill, decode or unified")),
         }
     }
 }
 
-/// Which SGLang is imitated. The two differ in endpoints, registry parameters and errors.
+/// The SGLang version to imitate. The two differ in endpoints, registry parameters and errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
-    /// 0.4.10, the documents' version.
+    /// 0.4.10, the version that the documents use.
     V0_4_10,
-    /// 0.5.x: shapes as 0.5.12 gives them, with `/ready` and ABORT frames as later ones do.
+    /// 0.5.x: response shapes of 0.5.12, with `/ready` and ABORT frames of later versions.
     V0_5,
 }
 
@@ -76,74 +76,75 @@ impl FromStr for Version {
         match text {
             t if t.starts_with("0.4") => Ok(Version::V0_4_10),
             t if t.starts_with("0.5") => Ok(Version::V0_5),
-            other => Err(format!("no engine {other:?}: 0.4.10 or 0.5")),
+            other => Err(format!("unknown engine version {other:?}: use 0.4.10 or 0.5")),
         }
     }
 }
 
-/// Every setting of an engine. `Config::new(role)` is one that starts and answers at once.
+/// All settings of an engine. `Config::new(role)` gives one that starts and answers at once.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub role: Role,
     pub version: Version,
-    /// Address of all listeners and source address of all connections it makes.
+    /// Address of all listeners, and source address of all outgoing connections.
     pub host: IpAddr,
-    /// HTTP port; 0 takes any.
+    /// HTTP port. 0 picks a free port.
     pub port: u16,
-    /// Bootstrap port of a prefill; on a decode, what a request without a port means. 0 takes any.
+    /// Prefill: port of the bootstrap server, 0 picks a free port. Decode: the bootstrap port of
+    /// requests that name none.
     pub bootstrap_port: u16,
     pub model_path: String,
-    /// The model path unless given.
+    /// Model name in responses. Defaults to the model path.
     pub served_model_name: Option<String>,
     pub page_size: u32,
     pub kv_cache_dtype: String,
     pub context_length: usize,
-    /// Speed of prefill in prompt tokens a second; 0 takes no time.
+    /// Prefill speed in prompt tokens per second. 0 makes prefill instant.
     pub prefill_tokens_per_second: u64,
     pub inter_token: Duration,
     pub max_running_requests: usize,
-    /// Requests that may wait for a running slot; more are refused with 503.
+    /// Maximum number of requests that wait for a running slot. More are rejected with 503.
     pub max_queued_requests: Option<usize>,
-    /// KV pool in tokens.
+    /// Size of the KV pool in tokens.
     pub max_total_tokens: usize,
-    /// KV moved for each prompt token; at least 8.
+    /// KV bytes per prompt token, at least 8.
     pub kv_bytes_per_token: usize,
     pub api_key: Option<String>,
     pub admin_api_key: Option<String>,
     pub dp_size: usize,
-    /// Tokens after which an answer ends by itself, plus up to as many again.
+    /// An answer ends by itself after this many tokens, and at most after twice as many.
     pub natural_length: usize,
-    /// False: legs do not wait for each other and no KV moves.
+    /// When false, legs do not wait for each other and no KV is transferred.
     pub rendezvous: bool,
-    /// Time from start until `/health` and the registry say ready.
+    /// Time from the start until `/health` and the registry report ready.
     pub start_delay: Duration,
     pub timing: Timing,
-    /// How many received requests, aborts and rooms are remembered; older ones are forgotten.
+    /// Maximum number of recorded requests, aborts and rooms. The oldest are dropped.
     pub record_limit: usize,
-    /// Largest accepted body in bytes.
+    /// Maximum size of a request body in bytes.
     pub body_limit: usize,
 }
 
-/// The engine's clocks, all lowered by tests.
+/// Timeouts and intervals of the engine. Tests lower them.
 #[derive(Clone, Debug)]
 pub struct Timing {
-    /// How long a prefill waits for decode's KV indices.
+    /// How long a prefill waits for the KV indices of its decode.
     pub bootstrap_timeout: Duration,
     /// How long a decode waits for KV.
     pub waiting_timeout: Duration,
-    /// Interval of decode's `GET /health` on the bootstrap server.
+    /// Interval of a decode's `GET /health` at the bootstrap server.
     pub heartbeat_interval: Duration,
     pub heartbeat_misses: u32,
-    /// Pause between a 0.5 decode's attempts to read the registry.
+    /// Pause between two attempts of a 0.5 decode to read the registry.
     pub route_retry: Duration,
     pub route_attempts: u32,
-    /// Limit of one registry request, and of connecting to a peer.
+    /// Timeout of one registry request, and of connecting to a peer.
     pub peer_timeout: Duration,
-    /// From a streaming client's disconnect to the abort.
+    /// Delay between a streaming client's disconnect and the abort.
     pub disconnect_stream: Duration,
-    /// Interval at which the connection of a non-streaming client is looked at.
+    /// Interval at which the connection of a non-streaming client is checked.
     pub disconnect_poll: Duration,
-    /// What `/health` takes at least.
+    /// Minimum duration of `/health`.
     pub health_pause: Duration,
     pub health_timeout: Duration,
 }
@@ -167,7 +168,7 @@ impl Default for Timing {
 }
 
 impl Config {
-    /// An engine on 127.0.0.1 with free ports, fast and with SGLang's own timeouts.
+    /// An engine on 127.0.0.1 with free ports, fast, with SGLang's own timeouts.
     #[must_use]
     pub fn new(role: Role) -> Self {
         Config {
@@ -199,7 +200,7 @@ impl Config {
         }
     }
 
-    /// No prefill time and no inter-token time: what is left is protocol.
+    /// Sets prefill time and inter-token time to zero.
     #[must_use]
     pub fn instant(mut self) -> Self {
         self.prefill_tokens_per_second = 0;
@@ -207,19 +208,19 @@ impl Config {
         self
     }
 
-    /// The name of the model in answers and in `/v1/models`.
+    /// The model name in responses and in `/v1/models`.
     #[must_use]
     pub fn model_name(&self) -> &str {
         self.served_model_name.as_deref().unwrap_or(&self.model_path)
     }
 
-    /// The port that a request without `bootstrap_port` means.
+    /// The bootstrap port of a request that names none.
     #[must_use]
     pub fn default_bootstrap_port(&self) -> u16 {
         if self.bootstrap_port == 0 { 8998 } else { self.bootstrap_port }
     }
 
-    /// The address that peers are told; a wildcard cannot be told.
+    /// The address that peers are given. A wildcard address becomes loopback.
     #[must_use]
     pub fn reachable_host(&self) -> IpAddr {
         if !self.host.is_unspecified() {
@@ -231,7 +232,7 @@ impl Config {
         }
     }
 
-    /// Whether a prefill leg and a decode leg must meet.
+    /// Whether the engine is half of a prefill/decode pair.
     #[must_use]
     pub fn disaggregated(&self) -> bool {
         self.role != Role::Unified

@@ -1,4 +1,4 @@
-//! The engine as tests hold it: start, stop, kill, freeze, restart, and a look inside.
+//! The handle that tests use: start, stop, kill, freeze, restart and inspect an engine.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,16 +9,16 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::config::Config;
-use crate::core::Core;
-use crate::ledger::{Abort, KvTraffic, Received};
+use crate::recorder::{Abort, KvTraffic, Received};
 use crate::script::Script;
+use crate::supervisor::Supervisor;
 
 /// A running engine. Dropping it kills it.
 pub struct Engine {
-    core: Arc<Core>,
+    supervisor: Arc<Supervisor>,
 }
 
-/// How many requests are where, now and at most, over all ranks.
+/// How many requests are in each state, now and at the peak, over all ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Occupancy {
     pub running: usize,
@@ -33,7 +33,7 @@ pub struct Occupancy {
     pub transfer: usize,
     pub tokens: usize,
     pub tokens_peak: usize,
-    /// Legs that have not ended, wherever they are.
+    /// Legs that have not ended, in any state.
     pub legs: usize,
     /// HTTP requests in progress.
     pub http: usize,
@@ -45,116 +45,116 @@ impl Engine {
     /// # Errors
     /// An address cannot be bound.
     pub async fn start(config: Config) -> io::Result<Engine> {
-        Ok(Engine { core: Core::start(config).await? })
+        Ok(Engine { supervisor: Supervisor::start(config).await? })
     }
 
     /// The HTTP address.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.core.address
+        self.supervisor.address
     }
 
     /// The address of the bootstrap server; only a prefill has one.
     #[must_use]
     pub fn bootstrap_address(&self) -> Option<SocketAddr> {
-        self.core.bootstrap
+        self.supervisor.bootstrap
     }
 
-    /// Decode's data port in this life.
+    /// The data port of a decode, until the next restart.
     #[must_use]
     pub fn data_address(&self) -> Option<SocketAddr> {
-        self.core.life().data
+        self.supervisor.process().data
     }
 
     #[must_use]
     pub fn config(&self) -> &Config {
-        &self.core.config
+        &self.supervisor.config
     }
 
     /// `http://address`, for clients.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.core.address)
+        format!("http://{}", self.supervisor.address)
     }
 
-    /// Adds a script; those in force before it come first.
+    /// Adds a script. Scripts that were added before take precedence.
     pub fn script(&self, script: Script) {
-        self.core.playbook.add(script);
+        self.supervisor.scripts.add(script);
     }
 
     pub fn clear_scripts(&self) {
-        self.core.playbook.clear();
+        self.supervisor.scripts.clear();
     }
 
-    /// Ends in order: listeners and connections are closed without resets.
+    /// Shuts down cleanly: listeners and connections are closed without resets.
     pub async fn stop(self) {
-        let life = self.core.life();
-        life.end();
-        life.gone().await;
+        let process = self.supervisor.process();
+        process.end();
+        process.tasks_finished().await;
     }
 
-    /// Ends as SIGKILL does; the ports are free when it returns.
+    /// Ends as by SIGKILL. The ports are free when it returns.
     pub async fn kill(&self) {
-        let life = self.core.life();
-        life.die();
-        life.gone().await;
+        let process = self.supervisor.process();
+        process.kill();
+        process.tasks_finished().await;
     }
 
-    /// Kills it if it lives, and starts it again on the same addresses with nothing remembered
-    /// but what tests look at.
+    /// Kills the engine if it runs and starts it again on the same addresses. Records survive, all
+    /// other state is lost.
     ///
     /// # Errors
-    /// A port has been taken by somebody else.
+    /// Another process has taken a port.
     pub async fn restart(&self) -> io::Result<()> {
         self.kill().await;
-        self.core.restart(Duration::ZERO).await
+        self.supervisor.restart(Duration::ZERO).await
     }
 
-    /// Stops all reading, writing and accepting, as SIGSTOP does.
+    /// Stops all reading, writing and accepting, as by SIGSTOP.
     pub fn freeze(&self) {
-        self.core.life().valve.close();
+        self.supervisor.process().sockets.freeze();
     }
 
     pub fn thaw(&self) {
-        self.core.life().valve.open();
+        self.supervisor.process().sockets.thaw();
     }
 
-    /// Stops the scheduler alone: HTTP and registry answer, requests hang.
+    /// Freezes only the scheduler: HTTP and registry answer, requests hang.
     pub fn freeze_scheduler(&self) {
-        self.core.life().freeze_scheduler(true);
+        self.supervisor.process().freeze_scheduler(true);
     }
 
     pub fn thaw_scheduler(&self) {
-        self.core.life().freeze_scheduler(false);
+        self.supervisor.process().freeze_scheduler(false);
     }
 
-    /// Whether the engine runs, frozen or not.
+    /// Whether the engine runs. A frozen engine runs.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        !self.core.life().is_over()
+        !self.supervisor.process().has_ended()
     }
 
-    /// Returns when the engine has died and no script will bring it back.
+    /// Returns when the engine has died and no script will restart it.
     pub async fn died(&self) {
         loop {
-            let life = self.core.life();
-            life.over().await;
-            let mut returning = self.core.returning.subscribe();
-            // The sender lives in the core.
+            let process = self.supervisor.process();
+            process.ended().await;
+            let mut returning = self.supervisor.returning.subscribe();
+            // The sender lives as long as the supervisor.
             let _ = returning.wait_for(|returning| !returning).await;
-            if Arc::ptr_eq(&life, &self.core.life()) {
+            if Arc::ptr_eq(&process, &self.supervisor.process()) {
                 return;
             }
         }
     }
 
-    /// The requests so far, in order of arrival.
+    /// All recorded requests, in order of arrival.
     #[must_use]
     pub fn received(&self) -> Vec<Received> {
-        self.core.ledger.received()
+        self.supervisor.recorder.received()
     }
 
-    /// The requests to one path.
+    /// The recorded requests to one path.
     #[must_use]
     pub fn received_on(&self, path: &str) -> Vec<Received> {
         let mut received = self.received();
@@ -165,22 +165,22 @@ impl Engine {
     /// The calls of `/abort_request`.
     #[must_use]
     pub fn aborts(&self) -> Vec<Abort> {
-        self.core.ledger.aborts()
+        self.supervisor.recorder.aborts()
     }
 
-    /// The rooms of legs that were to meet a peer.
+    /// The rooms of all legs that waited for a peer.
     #[must_use]
     pub fn rooms(&self) -> Vec<u64> {
-        self.core.ledger.rooms()
+        self.supervisor.recorder.rooms()
     }
 
-    /// KV moved, by the peer's address.
+    /// KV traffic by peer address.
     #[must_use]
     pub fn kv(&self) -> BTreeMap<IpAddr, KvTraffic> {
-        self.core.ledger.kv_traffic()
+        self.supervisor.recorder.kv_traffic()
     }
 
-    /// KV moved with all peers together.
+    /// KV traffic with all peers together.
     #[must_use]
     pub fn kv_total(&self) -> KvTraffic {
         self.kv().values().fold(KvTraffic::default(), |sum, one| KvTraffic {
@@ -195,37 +195,40 @@ impl Engine {
 
     #[must_use]
     pub fn occupancy(&self) -> Occupancy {
-        let life = self.core.life();
-        let mut sum =
-            Occupancy { legs: life.leg_count(), http: life.http.now(), ..Occupancy::default() };
-        for counts in life.ranks.iter().map(|rank| &rank.counts) {
-            sum.running += counts.running.now();
-            sum.running_peak += counts.running.peak();
-            sum.queued += counts.queued.now();
-            sum.queued_peak += counts.queued.peak();
-            sum.bootstrap += counts.bootstrap.now();
-            sum.prealloc += counts.prealloc.now();
-            sum.transfer += counts.transfer.now();
-            sum.tokens += counts.tokens.now();
-            sum.tokens_peak += counts.tokens.peak();
+        let process = self.supervisor.process();
+        let mut sum = Occupancy {
+            legs: process.leg_count(),
+            http: process.http.now(),
+            ..Occupancy::default()
+        };
+        for gauges in process.ranks.iter().map(|rank| &rank.gauges) {
+            sum.running += gauges.running.now();
+            sum.running_peak += gauges.running.peak();
+            sum.queued += gauges.queued.now();
+            sum.queued_peak += gauges.queued.peak();
+            sum.bootstrap += gauges.bootstrap.now();
+            sum.prealloc += gauges.prealloc.now();
+            sum.transfer += gauges.transfer.now();
+            sum.tokens += gauges.tokens.now();
+            sum.tokens_peak += gauges.tokens.peak();
         }
         sum
     }
 
-    /// Forgets requests, aborts, rooms and KV counts.
+    /// Clears the recorded requests, aborts, rooms and KV traffic.
     pub fn reset(&self) {
-        self.core.ledger.reset();
+        self.supervisor.recorder.reset();
     }
 
-    /// Waits until something holds of the engine; false if it did not within the limit.
+    /// Waits until `holds` is true; false if it was not within `limit`.
     pub async fn until(&self, limit: Duration, holds: impl Fn(&Engine) -> bool) -> bool {
         let wait = async {
             loop {
-                let changed = self.core.ledger.changed();
+                let changed = self.supervisor.recorder.changed();
                 if holds(self) {
                     return;
                 }
-                // Not every count notifies, so look again now and then.
+                // Some gauges do not notify, so poll as well.
                 let _ = timeout(Duration::from_millis(20), changed).await;
             }
         };
@@ -235,6 +238,6 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.core.life().die();
+        self.supervisor.process().kill();
     }
 }

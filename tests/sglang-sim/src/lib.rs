@@ -1,30 +1,30 @@
-//! A program and library that behaves like SGLang's prefill/decode servers where it hurts.
+//! A simulator of SGLang's prefill/decode servers, without a model: the parts that a router notices.
 //!
-//! Reading order: [`config`] (what an engine is told), `engine` (what tests hold), `life` (one
-//! process's worth of state), `leg` (a sequence on a prefill, a decode, or an ordinary server),
-//! `rank` (where two legs meet), `kv` (what moves between engines), `registry` and `peers` (how
-//! they find each other), `http` (what clients see), `script` (what goes wrong).
+//! Reading order: [`config`] (settings), `engine` (the handle for tests), `process` (state until a
+//! kill), `leg` (one sequence on a prefill, a decode or an ordinary server), `rank` (rooms and
+//! queues), `kv` (messages and bytes between engines), `registry` and `discovery` (how a decode finds
+//! a prefill), `http` (the API), `script` (injected failures).
 
+mod active_scripts;
 pub mod config;
-mod core;
-mod count;
+mod discovery;
 mod engine;
+mod gauge;
 mod http;
 mod kv;
-mod ledger;
 mod leg;
-mod life;
-mod meters;
-mod peers;
-mod playbook;
+mod model;
+mod process;
 mod rank;
+mod recorder;
 mod registry;
 mod script;
-pub mod token;
-mod valve;
-mod words;
+mod socket;
+mod stats;
+mod supervisor;
+pub mod tokenizer;
 
 pub use config::{Config, Role, Timing, Version};
 pub use engine::{Engine, Occupancy};
-pub use ledger::{Abort, KvTraffic, Received};
-pub use script::{Action, Match, Script};
+pub use recorder::{Abort, KvTraffic, Received};
+pub use script::{Action, RequestMatch, Script};

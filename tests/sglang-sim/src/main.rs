@@ -9,85 +9,103 @@ use clap::Parser;
 use sglang_sim::{Config, Engine, Role, Timing, Version};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Behaves like an SGLang prefill, decode or ordinary server, without a model.
+/// Simulates an SGLang prefill, decode or ordinary server, without a model.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
-    /// prefill, decode or unified
+    /// Role of the engine: prefill, decode or unified.
     #[arg(long, alias = "disaggregation-mode")]
     role: Role,
+    /// Address that all listeners bind and all connections come from.
     #[arg(long, default_value = "127.0.0.1")]
     host: IpAddr,
+    /// HTTP port. 0 picks a free port.
     #[arg(long, default_value_t = 8000)]
     port: u16,
+    /// Prefill: port of the bootstrap server, 0 picks a free port. Decode: the bootstrap port of
+    /// requests that name none.
     #[arg(long, alias = "disaggregation-bootstrap-port", default_value_t = 34000)]
     bootstrap_port: u16,
-    /// 0.4.10 or 0.5
+    /// SGLang version to imitate: 0.4.10 or 0.5.
     #[arg(long, default_value = "0.5")]
     engine: Version,
+    /// Model path that the engine reports.
     #[arg(long, default_value = "/models/Qwen3-32B")]
     model_path: String,
+    /// Model name in responses. Defaults to the model path.
     #[arg(long)]
     served_model_name: Option<String>,
+    /// Tokens per KV page. Prefill and decode must agree.
     #[arg(long, default_value_t = 1)]
     page_size: u32,
+    /// Type of the KV cache. Prefill and decode must agree.
     #[arg(long, default_value = "auto")]
     kv_cache_dtype: String,
+    /// Maximum number of tokens of prompt and answer together.
     #[arg(long, default_value_t = 131_072)]
     context_length: usize,
-    /// 0 takes no time
+    /// Prefill speed in prompt tokens per second. 0 makes prefill instant.
     #[arg(long, default_value_t = 200_000)]
     prefill_tokens_per_second: u64,
+    /// Time between two tokens of an answer, in milliseconds.
     #[arg(long, default_value_t = 2.0)]
     inter_token_ms: f64,
+    /// Maximum number of running requests. Further requests wait.
     #[arg(long, default_value_t = 256)]
     max_running_requests: usize,
+    /// Maximum number of waiting requests. Further requests get 503. Unlimited by default.
     #[arg(long)]
     max_queued_requests: Option<usize>,
+    /// Size of the KV pool in tokens.
     #[arg(long, default_value_t = 500_000)]
     max_total_tokens: usize,
+    /// KV bytes per prompt token, at least 8.
     #[arg(long, default_value_t = 1024)]
     kv_bytes_per_token: usize,
+    /// API key that requests must send. None by default.
     #[arg(long)]
     api_key: Option<String>,
+    /// API key for administration. Defaults to the API key.
     #[arg(long)]
     admin_api_key: Option<String>,
+    /// Number of data-parallel ranks.
     #[arg(long, default_value_t = 1)]
     dp_size: usize,
-    /// Tokens after which an answer ends by itself, plus up to as many again
+    /// An answer ends by itself after this many tokens, and at most after twice as many.
     #[arg(long, default_value_t = 96)]
     natural_length: usize,
-    /// Seconds that a prefill waits for the decode
+    /// Time a prefill waits for its decode, in seconds.
     #[arg(long, default_value_t = 300.0)]
     bootstrap_timeout: f64,
-    /// Seconds that a decode waits for KV
+    /// Time a decode waits for KV, in seconds.
     #[arg(long, default_value_t = 300.0)]
     waiting_timeout: f64,
-    /// Seconds between a decode's looks at a prefill's bootstrap server
+    /// Interval at which a decode probes the bootstrap servers of its prefills, in seconds.
     #[arg(long, default_value_t = 5.0)]
     heartbeat_interval: f64,
-    /// Seconds from a streaming client's disconnect to the abort
+    /// Delay between a streaming client's disconnect and the abort, in seconds.
     #[arg(long, default_value_t = 2.0)]
     disconnect_stream: f64,
-    /// Seconds between looks at the connection of a non-streaming client
+    /// Interval at which the connection of a non-streaming client is checked, in seconds.
     #[arg(long, default_value_t = 4.0)]
     disconnect_poll: f64,
-    /// Seconds until /health and the registry say ready
+    /// Time until /health and the registry report ready, in seconds.
     #[arg(long, default_value_t = 0.0)]
     start_delay: f64,
-    /// No prefill time and no inter-token time
+    /// Sets prefill time and inter-token time to zero.
     #[arg(long)]
     instant: bool,
-    /// Legs do not wait for each other and no KV moves
+    /// Runs legs without waiting for each other and without a KV transfer.
     #[arg(long)]
     no_rendezvous: bool,
-    /// Requests that are remembered for /sim/received; 0 remembers none
+    /// Maximum number of requests kept for /sim/received. 0 keeps none.
     #[arg(long, default_value_t = 4096)]
     record_limit: usize,
 }
 
 fn seconds(value: f64) -> anyhow::Result<Duration> {
-    Duration::try_from_secs_f64(value).with_context(|| format!("{value} is no time"))
+    Duration::try_from_secs_f64(value)
+        .with_context(|| format!("{value} is not a duration in seconds"))
 }
 
 impl Arguments {

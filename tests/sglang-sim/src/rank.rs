@@ -1,35 +1,36 @@
-//! One data-parallel rank: its slots, its queues, and the rooms in which legs meet.
+//! One data-parallel rank: its running slots, its queues, and the rooms of its legs.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::config::Config;
-use crate::count::Count;
-use crate::kv::control::Invitation;
+use crate::gauge::Gauge;
+use crate::kv::control::TransferInfo;
 
-/// Rooms to which a decode has invited and no prefill leg has come, at most.
-const LONELY_ROOMS: usize = 65_536;
+/// Maximum number of rooms that a decode has announced and that have no prefill leg yet.
+const MAX_ROOMS: usize = 65_536;
 
-/// How many requests are where.
+/// The number of requests in each state.
 #[derive(Debug, Default)]
-pub(crate) struct Counts {
-    pub(crate) running: Count,
+pub(crate) struct RankGauges {
+    pub(crate) running: Gauge,
     /// Waiting for a running slot.
-    pub(crate) queued: Count,
-    pub(crate) bootstrap: Count,
-    pub(crate) inflight: Count,
-    pub(crate) prealloc: Count,
-    pub(crate) transfer: Count,
+    pub(crate) queued: Gauge,
+    pub(crate) bootstrap: Gauge,
+    pub(crate) inflight: Gauge,
+    pub(crate) prealloc: Gauge,
+    pub(crate) transfer: Gauge,
     /// KV tokens in use.
-    pub(crate) tokens: Count,
+    pub(crate) tokens: Gauge,
     /// Prompt tokens of requests that have no KV yet.
-    pub(crate) pending_tokens: Count,
+    pub(crate) pending_tokens: Gauge,
 }
 
-/// A rank of an engine.
+/// One data-parallel rank of an engine.
 #[derive(Debug)]
 pub(crate) struct Rank {
     pub(crate) control: SocketAddr,
@@ -37,36 +38,36 @@ pub(crate) struct Rank {
     /// One forward pass at a time, in order of arrival.
     pub(crate) forward: tokio::sync::Mutex<()>,
     pub(crate) kv_tokens: Arc<Semaphore>,
-    pub(crate) counts: Counts,
-    meetings: Mutex<HashMap<u64, Meeting>>,
-    receivers: Mutex<HashMap<u64, Arc<Receiver>>>,
+    pub(crate) gauges: RankGauges,
+    rooms: Mutex<HashMap<u64, RoomState>>,
+    receivers: Mutex<HashMap<u64, Arc<TransferReceiver>>>,
 }
 
-/// A room as a prefill rank sees it.
+/// A room on a prefill rank.
 #[derive(Debug, Default)]
-struct Meeting {
+struct RoomState {
     legs: usize,
-    invitation: Option<Invitation>,
+    transfer_info: Option<TransferInfo>,
     bootstrapped: bool,
     failed: Option<String>,
     changed: Arc<Notify>,
 }
 
-/// Where a transfer stands, as a decode sees it.
+/// The state of a transfer on a decode.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Transfer {
+pub(crate) enum TransferState {
     Waiting,
     Arrived,
     Failed(String),
 }
 
-/// A decode's wait for one room.
+/// A decode's wait for the KV of one room.
 #[derive(Debug)]
-pub(crate) struct Receiver {
+pub(crate) struct TransferReceiver {
     pub(crate) bootstrap: String,
     /// The control address of the prefill rank.
     peer: SocketAddr,
-    pub(crate) state: watch::Sender<Transfer>,
+    pub(crate) state: watch::Sender<TransferState>,
 }
 
 impl Rank {
@@ -76,82 +77,83 @@ impl Rank {
             running: Arc::new(Semaphore::new(config.max_running_requests)),
             forward: tokio::sync::Mutex::new(()),
             kv_tokens: Arc::new(Semaphore::new(config.max_total_tokens)),
-            counts: Counts::default(),
-            meetings: Mutex::default(),
+            gauges: RankGauges::default(),
+            rooms: Mutex::default(),
             receivers: Mutex::default(),
         }
     }
 
-    fn meetings(&self) -> MutexGuard<'_, HashMap<u64, Meeting>> {
-        self.meetings.lock().expect("no code panics while it holds the meetings")
+    fn rooms(&self) -> MutexGuard<'_, HashMap<u64, RoomState>> {
+        self.rooms.lock()
     }
 
-    fn receivers(&self) -> MutexGuard<'_, HashMap<u64, Arc<Receiver>>> {
-        self.receivers.lock().expect("no code panics while it holds the receivers")
+    fn receivers(&self) -> MutexGuard<'_, HashMap<u64, Arc<TransferReceiver>>> {
+        self.receivers.lock()
     }
 
-    /// A decode has invited to a room. A second invitation to a live room replaces the first,
-    /// which is how two requests with one room get each other's answers.
-    pub(crate) fn invite(&self, invitation: Invitation) {
-        let mut meetings = self.meetings();
-        if meetings.len() >= LONELY_ROOMS {
-            meetings.retain(|_, meeting| meeting.legs > 0);
+    /// Records where a decode wants the KV of a room. A second message for the same room replaces the
+    /// first, so two requests in one room get each other's answers.
+    pub(crate) fn add_transfer_info(&self, transfer_info: TransferInfo) {
+        let mut rooms = self.rooms();
+        if rooms.len() >= MAX_ROOMS {
+            rooms.retain(|_, room_state| room_state.legs > 0);
         }
-        let meeting = meetings.entry(invitation.room).or_default();
-        meeting.bootstrapped = true;
-        meeting.invitation = Some(invitation);
-        meeting.changed.notify_waiters();
+        let room_state = rooms.entry(transfer_info.room).or_default();
+        room_state.bootstrapped = true;
+        room_state.transfer_info = Some(transfer_info);
+        room_state.changed.notify_waiters();
     }
 
-    /// The decode no longer wants the room; an unknown one is none of ours.
+    /// The decode has given up the room. Unknown rooms are ignored.
     pub(crate) fn fail_room(&self, room: u64, reason: &str) {
-        if let Some(meeting) = self.meetings().get_mut(&room) {
-            meeting.failed = Some(reason.into());
-            meeting.changed.notify_waiters();
+        if let Some(room_state) = self.rooms().get_mut(&room) {
+            room_state.failed = Some(reason.into());
+            room_state.changed.notify_waiters();
         }
     }
 
-    /// A prefill leg enters its room.
-    pub(crate) fn enter(self: &Arc<Self>, room: u64) -> Attendance {
-        self.meetings().entry(room).or_default().legs += 1;
-        Attendance { rank: Arc::clone(self), room }
+    /// Adds a prefill leg to its room.
+    pub(crate) fn enter_room(self: &Arc<Self>, room: u64) -> RoomGuard {
+        self.rooms().entry(room).or_default().legs += 1;
+        RoomGuard { rank: Arc::clone(self), room }
     }
 
-    pub(crate) fn expect(
+    pub(crate) fn expect_transfer(
         self: &Arc<Self>,
         room: u64,
         bootstrap: String,
         peer: SocketAddr,
-    ) -> Expectation {
-        let state = watch::Sender::new(Transfer::Waiting);
-        let receiver = Arc::new(Receiver { bootstrap, peer, state });
+    ) -> ReceiverGuard {
+        let state = watch::Sender::new(TransferState::Waiting);
+        let receiver = Arc::new(TransferReceiver { bootstrap, peer, state });
         self.receivers().insert(room, Arc::clone(&receiver));
-        Expectation { rank: Arc::clone(self), room, receiver }
+        ReceiverGuard { rank: Arc::clone(self), room, receiver }
     }
 
-    pub(crate) fn transferred(&self, room: u64, arrived: bool) {
+    pub(crate) fn transfer_finished(&self, room: u64, arrived: bool) {
         let receiver = self.receivers().get(&room).cloned();
         if let Some(receiver) = receiver {
             receiver.state.send_replace(if arrived {
-                Transfer::Arrived
+                TransferState::Arrived
             } else {
                 let reason = "Failed to get kvcache from prefill instance, it might be dead";
-                Transfer::Failed(reason.into())
+                TransferState::Failed(reason.into())
             });
         }
     }
 
-    /// Fails every wait for rooms of one prefill, or of one rank of it.
-    pub(crate) fn lose(&self, bootstrap: &str, peer: Option<SocketAddr>) {
+    /// Fails all waiting transfers from one prefill, or from one rank of it.
+    pub(crate) fn fail_receivers(&self, bootstrap: &str, peer: Option<SocketAddr>) {
         let reason =
             format!("Losing connection with prefill instance (bootstrap_addr: {bootstrap})");
-        let theirs =
-            |r: &&Arc<Receiver>| r.bootstrap == bootstrap && peer.is_none_or(|peer| peer == r.peer);
+        let theirs = |r: &&Arc<TransferReceiver>| {
+            r.bootstrap == bootstrap && peer.is_none_or(|peer| peer == r.peer)
+        };
         for receiver in self.receivers().values().filter(theirs) {
             receiver.state.send_if_modified(|state| {
-                let waiting = *state == Transfer::Waiting;
+                let waiting = *state == TransferState::Waiting;
                 if waiting {
-                    *state = Transfer::Failed(reason.clone());
+                    *state = TransferState::Failed(reason.clone());
                 }
                 waiting
             });
@@ -159,27 +161,27 @@ impl Rank {
     }
 }
 
-/// A prefill leg in its room; leaves it when dropped.
+/// A prefill leg in its room, removed on drop.
 #[derive(Debug)]
-pub(crate) struct Attendance {
+pub(crate) struct RoomGuard {
     rank: Arc<Rank>,
     pub(crate) room: u64,
 }
 
-impl Attendance {
-    /// Returns once a decode has invited, or with the reason why the room failed.
+impl RoomGuard {
+    /// Returns once a decode has sent its transfer info, or the reason why the room failed.
     pub(crate) async fn bootstrapped(&self) -> Result<(), String> {
         loop {
             let changed = {
-                let meetings = self.rank.meetings();
-                let meeting = meetings.get(&self.room).expect("a room with a leg stays");
-                if let Some(reason) = &meeting.failed {
+                let rooms = self.rank.rooms();
+                let room_state = rooms.get(&self.room).expect("a room with a leg stays");
+                if let Some(reason) = &room_state.failed {
                     return Err(reason.clone());
                 }
-                if meeting.bootstrapped {
+                if room_state.bootstrapped {
                     return Ok(());
                 }
-                Arc::clone(&meeting.changed).notified_owned()
+                Arc::clone(&room_state.changed).notified_owned()
             };
             changed.await;
         }
@@ -189,44 +191,44 @@ impl Attendance {
     pub(crate) async fn failure(&self) -> String {
         loop {
             let changed = {
-                let meetings = self.rank.meetings();
-                let meeting = meetings.get(&self.room).expect("a room with a leg stays");
-                if let Some(reason) = &meeting.failed {
+                let rooms = self.rank.rooms();
+                let room_state = rooms.get(&self.room).expect("a room with a leg stays");
+                if let Some(reason) = &room_state.failed {
                     return reason.clone();
                 }
-                Arc::clone(&meeting.changed).notified_owned()
+                Arc::clone(&room_state.changed).notified_owned()
             };
             changed.await;
         }
     }
 
-    /// The invitation, which only one leg gets.
-    pub(crate) fn take_invitation(&self) -> Option<Invitation> {
-        self.rank.meetings().get_mut(&self.room)?.invitation.take()
+    /// Takes the transfer info. Only one leg of a room gets it.
+    pub(crate) fn take_transfer_info(&self) -> Option<TransferInfo> {
+        self.rank.rooms().get_mut(&self.room)?.transfer_info.take()
     }
 }
 
-impl Drop for Attendance {
+impl Drop for RoomGuard {
     fn drop(&mut self) {
-        let mut meetings = self.rank.meetings();
-        if let Some(meeting) = meetings.get_mut(&self.room) {
-            meeting.legs -= 1;
-            if meeting.legs == 0 {
-                meetings.remove(&self.room);
+        let mut rooms = self.rank.rooms();
+        if let Some(room_state) = rooms.get_mut(&self.room) {
+            room_state.legs -= 1;
+            if room_state.legs == 0 {
+                rooms.remove(&self.room);
             }
         }
     }
 }
 
-/// A decode's entry for a room; gone when dropped, unless another took its place.
+/// The registration of a [`TransferReceiver`], removed on drop unless another has replaced it.
 #[derive(Debug)]
-pub(crate) struct Expectation {
+pub(crate) struct ReceiverGuard {
     rank: Arc<Rank>,
     room: u64,
-    pub(crate) receiver: Arc<Receiver>,
+    pub(crate) receiver: Arc<TransferReceiver>,
 }
 
-impl Drop for Expectation {
+impl Drop for ReceiverGuard {
     fn drop(&mut self) {
         let mut receivers = self.rank.receivers();
         if receivers.get(&self.room).is_some_and(|now| Arc::ptr_eq(now, &self.receiver)) {

@@ -1,16 +1,16 @@
-//! Scripts: what an engine is told to do wrong, to which request, how often.
+//! Scripts: which failure to inject into which requests, and how often.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// One instruction: the requests it is about, and what is done to them.
+/// One injected failure: the requests that it applies to, and the action.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Script {
     #[serde(default, rename = "match")]
-    pub matching: Match,
+    pub matching: RequestMatch,
     pub action: Action,
-    /// How many requests it strikes; 0 is every one.
+    /// Number of requests it applies to. 0 is every one.
     #[serde(default = "once")]
     pub times: u32,
 }
@@ -19,14 +19,14 @@ fn once() -> u32 {
     1
 }
 
-/// Which requests; an empty match is any request that generates.
+/// The requests that a script applies to. An empty match is every request that generates.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Match {
-    /// The exact path, which may also be one that does not generate (`/ready`, `/route`).
+pub struct RequestMatch {
+    /// The exact path. It may be one that does not generate (`/ready`, `/route`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// Begin with the nth such request since the script was set, from 1.
+    /// Start with the nth matching request since the script was added, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nth: Option<u32>,
     /// Only bodies that contain this text.
@@ -34,38 +34,38 @@ pub struct Match {
     pub body_contains: Option<String>,
 }
 
-/// What goes wrong. In JSON either the bare name or an object with the name as its only key.
+/// The injected failure. In JSON either its name, or an object with the name as its only key.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// The whole engine dies, as by SIGKILL, before it answers.
+    /// The engine dies as by SIGKILL before it answers.
     DieBeforeHead,
-    /// The whole engine dies after so many events of the stream.
+    /// The engine dies as by SIGKILL after this many events of the stream.
     DieMidStream { after: usize },
-    /// The same, with half of the next event sent.
+    /// The engine dies as by SIGKILL after this many events and half of the next one.
     DieMidEvent { after: usize },
-    /// This connection alone is reset before the head.
+    /// The connection is reset before the response head. The engine lives.
     DropBeforeHead,
-    /// This connection alone is reset after so many events.
+    /// The connection is reset after this many events. The engine lives.
     DropMidStream { after: usize },
-    /// Ports stay open and nothing answers; thaws after the time, if one is given.
+    /// Ports stay open and nothing answers. Thaws after `ms`, if given.
     Freeze { ms: Option<u64> },
-    /// HTTP and the registry live, requests hang; thaws after the time, if one is given.
+    /// HTTP and the registry answer, requests hang. Thaws after `ms`, if given.
     FreezeScheduler { ms: Option<u64> },
     /// The leg never meets its peer and runs into its timeout.
     NeverRendezvous,
-    /// This answer at once.
+    /// Answers with this status and body at once.
     Status { status: u16, body: String },
-    /// A stream of 200 whose first event is an error; 500 where there is no stream.
+    /// Answers 200 with a stream whose first event is an error, or 500 without a stream.
     FirstEventError { message: String },
-    /// Everything takes so many times longer.
+    /// Prefill and token times are multiplied by this factor.
     Slow { factor: f64 },
-    /// The engine dies, is back after `down_ms`, and its registry fills after `empty_ms` more.
+    /// The engine dies, restarts after `down_ms`, and its registry is complete `empty_ms` later.
     Restart { down_ms: u64, empty_ms: u64 },
     /// The request is read and never answered.
     HangHead,
 }
 
-/// The JSON spelling of an action's parameters.
+/// The parameters of an action in JSON.
 #[derive(Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 struct Parameters {
@@ -106,14 +106,14 @@ impl Action {
                     .ok_or_else(|| "status must be a number from 200 to 599".into());
             }
             Value::Object(map) if map.len() == 1 => {
-                let (name, argument) = map.iter().next().expect("its length is one");
+                let (name, argument) = map.iter().next().expect("the object has one key");
                 (name.as_str(), argument.clone())
             }
-            _ => return Err("an action is a name or an object with one name".into()),
+            _ => return Err("action must be a name or an object with one name as its key".into()),
         };
         if name == "slow" {
             let factor = argument.as_f64().filter(|f| f.is_finite() && *f >= 0.0);
-            let factor = factor.ok_or("slow needs a factor")?;
+            let factor = factor.ok_or("slow must be a number that is not negative")?;
             return Ok(Action::Slow { factor });
         }
         let parameters: Option<Parameters> =
@@ -140,11 +140,11 @@ impl Action {
                 empty_ms: given.empty_ms.unwrap_or(0),
             },
             "hang_head" => Action::HangHead,
-            other => return Err(format!("no action {other:?}")),
+            other => return Err(format!("unknown action {other:?}")),
         })
     }
 
-    /// The name in JSON and in a request's outcome.
+    /// The name in JSON and in the outcome of a request.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -192,26 +192,26 @@ impl Serialize for Action {
 }
 
 impl Script {
-    /// The action, once, on the next request that generates.
+    /// Applies the action once, to the next request that generates.
     #[must_use]
     pub fn once(action: Action) -> Script {
-        Script { matching: Match::default(), action, times: 1 }
+        Script { matching: RequestMatch::default(), action, times: 1 }
     }
 
-    /// The action on every request that generates.
+    /// Applies the action to every request that generates.
     #[must_use]
     pub fn always(action: Action) -> Script {
         Script { times: 0, ..Script::once(action) }
     }
 
-    /// The same, about requests to this path only.
+    /// Restricts the script to requests to this path.
     #[must_use]
     pub fn on(mut self, path: &str) -> Script {
         self.matching.path = Some(path.into());
         self
     }
 
-    /// The same, beginning with the nth such request, from 1.
+    /// Makes the script start with the nth matching request, from 1.
     #[must_use]
     pub fn nth(mut self, nth: u32) -> Script {
         self.matching.nth = Some(nth);
@@ -219,7 +219,7 @@ impl Script {
     }
 }
 
-/// Milliseconds from a script as a duration.
+/// A duration from the milliseconds of a script.
 pub(crate) fn millis(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }

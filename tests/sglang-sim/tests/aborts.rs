@@ -88,7 +88,7 @@ async fn an_abort_on_decode_ends_the_prefill_of_the_new_engine() {
         let pair =
             Pair { prefill: start(slow).await, decode: start(config(Role::Decode, version)).await };
         let body = pair.meet(named(generate(&"word ".repeat(20), 3), "leg"), 1);
-        let begun = Instant::now();
+        let started = Instant::now();
         let aborting = async {
             assert!(pair.prefill.until(SOON, |e| e.occupancy().running == 1).await);
             abort(&pair.decode, "leg").await;
@@ -102,7 +102,7 @@ async fn an_abort_on_decode_ends_the_prefill_of_the_new_engine() {
         } else {
             assert_eq!(prefill.status, 200, "it pushes to a decode that does not want it");
         }
-        assert!(begun.elapsed() < SOON);
+        assert!(started.elapsed() < SOON);
     }
 }
 
@@ -114,7 +114,7 @@ async fn an_abort_on_prefill_leaves_the_old_decode_waiting() {
         patient.timing.waiting_timeout = Duration::from_secs(2);
         let pair = Pair { prefill: start(slow).await, decode: start(patient).await };
         let body = pair.meet(named(generate(&"word ".repeat(10), 3), "leg"), 1);
-        let begun = Instant::now();
+        let started = Instant::now();
         let aborting = async {
             assert!(pair.prefill.until(SOON, |e| e.occupancy().running == 1).await);
             abort(&pair.prefill, "leg").await;
@@ -122,7 +122,7 @@ async fn an_abort_on_prefill_leaves_the_old_decode_waiting() {
         let ((_, decode), ()) = tokio::join!(pair.both("/generate", &body), aborting);
         let text = if notified { "it might be dead" } else { "KVPoll.WaitingForInput" };
         assert!(decode.text().contains(text), "{decode:?}");
-        assert_eq!(begun.elapsed() >= Duration::from_secs(2), !notified);
+        assert_eq!(started.elapsed() >= Duration::from_secs(2), !notified);
     }
 }
 

@@ -181,7 +181,7 @@ async fn rooms_choose_the_prefill_rank_and_a_forced_rank_conflicts() {
 #[tokio::test]
 async fn health_takes_its_time_on_the_new_engine() {
     let engine = start(config(Role::Prefill, Version::V0_5)).await;
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     assert_eq!(status(&engine, "/health").await, 200);
-    assert!(begun.elapsed() >= impatient().health_pause);
+    assert!(started.elapsed() >= impatient().health_pause);
 }

@@ -353,13 +353,13 @@ async fn an_engine_that_starts_slowly_says_so() {
         timing: Timing { health_pause: Duration::from_millis(10), ..impatient() },
         ..config(Role::Prefill, Version::V0_5)
     };
-    let (prefill, begun) = (start(slow).await, Instant::now());
+    let (prefill, started) = (start(slow).await, Instant::now());
     let bootstrap = prefill.bootstrap_address().unwrap();
     let path = "/route?prefill_dp_rank=-1&prefill_cp_rank=-1&target_tp_rank=-1&target_pp_rank=-1";
     assert_eq!(get(&prefill, "/health").await.status, 503);
     assert_eq!(get(&prefill, "/ready").await.status, 503);
     assert_eq!(get_at(bootstrap, path).await.status, 503);
-    tokio::time::sleep_until((begun + delay).into()).await;
+    tokio::time::sleep_until((started + delay).into()).await;
     assert_eq!(get(&prefill, "/ready").await.status, 200);
     assert_eq!(get(&prefill, "/health").await.status, 200);
     assert_eq!(get_at(bootstrap, path).await.status, 200);

@@ -108,27 +108,27 @@ async fn slow_is_a_factor() {
     let steady = Config { inter_token: Duration::from_millis(2), ..Config::new(Role::Unified) };
     let engine = start(steady).await;
     engine.script(Script::once(Action::Slow { factor: 20.0 }));
-    let begun = Instant::now();
+    let started = Instant::now();
     text_of(&post(&engine, "/generate", &generate("a", 6)).await);
-    assert!(begun.elapsed() >= Duration::from_millis(200), "{:?}", begun.elapsed());
+    assert!(started.elapsed() >= Duration::from_millis(200), "{:?}", started.elapsed());
 }
 
 #[tokio::test]
 async fn a_frozen_engine_thaws_after_its_time() {
     let engine = unified().await;
     engine.script(Script::once(Action::Freeze { ms: Some(150) }));
-    let begun = Instant::now();
+    let started = Instant::now();
     text_of(&post(&engine, "/generate", &generate("a", 2)).await);
-    assert!(begun.elapsed() >= Duration::from_millis(150));
+    assert!(started.elapsed() >= Duration::from_millis(150));
     engine.script(Script::once(Action::FreezeScheduler { ms: Some(150) }));
-    let begun = Instant::now();
+    let started = Instant::now();
     let (answer, alive) =
         tokio::join!(async { post(&engine, "/generate", &generate("a", 2)).await }, async {
             get(&engine, "/ready").await
         },);
     text_of(&answer);
     assert_eq!(alive.status, 200);
-    assert!(begun.elapsed() >= Duration::from_millis(150));
+    assert!(started.elapsed() >= Duration::from_millis(150));
 }
 
 #[tokio::test]

@@ -1,11 +1,11 @@
-//! `/v1/messages` in its smallest real shape.
+//! `/v1/messages`, reduced to the fields that clients need.
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use rand::Rng;
 use serde_json::{Value, json};
 
-use super::ask::Ask;
+use super::parse::ParsedRequest;
 use super::sequence::Sequence;
 use super::{Reply, reply_json};
 
@@ -28,11 +28,11 @@ pub(crate) fn error(code: u16) -> Response<Reply> {
     reply_json(status, &json!({"type": "error", "error": error}))
 }
 
-/// The answer in one piece.
-pub(crate) fn whole(ask: &Ask, sequence: &Sequence) -> Value {
+/// The body of a response that is not streamed.
+pub(crate) fn whole(request: &ParsedRequest, sequence: &Sequence) -> Value {
     json!({
         "id": message_id(), "type": "message", "role": "assistant",
-        "content": [{"type": "text", "text": sequence.text}], "model": ask.model,
+        "content": [{"type": "text", "text": sequence.text}], "model": request.model,
         "stop_reason": stop_reason(sequence), "stop_sequence": null,
         "usage": {"input_tokens": sequence.prompt_tokens, "output_tokens": sequence.ids.len()},
     })
@@ -43,13 +43,13 @@ fn named(mut value: Value, kind: &str) -> Bytes {
     Bytes::from(format!("event: {kind}\ndata: {value}\n\n"))
 }
 
-/// The events for new text; the first also opens the message.
-pub(crate) fn delta(ask: &Ask, sequence: &Sequence, new: &str) -> Vec<Bytes> {
+/// The events for new text. The first call also starts the message.
+pub(crate) fn delta(request: &ParsedRequest, sequence: &Sequence, new: &str) -> Vec<Bytes> {
     let mut events = Vec::new();
     if sequence.ids.len() <= 1 {
         let message = json!({
             "id": message_id(), "type": "message", "role": "assistant", "content": [],
-            "model": ask.model,
+            "model": request.model,
             "usage": {"input_tokens": sequence.prompt_tokens, "output_tokens": 0},
         });
         events.push(named(json!({"message": message}), "message_start"));
@@ -68,7 +68,7 @@ pub(crate) fn stream_error() -> Bytes {
     named(json!({ "error": error }), "error")
 }
 
-/// The events at the end, of a failed stream too.
+/// The events at the end of a stream, also of a failed one.
 pub(crate) fn closing(sequence: &Sequence) -> Vec<Bytes> {
     let mut events = Vec::new();
     if !sequence.ids.is_empty() {

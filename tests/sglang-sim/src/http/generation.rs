@@ -1,4 +1,4 @@
-//! Runs what a request asks for and answers it whole, or hands it to the stream.
+//! Runs the legs of a request and answers in one piece, or starts the stream.
 
 use std::sync::Arc;
 
@@ -7,19 +7,19 @@ use http::{HeaderMap, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::leg::{self, Finish, Job, Output};
-use crate::life::{Admission, Life};
+use crate::leg::{self, Finish, LegSpec, Output};
+use crate::process::{LegGuard, Process};
 use crate::script::Action;
 
-use super::ask::{self, Api, Ask, Refusal};
+use super::parse::{self, Api, ParsedRequest, RequestError};
 use super::sequence::{Sequence, now_seconds, usage};
 use super::stream;
 use super::{Exchange, Reply, anthropic, outcome_of, plain, reply_json, responses};
 
-/// Outputs that may wait for a slow client, for each request.
-const OUTPUTS: usize = 64;
+/// Maximum number of outputs per request that wait for a slow client.
+const MAX_OUTPUTS: usize = 64;
 
-/// Whether the body is declared as JSON, as the OpenAI endpoints insist.
+/// Whether the content type is JSON, as the OpenAI endpoints require.
 pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     let media = value.split(';').next().unwrap_or("").trim();
@@ -37,7 +37,7 @@ pub(crate) fn error_object(message: &str, kind: &str, code: u16) -> Value {
     json!({"object": "error", "message": message, "type": kind, "param": null, "code": code})
 }
 
-/// An error as the API gives it before or instead of an answer.
+/// An error response in the shape of the API.
 pub(crate) fn error_response(
     api: Api,
     status: StatusCode,
@@ -52,10 +52,10 @@ pub(crate) fn error_response(
     }
 }
 
-/// How a sequence's end becomes an exception of a request that is not streamed.
+/// The error response for an aborted sequence of a request that is not streamed.
 pub(crate) fn raised(finish: &Finish, old: bool) -> Option<(StatusCode, String, &str)> {
     let Finish::Abort { message, status: Some(code) } = finish else { return None };
-    // The old engine answers what failed with 500 as if it were an answer.
+    // 0.4 answers a failure with status 500 as an ordinary response.
     if old && *code == 500 {
         return None;
     }
@@ -64,34 +64,36 @@ pub(crate) fn raised(finish: &Finish, old: bool) -> Option<(StatusCode, String, 
     Some((status, kind, message))
 }
 
-fn refuse(api: Api, refusal: Refusal, stream: bool) -> Response<Reply> {
+fn refuse(api: Api, refusal: RequestError, stream: bool) -> Response<Reply> {
     match refusal {
-        Refusal::Value(message) if api == Api::Generate && stream => stream::value_error(&message),
-        Refusal::Value(message) => {
+        RequestError::Value(message) if api == Api::Generate && stream => {
+            stream::value_error(&message)
+        }
+        RequestError::Value(message) => {
             error_response(api, StatusCode::BAD_REQUEST, "BadRequestError", &message)
         }
-        Refusal::Validation(message) => {
+        RequestError::Validation(message) => {
             let error = error_object(&message, "Bad Request", 400);
             reply_json(StatusCode::BAD_REQUEST, &error)
         }
-        Refusal::Crash(_) if api == Api::Generate => {
+        RequestError::Crash(_) if api == Api::Generate => {
             plain(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error")
         }
-        Refusal::Crash(message) => {
+        RequestError::Crash(message) => {
             let message = format!("Internal server error: {message}");
             let status = StatusCode::INTERNAL_SERVER_ERROR;
             error_response(api, status, "InternalServerError", &message)
         }
-        Refusal::NoSuchResponse(id) => responses::not_found(&id),
+        RequestError::NoSuchResponse(id) => responses::not_found(&id),
     }
 }
 
 /// Applies the script actions that change how legs run.
-fn twist(ask: &mut Ask, action: Option<&Action>) {
-    for job in &mut ask.jobs {
+fn action(request: &mut ParsedRequest, action: Option<&Action>) {
+    for spec in &mut request.specs {
         match action {
-            Some(Action::NeverRendezvous) => job.never_meets = true,
-            Some(Action::Slow { factor }) => job.slow = *factor,
+            Some(Action::NeverRendezvous) => spec.never_rendezvous = true,
+            Some(Action::Slow { factor }) => spec.slow = *factor,
             _ => {}
         }
     }
@@ -99,140 +101,150 @@ fn twist(ask: &mut Ask, action: Option<&Action>) {
 
 /// Answers a request that generates.
 pub(crate) async fn answer(exchange: &Exchange, api: Api) -> Response<Reply> {
-    let life = &exchange.life;
-    let asked = ask::read(life, api, exchange.head.headers(), &exchange.body);
-    let mut ask = match asked {
-        Ok(ask) => ask,
+    let process = &exchange.process;
+    let parsed = parse::read(process, api, exchange.head.headers(), &exchange.body);
+    let mut request = match parsed {
+        Ok(request) => request,
         Err(refusal) => {
             let body: Value = serde_json::from_slice(&exchange.body).unwrap_or_default();
             let response = refuse(api, refusal, body["stream"] == true);
-            exchange.entry.outcome(format!("error {}", response.status().as_u16()));
+            exchange.record.outcome(format!("error {}", response.status().as_u16()));
             return response;
         }
     };
-    if let Some(Action::FirstEventError { message }) = &exchange.twist {
-        return first_event_error(&ask, message);
+    if let Some(Action::FirstEventError { message }) = &exchange.action {
+        return first_event_error(&request, message);
     }
-    twist(&mut ask, exchange.twist.as_ref());
-    let numbers = ask.jobs.iter().filter_map(|job| match job.room {
+    action(&mut request, exchange.action.as_ref());
+    let numbers = request.specs.iter().filter_map(|spec| match spec.room {
         Some(leg::Room::Number(room)) => Some(room),
         _ => None,
     });
-    exchange.entry.legs(ask.jobs.iter().map(|job| job.rid.clone()).collect(), numbers.collect());
+    exchange
+        .record
+        .legs(request.specs.iter().map(|spec| spec.rid.clone()).collect(), numbers.collect());
 
-    let mut admissions = Vec::with_capacity(ask.jobs.len());
-    for job in &ask.jobs {
-        let Some(admission) = life.admit(&job.rid) else {
-            let message = format!("Duplicate request ID detected: {}", job.rid);
-            exchange.entry.outcome("error 400");
-            return refuse(api, Refusal::Value(message), ask.stream);
+    let mut guards = Vec::with_capacity(request.specs.len());
+    for spec in &request.specs {
+        let Some(guard) = process.register_leg(&spec.rid) else {
+            let message = format!("Duplicate request ID detected: {}", spec.rid);
+            exchange.record.outcome("error 400");
+            return refuse(api, RequestError::Value(message), request.stream);
         };
-        admissions.push(admission);
+        guards.push(guard);
     }
-    let outputs = begin(exchange, &ask, admissions);
-    if ask.stream {
-        return stream::answer(exchange, ask, outputs).await;
+    let outputs = begin(exchange, &request, guards);
+    if request.stream {
+        return stream::answer(exchange, request, outputs).await;
     }
-    let response = collect(life, &ask, outputs).await;
-    exchange.entry.outcome(outcome_of(response.status()));
+    let response = collect(process, &request, outputs).await;
+    exchange.record.outcome(outcome_of(response.status()));
     response
 }
 
 /// Starts all legs of a request.
-fn begin(exchange: &Exchange, ask: &Ask, admissions: Vec<Admission>) -> mpsc::Receiver<Output> {
-    let (out, outputs) = mpsc::channel(OUTPUTS);
-    for (job, admission) in ask.jobs.iter().zip(admissions) {
-        let leg = Running {
-            life: Arc::clone(&exchange.life),
-            job: job.clone(),
-            admission,
+fn begin(
+    exchange: &Exchange,
+    request: &ParsedRequest,
+    guards: Vec<LegGuard>,
+) -> mpsc::Receiver<Output> {
+    let (out, outputs) = mpsc::channel(MAX_OUTPUTS);
+    for (spec, guard) in request.specs.iter().zip(guards) {
+        let leg = LegTask {
+            process: Arc::clone(&exchange.process),
+            spec: spec.clone(),
+            guard,
             out: out.clone(),
-            entry: exchange.entry.clone(),
-            stream: ask.stream,
+            record: exchange.record.clone(),
+            stream: request.stream,
         };
-        exchange.life.spawn(leg.run());
+        exchange.process.spawn(leg.run());
     }
     outputs
 }
 
-/// A leg as a task of the engine: it goes on without its client, for a while.
-struct Running {
-    life: Arc<Life>,
-    job: Job,
-    admission: Admission,
+/// A leg as a task of the engine. It runs on for a while when its client disconnects.
+struct LegTask {
+    process: Arc<Process>,
+    spec: LegSpec,
+    guard: LegGuard,
     out: mpsc::Sender<Output>,
-    entry: crate::ledger::Entry,
+    record: crate::recorder::RequestRecord,
     stream: bool,
 }
 
-impl Running {
+impl LegTask {
     async fn client_gone(&self) {
         self.out.closed().await;
-        let timing = &self.life.config.timing;
+        let timing = &self.process.config.timing;
         let delay = if self.stream { timing.disconnect_stream } else { timing.disconnect_poll };
         tokio::time::sleep(delay).await;
     }
 
     async fn run(self) {
-        let running = leg::run(&self.life, &self.job, &self.admission.aborted, &self.out);
+        let running = leg::run(&self.process, &self.spec, &self.guard.aborted, &self.out);
         tokio::pin!(running);
         let finish = tokio::select! {
             finish = &mut running => finish,
             () = self.client_gone() => {
-                self.entry.outcome("client gone");
-                self.admission.aborted.cancel();
+                self.record.outcome("client gone");
+                self.guard.aborted.cancel();
                 running.await
             }
         };
-        let aborted = self.admission.aborted.is_cancelled();
+        let aborted = self.guard.aborted.is_cancelled();
         match finish {
-            Finish::Abort { .. } if aborted => self.entry.outcome("aborted"),
+            Finish::Abort { .. } if aborted => self.record.outcome("aborted"),
             Finish::Abort { status, .. } => {
-                self.entry.outcome(format!("error {}", status.unwrap_or(500)));
+                self.record.outcome(format!("error {}", status.unwrap_or(500)));
             }
-            _ if self.out.is_closed() => self.entry.outcome("client gone"),
-            _ if self.stream && self.job.index == 0 => self.entry.outcome("ok"),
+            _ if self.out.is_closed() => self.record.outcome("client gone"),
+            _ if self.stream && self.spec.index == 0 => self.record.outcome("ok"),
             _ => {}
         }
     }
 }
 
-/// Waits for all sequences and answers them in one piece.
+/// Waits for all sequences and answers in one piece.
 async fn collect(
-    life: &Arc<Life>,
-    ask: &Ask,
+    process: &Arc<Process>,
+    request: &ParsedRequest,
     mut outputs: mpsc::Receiver<Output>,
 ) -> Response<Reply> {
-    let logprobs = ask.logprobs.as_ref();
+    let logprobs = request.logprobs.as_ref();
     let mut sequences: Vec<Sequence> =
-        ask.jobs.iter().map(|job| Sequence::new(life, job, logprobs)).collect();
+        request.specs.iter().map(|spec| Sequence::new(process, spec, logprobs)).collect();
     let mut open = sequences.len();
     while open > 0 {
-        // Without its sender a leg has died with the engine.
+        // A closed channel means that the leg died with the engine.
         let Some(output) = outputs.recv().await else { return std::future::pending().await };
         let sequence = &mut sequences[output.index];
         sequence.add(output);
         if let Some(finish) = &sequence.finish {
-            if let Some((status, kind, message)) = raised(finish, life.is_old()) {
-                return error_response(ask.api, status, &kind, message);
+            if let Some((status, kind, message)) = raised(finish, process.is_old()) {
+                return error_response(request.api, status, &kind, message);
             }
             open -= 1;
         }
     }
-    whole(life, ask, &sequences)
+    whole(process, request, &sequences)
 }
 
-fn whole(life: &Arc<Life>, ask: &Ask, sequences: &[Sequence]) -> Response<Reply> {
-    let old = life.is_old();
-    let value = match ask.api {
-        Api::Generate if ask.batch => {
+fn whole(
+    process: &Arc<Process>,
+    request: &ParsedRequest,
+    sequences: &[Sequence],
+) -> Response<Reply> {
+    let old = process.is_old();
+    let value = match request.api {
+        Api::Generate if request.batch => {
             sequences.iter().map(|sequence| sequence.generate_json(old, None)).collect()
         }
         Api::Generate => sequences[0].generate_json(old, None),
-        Api::Chat => openai(ask, sequences, old, "chat.completion", chat_choice),
-        Api::Completion => openai(ask, sequences, old, "text_completion", completion_choice),
-        Api::Responses => responses::whole(life, ask, &sequences[0]),
-        Api::Messages => anthropic::whole(ask, &sequences[0]),
+        Api::Chat => openai(request, sequences, old, "chat.completion", chat_choice),
+        Api::Completion => openai(request, sequences, old, "text_completion", completion_choice),
+        Api::Responses => responses::whole(process, request, &sequences[0]),
+        Api::Messages => anthropic::whole(request, &sequences[0]),
     };
     reply_json(StatusCode::OK, &value)
 }
@@ -245,10 +257,10 @@ fn matched(sequence: &Sequence) -> Value {
     sequence.finish.as_ref().map_or(Value::Null, Finish::matched)
 }
 
-fn chat_choice(ask: &Ask, sequence: &Sequence, old: bool) -> Value {
+fn chat_choice(request: &ParsedRequest, sequence: &Sequence, old: bool) -> Value {
     let content =
         if sequence.text.is_empty() && !old { Value::Null } else { sequence.text.as_str().into() };
-    let logprobs = if ask.logprobs.is_some() { sequence.chat_logprobs(0) } else { Value::Null };
+    let logprobs = if request.logprobs.is_some() { sequence.chat_logprobs(0) } else { Value::Null };
     json!({
         "index": sequence.index,
         "message": {
@@ -260,9 +272,9 @@ fn chat_choice(ask: &Ask, sequence: &Sequence, old: bool) -> Value {
     })
 }
 
-fn completion_choice(ask: &Ask, sequence: &Sequence, _old: bool) -> Value {
+fn completion_choice(request: &ParsedRequest, sequence: &Sequence, _old: bool) -> Value {
     let logprobs =
-        if ask.logprobs.is_some() { sequence.completion_logprobs(0) } else { Value::Null };
+        if request.logprobs.is_some() { sequence.completion_logprobs(0) } else { Value::Null };
     json!({
         "index": sequence.index, "text": sequence.text, "logprobs": logprobs,
         "finish_reason": finish_kind(sequence), "matched_stop": matched(sequence),
@@ -270,16 +282,16 @@ fn completion_choice(ask: &Ask, sequence: &Sequence, _old: bool) -> Value {
 }
 
 fn openai(
-    ask: &Ask,
+    request: &ParsedRequest,
     sequences: &[Sequence],
     old: bool,
     object: &str,
-    choice: fn(&Ask, &Sequence, bool) -> Value,
+    choice: fn(&ParsedRequest, &Sequence, bool) -> Value,
 ) -> Value {
-    let choices: Vec<Value> = sequences.iter().map(|s| choice(ask, s, old)).collect();
+    let choices: Vec<Value> = sequences.iter().map(|s| choice(request, s, old)).collect();
     let mut value = json!({
-        "id": sequences[0].rid, "object": object, "created": now_seconds(), "model": ask.model,
-        "choices": choices, "usage": usage(sequences, ask.n, old),
+        "id": sequences[0].rid, "object": object, "created": now_seconds(), "model": request.model,
+        "choices": choices, "usage": usage(sequences, request.n, old),
     });
     if !old {
         value["metadata"] = json!({"weight_version": "default"});
@@ -287,9 +299,9 @@ fn openai(
     value
 }
 
-fn first_event_error(ask: &Ask, message: &str) -> Response<Reply> {
-    if ask.stream {
-        return stream::scripted_error(ask, message);
+fn first_event_error(request: &ParsedRequest, message: &str) -> Response<Reply> {
+    if request.stream {
+        return stream::scripted_error(request, message);
     }
-    error_response(ask.api, StatusCode::INTERNAL_SERVER_ERROR, "500", message)
+    error_response(request.api, StatusCode::INTERNAL_SERVER_ERROR, "500", message)
 }

@@ -1,4 +1,4 @@
-//! What an engine says of itself: health, settings, load, and its administration.
+//! Health, settings, load and administration of an engine.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -9,46 +9,46 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::config::Role;
-use crate::life::Life;
+use crate::process::Process;
 use crate::rank::Rank;
-use crate::token;
+use crate::tokenizer;
 
-use super::ask::chat_prompt;
 use super::generation::error_object;
+use super::parse::chat_prompt;
 use super::sequence::now_seconds;
 use super::{Reply, empty, plain, reply_json};
 
-/// A generation of one token with the fake host; looked at once a second.
-pub(crate) async fn health(life: &Arc<Life>) -> Response<Reply> {
-    if !life.is_ready() {
+/// Generates one token without a transfer and checks once a second whether it came.
+pub(crate) async fn health(process: &Arc<Process>) -> Response<Reply> {
+    if !process.is_ready() {
         return empty(StatusCode::SERVICE_UNAVAILABLE);
     }
-    let deadline = Instant::now() + life.config.timing.health_timeout;
-    let before = life.meters.tokens_said.load(Relaxed);
+    let deadline = Instant::now() + process.config.timing.health_timeout;
+    let before = process.stats.tokens_emitted.load(Relaxed);
     let answered = Arc::new(AtomicBool::new(false));
-    let (probe, said) = (Arc::clone(life), Arc::clone(&answered));
-    life.spawn(async move {
-        probe.turn().await;
+    let (probe, said) = (Arc::clone(process), Arc::clone(&answered));
+    process.spawn(async move {
+        probe.wait_for_scheduler().await;
         let _pass = probe.ranks[0].forward.lock().await;
         said.store(true, Relaxed);
     });
     while Instant::now() < deadline {
-        sleep(life.config.timing.health_pause).await;
-        // Anything that the scheduler says will do.
-        if answered.load(Relaxed) || life.meters.tokens_said.load(Relaxed) != before {
+        sleep(process.config.timing.health_pause).await;
+        // Any token of the scheduler counts.
+        if answered.load(Relaxed) || process.stats.tokens_emitted.load(Relaxed) != before {
             return empty(StatusCode::OK);
         }
     }
     empty(StatusCode::SERVICE_UNAVAILABLE)
 }
 
-pub(crate) fn ready(life: &Life) -> Response<Reply> {
-    empty(if life.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE })
+pub(crate) fn ready(process: &Process) -> Response<Reply> {
+    empty(if process.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE })
 }
 
-pub(crate) fn server_info(life: &Life) -> Response<Reply> {
-    let config = &life.config;
-    let states: Vec<Value> = life
+pub(crate) fn server_info(process: &Process) -> Response<Reply> {
+    let config = &process.config;
+    let states: Vec<Value> = process
         .ranks
         .iter()
         .map(|_| {
@@ -64,7 +64,7 @@ pub(crate) fn server_info(life: &Life) -> Response<Reply> {
         "port": config.port, "context_length": config.context_length,
         "disaggregation_mode": config.role.disaggregation_mode(),
         "disaggregation_bootstrap_port":
-            life.bootstrap.map_or(config.default_bootstrap_port(), |address| address.port()),
+            process.bootstrap.map_or(config.default_bootstrap_port(), |address| address.port()),
         "disaggregation_transfer_backend": "mooncake",
         "page_size": config.page_size, "kv_cache_dtype": config.kv_cache_dtype,
         "max_running_requests": config.max_running_requests,
@@ -75,7 +75,7 @@ pub(crate) fn server_info(life: &Life) -> Response<Reply> {
         "enable_dp_attention": config.dp_size > 1, "enable_metrics": true, "status": "ready",
         "internal_states": states, "version": config.version.number(),
     });
-    if !life.is_old() {
+    if !process.is_old() {
         let method =
             if config.role == Role::Prefill { "follow_bootstrap_room" } else { "round_robin" };
         info["load_balance_method"] = json!(method);
@@ -84,12 +84,12 @@ pub(crate) fn server_info(life: &Life) -> Response<Reply> {
     reply_json(StatusCode::OK, &info)
 }
 
-pub(crate) fn model_info(life: &Life) -> Response<Reply> {
+pub(crate) fn model_info(process: &Process) -> Response<Reply> {
     let mut info = json!({
-        "model_path": life.config.model_path, "tokenizer_path": life.config.model_path,
+        "model_path": process.config.model_path, "tokenizer_path": process.config.model_path,
         "is_generation": true, "preferred_sampling_params": null,
     });
-    if !life.is_old() {
+    if !process.is_old() {
         info["weight_version"] = json!("default");
         info["has_image_understanding"] = json!(false);
         info["has_audio_understanding"] = json!(false);
@@ -99,26 +99,27 @@ pub(crate) fn model_info(life: &Life) -> Response<Reply> {
     reply_json(StatusCode::OK, &info)
 }
 
-fn card(life: &Life) -> Value {
-    let name = life.config.model_name();
+fn card(process: &Process) -> Value {
+    let name = process.config.model_name();
     let mut card = json!({
         "id": name, "object": "model", "created": now_seconds(), "owned_by": "sglang",
-        "root": name, "max_model_len": life.config.context_length,
+        "root": name, "max_model_len": process.config.context_length,
     });
-    if !life.is_old() {
+    if !process.is_old() {
         card["parent"] = Value::Null;
     }
     card
 }
 
-pub(crate) fn models(life: &Life) -> Response<Reply> {
-    reply_json(StatusCode::OK, &json!({"object": "list", "data": [card(life)]}))
+pub(crate) fn models(process: &Process) -> Response<Reply> {
+    reply_json(StatusCode::OK, &json!({"object": "list", "data": [card(process)]}))
 }
 
-pub(crate) fn model(life: &Life, name: &str) -> Response<Reply> {
-    if name == life.config.model_name().trim_start_matches('/') || name == life.config.model_name()
+pub(crate) fn model(process: &Process, name: &str) -> Response<Reply> {
+    if name == process.config.model_name().trim_start_matches('/')
+        || name == process.config.model_name()
     {
-        return reply_json(StatusCode::OK, &card(life));
+        return reply_json(StatusCode::OK, &card(process));
     }
     let error = json!({
         "message": format!("The model '{name}' does not exist"), "type": "invalid_request_error",
@@ -127,16 +128,16 @@ pub(crate) fn model(life: &Life, name: &str) -> Response<Reply> {
     reply_json(StatusCode::NOT_FOUND, &json!({ "error": error }))
 }
 
-/// Tokens in use and tokens in use or waited for.
+/// Tokens in use, and tokens in use or reserved by waiting requests.
 fn tokens(rank: &Rank) -> (usize, usize) {
-    let used = rank.counts.tokens.now();
-    (used, used + rank.counts.pending_tokens.now())
+    let used = rank.gauges.tokens.now();
+    (used, used + rank.gauges.pending_tokens.now())
 }
 
-fn load(life: &Life, number: usize, rank: &Rank, wanted: &dyn Fn(&str) -> bool) -> Value {
-    let (counts, config) = (&rank.counts, &life.config);
+fn load(process: &Process, number: usize, rank: &Rank, wanted: &dyn Fn(&str) -> bool) -> Value {
+    let (gauges, config) = (&rank.gauges, &process.config);
     let (used, total) = tokens(rank);
-    let (running, waiting) = (counts.running.now(), counts.queued.now());
+    let (running, waiting) = (gauges.running.now(), gauges.queued.now());
     let usage = used as f64 / config.max_total_tokens.max(1) as f64;
     let utilization = running as f64 / config.max_running_requests.max(1) as f64;
     let mut load = json!({
@@ -149,10 +150,10 @@ fn load(life: &Life, number: usize, rank: &Rank, wanted: &dyn Fn(&str) -> bool) 
     if wanted("disagg") {
         load["disaggregation"] = json!({
             "mode": config.role.disaggregation_mode(),
-            "prefill_bootstrap_queue_reqs": counts.bootstrap.now(),
-            "prefill_inflight_queue_reqs": counts.inflight.now(),
-            "decode_prealloc_queue_reqs": counts.prealloc.now(),
-            "decode_transfer_queue_reqs": counts.transfer.now(),
+            "prefill_bootstrap_queue_reqs": gauges.bootstrap.now(),
+            "prefill_inflight_queue_reqs": gauges.inflight.now(),
+            "decode_prealloc_queue_reqs": gauges.prealloc.now(),
+            "decode_transfer_queue_reqs": gauges.transfer.now(),
             "decode_retracted_queue_reqs": 0,
             "kv_transfer_speed_gb_s": 0.0, "kv_transfer_latency_ms": 0.0,
         });
@@ -174,7 +175,7 @@ fn parameter<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
 }
 
 /// `GET /v1/loads`.
-pub(crate) fn loads(life: &Life, query: Option<&str>) -> Response<Reply> {
+pub(crate) fn loads(process: &Process, query: Option<&str>) -> Response<Reply> {
     const SECTIONS: [&str; 7] = ["core", "memory", "spec", "lora", "disagg", "queues", "all"];
     let include: Vec<&str> =
         parameter(query, "include").map_or(vec!["all"], |list| list.split(',').collect());
@@ -184,12 +185,12 @@ pub(crate) fn loads(life: &Life, query: Option<&str>) -> Response<Reply> {
         return reply_json(StatusCode::BAD_REQUEST, &error_object(&message, "400", 400));
     }
     let wanted = |section: &str| include.contains(&"all") || include.contains(&section);
-    let loads: Vec<Value> = life
+    let loads: Vec<Value> = process
         .ranks
         .iter()
         .enumerate()
         .filter(|(number, _)| rank.is_none_or(|rank| rank == *number))
-        .map(|(number, rank)| load(life, number, rank, &wanted))
+        .map(|(number, rank)| load(process, number, rank, &wanted))
         .collect();
     let sum = |name: &str| loads.iter().filter_map(|load| load[name].as_u64()).sum::<u64>();
     let mean = |name: &str| {
@@ -204,25 +205,25 @@ pub(crate) fn loads(life: &Life, query: Option<&str>) -> Response<Reply> {
         "avg_utilization": mean("utilization"),
     });
     let answer = json!({
-        "timestamp": now_seconds(), "version": life.config.version.number(),
+        "timestamp": now_seconds(), "version": process.config.version.number(),
         "dp_rank_count": loads.len(), "loads": loads, "aggregate": aggregate,
     });
     reply_json(StatusCode::OK, &answer)
 }
 
-/// `GET /get_load` of the old engine: one number.
-pub(crate) fn load_old(life: &Life) -> Response<Reply> {
-    let load: usize = life.ranks.iter().map(|rank| tokens(rank).1).sum();
+/// `GET /get_load` of 0.4: one number.
+pub(crate) fn load_0_4(process: &Process) -> Response<Reply> {
+    let load: usize = process.ranks.iter().map(|rank| tokens(rank).1).sum();
     reply_json(StatusCode::OK, &json!({ "load": load }))
 }
 
-pub(crate) fn tokenize(life: &Life, body: &Bytes) -> Response<Reply> {
+pub(crate) fn tokenize(process: &Process, body: &Bytes) -> Response<Reply> {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     let (prompt, messages) = (&body["prompt"], &body["messages"]);
     let (tokens, count) = match prompt {
-        Value::String(text) => one(token::encode(text)),
+        Value::String(text) => one(tokenizer::encode(text)),
         Value::Array(list) => {
-            let texts = list.iter().filter_map(Value::as_str).map(token::encode);
+            let texts = list.iter().filter_map(Value::as_str).map(tokenizer::encode);
             let lists: Vec<Vec<u32>> = texts.collect();
             (json!(lists), json!(lists.iter().map(Vec::len).collect::<Vec<_>>()))
         }
@@ -235,7 +236,7 @@ pub(crate) fn tokenize(life: &Life, body: &Bytes) -> Response<Reply> {
             }
         },
     };
-    let length = life.config.context_length;
+    let length = process.config.context_length;
     let answer = json!({"tokens": tokens, "count": count, "max_model_len": length});
     reply_json(StatusCode::OK, &answer)
 }
@@ -249,7 +250,7 @@ pub(crate) fn detokenize(body: &Bytes) -> Response<Reply> {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     let text = |value: &Value| -> Option<String> {
         let ids = value.as_array()?.iter().map(|id| u32::try_from(id.as_u64()?).ok());
-        Some(token::decode(&ids.collect::<Option<Vec<u32>>>()?))
+        Some(tokenizer::decode(&ids.collect::<Option<Vec<u32>>>()?))
     };
     let tokens = &body["tokens"];
     let nested = tokens.as_array().is_some_and(|list| list.first().is_some_and(Value::is_array));
@@ -270,8 +271,8 @@ pub(crate) fn detokenize(body: &Bytes) -> Response<Reply> {
     }
 }
 
-pub(crate) fn flush_cache(life: &Life) -> Response<Reply> {
-    if life.leg_count() > 0 {
+pub(crate) fn flush_cache(process: &Process) -> Response<Reply> {
+    if process.leg_count() > 0 {
         return plain(StatusCode::BAD_REQUEST, "Flush cache failed.\n");
     }
     let text = "Cache flushed.\nPlease check backend logs for more details. (When there are \
@@ -279,14 +280,14 @@ pub(crate) fn flush_cache(life: &Life) -> Response<Reply> {
     plain(StatusCode::OK, text)
 }
 
-pub(crate) fn abort_request(life: &Life, body: &Bytes) -> Response<Reply> {
+pub(crate) fn abort_request(process: &Process, body: &Bytes) -> Response<Reply> {
     let Ok(body) = serde_json::from_slice::<Value>(body) else {
         let error = error_object("1 validation error", "Bad Request", 400);
         return reply_json(StatusCode::BAD_REQUEST, &error);
     };
     let rid = body["rid"].as_str().unwrap_or("");
     let all = body["abort_all"] == true;
-    let matched = life.abort(rid, all);
-    life.ledger.abort(rid.to_owned(), all, matched);
+    let matched = process.abort(rid, all);
+    process.recorder.abort(rid.to_owned(), all, matched);
     empty(StatusCode::OK)
 }

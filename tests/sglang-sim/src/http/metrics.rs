@@ -1,4 +1,4 @@
-//! `GET /metrics`: the families that a router reads, under the names of the version.
+//! `GET /metrics`: the families that a router reads, under the version's names.
 
 use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;
@@ -6,13 +6,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use http::{Response, StatusCode};
 
 use crate::config::Role;
-use crate::life::Life;
-use crate::meters::Histogram;
+use crate::process::Process;
 use crate::rank::Rank;
+use crate::stats::Histogram;
 
 use super::{Reply, plain};
 
-/// The page that is being written.
+/// The page under construction.
 struct Page {
     text: String,
     model: String,
@@ -29,7 +29,7 @@ impl Page {
         let _ = writeln!(self.text, "# TYPE sglang:{name} {kind}");
     }
 
-    /// Labels of a scheduler, with the DP rank where there are several.
+    /// Labels of a scheduler, with the DP rank if there are several.
     fn scheduler(&self, rank: usize) -> String {
         let moe = if self.old { "" } else { ",moe_ep_rank=\"0\"" };
         let dp = if self.ranks > 1 { format!("dp_rank=\"{rank}\",") } else { String::new() };
@@ -53,7 +53,7 @@ impl Page {
         self.sample(name, labels, value as f64);
     }
 
-    /// A failure counter, which appears with its first failure.
+    /// A failure counter, which the engine shows only after its first failure.
     fn failures(&mut self, name: &str, labels: &str, value: u64) {
         if value > 0 {
             self.counter(name, labels, value);
@@ -78,95 +78,95 @@ impl Page {
     }
 }
 
-type Gauge = (&'static str, Box<dyn Fn(&Rank) -> f64>);
+type GaugeSource = (&'static str, Box<dyn Fn(&Rank) -> f64>);
 
-fn gauges(life: &Life) -> Vec<Gauge> {
+fn sources(process: &Process) -> Vec<GaugeSource> {
     fn count(read: impl Fn(&Rank) -> usize + 'static) -> Box<dyn Fn(&Rank) -> f64> {
         Box::new(move |rank| read(rank) as f64)
     }
-    let old = life.is_old();
-    let capacity = life.config.max_total_tokens.max(1);
-    let slots = life.config.max_running_requests.max(1);
-    let mut gauges: Vec<Gauge> = vec![
-        ("num_running_reqs", count(|rank| rank.counts.running.now())),
-        ("num_queue_reqs", count(|rank| rank.counts.queued.now())),
-        ("num_used_tokens", count(|rank| rank.counts.tokens.now())),
-        ("token_usage", Box::new(move |rank| rank.counts.tokens.now() as f64 / capacity as f64)),
+    let old = process.is_old();
+    let capacity = process.config.max_total_tokens.max(1);
+    let slots = process.config.max_running_requests.max(1);
+    let mut sources: Vec<GaugeSource> = vec![
+        ("num_running_reqs", count(|rank| rank.gauges.running.now())),
+        ("num_queue_reqs", count(|rank| rank.gauges.queued.now())),
+        ("num_used_tokens", count(|rank| rank.gauges.tokens.now())),
+        ("token_usage", Box::new(move |rank| rank.gauges.tokens.now() as f64 / capacity as f64)),
         ("gen_throughput", Box::new(|_| 0.0)),
         ("cache_hit_rate", Box::new(|_| 0.0)),
-        ("num_decode_prealloc_queue_reqs", count(|rank| rank.counts.prealloc.now())),
-        ("num_decode_transfer_queue_reqs", count(|rank| rank.counts.transfer.now())),
+        ("num_decode_prealloc_queue_reqs", count(|rank| rank.gauges.prealloc.now())),
+        ("num_decode_transfer_queue_reqs", count(|rank| rank.gauges.transfer.now())),
     ];
-    let inflight = count(|rank| rank.counts.inflight.now());
-    let bootstrap = count(|rank| rank.counts.bootstrap.now());
+    let inflight = count(|rank| rank.gauges.inflight.now());
+    let bootstrap = count(|rank| rank.gauges.bootstrap.now());
     if old {
-        // The old engine's spelling.
-        gauges.push(("num_prefill_infight_queue_reqs", inflight));
-        gauges.push(("num_prefill_prealloc_queue_reqs", bootstrap));
-        return gauges;
+        // The spelling of 0.4.
+        sources.push(("num_prefill_infight_queue_reqs", inflight));
+        sources.push(("num_prefill_prealloc_queue_reqs", bootstrap));
+        return sources;
     }
-    let page = f64::from(life.config.page_size);
-    let context = life.config.context_length as f64;
-    gauges.extend::<[Gauge; 9]>([
+    let page = f64::from(process.config.page_size);
+    let context = process.config.context_length as f64;
+    sources.extend::<[GaugeSource; 9]>([
         ("num_prefill_inflight_queue_reqs", inflight),
         ("num_prefill_bootstrap_queue_reqs", bootstrap),
         ("max_total_num_tokens", Box::new(move |_| capacity as f64)),
         ("page_size", Box::new(move |_| page)),
         ("context_len", Box::new(move |_| context)),
-        ("kv_used_tokens", count(|rank| rank.counts.tokens.now())),
+        ("kv_used_tokens", count(|rank| rank.gauges.tokens.now())),
         (
             "kv_available_tokens",
-            count(move |rank| capacity.saturating_sub(rank.counts.tokens.now())),
+            count(move |rank| capacity.saturating_sub(rank.gauges.tokens.now())),
         ),
         (
             "pending_prealloc_token_usage",
-            Box::new(move |rank| rank.counts.pending_tokens.now() as f64 / capacity as f64),
+            Box::new(move |rank| rank.gauges.pending_tokens.now() as f64 / capacity as f64),
         ),
-        ("utilization", Box::new(move |rank| rank.counts.running.now() as f64 / slots as f64)),
+        ("utilization", Box::new(move |rank| rank.gauges.running.now() as f64 / slots as f64)),
     ]);
-    gauges
+    sources
 }
 
-pub(crate) fn answer(life: &Life) -> Response<Reply> {
+pub(crate) fn answer(process: &Process) -> Response<Reply> {
     let mut page = Page {
         text: String::with_capacity(8 << 10),
-        model: life.config.model_name().replace('\\', "\\\\").replace('"', "\\\""),
-        engine: life.config.role.engine_type(),
-        old: life.is_old(),
-        ranks: life.ranks.len(),
+        model: process.config.model_name().replace('\\', "\\\\").replace('"', "\\\""),
+        engine: process.config.role.engine_type(),
+        old: process.is_old(),
+        ranks: process.ranks.len(),
     };
-    for (name, read) in gauges(life) {
+    for (name, read) in sources(process) {
         page.describe(name, "gauge");
-        for (number, rank) in life.ranks.iter().enumerate() {
+        for (number, rank) in process.ranks.iter().enumerate() {
             let labels = page.scheduler(number);
             page.sample(name, &labels, read(rank));
         }
     }
-    let meters = &life.meters;
+    let stats = &process.stats;
     let scheduler = page.scheduler(0);
-    if !page.old && life.config.disaggregated() {
-        page.histogram("kv_transfer_bootstrap_ms", &scheduler, &meters.bootstrap_ms);
-        page.histogram("kv_transfer_alloc_ms", &scheduler, &meters.alloc_ms);
-        if life.config.role == Role::Prefill {
-            page.histogram("kv_transfer_latency_ms", &scheduler, &meters.transfer_ms);
-            page.histogram("kv_transfer_speed_gb_s", &scheduler, &meters.transfer_gb_s);
-            page.histogram("kv_transfer_total_mb", &scheduler, &meters.transfer_mb);
+    if !page.old && process.config.disaggregated() {
+        page.histogram("kv_transfer_bootstrap_ms", &scheduler, &stats.bootstrap_ms);
+        page.histogram("kv_transfer_alloc_ms", &scheduler, &stats.alloc_ms);
+        if process.config.role == Role::Prefill {
+            page.histogram("kv_transfer_latency_ms", &scheduler, &stats.transfer_ms);
+            page.histogram("kv_transfer_speed_gb_s", &scheduler, &stats.transfer_gb_s);
+            page.histogram("kv_transfer_total_mb", &scheduler, &stats.transfer_mb);
         }
     }
-    let failed = meters.bootstrap_failures.load(Relaxed);
+    let failed = stats.bootstrap_failures.load(Relaxed);
     page.failures("num_bootstrap_failed_reqs_total", &scheduler, failed);
-    let failed = meters.transfer_failures.load(Relaxed);
+    let failed = stats.transfer_failures.load(Relaxed);
     page.failures("num_transfer_failed_reqs_total", &scheduler, failed);
 
     let labels = page.tokenizer();
-    if life.config.role != Role::Prefill {
-        page.histogram("time_to_first_token_seconds", &labels, &meters.ttft);
-        page.histogram("inter_token_latency_seconds", &labels, &meters.itl);
+    if process.config.role != Role::Prefill {
+        page.histogram("time_to_first_token_seconds", &labels, &stats.ttft);
+        page.histogram("inter_token_latency_seconds", &labels, &stats.itl);
     }
-    page.histogram("e2e_request_latency_seconds", &labels, &meters.e2e);
-    page.failures("num_aborted_requests_total", &labels, meters.aborted.load(Relaxed));
-    page.counter("prompt_tokens_total", &labels, meters.prompt_tokens.load(Relaxed));
-    page.counter("generation_tokens_total", &labels, meters.generation_tokens.load(Relaxed));
-    page.counter("num_requests_total", &labels, meters.requests.load(Relaxed));
+    page.histogram("e2e_request_latency_seconds", &labels, &stats.e2e);
+    page.failures("num_aborted_requests_total", &labels, stats.aborted.load(Relaxed));
+    page.counter("prompt_tokens_total", &labels, stats.prompt_tokens.load(Relaxed));
+    page.counter("generation_tokens_total", &labels, stats.generation_tokens.load(Relaxed));
+    page.counter("num_requests_total", &labels, stats.requests.load(Relaxed));
     plain(StatusCode::OK, page.text)
 }

@@ -1,12 +1,12 @@
-//! The HTTP side: listeners, keys, scripts, and which path goes where.
+//! The HTTP servers: listeners, API keys, scripts and routing.
 
 pub(crate) mod anthropic;
-pub(crate) mod ask;
 pub(crate) mod embeddings;
 pub(crate) mod generation;
 pub(crate) mod info;
 pub(crate) mod metrics;
-pub(crate) mod places;
+pub(crate) mod parse;
+pub(crate) mod rendezvous;
 pub(crate) mod responses;
 pub(crate) mod sequence;
 pub(crate) mod sim;
@@ -31,32 +31,32 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use crate::ledger::Entry;
-use crate::life::Life;
+use crate::process::Process;
+use crate::recorder::RequestRecord;
 use crate::registry;
 use crate::script::{Action, millis};
-use crate::valve::Socket;
+use crate::socket::EngineSocket;
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) type Reply = UnsyncBoxBody<Bytes, BoxError>;
 
-/// Which of an engine's two HTTP servers.
+/// The two HTTP servers of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Door {
+pub(crate) enum HttpServer {
     Api,
     Bootstrap,
 }
 
-/// A request with its body, and what it needs to go wrong.
+/// One request with its body and its injected failure.
 pub(crate) struct Exchange {
-    pub(crate) life: Arc<Life>,
+    pub(crate) process: Arc<Process>,
     pub(crate) head: Request<()>,
     pub(crate) body: Bytes,
-    pub(crate) entry: Entry,
-    /// The script action for this request, if any.
-    pub(crate) twist: Option<Action>,
-    /// Set, this connection ends with a reset.
-    pub(crate) cut: Arc<AtomicBool>,
+    pub(crate) record: RequestRecord,
+    /// The action of the script that applies to this request.
+    pub(crate) action: Option<Action>,
+    /// When set, this connection ends with a reset.
+    pub(crate) reset: Arc<AtomicBool>,
 }
 
 pub(crate) fn full(bytes: impl Into<Bytes>) -> Reply {
@@ -86,18 +86,18 @@ pub(crate) fn empty(status: StatusCode) -> Response<Reply> {
     response
 }
 
-fn not_found(door: Door) -> Response<Reply> {
-    match door {
-        Door::Bootstrap => plain(StatusCode::NOT_FOUND, "404: Not Found"),
-        Door::Api => reply_json(StatusCode::NOT_FOUND, &json!({"detail": "Not Found"})),
+fn not_found(server: HttpServer) -> Response<Reply> {
+    match server {
+        HttpServer::Bootstrap => plain(StatusCode::NOT_FOUND, "404: Not Found"),
+        HttpServer::Api => reply_json(StatusCode::NOT_FOUND, &json!({"detail": "Not Found"})),
     }
 }
 
-/// Spawns the tasks of HTTP/2 streams in the engine's life.
+/// Spawns the tasks of HTTP/2 streams in the engine process.
 #[derive(Clone)]
-struct InLife(Arc<Life>);
+struct ProcessExecutor(Arc<Process>);
 
-impl<F> Executor<F> for InLife
+impl<F> Executor<F> for ProcessExecutor
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -106,38 +106,38 @@ where
     }
 }
 
-/// Accepts and serves connections, HTTP/1.1 and HTTP/2 alike, until the life ends.
-pub(crate) async fn serve(life: Arc<Life>, door: Door, listener: TcpListener) {
+/// Accepts and serves HTTP/1.1 and HTTP/2 connections until the process ends.
+pub(crate) async fn serve(process: Arc<Process>, server: HttpServer, listener: TcpListener) {
     loop {
-        life.valve.passage().await;
+        process.sockets.wait_until_thawed().await;
         let Ok((stream, _)) = listener.accept().await else { continue };
-        let socket = Socket::new(stream, Arc::clone(&life.valve));
-        let cut = socket.cut();
-        let served = Arc::clone(&life);
+        let socket = EngineSocket::new(stream, Arc::clone(&process.sockets));
+        let reset = socket.reset();
+        let served = Arc::clone(&process);
         let connection = async move {
             let service = service_fn(|request| {
-                exchange(Arc::clone(&served), door, Arc::clone(&cut), request)
+                exchange(Arc::clone(&served), server, Arc::clone(&reset), request)
             });
-            let mut builder = auto::Builder::new(InLife(Arc::clone(&served)));
+            let mut builder = auto::Builder::new(ProcessExecutor(Arc::clone(&served)));
             builder.http1().timer(TokioTimer::new()).keep_alive(true);
             builder.http2().timer(TokioTimer::new());
-            // Clients that leave and scripts that cut are no news.
+            // Errors are disconnects and scripted resets.
             let _ = builder.serve_connection(TokioIo::new(socket), service).await;
         };
-        life.spawn(connection);
+        process.spawn(connection);
     }
 }
 
 async fn exchange(
-    life: Arc<Life>,
-    door: Door,
-    cut: Arc<AtomicBool>,
+    process: Arc<Process>,
+    server: HttpServer,
+    reset: Arc<AtomicBool>,
     request: Request<Incoming>,
 ) -> Result<Response<Reply>, BoxError> {
-    let _active = life.http.enter();
+    let _active = process.http.enter();
     let (parts, body) = request.into_parts();
     let head = Request::from_parts(parts, ());
-    let body = match Limited::new(body, life.config.body_limit).collect().await {
+    let body = match Limited::new(body, process.config.body_limit).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) if error.is::<LengthLimitError>() => {
             return Ok(plain(StatusCode::PAYLOAD_TOO_LARGE, "Payload Too Large"));
@@ -145,76 +145,81 @@ async fn exchange(
         Err(error) => return Err(error),
     };
     let path = head.uri().path();
-    if door == Door::Api && path.starts_with("/sim/") {
-        return Ok(sim::answer(&life, &head, &body));
+    if server == HttpServer::Api && path.starts_with("/sim/") {
+        return Ok(sim::answer(&process, &head, &body));
     }
-    if door == Door::Api
-        && let Some(refusal) = check_keys(&life, head.headers(), path)
+    if server == HttpServer::Api
+        && let Some(refusal) = check_keys(&process, head.headers(), path)
     {
         return Ok(refusal);
     }
-    let generates = door == Door::Api && generates(head.method(), path);
-    let entry = match door {
-        Door::Api => life.ledger.receive(head.method(), head.uri(), head.headers(), &body),
-        Door::Bootstrap => Entry::nowhere(&life.ledger),
+    let generates = server == HttpServer::Api && generates(head.method(), path);
+    let record = match server {
+        HttpServer::Api => {
+            process.recorder.receive(head.method(), head.uri(), head.headers(), &body)
+        }
+        HttpServer::Bootstrap => RequestRecord::nowhere(&process.recorder),
     };
-    let twist = life.core.upgrade().and_then(|core| core.playbook.strike(path, generates, &body));
-    if let Some(action) = &twist
-        && let Some(result) = strike(&life, action, &cut, &entry).await
+    let action = process
+        .supervisor
+        .upgrade()
+        .and_then(|supervisor| supervisor.scripts.next_action(path, generates, &body));
+    if let Some(action) = &action
+        && let Some(result) = apply_action(&process, action, &reset, &record).await
     {
         return result;
     }
-    if door == Door::Bootstrap {
-        return Ok(registry::answer(&life, &head, &body));
+    if server == HttpServer::Bootstrap {
+        return Ok(registry::answer(&process, &head, &body));
     }
-    let exchange = Exchange { life, head, body, entry, twist, cut };
+    let exchange = Exchange { process, head, body, record, action, reset };
     let response =
         if generates { route_generation(&exchange).await } else { route(&exchange).await };
-    let response = response.unwrap_or_else(|| not_found(door));
+    let response = response.unwrap_or_else(|| not_found(server));
     if !generates {
-        exchange.entry.outcome(outcome_of(response.status()));
+        exchange.record.outcome(outcome_of(response.status()));
     }
-    if exchange.cut.load(Relaxed) { Err("cut by script".into()) } else { Ok(response) }
+    if exchange.reset.load(Relaxed) { Err("reset by script".into()) } else { Ok(response) }
 }
 
-/// A request's outcome where its status says all.
+/// The outcome of a request that is fully described by its status.
 pub(crate) fn outcome_of(status: StatusCode) -> String {
     if status.is_success() { "ok".into() } else { format!("error {}", status.as_u16()) }
 }
 
-/// The actions that need nothing of the request. Returns what ends the exchange.
-async fn strike(
-    life: &Arc<Life>,
+/// Applies the actions that do not depend on the request. Returns the result that ends the exchange.
+async fn apply_action(
+    process: &Arc<Process>,
     action: &Action,
-    cut: &AtomicBool,
-    entry: &Entry,
+    reset: &AtomicBool,
+    record: &RequestRecord,
 ) -> Option<Result<Response<Reply>, BoxError>> {
     if !matches!(action, Action::Slow { .. }) {
-        entry.outcome(action.name());
+        record.outcome(action.name());
     }
-    let core = life.core.upgrade()?;
+    let supervisor = process.supervisor.upgrade()?;
     match action {
-        Action::DieBeforeHead => life.die(),
+        Action::DieBeforeHead => process.kill(),
         Action::Restart { down_ms, empty_ms } => {
-            core.restart_later(life, millis(*down_ms), millis(*empty_ms));
+            supervisor.restart_later(process, millis(*down_ms), millis(*empty_ms));
         }
         Action::DropBeforeHead => {
-            cut.store(true, Relaxed);
-            return Some(Err("cut by script".into()));
+            reset.store(true, Relaxed);
+            return Some(Err("reset by script".into()));
         }
         Action::Freeze { ms } => {
-            life.valve.close();
+            process.sockets.freeze();
             if let Some(ms) = ms {
                 tokio::time::sleep(millis(*ms)).await;
-                life.valve.open();
+                process.sockets.thaw();
             }
             return None;
         }
         Action::FreezeScheduler { ms } => {
-            life.freeze_scheduler(true);
+            process.freeze_scheduler(true);
             if let Some(ms) = ms {
-                let (thawed, time) = (Arc::clone(life), millis(*ms));
-                life.spawn(async move {
+                let (thawed, time) = (Arc::clone(process), millis(*ms));
+                process.spawn(async move {
                     tokio::time::sleep(time).await;
                     thawed.freeze_scheduler(false);
                 });
@@ -230,17 +235,17 @@ async fn strike(
         Action::HangHead => {}
         _ => return None,
     }
-    drop(core);
+    drop(supervisor);
     pending().await
 }
 
-/// The engine's rule for keys: health and metrics are open, administration may need its own.
-fn check_keys(life: &Life, headers: &HeaderMap, path: &str) -> Option<Response<Reply>> {
+/// Checks the API key: health and metrics need none, administration may need its own.
+fn check_keys(process: &Process, headers: &HeaderMap, path: &str) -> Option<Response<Reply>> {
     if path.starts_with("/health") || path.starts_with("/metrics") {
         return None;
     }
     let admin = matches!(path, "/abort_request" | "/flush_cache");
-    let config = &life.config;
+    let config = &process.config;
     let wanted = config.admin_api_key.as_ref().filter(|_| admin).or(config.api_key.as_ref())?;
     let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     if given.and_then(|value| value.strip_prefix("Bearer ")) == Some(wanted) {
@@ -262,45 +267,45 @@ fn generates(method: &Method, path: &str) -> bool {
 }
 
 async fn route_generation(exchange: &Exchange) -> Option<Response<Reply>> {
-    let old = exchange.life.is_old();
+    let old = exchange.process.is_old();
     let path = exchange.head.uri().path();
     if path != "/generate" && !generation::is_json(exchange.head.headers()) {
         return Some(generation::not_json());
     }
     match path {
-        "/generate" => Some(generation::answer(exchange, ask::Api::Generate).await),
-        "/v1/chat/completions" => Some(generation::answer(exchange, ask::Api::Chat).await),
-        "/v1/completions" => Some(generation::answer(exchange, ask::Api::Completion).await),
-        "/v1/responses" if !old => Some(generation::answer(exchange, ask::Api::Responses).await),
-        "/v1/messages" if !old => Some(generation::answer(exchange, ask::Api::Messages).await),
+        "/generate" => Some(generation::answer(exchange, parse::Api::Generate).await),
+        "/v1/chat/completions" => Some(generation::answer(exchange, parse::Api::Chat).await),
+        "/v1/completions" => Some(generation::answer(exchange, parse::Api::Completion).await),
+        "/v1/responses" if !old => Some(generation::answer(exchange, parse::Api::Responses).await),
+        "/v1/messages" if !old => Some(generation::answer(exchange, parse::Api::Messages).await),
         "/v1/embeddings" => Some(embeddings::answer(exchange).await),
         _ => None,
     }
 }
 
 async fn route(exchange: &Exchange) -> Option<Response<Reply>> {
-    let life = &exchange.life;
-    let old = life.is_old();
+    let process = &exchange.process;
+    let old = process.is_old();
     let (head, body) = (&exchange.head, &exchange.body);
     let get = head.method() == Method::GET;
     let post = head.method() == Method::POST;
     Some(match head.uri().path() {
         "/health" if get && old => empty(StatusCode::OK),
-        "/health" | "/health_generate" if get => info::health(life).await,
-        "/ready" if get && !old => info::ready(life),
-        "/metrics" if get => metrics::answer(life),
-        "/server_info" if get && !old => info::server_info(life),
-        "/get_server_info" if get => info::server_info(life),
-        "/model_info" if get && !old => info::model_info(life),
-        "/get_model_info" if get => info::model_info(life),
-        "/v1/models" if get => info::models(life),
-        "/v1/loads" if get && !old => info::loads(life, head.uri().query()),
-        "/get_load" if get && old => info::load_old(life),
-        "/tokenize" | "/v1/tokenize" if post && !old => info::tokenize(life, body),
+        "/health" | "/health_generate" if get => info::health(process).await,
+        "/ready" if get && !old => info::ready(process),
+        "/metrics" if get => metrics::answer(process),
+        "/server_info" if get && !old => info::server_info(process),
+        "/get_server_info" if get => info::server_info(process),
+        "/model_info" if get && !old => info::model_info(process),
+        "/get_model_info" if get => info::model_info(process),
+        "/v1/models" if get => info::models(process),
+        "/v1/loads" if get && !old => info::loads(process, head.uri().query()),
+        "/get_load" if get && old => info::load_0_4(process),
+        "/tokenize" | "/v1/tokenize" if post && !old => info::tokenize(process, body),
         "/detokenize" | "/v1/detokenize" if post && !old => info::detokenize(body),
-        "/flush_cache" if get || post => info::flush_cache(life),
-        "/abort_request" if post => info::abort_request(life, body),
-        path if get && path.starts_with("/v1/models/") => info::model(life, &path[11..]),
+        "/flush_cache" if get || post => info::flush_cache(process),
+        "/abort_request" if post => info::abort_request(process, body),
+        path if get && path.starts_with("/v1/models/") => info::model(process, &path[11..]),
         _ => return None,
     })
 }

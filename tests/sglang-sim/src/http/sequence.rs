@@ -1,18 +1,18 @@
-//! One sequence as an answer shows it: its text so far, and the `meta_info` around it.
+//! One sequence of a response: its text so far and its `meta_info`.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
 use crate::config::Role;
-use crate::leg::{Finish, Job, Output};
-use crate::life::Life;
-use crate::token;
-use crate::words;
+use crate::leg::{Finish, LegSpec, Output};
+use crate::model;
+use crate::process::Process;
+use crate::tokenizer;
 
-use super::ask::Logprobs;
+use super::parse::LogprobOptions;
 
-/// What has been said of a sequence.
+/// A sequence as far as it has been generated.
 #[derive(Debug)]
 pub(crate) struct Sequence {
     pub(crate) index: usize,
@@ -26,47 +26,49 @@ pub(crate) struct Sequence {
     started: Instant,
 }
 
-/// The log probabilities of the prompt, which only the leg that computed it has.
+/// The log probabilities of the prompt, which only the leg that computed the prompt has.
 #[derive(Debug)]
 struct Input {
-    wanted: Logprobs,
+    wanted: LogprobOptions,
     token_logprobs: Value,
     top_logprobs: Value,
     token_ids_logprobs: Value,
 }
 
-/// The `place`th candidate instead of a token, for top log probabilities.
-fn candidate(id: u32, place: usize, nth: usize) -> (f64, u32) {
+/// The `nth` candidate at a position, for top log probabilities.
+fn candidate(id: u32, position: usize, nth: usize) -> (f64, u32) {
     if nth == 0 {
-        return (words::logprob(id, place), id);
+        return (model::logprob(id, position), id);
     }
-    let other = words::token(u64::from(id).rotate_left(nth as u32) & !1, nth as u64, place.max(1));
-    (words::logprob(id, place) - nth as f64, other)
+    let other =
+        model::token(u64::from(id).rotate_left(nth as u32) & !1, nth as u64, position.max(1));
+    (model::logprob(id, position) - nth as f64, other)
 }
 
 fn entry(logprob: Value, id: u32, text: bool) -> Value {
-    let text = if text { json!(token::decode(&[id])) } else { Value::Null };
+    let text = if text { json!(tokenizer::decode(&[id])) } else { Value::Null };
     json!([logprob, id, text])
 }
 
-fn top_entries(id: u32, place: usize, wanted: &Logprobs) -> Value {
+fn top_entries(id: u32, position: usize, wanted: &LogprobOptions) -> Value {
     let entries = (0..wanted.top).map(|nth| {
-        let (logprob, id) = candidate(id, place, nth);
+        let (logprob, id) = candidate(id, position, nth);
         entry(json!(logprob), id, wanted.text)
     });
     Value::Array(entries.collect())
 }
 
-fn chosen_entries(ids: &[u32], place: usize, wanted: &Logprobs) -> Value {
-    let entries = ids.iter().map(|id| entry(json!(words::logprob(*id, place)), *id, wanted.text));
+fn chosen_entries(ids: &[u32], position: usize, wanted: &LogprobOptions) -> Value {
+    let entries =
+        ids.iter().map(|id| entry(json!(model::logprob(*id, position)), *id, wanted.text));
     Value::Array(entries.collect())
 }
 
 impl Input {
-    /// The first entry has no probability: nothing precedes it.
-    fn new(prompt: &[u32], wanted: &Logprobs, role: Role, old: bool) -> Input {
+    /// The first entry has no probability, because nothing precedes it.
+    fn new(prompt: &[u32], wanted: &LogprobOptions, role: Role, old: bool) -> Input {
         let last = prompt.len().saturating_sub(1);
-        // Where no start is given, older engines tell of the last token and newer ones of none.
+        // Without a start, 0.4 includes the last prompt token and 0.5 none.
         let start = match wanted.start {
             Some(start) => start.min(last),
             None if old => last,
@@ -82,7 +84,7 @@ impl Input {
         let token_ids = wanted.token_ids.as_deref().unwrap_or_default();
         Input {
             token_logprobs: each(
-                &|p, id| entry(json!(words::logprob(id, p)), id, wanted.text),
+                &|p, id| entry(json!(model::logprob(id, p)), id, wanted.text),
                 &|id| entry(Value::Null, id, wanted.text),
             ),
             top_logprobs: each(&|p, id| top_entries(id, p, wanted), &nothing),
@@ -93,22 +95,27 @@ impl Input {
 }
 
 impl Sequence {
-    pub(crate) fn new(life: &Life, job: &Job, logprobs: Option<&Logprobs>) -> Sequence {
+    pub(crate) fn new(
+        process: &Process,
+        spec: &LegSpec,
+        logprobs: Option<&LogprobOptions>,
+    ) -> Sequence {
         Sequence {
-            index: job.index,
-            rid: job.rid.clone(),
-            prompt_tokens: job.prompt.len(),
+            index: spec.index,
+            rid: spec.rid.clone(),
+            prompt_tokens: spec.prompt.len(),
             text: String::new(),
             ids: Vec::new(),
             finish: None,
             logprobs: Vec::new(),
-            input: logprobs
-                .map(|wanted| Input::new(&job.prompt, wanted, life.config.role, life.is_old())),
+            input: logprobs.map(|wanted| {
+                Input::new(&spec.prompt, wanted, process.config.role, process.is_old())
+            }),
             started: Instant::now(),
         }
     }
 
-    /// Takes in what the leg said; returns the new text.
+    /// Adds an output of the leg. Returns the new text.
     pub(crate) fn add(&mut self, output: Output) -> String {
         let mut new = String::new();
         if let Some(token) = output.token {
@@ -157,26 +164,28 @@ impl Sequence {
 
     fn put_logprobs(&self, input: &Input, put: &mut impl FnMut(&str, Value) -> Option<Value>) {
         let wanted = &input.wanted;
-        let places = || self.ids.iter().enumerate();
-        let output: Vec<Value> = places()
-            .map(|(place, id)| entry(json!(self.logprobs[place]), *id, wanted.text))
+        let positions = || self.ids.iter().enumerate();
+        let output: Vec<Value> = positions()
+            .map(|(position, id)| entry(json!(self.logprobs[position]), *id, wanted.text))
             .collect();
         put("input_token_logprobs", input.token_logprobs.clone());
         put("output_token_logprobs_length", json!(output.len()));
         put("output_token_logprobs", Value::Array(output));
         if wanted.top > 0 {
-            let output = places().map(|(place, id)| top_entries(*id, place, wanted)).collect();
+            let output =
+                positions().map(|(position, id)| top_entries(*id, position, wanted)).collect();
             put("input_top_logprobs", input.top_logprobs.clone());
             put("output_top_logprobs", Value::Array(output));
         }
         if let Some(ids) = &wanted.token_ids {
-            let output = places().map(|(place, _)| chosen_entries(ids, place, wanted)).collect();
+            let output =
+                positions().map(|(position, _)| chosen_entries(ids, position, wanted)).collect();
             put("input_token_ids_logprobs", input.token_ids_logprobs.clone());
             put("output_token_ids_logprobs", Value::Array(output));
         }
     }
 
-    /// The whole object of `/generate`.
+    /// The complete object of `/generate`.
     pub(crate) fn generate_json(&self, old: bool, index: Option<usize>) -> Value {
         let mut object = Map::new();
         object.insert("text".into(), json!(self.text));
@@ -194,15 +203,15 @@ impl Sequence {
     pub(crate) fn chat_logprobs(&self, first: usize) -> Value {
         let Some(input) = &self.input else { return Value::Null };
         let one = |logprob: f64, id: u32| {
-            let text = token::decode(&[id]);
+            let text = tokenizer::decode(&[id]);
             (text.as_bytes().to_vec(), text, logprob)
         };
         let content: Vec<Value> = (first..self.ids.len())
-            .map(|place| {
-                let (bytes, text, logprob) = one(self.logprobs[place], self.ids[place]);
+            .map(|position| {
+                let (bytes, text, logprob) = one(self.logprobs[position], self.ids[position]);
                 let top: Vec<Value> = (0..input.wanted.top)
                     .map(|nth| {
-                        let (logprob, id) = candidate(self.ids[place], place, nth);
+                        let (logprob, id) = candidate(self.ids[position], position, nth);
                         let (bytes, text, logprob) = one(logprob, id);
                         json!({"token": text, "bytes": bytes, "logprob": logprob})
                     })
@@ -216,25 +225,25 @@ impl Sequence {
     /// `logprobs` of a completion choice for the tokens from `first` on.
     pub(crate) fn completion_logprobs(&self, first: usize) -> Value {
         let Some(input) = &self.input else { return Value::Null };
-        let places = || first..self.ids.len();
-        let top = places().map(|place| {
+        let positions = || first..self.ids.len();
+        let top = positions().map(|position| {
             let candidates = (0..input.wanted.top).map(|nth| {
-                let (logprob, id) = candidate(self.ids[place], place, nth);
-                (token::decode(&[id]), json!(logprob))
+                let (logprob, id) = candidate(self.ids[position], position, nth);
+                (tokenizer::decode(&[id]), json!(logprob))
             });
             Value::Object(candidates.collect())
         });
         let top: Vec<Value> = if input.wanted.top > 0 { top.collect() } else { Vec::new() };
         json!({
-            "text_offset": places().map(|_| -1).collect::<Vec<_>>(),
-            "token_logprobs": places().map(|p| self.logprobs[p]).collect::<Vec<_>>(),
-            "tokens": places().map(|p| token::decode(&[self.ids[p]])).collect::<Vec<_>>(),
+            "text_offset": positions().map(|_| -1).collect::<Vec<_>>(),
+            "token_logprobs": positions().map(|p| self.logprobs[p]).collect::<Vec<_>>(),
+            "tokens": positions().map(|p| tokenizer::decode(&[self.ids[p]])).collect::<Vec<_>>(),
             "top_logprobs": top,
         })
     }
 }
 
-/// `usage` of the OpenAI shapes, prompts counted once for all their samples.
+/// `usage` of the OpenAI shapes. A prompt counts once for all its samples.
 pub(crate) fn usage(sequences: &[Sequence], n: usize, old: bool) -> Value {
     let prompt: usize =
         sequences.iter().filter(|s| s.index % n == 0).map(|s| s.prompt_tokens).sum();

@@ -1,4 +1,4 @@
-//! `/sim/*`: what tests ask of an engine that runs as a process.
+//! `/sim/*`: inspection and scripts for tests that run the engine as a process.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,32 +8,32 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::ledger::{Abort, KvTraffic, Received};
-use crate::life::Life;
+use crate::process::Process;
+use crate::recorder::{Abort, KvTraffic, Received};
 use crate::script::Script;
 
 use super::{Reply, reply_json};
 
-pub(crate) fn answer(life: &Arc<Life>, head: &Request<()>, body: &Bytes) -> Response<Reply> {
+pub(crate) fn answer(process: &Arc<Process>, head: &Request<()>, body: &Bytes) -> Response<Reply> {
     let done = || reply_json(StatusCode::OK, &json!({"ok": true}));
     match (head.method(), head.uri().path()) {
         (&Method::GET, "/sim/received") => {
-            reply_json(StatusCode::OK, &received_json(&life.ledger.received()))
+            reply_json(StatusCode::OK, &received_json(&process.recorder.received()))
         }
         (&Method::GET, "/sim/aborts") => {
-            reply_json(StatusCode::OK, &aborts_json(&life.ledger.aborts()))
+            reply_json(StatusCode::OK, &aborts_json(&process.recorder.aborts()))
         }
-        (&Method::GET, "/sim/kv") => reply_json(StatusCode::OK, &kv(life)),
-        (&Method::POST, "/sim/script") => match script(life, body) {
+        (&Method::GET, "/sim/kv") => reply_json(StatusCode::OK, &kv(process)),
+        (&Method::POST, "/sim/script") => match script(process, body) {
             Ok(()) => done(),
             Err(reason) => reply_json(StatusCode::BAD_REQUEST, &json!({ "error": reason })),
         },
         (&Method::POST, "/sim/reset") => {
-            life.ledger.reset();
-            if let Some(core) = life.core.upgrade() {
-                core.playbook.clear();
+            process.recorder.reset();
+            if let Some(supervisor) = process.supervisor.upgrade() {
+                supervisor.scripts.clear();
             }
-            life.freeze_scheduler(false);
+            process.freeze_scheduler(false);
             done()
         }
         _ => reply_json(StatusCode::NOT_FOUND, &json!({"detail": "Not Found"})),
@@ -41,38 +41,38 @@ pub(crate) fn answer(life: &Arc<Life>, head: &Request<()>, body: &Bytes) -> Resp
 }
 
 /// One script or a list of them.
-fn script(life: &Life, body: &Bytes) -> Result<(), String> {
+fn script(process: &Process, body: &Bytes) -> Result<(), String> {
     let value: Value = serde_json::from_slice(body).map_err(|error| error.to_string())?;
     let scripts: Vec<Script> = match value {
         Value::Array(_) => serde_json::from_value(value),
         one => serde_json::from_value(one).map(|script| vec![script]),
     }
     .map_err(|error| error.to_string())?;
-    let core = life.core.upgrade().ok_or("the engine is going")?;
-    scripts.into_iter().for_each(|script| core.playbook.add(script));
+    let supervisor = process.supervisor.upgrade().ok_or("the engine is shutting down")?;
+    scripts.into_iter().for_each(|script| supervisor.scripts.add(script));
     Ok(())
 }
 
-fn kv(life: &Life) -> Value {
-    let ranks: Vec<Value> = life
+fn kv(process: &Process) -> Value {
+    let ranks: Vec<Value> = process
         .ranks
         .iter()
         .map(|rank| {
-            let counts = &rank.counts;
+            let gauges = &rank.gauges;
             json!({
-                "control": rank.control.to_string(), "running": counts.running.now(),
-                "running_peak": counts.running.peak(), "queued": counts.queued.now(),
-                "queued_peak": counts.queued.peak(), "bootstrap": counts.bootstrap.now(),
-                "inflight": counts.inflight.now(), "prealloc": counts.prealloc.now(),
-                "transfer": counts.transfer.now(), "tokens": counts.tokens.now(),
-                "tokens_peak": counts.tokens.peak(),
+                "control": rank.control.to_string(), "running": gauges.running.now(),
+                "running_peak": gauges.running.peak(), "queued": gauges.queued.now(),
+                "queued_peak": gauges.queued.peak(), "bootstrap": gauges.bootstrap.now(),
+                "inflight": gauges.inflight.now(), "prealloc": gauges.prealloc.now(),
+                "transfer": gauges.transfer.now(), "tokens": gauges.tokens.now(),
+                "tokens_peak": gauges.tokens.peak(),
             })
         })
         .collect();
     json!({
-        "peers": kv_json(&life.ledger.kv_traffic()), "rooms": life.ledger.rooms(),
-        "data": life.data.map(|address| address.to_string()),
-        "bootstrap": life.bootstrap.map(|address| address.to_string()), "ranks": ranks,
+        "peers": kv_json(&process.recorder.kv_traffic()), "rooms": process.recorder.rooms(),
+        "data": process.data.map(|address| address.to_string()),
+        "bootstrap": process.bootstrap.map(|address| address.to_string()), "ranks": ranks,
     })
 }
 

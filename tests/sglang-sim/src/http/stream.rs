@@ -1,4 +1,4 @@
-//! Streams: what each API sends for a token, at the end, and when a leg fails behind its 200.
+//! Streams: the events of each API for a token, at the end, and for a failure after the 200.
 
 use std::collections::VecDeque;
 use std::future::pending;
@@ -16,16 +16,16 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::leg::{Finish, Output};
-use crate::life::Life;
+use crate::process::Process;
 use crate::script::Action;
 
-use super::ask::{Api, Ask};
 use super::generation::{error_object, raised};
+use super::parse::{Api, ParsedRequest};
 use super::sequence::{Sequence, now_seconds, usage, usage_of};
 use super::{BoxError, Exchange, Reply, anthropic, full, responses};
 
-/// Time for what was sent to leave, before a script cuts the connection.
-const BEFORE_THE_CUT: Duration = Duration::from_millis(30);
+/// Time for sent events to leave before a script resets the connection.
+const FLUSH_TIME: Duration = Duration::from_millis(30);
 const DONE: &[u8] = b"data: [DONE]\n\n";
 
 pub(crate) fn event(value: &Value) -> Bytes {
@@ -48,16 +48,16 @@ fn fixed(events: &[Bytes]) -> Response<Reply> {
     head(full(bytes))
 }
 
-/// `/generate` says a refused request inside its stream.
+/// `/generate` reports an invalid request inside its stream.
 pub(crate) fn value_error(message: &str) -> Response<Reply> {
     fixed(&[event(&json!({"error": {"message": message}}))])
 }
 
-/// The first event of a stream as an error, because a script says so.
-pub(crate) fn scripted_error(ask: &Ask, message: &str) -> Response<Reply> {
-    if ask.api == Api::Generate {
+/// A stream whose first event is an error, for a script.
+pub(crate) fn scripted_error(request: &ParsedRequest, message: &str) -> Response<Reply> {
+    if request.api == Api::Generate {
         let finish = Finish::abort(500, message).json();
-        let rid = ask.jobs.first().map(|job| job.rid.as_str());
+        let rid = request.specs.first().map(|spec| spec.rid.as_str());
         let meta = json!({"id": rid, "finish_reason": finish, "prompt_tokens": 0});
         return fixed(&[event(&json!({"text": "", "output_ids": [], "meta_info": meta}))]);
     }
@@ -68,7 +68,7 @@ fn error_event(message: &str, kind: &str, code: u16) -> Bytes {
     event(&json!({"error": error_object(message, kind, code)}))
 }
 
-/// The name that the engine's errors in streams have.
+/// The `type` of an error in a stream.
 fn code_name(code: u16) -> &'static str {
     match code {
         400 => "BAD_REQUEST",
@@ -77,72 +77,72 @@ fn code_name(code: u16) -> &'static str {
     }
 }
 
-/// A stream that is being made.
-pub(crate) struct Feed {
-    life: Arc<Life>,
-    pub(crate) ask: Ask,
+/// A stream under construction.
+pub(crate) struct StreamState {
+    process: Arc<Process>,
+    pub(crate) request: ParsedRequest,
     outputs: mpsc::Receiver<Output>,
     pub(crate) sequences: Vec<Sequence>,
-    /// Tokens of each sequence whose logprobs are out.
+    /// Tokens of each sequence whose log probabilities have been sent.
     shown: Vec<usize>,
-    /// Ends that are sent after all sequences, as chat does.
+    /// Sequences whose end is sent after all others, as chat does.
     finished: Vec<usize>,
     queue: VecDeque<Bytes>,
     open: usize,
     over: bool,
     broken: bool,
     sent: usize,
-    twist: Option<Action>,
-    cut: Arc<std::sync::atomic::AtomicBool>,
+    action: Option<Action>,
+    reset: Arc<std::sync::atomic::AtomicBool>,
     created: u64,
     pub(crate) response_id: String,
     numbered: std::cell::Cell<u64>,
 }
 
-/// Answers with a stream.
+/// Starts a streamed response.
 pub(crate) async fn answer(
     exchange: &Exchange,
-    ask: Ask,
+    request: ParsedRequest,
     outputs: mpsc::Receiver<Output>,
 ) -> Response<Reply> {
-    let life = Arc::clone(&exchange.life);
-    let logprobs = ask.logprobs.as_ref();
+    let process = Arc::clone(&exchange.process);
+    let logprobs = request.logprobs.as_ref();
     let sequences: Vec<Sequence> =
-        ask.jobs.iter().map(|job| Sequence::new(&life, job, logprobs)).collect();
-    // The old engine, and /generate of both, send the head before anything has happened.
-    let eager = ask.api == Api::Generate || life.is_old();
-    let mut feed = Feed {
+        request.specs.iter().map(|spec| Sequence::new(&process, spec, logprobs)).collect();
+    // 0.4, and `/generate` of both versions, send the head before the first output.
+    let eager = request.api == Api::Generate || process.is_old();
+    let mut state = StreamState {
         shown: vec![0; sequences.len()],
         finished: Vec::new(),
         open: sequences.len(),
-        response_id: responses::new_id(&ask),
-        life,
-        ask,
+        response_id: responses::new_id(&request),
+        process,
+        request,
         outputs,
         sequences,
         queue: VecDeque::new(),
         over: false,
         broken: false,
         sent: 0,
-        twist: exchange.twist.clone(),
-        cut: Arc::clone(&exchange.cut),
+        action: exchange.action.clone(),
+        reset: Arc::clone(&exchange.reset),
         created: now_seconds(),
         numbered: std::cell::Cell::new(0),
     };
-    feed.begin();
+    state.begin();
     if !eager {
-        feed.fill().await;
+        state.fill().await;
     }
-    let frames = unfold(feed, |mut feed| async move {
-        let next = feed.next().await?;
-        Some((next.map(Frame::data), feed))
+    let frames = unfold(state, |mut state| async move {
+        let next = state.next().await?;
+        Some((next.map(Frame::data), state))
     });
     head(StreamBody::new(frames).boxed_unsync())
 }
 
-impl Feed {
-    pub(crate) fn life(&self) -> &Life {
-        &self.life
+impl StreamState {
+    pub(crate) fn process(&self) -> &Process {
+        &self.process
     }
 
     /// The next sequence number of `/v1/responses`.
@@ -151,16 +151,16 @@ impl Feed {
     }
 
     fn begin(&mut self) {
-        if self.ask.api == Api::Responses {
+        if self.request.api == Api::Responses {
             let events = responses::opening(self);
             self.queue.extend(events);
         }
     }
 
-    /// Waits until there is an event to send, or the stream is over.
+    /// Waits until there is an event to send or the stream ends.
     async fn fill(&mut self) {
         while self.queue.is_empty() && !self.over {
-            // Without their senders the legs have died with the engine.
+            // A closed channel means that the legs died with the engine.
             let Some(output) = self.outputs.recv().await else { return pending().await };
             self.take(output);
         }
@@ -169,15 +169,15 @@ impl Feed {
     async fn next(&mut self) -> Option<Result<Bytes, BoxError>> {
         self.fill().await;
         let event = self.queue.pop_front();
-        match self.twist {
+        match self.action {
             Some(Action::DieMidStream { after }) if self.sent >= after => {
-                tokio::time::sleep(BEFORE_THE_CUT).await;
-                self.life.die();
+                tokio::time::sleep(FLUSH_TIME).await;
+                self.process.kill();
                 pending().await
             }
             Some(Action::DieMidEvent { after }) if self.sent > after => {
-                tokio::time::sleep(BEFORE_THE_CUT).await;
-                self.life.die();
+                tokio::time::sleep(FLUSH_TIME).await;
+                self.process.kill();
                 pending().await
             }
             Some(Action::DieMidEvent { after }) if self.sent == after => {
@@ -185,9 +185,9 @@ impl Feed {
                 return event.map(|event| Ok(event.slice(..event.len() / 2)));
             }
             Some(Action::DropMidStream { after }) if self.sent >= after => {
-                tokio::time::sleep(BEFORE_THE_CUT).await;
-                self.cut.store(true, Relaxed);
-                return Some(Err("cut by script".into()));
+                tokio::time::sleep(FLUSH_TIME).await;
+                self.reset.store(true, Relaxed);
+                return Some(Err("reset by script".into()));
             }
             _ => {}
         }
@@ -206,7 +206,7 @@ impl Feed {
 
     fn close(&mut self) {
         self.over = true;
-        match self.ask.api {
+        match self.request.api {
             Api::Responses => {}
             Api::Messages => {
                 let events = anthropic::closing(&self.sequences[0]);
@@ -217,7 +217,7 @@ impl Feed {
     }
 
     fn take(&mut self, output: Output) {
-        let old = self.life.is_old();
+        let old = self.process.is_old();
         let index = output.index;
         let new = self.sequences[index].add(output);
         if let Some(finish) = self.sequences[index].finish.clone() {
@@ -226,10 +226,10 @@ impl Feed {
                 return;
             }
         }
-        match self.ask.api {
+        match self.request.api {
             Api::Generate => {
-                let place = self.ask.batch.then_some(index);
-                let value = self.sequences[index].generate_json(old, place);
+                let position = self.request.batch.then_some(index);
+                let value = self.sequences[index].generate_json(old, position);
                 self.queue.push_back(event(&value));
             }
             Api::Chat => self.chat(index, &new, old),
@@ -239,7 +239,7 @@ impl Feed {
                 self.queue.extend(events);
             }
             Api::Messages => {
-                let events = anthropic::delta(&self.ask, &self.sequences[0], &new);
+                let events = anthropic::delta(&self.request, &self.sequences[0], &new);
                 self.queue.extend(events);
             }
         }
@@ -252,8 +252,8 @@ impl Feed {
     fn failed(&mut self, finish: &Finish, old: bool) -> bool {
         let Some((status, kind, message)) = raised(finish, old) else { return false };
         let code = status.as_u16();
-        let error = match self.ask.api {
-            // An exception that is no ValueError ends the old engine's stream in the middle.
+        let error = match self.request.api {
+            // An exception other than ValueError breaks the stream of 0.4.
             _ if old && code != 400 => {
                 (self.over, self.broken) = (true, true);
                 return true;
@@ -268,7 +268,7 @@ impl Feed {
         true
     }
 
-    /// What comes after all sequences have ended.
+    /// The events after all sequences have ended.
     fn tail(&mut self, old: bool) {
         for index in std::mem::take(&mut self.finished) {
             let Some(finish) = self.sequences[index].finish.clone() else { continue };
@@ -276,21 +276,21 @@ impl Feed {
             let ended = (json!(finish.kind()), finish.matched());
             self.chat_chunk(index, delta, Value::Null, ended, old);
         }
-        match self.ask.api {
-            Api::Chat if self.ask.include_usage => {
+        match self.request.api {
+            Api::Chat if self.request.include_usage => {
                 let chunk = json!({
                     "id": self.sequences[0].rid, "object": "chat.completion.chunk",
-                    "created": now_seconds(), "model": self.ask.model, "choices": [],
-                    "usage": usage(&self.sequences, self.ask.n, old),
+                    "created": now_seconds(), "model": self.request.model, "choices": [],
+                    "usage": usage(&self.sequences, self.request.n, old),
                 });
                 self.queue.push_back(event(&chunk));
             }
-            Api::Completion if self.ask.include_usage => {
-                let mut usage = usage(&self.sequences, self.ask.n, old);
+            Api::Completion if self.request.include_usage => {
+                let mut usage = usage(&self.sequences, self.request.n, old);
                 usage.as_object_mut().map(|usage| usage.remove("prompt_tokens_details"));
                 let chunk = json!({
                     "id": self.sequences[0].rid, "object": "text_completion",
-                    "created": self.created, "model": self.ask.model, "choices": [],
+                    "created": self.created, "model": self.request.model, "choices": [],
                     "usage": usage,
                 });
                 self.queue.push_back(event(&chunk));
@@ -307,7 +307,7 @@ impl Feed {
     fn running_usage(&self, index: usize, old: bool) -> Option<Value> {
         let sequence = &self.sequences[index];
         let usage = || usage_of(sequence.prompt_tokens, sequence.ids.len(), old);
-        self.ask.continuous_usage.then(usage)
+        self.request.continuous_usage.then(usage)
     }
 
     fn chat_chunk(
@@ -324,7 +324,7 @@ impl Feed {
         }
         let mut chunk = json!({
             "id": self.sequences[index].rid, "object": "chat.completion.chunk",
-            "created": now_seconds(), "model": self.ask.model,
+            "created": now_seconds(), "model": self.request.model,
             "choices": [{
                 "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish,
                 "matched_stop": matched,
@@ -343,7 +343,7 @@ impl Feed {
     fn chat(&mut self, index: usize, new: &str, old: bool) {
         let ended = || (Value::Null, Value::Null);
         let sequence = &self.sequences[index];
-        let logprobs = if self.ask.logprobs.is_some() {
+        let logprobs = if self.request.logprobs.is_some() {
             sequence.chat_logprobs(self.shown[index])
         } else {
             Value::Null
@@ -366,7 +366,7 @@ impl Feed {
 
     fn completion(&mut self, index: usize, new: &str, old: bool) {
         let sequence = &self.sequences[index];
-        let logprobs = if self.ask.logprobs.is_some() {
+        let logprobs = if self.request.logprobs.is_some() {
             sequence.completion_logprobs(self.shown[index])
         } else {
             Value::Null
@@ -375,7 +375,7 @@ impl Feed {
         let finish = sequence.finish.as_ref();
         let chunk = json!({
             "id": sequence.rid, "object": "text_completion", "created": self.created,
-            "model": self.ask.model,
+            "model": self.request.model,
             "choices": [{
                 "index": index, "text": new, "logprobs": logprobs,
                 "finish_reason": finish.map(Finish::kind),

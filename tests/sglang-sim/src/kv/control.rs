@@ -1,47 +1,48 @@
-//! The control messages between decode and prefill ranks, and the sockets that carry them.
+//! Control messages between decode and prefill ranks, and the sockets that carry them.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use crate::life::Life;
-use crate::valve::{Socket, Valve};
+use crate::process::Process;
+use crate::socket::{EngineSocket, SocketControl};
 
 use super::zmtp;
 
-/// Messages that may wait for one peer; ZeroMQ's own high-water mark is 1000.
-const OUTBOX_LIMIT: usize = 1000;
+/// Maximum number of messages queued for one peer. ZeroMQ's own high-water mark is 1000.
+const MAX_OUTBOX: usize = 1000;
 
-/// What decode tells prefill about one request: where its KV goes.
+/// Where a decode wants the KV of one request, sent to the prefill.
 #[derive(Clone, Debug)]
-pub(crate) struct Invitation {
+pub(crate) struct TransferInfo {
     pub(crate) room: u64,
-    /// Decode's control socket, for the status at the end.
+    /// The decode's control socket, which receives the final status.
     pub(crate) control: SocketAddr,
-    /// Decode's data port, as the transfer engine's session id.
+    /// The decode's data port, the session id of the transfer engine.
     pub(crate) data: SocketAddr,
-    /// The place at decode that the KV is for.
+    /// The slot at the decode that receives the KV.
     pub(crate) slot: u64,
 }
 
-/// States of a transfer as the engines number them.
+/// Transfer states, numbered as in the engine.
 pub(crate) const FAILED: u8 = 0;
 pub(crate) const SUCCESS: u8 = 4;
 
-/// A message as understood by the rank that got it.
+/// A received control message.
 #[derive(Clone, Debug)]
 pub(crate) enum Message {
-    /// Decode introduces itself to a prefill rank; carries nothing that is needed here.
+    /// A decode registers with a prefill rank. The simulator needs none of its fields.
     Registration,
-    Invitation(Invitation),
+    TransferInfo(TransferInfo),
     Status {
         room: u64,
         status: u8,
@@ -57,12 +58,12 @@ fn text(part: &Bytes) -> Option<&str> {
     std::str::from_utf8(part).ok()
 }
 
-fn parse<T: std::str::FromStr>(parts: &[Bytes], place: usize) -> Option<T> {
-    text(parts.get(place)?)?.parse().ok()
+fn parse<T: std::str::FromStr>(parts: &[Bytes], position: usize) -> Option<T> {
+    text(parts.get(position)?)?.parse().ok()
 }
 
 impl Message {
-    /// Reads a message; `None` for what no engine sends.
+    /// Parses a message. `None` if no engine sends such a message.
     pub(crate) fn read(parts: &[Bytes]) -> Option<Message> {
         match text(parts.first()?)? {
             "None" => Some(Message::Registration),
@@ -75,7 +76,7 @@ impl Message {
             _ if parts.len() == 3 => {
                 Some(Message::Status { room: parse(parts, 0)?, status: parse(parts, 1)? })
             }
-            _ => Some(Message::Invitation(Invitation {
+            _ => Some(Message::TransferInfo(TransferInfo {
                 room: parse(parts, 0)?,
                 control: SocketAddr::new(parse(parts, 1)?, parse(parts, 2)?),
                 data: parse(parts, 3)?,
@@ -89,14 +90,14 @@ fn ascii(value: impl ToString) -> Bytes {
     Bytes::from(value.to_string())
 }
 
-/// Decode's first contact with a prefill rank.
+/// The first message of a decode to a prefill rank.
 pub(crate) fn registration(control: SocketAddr, data: SocketAddr, old: bool) -> Bytes {
     let mut parts = vec![
         Bytes::from_static(b"None"),
         ascii(control.ip()),
         ascii(control.port()),
         ascii(data),
-        // One pointer each for KV and auxiliary data; nothing is behind them here.
+        // One pointer each for KV and auxiliary data. The simulator does not use them.
         Bytes::from_static(&[0; 8]),
         Bytes::from_static(&[0; 8]),
     ];
@@ -107,19 +108,19 @@ pub(crate) fn registration(control: SocketAddr, data: SocketAddr, old: bool) -> 
     zmtp::encode(&parts)
 }
 
-/// Decode's metadata for one request of so many KV pages.
-pub(crate) fn invitation(invitation: &Invitation, pages: u32, old: bool) -> Bytes {
+/// The decode's message for one request with `pages` KV pages.
+pub(crate) fn transfer_info(transfer_info: &TransferInfo, pages: u32, old: bool) -> Bytes {
     let mut indices = BytesMut::with_capacity(pages as usize * 4);
     for page in 0..pages {
         indices.put_i32_le(page as i32);
     }
     let mut parts = vec![
-        ascii(invitation.room),
-        ascii(invitation.control.ip()),
-        ascii(invitation.control.port()),
-        ascii(invitation.data),
+        ascii(transfer_info.room),
+        ascii(transfer_info.control.ip()),
+        ascii(transfer_info.control.port()),
+        ascii(transfer_info.data),
         indices.freeze(),
-        ascii(invitation.slot),
+        ascii(transfer_info.slot),
     ];
     if !old {
         parts.push(Bytes::new());
@@ -131,45 +132,45 @@ pub(crate) fn invitation(invitation: &Invitation, pages: u32, old: bool) -> Byte
     zmtp::encode(&parts)
 }
 
-/// Prefill's word on how a transfer ended.
+/// The prefill's message about the end of a transfer.
 pub(crate) fn status(room: u64, status: u8) -> Bytes {
     zmtp::encode(&[ascii(room), ascii(status), ascii(0)])
 }
 
-/// Decode's word that it no longer wants a room.
+/// The decode's message that it has given up a room.
 pub(crate) fn abort(room: u64, control: SocketAddr) -> Bytes {
     let parts =
         [Bytes::from_static(b"ABORT"), ascii(room), ascii(control.ip()), ascii(control.port())];
     zmtp::encode(&parts)
 }
 
-/// Prefill's answer to it.
+/// The prefill's answer to [`abort`].
 pub(crate) fn abort_acknowledged(room: u64) -> Bytes {
     zmtp::encode(&[Bytes::from_static(b"ABORT_ACK"), ascii(room)])
 }
 
-/// Accepts the peers of one rank's PULL socket.
-pub(crate) async fn serve(life: Arc<Life>, rank: usize, listener: TcpListener) {
+/// Accepts connections to the PULL socket of one rank.
+pub(crate) async fn serve(process: Arc<Process>, rank: usize, listener: TcpListener) {
     loop {
-        life.valve.passage().await;
+        process.sockets.wait_until_thawed().await;
         let Ok((stream, _)) = listener.accept().await else { continue };
-        let mut socket = Socket::new(stream, Arc::clone(&life.valve));
-        let reader = Arc::clone(&life);
-        life.spawn(async move {
+        let mut socket = EngineSocket::new(stream, Arc::clone(&process.sockets));
+        let reader = Arc::clone(&process);
+        process.spawn(async move {
             if zmtp::greet(&mut socket, "PULL").await.is_err() {
                 return;
             }
             while let Ok(parts) = zmtp::read_message(&mut socket).await {
                 if let Some(message) = Message::read(&parts) {
-                    reader.turn().await;
-                    reader.control(rank, message);
+                    reader.wait_for_scheduler().await;
+                    reader.handle_message(rank, message);
                 }
             }
         });
     }
 }
 
-/// Opens a connection whose source is the engine's own address.
+/// Opens a connection from the engine's own address.
 pub(crate) async fn connect(
     source: IpAddr,
     target: SocketAddr,
@@ -182,48 +183,48 @@ pub(crate) async fn connect(
     timeout(limit, socket.connect(target)).await?
 }
 
-/// The PUSH sockets of an engine: one connection for each peer, made when first needed.
+/// The PUSH sockets of an engine: one connection per peer, opened on first use.
 #[derive(Debug, Default)]
 pub(crate) struct Outboxes(Mutex<HashMap<SocketAddr, mpsc::Sender<Bytes>>>);
 
 impl Outboxes {
-    /// Sends without waiting; beyond the high-water mark the message is lost.
-    pub(crate) fn send(&self, life: &Arc<Life>, peer: SocketAddr, message: Bytes) {
-        let mut boxes = self.0.lock().expect("no code panics while it holds the outboxes");
+    /// Queues a message without waiting. Beyond the high-water mark the message is dropped.
+    pub(crate) fn send(&self, process: &Arc<Process>, peer: SocketAddr, message: Bytes) {
+        let mut boxes = self.0.lock();
         let outbox = boxes.entry(peer).or_insert_with(|| {
-            let (sender, receiver) = mpsc::channel(OUTBOX_LIMIT);
-            let writer = Writer {
-                source: life.config.host,
-                limit: life.config.timing.peer_timeout,
-                life: Arc::downgrade(life),
-                valve: Arc::clone(&life.valve),
+            let (sender, receiver) = mpsc::channel(MAX_OUTBOX);
+            let writer = PushConnection {
+                source: process.config.host,
+                limit: process.config.timing.peer_timeout,
+                process: Arc::downgrade(process),
+                sockets: Arc::clone(&process.sockets),
                 peer,
             };
-            life.spawn(writer.run(receiver));
+            process.spawn(writer.run(receiver));
             sender
         });
         let _ = outbox.try_send(message);
     }
 }
 
-struct Writer {
+struct PushConnection {
     source: IpAddr,
     limit: Duration,
-    life: Weak<Life>,
-    valve: Arc<Valve>,
+    process: Weak<Process>,
+    sockets: Arc<SocketControl>,
     peer: SocketAddr,
 }
 
-impl Writer {
-    async fn open(&self) -> io::Result<Socket> {
+impl PushConnection {
+    async fn open(&self) -> io::Result<EngineSocket> {
         let stream = connect(self.source, self.peer, self.limit).await?;
-        let mut socket = Socket::new(stream, Arc::clone(&self.valve));
+        let mut socket = EngineSocket::new(stream, Arc::clone(&self.sockets));
         timeout(self.limit, zmtp::greet(&mut socket, "PUSH")).await??;
         Ok(socket)
     }
 
-    /// A peer that refuses is asked again until the limit, as ZeroMQ's reconnect does.
-    async fn open_within_limit(&self) -> Option<Socket> {
+    /// Retries a refused connection until the timeout, as ZeroMQ's reconnect does.
+    async fn open_within_limit(&self) -> Option<EngineSocket> {
         let attempts = async {
             loop {
                 if let Ok(socket) = self.open().await {
@@ -235,29 +236,29 @@ impl Writer {
         timeout(self.limit, attempts).await.ok()
     }
 
-    /// The next message; an open connection that ends meanwhile is dropped.
+    /// The next message. A connection that ends while waiting is dropped.
     async fn next(
         &self,
-        socket: &mut Option<Socket>,
+        socket: &mut Option<EngineSocket>,
         messages: &mut mpsc::Receiver<Bytes>,
     ) -> Option<Bytes> {
         if let Some(open) = socket {
             tokio::select! {
                 biased;
-                // A PULL socket says nothing, so this returns when it is gone.
+                // A PULL socket sends nothing, so this returns when the connection ends.
                 _ = open.read_u8() => {}
                 message = messages.recv() => return message,
             }
             *socket = None;
-            if let Some(life) = self.life.upgrade() {
-                life.peers.broke(self.peer);
+            if let Some(process) = self.process.upgrade() {
+                process.prefills.connection_lost(self.peer);
             }
         }
         messages.recv().await
     }
 
     async fn run(self, mut messages: mpsc::Receiver<Bytes>) {
-        let mut socket: Option<Socket> = None;
+        let mut socket: Option<EngineSocket> = None;
         while let Some(message) = self.next(&mut socket, &mut messages).await {
             for _ in 0..2 {
                 if socket.is_none() {
@@ -284,15 +285,15 @@ mod tests {
 
     #[tokio::test]
     async fn messages_read_as_they_were_written() {
-        let wanted = Invitation {
+        let wanted = TransferInfo {
             room: u64::MAX >> 1,
             control: "127.0.0.3:50001".parse().unwrap(),
             data: "[::1]:16000".parse().unwrap(),
             slot: 9,
         };
         for old in [true, false] {
-            let read = through_the_wire(invitation(&wanted, 1000, old)).await;
-            let Message::Invitation(read) = read else { panic!("{read:?}") };
+            let read = through_the_wire(transfer_info(&wanted, 1000, old)).await;
+            let Message::TransferInfo(read) = read else { panic!("{read:?}") };
             assert_eq!(
                 (read.room, read.control, read.data, read.slot),
                 (wanted.room, wanted.control, wanted.data, wanted.slot)
@@ -312,13 +313,13 @@ mod tests {
 
     #[test]
     fn the_fifth_frame_counts_the_pages() {
-        let wanted = Invitation {
+        let wanted = TransferInfo {
             room: 1,
             control: "127.0.0.1:1".parse().unwrap(),
             data: "127.0.0.1:2".parse().unwrap(),
             slot: 0,
         };
-        let few = invitation(&wanted, 10, false).len();
-        assert_eq!(invitation(&wanted, 20, false).len() - few, 40);
+        let few = transfer_info(&wanted, 10, false).len();
+        assert_eq!(transfer_info(&wanted, 20, false).len() - few, 40);
     }
 }

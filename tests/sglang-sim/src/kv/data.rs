@@ -1,80 +1,81 @@
-//! The KV bytes: pooled connections that prefill opens to decode's data port.
+//! KV transfer: pooled connections from a prefill to the data port of a decode.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rand::Rng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::life::Life;
-use crate::valve::Socket;
+use crate::process::Process;
+use crate::socket::EngineSocket;
 
-use super::control::{Invitation, connect};
+use super::control::{TransferInfo, connect};
 
-/// Ports that the transfer engine takes one of.
+/// Port range of the transfer engine.
 const PORTS: std::ops::RangeInclusive<u16> = 15_000..=17_000;
 const MAGIC: u32 = 0x4B56_5431;
 const CHUNK: usize = 64 << 10;
 const HEADER: usize = 36;
-/// Difference between two words of one prompt's KV.
+/// Difference between two consecutive 64-bit words of one prompt's KV.
 const STRIDE: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// What one prompt's computation is, for the decode that gets it.
+/// The result of prefill, which travels with the KV.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Computed {
-    pub(crate) thought: u64,
+pub(crate) struct PrefillResult {
+    pub(crate) prompt_hash: u64,
     pub(crate) first: u32,
 }
 
-/// KV that has arrived, by slot.
+/// Received KV, by slot.
 #[derive(Debug, Default)]
-pub(crate) struct Slots(Mutex<(u64, HashMap<u64, Option<Computed>>)>);
+pub(crate) struct KvSlots(Mutex<(u64, HashMap<u64, Option<PrefillResult>>)>);
 
-/// A slot in use; free again when dropped.
+/// A KV slot in use, freed on drop.
 #[derive(Debug)]
-pub(crate) struct Slot {
-    slots: Arc<Slots>,
+pub(crate) struct KvSlot {
+    slots: Arc<KvSlots>,
     pub(crate) number: u64,
 }
 
-impl Slots {
-    pub(crate) fn take(self: &Arc<Self>) -> Slot {
-        let mut inner = self.0.lock().expect("no code panics while it holds the slots");
+impl KvSlots {
+    pub(crate) fn take(self: &Arc<Self>) -> KvSlot {
+        let mut inner = self.0.lock();
         inner.0 += 1;
         let number = inner.0;
         inner.1.insert(number, None);
-        Slot { slots: Arc::clone(self), number }
+        KvSlot { slots: Arc::clone(self), number }
     }
 
-    fn fill(&self, number: u64, computed: Computed) {
-        let mut inner = self.0.lock().expect("no code panics while it holds the slots");
+    fn fill(&self, number: u64, computed: PrefillResult) {
+        let mut inner = self.0.lock();
         if let Some(slot) = inner.1.get_mut(&number) {
             *slot = Some(computed);
         }
     }
 }
 
-impl Slot {
-    pub(crate) fn computed(&self) -> Option<Computed> {
-        let inner = self.slots.0.lock().expect("no code panics while it holds the slots");
+impl KvSlot {
+    pub(crate) fn computed(&self) -> Option<PrefillResult> {
+        let inner = self.slots.0.lock();
         inner.1.get(&self.number).copied().flatten()
     }
 }
 
-impl Drop for Slot {
+impl Drop for KvSlot {
     fn drop(&mut self) {
-        let mut inner = self.slots.0.lock().expect("no code panics while it holds the slots");
+        let mut inner = self.slots.0.lock();
         inner.1.remove(&self.number);
     }
 }
 
-/// Binds the data port, anywhere in the transfer engine's range.
+/// Binds the data port in the transfer engine's port range.
 ///
 /// # Errors
-/// None of many random ports of the range was free on this address.
+/// None of 64 random ports of the range was free on this address.
 pub(crate) async fn bind(host: IpAddr) -> io::Result<TcpListener> {
     let mut last = None;
     for _ in 0..64 {
@@ -87,9 +88,9 @@ pub(crate) async fn bind(host: IpAddr) -> io::Result<TcpListener> {
     Err(last.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
 }
 
-/// Writes the words of a prompt's KV that begin at a byte offset.
-fn fill(chunk: &mut [u8], thought: u64, offset: usize) {
-    let mut word = thought.wrapping_add(((offset / 8) as u64).wrapping_mul(STRIDE));
+/// Writes the KV words of a prompt that start at a byte offset.
+fn fill(chunk: &mut [u8], prompt_hash: u64, offset: usize) {
+    let mut word = prompt_hash.wrapping_add(((offset / 8) as u64).wrapping_mul(STRIDE));
     for bytes in chunk.chunks_mut(8) {
         bytes.copy_from_slice(&word.to_le_bytes()[..bytes.len()]);
         word = word.wrapping_add(STRIDE);
@@ -97,20 +98,20 @@ fn fill(chunk: &mut [u8], thought: u64, offset: usize) {
 }
 
 /// Receives the KV that prefills push.
-pub(crate) async fn serve(life: Arc<Life>, listener: TcpListener) {
+pub(crate) async fn serve(process: Arc<Process>, listener: TcpListener) {
     loop {
-        life.valve.passage().await;
+        process.sockets.wait_until_thawed().await;
         let Ok((stream, peer)) = listener.accept().await else { continue };
-        life.ledger.kv(peer.ip(), |traffic| traffic.connections += 1);
-        let mut socket = Socket::new(stream, Arc::clone(&life.valve));
-        let receiver = Arc::clone(&life);
-        life.spawn(
+        process.recorder.kv(peer.ip(), |traffic| traffic.connections += 1);
+        let mut socket = EngineSocket::new(stream, Arc::clone(&process.sockets));
+        let receiver = Arc::clone(&process);
+        process.spawn(
             async move { while receive(&receiver, &mut socket, peer.ip()).await.is_ok() {} },
         );
     }
 }
 
-async fn receive(life: &Life, socket: &mut Socket, peer: IpAddr) -> io::Result<()> {
+async fn receive(process: &Process, socket: &mut EngineSocket, peer: IpAddr) -> io::Result<()> {
     if socket.read_u32().await? != MAGIC {
         return Err(io::ErrorKind::InvalidData.into());
     }
@@ -122,99 +123,104 @@ async fn receive(life: &Life, socket: &mut Socket, peer: IpAddr) -> io::Result<(
 
     let mut chunk = vec![0u8; CHUNK];
     let mut expected = vec![0u8; CHUNK];
-    let (mut offset, mut thought, mut intact) = (0usize, 0u64, true);
+    let (mut offset, mut prompt_hash, mut intact) = (0usize, 0u64, true);
     while (offset as u64) < length {
         let take = usize::try_from(length - offset as u64).map_or(CHUNK, |left| left.min(CHUNK));
         socket.read_exact(&mut chunk[..take]).await?;
         if offset == 0 {
             let mut word = [0u8; 8];
             word[..take.min(8)].copy_from_slice(&chunk[..take.min(8)]);
-            thought = u64::from_le_bytes(word);
+            prompt_hash = u64::from_le_bytes(word);
         }
-        fill(&mut expected[..take], thought, offset);
+        fill(&mut expected[..take], prompt_hash, offset);
         intact &= expected[..take] == chunk[..take];
         offset += take;
     }
-    life.ledger.kv(peer, |traffic| {
+    process.recorder.kv(peer, |traffic| {
         traffic.received_bytes += length;
         traffic.received_transfers += 1;
         traffic.corrupt_transfers += u64::from(!intact);
     });
-    life.meters.received(length);
-    life.slots.fill(slot, Computed { thought, first });
+    process.stats.received(length);
+    process.slots.fill(slot, PrefillResult { prompt_hash, first });
     socket.write_u8(1).await?;
     socket.flush().await
 }
 
-/// Idle data connections by decode.
+/// Idle data connections, by peer.
 #[derive(Debug, Default)]
-pub(crate) struct Pool(Mutex<HashMap<SocketAddr, Vec<Socket>>>);
+pub(crate) struct ConnectionPool(Mutex<HashMap<SocketAddr, Vec<EngineSocket>>>);
 
-impl std::fmt::Debug for Socket {
+impl std::fmt::Debug for EngineSocket {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("Socket")
+        formatter.write_str("EngineSocket")
     }
 }
 
-impl Pool {
-    fn idle(&self, peer: SocketAddr) -> Option<Socket> {
-        let mut idle = self.0.lock().expect("no code panics while it holds the pool");
+impl ConnectionPool {
+    fn idle(&self, peer: SocketAddr) -> Option<EngineSocket> {
+        let mut idle = self.0.lock();
         idle.get_mut(&peer)?.pop()
     }
 
-    fn put_back(&self, peer: SocketAddr, socket: Socket) {
-        let mut idle = self.0.lock().expect("no code panics while it holds the pool");
+    fn put_back(&self, peer: SocketAddr, socket: EngineSocket) {
+        let mut idle = self.0.lock();
         idle.entry(peer).or_default().push(socket);
     }
 }
 
-/// Pushes a prompt's KV to the decode that asked for it; returns once it has all of it.
+/// Pushes a prompt's KV to the decode. Returns once the decode has confirmed it.
 ///
 /// # Errors
-/// The decode cannot be reached or the connection ends before it has confirmed.
+/// The decode cannot be reached, or the connection ends before it has confirmed.
 pub(crate) async fn push(
-    life: &Life,
-    invitation: &Invitation,
-    computed: Computed,
+    process: &Process,
+    transfer_info: &TransferInfo,
+    computed: PrefillResult,
     prompt_tokens: usize,
 ) -> io::Result<u64> {
-    let peer = invitation.data;
-    let length = (prompt_tokens * life.config.kv_bytes_per_token.max(8)) as u64;
+    let peer = transfer_info.data;
+    let length = (prompt_tokens * process.config.kv_bytes_per_token.max(8)) as u64;
     let mut header = Vec::with_capacity(HEADER);
     header.extend_from_slice(&MAGIC.to_be_bytes());
-    header.extend_from_slice(&invitation.slot.to_be_bytes());
-    header.extend_from_slice(&invitation.room.to_be_bytes());
+    header.extend_from_slice(&transfer_info.slot.to_be_bytes());
+    header.extend_from_slice(&transfer_info.room.to_be_bytes());
     header.extend_from_slice(&length.to_be_bytes());
     header.extend_from_slice(&computed.first.to_be_bytes());
     header.extend_from_slice(&u32::try_from(prompt_tokens).unwrap_or(u32::MAX).to_be_bytes());
 
-    // A pooled connection may have died idle, which is no failure of the transfer.
-    if let Some(mut socket) = life.pool.idle(peer)
-        && write(&mut socket, &header, computed.thought, length).await.is_ok()
+    // A pooled connection may have died while idle; that does not fail the transfer.
+    if let Some(mut socket) = process.pool.idle(peer)
+        && write(&mut socket, &header, computed.prompt_hash, length).await.is_ok()
     {
-        life.pool.put_back(peer, socket);
+        process.pool.put_back(peer, socket);
     } else {
-        let stream = connect(life.config.host, peer, life.config.timing.peer_timeout).await?;
-        life.ledger.kv(peer.ip(), |traffic| traffic.connections += 1);
-        let mut socket = Socket::new(stream, Arc::clone(&life.valve));
-        write(&mut socket, &header, computed.thought, length).await?;
-        life.pool.put_back(peer, socket);
+        let stream = connect(process.config.host, peer, process.config.timing.peer_timeout).await?;
+        process.recorder.kv(peer.ip(), |traffic| traffic.connections += 1);
+        let mut socket = EngineSocket::new(stream, Arc::clone(&process.sockets));
+        write(&mut socket, &header, computed.prompt_hash, length).await?;
+        process.pool.put_back(peer, socket);
     }
-    life.ledger.kv(peer.ip(), |traffic| {
+    process.recorder.kv(peer.ip(), |traffic| {
         traffic.sent_bytes += length;
         traffic.sent_transfers += 1;
     });
     Ok(length)
 }
 
-async fn write(socket: &mut Socket, header: &[u8], thought: u64, length: u64) -> io::Result<()> {
+async fn write(
+    socket: &mut EngineSocket,
+    header: &[u8],
+    prompt_hash: u64,
+    length: u64,
+) -> io::Result<()> {
     socket.write_all(header).await?;
     let size = usize::try_from(length).map_or(CHUNK, |l| l.min(CHUNK));
     let mut chunk = vec![0u8; size];
     let mut offset = 0usize;
     while (offset as u64) < length {
         let take = usize::try_from(length - offset as u64).map_or(CHUNK, |left| left.min(CHUNK));
-        fill(&mut chunk[..take], thought, offset);
+        fill(&mut chunk[..take], prompt_hash, offset);
         socket.write_all(&chunk[..take]).await?;
         offset += take;
     }

@@ -1,4 +1,4 @@
-//! How KV moves between engines: ZMTP messages for control, TCP connections for the bytes.
+//! KV transfer between engines: ZMTP messages for control, TCP connections for the bytes.
 
 pub(crate) mod control;
 pub(crate) mod data;

@@ -1,14 +1,14 @@
-//! ZMTP 3.x as far as PUSH and PULL without encryption need it (ZeroMQ RFC 23).
+//! The part of ZMTP 3.x that PUSH and PULL sockets need, without encryption (ZeroMQ RFC 23).
 
 use std::io;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// Largest frame taken from a peer: KV indices of 16 million pages.
-const FRAME_LIMIT: u64 = 64 << 20;
-/// Most frames in one message.
-const PARTS_LIMIT: usize = 64;
+/// Maximum size of a received frame: KV indices of 16 million pages.
+const MAX_FRAME: u64 = 64 << 20;
+/// Maximum number of frames in one message.
+const MAX_PARTS: usize = 64;
 
 const MORE: u8 = 1;
 const LONG: u8 = 2;
@@ -41,10 +41,10 @@ fn ready(socket_type: &str) -> Bytes {
     frame.freeze()
 }
 
-/// Greets the peer and shakes hands; both sides do the same.
+/// Performs the handshake. Both sides send the same greeting.
 ///
 /// # Errors
-/// The peer does not speak ZMTP 3 with the NULL mechanism, or the connection ends.
+/// The peer does not use ZMTP 3 with the NULL mechanism, or the connection ends.
 pub(crate) async fn greet<S>(stream: &mut S, socket_type: &str) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -74,7 +74,7 @@ async fn read_frame<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<(u8, Byt
     } else {
         stream.read_u64().await?
     };
-    if length > FRAME_LIMIT {
+    if length > MAX_FRAME {
         return Err(malformed("frame too long"));
     }
     let mut body = vec![0; length as usize];
@@ -82,7 +82,7 @@ async fn read_frame<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<(u8, Byt
     Ok((flags, body.into()))
 }
 
-/// The next message; heartbeat commands in between are passed over.
+/// Reads the next message. Heartbeat commands are skipped.
 ///
 /// # Errors
 /// The connection ends or the message exceeds the limits.
@@ -93,7 +93,7 @@ pub(crate) async fn read_message<S: AsyncRead + Unpin>(stream: &mut S) -> io::Re
         if flags & COMMAND != 0 {
             continue;
         }
-        if parts.len() == PARTS_LIMIT {
+        if parts.len() == MAX_PARTS {
             return Err(malformed("too many frames"));
         }
         parts.push(body);
@@ -103,11 +103,11 @@ pub(crate) async fn read_message<S: AsyncRead + Unpin>(stream: &mut S) -> io::Re
     }
 }
 
-/// A multipart message as it goes over the wire.
+/// Encodes a multipart message.
 pub(crate) fn encode(parts: &[Bytes]) -> Bytes {
     let mut wire = BytesMut::with_capacity(parts.iter().map(|p| p.len() + 9).sum());
-    for (place, part) in parts.iter().enumerate() {
-        let more = if place + 1 < parts.len() { MORE } else { 0 };
+    for (position, part) in parts.iter().enumerate() {
+        let more = if position + 1 < parts.len() { MORE } else { 0 };
         if let Ok(length) = u8::try_from(part.len()) {
             wire.put_u8(more);
             wire.put_u8(length);

@@ -1,4 +1,4 @@
-//! A leg on a decode server: find the prefill, reserve KV, invite, wait for the bytes, generate.
+//! A leg on a decode: find the prefill, reserve KV, send the transfer info, receive KV, generate.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,73 +7,75 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
-use crate::count::Presence;
-use crate::kv::control::{self, Invitation};
-use crate::kv::data::Computed;
-use crate::peers::{self, Unmet};
-use crate::rank::Transfer;
+use crate::discovery::{self, DiscoveryError};
+use crate::gauge::GaugeGuard;
+use crate::kv::control::{self, TransferInfo};
+use crate::kv::data::PrefillResult;
+use crate::rank::TransferState;
 
-use super::{Finish, Leg, Room};
+use super::{Finish, Room, RunningLeg};
 
-/// Tokens that a decode keeps free for each request's answer, at most.
-const RESERVED_FOR_ANSWER: usize = 512;
+/// Maximum number of KV tokens reserved for the answer of one request.
+const MAX_ANSWER_RESERVE: usize = 512;
 
-/// A running slot and KV tokens, held until the request ends.
+/// A running slot and KV tokens, released when the request ends.
 struct Reservation {
     _slot: OwnedSemaphorePermit,
     _tokens: OwnedSemaphorePermit,
-    _in_use: Presence,
+    _in_use: GaugeGuard,
 }
 
-impl Leg<'_> {
+impl RunningLeg<'_> {
     pub(super) async fn decode(&self) -> Result<Finish, Finish> {
-        let room = match self.job.room {
+        let room = match self.spec.room {
             Some(Room::Number(room)) => room,
-            // Decode only writes the number down; nobody will answer it.
+            // Decode only records the number; no prefill will answer for it.
             Some(Room::Overflow(_)) => u64::MAX,
-            None if self.life.ranks.len() > 1 => {
-                self.life.die();
+            None if self.process.ranks.len() > 1 => {
+                self.process.kill();
                 return std::future::pending().await;
             }
             None => return Err(self.missing_room()),
         };
-        self.fits()?;
-        if self.alone() {
+        self.check_capacity()?;
+        if self.skips_transfer() {
             let _reservation = self.reserve().await?;
-            let _running = self.rank.counts.running.enter();
+            let _running = self.rank.gauges.running.enter();
             return Ok(self.generate(self.computed()).await);
         }
-        self.life.ledger.room(room);
-        let preallocating = self.rank.counts.prealloc.enter();
+        self.process.recorder.room(room);
+        let preallocating = self.rank.gauges.prealloc.enter();
         let peer = self.handshake(room).await?;
         let _reservation = self.reserve().await?;
         drop(preallocating);
         let computed = self.receive(room, peer).await?;
-        let _running = self.rank.counts.running.enter();
+        let _running = self.rank.gauges.running.enter();
         Ok(self.generate(computed).await)
     }
 
     fn bootstrap_address(&self) -> String {
-        let port =
-            self.job.bootstrap_port.unwrap_or_else(|| self.life.config.default_bootstrap_port());
-        format!("{}:{port}", self.job.bootstrap_host.as_deref().unwrap_or("None"))
+        let port = self
+            .spec
+            .bootstrap_port
+            .unwrap_or_else(|| self.process.config.default_bootstrap_port());
+        format!("{}:{port}", self.spec.bootstrap_host.as_deref().unwrap_or("None"))
     }
 
-    fn fits(&self) -> Result<(), Finish> {
-        let (tokens, most) = (self.job.prompt.len(), self.life.config.max_total_tokens);
+    fn check_capacity(&self) -> Result<(), Finish> {
+        let (tokens, most) = (self.spec.prompt.len(), self.process.config.max_total_tokens);
         if tokens <= most {
             return Ok(());
         }
         let message = format!(
             "Request {} exceeds the maximum number of tokens: {tokens} > {most}",
-            self.job.rid
+            self.spec.rid
         );
-        let status = (!self.life.is_old()).then_some(400);
+        let status = (!self.process.is_old()).then_some(400);
         Err(Finish::Abort { message, status })
     }
 
     fn decode_failure(&self, what: &str, reason: &str) -> Finish {
-        let (rid, room) = (&self.job.rid, self.job.room_text());
+        let (rid, room) = (&self.spec.rid, self.spec.room_text());
         Finish::abort(
             500,
             format!(
@@ -86,42 +88,43 @@ impl Leg<'_> {
 
     /// Finds the prefill rank in its registry.
     async fn handshake(&self, room: u64) -> Result<SocketAddr, Finish> {
-        if self.job.never_meets {
+        if self.spec.never_rendezvous {
             return Ok(self.rank.control);
         }
         let bootstrap = self.bootstrap_address();
         let own = self.rank.control;
-        let meeting = peers::meet(self.life, &bootstrap, room, self.job.prefill_rank, own);
+        let room_state =
+            discovery::find_rank(self.process, &bootstrap, room, self.spec.prefill_rank, own);
         let met = tokio::select! {
-            met = meeting => met,
-            () = self.aborted.cancelled() => Err(Unmet::Reason("Aborted by AbortReq.".into())),
+            met = room_state => met,
+            () = self.aborted.cancelled() => Err(DiscoveryError::Reason("Aborted by AbortReq.".into())),
         };
         match met {
             Ok(address) => Ok(address),
-            Err(Unmet::Reason(reason)) => {
-                self.life.meters.bootstrap_failed();
+            Err(DiscoveryError::Reason(reason)) => {
+                self.process.stats.bootstrap_failed();
                 Err(self.decode_failure("handshake", &reason))
             }
-            Err(Unmet::Mismatch) => {
-                self.life.die();
+            Err(DiscoveryError::Mismatch) => {
+                self.process.kill();
                 std::future::pending().await
             }
         }
     }
 
-    /// Waits for a slot and for KV tokens, in order of arrival.
+    /// Waits for a running slot and for KV tokens, in order of arrival.
     async fn reserve(&self) -> Result<Reservation, Finish> {
-        let config = &self.life.config;
-        let counts = &self.rank.counts;
+        let config = &self.process.config;
+        let gauges = &self.rank.gauges;
         let full = self.rank.running.available_permits() == 0;
-        if config.max_queued_requests.is_some_and(|most| full && counts.queued.now() >= most) {
+        if config.max_queued_requests.is_some_and(|most| full && gauges.queued.now() >= most) {
             return Err(Finish::abort(503, "The request queue is full."));
         }
-        let prompt = self.job.prompt.len();
-        let wanted = prompt + self.job.max_new_tokens.min(RESERVED_FOR_ANSWER);
+        let prompt = self.spec.prompt.len();
+        let wanted = prompt + self.spec.max_new_tokens.min(MAX_ANSWER_RESERVE);
         let wanted = wanted.min(config.max_total_tokens);
-        let _queued = counts.queued.enter();
-        let _pending = counts.pending_tokens.enter_with(prompt);
+        let _queued = gauges.queued.enter();
+        let _pending = gauges.pending_tokens.enter_with(prompt);
         let both = async {
             let slot = Arc::clone(&self.rank.running).acquire_owned().await;
             let tokens = Arc::clone(&self.rank.kv_tokens)
@@ -138,59 +141,59 @@ impl Leg<'_> {
         Ok(Reservation {
             _slot: slot.expect("the running slots are never closed"),
             _tokens: tokens.expect("the KV tokens are never closed"),
-            _in_use: counts.tokens.enter_with(prompt),
+            _in_use: gauges.tokens.enter_with(prompt),
         })
     }
 
-    /// Invites the prefill and waits until its KV is here.
-    async fn receive(&self, room: u64, peer: SocketAddr) -> Result<Computed, Finish> {
-        let _transferring = self.rank.counts.transfer.enter();
-        let _pending = self.rank.counts.pending_tokens.enter_with(self.job.prompt.len());
-        let slot = self.life.slots.take();
-        let expectation = self.rank.expect(room, self.bootstrap_address(), peer);
-        let mut state = expectation.receiver.state.subscribe();
+    /// Sends the transfer info to the prefill and waits for the KV.
+    async fn receive(&self, room: u64, peer: SocketAddr) -> Result<PrefillResult, Finish> {
+        let _transferring = self.rank.gauges.transfer.enter();
+        let _pending = self.rank.gauges.pending_tokens.enter_with(self.spec.prompt.len());
+        let slot = self.process.slots.take();
+        let receiver_guard = self.rank.expect_transfer(room, self.bootstrap_address(), peer);
+        let mut state = receiver_guard.receiver.state.subscribe();
         let started = Instant::now();
-        if !self.job.never_meets {
-            self.invite(room, peer, slot.number);
+        if !self.spec.never_rendezvous {
+            self.send_transfer_info(room, peer, slot.number);
         }
-        let limit = self.life.config.timing.waiting_timeout;
+        let limit = self.process.config.timing.waiting_timeout;
         let arrival = async {
-            let state = state.wait_for(|state| *state != Transfer::Waiting).await;
-            state.expect("the sender lives in the expectation").clone()
+            let state = state.wait_for(|state| *state != TransferState::Waiting).await;
+            state.expect("the sender lives as long as the guard").clone()
         };
         let outcome = tokio::select! {
             outcome = timeout(limit, arrival) => outcome,
             () = self.aborted.cancelled() => {
-                Ok(Transfer::Failed("Aborted by AbortReq.".into()))
+                Ok(TransferState::Failed("Aborted by AbortReq.".into()))
             }
         };
-        self.life.turn().await;
+        self.process.wait_for_scheduler().await;
         let reason = match outcome {
-            Ok(Transfer::Arrived) => {
-                self.life.meters.allocated(started.elapsed());
-                // Nothing in the slot although the room is done: the bytes went elsewhere.
+            Ok(TransferState::Arrived) => {
+                self.process.stats.allocated(started.elapsed());
+                // The room is done but the slot is empty: another request with this room got the bytes.
                 return slot.computed().ok_or_else(|| {
                     let message = "Metadata corruption detected - bootstrap_room mismatch";
                     Finish::abort(500, message)
                 });
             }
-            Ok(Transfer::Failed(reason)) => reason,
-            Ok(Transfer::Waiting) | Err(_) => timed_out(room, started.elapsed()),
+            Ok(TransferState::Failed(reason)) => reason,
+            Ok(TransferState::Waiting) | Err(_) => timed_out(room, started.elapsed()),
         };
-        self.life.meters.transfer_failed();
-        if self.aborted.is_cancelled() && !self.life.is_old() && !self.job.never_meets {
-            self.life.outboxes.send(self.life, peer, control::abort(room, self.rank.control));
+        self.process.stats.transfer_failed();
+        if self.aborted.is_cancelled() && !self.process.is_old() && !self.spec.never_rendezvous {
+            self.process.outboxes.send(self.process, peer, control::abort(room, self.rank.control));
         }
         Err(self.decode_failure("transfer", &reason))
     }
 
-    fn invite(&self, room: u64, peer: SocketAddr, slot: u64) {
-        let Some(data) = self.life.data else { return };
-        let invitation = Invitation { room, control: self.rank.control, data, slot };
-        let pages = self.job.prompt.len().div_ceil(self.life.config.page_size.max(1) as usize);
+    fn send_transfer_info(&self, room: u64, peer: SocketAddr, slot: u64) {
+        let Some(data) = self.process.data else { return };
+        let transfer_info = TransferInfo { room, control: self.rank.control, data, slot };
+        let pages = self.spec.prompt.len().div_ceil(self.process.config.page_size.max(1) as usize);
         let pages = u32::try_from(pages).unwrap_or(u32::MAX);
-        let message = control::invitation(&invitation, pages, self.life.is_old());
-        self.life.outboxes.send(self.life, peer, message);
+        let message = control::transfer_info(&transfer_info, pages, self.process.is_old());
+        self.process.outboxes.send(self.process, peer, message);
     }
 }
 

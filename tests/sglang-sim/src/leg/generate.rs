@@ -1,76 +1,80 @@
-//! Token after token, until an end or an abort.
+//! Token generation, until the answer ends or is aborted.
 
 use std::time::Instant;
 
-use crate::kv::data::Computed;
-use crate::token::Detokenizer;
-use crate::words;
+use crate::kv::data::PrefillResult;
+use crate::model;
+use crate::tokenizer::Detokenizer;
 
-use super::{Finish, Leg, Token};
+use super::{Finish, RunningLeg, Token};
 
-/// The id that ends an answer.
+/// The end-of-text token.
 const END_OF_TEXT: u32 = 151_645;
 
-impl Leg<'_> {
-    /// Generates from what was computed for the prompt, until an end or an abort.
-    pub(super) async fn generate(&self, computed: Computed) -> Finish {
-        let natural = words::length(computed.thought, self.life.config.natural_length);
-        let limit = self.job.max_new_tokens;
-        let mut writing = Writing::default();
+impl RunningLeg<'_> {
+    /// Generates from the result of prefill, until the answer ends or is aborted.
+    pub(super) async fn generate(&self, computed: PrefillResult) -> Finish {
+        let natural = model::length(computed.prompt_hash, self.process.config.natural_length);
+        let limit = self.spec.max_new_tokens;
+        let mut writing = StopScanner::default();
         let mut last = Instant::now();
-        let inter_token = self.scaled(self.life.config.inter_token);
-        for place in 0.. {
-            self.life.turn().await;
-            if place > 0 && !inter_token.is_zero() {
+        let inter_token = self.scaled(self.process.config.inter_token);
+        for position in 0.. {
+            self.process.wait_for_scheduler().await;
+            if position > 0 && !inter_token.is_zero() {
                 tokio::select! {
                     () = tokio::time::sleep(inter_token) => {}
                     () = self.aborted.cancelled() => {}
                 }
-                self.life.meters.inter_token(last.elapsed());
+                self.process.stats.inter_token(last.elapsed());
                 last = Instant::now();
             }
             if self.aborted.is_cancelled() {
                 let finish = Finish::Abort { message: "Aborted".into(), status: None };
-                self.say(None, Some(finish.clone())).await;
+                self.emit(None, Some(finish.clone())).await;
                 return finish;
             }
-            let ended = place >= natural && !self.job.ignore_eos;
-            let id = match place {
+            let ended = position >= natural && !self.spec.ignore_eos;
+            let id = match position {
                 _ if ended => END_OF_TEXT,
                 0 => computed.first,
-                _ => words::token(computed.thought, self.job.sample, place),
+                _ => model::token(computed.prompt_hash, self.spec.sample, position),
             };
             let (text, matched) =
-                if ended { (String::new(), None) } else { writing.add(id, &self.job.stop) };
+                if ended { (String::new(), None) } else { writing.add(id, &self.spec.stop) };
             let finish = match matched {
                 Some(matched) => Some(Finish::Stop(matched.into())),
                 None if ended => Some(Finish::Stop(END_OF_TEXT.into())),
-                None if place + 1 >= limit => Some(Finish::Length(limit)),
+                None if position + 1 >= limit => Some(Finish::Length(limit)),
                 None => None,
             };
-            if place == 0 {
-                self.life.meters.first_token(self.begun.elapsed());
+            if position == 0 {
+                self.process.stats.first_token(self.started.elapsed());
             }
-            let token = Token { id, text, logprob: words::logprob(id, place) };
-            self.say(Some(token), finish.clone()).await;
+            let token = Token { id, text, logprob: model::logprob(id, position) };
+            self.emit(Some(token), finish.clone()).await;
             if let Some(finish) = finish {
-                self.life.meters.done(self.job.prompt.len(), place + 1, self.begun.elapsed());
+                self.process.stats.done(
+                    self.spec.prompt.len(),
+                    position + 1,
+                    self.started.elapsed(),
+                );
                 return finish;
             }
         }
-        unreachable!("the places do not end")
+        unreachable!("the loop has no end")
     }
 }
 
-/// The text so far, as far as stop strings need it.
+/// Finds stop strings in the generated text.
 #[derive(Default)]
-struct Writing {
+struct StopScanner {
     text: String,
     detokenizer: Detokenizer,
 }
 
-impl Writing {
-    /// The new text, cut at a stop string if one has become whole, and that string.
+impl StopScanner {
+    /// The new text, cut at a completed stop string, and that stop string.
     fn add(&mut self, id: u32, stop: &[String]) -> (String, Option<String>) {
         let new = self.detokenizer.push(id);
         if stop.is_empty() {
@@ -82,10 +86,10 @@ impl Writing {
             .iter()
             .filter(|stop| !stop.is_empty())
             .filter_map(|stop| Some((self.text.find(stop.as_str())?, stop)))
-            .min_by_key(|(place, _)| *place);
+            .min_by_key(|(position, _)| *position);
         match hit {
-            Some((place, stop)) => {
-                let kept = self.text.get(start..place).unwrap_or_default().to_owned();
+            Some((position, stop)) => {
+                let kept = self.text.get(start..position).unwrap_or_default().to_owned();
                 (kept, Some(stop.clone()))
             }
             None => (new, None),

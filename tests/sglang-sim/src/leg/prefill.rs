@@ -1,4 +1,4 @@
-//! A leg on a prefill server: wait for the decode, compute, push, answer with one token.
+//! A leg on a prefill: wait for the decode, compute, push KV, answer with one token.
 
 use std::time::Instant;
 
@@ -6,53 +6,53 @@ use tokio::time::timeout;
 
 use crate::kv::control;
 use crate::kv::data;
-use crate::rank::Attendance;
-use crate::token::Detokenizer;
-use crate::words;
+use crate::model;
+use crate::rank::RoomGuard;
+use crate::tokenizer::Detokenizer;
 
-use super::{Finish, Leg, Room, Token};
+use super::{Finish, Room, RunningLeg, Token};
 
-impl Leg<'_> {
+impl RunningLeg<'_> {
     pub(super) async fn prefill(&self) -> Result<Finish, Finish> {
-        let room = match self.job.room {
+        let room = match self.spec.room {
             Some(Room::Number(room)) => room,
-            // An unhandled exception in the scheduler takes the whole server down.
+            // An unhandled exception in the scheduler ends the whole server.
             Some(Room::Overflow(_)) => {
-                self.life.die();
+                self.process.kill();
                 return std::future::pending().await;
             }
-            None if self.life.ranks.len() > 1 => {
-                self.life.die();
+            None if self.process.ranks.len() > 1 => {
+                self.process.kill();
                 return std::future::pending().await;
             }
             None => return Err(self.missing_room()),
         };
-        if self.alone() {
+        if self.skips_transfer() {
             let (_slot, _running) = self.slot().await?;
-            let _tokens = self.rank.counts.tokens.enter_with(self.job.prompt.len());
+            let _tokens = self.rank.gauges.tokens.enter_with(self.spec.prompt.len());
             let computed = self.forward().await;
             return Ok(self.answer(computed).await);
         }
-        self.life.ledger.room(room);
-        self.obey_room(room)?;
-        let attendance = self.rank.enter(room);
-        self.bootstrap(&attendance).await?;
+        self.process.recorder.room(room);
+        self.check_forced_rank(room)?;
+        let room_guard = self.rank.enter_room(room);
+        self.bootstrap(&room_guard).await?;
 
         let waited = self.slot().await;
-        let (_slot, _running) = waited.inspect_err(|_| self.dismiss(&attendance))?;
-        let _tokens = self.rank.counts.tokens.enter_with(self.job.prompt.len());
+        let (_slot, _running) = waited.inspect_err(|_| self.notify_decode(&room_guard))?;
+        let _tokens = self.rank.gauges.tokens.enter_with(self.spec.prompt.len());
         let computed = self.forward().await;
-        self.transfer(&attendance, computed).await?;
+        self.transfer(&room_guard, computed).await?;
         Ok(self.answer(computed).await)
     }
 
-    /// A prefill that follows rooms refuses a rank forced against its room.
-    fn obey_room(&self, room: u64) -> Result<(), Finish> {
-        let size = self.life.ranks.len() as u64;
-        let Some(forced) = self.job.routed_rank.filter(|rank| *rank != room % size) else {
+    /// A prefill that follows bootstrap rooms rejects a forced rank that the room does not lead to.
+    fn check_forced_rank(&self, room: u64) -> Result<(), Finish> {
+        let size = self.process.ranks.len() as u64;
+        let Some(forced) = self.spec.routed_rank.filter(|rank| *rank != room % size) else {
             return Ok(());
         };
-        if self.life.is_old() || self.job.prefill_rank.is_some() {
+        if self.process.is_old() || self.spec.prefill_rank.is_some() {
             return Ok(());
         }
         Err(self.prefill_failure(
@@ -67,7 +67,7 @@ impl Leg<'_> {
     }
 
     fn prefill_failure(&self, what: &str, reason: &str) -> Finish {
-        let (rid, room) = (&self.job.rid, self.job.room_text());
+        let (rid, room) = (&self.spec.rid, self.spec.room_text());
         Finish::abort(
             500,
             format!(
@@ -78,34 +78,34 @@ impl Leg<'_> {
         )
     }
 
-    /// Waits until a decode has sent its KV indices; the clock starts with the request.
-    async fn bootstrap(&self, attendance: &Attendance) -> Result<(), Finish> {
-        let counts = &self.rank.counts;
-        let _waiting = counts.bootstrap.enter();
-        let _pending = counts.pending_tokens.enter_with(self.job.prompt.len());
-        let limit = self.life.config.timing.bootstrap_timeout;
+    /// Waits until a decode has sent its KV indices. The timeout starts with the request.
+    async fn bootstrap(&self, room_guard: &RoomGuard) -> Result<(), Finish> {
+        let gauges = &self.rank.gauges;
+        let _waiting = gauges.bootstrap.enter();
+        let _pending = gauges.pending_tokens.enter_with(self.spec.prompt.len());
+        let limit = self.process.config.timing.bootstrap_timeout;
         let started = Instant::now();
-        let meeting = async {
-            if self.job.never_meets {
+        let room_state = async {
+            if self.spec.never_rendezvous {
                 return std::future::pending().await;
             }
-            attendance.bootstrapped().await
+            room_guard.bootstrapped().await
         };
         let outcome = tokio::select! {
-            outcome = timeout(limit, meeting) => outcome,
+            outcome = timeout(limit, room_state) => outcome,
             () = self.aborted.cancelled() => {
-                self.dismiss(attendance);
+                self.notify_decode(room_guard);
                 return Err(self.prefill_failure("bootstrap", "Aborted by AbortReq."));
             }
         };
-        self.life.meters.bootstrapped(started.elapsed());
+        self.process.stats.bootstrapped(started.elapsed());
         match outcome {
             Ok(Ok(())) => Ok(()),
             Ok(Err(reason)) => Err(self.prefill_failure("bootstrap", &reason)),
             Err(_) => {
-                self.life.turn().await;
-                self.life.meters.bootstrap_failed();
-                let room = attendance.room;
+                self.process.wait_for_scheduler().await;
+                self.process.stats.bootstrap_failed();
+                let room = room_guard.room;
                 let elapsed = started.elapsed().as_secs_f64();
                 let reason =
                     format!("Request {room} timed out after {elapsed:.1}s in KVPoll.Bootstrapping");
@@ -114,61 +114,61 @@ impl Leg<'_> {
         }
     }
 
-    /// Tells the decode that nothing will come; the old engine leaves it waiting.
-    fn dismiss(&self, attendance: &Attendance) {
-        if self.life.is_old() {
+    /// Notifies the decode that no KV will come. 0.4 lets the decode wait.
+    fn notify_decode(&self, room_guard: &RoomGuard) {
+        if self.process.is_old() {
             return;
         }
-        if let Some(invitation) = attendance.take_invitation() {
-            let message = control::status(attendance.room, control::FAILED);
-            self.life.outboxes.send(self.life, invitation.control, message);
+        if let Some(transfer_info) = room_guard.take_transfer_info() {
+            let message = control::status(room_guard.room, control::FAILED);
+            self.process.outboxes.send(self.process, transfer_info.control, message);
         }
     }
 
     async fn transfer(
         &self,
-        attendance: &Attendance,
-        computed: data::Computed,
+        room_guard: &RoomGuard,
+        computed: data::PrefillResult,
     ) -> Result<(), Finish> {
-        let _inflight = self.rank.counts.inflight.enter();
+        let _inflight = self.rank.gauges.inflight.enter();
         if self.aborted.is_cancelled() {
-            self.dismiss(attendance);
+            self.notify_decode(room_guard);
             return Err(self.prefill_failure("transfer", "Aborted by AbortReq."));
         }
-        // Another leg with the same room has taken it: the engine counts that as done.
-        let Some(invitation) = attendance.take_invitation() else { return Ok(()) };
+        // Another leg with this room has taken it. The engine counts that as done.
+        let Some(transfer_info) = room_guard.take_transfer_info() else { return Ok(()) };
         let started = Instant::now();
         let pushed = tokio::select! {
-            pushed = data::push(self.life, &invitation, computed, self.job.prompt.len()) => pushed,
-            reason = attendance.failure() => return Err(self.prefill_failure("transfer", &reason)),
+            pushed = data::push(self.process, &transfer_info, computed, self.spec.prompt.len()) => pushed,
+            reason = room_guard.failure() => return Err(self.prefill_failure("transfer", &reason)),
         };
-        self.life.turn().await;
+        self.process.wait_for_scheduler().await;
         match pushed {
             Ok(bytes) => {
-                self.life.meters.transferred(bytes, started.elapsed());
-                let message = control::status(attendance.room, control::SUCCESS);
-                self.life.outboxes.send(self.life, invitation.control, message);
+                self.process.stats.transferred(bytes, started.elapsed());
+                let message = control::status(room_guard.room, control::SUCCESS);
+                self.process.outboxes.send(self.process, transfer_info.control, message);
                 Ok(())
             }
             Err(_) => {
-                self.life.meters.transfer_failed();
-                let message = control::status(attendance.room, control::FAILED);
-                self.life.outboxes.send(self.life, invitation.control, message);
+                self.process.stats.transfer_failed();
+                let message = control::status(room_guard.room, control::FAILED);
+                self.process.outboxes.send(self.process, transfer_info.control, message);
                 let reason = format!(
                     "Failed to send kv chunk of {} to {}",
-                    attendance.room, invitation.control
+                    room_guard.room, transfer_info.control
                 );
                 Err(self.prefill_failure("transfer", &reason))
             }
         }
     }
 
-    async fn answer(&self, computed: data::Computed) -> Finish {
+    async fn answer(&self, computed: data::PrefillResult) -> Finish {
         let text = Detokenizer::default().push(computed.first);
-        let logprob = words::logprob(computed.first, 0);
+        let logprob = model::logprob(computed.first, 0);
         let token = Token { id: computed.first, text, logprob };
-        self.say(Some(token), Some(Finish::Length(0))).await;
-        self.life.meters.done(self.job.prompt.len(), 1, self.begun.elapsed());
+        self.emit(Some(token), Some(Finish::Length(0))).await;
+        self.process.stats.done(self.spec.prompt.len(), 1, self.started.elapsed());
         Finish::Length(0)
     }
 }

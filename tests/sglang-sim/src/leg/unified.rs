@@ -1,11 +1,11 @@
-//! A leg on an ordinary server: both halves in one place.
+//! A leg on an ordinary server, which does both halves.
 
-use super::{Finish, Leg};
+use super::{Finish, RunningLeg};
 
-impl Leg<'_> {
+impl RunningLeg<'_> {
     pub(super) async fn unified(&self) -> Result<Finish, Finish> {
         let (_slot, _running) = self.slot().await?;
-        let _tokens = self.rank.counts.tokens.enter_with(self.job.prompt.len());
+        let _tokens = self.rank.gauges.tokens.enter_with(self.spec.prompt.len());
         let computed = self.forward().await;
         Ok(self.generate(computed).await)
     }

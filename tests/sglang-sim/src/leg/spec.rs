@@ -1,17 +1,17 @@
-//! What a leg is given and what it says.
+//! The input of a leg, and its outputs.
 
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-/// The host that means no transfer; SGLang's own probes use it.
+/// The bootstrap host that disables the transfer. SGLang's own probes use it.
 const FAKE_HOST: &str = "2.2.2.2";
 
-/// What one sequence is to do.
+/// The input of one leg.
 #[derive(Clone, Debug)]
-pub(crate) struct Job {
+pub(crate) struct LegSpec {
     pub(crate) rid: String,
-    /// Place in the batch.
+    /// Index in the batch.
     pub(crate) index: usize,
     pub(crate) prompt: Arc<[u32]>,
     pub(crate) room: Option<Room>,
@@ -22,15 +22,15 @@ pub(crate) struct Job {
     pub(crate) max_new_tokens: usize,
     pub(crate) ignore_eos: bool,
     pub(crate) stop: Vec<String>,
-    /// Which of n samples.
+    /// The index of the sample, from 0 to n - 1.
     pub(crate) sample: u64,
-    /// Times everything takes longer.
+    /// Factor on all times.
     pub(crate) slow: f64,
-    /// The leg runs into its timeout: a script says so, or n > 1 in PD.
-    pub(crate) never_meets: bool,
+    /// The leg runs into its timeout, because of a script or because n > 1 in a pair.
+    pub(crate) never_rendezvous: bool,
 }
 
-/// A bootstrap room as the engine's buffers take it.
+/// A bootstrap room as the engine's buffers hold it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Room {
     Number(u64),
@@ -38,7 +38,7 @@ pub(crate) enum Room {
     Overflow(u128),
 }
 
-impl Job {
+impl LegSpec {
     pub(super) fn number(&self) -> Option<u64> {
         match self.room {
             Some(Room::Number(room)) => Some(room),
@@ -59,10 +59,10 @@ impl Job {
     }
 }
 
-/// Why a sequence ended.
+/// How a sequence ended.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Finish {
-    /// By itself, or at a stop string.
+    /// At the end of the text or at a stop string.
     Stop(Value),
     Length(usize),
     Abort {
@@ -105,7 +105,7 @@ impl Finish {
     }
 }
 
-/// What a leg says: a token, its end, or both.
+/// One output of a leg: a token, its end, or both.
 #[derive(Clone, Debug)]
 pub(crate) struct Output {
     pub(crate) index: usize,
@@ -117,7 +117,7 @@ pub(crate) struct Output {
 #[derive(Clone, Debug)]
 pub(crate) struct Token {
     pub(crate) id: u32,
-    /// The text that became whole with it.
+    /// The text that this token completes.
     pub(crate) text: String,
     pub(crate) logprob: f64,
 }

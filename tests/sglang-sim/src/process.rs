@@ -1,49 +1,49 @@
-//! One life of an engine, from start to kill: its tasks, its sockets and everything that a dead
-//! process forgets.
+//! The state of one engine process, from start to kill: tasks, sockets, and all that a restart loses.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, Version};
-use crate::core::Core;
-use crate::count::Count;
+use crate::discovery::KnownPrefills;
+use crate::gauge::Gauge;
 use crate::kv::control::{self, Message, Outboxes};
-use crate::kv::data::{Pool, Slots};
-use crate::ledger::Ledger;
-use crate::meters::Meters;
-use crate::peers::Peers;
+use crate::kv::data::{ConnectionPool, KvSlots};
 use crate::rank::Rank;
-use crate::registry::Registry;
-use crate::valve::Valve;
+use crate::recorder::Recorder;
+use crate::registry::BootstrapRegistry;
+use crate::socket::SocketControl;
+use crate::stats::Stats;
+use crate::supervisor::Supervisor;
 
-/// Everything that lives as long as the process would.
-pub(crate) struct Life {
+/// The state of one engine process.
+pub(crate) struct Process {
     pub(crate) config: Arc<Config>,
-    pub(crate) ledger: Arc<Ledger>,
-    pub(crate) meters: Meters,
-    pub(crate) core: Weak<Core>,
-    pub(crate) valve: Arc<Valve>,
+    pub(crate) recorder: Arc<Recorder>,
+    pub(crate) stats: Stats,
+    pub(crate) supervisor: Weak<Supervisor>,
+    pub(crate) sockets: Arc<SocketControl>,
     pub(crate) ranks: Vec<Arc<Rank>>,
     pub(crate) outboxes: Outboxes,
-    pub(crate) pool: Pool,
-    pub(crate) slots: Arc<Slots>,
-    /// Decode's data port.
+    pub(crate) pool: ConnectionPool,
+    pub(crate) slots: Arc<KvSlots>,
+    /// The data port of a decode.
     pub(crate) data: Option<SocketAddr>,
     pub(crate) bootstrap: Option<SocketAddr>,
-    pub(crate) registry: Registry,
-    /// What a decode knows of prefills.
-    pub(crate) peers: Peers,
-    pub(crate) http: Count,
-    /// Answers kept for `previous_response_id`.
+    pub(crate) registry: BootstrapRegistry,
+    /// The prefills that a decode knows.
+    pub(crate) prefills: KnownPrefills,
+    pub(crate) http: Gauge,
+    /// Response texts by id, for `previous_response_id`.
     pub(crate) responses: Mutex<HashMap<String, String>>,
     scheduler_frozen: watch::Sender<bool>,
     ready_at: Instant,
@@ -54,33 +54,33 @@ pub(crate) struct Life {
     tasks: TaskTracker,
 }
 
-/// The parts that a life is made of.
-pub(crate) struct Seed {
+/// What a new process is built from.
+pub(crate) struct ProcessParts {
     pub(crate) config: Arc<Config>,
-    pub(crate) ledger: Arc<Ledger>,
-    pub(crate) core: Weak<Core>,
+    pub(crate) recorder: Arc<Recorder>,
+    pub(crate) supervisor: Weak<Supervisor>,
     pub(crate) ranks: Vec<Arc<Rank>>,
     pub(crate) data: Option<SocketAddr>,
     pub(crate) bootstrap: Option<SocketAddr>,
-    /// Extra time until the registry is full.
+    /// Additional time until the registry is complete.
     pub(crate) empty: Duration,
 }
 
-impl Life {
-    pub(crate) fn new(seed: Seed) -> Arc<Life> {
-        let ready_at = Instant::now() + seed.config.start_delay;
-        Arc::new(Life {
-            meters: Meters::default(),
-            core: seed.core,
-            valve: Valve::new(),
+impl Process {
+    pub(crate) fn new(parts: ProcessParts) -> Arc<Process> {
+        let ready_at = Instant::now() + parts.config.start_delay;
+        Arc::new(Process {
+            stats: Stats::default(),
+            supervisor: parts.supervisor,
+            sockets: SocketControl::new(),
             outboxes: Outboxes::default(),
-            pool: Pool::default(),
+            pool: ConnectionPool::default(),
             slots: Arc::default(),
-            data: seed.data,
-            bootstrap: seed.bootstrap,
-            registry: Registry::new(ready_at + seed.empty),
-            peers: Peers::new(&seed.config),
-            http: Count::default(),
+            data: parts.data,
+            bootstrap: parts.bootstrap,
+            registry: BootstrapRegistry::new(ready_at + parts.empty),
+            prefills: KnownPrefills::new(&parts.config),
+            http: Gauge::default(),
             responses: Mutex::default(),
             scheduler_frozen: watch::Sender::new(false),
             ready_at,
@@ -89,13 +89,13 @@ impl Life {
             draining: AtomicBool::new(false),
             token: CancellationToken::new(),
             tasks: TaskTracker::new(),
-            ledger: seed.ledger,
-            ranks: seed.ranks,
-            config: seed.config,
+            recorder: parts.recorder,
+            ranks: parts.ranks,
+            config: parts.config,
         })
     }
 
-    /// Runs a task until it ends or this life does.
+    /// Runs a task until it or this process ends.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let token = self.token.clone();
         self.tasks.spawn(async move {
@@ -107,11 +107,11 @@ impl Life {
         });
     }
 
-    /// Ends as SIGKILL does: every socket is closed with a reset, nothing is said.
-    pub(crate) fn die(&self) {
-        self.valve.reset_on_drop();
+    /// Ends as by SIGKILL: every socket is closed with a reset.
+    pub(crate) fn kill(&self) {
+        self.sockets.reset_on_drop();
         self.token.cancel();
-        self.ledger.notify();
+        self.recorder.notify();
     }
 
     /// Ends without resets.
@@ -120,17 +120,17 @@ impl Life {
         self.token.cancel();
     }
 
-    /// Returns once all tasks of an ended life have let go of their sockets.
-    pub(crate) async fn gone(&self) {
+    /// Returns once all tasks of an ended process have dropped their sockets.
+    pub(crate) async fn tasks_finished(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }
 
-    pub(crate) fn is_over(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.token.is_cancelled()
     }
 
-    pub(crate) async fn over(&self) {
+    pub(crate) async fn ended(&self) {
         self.token.cancelled().await;
     }
 
@@ -146,14 +146,14 @@ impl Life {
         self.is_started() && !self.draining.load(Relaxed)
     }
 
-    /// Returns once the scheduler runs: not frozen, and started.
-    pub(crate) async fn turn(&self) {
+    /// Returns once the scheduler runs: started and not frozen.
+    pub(crate) async fn wait_for_scheduler(&self) {
         if !self.is_started() {
             sleep_until(self.ready_at).await;
         }
         if *self.scheduler_frozen.borrow() {
             let mut frozen = self.scheduler_frozen.subscribe();
-            // The sender lives in self.
+            // The sender lives as long as self.
             let _ = frozen.wait_for(|frozen| !frozen).await;
         }
     }
@@ -162,28 +162,28 @@ impl Life {
         self.scheduler_frozen.send_replace(frozen);
     }
 
-    /// Round robin over the ranks.
-    pub(crate) fn any_rank(&self) -> usize {
+    /// The next rank, round robin.
+    pub(crate) fn next_rank(&self) -> usize {
         self.next_rank.fetch_add(1, Relaxed) % self.ranks.len()
     }
 
     fn legs(&self) -> MutexGuard<'_, BTreeMap<String, CancellationToken>> {
-        self.legs.lock().expect("no code panics while it holds the legs")
+        self.legs.lock()
     }
 
-    /// Takes in a leg under its request id; `None` if one with the same id runs.
-    pub(crate) fn admit(self: &Arc<Self>, rid: &str) -> Option<Admission> {
+    /// Registers a leg under its request id. `None` if a leg with this id runs.
+    pub(crate) fn register_leg(self: &Arc<Self>, rid: &str) -> Option<LegGuard> {
         let mut legs = self.legs();
         if legs.contains_key(rid) {
             return None;
         }
         let aborted = CancellationToken::new();
         legs.insert(rid.to_owned(), aborted.clone());
-        Some(Admission { life: Arc::clone(self), rid: rid.to_owned(), aborted })
+        Some(LegGuard { process: Arc::clone(self), rid: rid.to_owned(), aborted })
     }
 
-    /// Aborts by prefix, if a request with exactly this id is known, as the engine does.
-    /// Returns the ids of the legs that it struck.
+    /// Aborts all requests whose id starts with `rid`, if a request with exactly this id exists, as the
+    /// engine does. Returns the ids of the aborted legs.
     pub(crate) fn abort(&self, rid: &str, all: bool) -> Vec<String> {
         let legs = self.legs();
         if !all && !legs.contains_key(rid) {
@@ -203,13 +203,15 @@ impl Life {
         self.legs().len()
     }
 
-    /// Acts on a control message that reached one of the ranks.
-    pub(crate) fn control(self: &Arc<Self>, rank: usize, message: Message) {
+    /// Handles a control message to one of the ranks.
+    pub(crate) fn handle_message(self: &Arc<Self>, rank: usize, message: Message) {
         let rank = &self.ranks[rank];
         match message {
             Message::Registration | Message::AbortAcknowledged => {}
-            Message::Invitation(invitation) => rank.invite(invitation),
-            Message::Status { room, status } => rank.transferred(room, status == control::SUCCESS),
+            Message::TransferInfo(transfer_info) => rank.add_transfer_info(transfer_info),
+            Message::Status { room, status } => {
+                rank.transfer_finished(room, status == control::SUCCESS)
+            }
             Message::Abort { room, reply } => {
                 rank.fail_room(room, "Failed due to an unknown reason from another rank");
                 if let Some(reply) = reply {
@@ -220,17 +222,17 @@ impl Life {
     }
 }
 
-/// A leg's place among the live ones; given up when dropped.
-pub(crate) struct Admission {
-    life: Arc<Life>,
+/// A registered leg, removed on drop.
+pub(crate) struct LegGuard {
+    process: Arc<Process>,
     rid: String,
-    /// Cancelled when somebody aborts the request.
+    /// Cancelled when the request is aborted.
     pub(crate) aborted: CancellationToken,
 }
 
-impl Drop for Admission {
+impl Drop for LegGuard {
     fn drop(&mut self) {
-        self.life.legs().remove(&self.rid);
-        self.life.ledger.notify();
+        self.process.legs().remove(&self.rid);
+        self.process.recorder.notify();
     }
 }

@@ -1,7 +1,7 @@
-//! What the model "says": words drawn from a hash of the prompt, the first by prefill, the others
-//! from what came through the KV transfer.
+//! A toy model: its words are drawn from a hash of the prompt. Prefill computes the first, decode the
+//! others from what the KV transfer brought.
 
-use crate::token::WORDS;
+use crate::tokenizer::FIRST_WORD_ID;
 
 const ENGLISH: &[&str] = &[
     " the",
@@ -98,13 +98,13 @@ const CHINESE: &[&str] = &[
     "可以", "应该", "需要", "因为", "所以", "但是", "如果", "已经", "正在", "再见", "，", "。",
 ];
 
-const FACES: [&str; 4] = ["🙂", "🚀", "🌱", "🎉"];
+const EMOJI: [&str; 4] = ["🙂", "🚀", "🌱", "🎉"];
 
-/// A word of the vocabulary by its place.
-pub(crate) fn word(place: usize) -> &'static str {
+/// A word of the vocabulary by its index.
+pub(crate) fn word(position: usize) -> &'static str {
     ENGLISH
-        .get(place)
-        .or_else(|| CHINESE.get(place.wrapping_sub(ENGLISH.len())))
+        .get(position)
+        .or_else(|| CHINESE.get(position.wrapping_sub(ENGLISH.len())))
         .copied()
         .unwrap_or("\u{FFFD}")
 }
@@ -117,8 +117,8 @@ pub(crate) fn mix(value: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// What a prompt comes down to: a hash of all its ids, with the language in the lowest bit.
-pub(crate) fn thought(prompt: &[u32]) -> u64 {
+/// A hash of all token ids of a prompt, with the language in the lowest bit.
+pub(crate) fn hash_prompt(prompt: &[u32]) -> u64 {
     let mut hash = prompt.len() as u64;
     let mut chinese = false;
     for id in prompt {
@@ -129,60 +129,60 @@ pub(crate) fn thought(prompt: &[u32]) -> u64 {
     hash & !1 | u64::from(chinese)
 }
 
-/// The token at a place of the answer.
-pub(crate) fn token(thought: u64, sample: u64, place: usize) -> u32 {
-    let own = thought ^ sample.wrapping_mul(0x5851_F42D_4C95_7F2D) & !1;
-    if thought & 1 == 0 {
-        let draw = mix(own ^ mix(place as u64 + 1));
-        let limit = if place == 0 { ENGLISH.len() - 2 } else { ENGLISH.len() };
-        return WORDS + (draw % limit as u64) as u32;
+/// The token at a position of the answer.
+pub(crate) fn token(prompt_hash: u64, sample: u64, position: usize) -> u32 {
+    let own = prompt_hash ^ sample.wrapping_mul(0x5851_F42D_4C95_7F2D) & !1;
+    if prompt_hash & 1 == 0 {
+        let draw = mix(own ^ mix(position as u64 + 1));
+        let limit = if position == 0 { ENGLISH.len() - 2 } else { ENGLISH.len() };
+        return FIRST_WORD_ID + (draw % limit as u64) as u32;
     }
-    // A face takes two tokens of two bytes, so that streams meet characters in halves.
-    let even = place & !1;
+    // An emoji takes two tokens of two bytes each, so that streams contain halves of characters.
+    let even = position & !1;
     let pair = mix(own ^ mix(even as u64 + 0x00FA_CE00));
     if even > 0 && pair.is_multiple_of(6) {
-        let face = FACES[(pair >> 32) as usize % FACES.len()].as_bytes();
-        let half = if place == even { [face[0], face[1]] } else { [face[2], face[3]] };
+        let emoji = EMOJI[(pair >> 32) as usize % EMOJI.len()].as_bytes();
+        let half = if position == even { [emoji[0], emoji[1]] } else { [emoji[2], emoji[3]] };
         return u32::from(half[0]) << 8 | u32::from(half[1]);
     }
-    let draw = mix(own ^ mix(place as u64 + 1)) % CHINESE.len() as u64;
-    WORDS + ENGLISH.len() as u32 + draw as u32
+    let draw = mix(own ^ mix(position as u64 + 1)) % CHINESE.len() as u64;
+    FIRST_WORD_ID + ENGLISH.len() as u32 + draw as u32
 }
 
-/// Tokens after which the answer ends by itself: `least`, and up to as many again.
-pub(crate) fn length(thought: u64, least: usize) -> usize {
-    // An even length never ends inside a face.
-    (least + (mix(thought ^ 0x0E0D) as usize % least.max(1))).next_multiple_of(2)
+/// The number of tokens after which the answer ends by itself: from `least` to twice as many.
+pub(crate) fn length(prompt_hash: u64, least: usize) -> usize {
+    // An even length never ends inside an emoji.
+    (least + (mix(prompt_hash ^ 0x0E0D) as usize % least.max(1))).next_multiple_of(2)
 }
 
-/// A log probability that depends on the token and its place only.
-pub(crate) fn logprob(id: u32, place: usize) -> f64 {
-    -((mix(u64::from(id) ^ (place as u64) << 32) % 4096) as f64) / 1024.0
+/// A log probability that depends only on the token and its position.
+pub(crate) fn logprob(id: u32, position: usize) -> f64 {
+    -((mix(u64::from(id) ^ (position as u64) << 32) % 4096) as f64) / 1024.0
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::token::{Detokenizer, encode};
+    use crate::tokenizer::{Detokenizer, encode};
 
-    fn say(prompt: &str, count: usize) -> String {
-        let thought = thought(&encode(prompt));
+    fn answer(prompt: &str, count: usize) -> String {
+        let prompt_hash = hash_prompt(&encode(prompt));
         let mut detokenizer = Detokenizer::default();
-        (0..count).map(|place| detokenizer.push(token(thought, 0, place))).collect()
+        (0..count).map(|position| detokenizer.push(token(prompt_hash, 0, position))).collect()
     }
 
     #[test]
     fn the_answer_depends_on_the_whole_prompt() {
         let long = "word ".repeat(200);
-        assert_ne!(say(&format!("a{long}"), 8), say(&format!("b{long}"), 8));
-        assert_ne!(say(&format!("{long}a"), 8), say(&format!("{long}b"), 8));
-        assert_eq!(say(&long, 8), say(&long, 8));
+        assert_ne!(answer(&format!("a{long}"), 8), answer(&format!("b{long}"), 8));
+        assert_ne!(answer(&format!("{long}a"), 8), answer(&format!("{long}b"), 8));
+        assert_eq!(answer(&long, 8), answer(&long, 8));
     }
 
     #[test]
     fn a_chinese_prompt_gets_a_chinese_answer_of_whole_characters() {
         for prompt in ["你好", "今天天气怎么样", "请介绍一下自己", "写一首诗"] {
-            let answer = say(prompt, 40);
+            let answer = answer(prompt, 40);
             assert!(!answer.contains('\u{FFFD}'), "{answer}");
             assert!(answer.chars().any(|c| ('\u{4E00}'..='\u{9FFF}').contains(&c)), "{answer}");
         }

@@ -1,20 +1,20 @@
-//! Reads a request's body into the sequences that it asks for, with the engine's own checks.
+//! Parses a request body into sequences, with the engine's own checks.
 
 use std::sync::Arc;
 
 use http::HeaderMap;
 use serde_json::Value;
 
-use crate::leg::Job;
-use crate::life::Life;
-use crate::token;
+use crate::leg::LegSpec;
+use crate::process::Process;
+use crate::tokenizer;
 
-use super::places::{Places, Shape};
+use super::rendezvous::{BatchShape, RendezvousFields};
 
-/// Sequences that one request may make; the engine's own bound is its memory.
-const SEQUENCES: usize = 1 << 16;
+/// Maximum number of sequences per request. The real engine is limited only by its memory.
+const MAX_SEQUENCES: usize = 1 << 16;
 
-/// Which of the engine's ways to ask.
+/// The generating APIs of the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Api {
     Generate,
@@ -24,59 +24,59 @@ pub(crate) enum Api {
     Messages,
 }
 
-/// A request as understood.
+/// A parsed request.
 #[derive(Debug)]
-pub(crate) struct Ask {
+pub(crate) struct ParsedRequest {
     pub(crate) api: Api,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
     pub(crate) continuous_usage: bool,
     pub(crate) model: String,
-    pub(crate) jobs: Vec<Job>,
+    pub(crate) specs: Vec<LegSpec>,
     /// Samples for each prompt.
     pub(crate) n: usize,
     /// `/generate` answers a batch with an array.
     pub(crate) batch: bool,
-    pub(crate) logprobs: Option<Logprobs>,
-    /// The body, for the few fields that answers echo.
+    pub(crate) logprobs: Option<LogprobOptions>,
+    /// The body, for the fields that responses echo.
     pub(crate) body: Value,
 }
 
-/// What is wanted of log probabilities.
+/// The requested log probabilities.
 #[derive(Clone, Debug)]
-pub(crate) struct Logprobs {
+pub(crate) struct LogprobOptions {
     pub(crate) top: usize,
-    /// First prompt token with one; `None` is the last.
+    /// First prompt token to include. `None` is the last.
     pub(crate) start: Option<usize>,
     pub(crate) text: bool,
     pub(crate) token_ids: Option<Vec<u32>>,
 }
 
-/// Why a request is refused before it is run.
+/// Why a request is rejected before it runs.
 #[derive(Debug)]
-pub(crate) enum Refusal {
+pub(crate) enum RequestError {
     /// A ValueError: 400 in the API's shape.
     Value(String),
-    /// A body that does not fit the model of the endpoint: 400 of the framework.
+    /// The body fails the validation of the web framework: 400.
     Validation(String),
-    /// An exception that nobody expected: 500.
+    /// An unhandled exception: 500.
     Crash(String),
-    /// The response that is asked to be continued is not known.
+    /// `previous_response_id` is unknown.
     NoSuchResponse(String),
 }
 
-fn missing(field: &str) -> Refusal {
-    Refusal::Validation(format!(
+fn missing(field: &str) -> RequestError {
+    RequestError::Validation(format!(
         "1 validation error:\n  {{'type': 'missing', 'loc': ('body', '{field}'), \
          'msg': 'Field required'}}"
     ))
 }
 
-pub(super) fn value_error(message: &str) -> Refusal {
-    Refusal::Value(message.into())
+pub(super) fn value_error(message: &str) -> RequestError {
+    RequestError::Value(message.into())
 }
 
-/// Prompts, and whether they came as a batch.
+/// The prompts, and whether they came as a list.
 struct Prompts {
     list: Vec<Vec<u32>>,
     batch: bool,
@@ -89,12 +89,13 @@ fn ids(value: &Value) -> Option<Vec<u32>> {
 /// Text, a list of texts, token ids, or lists of token ids.
 fn prompts(value: &Value) -> Option<Prompts> {
     if let Some(text) = value.as_str() {
-        return Some(Prompts { list: vec![token::encode(text)], batch: false });
+        return Some(Prompts { list: vec![tokenizer::encode(text)], batch: false });
     }
     let list = value.as_array()?;
     match list.first()? {
         Value::String(_) => {
-            let list = list.iter().map(|t| t.as_str().map(token::encode)).collect::<Option<_>>();
+            let list =
+                list.iter().map(|t| t.as_str().map(tokenizer::encode)).collect::<Option<_>>();
             Some(Prompts { list: list?, batch: true })
         }
         Value::Array(_) => {
@@ -120,7 +121,7 @@ fn turn(role: &str, text: &str) -> String {
     format!("<|im_start|>{role}\n{text}<|im_end|>\n")
 }
 
-/// The prompt that a chat's messages make.
+/// The prompt of a chat's messages.
 pub(crate) fn chat_prompt(system: Option<&Value>, messages: &Value) -> Option<Vec<u32>> {
     let mut text = system.map(|s| turn("system", &content_text(s))).unwrap_or_default();
     for message in messages.as_array()? {
@@ -128,11 +129,11 @@ pub(crate) fn chat_prompt(system: Option<&Value>, messages: &Value) -> Option<Ve
         text.push_str(&turn(role, &content_text(&message["content"])));
     }
     text.push_str("<|im_start|>assistant\n");
-    Some(token::encode(&text))
+    Some(tokenizer::encode(&text))
 }
 
 impl Api {
-    fn prompts(self, life: &Life, body: &Value) -> Result<Prompts, Refusal> {
+    fn prompts(self, process: &Process, body: &Value) -> Result<Prompts, RequestError> {
         let given = |name: &str| body.get(name).filter(|value| !value.is_null());
         let single = |prompt: Option<Vec<u32>>, field: &str| {
             prompt.map(|p| Prompts { list: vec![p], batch: false }).ok_or_else(|| missing(field))
@@ -165,17 +166,17 @@ impl Api {
                 given("max_tokens").ok_or_else(|| missing("max_tokens"))?;
                 single(chat_prompt(given("system"), messages), "messages")
             }
-            Api::Responses => super::responses::prompt(life, body).and_then(|p| {
+            Api::Responses => super::responses::prompt(process, body).and_then(|p| {
                 let prompt = p.ok_or_else(|| missing("input"))?;
                 Ok(Prompts { list: vec![prompt], batch: false })
             }),
         }
     }
 
-    /// Where the sampling parameters of one prompt stand.
-    fn sampling(self, body: &Value, place: usize) -> &Value {
+    /// The sampling parameters of one prompt.
+    fn sampling(self, body: &Value, position: usize) -> &Value {
         match (self, &body["sampling_params"]) {
-            (Api::Generate, Value::Array(list)) => list.get(place).unwrap_or(&Value::Null),
+            (Api::Generate, Value::Array(list)) => list.get(position).unwrap_or(&Value::Null),
             (Api::Generate, one) => one,
             _ => body,
         }
@@ -203,11 +204,11 @@ impl Api {
         }
     }
 
-    fn logprobs(self, body: &Value) -> Option<Logprobs> {
+    fn logprobs(self, body: &Value) -> Option<LogprobOptions> {
         let count = |name: &str| body[name].as_u64().unwrap_or(0) as usize;
-        let plain = |top| Logprobs { top, start: None, text: true, token_ids: None };
+        let plain = |top| LogprobOptions { top, start: None, text: true, token_ids: None };
         match self {
-            Api::Generate if body["return_logprob"] == true => Some(Logprobs {
+            Api::Generate if body["return_logprob"] == true => Some(LogprobOptions {
                 top: count("top_logprobs_num"),
                 start: body["logprob_start_len"].as_u64().map(|start| start as usize),
                 text: body["return_text_in_logprobs"] == true,
@@ -220,37 +221,37 @@ impl Api {
     }
 }
 
-/// Reads a body.
+/// Parses a request body.
 ///
 /// # Errors
-/// What the engine would refuse before anything is run.
+/// The engine rejects the request before it runs.
 pub(crate) fn read(
-    life: &Life,
+    process: &Process,
     api: Api,
     headers: &HeaderMap,
     body: &[u8],
-) -> Result<Ask, Refusal> {
+) -> Result<ParsedRequest, RequestError> {
     let body: Value = serde_json::from_slice(body)
-        .map_err(|error| Refusal::Validation(format!("1 validation error:\n  {error}")))?;
+        .map_err(|error| RequestError::Validation(format!("1 validation error:\n  {error}")))?;
     if !body.is_object() {
-        return Err(Refusal::Validation("1 validation error:\n  not an object".into()));
+        return Err(RequestError::Validation("1 validation error:\n  not an object".into()));
     }
-    let Prompts { list, batch } = api.prompts(life, &body)?;
+    let Prompts { list, batch } = api.prompts(process, &body)?;
     let n = api.sampling(&body, 0)["n"].as_u64().unwrap_or(1).max(1) as usize;
-    if list.len().saturating_mul(n) > SEQUENCES {
+    if list.len().saturating_mul(n) > MAX_SEQUENCES {
         return Err(value_error("Too many sequences in one request."));
     }
-    let shape = Shape { batch: batch || n > 1, prompts: list.len(), n };
-    let places = Places::read(life, api, headers, &body, batch, shape)?;
-    let jobs = jobs(life, api, &body, list, n, &places)?;
+    let shape = BatchShape { batch: batch || n > 1, prompts: list.len(), n };
+    let positions = RendezvousFields::read(process, api, headers, &body, batch, shape)?;
+    let specs = specs(process, api, &body, list, n, &positions)?;
     let options = &body["stream_options"];
-    Ok(Ask {
+    Ok(ParsedRequest {
         api,
         stream: body["stream"] == true,
         include_usage: options["include_usage"] == true,
-        continuous_usage: options["continuous_usage_stats"] == true && !life.is_old(),
+        continuous_usage: options["continuous_usage_stats"] == true && !process.is_old(),
         model: body["model"].as_str().unwrap_or("default").to_owned(),
-        jobs,
+        specs,
         n,
         batch: shape.batch,
         logprobs: api.logprobs(&body),
@@ -258,11 +259,11 @@ pub(crate) fn read(
     })
 }
 
-/// A parameter, what it may be, and how that is said.
+/// A parameter, its check, and the allowed range as the engine words it.
 type Bound = (&'static str, fn(f64) -> bool, &'static str);
 
-/// Refuses what no sampler can do, in the engine's words.
-fn verify(sampling: &Value) -> Result<(), Refusal> {
+/// Rejects invalid sampling parameters, with the engine's messages.
+fn verify(sampling: &Value) -> Result<(), RequestError> {
     const BOUNDS: [Bound; 5] = [
         ("temperature", |given| given >= 0.0, "non-negative"),
         ("top_p", |given| 0.0 < given && given <= 1.0, "in (0, 1]"),
@@ -280,22 +281,22 @@ fn verify(sampling: &Value) -> Result<(), Refusal> {
 }
 
 /// One sequence for each sample of each prompt.
-fn jobs(
-    life: &Life,
+fn specs(
+    process: &Process,
     api: Api,
     body: &Value,
     prompts: Vec<Vec<u32>>,
     n: usize,
-    places: &Places,
-) -> Result<Vec<Job>, Refusal> {
-    let mut jobs = Vec::with_capacity(prompts.len() * n);
-    for (place, prompt) in prompts.into_iter().enumerate() {
-        let sampling = api.sampling(body, place);
+    positions: &RendezvousFields,
+) -> Result<Vec<LegSpec>, RequestError> {
+    let mut specs = Vec::with_capacity(prompts.len() * n);
+    for (position, prompt) in prompts.into_iter().enumerate() {
+        let sampling = api.sampling(body, position);
         verify(sampling)?;
-        let length = life.config.context_length;
+        let length = process.config.context_length;
         let room_left = length.saturating_sub(prompt.len());
         if room_left == 0 {
-            return Err(Refusal::Value(format!(
+            return Err(RequestError::Value(format!(
                 "The input ({} tokens) is longer than the model's context length ({length} \
                  tokens).",
                 prompt.len()
@@ -303,25 +304,25 @@ fn jobs(
         }
         let prompt: Arc<[u32]> = prompt.into();
         for sample in 0..n {
-            let index = place * n + sample;
-            jobs.push(Job {
-                rid: places.rids[index].clone(),
+            let index = position * n + sample;
+            specs.push(LegSpec {
+                rid: positions.rids[index].clone(),
                 index,
                 prompt: Arc::clone(&prompt),
-                room: places.rooms[index],
-                bootstrap_host: places.hosts[index].clone(),
-                bootstrap_port: places.ports[index],
-                routed_rank: places.routed_rank,
+                room: positions.rooms[index],
+                bootstrap_host: positions.hosts[index].clone(),
+                bootstrap_port: positions.ports[index],
+                routed_rank: positions.routed_rank,
                 prefill_rank: body["disagg_prefill_dp_rank"].as_u64(),
                 max_new_tokens: api.max_new_tokens(sampling).unwrap_or(room_left).max(1),
                 ignore_eos: sampling["ignore_eos"] == true,
                 stop: api.stop(sampling),
                 sample: sample as u64,
                 slow: 1.0,
-                // All samples and a warm-up copy share one room, so none of them gets through.
-                never_meets: n > 1 && life.config.disaggregated(),
+                // All samples and a warm-up copy share one room, so none of them gets its KV.
+                never_rendezvous: n > 1 && process.config.disaggregated(),
             });
         }
     }
-    Ok(jobs)
+    Ok(specs)
 }

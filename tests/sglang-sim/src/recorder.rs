@@ -1,20 +1,21 @@
-//! What an engine remembers for the tests that ask: requests, aborts, rooms and KV bytes. It
-//! outlives a restart and is bounded.
+//! What tests can inspect: requests, aborts, rooms and KV traffic. Survives restarts; its size is
+//! limited.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Uri};
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::Value;
 use tokio::sync::Notify;
 
 /// One request as it arrived.
 #[derive(Clone, Debug)]
 pub struct Received {
-    /// Place in the order of arrival since the start or the last reset, from 0.
+    /// Number in order of arrival since the start or the last reset, from 0.
     pub sequence: u64,
     /// Milliseconds since the engine was first started.
     pub at_ms: u64,
@@ -23,10 +24,10 @@ pub struct Received {
     pub uri: Uri,
     pub headers: HeaderMap,
     pub body: Bytes,
-    /// Request ids of the legs; the engine's own where the request brought none.
+    /// Request ids of the legs: the client's, or generated ones.
     pub rids: Vec<String>,
     pub rooms: Vec<u64>,
-    /// `pending`, `ok`, `error 500`, `aborted`, `client gone`, or the script action taken.
+    /// `pending`, `ok`, `error 500`, `aborted`, `client gone`, or the name of the script's action.
     pub outcome: String,
 }
 
@@ -37,24 +38,24 @@ impl Received {
         self.uri.path()
     }
 
-    /// The body as JSON; null where it is none.
+    /// The body as JSON, null where it is not JSON.
     #[must_use]
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
     }
 }
 
-/// One abort that arrived over HTTP.
+/// One abort received over HTTP.
 #[derive(Clone, Debug)]
 pub struct Abort {
     pub at_ms: u64,
     pub rid: String,
     pub abort_all: bool,
-    /// Request ids of the legs that it ended.
+    /// Request ids of the legs that it aborted.
     pub matched: Vec<String>,
 }
 
-/// KV moved between this engine and one other.
+/// KV traffic between this engine and one peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KvTraffic {
     /// KV bytes, without framing.
@@ -64,12 +65,12 @@ pub struct KvTraffic {
     pub received_transfers: u64,
     /// Data connections opened to the peer or accepted from it.
     pub connections: u64,
-    /// Transfers whose bytes were not those of one prompt.
+    /// Transfers whose bytes did not belong to one prompt.
     pub corrupt_transfers: u64,
 }
 
 #[derive(Debug, Default)]
-struct Pages {
+struct Records {
     received: VecDeque<Received>,
     next: u64,
     aborts: VecDeque<Abort>,
@@ -77,41 +78,41 @@ struct Pages {
     kv: BTreeMap<IpAddr, KvTraffic>,
 }
 
-/// The memory itself.
+/// Records what an engine receives.
 #[derive(Debug)]
-pub(crate) struct Ledger {
-    pages: Mutex<Pages>,
+pub(crate) struct Recorder {
+    records: Mutex<Records>,
     limit: usize,
     start: Instant,
     changed: Notify,
 }
 
-/// Where the outcome of one request goes.
+/// Sets the outcome of one recorded request.
 #[derive(Clone, Debug)]
-pub(crate) struct Entry {
-    ledger: Arc<Ledger>,
+pub(crate) struct RequestRecord {
+    recorder: Arc<Recorder>,
     sequence: Option<u64>,
 }
 
-impl Ledger {
-    pub(crate) fn new(limit: usize) -> Arc<Ledger> {
-        Arc::new(Ledger {
-            pages: Mutex::default(),
+impl Recorder {
+    pub(crate) fn new(limit: usize) -> Arc<Recorder> {
+        Arc::new(Recorder {
+            records: Mutex::default(),
             limit,
             start: Instant::now(),
             changed: Notify::new(),
         })
     }
 
-    fn pages(&self) -> MutexGuard<'_, Pages> {
-        self.pages.lock().expect("no code panics while it holds the ledger")
+    fn records(&self) -> MutexGuard<'_, Records> {
+        self.records.lock()
     }
 
     fn at_ms(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// A future that completes at the next change; take it before looking.
+    /// A future that completes at the next change. Create it before checking a condition.
     pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
     }
@@ -126,18 +127,18 @@ impl Ledger {
         uri: &Uri,
         headers: &HeaderMap,
         body: &Bytes,
-    ) -> Entry {
+    ) -> RequestRecord {
         if self.limit == 0 {
-            return Entry { ledger: Arc::clone(self), sequence: None };
+            return RequestRecord { recorder: Arc::clone(self), sequence: None };
         }
         let at_ms = self.at_ms();
-        let mut pages = self.pages();
-        let sequence = pages.next;
-        pages.next += 1;
-        if pages.received.len() == self.limit {
-            pages.received.pop_front();
+        let mut records = self.records();
+        let sequence = records.next;
+        records.next += 1;
+        if records.received.len() == self.limit {
+            records.received.pop_front();
         }
-        pages.received.push_back(Received {
+        records.received.push_back(Received {
             sequence,
             at_ms,
             method: method.clone(),
@@ -148,87 +149,87 @@ impl Ledger {
             rooms: Vec::new(),
             outcome: "pending".into(),
         });
-        drop(pages);
+        drop(records);
         self.notify();
-        Entry { ledger: Arc::clone(self), sequence: Some(sequence) }
+        RequestRecord { recorder: Arc::clone(self), sequence: Some(sequence) }
     }
 
     pub(crate) fn abort(&self, rid: String, abort_all: bool, matched: Vec<String>) {
         let at_ms = self.at_ms();
-        let mut pages = self.pages();
-        if pages.aborts.len() == self.limit.max(1) {
-            pages.aborts.pop_front();
+        let mut records = self.records();
+        if records.aborts.len() == self.limit.max(1) {
+            records.aborts.pop_front();
         }
-        pages.aborts.push_back(Abort { at_ms, rid, abort_all, matched });
-        drop(pages);
+        records.aborts.push_back(Abort { at_ms, rid, abort_all, matched });
+        drop(records);
         self.notify();
     }
 
     pub(crate) fn room(&self, room: u64) {
-        let mut pages = self.pages();
-        if pages.rooms.len() == self.limit.max(1) {
-            pages.rooms.pop_front();
+        let mut records = self.records();
+        if records.rooms.len() == self.limit.max(1) {
+            records.rooms.pop_front();
         }
-        pages.rooms.push_back(room);
+        records.rooms.push_back(room);
     }
 
     pub(crate) fn kv(&self, peer: IpAddr, change: impl FnOnce(&mut KvTraffic)) {
-        change(self.pages().kv.entry(peer.to_canonical()).or_default());
+        change(self.records().kv.entry(peer.to_canonical()).or_default());
         self.notify();
     }
 
     pub(crate) fn received(&self) -> Vec<Received> {
-        self.pages().received.iter().cloned().collect()
+        self.records().received.iter().cloned().collect()
     }
 
     pub(crate) fn aborts(&self) -> Vec<Abort> {
-        self.pages().aborts.iter().cloned().collect()
+        self.records().aborts.iter().cloned().collect()
     }
 
     pub(crate) fn rooms(&self) -> Vec<u64> {
-        self.pages().rooms.iter().copied().collect()
+        self.records().rooms.iter().copied().collect()
     }
 
     pub(crate) fn kv_traffic(&self) -> BTreeMap<IpAddr, KvTraffic> {
-        self.pages().kv.clone()
+        self.records().kv.clone()
     }
 
     pub(crate) fn reset(&self) {
-        *self.pages() = Pages::default();
+        *self.records() = Records::default();
         self.notify();
     }
 }
 
-impl Entry {
-    /// For requests that are not written down.
-    pub(crate) fn nowhere(ledger: &Arc<Ledger>) -> Entry {
-        Entry { ledger: Arc::clone(ledger), sequence: None }
+impl RequestRecord {
+    /// A handle that records nothing.
+    pub(crate) fn nowhere(recorder: &Arc<Recorder>) -> RequestRecord {
+        RequestRecord { recorder: Arc::clone(recorder), sequence: None }
     }
 
     fn amend(&self, change: impl FnOnce(&mut Received)) {
         let Some(sequence) = self.sequence else { return };
-        let mut pages = self.ledger.pages();
-        let first = pages.received.front().map_or(0, |r| r.sequence);
-        let place = sequence.checked_sub(first).and_then(|p| usize::try_from(p).ok());
-        // Gone if the limit or a reset has forgotten it.
-        let entry = place.and_then(|p| pages.received.get_mut(p));
-        if let Some(entry) = entry.filter(|e| e.sequence == sequence) {
-            change(entry);
+        let mut records = self.recorder.records();
+        let first = records.received.front().map_or(0, |r| r.sequence);
+        let position = sequence.checked_sub(first).and_then(|p| usize::try_from(p).ok());
+        // None if the limit or a reset has dropped it.
+        let record = position.and_then(|p| records.received.get_mut(p));
+        if let Some(record) = record.filter(|e| e.sequence == sequence) {
+            change(record);
         }
-        drop(pages);
-        self.ledger.notify();
+        drop(records);
+        self.recorder.notify();
     }
 
-    /// Writes down how the request ended; the first word stays.
+    /// Records how the request ended. Only the first outcome counts.
     pub(crate) fn outcome(&self, outcome: impl Into<String>) {
-        self.amend(|entry| {
-            if entry.outcome == "pending" {
-                entry.outcome = outcome.into();
+        self.amend(|record| {
+            if record.outcome == "pending" {
+                record.outcome = outcome.into();
             }
         });
     }
 
     pub(crate) fn legs(&self, rids: Vec<String>, rooms: Vec<u64>) {
-        self.amend(|entry| (entry.rids, entry.rooms) = (rids, rooms));
+        self.amend(|record| (record.rids, record.rooms) = (rids, rooms));
     }
 }

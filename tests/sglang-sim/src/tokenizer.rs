@@ -1,10 +1,10 @@
-//! A toy tokenizer: pieces of at most four bytes, whose ids are those bytes, so that counts are
-//! stable and every id reads back as text.
+//! A toy tokenizer. A token is a piece of at most four bytes and its id is those bytes, so counts are
+//! stable and every id can be decoded.
 
-/// Ids from here on are words of the generator's vocabulary; no UTF-8 sequence starts so.
-pub(crate) const WORDS: u32 = 0xF800_0000;
+/// Ids from here on are words of the model's vocabulary. No UTF-8 sequence starts with these bytes.
+pub(crate) const FIRST_WORD_ID: u32 = 0xF800_0000;
 
-/// Splits a text into pieces; a space belongs to the word that it precedes.
+/// Splits a text into pieces. A space belongs to the word after it.
 #[must_use]
 pub fn encode(text: &str) -> Vec<u32> {
     let mut ids = Vec::with_capacity(text.len() / 3 + 1);
@@ -28,17 +28,17 @@ pub fn encode(text: &str) -> Vec<u32> {
     ids
 }
 
-/// The bytes of one id, which need not be a whole character.
+/// The bytes of one id, possibly part of a character.
 pub(crate) fn bytes(id: u32, into: &mut Vec<u8>) {
-    if id >= WORDS {
-        into.extend_from_slice(crate::words::word((id - WORDS) as usize).as_bytes());
+    if id >= FIRST_WORD_ID {
+        into.extend_from_slice(crate::model::word((id - FIRST_WORD_ID) as usize).as_bytes());
         return;
     }
     let start = (id.leading_zeros() / 8).min(3) as usize;
     into.extend_from_slice(&id.to_be_bytes()[start..]);
 }
 
-/// The text of ids; bytes that are no UTF-8 become U+FFFD.
+/// The text of token ids. Invalid UTF-8 becomes U+FFFD.
 #[must_use]
 pub fn decode(ids: &[u32]) -> String {
     let mut raw = Vec::with_capacity(ids.len() * 4);
@@ -48,14 +48,14 @@ pub fn decode(ids: &[u32]) -> String {
     String::from_utf8_lossy(&raw).into_owned()
 }
 
-/// Turns ids into text as they come, holding back the bytes of an unfinished character.
+/// Decodes ids one by one and holds back the bytes of an incomplete character.
 #[derive(Debug, Default)]
 pub(crate) struct Detokenizer {
     tail: Vec<u8>,
 }
 
 impl Detokenizer {
-    /// The text that became whole with this id; empty while a character is unfinished.
+    /// The text that this id completes. Empty while a character is incomplete.
     pub(crate) fn push(&mut self, id: u32) -> String {
         bytes(id, &mut self.tail);
         let mut text = String::new();

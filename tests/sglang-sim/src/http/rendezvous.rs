@@ -1,25 +1,25 @@
-//! Where each sequence of a request runs and meets: request ids, bootstrap fields, DP rank.
+//! The fields of a request that say where each sequence runs: request ids, bootstrap fields, DP rank.
 
 use http::HeaderMap;
 use rand::Rng;
 use serde_json::Value;
 
 use crate::leg::Room;
-use crate::life::Life;
+use crate::process::Process;
 
-use super::ask::{Api, Refusal, value_error};
+use super::parse::{Api, RequestError, value_error};
 
-/// How many sequences, and whether the engine takes them as a batch.
+/// The number of sequences, and whether the engine treats them as a batch.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Shape {
+pub(crate) struct BatchShape {
     pub(crate) batch: bool,
     pub(crate) prompts: usize,
     pub(crate) n: usize,
 }
 
-/// One of each for every sequence.
+/// The rendezvous fields, one element per sequence.
 #[derive(Debug)]
-pub(crate) struct Places {
+pub(crate) struct RendezvousFields {
     pub(crate) rids: Vec<String>,
     pub(crate) rooms: Vec<Option<Room>>,
     pub(crate) hosts: Vec<Option<String>>,
@@ -27,36 +27,36 @@ pub(crate) struct Places {
     pub(crate) routed_rank: Option<u64>,
 }
 
-impl Places {
-    /// Reads the fields as the engine spreads them over a batch; `listed` says whether the
+impl RendezvousFields {
+    /// Reads the fields and spreads them over a batch as the engine does. `listed` is true if the
     /// prompts came as a list.
     ///
     /// # Errors
-    /// Fields that the engine refuses, or at which it throws.
+    /// The engine rejects the fields or raises an exception.
     pub(crate) fn read(
-        life: &Life,
+        process: &Process,
         api: Api,
         headers: &HeaderMap,
         body: &Value,
         listed: bool,
-        shape: Shape,
-    ) -> Result<Places, Refusal> {
+        shape: BatchShape,
+    ) -> Result<RendezvousFields, RequestError> {
         let host = |value: &Value, _: usize| value.as_str().map(str::to_owned);
         let port = |value: &Value, _: usize| u16::try_from(integer(value)?).ok();
         let number = |value: &Value, offset: usize| {
             Some(room(integer(value)?.saturating_add(offset as u128)))
         };
-        Ok(Places {
+        Ok(RendezvousFields {
             rids: rids(body, listed, shape.prompts, shape.n)?,
-            rooms: spread(life, &body["bootstrap_room"], shape, number)?,
-            hosts: spread(life, &body["bootstrap_host"], shape, host)?,
-            ports: spread(life, &body["bootstrap_port"], shape, port)?,
-            routed_rank: routed_rank(life, api, body, headers)?,
+            rooms: spread(process, &body["bootstrap_room"], shape, number)?,
+            hosts: spread(process, &body["bootstrap_host"], shape, host)?,
+            ports: spread(process, &body["bootstrap_port"], shape, port)?,
+            routed_rank: routed_rank(process, api, body, headers)?,
         })
     }
 }
 
-/// A number, or a string that is one, as the engine's models take it.
+/// A number, or a string that contains one, as the engine's models accept it.
 fn integer(value: &Value) -> Option<u128> {
     match value {
         Value::Number(number) => number
@@ -75,15 +75,15 @@ fn room(value: u128) -> Room {
     }
 }
 
-/// One bootstrap field for each of `count` sequences.
+/// One bootstrap field, one element per sequence.
 fn spread<T>(
-    life: &Life,
+    process: &Process,
     value: &Value,
-    shape: Shape,
+    shape: BatchShape,
     read: impl Fn(&Value, usize) -> Option<T>,
-) -> Result<Vec<Option<T>>, Refusal> {
-    let Shape { batch, prompts, n } = shape;
-    let invalid = || Refusal::Validation("1 validation error: invalid bootstrap field".into());
+) -> Result<Vec<Option<T>>, RequestError> {
+    let BatchShape { batch, prompts, n } = shape;
+    let invalid = || RequestError::Validation("1 validation error: invalid bootstrap field".into());
     if value.is_null() {
         return Ok((0..prompts * n).map(|_| None).collect());
     }
@@ -92,19 +92,19 @@ fn spread<T>(
         value => read(value, offset).map(Some).ok_or_else(invalid),
     };
     match value {
-        // Indexing beyond the list is an exception that nobody expected.
+        // An index beyond the list is an unhandled exception.
         Value::Array(list) if batch && list.len() < prompts => {
-            Err(Refusal::Crash("list index out of range".into()))
+            Err(RequestError::Crash("list index out of range".into()))
         }
         Value::Array(list) if batch => {
-            (0..prompts * n).map(|place| one(&list[place / n], 0)).collect()
+            (0..prompts * n).map(|position| one(&list[position / n], 0)).collect()
         }
-        // A batch on the old engine indexes what it was given.
-        _ if batch && life.is_old() => {
-            Err(Refusal::Crash("'int' object is not subscriptable".into()))
+        // 0.4 indexes the single value.
+        _ if batch && process.is_old() => {
+            Err(RequestError::Crash("'int' object is not subscriptable".into()))
         }
-        // The new engine counts rooms on from the first.
-        _ => (0..prompts * n).map(|place| one(value, place)).collect(),
+        // 0.5 numbers the rooms of a batch upwards from the given one.
+        _ => (0..prompts * n).map(|position| one(value, position)).collect(),
     }
 }
 
@@ -112,15 +112,15 @@ fn own_rid() -> String {
     format!("{:032x}", rand::rng().random::<u128>())
 }
 
-fn rids(body: &Value, batch: bool, prompts: usize, n: usize) -> Result<Vec<String>, Refusal> {
+fn rids(body: &Value, batch: bool, prompts: usize, n: usize) -> Result<Vec<String>, RequestError> {
     let count = prompts * n;
-    // Parallel samples get ids of their own, whatever was asked.
+    // Parallel samples get generated ids, whatever the request says.
     if n > 1 {
         return Ok((0..count).map(|_| own_rid()).collect());
     }
     match &body["rid"] {
         Value::String(rid) if !batch => Ok(vec![rid.clone()]),
-        Value::String(rid) => Ok((0..count).map(|place| format!("{rid}_{place}")).collect()),
+        Value::String(rid) => Ok((0..count).map(|position| format!("{rid}_{position}")).collect()),
         Value::Array(list) if batch => {
             let list: Vec<String> =
                 list.iter().filter_map(|rid| rid.as_str().map(str::to_owned)).collect();
@@ -135,20 +135,20 @@ fn rids(body: &Value, batch: bool, prompts: usize, n: usize) -> Result<Vec<Strin
     }
 }
 
-/// The DP rank that the request is sent to, where it says.
+/// The DP rank that the request names, if any.
 fn routed_rank(
-    life: &Life,
+    process: &Process,
     api: Api,
     body: &Value,
     headers: &HeaderMap,
-) -> Result<Option<u64>, Refusal> {
-    if life.is_old() {
+) -> Result<Option<u64>, RequestError> {
+    if process.is_old() {
         return Ok(body["data_parallel_rank"].as_u64());
     }
     if let Some(value) = headers.get("x-data-parallel-rank").filter(|_| api != Api::Generate) {
         let text = String::from_utf8_lossy(value.as_bytes());
         return text.trim().parse().map(Some).map_err(|_| {
-            Refusal::Value(format!(
+            RequestError::Value(format!(
                 "Invalid X-Data-Parallel-Rank header: must be an integer, got '{text}'"
             ))
         });

@@ -1,4 +1,4 @@
-//! Counts that are guards: what entered leaves when its guard drops.
+//! Gauges that count guards: dropping the guard decrements the gauge.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -9,26 +9,26 @@ struct Inner {
     peak: AtomicUsize,
 }
 
-/// How many are in a place now, and how many there were at most.
+/// The current value and the peak.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Count(Arc<Inner>);
+pub(crate) struct Gauge(Arc<Inner>);
 
-/// One (or a weight) in the place; leaves on drop.
+/// A unit (or a weight) of a gauge, removed on drop.
 #[derive(Debug)]
-pub(crate) struct Presence {
-    place: Arc<Inner>,
+pub(crate) struct GaugeGuard {
+    position: Arc<Inner>,
     weight: usize,
 }
 
-impl Count {
-    pub(crate) fn enter(&self) -> Presence {
+impl Gauge {
+    pub(crate) fn enter(&self) -> GaugeGuard {
         self.enter_with(1)
     }
 
-    pub(crate) fn enter_with(&self, weight: usize) -> Presence {
+    pub(crate) fn enter_with(&self, weight: usize) -> GaugeGuard {
         let now = self.0.now.fetch_add(weight, Relaxed) + weight;
         self.0.peak.fetch_max(now, Relaxed);
-        Presence { place: Arc::clone(&self.0), weight }
+        GaugeGuard { position: Arc::clone(&self.0), weight }
     }
 
     pub(crate) fn now(&self) -> usize {
@@ -40,8 +40,8 @@ impl Count {
     }
 }
 
-impl Drop for Presence {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
-        self.place.now.fetch_sub(self.weight, Relaxed);
+        self.position.now.fetch_sub(self.weight, Relaxed);
     }
 }

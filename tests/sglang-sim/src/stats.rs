@@ -1,12 +1,13 @@
-//! What an engine counts for `/metrics`.
+//! The counters and histograms behind `/metrics`.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use crate::leg::Finish;
 
-/// Bucket bounds as the engine has them.
+/// Bucket bounds of the real engine.
 pub(crate) const TTFT: &[f64] = &[
     0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 20.0, 40.0, 60.0, 80.0, 100.0, 200.0,
     400.0,
@@ -33,23 +34,23 @@ impl Histogram {
     }
 
     fn observe(&self, value: f64) {
-        let mut cells = self.cells.lock().expect("nothing panics with a histogram");
-        if let Some(place) = self.bounds.iter().position(|bound| value <= *bound) {
-            cells.0[place] += 1;
+        let mut cells = self.cells.lock();
+        if let Some(position) = self.bounds.iter().position(|bound| value <= *bound) {
+            cells.0[position] += 1;
         }
         cells.1 += 1;
         cells.2 += value;
     }
 
-    /// Counts by bucket (not cumulative), the number and the sum.
+    /// Counts by bucket (not cumulative), the total count and the sum.
     pub(crate) fn read(&self) -> (Vec<u64>, u64, f64) {
-        self.cells.lock().expect("nothing panics with a histogram").clone()
+        self.cells.lock().clone()
     }
 }
 
-/// Every counter and histogram of one life.
+/// Every counter and histogram of one engine process.
 #[derive(Debug)]
-pub(crate) struct Meters {
+pub(crate) struct Stats {
     pub(crate) prompt_tokens: AtomicU64,
     pub(crate) generation_tokens: AtomicU64,
     pub(crate) requests: AtomicU64,
@@ -57,8 +58,8 @@ pub(crate) struct Meters {
     pub(crate) bootstrap_failures: AtomicU64,
     pub(crate) transfer_failures: AtomicU64,
     pub(crate) received_bytes: AtomicU64,
-    /// Tokens that legs have said, for `/health`.
-    pub(crate) tokens_said: AtomicU64,
+    /// Tokens that legs have emitted, for `/health`.
+    pub(crate) tokens_emitted: AtomicU64,
     pub(crate) ttft: Histogram,
     pub(crate) itl: Histogram,
     pub(crate) e2e: Histogram,
@@ -69,9 +70,9 @@ pub(crate) struct Meters {
     pub(crate) alloc_ms: Histogram,
 }
 
-impl Default for Meters {
+impl Default for Stats {
     fn default() -> Self {
-        Meters {
+        Stats {
             prompt_tokens: AtomicU64::default(),
             generation_tokens: AtomicU64::default(),
             requests: AtomicU64::default(),
@@ -79,7 +80,7 @@ impl Default for Meters {
             bootstrap_failures: AtomicU64::default(),
             transfer_failures: AtomicU64::default(),
             received_bytes: AtomicU64::default(),
-            tokens_said: AtomicU64::default(),
+            tokens_emitted: AtomicU64::default(),
             ttft: Histogram::new(TTFT),
             itl: Histogram::new(ITL),
             e2e: Histogram::new(TTFT),
@@ -96,7 +97,7 @@ fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
-impl Meters {
+impl Stats {
     pub(crate) fn first_token(&self, time: Duration) {
         self.ttft.observe(time.as_secs_f64());
     }
@@ -105,8 +106,8 @@ impl Meters {
         self.itl.observe(time.as_secs_f64());
     }
 
-    pub(crate) fn said(&self) {
-        self.tokens_said.fetch_add(1, Relaxed);
+    pub(crate) fn token_emitted(&self) {
+        self.tokens_emitted.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn done(&self, prompt: usize, generated: usize, time: Duration) {
