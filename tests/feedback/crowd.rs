@@ -11,6 +11,8 @@ use crate::site::{Gateway, ask, enter, post, wait};
 /// One request as its client saw it.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
+    /// The gateway that was asked.
+    pub(crate) gateway: SocketAddr,
     pub(crate) at: Instant,
     pub(crate) took: Duration,
     pub(crate) prefill: String,
@@ -128,8 +130,8 @@ fn one(gateway: SocketAddr) -> Asked {
     let at = Instant::now();
     let answer = ask(gateway, &post("/generate", &body.to_string()));
     let took = at.elapsed();
-    let mut asked =
-        Asked { at, took, prefill: String::new(), decode: String::new(), failure: None };
+    let (prefill, decode) = (String::new(), String::new());
+    let mut asked = Asked { gateway, at, took, prefill, decode, failure: None };
     match answer {
         Ok((head, body)) => {
             let header = |name: &str| {

@@ -15,6 +15,7 @@ mod around;
 mod crowd;
 mod liar;
 mod moves;
+mod pace;
 mod relay;
 mod round_trips;
 mod site;

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use router_core::frame::{self, Body, LoadReport};
 use router_tests::folder::Folder;
+use router_tests::patience;
 use serde_json::Value;
 
 use crate::manifests::{Manifests, NODE, Named};
 use crate::node::Node;
 
-/// How long anything may take that is waited for; a virtual machine of a loaded one is slow.
-const LIMIT: Duration = Duration::from_secs(120);
+/// Longer than any wait takes on a usual machine, and a busy one.
+const USUAL_PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) struct Agent<'a> {
     pub(crate) node: &'a Node,
@@ -64,7 +65,7 @@ impl<'a> Agent<'a> {
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let log = Folder::new("agent");
         let child = spawn(node, by, &manifests, &flags, &log);
-        let agent = Agent { node, manifests, flags, port, log, child };
+        let mut agent = Agent { node, manifests, flags, port, log, child };
         agent.until_ready();
         agent
     }
@@ -81,10 +82,14 @@ impl<'a> Agent<'a> {
         Agent::start_at(self.node, pods, &flags, port)
     }
 
-    fn until_ready(&self) {
+    /// Waits until the agent is ready. One that ends instead is not waited for.
+    fn until_ready(&mut self) {
         let start = Instant::now();
         while self.get("/readyz").is_none() {
-            assert!(start.elapsed() < LIMIT, "the agent does not become ready");
+            let ended = self.child.try_wait().expect("waiting for the agent");
+            assert!(ended.is_none(), "the agent ended before it was ready: {ended:?}");
+            let in_time = start.elapsed() < patience(USUAL_PATIENCE);
+            assert!(in_time, "the agent does not become ready");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -103,7 +108,7 @@ impl<'a> Agent<'a> {
             if holds(&loads) {
                 return loads;
             }
-            assert!(start.elapsed() < LIMIT, "not {what}: {loads:#}");
+            assert!(start.elapsed() < patience(USUAL_PATIENCE), "not {what}: {loads:#}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }

@@ -5,10 +5,12 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use router_tests::patience;
+
 use crate::space::Space;
 
-/// Longer than anything here takes; a hang fails instead of lasting.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than any exchange takes on a usual machine, so that a hang fails instead of lasting.
+const USUAL_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A listener in a namespace.
 pub(crate) fn listen(space: &Space, address: IpAddr, port: u16) -> TcpListener {
@@ -18,16 +20,17 @@ pub(crate) fn listen(space: &Space, address: IpAddr, port: u16) -> TcpListener {
 /// A connection from a namespace.
 pub(crate) fn connect(space: &Space, address: IpAddr, port: u16) -> TcpStream {
     let stream = space.run(move || {
-        TcpStream::connect_timeout(&SocketAddr::new(address, port), PATIENCE).expect("connecting")
+        TcpStream::connect_timeout(&SocketAddr::new(address, port), patience(USUAL_PATIENCE))
+            .expect("connecting")
     });
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.set_read_timeout(Some(patience(USUAL_PATIENCE))).expect("a timeout");
     stream.set_nodelay(true).expect("no delay");
     stream
 }
 
 pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
     let (stream, _) = listener.accept().expect("accepting");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.set_read_timeout(Some(patience(USUAL_PATIENCE))).expect("a timeout");
     stream.set_nodelay(true).expect("no delay");
     stream
 }

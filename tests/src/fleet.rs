@@ -183,7 +183,7 @@ impl Engine {
     /// Waits until that many requests that generate have arrived, and hands them out.
     pub async fn legs_arrived(&self, count: usize) -> Vec<Received> {
         let what = format!("{count} requests at {}", self.pod.name);
-        eventually(&what, Duration::from_secs(10), async || {
+        eventually(&what, Duration::from_secs(30), async || {
             let legs = self.legs();
             (legs.len() >= count).then_some(legs)
         })

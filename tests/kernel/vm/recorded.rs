@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use router_tests::patience;
 use router_userspace::agent::rdma::ask::{Kernel, Source};
 use router_userspace::agent::rdma::nldev::Command;
 use router_userspace::agent::rdma::{Activity, Rdma, Roots};
@@ -69,7 +70,7 @@ fn what_the_kernel_answers_is_recorded() {
     let rig = Rig::new();
     // By the connection manager, which then knows both ends; it ends by itself.
     let run = |device: &str, peer: &str| {
-        format!("ib_write_bw -d {device} -x 1 -F -R -s 65536 -t 8 -u 20 -D 15 -f 1 {peer}")
+        format!("ib_write_bw -d {device} -x 1 -F -R -s 65536 -t 8 -u 20 -D 30 -f 1 {peer}")
     };
     let server = rig.serve(1, &run("rxe1", ""), 18_515);
     let client = rig.start(0, &run("rxe0", SERVER));
@@ -80,7 +81,8 @@ fn what_the_kernel_answers_is_recorded() {
         if pairs.iter().filter(ready).count() == 2 {
             break;
         }
-        assert!(start.elapsed() < Duration::from_secs(60), "two queue pairs at work: {pairs:?}");
+        let in_time = start.elapsed() < patience(Duration::from_secs(60));
+        assert!(in_time, "two queue pairs at work: {pairs:?}");
     }
     let devices = json(&rig, "rdma -j dev");
     let index = |name: &str| {

@@ -7,6 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use router_tests::patience;
 use serde_json::Value;
 
 use crate::manifests::{Named, prefill};
@@ -18,7 +19,8 @@ static MACHINE: Mutex<()> = Mutex::new(());
 /// Who writes and reads, and whose memory it is.
 pub(super) const CLIENT: &str = "10.7.0.1";
 pub(super) const SERVER: &str = "10.7.0.2";
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Longer than any wait takes on a usual machine.
+const USUAL_PATIENCE: Duration = Duration::from_secs(120);
 
 /// UIDs as Kubernetes makes them.
 pub(super) const UIDS: [&str; 3] = [
@@ -230,7 +232,7 @@ impl Run {
             if let Some(status) = self.child.try_wait().expect("waiting") {
                 break status;
             }
-            assert!(start.elapsed() < PATIENCE, "`{}` does not end", self.command);
+            assert!(start.elapsed() < patience(USUAL_PATIENCE), "`{}` does not end", self.command);
             nudge();
             std::thread::sleep(Duration::from_millis(20));
         };
@@ -248,7 +250,7 @@ impl Drop for Run {
 pub(super) fn until(what: &str, holds: impl Fn() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < PATIENCE, "not {what}");
+        assert!(start.elapsed() < patience(USUAL_PATIENCE), "not {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

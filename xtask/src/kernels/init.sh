@@ -19,6 +19,8 @@ echo "@ kernel $(uname -r)"
 export PD_ROUTER_BIN=/guest/pd-router SGLANG_SIM_BIN=/guest/sglang-sim
 export PD_ROUTER_EBPF_OBJECT=/guest/router-ebpf PD_ROUTER_FINDINGS=/dev/ttyS1
 export RUST_BACKTRACE=0
+# An emulated CPU is slow, and slower on a busy host: deadlines are this many times longer.
+export PD_ROUTER_TEST_SLOWNESS=10
 # One word a line: tests' names have no spaces, but flags come one by one.
 set --
 while read -r word; do set -- "$@" "$word"; done < /guest/arguments
