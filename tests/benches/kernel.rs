@@ -3,22 +3,6 @@
 //! Needs root, `PD_ROUTER_BIN` and `PD_ROUTER_EBPF_OBJECT`: run `cargo xtask bench kernel`,
 //! or a part of it: `cargo xtask bench kernel -- packets|agent|load|gigabytes`.
 
-#[path = "../kernel/agent.rs"]
-#[expect(dead_code, reason = "the tests use more of it")]
-mod agent;
-#[path = "../kernel/manifests.rs"]
-mod manifests;
-#[path = "../kernel/node.rs"]
-#[expect(dead_code, reason = "the tests use more of it")]
-mod node;
-#[path = "../kernel/space.rs"]
-mod space;
-#[path = "../kernel/traffic.rs"]
-#[expect(dead_code, reason = "the tests use more of it")]
-mod traffic;
-#[path = "../kernel/wire.rs"]
-mod wire;
-
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::ops::Range;
@@ -26,20 +10,18 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use netns::{Namespace, Node, Topology};
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::time::TimeValLike;
 use router_common::flow::{Endpoint, POD_LOCAL, Pod, mapped};
+use router_tests::agent::Agent;
+use router_tests::node_manifests::{ENGINE, PodEntry, decode, prefill};
 use router_tests::process::{cpu_time, resident_bytes};
+use router_tests::traffic::{joined, listen, receive, send};
 use router_userspace::agent::bpf::test_run;
 use router_userspace::agent::kernel::Programs;
 use router_userspace::agent::maps::Maps;
 use router_userspace::agent::settings::TcMode;
-
-use agent::Agent;
-use manifests::{ENGINE, Named, decode, prefill};
-use node::{Node, Topology};
-use space::Space;
-use traffic::{joined, listen, receive, send};
 
 fn main() {
     // `cargo test --benches` would run this too: it is told by this flag.
@@ -49,7 +31,7 @@ fn main() {
     let parts: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
     if wanted("packets") {
-        Space::node().run(per_packet);
+        Namespace::node().run(per_packet);
     }
     for connections in [100, 1_000, 10_000].into_iter().filter(|_| wanted("agent")) {
         agent_itself(connections.min(room()));
@@ -210,7 +192,7 @@ fn agent_itself(connections: usize) {
     let agent = Agent::start(&node, &named);
     agent.listened();
     let listeners: Vec<_> =
-        pods.iter().map(|pod| listen(&pod.space, pod.address, ENGINE)).collect();
+        pods.iter().map(|pod| listen(&pod.netns, pod.address, ENGINE)).collect();
     let open: Vec<_> = (0..connections)
         .map(|number| {
             let (mut client, server) = joined(&node.outside, &listeners[number % listeners.len()]);
@@ -242,8 +224,8 @@ fn under_load() {
         ("KV to a decode", &[][..], KV),
     ] {
         let agent = Agent::start_with(&node, &pods, flags);
-        node.space.sh("echo 1 > /proc/sys/kernel/bpf_stats_enabled");
-        let listener = listen(&one.space, one.address, port);
+        node.netns.sh("echo 1 > /proc/sys/kernel/bpf_stats_enabled");
+        let listener = listen(&one.netns, one.address, port);
         let (client, server) = joined(&node.outside, &listener);
         let start = Instant::now();
         const BYTES: u64 = 1 << 30;
@@ -253,8 +235,8 @@ fn under_load() {
         let speed = BYTES as f64 / start.elapsed().as_secs_f64() / 1e9;
         drop((client, server));
         println!("under load, {what}: {speed:.2} GB/s");
-        let programs = node.space.sh("bpftool -j prog show");
-        node.space.sh("echo 0 > /proc/sys/kernel/bpf_stats_enabled");
+        let programs = node.netns.sh("bpftool -j prog show");
+        node.netns.sh("echo 0 > /proc/sys/kernel/bpf_stats_enabled");
         let programs: serde_json::Value = serde_json::from_str(&programs).expect("JSON");
         for program in programs.as_array().expect("programs") {
             let (name, runs) = (&program["name"], program["run_cnt"].as_f64().unwrap_or(0.0));
@@ -274,8 +256,8 @@ fn under_load() {
 const KV: u16 = 15_432;
 
 /// A decode here, and the machine outside for a prefill.
-fn transfer(node: &Node, one: &node::Pod) -> [Named; 2] {
-    let elsewhere = Named { node: "node-2", ..prefill("p0", node.addresses().1) };
+fn transfer(node: &Node, one: &netns::PodNetwork) -> [PodEntry; 2] {
+    let elsewhere = PodEntry { node: "node-2", ..prefill("p0", node.addresses().1) };
     [elsewhere, decode("d0", one.address)]
 }
 
@@ -322,7 +304,7 @@ fn per_gigabyte() {
         let node = Node::new(Topology::Routed);
         let one = node.pod(2);
         let pods = transfer(&node, &one);
-        let listener = listen(&one.space, one.address, port);
+        let listener = listen(&one.netns, one.address, port);
         pour(&listener, &node);
         let (mut ratios, mut with, mut without) = (Vec::new(), 0.0, 0.0);
         let mut own = Duration::ZERO;

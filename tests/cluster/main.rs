@@ -10,9 +10,6 @@ mod load;
 mod outage;
 mod proxied;
 mod rollout;
-#[path = "../kernel/space.rs"]
-#[allow(dead_code, reason = "the kernel tests use more of it")]
-mod space;
 mod thousand;
 mod tls;
 

@@ -13,12 +13,12 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use netns::Namespace;
 use router_tests::cluster::{ADMIN, GATEWAY_ACCOUNT};
 use router_tests::manifests::LISTENER_PORT;
 use router_tests::{Cluster, Fleet, Gateway, eventually};
 use serde_json::json;
 
-use crate::space::Space;
 use crate::{ELECTED, NAMESPACE, Scene, chat, root, serves};
 
 /// What `deploy/` calls the gateway.
@@ -28,13 +28,13 @@ const REQUESTS: u64 = 10;
 
 /// A node on which the test itself runs, and a machine that knows no other way than through it.
 struct Site {
-    node: Space,
-    client: Space,
+    node: Namespace,
+    client: Namespace,
 }
 
 impl Site {
     fn new() -> Site {
-        let (node, client) = (Space::new(), Space::new());
+        let (node, client) = (Namespace::new(), Namespace::new());
         // Replicas listen on addresses of loopback, as pods of the node's own network may; the API
         // server wants a node to have a way out.
         node.sh(&format!(
@@ -150,7 +150,7 @@ fn shell(cluster: &Cluster, commands: &str) -> String {
 }
 
 /// The documents' request, sent from the client's machine.
-fn curl(client: &Space, address: &str, message: &str) -> Option<String> {
+fn curl(client: &Namespace, address: &str, message: &str) -> Option<String> {
     let (url, body) =
         (format!("http://{address}:{LISTENER_PORT}/v1/chat/completions"), chat(message));
     let output = client.run(move || {
@@ -166,7 +166,7 @@ async fn requests(gateway: &Gateway) -> f64 {
     gateway.metric("pd_router_requests_total", &[]).await
 }
 
-async fn follows(client: &Space) {
+async fn follows(client: &Namespace) {
     let scene = Scene::start().await;
     let replicas = [replica(&scene, "gateway-0").await, replica(&scene, "gateway-1").await];
     let fleet = Fleet::start(1, 1).await;

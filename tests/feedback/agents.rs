@@ -2,9 +2,10 @@
 
 use std::net::IpAddr;
 
-use crate::crowd::{Crowd, none_failed};
+use router_tests::site::crowd::{Crowd, none_failed};
+use router_tests::site::{Site, SiteGateway, wait};
+
 use crate::liar::{LIES, Liar, Lie};
-use crate::site::{Gateway, Site, wait};
 
 const ENGINES: &str = "--prefill-tokens-per-second 100000 --inter-token-ms 2";
 
@@ -17,7 +18,7 @@ fn site() -> Site {
 }
 
 /// What was told of an engine is too old to be believed.
-fn stale(gateway: &Gateway) {
+fn stale(gateway: &SiteGateway) {
     wait("loads are stale", || {
         let age = gateway.load_of("prefill-0")["load"]["age_ms"].as_f64()?;
         (age >= 300.0).then_some(())

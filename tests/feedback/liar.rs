@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::BytesMut;
+use netns::Namespace;
 use router_core::frame::{Body, Delta, Frame, LoadReport, PodRecord, pod_id};
 use router_core::provenance::Measured;
-
-use crate::space::Space;
 
 /// What a false agent does to whoever subscribes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +56,13 @@ impl Drop for Liar {
 }
 
 impl Liar {
-    pub(crate) fn start(space: &Space, address: SocketAddr, lie: Lie, uids: Vec<String>) -> Liar {
-        let listener = space.run(move || TcpListener::bind(address).expect("binding"));
+    pub(crate) fn start(
+        netns: &Namespace,
+        address: SocketAddr,
+        lie: Lie,
+        uids: Vec<String>,
+    ) -> Liar {
+        let listener = netns.run(move || TcpListener::bind(address).expect("binding"));
         let address = listener.local_addr().expect("an address");
         let (visits, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (counted, stopped) = (Arc::clone(&visits), Arc::clone(&stop));

@@ -8,11 +8,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use router_tests::manifests::ENGINE_PORT;
+use router_tests::site::bypass::{Question, around};
+use router_tests::site::crowd::{Asked, Crowd, mean_ms, none_failed, share};
+use router_tests::site::{Site, SiteEngine, SiteGateway, ask, enter, post, wait};
 
-use crate::around::{Question, around};
-use crate::crowd::{Asked, Crowd, mean_ms, none_failed, share};
 use crate::pace::{Pace, Slowness};
-use crate::site::{Engine, Gateway, Site, ask, enter, post, wait};
 
 /// Time from the kernel's first event until traffic moves, and what this machine may take on top:
 /// it runs everything on few CPUs, in a debug build. All bounds are for an idle machine; [`Pace`]
@@ -81,7 +81,7 @@ impl Course {
 const HELD_UP: Duration = Duration::from_secs(1);
 
 /// Gateways of one kind: all with an agent, or all without.
-type Kind<'g> = &'g [Gateway];
+type Kind<'g> = &'g [SiteGateway];
 
 fn asked_of(kind: Kind<'_>, mut asked: Vec<Asked>) -> Vec<Asked> {
     asked.retain(|one| kind.iter().any(|gateway| gateway.address == one.gateway));
@@ -117,7 +117,10 @@ fn courses<const N: usize>(
     let mut back = [None; N];
     wait("traffic comes back", || {
         let asked = crowd.between(ended, Instant::now());
-        for (number, kind) in kinds.into_iter().enumerate().filter(|(n, _)| back[*n].is_none()) {
+        for (number, kind) in kinds.into_iter().enumerate() {
+            if back[number].is_some() {
+                continue;
+            }
             let usual = share(&before[number], &chosen);
             back[number] = first_back(&asked_of(kind, asked.clone()), usual, &chosen)
                 .map(|at| at.saturating_duration_since(ended));
@@ -204,7 +207,7 @@ fn site() -> Site {
 }
 
 /// Gateways with an agent that has reported every worker's load.
-fn gateways(site: &mut Site, flags: &str) -> Vec<Gateway> {
+fn gateways(site: &mut Site, flags: &str) -> Vec<SiteGateway> {
     site.agent(flags);
     let agent = format!("--agent {}", site.agent_address());
     let gateways = vec![site.gateway(&agent), site.gateway(&agent)];
@@ -248,11 +251,11 @@ fn address(site: &Site, name: &str) -> IpAddr {
     engine(site, name).pod.address
 }
 
-fn engine<'s>(site: &'s Site, name: &str) -> &'s Engine {
+fn engine<'s>(site: &'s Site, name: &str) -> &'s SiteEngine {
     site.engines.iter().find(|engine| engine.name == name).expect("an engine of this name")
 }
 
-/// Trouble before two gateways that an agent reports to, and two without one, in front of the same
+/// Trouble in front of two gateways that an agent reports to, and two without one, in front of the same
 /// engines: these know their own leases, and with the flags `alone` more or less of what engines
 /// report. The courses of both.
 fn with_and_without(
@@ -305,7 +308,7 @@ fn fill(site: &Site, name: &str, stop: Arc<AtomicBool>) -> Vec<JoinHandle<()>> {
     let engine = engine(site, name);
     let at = SocketAddr::new(site.node.ip(250, 2), 7_000);
     let listener = site.node.outside.run(move || TcpListener::bind(at).expect("binding"));
-    let sender = engine.pod.space.run(move || TcpStream::connect(at).expect("connecting"));
+    let sender = engine.pod.netns.run(move || TcpStream::connect(at).expect("connecting"));
     let (receiver, _) = listener.accept().expect("accepting");
     let sends = std::thread::spawn(move || {
         let (mut sender, block) = (sender, vec![7; 1 << 16]);
@@ -340,7 +343,7 @@ fn filled_link(site: &Site, kinds: [Kind<'_>; 2]) -> [Course; 2] {
 fn a_bulk_transfer_that_fills_a_link_moves_the_traffic_and_its_end_moves_it_back() {
     let limit = |site: &Site| {
         for name in ["prefill-0", "prefill-1"] {
-            engine(site, name).trouble.as_ref().expect("a wired pod").limit(LINK_BYTES);
+            engine(site, name).impairment.as_ref().expect("a wired pod").limit(LINK_BYTES);
         }
     };
     let megabits = LINK_BYTES * 8 / 1_000_000;
@@ -402,7 +405,7 @@ fn bad_pair(site: &Site, gateways: Kind<'_>) -> Course {
     };
     let pairs = asked.iter().map(|one| (one.prefill.clone(), one.decode.clone()));
     let (prefill, decode) = pairs.max_by_key(uses).expect("requests");
-    let trouble = engine(site, &prefill).trouble.clone().expect("a wired pod");
+    let trouble = engine(site, &prefill).impairment.clone().expect("a wired pod");
     let IpAddr::V4(peer) = address(site, &decode) else { panic!("IPv4") };
     let pair = |one: &Asked| one.prefill == prefill && one.decode == decode;
     let [course] = courses([gateways], crowd, pair, || {

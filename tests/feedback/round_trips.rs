@@ -4,9 +4,8 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use router_tests::site::{Site, TOKEN, ask, enter, wait};
 use serde_json::Value;
-
-use crate::site::{Site, TOKEN, ask, enter, wait};
 
 const DELAY: Duration = Duration::from_millis(60);
 const EXCHANGES: usize = 8;
@@ -46,8 +45,8 @@ fn a_way_that_becomes_slow_has_long_round_trips_at_once() {
     let at = SocketAddr::new(peer.into(), 7_000);
     let listener = site.node.outside.run(move || TcpListener::bind(at).expect("binding"));
     let engine = &site.engines[0];
-    let trouble = engine.trouble.clone().expect("a wired pod");
-    let mut client = engine.pod.space.run(move || TcpStream::connect(at).expect("connecting"));
+    let trouble = engine.impairment.clone().expect("a wired pod");
+    let mut client = engine.pod.netns.run(move || TcpStream::connect(at).expect("connecting"));
     let (mut server, _) = listener.accept().expect("accepting");
     client.set_nodelay(true).expect("a socket");
     server.set_nodelay(true).expect("a socket");

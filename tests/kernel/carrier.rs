@@ -2,10 +2,10 @@
 
 use std::process::Command;
 
-use crate::agent::{Agent, count, pair, pod};
-use crate::manifests::{ENGINE, prefill};
-use crate::node::{Node, Topology};
-use crate::traffic::{joined, listen, receive, send};
+use netns::{Node, Topology};
+use router_tests::agent::{Agent, count, pair, pod};
+use router_tests::node_manifests::{ENGINE, prefill};
+use router_tests::traffic::{joined, listen, receive, send};
 
 const OBJECT: &str = "PD_ROUTER_EBPF_OBJECT";
 
@@ -20,7 +20,7 @@ fn an_agent_starts_from_what_its_program_carries() {
     let run = format!("shift; exec {carrier} \"$@\"");
     let by = ["env", "-u", OBJECT, "sh", "-c", &run, "sh"];
     let agent = Agent::start_by(&node, &[prefill("p0", one.address)], &by);
-    let listener = listen(&one.space, one.address, ENGINE);
+    let listener = listen(&one.netns, one.address, ENGINE);
     let (client, server) = joined(&node.outside, &listener);
     let sending = send(&client, BYTES);
     assert_eq!(receive(&server, BYTES), sending.join().expect("the other thread"));
@@ -36,7 +36,7 @@ fn an_agent_starts_from_what_its_program_carries() {
 fn a_program_that_carries_none_says_so() {
     let binary = std::env::var("PD_ROUTER_BIN").expect("PD_ROUTER_BIN");
     let node = Node::new(Topology::Routed);
-    let output = node.space.run(move || {
+    let output = node.netns.run(move || {
         let mut command = Command::new(binary);
         command.args(["agent", "--node-name", "node-1", "--manifests", "/"]).env_remove(OBJECT);
         command.output().expect("starting the agent")

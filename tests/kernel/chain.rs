@@ -1,9 +1,9 @@
 //! Packets go on as if nobody counted: through other programs of the hook, unaltered.
 
-use crate::agent::{Agent, count, pod};
-use crate::manifests::{ENGINE, decode, prefill};
-use crate::node::{Node, Topology};
-use crate::traffic::{ended, joined, listen, receive, send};
+use netns::{Node, Topology};
+use router_tests::agent::{Agent, count, pod};
+use router_tests::node_manifests::{ENGINE, decode, prefill};
+use router_tests::traffic::{ended, joined, listen, receive, send};
 
 const SECOND: &str = "/sys/fs/bpf/second";
 
@@ -17,7 +17,7 @@ fn a_program_behind_ours_on_the_same_hook_still_runs() {
     let behind = Agent::start(&node, &pods);
     // Attaches before the first.
     let ahead = behind.beside(&pods, &["--pin-dir", SECOND], 9912);
-    let listener = listen(&one.space, one.address, ENGINE);
+    let listener = listen(&one.netns, one.address, ENGINE);
     let (client, server) = joined(&node.outside, &listener);
     let sending = send(&client, 100_000);
     assert_eq!(receive(&server, 100_000), sending.join().expect("the other thread"));
@@ -36,14 +36,15 @@ fn a_gibibyte_arrives_as_it_was_sent() {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
     let agent = Agent::start(&node, &[prefill("p0", one.address)]);
-    let listener = listen(&one.space, one.address, ENGINE);
+    let listener = listen(&one.netns, one.address, ENGINE);
     let (client, server) = joined(&node.outside, &listener);
     let sending = send(&client, GIBIBYTE);
     assert_eq!(receive(&server, GIBIBYTE), sending.join().expect("the other thread"));
     drop(client);
     ended(&server);
     drop(server);
-    let loads =
-        agent.until("closed", |loads| crate::agent::pair(loads, "p0", "", "engine")["closed"] == 1);
-    assert_eq!(crate::agent::pair(&loads, "p0", "", "engine")["rx_bytes"], GIBIBYTE);
+    let loads = agent.until("closed", |loads| {
+        router_tests::agent::pair(loads, "p0", "", "engine")["closed"] == 1
+    });
+    assert_eq!(router_tests::agent::pair(&loads, "p0", "", "engine")["rx_bytes"], GIBIBYTE);
 }

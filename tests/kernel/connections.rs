@@ -2,10 +2,10 @@
 
 use std::net::Shutdown;
 
-use crate::agent::{Agent, count, pair, pod};
-use crate::manifests::{ENGINE, decode, prefill};
-use crate::node::{Node, Topology};
-use crate::traffic::{connect, ended, joined, listen, receive, send};
+use netns::{Node, Topology};
+use router_tests::agent::{Agent, count, pair, pod};
+use router_tests::node_manifests::{ENGINE, decode, prefill};
+use router_tests::traffic::{connect, ended, joined, listen, receive, send};
 
 const UP: u64 = 3_333_337;
 const DOWN: u64 = 5_000_011;
@@ -15,12 +15,12 @@ const DOWN: u64 = 5_000_011;
 fn exact(topology: Topology, v6: bool) {
     let node = Node::new(topology);
     let (one, other) = (node.pod(2), node.pod(3));
-    let address = |pod: &crate::node::Pod| if v6 { pod.v6 } else { pod.address };
+    let address = |pod: &netns::PodNetwork| if v6 { pod.v6 } else { pod.address };
     let named = [prefill("p0", address(&one)), decode("d0", address(&other))];
     let agent = Agent::start(&node, &named);
-    let listener = listen(&one.space, address(&one), ENGINE);
-    for space in [&node.outside, &other.space] {
-        let (client, server) = joined(space, &listener);
+    let listener = listen(&one.netns, address(&one), ENGINE);
+    for netns in [&node.outside, &other.netns] {
+        let (client, server) = joined(netns, &listener);
         let sending = (send(&client, UP), send(&server, DOWN));
         assert_eq!(receive(&server, UP), sending.0.join().expect("the other thread"));
         assert_eq!(receive(&client, DOWN), sending.1.join().expect("the other thread"));
@@ -87,7 +87,7 @@ fn ten_thousand_short_connections_leave_exact_counts() {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
     let agent = Agent::start(&node, &[prefill("p0", one.address)]);
-    let listener = listen(&one.space, one.address, ENGINE);
+    let listener = listen(&one.netns, one.address, ENGINE);
     let kept: Vec<_> = (0..KEPT).map(|_| joined(&node.outside, &listener)).collect();
     let server = std::thread::spawn(move || {
         for number in 0..CONNECTIONS {
@@ -127,7 +127,7 @@ fn a_refused_connect_counts_as_failed() {
     let (one, other) = (node.pod(2), node.pod(3));
     let agent = Agent::start(&node, &[prefill("p0", one.address), decode("d0", other.address)]);
     let address = one.address;
-    let refused = other.space.run(move || std::net::TcpStream::connect((address, ENGINE)));
+    let refused = other.netns.run(move || std::net::TcpStream::connect((address, ENGINE)));
     assert!(refused.is_err());
     let loads = agent.until("a failure", |loads| pair(loads, "d0", "p0", "engine")["failed"] == 1);
     let counted = pair(&loads, "d0", "p0", "engine");
@@ -139,7 +139,7 @@ fn a_refused_connect_counts_as_failed() {
 fn connections_older_than_the_agent_are_open_until_they_end() {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
-    let listener = listen(&one.space, one.address, ENGINE);
+    let listener = listen(&one.netns, one.address, ENGINE);
     let mut old: Vec<_> = (0..5).map(|_| joined(&node.outside, &listener)).collect();
     let agent = Agent::start(&node, &[prefill("p0", one.address)]);
     let open = |loads: &serde_json::Value| pair(loads, "p0", "", "engine")["open"].as_u64();
@@ -159,9 +159,9 @@ fn a_listener_of_both_families_counts_a_client_of_either() {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
     let agent = Agent::start(&node, &[prefill("p0", one.address)]);
-    let listener = listen(&one.space, std::net::Ipv6Addr::UNSPECIFIED.into(), ENGINE);
+    let listener = listen(&one.netns, std::net::Ipv6Addr::UNSPECIFIED.into(), ENGINE);
     let client = connect(&node.outside, one.address, ENGINE);
-    let server = crate::traffic::accept(&listener);
+    let server = router_tests::traffic::accept(&listener);
     assert!(server.peer_addr().expect("an address").is_ipv6(), "the socket is no mapped one");
     let sending = (send(&client, UP), send(&server, DOWN));
     assert_eq!(receive(&server, UP), sending.0.join().expect("the other thread"));

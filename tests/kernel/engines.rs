@@ -5,27 +5,25 @@ use std::net::IpAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use netns::{Namespace, Node, PodNetwork};
+use router_tests::node_manifests::{BOOTSTRAP, ENGINE};
+use router_tests::traffic::connect;
 use serde_json::{Value, json};
-
-use crate::manifests::{BOOTSTRAP, ENGINE};
-use crate::node::{Node, Pod};
-use crate::space::Space;
-use crate::traffic::connect;
 
 /// A simulated engine; ends with the test.
 pub(crate) struct Engine(Child);
 
 impl Engine {
-    pub(crate) fn start(pod: &Pod, role: &str) -> Engine {
-        Engine::start_in(&pod.space, pod.address, role, &[])
+    pub(crate) fn start(pod: &PodNetwork, role: &str) -> Engine {
+        Engine::start_in(&pod.netns, pod.address, role, &[])
     }
 
-    pub(crate) fn start_in(space: &Space, host: IpAddr, role: &str, flags: &[&str]) -> Engine {
+    pub(crate) fn start_in(netns: &Namespace, host: IpAddr, role: &str, flags: &[&str]) -> Engine {
         let path = std::env::var("SGLANG_SIM_BIN");
         let path = path.expect("SGLANG_SIM_BIN names the built sglang-sim");
         let (host, role) = (host.to_string(), role.to_owned());
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let mut child = space.run(move || {
+        let mut child = netns.run(move || {
             Command::new(path)
                 .args(["--role", &role, "--host", &host, "--port", &ENGINE.to_string()])
                 .args(["--bootstrap-port", &BOOTSTRAP.to_string(), "--instant"])

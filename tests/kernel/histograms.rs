@@ -3,15 +3,15 @@
 use std::path::Path;
 use std::time::Duration;
 
+use netns::{Node, Topology};
 use router_common::flow::PodHttp;
 use router_common::histogram::{bucket, floor_us};
+use router_tests::agent::{Agent, count, pod};
+use router_tests::node_manifests::{ENGINE, prefill};
+use router_tests::traffic::{joined, listen};
 use router_userspace::agent::maps::Maps;
 
-use crate::agent::{Agent, count, pod};
-use crate::manifests::{ENGINE, prefill};
-use crate::node::{Node, Topology};
 use crate::requests::{CHUNKED, by_packets, pass};
-use crate::traffic::{joined, listen};
 use crate::watch::Watch;
 
 /// What stands between a packet's timestamp and the program's clock, on a busy machine too.
@@ -46,7 +46,7 @@ fn each_time_is_counted_in_the_bucket_that_holds_it() {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
     let agent = Agent::start(&node, &[prefill("p0", one.address)]);
-    let listener = listen(&one.space, one.address, ENGINE);
+    let listener = listen(&one.netns, one.address, ENGINE);
     let watch = Watch::start(&node, &one.link);
     let (client, server) = joined(&node.outside, &listener);
     let sleep = |ms| std::thread::sleep(Duration::from_millis(ms));
@@ -65,7 +65,7 @@ fn each_time_is_counted_in_the_bucket_that_holds_it() {
     agent.until("all over", |loads| count(&pod(loads, "p0")["finished"]) == FIRST.len() as u64);
     let (ttft, itl) = by_packets(&watch.stop());
     assert_eq!((ttft.len(), itl.len()), (FIRST.len(), FIRST.len() * (NEXT.len() + 1)));
-    let http: PodHttp = node.space.run(|| {
+    let http: PodHttp = node.netns.run(|| {
         let maps = Maps::open(Path::new("/sys/fs/bpf/pd-router")).expect("the agent's maps");
         let (_, known) = maps.pods.all(10).expect("reading").remove(0);
         maps.pod_http.get(&known.id).expect("reading").expect("an entry")

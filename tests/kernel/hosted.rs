@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
+use netns::{Node, Topology};
+use router_tests::agent::{Agent, count, pair};
+use router_tests::node_manifests::{BOOTSTRAP, ENGINE, decode, prefill};
 use serde_json::json;
 
-use crate::agent::{Agent, count, pair};
 use crate::engines::{Engine, generate, page};
 use crate::kv::{FRAMING, sent_by};
-use crate::manifests::{BOOTSTRAP, ENGINE, decode, prefill};
-use crate::node::{Node, Topology};
 
 /// As the API makes them: the kubelet's cgroups are told from others by that.
 const UID: &str = "7b3a1d52-9c0e-4f4e-8a56-0d9f2b6c1e77";
@@ -56,7 +56,7 @@ fn is_recognised(root: &str, cgroup: &str) {
     named[1].uid = UID.to_owned();
     let agent = Agent::start(&node, &named);
     let prefill = Engine::start(&one, "prefill");
-    let decode = Engine::start_in(&node.space, host, "decode", &[]);
+    let decode = Engine::start_in(&node.netns, host, "decode", &[]);
     let cgroup = Cgroup::with(root, cgroup, decode.pid());
     let kv = page(&node, host, "/sim/kv");
     let port = |address: &serde_json::Value| {

@@ -1,26 +1,27 @@
 //! What an operator sees with bpftool beside a live agent.
 
+use netns::{Node, Topology};
+use router_tests::agent::Agent;
+use router_tests::node_manifests::{ENGINE, prefill};
+use router_tests::traffic::{joined, listen, receive, send};
 use serde_json::Value;
-
-use crate::agent::Agent;
-use crate::manifests::{ENGINE, prefill};
-use crate::node::{Node, Topology};
-use crate::traffic::{joined, listen, receive, send};
 
 #[test]
 fn bpftool_shows_named_fields_with_the_right_numbers_and_named_programs() {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
     let agent = Agent::start(&node, &[prefill("p0", one.address)]);
-    let listener = listen(&one.space, one.address, ENGINE);
+    let listener = listen(&one.netns, one.address, ENGINE);
     let (client, server) = joined(&node.outside, &listener);
     let sending = send(&client, 4_321);
     assert_eq!(receive(&server, 4_321), sending.join().expect("the other thread"));
     drop((client, server));
-    agent.until("closed", |loads| crate::agent::pair(loads, "p0", "", "engine")["closed"] == 1);
+    agent.until("closed", |loads| {
+        router_tests::agent::pair(loads, "p0", "", "engine")["closed"] == 1
+    });
     let dump = |map: &str| -> Vec<Value> {
         let text =
-            node.space.sh(&format!("bpftool -j map dump pinned /sys/fs/bpf/pd-router/{map}"));
+            node.netns.sh(&format!("bpftool -j map dump pinned /sys/fs/bpf/pd-router/{map}"));
         serde_json::from_str(&text).expect("JSON")
     };
     // With BTF, bpftool adds the entries with their fields' names.
@@ -47,7 +48,7 @@ fn bpftool_shows_named_fields_with_the_right_numbers_and_named_programs() {
     let received = cpus.iter().map(|cpu| cpu["value"]["rx_payload"].as_u64().expect("a count"));
     assert_eq!(received.sum::<u64>(), 4_321);
 
-    let programs = node.space.sh("bpftool prog show");
+    let programs = node.netns.sh("bpftool prog show");
     for name in ["pd_pod_ingress", "pd_pod_egress", "pd_sock_ops", "pd_sock_state"] {
         assert!(programs.contains(name), "no {name}: {programs}");
     }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::agent::{Agent, count};
+use netns::{Node, PodNetwork, Topology};
+use router_tests::agent::{Agent, count};
+use router_tests::node_manifests::{decode, prefill};
+
 use crate::engines::{Engine, generate, page};
-use crate::manifests::{decode, prefill};
-use crate::node::{Node, Pod, Topology};
 
 /// What the simulator sends ahead of each transfer's KV.
 pub(crate) const FRAMING: u64 = 36;
@@ -13,7 +14,7 @@ pub(crate) const FRAMING: u64 = 36;
 #[test]
 fn kv_bytes_of_every_pair_are_what_the_engines_moved() {
     let node = Node::new(Topology::Routed);
-    let pods: Vec<Pod> = (2..6).map(|host| node.pod(host)).collect();
+    let pods: Vec<PodNetwork> = (2..6).map(|host| node.pod(host)).collect();
     let [p0, p1, d0, d1] = &pods[..] else { panic!("four") };
     let named = [
         prefill("p0", p0.address),
@@ -67,7 +68,7 @@ fn kv_bytes_of_every_pair_are_what_the_engines_moved() {
 }
 
 /// Peer, KV bytes and transfers, as the engine itself says.
-pub(crate) fn sent_by(node: &Node, pod: &Pod) -> Vec<(String, u64, u64)> {
+pub(crate) fn sent_by(node: &Node, pod: &PodNetwork) -> Vec<(String, u64, u64)> {
     let kv = page(node, pod.address, "/sim/kv");
     let peers = kv["peers"].as_object().expect("peers");
     peers

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use netns::{Node, Topology};
+use router_tests::agent::{Agent, count, pair};
+use router_tests::node_manifests::{decode, prefill};
 use serde_json::Value;
 
-use crate::agent::{Agent, count, pair};
 use crate::engines::{Engine, generate, page};
-use crate::manifests::{decode, prefill};
-use crate::node::{Node, Topology};
 
 /// Where a pod's ranks take control messages, as the agent learned it.
 fn controls(loads: &Value, name: &str) -> BTreeSet<String> {
@@ -25,7 +25,7 @@ fn learns_from(version: &str) {
     let agent = Agent::start_with(&node, &named, &["--kv-ports", "1-65535"]);
     let flags = ["--engine", version, "--dp-size", "3"];
     let start =
-        |pod: &crate::node::Pod, role| Engine::start_in(&pod.space, pod.address, role, &flags);
+        |pod: &netns::PodNetwork, role| Engine::start_in(&pod.netns, pod.address, role, &flags);
     let _engines = [start(&one, "prefill"), start(&other, "decode")];
     let real = || -> BTreeSet<String> {
         let kv = page(&node, one.address, "/sim/kv");

@@ -4,10 +4,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::{Arc, Barrier};
 
-use crate::agent::{Agent, count, pair, pod};
-use crate::manifests::{ENGINE, prefill};
-use crate::node::{Node, Topology};
-use crate::traffic::{joined, listen};
+use netns::{Node, Topology};
+use router_tests::agent::{Agent, count, pair, pod};
+use router_tests::node_manifests::{ENGINE, prefill};
+use router_tests::traffic::{joined, listen};
 
 const CONNECTIONS: usize = 16;
 const REQUESTS: usize = 15;
@@ -60,7 +60,7 @@ fn loss_and_reordering_change_no_count() {
     let node = Node::with_lossy_uplink(Topology::Routed);
     let one = node.pod(2);
     let agent = Agent::start(&node, &[prefill("p0", one.address)]);
-    let listener = listen(&one.space, one.address, ENGINE);
+    let listener = listen(&one.netns, one.address, ENGINE);
     let held = Arc::new(Barrier::new(CONNECTIONS + 1));
     let threads: Vec<_> = (0..CONNECTIONS)
         .flat_map(|_| {

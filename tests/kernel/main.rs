@@ -1,7 +1,6 @@
 //! The kernel half on the real kernel: pods in network namespaces of the test's own, against what
 //! the test itself sends. Needs root and BPF; everything made here goes with the process.
 
-mod agent;
 mod carrier;
 mod chain;
 mod connections;
@@ -13,8 +12,6 @@ mod inspect;
 mod kv;
 mod learned;
 mod loss;
-mod manifests;
-mod node;
 mod packets;
 mod pods;
 mod prepare;
@@ -25,9 +22,6 @@ mod repeats;
 mod requests;
 mod restart;
 mod roce;
-mod space;
-mod traffic;
 mod unseen;
 mod vm;
 mod watch;
-mod wire;

@@ -4,6 +4,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use netns::Namespace;
 use router_common::flow::{
     Endpoint, POD_LOCAL, Pod, PodHttp, PodTraffic, QueuePairStats, Uplink, mapped,
 };
@@ -15,7 +16,6 @@ use router_userspace::agent::settings::TcMode;
 use crate::frames::{
     CLIENT, CLIENT6, ENGINE, ENGINE6, ethernet, roce, tcp, transport, udp, v4, v6, vlan,
 };
-use crate::space::Space;
 
 const PINS: &str = "/sys/fs/bpf/table";
 const POD: u32 = 1;
@@ -119,7 +119,7 @@ impl Table {
 
 /// Runs `test` with the programs, in a namespace with a bpf file system of its own.
 pub(crate) fn with_programs(test: impl FnOnce(&Table) + Send + 'static) {
-    Space::node().run(move || test(&Table::load()));
+    Namespace::node().run(move || test(&Table::load()));
 }
 
 /// Older kernels go through more than this one, and end at a million.

@@ -2,13 +2,13 @@
 
 use std::io::Write;
 
-use crate::agent::{Agent, count, pair, pod};
-use crate::manifests::{ENGINE, decode, prefill};
-use crate::node::{Node, Topology};
-use crate::traffic::{joined, listen, receive, send};
+use netns::{Node, Topology};
+use router_tests::agent::{Agent, count, pair, pod};
+use router_tests::node_manifests::{ENGINE, decode, prefill};
+use router_tests::traffic::{joined, listen, receive, send};
 
-fn move_bytes(node: &Node, one: &crate::node::Pod, bytes: u64) {
-    let listener = listen(&one.space, one.address, ENGINE);
+fn move_bytes(node: &Node, one: &netns::PodNetwork, bytes: u64) {
+    let listener = listen(&one.netns, one.address, ENGINE);
     let (client, server) = joined(&node.outside, &listener);
     let sending = send(&client, bytes);
     assert_eq!(receive(&server, bytes), sending.join().expect("the other thread"));
@@ -49,7 +49,7 @@ fn the_same_address_with_another_uid_is_another_pod() {
     move_bytes(&node, &one, 1_000);
     agent.until("counted", |loads| pair(loads, "p0", "", "engine")["closed"] == 1);
     // One of its requests has no answer yet: nobody will count that.
-    let listener = listen(&one.space, one.address, ENGINE);
+    let listener = listen(&one.netns, one.address, ENGINE);
     let (mut client, server) = joined(&node.outside, &listener);
     client.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("asking");
     let streams = |loads: &serde_json::Value, count| loads["streams"] == count;

@@ -1,17 +1,16 @@
 //! What the agent holds on to, what it says it lacks, and what goes on without it.
 
+use netns::{Node, Topology};
+use router_tests::agent::{Agent, count, pair, pod};
+use router_tests::node_manifests::{ENGINE, prefill};
+use router_tests::traffic::{ended, joined, listen, receive, send};
 use serde_json::Value;
-
-use crate::agent::{Agent, count, pair, pod};
-use crate::manifests::{ENGINE, prefill};
-use crate::node::{Node, Topology};
-use crate::traffic::{ended, joined, listen, receive, send};
 
 const BYTES: u64 = 54_321;
 
 /// Moves bytes from outside to a pod's engine.
-fn move_bytes(node: &Node, one: &crate::node::Pod) {
-    let listener = listen(&one.space, one.address, ENGINE);
+fn move_bytes(node: &Node, one: &netns::PodNetwork) {
+    let listener = listen(&one.netns, one.address, ENGINE);
     let (client, server) = joined(&node.outside, &listener);
     let sending = send(&client, BYTES);
     assert_eq!(receive(&server, BYTES), sending.join().expect("the other thread"));
@@ -65,11 +64,11 @@ fn without_a_cgroup2_mount_the_agent_makes_one_of_its_own() {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
     // Mounts of the node are its own. What it has of version 1 stays.
-    node.space.sh("mount -t tmpfs none /run
+    node.netns.sh("mount -t tmpfs none /run
          for mount in $(grep ' cgroup2 ' /proc/self/mounts | cut -d' ' -f2); do umount $mount; done
          ! grep -q ' cgroup2 ' /proc/self/mounts");
     let agent = Agent::start(&node, &[prefill("p0", one.address)]);
-    assert!(node.space.sh("cat /proc/self/mounts").contains("/run/pd-router/cgroup cgroup2"));
+    assert!(node.netns.sh("cat /proc/self/mounts").contains("/run/pd-router/cgroup cgroup2"));
     move_bytes(&node, &one);
     let all = |loads: &Value| pair(loads, "p0", "", "engine")["rx_bytes"] == BYTES;
     assert_eq!(missing(&agent.until("counted by sockets", all)), Vec::<&str>::new());

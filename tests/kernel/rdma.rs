@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use netns::{Node, Topology};
+use router_tests::agent::Agent;
+use router_tests::node_manifests::prefill;
 use serde_json::Value;
-
-use crate::agent::Agent;
-use crate::manifests::prefill;
-use crate::node::{Node, Topology};
 
 /// No device of any machine is called so.
 const UPSTREAM: &str = "erdma_test_1";

@@ -9,13 +9,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use netns::{Namespace, Node, PodNetwork, Topology};
 use router_core::frame::{Class, pod_id};
-
-use crate::agent::{Agent, count, pair, pod};
-use crate::manifests::{Named, decode, prefill};
-use crate::node::{Node, Pod, Topology};
-use crate::space::Space;
-use crate::traffic::{joined, listen, receive};
+use router_tests::agent::{Agent, count, pair, pod};
+use router_tests::node_manifests::{PodEntry, decode, prefill};
+use router_tests::traffic::{joined, listen, receive};
 
 const KV: u16 = 15_432;
 /// A rate that machines of all kinds keep up with.
@@ -31,8 +29,8 @@ struct Steady {
 }
 
 impl Steady {
-    fn start(from: &Space, to: &Pod) -> Steady {
-        let listener = listen(&to.space, to.address, KV);
+    fn start(from: &Namespace, to: &PodNetwork) -> Steady {
+        let listener = listen(&to.netns, to.address, KV);
         let (client, mut server) = joined(from, &listener);
         let (sent, stop) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
         let (total, ends) = (Arc::clone(&sent), Arc::clone(&stop));
@@ -114,7 +112,7 @@ fn is_right(agent: &Agent<'_>, steady: &Steady, provenance: &str) {
 fn from_elsewhere(topology: Topology, flags: &[&str]) {
     let node = Node::new(topology);
     let one = node.pod(2);
-    let elsewhere = Named { node: "node-2", ..prefill("p0", node.addresses().1) };
+    let elsewhere = PodEntry { node: "node-2", ..prefill("p0", node.addresses().1) };
     let agent = Agent::start_with(&node, &[elsewhere, decode("d0", one.address)], flags);
     let steady = Steady::start(&node.outside, &one);
     is_right(&agent, &steady, "estimated");
@@ -158,7 +156,7 @@ fn what_a_prefill_on_the_same_node_sends_is_exact() {
     let (one, other) = (node.pod(2), node.pod(3));
     let pods = [prefill("p0", other.address), decode("d0", one.address)];
     let agent = Agent::start(&node, &pods);
-    let steady = Steady::start(&other.space, &one);
+    let steady = Steady::start(&other.netns, &one);
     is_right(&agent, &steady, "exact");
     let sent = steady.end();
     agent.until("exact at its end", |loads| pair(loads, "d0", "p0", "kv")["rx_bytes"] == sent);
@@ -170,12 +168,12 @@ fn other_payload_is_no_kv_cache() {
     const BYTES: u64 = 1_000_003;
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
-    let elsewhere = Named { node: "node-2", ..prefill("p0", node.addresses().1) };
+    let elsewhere = PodEntry { node: "node-2", ..prefill("p0", node.addresses().1) };
     let agent = Agent::start(&node, &[elsewhere, decode("d0", one.address)]);
-    for port in [crate::manifests::ENGINE, 20_001] {
-        let listener = listen(&one.space, one.address, port);
+    for port in [router_tests::node_manifests::ENGINE, 20_001] {
+        let listener = listen(&one.netns, one.address, port);
         let (client, server) = joined(&node.outside, &listener);
-        let sending = crate::traffic::send(&client, BYTES);
+        let sending = router_tests::traffic::send(&client, BYTES);
         assert_eq!(receive(&server, BYTES), sending.join().expect("the other thread"));
     }
     let loads =

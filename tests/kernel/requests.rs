@@ -4,12 +4,12 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use netns::{Node, Topology};
+use router_tests::agent::{Agent, count, pod};
+use router_tests::node_manifests::{ENGINE, prefill};
+use router_tests::traffic::{joined, listen};
 use serde_json::Value;
 
-use crate::agent::{Agent, count, pod};
-use crate::manifests::{ENGINE, prefill};
-use crate::node::{Node, Topology};
-use crate::traffic::{joined, listen};
 use crate::watch::{Seen, Watch};
 
 const POST: &[u8] = b"POST /generate HTTP/1.1\r\nhost: e\r\ncontent-length: 9\r\n\r\n";
@@ -39,7 +39,7 @@ fn requests_in_flight_are_exact_at_every_moment() {
         let wanted = (in_flight, waiting, streaming);
         agent.until(&format!("{wanted:?}"), |loads| gauges(loads) == wanted);
     };
-    let listener = listen(&one.space, one.address, ENGINE);
+    let listener = listen(&one.netns, one.address, ENGINE);
     let connections: Vec<_> = (0..4).map(|_| joined(&node.outside, &listener)).collect();
     now(0, 0, 0);
     for (client, server) in &connections {
@@ -88,7 +88,7 @@ fn an_answer_without_length_is_over_after_the_idle_window_or_with_its_connection
     let one = node.pod(2);
     let pods = [prefill("p0", one.address)];
     let agent = Agent::start_with(&node, &pods, &["--idle-window", "1500"]);
-    let listener = listen(&one.space, one.address, ENGINE);
+    let listener = listen(&one.netns, one.address, ENGINE);
     let (client, server) = joined(&node.outside, &listener);
     pass(&client, &server, b"GET / HTTP/1.1\r\n\r\n");
     pass(&server, &client, ENDLESS);
@@ -114,7 +114,7 @@ fn an_answer_that_goes_on_after_its_end_is_in_flight_again() {
         let wanted = (in_flight, waiting, streaming);
         agent.until(&format!("{wanted:?}"), |loads| gauges(loads) == wanted)
     };
-    let listener = listen(&one.space, one.address, ENGINE);
+    let listener = listen(&one.netns, one.address, ENGINE);
     let (client, server) = joined(&node.outside, &listener);
     pass(&client, &server, b"GET / HTTP/1.1\r\n\r\n");
     pass(&server, &client, CHUNKED);
@@ -168,7 +168,7 @@ fn latencies_are_those_of_a_packet_socket_within_a_millisecond() {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
     let agent = Agent::start(&node, &[prefill("p0", one.address)]);
-    let listener = listen(&one.space, one.address, ENGINE);
+    let listener = listen(&one.netns, one.address, ENGINE);
     let watch = Watch::start(&node, &one.link);
     let (client, server) = joined(&node.outside, &listener);
     for request in 0..REQUESTS {

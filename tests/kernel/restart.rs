@@ -4,10 +4,10 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::agent::{Agent, count, pair, pod};
-use crate::manifests::{ENGINE, decode, prefill};
-use crate::node::{Node, Topology};
-use crate::traffic::{joined, listen};
+use netns::{Node, Topology};
+use router_tests::agent::{Agent, count, pair, pod};
+use router_tests::node_manifests::{ENGINE, decode, prefill};
+use router_tests::traffic::{joined, listen};
 
 const GET: &[u8] = b"GET /health HTTP/1.1\r\nhost: e\r\n\r\n";
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -17,7 +17,7 @@ fn a_killed_agent_leaves_no_gap_in_any_count() {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
     let mut agent = Agent::start(&node, &[prefill("p0", one.address)]);
-    let listener = listen(&one.space, one.address, ENGINE);
+    let listener = listen(&one.netns, one.address, ENGINE);
     let (mut open_client, mut open_server) = joined(&node.outside, &listener);
     let (mut client, mut server) = joined(&node.outside, &listener);
     open_client.write_all(GET).expect("set up as meant");
@@ -71,7 +71,7 @@ fn filters_of_clsact_are_found_again_and_never_doubled() {
     let one = node.pod(2);
     let pods = [prefill("p0", one.address)];
     let mut agent = Agent::start_with(&node, &pods, &["--tc", "clsact"]);
-    let listener = listen(&one.space, one.address, ENGINE);
+    let listener = listen(&one.netns, one.address, ENGINE);
     let (mut client, mut server) = joined(&node.outside, &listener);
     let mut ask = || {
         client.write_all(GET).expect("set up as meant");
@@ -89,7 +89,7 @@ fn filters_of_clsact_are_found_again_and_never_doubled() {
     let payload = count(&pod(&agent.read_again(), "p0")["tx"]["payload"]);
     assert_eq!(payload, 3 * ANSWER.len() as u64);
     agent.cleanup();
-    let left = node.space.sh(&format!("tc filter show dev {} ingress", one.link));
+    let left = node.netns.sh(&format!("tc filter show dev {} ingress", one.link));
     assert!(!left.contains("pd_"), "{left}");
 }
 
@@ -100,7 +100,7 @@ fn filters_of_clsact_make_way_for_links() {
     let pods = [prefill("p0", one.address)];
     drop(Agent::start_with(&node, &pods, &["--tc", "clsact"]));
     let agent = Agent::start_with(&node, &pods, &["--tc", "tcx"]);
-    let listener = listen(&one.space, one.address, ENGINE);
+    let listener = listen(&one.netns, one.address, ENGINE);
     let (mut client, mut server) = joined(&node.outside, &listener);
     client.write_all(GET).expect("set up as meant");
     server.read_exact(&mut [0; GET.len()]).expect("set up as meant");
@@ -134,9 +134,9 @@ fn nothing_stays_attached_for_nobody(tc: &str, attached: impl Fn(&Node, &str) ->
 #[test]
 fn links_of_interfaces_that_carry_no_pod_any_more_go() {
     nothing_stays_attached_for_nobody("tcx", |node, link| {
-        let shown = node.space.sh(&format!("ip -o link show dev {link}"));
+        let shown = node.netns.sh(&format!("ip -o link show dev {link}"));
         let index = shown.split(':').next().expect("an index");
-        let pins = node.space.sh("ls /sys/fs/bpf/pd-router/links 2>/dev/null || true");
+        let pins = node.netns.sh("ls /sys/fs/bpf/pd-router/links 2>/dev/null || true");
         pins.lines().any(|pin| pin == format!("pd_pod_egress_{index}"))
     });
 }
@@ -144,7 +144,7 @@ fn links_of_interfaces_that_carry_no_pod_any_more_go() {
 #[test]
 fn filters_of_interfaces_that_carry_no_pod_any_more_go() {
     nothing_stays_attached_for_nobody("clsact", |node, link| {
-        node.space.sh(&format!("tc filter show dev {link} egress")).contains("pd_pod_egress")
+        node.netns.sh(&format!("tc filter show dev {link} egress")).contains("pd_pod_egress")
     });
 }
 
@@ -154,10 +154,10 @@ fn cleanup_removes_programs_links_and_maps() {
     let one = node.pod(2);
     let mut agent = Agent::start(&node, &[prefill("p0", one.address)]);
     let pins = "ls /sys/fs/bpf; ls -R /sys/fs/bpf/pd-router 2>/dev/null || true";
-    assert!(node.space.sh(pins).contains("pd_pod_ingress"));
+    assert!(node.netns.sh(pins).contains("pd_pod_ingress"));
     agent.kill();
     agent.cleanup();
-    assert!(!node.space.sh(pins).contains("pd-router"), "{}", node.space.sh(pins));
+    assert!(!node.netns.sh(pins).contains("pd-router"), "{}", node.netns.sh(pins));
     // Nothing to remove is no error, and another agent starts from nothing.
     agent.cleanup();
     agent.again();
@@ -169,12 +169,12 @@ fn maps_of_another_layout_are_replaced() {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
     let mut agent = Agent::start(&node, &[prefill("p0", one.address)]);
-    let listener = listen(&one.space, one.address, ENGINE);
+    let listener = listen(&one.netns, one.address, ENGINE);
     let connection = joined(&node.outside, &listener);
     agent.until("counted", |loads| pair(loads, "p0", "", "engine")["opened"] == 1);
     agent.kill();
     // Another version's settings: the first field is the layout.
-    node.space.sh("bpftool map update pinned /sys/fs/bpf/pd-router/SETTINGS key 0 0 0 0 value \
+    node.netns.sh("bpftool map update pinned /sys/fs/bpf/pd-router/SETTINGS key 0 0 0 0 value \
         99 0 0 0 0 0 0 0 1 0 0 0 0 0 0 0");
     agent.again();
     let loads = agent.until("seeded anew", |loads| pair(loads, "p0", "", "engine")["seeded"] == 1);

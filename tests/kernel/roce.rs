@@ -5,14 +5,14 @@
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use netns::{Node, PodNetwork, Topology};
 use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use router_tests::agent::{Agent, count};
+use router_tests::node_manifests::decode;
 use serde_json::{Value, json};
 
-use crate::agent::{Agent, count};
 use crate::frames;
-use crate::manifests::decode;
-use crate::node::{Node, Pod, Topology};
 
 /// Sends whole frames from the machine outside.
 struct Sender {
@@ -46,7 +46,7 @@ impl Sender {
 }
 
 /// A RoCEv2 packet from the machine outside to a queue pair of the pod.
-fn packet(node: &Node, pod: &Pod, queue_pair: u32, opcode: u8, payload: usize) -> Vec<u8> {
+fn packet(node: &Node, pod: &PodNetwork, queue_pair: u32, opcode: u8, payload: usize) -> Vec<u8> {
     let mut reth = [0; 16];
     reth[12..].copy_from_slice(&65_536u32.to_be_bytes());
     let extended = if matches!(opcode, 6 | 10 | 12) { &reth[..] } else { &[] };

@@ -2,10 +2,10 @@
 
 use std::io::Read;
 
-use crate::agent::{Agent, pair};
-use crate::manifests::{ENGINE, decode, prefill};
-use crate::node::{Node, Topology};
-use crate::traffic::{joined, listen, receive, send};
+use netns::{Node, Topology};
+use router_tests::agent::{Agent, pair};
+use router_tests::node_manifests::{ENGINE, decode, prefill};
+use router_tests::traffic::{joined, listen, receive, send};
 
 const BYTES: u64 = 5_000_011;
 
@@ -14,7 +14,7 @@ fn a_pod_whose_interface_is_its_own_is_named_and_its_connections_count() {
     let node = Node::new(Topology::Routed);
     let (one, apart) = (node.pod(2), node.pod_apart(3));
     let agent = Agent::start(&node, &[prefill("p0", one.address), decode("d0", apart.address)]);
-    let listener = listen(&apart.space, apart.address, ENGINE);
+    let listener = listen(&apart.netns, apart.address, ENGINE);
     let (client, server) = joined(&node.outside, &listener);
     let sending = send(&server, BYTES);
     assert_eq!(receive(&client, BYTES), sending.join().expect("the other thread"));

@@ -7,14 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use netns::Node;
 use nix::cmsg_space;
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg,
     setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeSpec, TimeVal, TimeValLike};
-
-use crate::node::Node;
 
 /// A TCP segment with payload, over IPv4.
 #[derive(Clone, Debug)]
@@ -32,9 +31,9 @@ pub(crate) struct Watch {
 impl Watch {
     /// Watches one interface of a node until stopped.
     pub(crate) fn start(node: &Node, link: &str) -> Watch {
-        let index = node.space.sh(&format!("ip -o link show {link}"));
+        let index = node.netns.sh(&format!("ip -o link show {link}"));
         let index: i32 = index.split(':').next().and_then(|i| i.parse().ok()).expect("an index");
-        let socket = node.space.run(|| {
+        let socket = node.netns.run(|| {
             let all = SockProtocol::EthAll;
             let socket =
                 socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), all).expect("raw");

@@ -104,7 +104,7 @@ async fn counted_by_agent(world: &World) -> Connections {
 fn shown_by_ss(world: &World) -> Connections {
     let mut shown = Connections::new();
     for server in world.engines() {
-        let lines = server.pod.space.sh("ss -Htn state established");
+        let lines = server.pod.netns.sh("ss -Htn state established");
         for line in lines.lines() {
             let mut words = line.split_whitespace().skip(2);
             let (local, remote) = (words.next(), words.next());

@@ -11,25 +11,19 @@ mod clients;
 mod counted;
 mod deaths;
 mod leaving;
-#[path = "../kernel/node.rs"]
-#[expect(dead_code, reason = "the kernel's tests use more of it")]
-mod node;
 mod peer;
 mod report;
 mod requests;
 mod server;
 mod shape;
 mod simulated;
-#[path = "../kernel/space.rs"]
-mod space;
 mod struck;
-#[path = "../kernel/wire.rs"]
-mod wire;
 mod world;
 
 use std::process::ExitCode;
 
-use node::{Node, Topology};
+use netns::{Node, Topology};
+
 use report::Report;
 use world::World;
 
@@ -41,7 +35,7 @@ fn main() -> ExitCode {
     let node = Node::new(Topology::Bridged);
     let servers = World::pods(&node);
     // In the node's namespace; the runtime has no other thread.
-    node.space.run(move || {
+    node.netns.run(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.expect("a runtime");
         let world = runtime.block_on(World::start(servers));

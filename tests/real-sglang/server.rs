@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use netns::PodNetwork;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, getpgid};
 use router_tests::manifests::{BOOTSTRAP_PORT, ENGINE_PORT};
 use router_tests::{Client, eventually};
 use serde_json::Value;
 
-use crate::node::Pod;
 use crate::requests::MODEL;
 
 /// A server imports for minutes where the machine has other work.
@@ -44,7 +44,7 @@ pub(crate) struct Installation {
 pub(crate) struct Server {
     pub(crate) name: &'static str,
     pub(crate) role: Role,
-    pub(crate) pod: Pod,
+    pub(crate) pod: PodNetwork,
     installation: Installation,
     log: PathBuf,
     child: Child,
@@ -55,7 +55,7 @@ impl Server {
     pub(crate) fn start(
         name: &'static str,
         role: Role,
-        pod: Pod,
+        pod: PodNetwork,
         installation: &Installation,
     ) -> Server {
         let log = installation.logs.join(format!("{name}.log"));
@@ -151,13 +151,13 @@ impl Drop for Server {
     }
 }
 
-fn spawn(role: Role, pod: &Pod, installation: &Installation, log: &Path) -> Child {
+fn spawn(role: Role, pod: &PodNetwork, installation: &Installation, log: &Path) -> Child {
     let log = File::create(log).expect("a server's log");
     let mut command = command(role, pod.address, installation);
     command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
     // A group of its own, so that one signal reaches the scheduler and the detokenizer too.
     command.process_group(0);
-    pod.space.run(move || command.spawn().expect("starting SGLang"))
+    pod.netns.run(move || command.spawn().expect("starting SGLang"))
 }
 
 fn command(role: Role, ip: IpAddr, installation: &Installation) -> Command {

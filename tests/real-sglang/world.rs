@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use netns::{Node, PodNetwork};
 use router_tests::manifests::{self, ENGINE_PORT};
 use router_tests::{Client, Gateway, Manifests, eventually};
 use serde_json::Value;
 
 use crate::agent::Agent;
-use crate::node::{Node, Pod};
 use crate::server::{Installation, Role, Server};
 use crate::simulated::Pair;
 
@@ -32,10 +32,10 @@ pub(crate) struct World {
 
 /// Where each server will stand.
 pub(crate) struct Pods {
-    prefill: Pod,
-    second: Pod,
-    decode: Pod,
-    reference: Pod,
+    prefill: PodNetwork,
+    second: PodNetwork,
+    decode: PodNetwork,
+    reference: PodNetwork,
 }
 
 impl World {

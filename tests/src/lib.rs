@@ -5,7 +5,11 @@
 //! [`Gateway`] serves those manifests, [`Client`] talks to it, and [`received`] says what the
 //! engines got. Every server stands on a loopback address of its own, so that tests run side by
 //! side with the ports that a cluster would use.
+//!
+//! Tests in network namespaces (crate `netns`) use [`agent`] and [`traffic`] on one node, or
+//! [`site`]: a node with engines and an agent, and gateways outside.
 
+pub mod agent;
 pub mod balancer;
 pub mod certificate;
 pub mod client;
@@ -16,10 +20,13 @@ pub mod folder;
 pub mod gateway;
 pub mod loopback;
 pub mod manifests;
+pub mod node_manifests;
 pub mod patience;
 pub mod process;
 pub mod received;
+pub mod site;
 pub mod sse;
+pub mod traffic;
 
 pub use balancer::Balancer;
 pub use client::{Answer, Client, Stream};

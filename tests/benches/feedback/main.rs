@@ -3,25 +3,7 @@
 //!
 //! Needs root, BPF, `PD_ROUTER_BIN` and `SGLANG_SIM_BIN`: run `cargo xtask bench feedback`.
 
-#[path = "../../feedback/around.rs"]
-mod around;
-#[path = "../../feedback/crowd.rs"]
-#[expect(dead_code, reason = "the tests use more of it")]
-mod crowd;
-#[path = "../../kernel/node.rs"]
-#[expect(dead_code, reason = "the tests use more of it")]
-mod node;
-#[path = "../../feedback/relay.rs"]
-#[expect(dead_code, reason = "the tests use more of it")]
-mod relay;
 mod replay;
-#[path = "../../feedback/site.rs"]
-#[expect(dead_code, reason = "the tests use more of it")]
-mod site;
-#[path = "../../kernel/space.rs"]
-mod space;
-#[path = "../../kernel/wire.rs"]
-mod wire;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -31,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use router_tests::manifests::{ENGINE_PORT, ROLE_LABEL};
 use router_tests::process::cpu_time;
+use router_tests::site::bypass::{Question, around};
+use router_tests::site::{AGENT_PORT, LIMIT, Site, SiteGateway, enter, wait};
 
-use around::{Question, around};
 use replay::{Publisher, Sent, publish, record};
-use site::{AGENT_PORT, Gateway, Site, enter, wait};
 
 const PUBLISHERS: u8 = 99;
 const PAIRS: usize = 8;
@@ -189,7 +171,7 @@ status:
 }
 
 /// From the first byte of a request to the engine until the gateway takes the engine to have one.
-fn events(gateway: &Gateway, worker: &str, engine: SocketAddr) -> Vec<Duration> {
+fn events(gateway: &SiteGateway, worker: &str, engine: SocketAddr) -> Vec<Duration> {
     let (outside, admin) = (gateway.outside.clone(), gateway.admin);
     let worker = worker.to_owned();
     let measured = std::thread::spawn(move || {
@@ -226,7 +208,7 @@ impl View {
     fn until(&mut self, requests: f64) {
         let start = Instant::now();
         while self.others() != Some(requests) {
-            assert!(start.elapsed() < site::LIMIT, "the gateway never saw {requests} requests");
+            assert!(start.elapsed() < LIMIT, "the gateway never saw {requests} requests");
             std::thread::sleep(LOOKS);
         }
     }

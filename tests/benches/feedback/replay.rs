@@ -9,12 +9,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use netns::Namespace;
 use router_core::frame::{
     Body, Delta, Frame, LoadReport, PairRecord, PodRecord, decode, pod_id, split_frame,
 };
-
-use crate::site::{TOKEN, enter};
-use crate::space::Space;
+use router_tests::site::{TOKEN, enter};
 
 /// What an agent said, and when after the report that it began with.
 pub(crate) struct Recording {
@@ -24,7 +23,7 @@ pub(crate) struct Recording {
 }
 
 /// Subscribes to a real agent, from the namespace `from`, for so long.
-pub(crate) fn record(from: &Space, agent: SocketAddr, takes: Duration) -> Recording {
+pub(crate) fn record(from: &Namespace, agent: SocketAddr, takes: Duration) -> Recording {
     let path = from.path();
     let recorded = std::thread::spawn(move || {
         enter(&path);
@@ -142,7 +141,7 @@ pub(crate) type Sent = Arc<AtomicU64>;
 
 /// Serves at `address` in `space` what was recorded of the pods with the UIDs `of`, as of `own`.
 pub(crate) fn publish(
-    space: &Space,
+    netns: &Namespace,
     address: SocketAddr,
     recording: &Recording,
     (of, own): (&[String], &[String]),
@@ -151,7 +150,7 @@ pub(crate) fn publish(
     let names = of.iter().zip(own).map(|(of, own)| (pod_id(of), pod_id(own))).collect();
     let (report, bodies) = recording.of(&names);
     let (stop, takes, sent) = (Arc::new(AtomicBool::new(false)), recording.takes, Arc::clone(sent));
-    let listener = space.run(move || TcpListener::bind(address).expect("binding"));
+    let listener = netns.run(move || TcpListener::bind(address).expect("binding"));
     let newcomers: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
     let came = Arc::clone(&newcomers);
     // It ends with the program: nobody interrupts an accept.

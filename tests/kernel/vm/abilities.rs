@@ -2,15 +2,14 @@
 
 use std::path::Path;
 
+use netns::{Namespace, Node, Topology};
 use router_common::maps::PINNED;
+use router_tests::agent::Agent;
+use router_tests::node_manifests::prefill;
 use router_userspace::agent::kernel::{Attached, Hook, Programs};
 use router_userspace::agent::settings::{TcMode, XdpWish};
 
 use super::{found, kernel};
-use crate::agent::Agent;
-use crate::manifests::prefill;
-use crate::node::{Node, Topology};
-use crate::space::Space;
 
 const PINS: &str = "/sys/fs/bpf/abilities";
 const PROGRAMS: [&str; 7] = [
@@ -30,18 +29,18 @@ fn load(tc: TcMode) -> (Programs, Vec<String>) {
 }
 
 /// A namespace with a bpf file system and a veth; its name and index.
-fn with_veth() -> (Space, u32) {
-    let space = Space::node();
-    space.sh("ip link add v0 type veth peer name v1; ip link set v0 up; ip link set v1 up");
-    let link = space.sh("ip -o link show v0");
+fn with_veth() -> (Namespace, u32) {
+    let netns = Namespace::node();
+    netns.sh("ip link add v0 type veth peer name v1; ip link set v0 up; ip link set v1 up");
+    let link = netns.sh("ip -o link show v0");
     let index = link.split(':').next().and_then(|index| index.parse().ok()).expect("an index");
-    (space, index)
+    (netns, index)
 }
 
 #[test]
 fn every_program_is_accepted_and_every_map_has_named_fields() {
-    let space = Space::node();
-    let refused = space.run(|| {
+    let netns = Namespace::node();
+    let refused = netns.run(|| {
         let (programs, refused) = load(TcMode::Auto);
         for name in PROGRAMS {
             if let Err(error) = programs.fd(name) {
@@ -54,7 +53,7 @@ fn every_program_is_accepted_and_every_map_has_named_fields() {
     assert!(refused.is_empty(), "{refused:#?}");
     let mut named = 0;
     for map in PINNED {
-        let shown = space.sh(&format!("bpftool -j map show pinned {PINS}/{map}"));
+        let shown = netns.sh(&format!("bpftool -j map show pinned {PINS}/{map}"));
         assert!(shown.contains("btf_id"), "{map} has no names: {shown}");
         named += 1;
     }
@@ -63,10 +62,10 @@ fn every_program_is_accepted_and_every_map_has_named_fields() {
 
 #[test]
 fn tc_attaches_by_tcx_from_six_six_on_and_by_clsact_everywhere() {
-    let (space, index) = with_veth();
+    let (netns, index) = with_veth();
     const HOOKS: [Hook; 4] =
         [Hook::PodIngress, Hook::PodEgress, Hook::LinkIngress, Hook::LinkEgress];
-    let (tcx, again) = space.run(move || {
+    let (tcx, again) = netns.run(move || {
         let (mut programs, _) = load(TcMode::Tcx);
         let attached = HOOKS.map(|hook| programs.attach_tc("v0", index, hook).ok());
         let again = HOOKS.map(|hook| programs.attach_tc("v0", index, hook).ok());
@@ -78,7 +77,7 @@ fn tc_attaches_by_tcx_from_six_six_on_and_by_clsact_everywhere() {
     assert_eq!(tcx, expected(Attached::New));
     // The second takes the pinned links over: not a packet goes by uncounted.
     assert_eq!(again, expected(Attached::TakenOver));
-    let (clsact, again) = space.run(move || {
+    let (clsact, again) = netns.run(move || {
         let (mut programs, _) = load(TcMode::Clsact);
         let attach = |programs: &mut Programs| {
             HOOKS.map(|hook| programs.attach_tc("v0", index, hook).expect("attaching by clsact"))
@@ -87,7 +86,7 @@ fn tc_attaches_by_tcx_from_six_six_on_and_by_clsact_everywhere() {
     });
     assert_eq!(clsact, [Attached::New; 4]);
     assert_eq!(again, [Attached::TakenOver; 4]);
-    let filters = space.sh("tc filter show dev v0 ingress; tc filter show dev v0 egress");
+    let filters = netns.sh("tc filter show dev v0 ingress; tc filter show dev v0 egress");
     for hook in HOOKS {
         let filter = format!(" {} direct-action", hook.program());
         assert_eq!(filters.matches(&filter).count(), 1, "{filters}");
@@ -97,9 +96,9 @@ fn tc_attaches_by_tcx_from_six_six_on_and_by_clsact_everywhere() {
 
 #[test]
 fn xdp_attaches_natively_and_generically_and_is_taken_over() {
-    let (space, index) = with_veth();
+    let (netns, index) = with_veth();
     for (wish, name) in [(XdpWish::Native, "native"), (XdpWish::Generic, "generic")] {
-        let how = space.run(move || {
+        let how = netns.run(move || {
             let (mut programs, _) = load(TcMode::Auto);
             let first = programs.attach_xdp(index, wish).expect("attaching");
             let second = load(TcMode::Auto).0.attach_xdp(index, wish).expect("attaching again");
@@ -112,9 +111,9 @@ fn xdp_attaches_natively_and_generically_and_is_taken_over() {
 
 #[test]
 fn sock_ops_and_the_tracepoint_attach_and_are_taken_over_where_they_can_be_pinned() {
-    let space = Space::node();
-    space.sh("mount -t tracefs tracefs /sys/kernel/tracing");
-    let (sock_ops, tracepoint) = space.run(|| {
+    let netns = Namespace::node();
+    netns.sh("mount -t tracefs tracefs /sys/kernel/tracing");
+    let (sock_ops, tracepoint) = netns.run(|| {
         let (mut programs, _) = load(TcMode::Auto);
         let cgroup = Path::new("/sys/fs/cgroup");
         let first = programs.attach_sock_ops(cgroup).expect("attaching to the cgroup");

@@ -1,11 +1,11 @@
 //! Whose queue pairs they are, and what the devices count: against what the kernel's own tool says.
 
+use router_tests::agent::Agent;
 use serde_json::Value;
 
 use super::rig::{CLIENT, Rig, SERVER, pod};
 use super::writer::Writer;
 use super::{found, kernel, shown};
-use crate::agent::Agent;
 
 fn device<'v>(loads: &'v Value, name: &str) -> &'v Value {
     let devices = loads["rdma"]["devices"].as_array().expect("RDMA devices");

@@ -1,9 +1,9 @@
 //! Nodes with cgroup v1 alone, with both versions, and with version two alone.
 
-use crate::agent::{Agent, pair};
-use crate::manifests::{ENGINE, prefill};
-use crate::node::{Node, Topology};
-use crate::traffic::{ended, joined, listen, receive, send};
+use netns::{Node, Topology};
+use router_tests::agent::{Agent, pair};
+use router_tests::node_manifests::{ENGINE, prefill};
+use router_tests::traffic::{ended, joined, listen, receive, send};
 
 use super::found;
 
@@ -12,10 +12,10 @@ const BYTES: u64 = 300_007;
 /// Replaces the node's cgroup mounts, then counts one connection.
 fn counts(mounts: &str, name: &str) -> String {
     let node = Node::new(Topology::Routed);
-    node.space.sh(&format!("umount /sys/fs/cgroup\n{mounts}"));
+    node.netns.sh(&format!("umount /sys/fs/cgroup\n{mounts}"));
     let one = node.pod(2);
     let agent = Agent::start(&node, &[prefill("p0", one.address)]);
-    let listener = listen(&one.space, one.address, ENGINE);
+    let listener = listen(&one.netns, one.address, ENGINE);
     let (client, server) = joined(&node.outside, &listener);
     let sending = send(&client, BYTES);
     assert_eq!(receive(&server, BYTES), sending.join().expect("the other thread"));
@@ -30,7 +30,7 @@ fn counts(mounts: &str, name: &str) -> String {
     let missing: Vec<_> = missing.filter_map(|line| line.as_str()).collect();
     assert!(missing.iter().all(|line| line.starts_with("RDMA")), "{missing:#?}");
     found(name, "connections and bytes counted");
-    node.space.sh("cat /proc/mounts")
+    node.netns.sh("cat /proc/mounts")
 }
 
 #[test]

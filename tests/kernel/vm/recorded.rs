@@ -20,12 +20,12 @@ const FILES: [&str; 5] =
     ["node_guid", "ports/1/state", "ports/1/rate", "ports/1/gids/0", "ports/1/gids/1"];
 
 fn json(rig: &Rig, command: &str) -> Vec<Value> {
-    serde_json::from_str(&rig.node.space.sh(command)).expect("a list")
+    serde_json::from_str(&rig.node.netns.sh(command)).expect("a list")
 }
 
 /// A question's answer in hexadecimal digits; nothing where it is refused.
 fn answer(rig: &Rig, command: Command, device: Option<u32>, port: Option<u32>) -> String {
-    rig.node.space.run(move || {
+    rig.node.netns.run(move || {
         let mut kernel = Kernel::default();
         let answer = kernel
             .ask(command, device, port)
@@ -110,7 +110,7 @@ fn what_the_kernel_answers_is_recorded() {
         tell(&format!("recorded proc {process} {}", cgroup.trim()));
     }
     // The recorder asks as the agent does, and the agent understands.
-    let report = rig.node.space.run(|| {
+    let report = rig.node.netns.run(|| {
         let mut rdma = Rdma::new(Box::<Kernel>::default(), &Roots::default(), Vec::new());
         rdma.round(Duration::from_secs(1), &Activity::default());
         rdma.report(Duration::from_secs(1))

@@ -7,11 +7,10 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use netns::Node;
+use router_tests::node_manifests::{PodEntry, prefill};
 use router_tests::patience;
 use serde_json::Value;
-
-use crate::manifests::{Named, prefill};
-use crate::node::Node;
 
 /// The devices are of the machine's own network, and so of one test at a time.
 static MACHINE: Mutex<()> = Mutex::new(());
@@ -51,7 +50,7 @@ impl Losing<'_> {
     /// Packets that were lost.
     pub(super) fn lost(&self) -> u64 {
         let count = |link| {
-            let shown = self.rig.node.space.sh(&match self.side {
+            let shown = self.rig.node.netns.sh(&match self.side {
                 Loss::BeforeCounting => format!("tc -s qdisc show dev {link} root"),
                 Loss::BehindCounting => format!("tc -s filter show dev {link} ingress"),
             });
@@ -65,7 +64,7 @@ impl Losing<'_> {
 impl Drop for Losing<'_> {
     fn drop(&mut self) {
         for link in LINKS {
-            self.rig.node.space.sh(&match self.side {
+            self.rig.node.netns.sh(&match self.side {
                 Loss::BeforeCounting => format!("tc qdisc del dev {link} root"),
                 Loss::BehindCounting => {
                     format!("tc filter del dev {link} ingress prio {PRIORITY}")
@@ -87,7 +86,7 @@ impl Rig {
         let machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
         let node = Node::machine();
         if !PathBuf::from("/sys/class/infiniband/rxe1").exists() {
-            node.space.sh(&format!(
+            node.netns.sh(&format!(
                 "ip link add wa type veth peer name wb
                  for link in all wa wb; do
                      echo 0 > /proc/sys/net/ipv4/conf/$link/rp_filter
@@ -121,7 +120,7 @@ impl Rig {
     /// on their way from there.
     pub(super) fn losing(&self, side: Loss) -> Losing<'_> {
         for link in LINKS {
-            self.node.space.sh(&match side {
+            self.node.netns.sh(&match side {
                 Loss::BeforeCounting => {
                     format!("tc qdisc add dev {link} root netem loss 2% limit 100000")
                 }
@@ -148,7 +147,7 @@ impl Rig {
         let script =
             format!("mkdir -p {group}; echo $$ > {group}/cgroup.procs; exec {command} 2>&1");
         let command = command.to_owned();
-        let child = self.node.space.run(move || {
+        let child = self.node.netns.run(move || {
             let mut shell = Command::new("sh");
             shell.args(["-ec", &script]).stdout(Stdio::piped()).spawn().expect("a shell")
         });
@@ -173,10 +172,10 @@ impl Rig {
             matches!(words[..], [_, local, _, "0A", ..] if local.ends_with(&end))
         };
         until("the server listening", || {
-            let sockets = self.node.space.sh("cat /proc/net/tcp /proc/net/tcp6");
+            let sockets = self.node.netns.sh("cat /proc/net/tcp /proc/net/tcp6");
             // rping waits by the connection manager.
             sockets.lines().any(listens)
-                || self.node.space.sh("rdma resource show cm_id").contains("state LISTEN")
+                || self.node.netns.sh("rdma resource show cm_id").contains("state LISTEN")
         });
         server
     }
@@ -194,7 +193,7 @@ impl Rig {
 
     /// What the device has counted, by the names of its counters.
     pub(super) fn statistic(&self, device: &str) -> Value {
-        let text = self.node.space.sh(&format!("rdma -j statistic show link {device}/1"));
+        let text = self.node.netns.sh(&format!("rdma -j statistic show link {device}/1"));
         let all: Value = serde_json::from_str(&text).expect("JSON");
         all.get(0).expect("a device").clone()
     }
@@ -256,7 +255,12 @@ pub(super) fn until(what: &str, holds: impl Fn() -> bool) {
 }
 
 /// The pod of this number, at the address of its device.
-pub(super) fn pod(number: usize, name: &'static str, address: &str, role: &'static str) -> Named {
+pub(super) fn pod(
+    number: usize,
+    name: &'static str,
+    address: &str,
+    role: &'static str,
+) -> PodEntry {
     let address = address.parse().expect("an address");
-    Named { uid: UIDS[number].to_owned(), role, ..prefill(name, address) }
+    PodEntry { uid: UIDS[number].to_owned(), role, ..prefill(name, address) }
 }

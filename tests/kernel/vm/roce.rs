@@ -1,11 +1,11 @@
 //! RoCEv2 on the wire: what XDP counts of WRITEs and READs is what perftest moved, to the byte, also
 //! where the wire loses packets and RDMA sends them again.
 
+use router_tests::agent::Agent;
 use serde_json::Value;
 
 use super::found;
 use super::rig::{CLIENT, Loss, Rig, SERVER, pod};
-use crate::agent::Agent;
 
 /// What one run of perftest moves.
 const MESSAGES: u64 = 100;
@@ -24,7 +24,7 @@ fn perftest(program: &str, device: &str, peer: &str) -> String {
 
 /// Sums of a counter over the queue pairs that one end sends to the other.
 fn counted(rig: &Rig, way: Way, field: &str) -> u64 {
-    let text = rig.node.space.sh("bpftool -j map dump pinned /sys/fs/bpf/pd-router/QUEUE_PAIRS");
+    let text = rig.node.netns.sh("bpftool -j map dump pinned /sys/fs/bpf/pd-router/QUEUE_PAIRS");
     let entries: Vec<Value> = serde_json::from_str(&text).expect("JSON");
     let mapped = |address: &str| -> Value {
         let v4: std::net::Ipv4Addr = address.parse().expect("an address");

@@ -40,7 +40,7 @@ impl<'a> Writer<'a> {
         let (rig, port) = (self.rig, self.port);
         // A server that waits for another client has made no queue pair yet, and gives up on one
         // that says nothing.
-        let poke = || drop(rig.node.space.run(move || TcpStream::connect((address, port))));
+        let poke = || drop(rig.node.netns.run(move || TcpStream::connect((address, port))));
         self.server.ended_by(poke);
     }
 }

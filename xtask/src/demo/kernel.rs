@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use netns::Namespace;
 use serde_json::Value;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
 use super::START;
 use super::process::Process;
-use super::site::{Site, Space};
+use super::site::{Site, inside};
 use crate::{ebpf, shell};
 
 const AGENT: &str = "127.0.0.1:9911";
@@ -45,9 +46,9 @@ impl Counting {
         binary: &Path,
         object: &Path,
         site: &Site,
-        node: &Space,
+        node: &Namespace,
     ) -> Result<Counting> {
-        let mut words = node.enter(binary);
+        let mut words = inside(node, binary);
         words.extend(["agent", "--pin-dir", PINS].map(str::to_owned));
         let mut cleanup = words.clone();
         cleanup.push("--cleanup".to_owned());
@@ -55,7 +56,7 @@ impl Counting {
         words.push(site.manifests.display().to_string());
         words.extend(["--object".to_owned(), object.display().to_string()]);
         let process = Process::start("agent", Path::new(&words[0]), &words[1..])?;
-        let mut ask = node.enter(Path::new("curl"));
+        let mut ask = inside(node, Path::new("curl"));
         ask.extend(["--silent", "--fail", "--noproxy", "*"].map(str::to_owned));
         let counting = Counting { _process: process, ask, cleanup, peaks: BTreeMap::new() };
         let start = Instant::now();

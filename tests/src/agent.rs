@@ -7,20 +7,20 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use netns::Node;
 use router_core::frame::{self, Body, LoadReport};
-use router_tests::folder::Folder;
-use router_tests::patience;
 use serde_json::Value;
 
-use crate::manifests::{Manifests, NODE, Named};
-use crate::node::Node;
+use crate::folder::Folder;
+use crate::node_manifests::{NODE, NodeManifests, PodEntry};
+use crate::patience;
 
 /// Longer than any wait takes on a usual machine, and a busy one.
 const USUAL_PATIENCE: Duration = Duration::from_secs(120);
 
-pub(crate) struct Agent<'a> {
-    pub(crate) node: &'a Node,
-    pub(crate) manifests: Manifests,
+pub struct Agent<'a> {
+    pub node: &'a Node,
+    pub manifests: NodeManifests,
     flags: Vec<String>,
     port: u16,
     /// What it says on stderr, of all its lives.
@@ -34,30 +34,30 @@ fn binary() -> String {
 }
 
 impl<'a> Agent<'a> {
-    pub(crate) fn start(node: &'a Node, pods: &[Named]) -> Agent<'a> {
+    pub fn start(node: &'a Node, pods: &[PodEntry]) -> Agent<'a> {
         Agent::start_with(node, pods, &[])
     }
 
-    pub(crate) fn start_with(node: &'a Node, pods: &[Named], flags: &[&str]) -> Agent<'a> {
+    pub fn start_with(node: &'a Node, pods: &[PodEntry], flags: &[&str]) -> Agent<'a> {
         Agent::start_at(node, pods, flags, 9911)
     }
 
-    fn start_at(node: &'a Node, pods: &[Named], flags: &[&str], port: u16) -> Agent<'a> {
-        let manifests = Manifests::new();
+    fn start_at(node: &'a Node, pods: &[PodEntry], flags: &[&str], port: u16) -> Agent<'a> {
+        let manifests = NodeManifests::new();
         manifests.write(pods);
         Agent::run(node, manifests, flags, port, &[])
     }
 
     /// One that another program starts, which these words begin.
-    pub(crate) fn start_by(node: &'a Node, pods: &[Named], by: &[&str]) -> Agent<'a> {
-        let manifests = Manifests::new();
+    pub fn start_by(node: &'a Node, pods: &[PodEntry], by: &[&str]) -> Agent<'a> {
+        let manifests = NodeManifests::new();
         manifests.write(pods);
         Agent::run(node, manifests, &[], 9911, by)
     }
 
     fn run(
         node: &'a Node,
-        manifests: Manifests,
+        manifests: NodeManifests,
         flags: &[&str],
         port: u16,
         by: &[&str],
@@ -71,12 +71,12 @@ impl<'a> Agent<'a> {
     }
 
     /// What it said on stderr.
-    pub(crate) fn log(&self) -> String {
+    pub fn log(&self) -> String {
         std::fs::read_to_string(self.log.path().join(LOG)).expect("the agent's log")
     }
 
     /// Another agent on the same node, with pins and a port of its own.
-    pub(crate) fn beside(&self, pods: &[Named], flags: &[&str], port: u16) -> Agent<'a> {
+    pub fn beside(&self, pods: &[PodEntry], flags: &[&str], port: u16) -> Agent<'a> {
         let listen = format!("127.0.0.1:{port}");
         let flags = [flags, &["--listen", &listen]].concat();
         Agent::start_at(self.node, pods, &flags, port)
@@ -95,13 +95,13 @@ impl<'a> Agent<'a> {
     }
 
     /// What it says now.
-    pub(crate) fn loads(&self) -> Value {
+    pub fn loads(&self) -> Value {
         let body = self.get("/v1/loads").expect("the agent answers");
         serde_json::from_str(&body).expect("JSON")
     }
 
     /// Waits until what it says holds.
-    pub(crate) fn until(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    pub fn until(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let start = Instant::now();
         loop {
             let loads = self.loads();
@@ -114,7 +114,7 @@ impl<'a> Agent<'a> {
     }
 
     /// What it says once it has read everything again: requests are read more often than the rest.
-    pub(crate) fn read_again(&self) -> Value {
+    pub fn read_again(&self) -> Value {
         let start = Instant::now();
         let is_older = |pod: &Value| {
             pod["age_ms"].as_f64().is_none_or(|age| age / 1e3 >= start.elapsed().as_secs_f64())
@@ -125,7 +125,7 @@ impl<'a> Agent<'a> {
     }
 
     /// What a gateway that begins to listen is told first.
-    pub(crate) fn told(&self) -> LoadReport {
+    pub fn told(&self) -> LoadReport {
         let mut stream = self.listen();
         let mut answer = Vec::new();
         let bytes = loop {
@@ -147,14 +147,14 @@ impl<'a> Agent<'a> {
     /// The stream that a gateway asks for.
     fn listen(&self) -> TcpStream {
         let port = self.port;
-        self.node.space.run(move || {
+        self.node.netns.run(move || {
             let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("connecting");
             stream.write_all(b"GET /v1/loads/stream HTTP/1.0\r\n\r\n").expect("asking");
             stream
         })
     }
 
-    pub(crate) fn metrics(&self) -> String {
+    pub fn metrics(&self) -> String {
         self.get("/metrics").expect("the agent answers")
     }
 
@@ -162,7 +162,7 @@ impl<'a> Agent<'a> {
     fn get(&self, path: &str) -> Option<String> {
         let port = self.port;
         let request = format!("GET {path} HTTP/1.0\r\n\r\n");
-        self.node.space.run(move || {
+        self.node.netns.run(move || {
             let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
             stream.write_all(request.as_bytes()).ok()?;
             let mut answer = String::new();
@@ -173,31 +173,29 @@ impl<'a> Agent<'a> {
     }
 
     /// Ends it as a crash would.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.child.kill().expect("killing the agent");
         self.child.wait().expect("the agent ends");
     }
 
     /// Starts another after a kill.
-    pub(crate) fn again(&mut self) {
+    pub fn again(&mut self) {
         self.child = spawn(self.node, &[], &self.manifests, &self.flags, &self.log);
         self.until_ready();
     }
 
     /// A gateway that listens and takes whatever comes, for as long as the agent lives.
-    #[allow(dead_code, reason = "the bench asks for it, and the tests do not")]
-    pub(crate) fn listened(&self) {
+    pub fn listened(&self) {
         let mut stream = self.listen();
         std::thread::spawn(move || std::io::copy(&mut stream, &mut std::io::sink()));
     }
 
-    #[allow(dead_code, reason = "the bench asks for it, and the tests do not")]
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub(crate) fn cleanup(&self) {
-        self.node.space.sh(&format!("{} agent --cleanup", binary()));
+    pub fn cleanup(&self) {
+        self.node.netns.sh(&format!("{} agent --cleanup", binary()));
     }
 }
 
@@ -213,7 +211,13 @@ impl Drop for Agent<'_> {
 
 const LOG: &str = "stderr";
 
-fn spawn(node: &Node, by: &[&str], manifests: &Manifests, flags: &[String], log: &Folder) -> Child {
+fn spawn(
+    node: &Node,
+    by: &[&str],
+    manifests: &NodeManifests,
+    flags: &[String],
+    log: &Folder,
+) -> Child {
     let binary = binary();
     let mut words: Vec<String> = by.iter().map(|word| (*word).to_owned()).collect();
     words.extend([binary.as_str(), "agent", "--node-name", NODE, "--manifests"].map(str::to_owned));
@@ -221,7 +225,7 @@ fn spawn(node: &Node, by: &[&str], manifests: &Manifests, flags: &[String], log:
     words.extend_from_slice(flags);
     let log = OpenOptions::new().create(true).append(true).open(log.path().join(LOG));
     let log = log.expect("a file for the agent's log");
-    node.space.run(move || {
+    node.netns.run(move || {
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).stderr(log).env("PD_ROUTER_LOG", "warn");
         command.spawn().expect("starting the agent")
@@ -229,14 +233,14 @@ fn spawn(node: &Node, by: &[&str], manifests: &Manifests, flags: &[String], log:
 }
 
 /// The load of a pod.
-pub(crate) fn pod<'v>(loads: &'v Value, name: &str) -> &'v Value {
+pub fn pod<'v>(loads: &'v Value, name: &str) -> &'v Value {
     let name = format!("default/{name}");
     let pods = loads["pods"].as_array().expect("pods");
     pods.iter().find(|pod| pod["pod"] == *name).unwrap_or(&Value::Null)
 }
 
 /// A pod's connections with a peer (`""`: nobody known) of a class.
-pub(crate) fn pair<'v>(loads: &'v Value, name: &str, peer: &str, class: &str) -> &'v Value {
+pub fn pair<'v>(loads: &'v Value, name: &str, peer: &str, class: &str) -> &'v Value {
     let name = format!("default/{name}");
     let peer = if peer.is_empty() { Value::Null } else { format!("default/{peer}").into() };
     let pairs = loads["pairs"].as_array().expect("pairs");
@@ -244,6 +248,6 @@ pub(crate) fn pair<'v>(loads: &'v Value, name: &str, peer: &str, class: &str) ->
     pairs.iter().find(fits).unwrap_or(&Value::Null)
 }
 
-pub(crate) fn count(value: &Value) -> u64 {
+pub fn count(value: &Value) -> u64 {
     value.as_u64().unwrap_or_else(|| panic!("{value} is no count"))
 }

@@ -5,21 +5,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use router_tests::manifests::{BOOTSTRAP_PORT, ENGINE_PORT};
 use serde_json::json;
 
-use crate::crowd::prompt;
+use crate::manifests::{BOOTSTRAP_PORT, ENGINE_PORT};
+use crate::site::crowd::prompt;
 use crate::site::{ask, enter, post};
 
 /// What is asked, again and again.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Question {
-    pub(crate) prompt_bytes: usize,
-    pub(crate) tokens: u32,
+pub struct Question {
+    pub prompt_bytes: usize,
+    pub tokens: u32,
 }
 
 /// Asks a pair from the namespace `outside`, one request after the other, until told to stop.
-pub(crate) fn around(
+pub fn around(
     pair: [IpAddr; 2],
     question: Question,
     outside: String,

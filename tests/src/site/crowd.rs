@@ -6,23 +6,23 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::site::{Gateway, ask, enter, post, wait};
+use crate::site::{SiteGateway, ask, enter, post, wait};
 
 /// One request as its client saw it.
 #[derive(Clone, Debug)]
-pub(crate) struct Asked {
+pub struct Asked {
     /// The gateway that was asked.
-    pub(crate) gateway: SocketAddr,
-    pub(crate) at: Instant,
-    pub(crate) took: Duration,
-    pub(crate) prefill: String,
-    pub(crate) decode: String,
+    pub gateway: SocketAddr,
+    pub at: Instant,
+    pub took: Duration,
+    pub prefill: String,
+    pub decode: String,
     /// Why it failed.
-    pub(crate) failure: Option<String>,
+    pub failure: Option<String>,
 }
 
 /// Clients that go on until dropped.
-pub(crate) struct Crowd {
+pub struct Crowd {
     asked: Arc<Mutex<Vec<Asked>>>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -33,14 +33,14 @@ const MOST_AT_ONCE: usize = 12;
 static PROMPTS: AtomicU64 = AtomicU64::new(0);
 
 /// A prompt of about this many bytes that nobody has asked before.
-pub(crate) fn prompt(bytes: usize) -> String {
+pub fn prompt(bytes: usize) -> String {
     let number = PROMPTS.fetch_add(1, Ordering::Relaxed);
     format!("{number} {}", "word ".repeat(bytes / 5))
 }
 
 impl Crowd {
     /// `clients` of each gateway.
-    pub(crate) fn start(gateways: &[Gateway], clients: usize) -> Crowd {
+    pub fn start(gateways: &[SiteGateway], clients: usize) -> Crowd {
         let (asked, stop) = (Arc::default(), Arc::new(AtomicBool::new(false)));
         let mut crowd = Crowd { asked, stop, threads: Vec::new() };
         for gateway in gateways {
@@ -61,7 +61,7 @@ impl Crowd {
 
     /// Clients of each gateway in turn, each with one request, `every` so often: whatever becomes of
     /// those before, of which [`MOST_AT_ONCE`] may be under way.
-    pub(crate) fn arriving(gateways: &[Gateway], every: Duration) -> Crowd {
+    pub fn arriving(gateways: &[SiteGateway], every: Duration) -> Crowd {
         let asked: Arc<Mutex<Vec<Asked>>> = Arc::default();
         let stop = Arc::new(AtomicBool::new(false));
         let (gateways, all, stopped) = (gateways.to_vec(), Arc::clone(&asked), Arc::clone(&stop));
@@ -91,13 +91,13 @@ impl Crowd {
     }
 
     /// Everything that was asked from `from` to `to`.
-    pub(crate) fn between(&self, from: Instant, to: Instant) -> Vec<Asked> {
+    pub fn between(&self, from: Instant, to: Instant) -> Vec<Asked> {
         let asked = self.asked.lock().expect("no client panics");
         asked.iter().filter(|one| from <= one.at && one.at < to).cloned().collect()
     }
 
     /// Waits until so many more have been asked and answered.
-    pub(crate) fn until_more(&self, count: usize) {
+    pub fn until_more(&self, count: usize) {
         let from = self.asked.lock().expect("no client panics").len();
         wait("requests are answered", || {
             let now = self.asked.lock().expect("no client panics").len();
@@ -106,7 +106,7 @@ impl Crowd {
     }
 
     /// Ends the clients; everything that they asked.
-    pub(crate) fn end(mut self) -> Vec<Asked> {
+    pub fn end(mut self) -> Vec<Asked> {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
             thread.join().expect("a client");
@@ -153,18 +153,18 @@ fn one(gateway: SocketAddr) -> Asked {
 }
 
 /// The part of the requests that chose what `chosen` says.
-pub(crate) fn share(asked: &[Asked], chosen: impl Fn(&Asked) -> bool) -> f64 {
+pub fn share(asked: &[Asked], chosen: impl Fn(&Asked) -> bool) -> f64 {
     asked.iter().filter(|one| chosen(one)).count() as f64 / asked.len().max(1) as f64
 }
 
 /// The mean time of requests, in milliseconds.
-pub(crate) fn mean_ms(asked: &[Asked]) -> f64 {
+pub fn mean_ms(asked: &[Asked]) -> f64 {
     let sum: Duration = asked.iter().map(|one| one.took).sum();
     sum.as_secs_f64() * 1e3 / asked.len().max(1) as f64
 }
 
 /// Every request was answered.
-pub(crate) fn none_failed(asked: &[Asked]) {
+pub fn none_failed(asked: &[Asked]) {
     let failed: Vec<&Asked> = asked.iter().filter(|one| one.failure.is_some()).collect();
     assert!(failed.is_empty(), "{} of {} failed: {:?}", failed.len(), asked.len(), failed.first());
 }

@@ -5,21 +5,21 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use router_tests::patience;
+use netns::Namespace;
 
-use crate::space::Space;
+use crate::patience;
 
 /// Longer than any exchange takes on a usual machine, so that a hang fails instead of lasting.
 const USUAL_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A listener in a namespace.
-pub(crate) fn listen(space: &Space, address: IpAddr, port: u16) -> TcpListener {
-    space.run(move || TcpListener::bind((address, port)).expect("binding"))
+pub fn listen(netns: &Namespace, address: IpAddr, port: u16) -> TcpListener {
+    netns.run(move || TcpListener::bind((address, port)).expect("binding"))
 }
 
 /// A connection from a namespace.
-pub(crate) fn connect(space: &Space, address: IpAddr, port: u16) -> TcpStream {
-    let stream = space.run(move || {
+pub fn connect(netns: &Namespace, address: IpAddr, port: u16) -> TcpStream {
+    let stream = netns.run(move || {
         TcpStream::connect_timeout(&SocketAddr::new(address, port), patience(USUAL_PATIENCE))
             .expect("connecting")
     });
@@ -28,7 +28,7 @@ pub(crate) fn connect(space: &Space, address: IpAddr, port: u16) -> TcpStream {
     stream
 }
 
-pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
+pub fn accept(listener: &TcpListener) -> TcpStream {
     let (stream, _) = listener.accept().expect("accepting");
     stream.set_read_timeout(Some(patience(USUAL_PATIENCE))).expect("a timeout");
     stream.set_nodelay(true).expect("no delay");
@@ -36,14 +36,14 @@ pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
 }
 
 /// Both ends of a connection.
-pub(crate) fn joined(space: &Space, listener: &TcpListener) -> (TcpStream, TcpStream) {
+pub fn joined(netns: &Namespace, listener: &TcpListener) -> (TcpStream, TcpStream) {
     let address = listener.local_addr().expect("an address");
-    let client = connect(space, address.ip(), address.port());
+    let client = connect(netns, address.ip(), address.port());
     (client, accept(listener))
 }
 
 /// Writes `count` bytes of a pattern from a thread of its own; its checksum at the end.
-pub(crate) fn send(mut stream: &TcpStream, count: u64) -> JoinHandle<u64> {
+pub fn send(mut stream: &TcpStream, count: u64) -> JoinHandle<u64> {
     let mut own = stream.try_clone().expect("a second handle");
     _ = stream.flush();
     std::thread::spawn(move || {
@@ -62,7 +62,7 @@ pub(crate) fn send(mut stream: &TcpStream, count: u64) -> JoinHandle<u64> {
 }
 
 /// Reads exactly `count` bytes; their checksum.
-pub(crate) fn receive(mut stream: &TcpStream, count: u64) -> u64 {
+pub fn receive(mut stream: &TcpStream, count: u64) -> u64 {
     let mut sum = Checksum::default();
     let mut buffer = vec![0; 1 << 16];
     let mut left = count;
@@ -77,7 +77,7 @@ pub(crate) fn receive(mut stream: &TcpStream, count: u64) -> u64 {
 }
 
 /// Waits for the other side's end.
-pub(crate) fn ended(mut stream: &TcpStream) {
+pub fn ended(mut stream: &TcpStream) {
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).expect("the end");
     assert!(rest.is_empty(), "{} bytes too many", rest.len());

@@ -1,25 +1,28 @@
 //! A node: its pods, the interfaces that carry them, an uplink, and a machine outside.
 
 use std::fs::File;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::space::Space;
+use crate::{Namespace, lossy_link};
 
 /// How pods are connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Topology {
+pub enum Topology {
     /// Each by a veth of its own, with a route to it.
     Routed,
     /// By veths that are ports of one bridge.
     Bridged,
 }
 
-pub(crate) struct Node {
-    pub(crate) space: Space,
-    pub(crate) outside: Space,
-    pub(crate) topology: Topology,
+/// A node, and the machine outside that its uplink leads to.
+#[derive(Debug)]
+pub struct Node {
+    pub netns: Namespace,
+    pub outside: Namespace,
+    pub topology: Topology,
     /// Makes this node's addresses its own among all tests that run now: connections are told
     /// apart by address alone, and the programs see every socket of the machine.
     number: u8,
@@ -27,47 +30,56 @@ pub(crate) struct Node {
 }
 
 /// A pod's namespace and addresses.
-pub(crate) struct Pod {
-    pub(crate) space: Space,
-    pub(crate) address: IpAddr,
-    pub(crate) v6: IpAddr,
+#[derive(Debug)]
+pub struct PodNetwork {
+    pub netns: Namespace,
+    pub address: IpAddr,
+    pub v6: IpAddr,
     /// The host's end of its veth.
-    pub(crate) link: String,
+    pub link: String,
 }
 
 impl Node {
-    pub(crate) fn new(topology: Topology) -> Node {
+    /// A node whose uplink is a veth.
+    ///
+    /// # Panics
+    /// As all functions of this type, where namespaces or interfaces cannot be made.
+    #[must_use]
+    pub fn new(topology: Topology) -> Node {
         Node::over(topology, |node, outside| {
             node.sh(&format!("ip link add up0 type veth peer name eth0 netns {}", outside.path()));
         })
     }
 
-    /// One whose uplink loses and reorders.
-    pub(crate) fn with_lossy_uplink(topology: Topology) -> Node {
-        Node::over(topology, |node, outside| crate::wire::lay((node, "up0"), (outside, "eth0")))
+    /// A node whose uplink loses and reorders frames.
+    #[must_use]
+    pub fn with_lossy_uplink(topology: Topology) -> Node {
+        Node::over(topology, |node, outside| {
+            lossy_link::connect((node, "up0"), (outside, "eth0"));
+        })
     }
 
-    /// The machine's own network: RDMA devices are of no other.
-    #[allow(dead_code, reason = "the bench has no such devices")]
-    pub(crate) fn machine() -> Node {
+    /// A node that is the machine's own network, the only one that has its RDMA devices.
+    #[must_use]
+    pub fn machine() -> Node {
         let (number, reserved) = reserve();
-        let (space, outside) = (Space::machine(), Space::new());
-        Node { space, outside, topology: Topology::Routed, number, _reserved: reserved }
+        let (netns, outside) = (Namespace::machine(), Namespace::new());
+        Node { netns, outside, topology: Topology::Routed, number, _reserved: reserved }
     }
 
-    fn over(topology: Topology, uplink: impl FnOnce(&Space, &Space)) -> Node {
+    fn over(topology: Topology, uplink: impl FnOnce(&Namespace, &Namespace)) -> Node {
         let (number, reserved) = reserve();
         let node = Node {
-            space: Space::node(),
-            outside: Space::new(),
+            netns: Namespace::node(),
+            outside: Namespace::new(),
             topology,
             number,
             _reserved: reserved,
         };
-        uplink(&node.space, &node.outside);
+        uplink(&node.netns, &node.outside);
         let (node_up, outside) = (node.ip(250, 1), node.ip(250, 2));
         let (node_up6, outside6) = (node.ip6(250, 1), node.ip6(250, 2));
-        node.space.sh(&format!(
+        node.netns.sh(&format!(
             "echo 1 > /proc/sys/net/ipv4/ip_forward
              echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
              ip link set up0 up
@@ -83,7 +95,7 @@ impl Node {
              ip route add default via {node_up6} dev eth0"
         ));
         if topology == Topology::Bridged {
-            node.space.sh(&format!(
+            node.netns.sh(&format!(
                 "ip link add cni0 type bridge
                  ip link set cni0 up
                  ip addr add {}/24 dev cni0
@@ -95,7 +107,9 @@ impl Node {
         node
     }
 
-    pub(crate) fn ip(&self, subnet: u8, host: u8) -> IpAddr {
+    /// The IPv4 address of a host of a subnet of this node.
+    #[must_use]
+    pub fn ip(&self, subnet: u8, host: u8) -> IpAddr {
         Ipv4Addr::new(10, self.number, subnet, host).into()
     }
 
@@ -105,64 +119,66 @@ impl Node {
     }
 
     /// Its own address, and that of the machine outside.
-    pub(crate) fn addresses(&self) -> (IpAddr, IpAddr) {
+    #[must_use]
+    pub fn addresses(&self) -> (IpAddr, IpAddr) {
         (self.ip(250, 1), self.ip(250, 2))
     }
 
     /// A pod whose interface is its own and leads to the machine outside, past the node.
-    pub(crate) fn pod_apart(&self, host: u8) -> Pod {
-        let space = Space::new();
+    #[must_use]
+    pub fn pod_apart(&self, host: u8) -> PodNetwork {
+        let netns = Namespace::new();
         let (address, v6, gateway) = (self.ip(2, host), self.ip6(2, host), self.ip(2, 1));
         self.outside.sh(&format!(
             "ip link add ens{host} type veth peer name eth0 netns {}
              ip link set ens{host} up
              ip addr add {gateway}/24 dev ens{host}
              echo 1 > /proc/sys/net/ipv4/ip_forward",
-            space.path()
+            netns.path()
         ));
-        space.sh(&format!(
+        netns.sh(&format!(
             "ip link set eth0 up
              ip addr add {address}/24 dev eth0
              ip route add default via {gateway} dev eth0"
         ));
-        Pod { space, address, v6, link: String::new() }
+        PodNetwork { netns, address, v6, link: String::new() }
     }
 
     /// A new pod; `host` (2 to 254) makes its address.
-    pub(crate) fn pod(&self, host: u8) -> Pod {
+    #[must_use]
+    pub fn pod(&self, host: u8) -> PodNetwork {
         self.pod_behind(host, |node, pod, link| {
             let pod = pod.path();
             node.sh(&format!("ip link add {link} type veth peer name eth0 netns {pod}"));
         })
     }
 
-    /// The same behind a link that `lay` makes: it has a name in the node, and is `eth0` in the pod.
-    pub(crate) fn pod_behind(&self, host: u8, lay: impl FnOnce(&Space, &Space, &str)) -> Pod {
-        let space = Space::new();
+    /// A new pod behind a link that `connect` makes: it has a name in the node, and is `eth0` in the
+    /// pod.
+    pub fn pod_behind(
+        &self,
+        host: u8,
+        connect: impl FnOnce(&Namespace, &Namespace, &str),
+    ) -> PodNetwork {
+        let netns = Namespace::new();
         let (address, v6, link) = (self.ip(1, host), self.ip6(1, host), format!("veth{host}"));
-        lay(&self.space, &space, &link);
-        self.space.sh(&format!("ip link set {link} up"));
+        connect(&self.netns, &netns, &link);
         match self.topology {
             Topology::Routed => {
-                self.space.sh(&format!(
-                    "ip addr add 169.254.1.1/32 dev {link}
-                     ip -6 addr add fe80::1/64 dev {link} nodad
-                     ip route add {address}/32 dev {link}
+                route_pod((&self.netns, &link), &netns, address).expect("routes to a pod");
+                self.netns.sh(&format!(
+                    "ip -6 addr add fe80::1/64 dev {link} nodad
                      ip -6 route add {v6}/128 dev {link}"
                 ));
-                space.sh(&format!(
-                    "ip link set eth0 up
-                     ip addr add {address}/32 dev eth0
-                     ip addr add {v6}/128 dev eth0 nodad
+                netns.sh(&format!(
+                    "ip addr add {v6}/128 dev eth0 nodad
                      ip -6 addr add fe80::2/64 dev eth0 nodad
-                     ip route add 169.254.1.1 dev eth0
-                     ip route add default via 169.254.1.1 dev eth0
                      ip -6 route add default via fe80::1 dev eth0"
                 ));
             }
             Topology::Bridged => {
-                self.space.sh(&format!("ip link set {link} master cni0"));
-                space.sh(&format!(
+                self.netns.sh(&format!("ip link set {link} up; ip link set {link} master cni0"));
+                netns.sh(&format!(
                     "ip link set eth0 up
                      ip addr add {address}/24 dev eth0
                      ip addr add {v6}/64 dev eth0 nodad
@@ -173,8 +189,32 @@ impl Node {
                 ));
             }
         }
-        Pod { space, address, v6, link }
+        PodNetwork { netns, address, v6, link }
     }
+}
+
+/// Gives a pod an IPv4 address and the node a route to it, as network plugins with a link for each
+/// pod do. The link is up afterwards; it is `eth0` in the pod.
+///
+/// # Errors
+/// An interface is missing, or `ip` refuses something.
+pub fn route_pod(
+    (node, link): (&Namespace, &str),
+    pod: &Namespace,
+    address: IpAddr,
+) -> io::Result<()> {
+    node.try_sh(&format!(
+        "ip link set {link} up
+         ip addr add 169.254.1.1/32 dev {link}
+         ip route add {address}/32 dev {link}"
+    ))?;
+    pod.try_sh(&format!(
+        "ip link set eth0 up
+         ip addr add {address}/32 dev eth0
+         ip route add 169.254.1.1 dev eth0
+         ip route add default via 169.254.1.1 dev eth0"
+    ))?;
+    Ok(())
 }
 
 /// A number that no other test of this machine has while the lock is held.

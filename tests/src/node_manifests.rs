@@ -3,51 +3,53 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use router_tests::folder::Folder;
+use crate::folder::Folder;
 
 /// The engines' port, and the prefills' bootstrap port.
-pub(crate) const ENGINE: u16 = 8000;
-pub(crate) const BOOTSTRAP: u16 = 34000;
-pub(crate) const NODE: &str = "node-1";
+pub const ENGINE: u16 = 8000;
+pub const BOOTSTRAP: u16 = 34000;
+pub const NODE: &str = "node-1";
 
 /// One pod of the manifests.
 #[derive(Clone, Debug)]
-pub(crate) struct Named {
-    pub(crate) name: &'static str,
-    pub(crate) uid: String,
-    pub(crate) address: IpAddr,
-    pub(crate) role: &'static str,
-    pub(crate) node: &'static str,
-    pub(crate) host_network: bool,
+pub struct PodEntry {
+    pub name: &'static str,
+    pub uid: String,
+    pub address: IpAddr,
+    pub role: &'static str,
+    pub node: &'static str,
+    pub host_network: bool,
 }
 
-pub(crate) fn prefill(name: &'static str, address: IpAddr) -> Named {
+pub fn prefill(name: &'static str, address: IpAddr) -> PodEntry {
     named(name, address, "prefill")
 }
 
-pub(crate) fn decode(name: &'static str, address: IpAddr) -> Named {
+pub fn decode(name: &'static str, address: IpAddr) -> PodEntry {
     named(name, address, "decode")
 }
 
-fn named(name: &'static str, address: IpAddr, role: &'static str) -> Named {
-    Named { name, uid: format!("uid-{name}"), address, role, node: NODE, host_network: false }
+fn named(name: &'static str, address: IpAddr, role: &'static str) -> PodEntry {
+    PodEntry { name, uid: format!("uid-{name}"), address, role, node: NODE, host_network: false }
 }
 
 /// A directory that goes with the test.
 #[derive(Debug)]
-pub(crate) struct Manifests(Folder);
+pub struct NodeManifests(Folder);
 
-impl Manifests {
-    pub(crate) fn new() -> Manifests {
-        Manifests(Folder::new("kernel"))
+impl NodeManifests {
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "making one creates a folder")]
+    pub fn new() -> NodeManifests {
+        NodeManifests(Folder::new("kernel"))
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.0.path()
     }
 
     /// Writes the pods, all at once.
-    pub(crate) fn write(&self, pods: &[Named]) {
+    pub fn write(&self, pods: &[PodEntry]) {
         let mut text = format!(
             "apiVersion: inference.networking.k8s.io/v1
 kind: InferencePool
@@ -64,7 +66,7 @@ spec:
   profile: {{pd: {{pdRoleLabelName: role, kvTransfer: {{bootstrapPort: {BOOTSTRAP}}}}}}}
 "
         );
-        for Named { name, uid, address, role, node, host_network } in pods {
+        for PodEntry { name, uid, address, role, node, host_network } in pods {
             text += &format!(
                 "---
 apiVersion: v1

@@ -1,4 +1,7 @@
-//! A site: a node with engines in pods, an agent, and two gateways on a machine outside.
+//! A site: a node with engines in pods, an agent, and gateways on a machine outside.
+
+pub mod bypass;
+pub mod crowd;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -8,31 +11,30 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use netns::impaired_link::{self, Impairment};
+use netns::{Namespace, Node, PodNetwork, Topology};
 use nix::sched::{CloneFlags, setns};
-use router_tests::manifests::{BOOTSTRAP_PORT, ENGINE_PORT, LISTENER_PORT, Manifests, Pod};
 use serde_json::Value;
 
-use crate::node::{self, Node, Topology};
-use crate::relay::{self, Trouble};
-use crate::space::Space;
+use crate::manifests::{BOOTSTRAP_PORT, ENGINE_PORT, LISTENER_PORT, Manifests, Pod};
 
 /// How long anything may take that is waited for.
-pub(crate) const LIMIT: Duration = Duration::from_secs(120);
-pub(crate) const AGENT_PORT: u16 = 9911;
-pub(crate) const TOKEN: &str = "a-token-of-this-test";
+pub const LIMIT: Duration = Duration::from_secs(120);
+pub const AGENT_PORT: u16 = 9911;
+pub const TOKEN: &str = "a-token-of-this-test";
 
 /// One engine in its pod.
-pub(crate) struct Engine {
-    pub(crate) name: String,
-    pub(crate) role: &'static str,
-    pub(crate) pod: node::Pod,
-    /// Of a pod behind a link that can be troubled.
-    pub(crate) trouble: Option<Arc<Trouble>>,
+pub struct SiteEngine {
+    pub name: String,
+    pub role: &'static str,
+    pub pod: PodNetwork,
+    /// Of a pod behind a link that can be impaired.
+    pub impairment: Option<Arc<Impairment>>,
     _process: Process,
 }
 
 /// A process that ends with the test.
-pub(crate) struct Process {
+pub struct Process {
     child: Child,
     log: PathBuf,
 }
@@ -50,14 +52,14 @@ impl Drop for Process {
     }
 }
 
-pub(crate) struct Site {
-    pub(crate) engines: Vec<Engine>,
-    pub(crate) manifests: Manifests,
+pub struct Site {
+    pub engines: Vec<SiteEngine>,
+    pub manifests: Manifests,
     agent: Option<Process>,
     agent_flags: Vec<String>,
     gateways: Vec<Process>,
     logs: u32,
-    pub(crate) node: Node,
+    pub node: Node,
 }
 
 fn variable(name: &str) -> PathBuf {
@@ -67,7 +69,9 @@ fn variable(name: &str) -> PathBuf {
 
 impl Site {
     /// A node without anything on it.
-    pub(crate) fn new() -> Site {
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "making one creates namespaces")]
+    pub fn new() -> Site {
         let manifests = Manifests::documents();
         manifests.put(".token", TOKEN);
         Site {
@@ -86,14 +90,14 @@ impl Site {
         self.manifests.path().join(format!(".log-{}", self.logs))
     }
 
-    /// Adds an engine; `wired` puts its pod behind a link that can be troubled.
-    pub(crate) fn engine(&mut self, role: &'static str, wired: bool, flags: &str) {
+    /// Adds an engine; `wired` puts its pod behind a link that can be impaired.
+    pub fn engine(&mut self, role: &'static str, wired: bool, flags: &str) {
         let host = self.engines.len() as u8 + 2;
-        let mut trouble = None;
+        let mut impairment = None;
         let pod = match wired {
             false => self.node.pod(host),
             true => self.node.pod_behind(host, |node, pod, link| {
-                trouble = Some(relay::lay((node, link), (pod, "eth0")));
+                impairment = Some(impaired_link::connect((node, link), (pod, "eth0")));
             }),
         };
         let count = self.engines.iter().filter(|engine| engine.role == role).count();
@@ -105,17 +109,17 @@ impl Site {
         );
         let words = words.split_whitespace().map(str::to_owned).collect();
         let log = self.log();
-        let process = start(&pod.space, log, variable("SGLANG_SIM_BIN"), words);
+        let process = start(&pod.netns, log, variable("SGLANG_SIM_BIN"), words);
         self.manifests.put_pod(&Pod::new(&name, role, pod.address));
-        self.engines.push(Engine { name, role, pod, trouble, _process: process });
+        self.engines.push(SiteEngine { name, role, pod, impairment, _process: process });
     }
 
     /// The address of the agent, from the gateways and from the node.
-    pub(crate) fn agent_address(&self) -> SocketAddr {
+    pub fn agent_address(&self) -> SocketAddr {
         SocketAddr::new(self.node.ip(250, 1), AGENT_PORT)
     }
 
-    pub(crate) fn agent(&mut self, flags: &str) {
+    pub fn agent(&mut self, flags: &str) {
         let words = format!(
             "agent --manifests {0} --listen {1} --token-file {0}/.token {flags}",
             self.manifests.path().display(),
@@ -126,19 +130,19 @@ impl Site {
     }
 
     /// Starts the agent as before.
-    pub(crate) fn agent_again(&mut self) {
+    pub fn agent_again(&mut self) {
         let log = self.log();
         let program = variable("PD_ROUTER_BIN");
-        self.agent = Some(start(&self.node.space, log, program, self.agent_flags.clone()));
+        self.agent = Some(start(&self.node.netns, log, program, self.agent_flags.clone()));
     }
 
     /// Ends the agent as a crash would.
-    pub(crate) fn kill_agent(&mut self) {
+    pub fn kill_agent(&mut self) {
         self.agent = None;
     }
 
     /// Starts a gateway outside and waits until it serves.
-    pub(crate) fn gateway(&mut self, flags: &str) -> Gateway {
+    pub fn gateway(&mut self, flags: &str) -> SiteGateway {
         let ip: IpAddr = Ipv4Addr::new(127, 0, 0, self.gateways.len() as u8 + 1).into();
         let words = format!(
             "gateway --manifests {0} --listen-address {ip} --admin-listen {ip}:9901 \
@@ -149,7 +153,7 @@ impl Site {
         let log = self.log();
         let process = start(&self.node.outside, log, variable("PD_ROUTER_BIN"), words);
         self.gateways.push(process);
-        let gateway = Gateway {
+        let gateway = SiteGateway {
             address: SocketAddr::new(ip, LISTENER_PORT),
             admin: SocketAddr::new(ip, 9901),
             outside: self.node.outside.path(),
@@ -165,15 +169,14 @@ impl Site {
 
 impl Site {
     /// The process of the gateway that was started as the `at`-th.
-    #[allow(dead_code, reason = "the bench asks what it costs")]
-    pub(crate) fn gateway_pid(&self, at: usize) -> u32 {
+    pub fn gateway_pid(&self, at: usize) -> u32 {
         self.gateways[at].child.id()
     }
 }
 
-fn start(space: &Space, log: PathBuf, program: PathBuf, words: Vec<String>) -> Process {
+fn start(netns: &Namespace, log: PathBuf, program: PathBuf, words: Vec<String>) -> Process {
     let file = File::create(&log).expect("a log");
-    let child = space.run(move || {
+    let child = netns.run(move || {
         let err = file.try_clone().expect("a second handle");
         let mut command = Command::new(program);
         command.args(words).stdin(Stdio::null()).stdout(file).stderr(err);
@@ -184,16 +187,16 @@ fn start(space: &Space, log: PathBuf, program: PathBuf, words: Vec<String>) -> P
 
 /// A gateway as its clients see it, from outside the node.
 #[derive(Clone, Debug)]
-pub(crate) struct Gateway {
-    pub(crate) address: SocketAddr,
-    pub(crate) admin: SocketAddr,
+pub struct SiteGateway {
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
     /// The namespace it is in.
-    pub(crate) outside: String,
+    pub outside: String,
 }
 
-impl Gateway {
+impl SiteGateway {
     /// The body of a 200 of the admin port.
-    pub(crate) fn get(&self, path: &str) -> Option<String> {
+    pub fn get(&self, path: &str) -> Option<String> {
         let request = format!("GET {path} HTTP/1.1\r\nhost: g\r\nconnection: close\r\n\r\n");
         let (outside, admin) = (self.outside.clone(), self.admin);
         let asked = std::thread::spawn(move || {
@@ -205,7 +208,7 @@ impl Gateway {
     }
 
     /// What it tells of the loads of its workers, by name.
-    pub(crate) fn load_of(&self, worker: &str) -> Value {
+    pub fn load_of(&self, worker: &str) -> Value {
         let told: Value = self
             .get("/fleet")
             .and_then(|text| serde_json::from_str(&text).ok())
@@ -216,7 +219,7 @@ impl Gateway {
     }
 
     /// Waits until the kernel's loads of all workers are fresh.
-    pub(crate) fn until_told(&self, workers: usize) {
+    pub fn until_told(&self, workers: usize) {
         wait("every worker's load is fresh", || {
             let told: Value = serde_json::from_str(&self.get("/fleet")?).ok()?;
             let fresh = told["loads"].as_array()?.iter().filter(|load| {
@@ -227,7 +230,7 @@ impl Gateway {
         });
     }
 
-    pub(crate) fn metric(&self, name: &str) -> f64 {
+    pub fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").unwrap_or_default();
         let samples = text.lines().filter(|line| line.starts_with(name));
         samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
@@ -235,7 +238,7 @@ impl Gateway {
 }
 
 /// Waits until `look` finds what it looks for.
-pub(crate) fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(found) = look() {
@@ -247,13 +250,13 @@ pub(crate) fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 /// Moves this thread into a network namespace.
-pub(crate) fn enter(path: &str) {
+pub fn enter(path: &str) {
     let namespace = File::open(path).expect("a namespace");
     setns(namespace, CloneFlags::CLONE_NEWNET).expect("entering a namespace");
 }
 
 /// Sends a request and reads the answer to the connection's end: its head and its body.
-pub(crate) fn ask(address: SocketAddr, request: &[u8]) -> std::io::Result<(String, String)> {
+pub fn ask(address: SocketAddr, request: &[u8]) -> std::io::Result<(String, String)> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
     stream.set_read_timeout(Some(LIMIT))?;
     stream.set_nodelay(true)?;
@@ -266,7 +269,7 @@ pub(crate) fn ask(address: SocketAddr, request: &[u8]) -> std::io::Result<(Strin
 }
 
 /// A POST of JSON as bytes, whose connection ends with its answer.
-pub(crate) fn post(path: &str, body: &str) -> Vec<u8> {
+pub fn post(path: &str, body: &str) -> Vec<u8> {
     let head = format!(
         "POST {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\ncontent-type: application/json\r\n\
          content-length: {}\r\n\r\n",

@@ -1,0 +1,12 @@
+//! Network namespaces for tests and the demo: [`Namespace`] is one, [`Node`] is a node of a cluster
+//! with its pods and a machine outside, [`lossy_link`] and [`impaired_link`] connect two namespaces
+//! by links that lose or delay frames. Everything needs root, and goes with the process that made it.
+
+pub mod impaired_link;
+pub mod lossy_link;
+mod namespace;
+mod node;
+mod tap;
+
+pub use namespace::Namespace;
+pub use node::{Node, PodNetwork, Topology, route_pod};
