@@ -58,6 +58,7 @@ struct Course {
     /// Share of the requests that chose it in the first [`COUNTED_AFTER`] after the trouble.
     after: f64,
     /// Times that it was chosen within a second of the begin: a way that looks bad is avoided.
+    #[expect(dead_code, reason = "the log shows it")]
     at_first: usize,
     /// From the end of the trouble until it was chosen again at least half as often as before;
     /// nothing where that took longer than [`WATCHED`].
@@ -66,12 +67,43 @@ struct Course {
     begun: usize,
     held_up: usize,
     /// Mean time of requests during the trouble, those of the first moment apart.
+    #[expect(dead_code, reason = "the log shows it")]
     during_ms: f64,
     /// How slow the machine was from the begin of the trouble on.
     slowness: Slowness,
 }
 
 impl Course {
+    /// What became of all requests of one kind of gateway.
+    fn new(
+        all: &[Asked],
+        chosen: &impl Fn(&Asked) -> bool,
+        times: Times,
+        (back, slowness): (Option<Duration>, Slowness),
+    ) -> Course {
+        let asked = |from: Instant, to: Instant| -> Vec<Asked> {
+            all.iter().filter(|one| from <= one.at && one.at < to).cloned().collect()
+        };
+        let Times { begun, start, settled, over, ended } = times;
+        let (before, during) = (asked(begun, start), asked(settled, over));
+        for (name, part) in [("before", &before), ("during", &during)] {
+            assert!(part.len() >= MIN_REQUESTS, "only {} requests {name}", part.len());
+        }
+        let hit = asked(start, over);
+        let first = asked(start, start + Duration::from_secs(1));
+        Course {
+            before: share(&before, chosen),
+            during: share(&during, chosen),
+            after: share(&asked(ended, ended + COUNTED_AFTER), chosen),
+            at_first: first.iter().filter(|one| chosen(one)).count(),
+            back,
+            begun: hit.len(),
+            held_up: hit.iter().filter(|one| one.took > HELD_UP).count(),
+            during_ms: mean_ms(&during),
+            slowness,
+        }
+    }
+
     fn held_up_share(&self) -> f64 {
         self.held_up as f64 / self.begun.max(1) as f64
     }
@@ -86,6 +118,19 @@ type Kind<'g> = &'g [SiteGateway];
 fn asked_of(kind: Kind<'_>, mut asked: Vec<Asked>) -> Vec<Asked> {
     asked.retain(|one| kind.iter().any(|gateway| gateway.address == one.gateway));
     asked
+}
+
+/// When trouble began and ended.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    /// Requests count as before the trouble from here on.
+    begun: Instant,
+    start: Instant,
+    /// Traffic must have moved.
+    settled: Instant,
+    /// The end of the trouble begins, and is done.
+    over: Instant,
+    ended: Instant,
 }
 
 /// Two prefills and two decodes with trouble on one of them, and gateways in front of them. All
@@ -103,33 +148,17 @@ fn courses<const N: usize>(
     crowd.until_more(80 * N);
     let start = Instant::now();
     let end = trouble();
-    // A busy machine answers fewer requests a second.
     let settled = start + pace.since(begun).stretch(MOVES_WITHIN + SLACK);
     wait("the trouble lasts", || {
+        // A busy machine answers fewer requests a second.
         let during = crowd.between(settled, Instant::now());
         let enough = kinds.iter().all(|kind| asked_of(kind, during.clone()).len() >= MIN_REQUESTS);
         (start.elapsed() >= LASTS && enough).then_some(())
     });
     let over = Instant::now();
     end();
-    let ended = Instant::now();
-    let before = kinds.map(|kind| asked_of(kind, crowd.between(begun, start)));
-    let mut back = [None; N];
-    wait("traffic comes back", || {
-        let asked = crowd.between(ended, Instant::now());
-        for (number, kind) in kinds.into_iter().enumerate() {
-            if back[number].is_some() {
-                continue;
-            }
-            let usual = share(&before[number], &chosen);
-            back[number] = first_back(&asked_of(kind, asked.clone()), usual, &chosen)
-                .map(|at| at.saturating_duration_since(ended));
-        }
-        let elapsed = ended.elapsed();
-        (elapsed >= COUNTED_AFTER && back.iter().all(Option::is_some)
-            || elapsed > pace.since(start).stretch(WATCHED))
-        .then_some(())
-    });
+    let times = Times { begun, start, settled, over, ended: Instant::now() };
+    let back = returns(kinds, &crowd, &chosen, (times, &pace));
     let slowness = pace.since(start);
     let all = crowd.end();
     none_failed(&all);
@@ -137,41 +166,38 @@ fn courses<const N: usize>(
         let load = kinds[0][0].load_of(worker);
         eprintln!("  {worker}: learned {}, load {}", load["learned"], load["load"]);
     }
-    let mut number = 0;
-    kinds.map(|kind| {
-        let all = asked_of(kind, all.clone());
-        let asked = |from: Instant, to: Instant| -> Vec<Asked> {
-            all.iter().filter(|one| from <= one.at && one.at < to).cloned().collect()
-        };
-        let (before, during) = (&before[number], asked(settled, over));
-        for (name, part) in [("before", before), ("during", &during)] {
-            assert!(part.len() >= MIN_REQUESTS, "only {} requests {name}", part.len());
-        }
-        steps(&all, &chosen, start, ended);
-        let hit = asked(start, over);
-        let first = asked(start, start + Duration::from_secs(1));
-        let course = Course {
-            before: share(before, &chosen),
-            during: share(&during, &chosen),
-            after: share(&asked(ended, ended + COUNTED_AFTER), &chosen),
-            at_first: first.iter().filter(|one| chosen(one)).count(),
-            back: back[number],
-            begun: hit.len(),
-            held_up: hit.iter().filter(|one| one.took > HELD_UP).count(),
-            during_ms: mean_ms(&during),
-            slowness,
-        };
-        number += 1;
-        let Course { before, during, after, at_first, back, begun, held_up, during_ms, .. } =
-            &course;
-        eprintln!(
-            "  gateways {number}: chosen {before:.2} before, {at_first} times in the first second, \
-             {during:.2} during, {after:.2} after, back after {back:.1?}; {held_up} of {begun} held \
-             up, {during_ms:.0} ms a request; machine {:.2} times slower, stalled for {:.0?}",
-            slowness.factor, slowness.longest_stall
-        );
+    std::array::from_fn(|number| {
+        let all = asked_of(kinds[number], all.clone());
+        let course = Course::new(&all, &chosen, times, (back[number], slowness));
+        steps(&all, &chosen, times);
+        eprintln!("  gateways {number}: {course:.2?}");
         course
     })
+}
+
+/// Waits until each kind of gateways chooses a way again, for [`WATCHED`] at most; how long after
+/// the end of the trouble that was.
+fn returns<const N: usize>(
+    kinds: [Kind<'_>; N],
+    crowd: &Crowd,
+    chosen: &impl Fn(&Asked) -> bool,
+    (Times { begun, start, ended, .. }, pace): (Times, &Pace),
+) -> [Option<Duration>; N] {
+    let usual = kinds.map(|kind| share(&asked_of(kind, crowd.between(begun, start)), chosen));
+    let mut back = [None; N];
+    wait("traffic comes back", || {
+        let asked = crowd.between(ended, Instant::now());
+        for (number, kind) in kinds.into_iter().enumerate() {
+            let first = || first_back(&asked_of(kind, asked.clone()), usual[number], chosen);
+            let after = || first().map(|at| at.saturating_duration_since(ended));
+            back[number] = back[number].or_else(after);
+        }
+        let elapsed = ended.elapsed();
+        let all_are_back = back.iter().all(Option::is_some);
+        let is_over = elapsed > pace.since(start).stretch(WATCHED);
+        (elapsed >= COUNTED_AFTER && all_are_back || is_over).then_some(())
+    });
+    back
 }
 
 /// When a way is chosen again at least half as often as is usual, by the last few requests: when
@@ -182,9 +208,9 @@ fn first_back(asked: &[Asked], usual: f64, chosen: &impl Fn(&Asked) -> bool) -> 
     (share(last, chosen) >= usual / 2.0).then_some(first)
 }
 
-/// The first steps of both ways, for whoever reads the log.
-fn steps(all: &[Asked], chosen: &impl Fn(&Asked) -> bool, start: Instant, ended: Instant) {
-    for (what, at, step) in [("begin", start, 50), ("end", ended, 500)] {
+/// Prints how often a way was chosen in the first steps of the trouble and after it.
+fn steps(all: &[Asked], chosen: &impl Fn(&Asked) -> bool, times: Times) {
+    for (what, at, step) in [("begin", times.start, 50), ("end", times.ended, 500)] {
         let parts = (0..8).map(|number| {
             let from = at + Duration::from_millis(step) * number;
             let to = from + Duration::from_millis(step);
