@@ -1,9 +1,10 @@
-//! A simulator of SGLang's prefill/decode servers, without a model: the parts that a router notices.
+//! A simulator of SGLang's prefill/decode servers, without a model: the parts that a router
+//! notices.
 //!
 //! Reading order: [`config`] (settings), `engine` (the handle for tests), `process` (state until a
 //! kill), `leg` (one sequence on a prefill, a decode or an ordinary server), `rank` (rooms and
-//! queues), `kv` (messages and bytes between engines), `registry` and `discovery` (how a decode finds
-//! a prefill), `http` (the API), `script` (injected failures).
+//! queues), `kv` (messages and bytes between engines), `registry` and `discovery` (how a decode
+//! finds a prefill), `http` (the API), `script` (injected failures).
 
 mod active_scripts;
 pub mod config;

@@ -1,5 +1,5 @@
-//! A toy model: its words are drawn from a hash of the prompt. Prefill computes the first, decode the
-//! others from what the KV transfer brought.
+//! A toy model: its words are drawn from a hash of the prompt. Prefill computes the first, decode
+//! the others from what the KV transfer brought.
 
 use crate::tokenizer::FIRST_WORD_ID;
 

@@ -1,4 +1,5 @@
-//! The state of one engine process, from start to kill: tasks, sockets, and all that a restart loses.
+//! The state of one engine process, from start to kill: tasks, sockets, and all that a restart
+//! loses.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
@@ -182,8 +183,8 @@ impl Process {
         Some(LegGuard { process: Arc::clone(self), rid: rid.to_owned(), aborted })
     }
 
-    /// Aborts all requests whose id starts with `rid`, if a request with exactly this id exists, as the
-    /// engine does. Returns the ids of the aborted legs.
+    /// Aborts all requests whose id starts with `rid`, if a request with exactly this id exists, as
+    /// the engine does. Returns the ids of the aborted legs.
     pub(crate) fn abort(&self, rid: &str, all: bool) -> Vec<String> {
         let legs = self.legs();
         if !all && !legs.contains_key(rid) {

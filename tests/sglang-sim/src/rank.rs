@@ -91,8 +91,8 @@ impl Rank {
         self.receivers.lock()
     }
 
-    /// Records where a decode wants the KV of a room. A second message for the same room replaces the
-    /// first, so two requests in one room get each other's answers.
+    /// Records where a decode wants the KV of a room. A second message for the same room replaces
+    /// the first, so two requests in one room get each other's answers.
     pub(crate) fn add_transfer_info(&self, transfer_info: TransferInfo) {
         let mut rooms = self.rooms();
         if rooms.len() >= MAX_ROOMS {

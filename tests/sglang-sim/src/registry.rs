@@ -119,8 +119,8 @@ fn route_0_4(process: &Process, query: Option<&str>) -> Response<Reply> {
     let Some([engine_rank, group]) = parameters(query, ["engine_rank", "target_dp_group"]) else {
         return plain(StatusCode::BAD_REQUEST, "Missing inputs for bootstrap server.");
     };
-    // The 0.4 server does not know that it is incomplete: sizes are null until a rank has registered,
-    // and a rank that has not registered raises an unhandled KeyError.
+    // The 0.4 server does not know that it is incomplete: sizes are null until a rank has
+    // registered, and a rank that has not registered raises an unhandled KeyError.
     let full = process.registry.is_complete();
     if [engine_rank, group] == [-1; 2] {
         let size = |size: usize| if full { json!(size) } else { Value::Null };

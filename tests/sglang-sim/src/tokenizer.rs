@@ -1,5 +1,5 @@
-//! A toy tokenizer. A token is a piece of at most four bytes and its id is those bytes, so counts are
-//! stable and every id can be decoded.
+//! A toy tokenizer. A token is a piece of at most four bytes and its id is those bytes, so counts
+//! are stable and every id can be decoded.
 
 /// Ids from here on are words of the model's vocabulary. No UTF-8 sequence starts with these bytes.
 pub(crate) const FIRST_WORD_ID: u32 = 0xF800_0000;

@@ -187,7 +187,8 @@ pub(crate) fn outcome_of(status: StatusCode) -> String {
     if status.is_success() { "ok".into() } else { format!("error {}", status.as_u16()) }
 }
 
-/// Applies the actions that do not depend on the request. Returns the result that ends the exchange.
+/// Applies the actions that do not depend on the request. Returns the result that ends the
+/// exchange.
 async fn apply_action(
     process: &Arc<Process>,
     action: &Action,

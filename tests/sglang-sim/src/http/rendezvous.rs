@@ -1,4 +1,5 @@
-//! The fields of a request that say where each sequence runs: request ids, bootstrap fields, DP rank.
+//! The fields of a request that say where each sequence runs: request ids, bootstrap fields, DP
+//! rank.
 
 use http::HeaderMap;
 use rand::Rng;

@@ -1,5 +1,5 @@
-//! `/v1/responses`, reduced to the fields that clients need. `previous_response_id` works on the engine
-//! that created the response.
+//! `/v1/responses`, reduced to the fields that clients need. `previous_response_id` works on the
+//! engine that created the response.
 
 use bytes::Bytes;
 use http::{Response, StatusCode};

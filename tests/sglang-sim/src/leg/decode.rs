@@ -171,7 +171,8 @@ impl RunningLeg<'_> {
         let reason = match outcome {
             Ok(TransferState::Arrived) => {
                 self.process.stats.allocated(started.elapsed());
-                // The room is done but the slot is empty: another request with this room got the bytes.
+                // The room is done but the slot is empty: another request with this room got the
+                // bytes.
                 return slot.computed().ok_or_else(|| {
                     let message = "Metadata corruption detected - bootstrap_room mismatch";
                     Finish::abort(500, message)
