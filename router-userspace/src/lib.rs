@@ -6,6 +6,7 @@
 //! them use `clock`, `http_client`, `scheduler_view`, [`metrics`], [`telemetry`] and [`token`].
 
 pub mod agent;
+pub mod certificates;
 mod clock;
 pub mod config;
 pub mod control;

@@ -15,6 +15,7 @@ use super::files::Directory;
 use super::flags::Engines;
 use super::index::{Exposure, Index};
 use super::kube::Cluster;
+use crate::certificates::Certificates;
 use crate::config::SourceFlags;
 
 /// How often a source that tells nothing by itself is looked at. A change takes two looks, three more while it goes on.
@@ -79,6 +80,7 @@ struct State {
     feed: Feed,
     index: Index,
     fleet: Fleet,
+    certificates: Certificates,
 }
 
 /// Publishes a fleet as soon as the source has been read, and then whenever the source or the
@@ -86,12 +88,13 @@ struct State {
 pub async fn run(
     feed: Feed,
     mut facts: mpsc::Receiver<(WorkerKey, EngineInfo)>,
-    publish: impl Fn(Fleet) + Send + Sync + 'static,
+    publish: impl Fn(Fleet, Certificates) + Send + Sync + 'static,
     shutdown: impl Future<Output = ()>,
 ) {
     let publish = Arc::new(publish);
     let index = Index::exposed(feed.exposure());
-    let mut state = State { feed, index, fleet: Fleet::default() };
+    let mut state =
+        State { feed, index, fleet: Fleet::default(), certificates: Certificates::default() };
     let mut ticks = tokio::time::interval(POLL_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut shutdown = std::pin::pin!(shutdown);
@@ -137,16 +140,17 @@ fn advance(
     mut state: State,
     poll: bool,
     mut changed: bool,
-    publish: &dyn Fn(Fleet),
+    publish: &dyn Fn(Fleet, Certificates),
 ) -> (State, bool) {
     if poll {
         changed |= state.feed.poll(&mut state.index);
     }
     if changed {
-        let next = state.index.build(&state.fleet);
-        publish(next.clone());
+        let (next, certificates) =
+            state.index.build_with_certificates(&state.fleet, &state.certificates);
+        publish(next.clone(), certificates.clone());
         tell(&state.fleet, &next);
-        state.fleet = next;
+        (state.fleet, state.certificates) = (next, certificates);
         if let Feed::Cluster(cluster) = &state.feed {
             cluster.served(&state.index, &state.fleet);
         }
@@ -223,7 +227,7 @@ spec: {selector: {matchLabels: {app: a}}, targetPorts: [{number: 8000}]}
         let running = tokio::spawn(run(
             feed,
             heard,
-            move |fleet| published.send(fleet).expect("the test listens"),
+            move |fleet, _| published.send(fleet).expect("the test listens"),
             async move {
                 let _ = stopped.await;
             },

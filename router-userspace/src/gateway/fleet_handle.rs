@@ -1,26 +1,45 @@
 //! [`FleetHandle`]: the one swapped pointer to the current snapshot.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
 use router_core::fleet::Fleet;
 
-/// The current fleet. Published whole, read once a request.
+use crate::certificates::Certificates;
+
+/// A fleet and the certificates of its listeners.
 #[derive(Debug, Default)]
-pub struct FleetHandle(ArcSwap<Fleet>);
+pub struct Snapshot {
+    fleet: Arc<Fleet>,
+    pub(crate) certificates: Certificates,
+}
+
+impl Deref for Snapshot {
+    type Target = Fleet;
+
+    fn deref(&self) -> &Fleet {
+        &self.fleet
+    }
+}
+
+/// The current snapshot. Replaced as a whole, read once per attempt of a request.
+#[derive(Debug, Default)]
+pub struct FleetHandle(ArcSwap<Snapshot>);
 
 impl FleetHandle {
-    /// A short look, for a decision that does not wait.
-    pub fn load(&self) -> Guard<Arc<Fleet>> {
+    /// The current snapshot, for a decision that does not wait.
+    pub fn load(&self) -> Guard<Arc<Snapshot>> {
         self.0.load()
     }
 
-    /// The snapshot, to be held over a wait.
+    /// The current fleet, which may be held while waiting.
     pub fn snapshot(&self) -> Arc<Fleet> {
-        self.0.load_full()
+        Arc::clone(&self.0.load().fleet)
     }
 
-    pub fn publish(&self, fleet: Fleet) {
-        self.0.store(Arc::new(fleet));
+    /// Replaces the fleet and its certificates in one step.
+    pub fn publish(&self, fleet: Fleet, certificates: Certificates) {
+        self.0.store(Arc::new(Snapshot { fleet: Arc::new(fleet), certificates }));
     }
 }

@@ -37,6 +37,7 @@ use self::upstream::abort::Aborter;
 use self::upstream::dispatch::Dispatch;
 use self::workers::engine_load::{Poller, Polls};
 use self::workers::probe::{Prober, Probes};
+use crate::certificates::Certificates;
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::control;
@@ -167,11 +168,13 @@ impl Parts {
     }
 
     /// What is done with a new snapshot, and the ports that it wants open.
-    fn publisher(&self) -> (impl Fn(Fleet) + Send + Sync + 'static, watch::Receiver<Vec<Port>>) {
+    fn publisher(
+        &self,
+    ) -> (impl Fn(Fleet, Certificates) + Send + Sync + 'static, watch::Receiver<Vec<Port>>) {
         let (ports, wanted) = watch::channel(Vec::new());
         let (gateway, probes) = (Arc::clone(&self.gateway), Arc::clone(&self.probes));
         let polls = Arc::clone(&self.polls);
-        let publish = move |fleet: Fleet| {
+        let publish = move |fleet: Fleet, certificates: Certificates| {
             gateway.metrics.config_problems.set(count(fleet.problems.len()));
             gateway.metrics.fleet_generation.set(count(fleet.generation as usize));
             let now = fleet.ports();
@@ -179,7 +182,7 @@ impl Parts {
             polls.follow(&fleet);
             gateway.feedback.follow(&fleet);
             gateway.forget_departed(&fleet);
-            gateway.fleet.publish(fleet);
+            gateway.fleet.publish(fleet, certificates);
             gateway.admission.wake();
             ports.send_if_modified(|ports| {
                 let changed = *ports != now;

@@ -8,7 +8,7 @@ use serde::ser::{Serialize, SerializeStruct, Serializer};
 
 use super::hostname::{Hostname, compare};
 use super::table::{PathTable, RuleEntry};
-use super::{Head, Identity, Match, Rule};
+use super::{Head, Match, Rule, ServerCertificate};
 use crate::fleet::ObjectName;
 
 /// One match of a route on a listener: a host name of the route, a match of a rule, the rule.
@@ -30,8 +30,9 @@ pub struct Listener {
     /// between.
     pub socket_port: u16,
     pub hostname: Option<Hostname>,
-    /// Who it is to clients over TLS, the preferred one first. Empty where it is plain HTTP.
-    pub identities: Vec<Arc<Identity>>,
+    /// The certificates that clients are presented with over TLS, the preferred one first. Empty for
+    /// plain HTTP.
+    pub certificates: Vec<ServerCertificate>,
     /// Sorted by name.
     exact: Vec<(Hostname, PathTable)>,
     /// Sorted by suffix.
@@ -63,7 +64,7 @@ impl Listener {
             port,
             socket_port: port,
             hostname,
-            identities: Vec::new(),
+            certificates: Vec::new(),
             exact: Vec::new(),
             wildcard: Vec::new(),
             any: PathTable::default(),
@@ -84,7 +85,7 @@ impl Listener {
 
     /// Whether clients speak TLS to it.
     pub fn secure(&self) -> bool {
-        !self.identities.is_empty()
+        !self.certificates.is_empty()
     }
 
     /// The routes that are attached.
@@ -163,8 +164,8 @@ impl Serialize for Listener {
         if self.socket_port != self.port {
             fields.serialize_field("socket_port", &self.socket_port)?;
         }
-        if !self.identities.is_empty() {
-            fields.serialize_field("identities", &self.identities)?;
+        if !self.certificates.is_empty() {
+            fields.serialize_field("certificates", &self.certificates)?;
         }
         fields.serialize_field("hostname", &self.hostname)?;
         let views: Vec<HostView<'_>> = views.filter(|view| !view.matches.is_empty()).collect();

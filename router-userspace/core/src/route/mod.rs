@@ -3,9 +3,9 @@
 //! Lookup costs a binary search per host label and path element and allocates nothing, but for
 //! regular expressions, which are tried one by one, each in time linear in what it looks at.
 
+mod certificate;
 mod filter;
 mod hostname;
-mod identity;
 mod listener;
 mod matches;
 mod pattern;
@@ -13,9 +13,9 @@ mod redirect;
 mod rule;
 mod table;
 
+pub use certificate::{CertificateId, ServerCertificate};
 pub use filter::{Filters, HeaderEdit, PathEdit};
 pub use hostname::{BadHostname, Hostname, host_name};
-pub use identity::Identity;
 pub use listener::{AttachedRule, Listener};
 pub use matches::{Match, PathMatch, ValueMatch};
 pub use pattern::{BadPattern, Pattern};

@@ -70,7 +70,7 @@ impl Serialize for Redirect {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Identity;
+    use super::super::{CertificateId, ServerCertificate};
     use super::*;
     use crate::fleet::ObjectName;
 
@@ -99,8 +99,9 @@ mod tests {
         let listener = |port: u16, secret: Option<&str>| {
             let name = |name: &str| ObjectName { namespace: "n".into(), name: name.into() };
             let mut listener = Listener::new(name("g"), "l".into(), port, None, Vec::new());
-            let identity = |secret| Identity::new(name(secret), Default::default(), Arc::new(()));
-            listener.identities.extend(secret.map(identity).map(Arc::new));
+            let certificate =
+                |secret| ServerCertificate { secret: name(secret), id: CertificateId::default() };
+            listener.certificates.extend(secret.map(certificate));
             listener
         };
         assert_eq!(bare.location(&hostless, &listener(80, None), None), "/v1/models?a=b");

@@ -12,6 +12,7 @@ use router_core::fleet::{
 use super::super::objects::{Key, Kind, Object};
 use super::pods::PodView;
 use super::{Index, Source, agents, listeners, ours, pods, policies, pools, routes};
+use crate::certificates::Certificates;
 
 /// Problems of one fleet; what is beyond is counted in one more.
 const MAX_PROBLEMS: usize = 1_000;
@@ -34,6 +35,8 @@ pub(super) struct Build<'a> {
     /// Of the pools that there were, by name.
     experience: HashMap<ObjectName, Arc<RateEstimators>>,
     problems: Vec<Problem>,
+    /// Those of the previous fleet, and the new ones.
+    pub(super) certificates: Certificates,
 }
 
 /// The object that a problem is about.
@@ -44,7 +47,11 @@ pub(super) struct Subject<'a> {
     pub(super) name: &'a ObjectName,
 }
 
-pub(super) fn fleet(index: &Index, previous: &Fleet) -> Fleet {
+pub(super) fn fleet(
+    index: &Index,
+    previous: &Fleet,
+    certificates: &Certificates,
+) -> (Fleet, Certificates) {
     let foreign = ours::foreign(index);
     let mut build = Build {
         index,
@@ -61,6 +68,7 @@ pub(super) fn fleet(index: &Index, previous: &Fleet) -> Fleet {
             .map(|pool| (pool.name.clone(), Arc::clone(&pool.rate_estimators)))
             .collect(),
         problems: reports(index, &foreign),
+        certificates: certificates.clone(),
     };
     build.name_duplicates();
     pods::read(&mut build);
@@ -68,14 +76,17 @@ pub(super) fn fleet(index: &Index, previous: &Fleet) -> Fleet {
     let policies = policies::read(&mut build);
     let frames = listeners::frames(&mut build);
     let listeners = routes::attach(&mut build, frames, &policies);
-    Fleet {
+    let mut certificates = std::mem::take(&mut build.certificates);
+    let fleet = Fleet {
         generation: previous.generation + 1,
         listeners,
         pools,
         services: std::mem::take(&mut build.services).into_values().collect(),
         agents: agents::find(&mut build),
         problems: build.sorted_problems(),
-    }
+    };
+    certificates.retain_used(&fleet);
+    (fleet, certificates)
 }
 
 /// What the sources complain about, of objects that are ours.

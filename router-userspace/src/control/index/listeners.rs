@@ -1,19 +1,18 @@
 //! The listeners of all Gateways, before routes are attached to them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
 
 use gateway_api::gateways::{
     Gateway, GatewayListeners, GatewayListenersAllowedRoutesNamespacesFrom as From,
     GatewayListenersAllowedRoutesNamespacesSelector as Selector, GatewayListenersTlsMode,
 };
 use router_core::fleet::ObjectName;
-use router_core::route::{AttachedRule, Hostname, Identity};
+use router_core::route::{AttachedRule, Hostname, ServerCertificate};
 
 use super::super::objects::{GATEWAY_GROUP, Key, Kind, Object, kind_of, object_name};
 use super::build::{Build, Subject, created};
 use super::fronts::Fronts;
-use super::{Index, identities};
+use super::{Index, certificates};
 
 /// A listener that routes may be attached to.
 pub(super) struct Frame<'a> {
@@ -30,7 +29,7 @@ pub(super) struct Frame<'a> {
 /// What it takes to listen.
 pub(super) struct Bound {
     pub(super) socket_port: u16,
-    pub(super) identities: Vec<Arc<Identity>>,
+    pub(super) certificates: Vec<ServerCertificate>,
 }
 
 /// What listeners exclude each other by. Gateways have ports apart where each has its own Service.
@@ -139,17 +138,17 @@ fn bind(
     at: &str,
     socket_port: Option<u16>,
 ) -> Option<Bound> {
-    let identities = match spec.protocol.as_str() {
+    let certificates = match spec.protocol.as_str() {
         "HTTPS" => {
-            let identities = identities::resolve(build, subject, spec, at);
-            if identities.is_empty() {
+            let certificates = certificates::resolve(build, subject, spec, at);
+            if certificates.is_empty() {
                 return None;
             }
-            identities
+            certificates
         }
         _ => Vec::new(),
     };
-    Some(Bound { socket_port: socket_port?, identities })
+    Some(Bound { socket_port: socket_port?, certificates })
 }
 
 type Fault = (&'static str, &'static str, String);

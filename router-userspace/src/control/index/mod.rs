@@ -3,10 +3,10 @@
 
 mod agents;
 mod build;
+mod certificates;
 mod filters;
 mod fronts;
 mod grants;
-mod identities;
 mod listeners;
 mod matches;
 mod ours;
@@ -18,9 +18,9 @@ mod services;
 mod standing;
 
 pub(super) use agents::AGENT_LABELS;
+pub(super) use certificates::TLS_ENTRIES;
 pub use fronts::{Exposure, Front};
 pub(super) use fronts::{GATEWAY_UID_LABEL, gateway_uid, targets};
-pub(super) use identities::TLS_ENTRIES;
 pub use ours::CONTROLLER_NAME;
 pub(super) use pools::{BOOTSTRAP_PORT_ANNOTATION, DEFAULT_ROLE_LABEL};
 pub use standing::{Standing, Told};
@@ -34,6 +34,7 @@ use router_core::fleet::{EngineInfo, Fleet, ObjectName, Problem, WorkerKey};
 
 use self::pods::{Card, PodView};
 use super::objects::{Key, Kind, Object};
+use crate::certificates::Certificates;
 
 /// Where an object comes from. Where two sources have the same object, the lesser one counts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -166,7 +167,17 @@ impl Index {
     /// Makes the fleet. Workers that `previous` has are reused where pod, port and address are
     /// the same, so that their leases and health go on.
     pub fn build(&self, previous: &Fleet) -> Fleet {
-        build::fleet(self, previous)
+        build::fleet(self, previous, &Certificates::default()).0
+    }
+
+    /// As [`build`](Index::build), with the certificates of the fleet's listeners. Those of the
+    /// previous fleet are reused where their Secret is unchanged.
+    pub fn build_with_certificates(
+        &self,
+        previous: &Fleet,
+        certificates: &Certificates,
+    ) -> (Fleet, Certificates) {
+        build::fleet(self, previous, certificates)
     }
 
     /// What the objects of a cluster are to be told about themselves, now that `fleet` is served.
@@ -193,7 +204,7 @@ impl Index {
 
     /// The Secrets that listeners of a cluster name.
     pub(super) fn secrets(&self) -> BTreeSet<ObjectName> {
-        identities::secrets(self)
+        certificates::secrets(self)
     }
 
     /// The Gateways that need a Service, and the Services that there are for it.

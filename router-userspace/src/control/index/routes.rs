@@ -66,11 +66,11 @@ pub(super) fn attach(
 }
 
 fn listener(frame: Frame<'_>) -> Option<Listener> {
-    let Bound { socket_port, identities } = frame.bound?;
+    let Bound { socket_port, certificates } = frame.bound?;
     let name = frame.spec.name.as_str().into();
     let mut listener =
         Listener::new(frame.gateway, name, frame.port, frame.hostname, frame.attached);
-    (listener.socket_port, listener.identities) = (socket_port, identities);
+    (listener.socket_port, listener.certificates) = (socket_port, certificates);
     Some(listener)
 }
 

@@ -6,6 +6,7 @@ use router_core::fleet::{
 };
 
 use super::*;
+use crate::certificates::Certificates;
 use crate::clock::Clock;
 use router_core::schedule::Policy;
 
@@ -59,7 +60,8 @@ fn pool(members: Vec<Member>) -> Arc<Pool> {
 
 fn admission(pool: &Arc<Pool>, max_queued: usize) -> Arc<Admission> {
     let fleet = Arc::new(FleetHandle::default());
-    fleet.publish(Fleet { generation: 1, pools: vec![Arc::clone(pool)], ..Fleet::default() });
+    let published = Fleet { generation: 1, pools: vec![Arc::clone(pool)], ..Fleet::default() };
+    fleet.publish(published, Certificates::default());
     let view = SchedulerView::new(Policy::LeastLoad, Clock::start(), Duration::from_secs(1));
     Admission::new(fleet, view, limits(max_queued), Duration::from_secs(30))
 }

@@ -1,13 +1,12 @@
-//! The certificates of HTTPS listeners: which Secrets they name, and what these prove.
+//! The certificates of HTTPS listeners: which Secrets they name, and what the Secrets contain.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use gateway_api::gateways::{GatewayListeners, GatewayListenersTlsCertificateRefs};
 use k8s_openapi::api::core::v1::Secret;
 use router_core::fleet::ObjectName;
-use router_core::route::Identity;
+use router_core::route::ServerCertificate;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -17,21 +16,21 @@ use super::super::objects::{Key, Kind, Object, kind_of, object_name};
 use super::build::{Build, Subject};
 use super::{Index, Source, grants, ours};
 
-/// Secrets that are watched; of the ones beyond, in the order of their names, nothing is known.
+/// Maximum number of watched Secrets, in the order of their names. Further ones count as missing.
 const MAX_SECRETS: usize = 1_000;
 /// A Secret with a certificate and its key.
 const TLS_SECRET: &str = "kubernetes.io/tls";
-/// The entries of such a Secret.
+/// The entries of such a Secret: certificates and key.
 pub(in crate::control) const TLS_ENTRIES: [&str; 2] = ["tls.crt", "tls.key"];
 
-/// The identities of an HTTPS listener. What is wrong with one leaves the others; a Secret that is
-/// broken or gone leaves what it held before.
+/// The certificates of an HTTPS listener. A Secret with a problem does not affect the others; if it
+/// had a valid certificate before, that one stays.
 pub(super) fn resolve(
     build: &mut Build<'_>,
     subject: Subject<'_>,
     spec: &GatewayListeners,
     at: &str,
-) -> Vec<Arc<Identity>> {
+) -> Vec<ServerCertificate> {
     let references = references(spec);
     if references.is_empty() {
         let reason = "names no Secret: the listener is not served";
@@ -42,7 +41,7 @@ pub(super) fn resolve(
             reason,
         );
     }
-    let mut identities = Vec::new();
+    let mut certificates = Vec::new();
     for (position, reference) in references.iter().enumerate() {
         let field = format!("{at}.tls.certificateRefs[{position}]");
         let secret = match named(build.index, subject.name, reference) {
@@ -53,8 +52,8 @@ pub(super) fn resolve(
             }
         };
         let before = before(build, subject.name, &spec.name, &secret);
-        match read(build.index, &secret, before.as_ref()) {
-            Ok(identity) => identities.push(identity),
+        match read(build, &secret, before.as_ref()) {
+            Ok(certificate) => certificates.push(certificate),
             Err(reason) => {
                 let then = match &before {
                     Some(_) => "the certificate before goes on",
@@ -62,26 +61,26 @@ pub(super) fn resolve(
                 };
                 let reason = format!("{reason}; {then}");
                 build.complain(subject, field, "InvalidCertificateRef", reason);
-                identities.extend(before);
+                certificates.extend(before);
             }
         }
     }
-    identities
+    certificates
 }
 
-/// What a listener of the fleet before had of this Secret.
+/// The certificate of this Secret that the listener has in the previous fleet.
 fn before(
     build: &Build<'_>,
     gateway: &ObjectName,
     listener: &str,
     secret: &ObjectName,
-) -> Option<Arc<Identity>> {
+) -> Option<ServerCertificate> {
     let mut listeners = build.previous.listeners.iter();
     let before = listeners.find(|one| one.gateway == *gateway && *one.name == *listener)?;
-    before.identities.iter().find(|identity| identity.secret == *secret).cloned()
+    before.certificates.iter().find(|certificate| certificate.secret == *secret).cloned()
 }
 
-/// The Secret that a reference names and may name.
+/// The Secret that a reference names, if a ReferenceGrant or the namespace allows it.
 fn named(
     index: &Index,
     gateway: &ObjectName,
@@ -103,24 +102,26 @@ fn named(
     Ok(name)
 }
 
+/// Parses the certificate of a Secret, unless its content is that of `before`.
 fn read(
-    index: &Index,
+    build: &mut Build<'_>,
     name: &ObjectName,
-    before: Option<&Arc<Identity>>,
-) -> Result<Arc<Identity>, String> {
+    before: Option<&ServerCertificate>,
+) -> Result<ServerCertificate, String> {
     let key = Key { kind: Kind::Secret, name: name.clone() };
-    let Some(Object::Secret(secret)) = index.get(&key) else {
+    let Some(Object::Secret(secret)) = build.index.get(&key) else {
         return Err(format!("Secret {name} is not here"));
     };
     if secret.type_.as_deref() != Some(TLS_SECRET) {
         return Err(format!("Secret {name} is not of type {TLS_SECRET}"));
     }
     let pem = TLS_ENTRIES.map(|entry| entry_of(secret, entry));
-    if let Some(known) = before.filter(|known| known.is_of(name, &pem)) {
-        return Ok(Arc::clone(known));
+    if let Some(before) = before.filter(|before| build.certificates.is_from(before.id, &pem)) {
+        return Ok(before.clone());
     }
-    let signer = signer(&pem).map_err(|reason| format!("Secret {name}: {reason}"))?;
-    Ok(Arc::new(Identity::new(name.clone(), pem, Arc::new(signer))))
+    let key = certified_key(&pem).map_err(|reason| format!("Secret {name}: {reason}"))?;
+    let id = build.certificates.add(pem, key);
+    Ok(ServerCertificate { secret: name.clone(), id })
 }
 
 fn entry_of(secret: &Secret, entry: &str) -> Bytes {
@@ -134,14 +135,14 @@ fn entry_of(secret: &Secret, entry: &str) -> Bytes {
     }
 }
 
-fn signer([certificates, key]: &[Bytes; 2]) -> Result<CertifiedKey, String> {
+fn certified_key([certificates, key]: &[Bytes; 2]) -> Result<CertifiedKey, String> {
     let chain: Result<Vec<CertificateDer<'static>>, _> =
         CertificateDer::pem_slice_iter(certificates).collect();
     let chain = chain.map_err(|error| format!("tls.crt is not PEM: {error}"))?;
     if chain.is_empty() {
         return Err("tls.crt holds no certificate".to_owned());
     }
-    // Whatever is wrong with a key, its bytes are not repeated.
+    // The error must not contain bytes of the key.
     let key =
         PrivateKeyDer::from_pem_slice(key).map_err(|_| "tls.key holds no private key in PEM")?;
     CertifiedKey::from_der(chain, key, &ring::default_provider())
@@ -153,7 +154,7 @@ fn references(spec: &GatewayListeners) -> &[GatewayListenersTlsCertificateRefs] 
     tls.and_then(|tls| tls.certificate_refs.as_deref()).unwrap_or_default()
 }
 
-/// The Secrets that listeners of a cluster name and may name: the ones to watch.
+/// The Secrets to watch: those that listeners of a cluster name and may use.
 pub(super) fn secrets(index: &Index) -> BTreeSet<ObjectName> {
     let foreign = ours::foreign(index);
     let mut secrets = BTreeSet::new();
