@@ -1,4 +1,4 @@
-//! A real agent on the node of the servers, reading the gateway's own manifests.
+//! A real agent on the node of the servers, which reads the same manifests as the gateway.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -9,23 +9,23 @@ use router_tests::{Client, eventually};
 use serde_json::Value;
 
 const PORT: u16 = 9911;
-/// A debug build on a busy machine loads its programs for seconds.
+/// A debug build on a busy machine takes seconds to load its BPF programs.
 const START: Duration = Duration::from_secs(30);
 
-pub(crate) struct Agent(Child);
+pub(crate) struct AgentProcess(Child);
 
-impl Agent {
-    /// Starts it in the namespaces of the calling thread, which are the node's. It knows the pods
-    /// by the routes to them.
-    pub(crate) fn start(manifests: &Path) -> Agent {
-        // Ends with the test, however that ends.
+impl AgentProcess {
+    /// Starts the agent in the namespaces of the calling thread, which are the node's. It finds the
+    /// pods through the routes to them.
+    pub(crate) fn start(manifests: &Path) -> AgentProcess {
+        // Ends with the test, whatever the result.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]).arg(router_tests::gateway::program());
         command.arg("agent").arg("--manifests").arg(manifests).env("PD_ROUTER_LOG", "warn");
-        Agent(command.spawn().expect("starting the agent"))
+        AgentProcess(command.spawn().expect("starting the agent"))
     }
 
-    /// What it says now.
+    /// The current `/v1/loads` of the agent.
     pub(crate) async fn loads(&self) -> Value {
         let client = Client::new(SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)));
         eventually("the agent answers", START, async || {
@@ -37,15 +37,15 @@ impl Agent {
     }
 }
 
-impl Drop for Agent {
+impl Drop for AgentProcess {
     fn drop(&mut self) {
-        // Both fail only where it has ended already.
+        // Both fail only if the agent has already exited.
         _ = self.0.kill();
         _ = self.0.wait();
     }
 }
 
-/// What it says of a pod, by the server's name.
+/// The agent's entry for a pod, by the server's name.
 pub(crate) fn pod<'v>(loads: &'v Value, name: &str) -> &'v Value {
     let pods = loads["pods"].as_array().expect("pods");
     pods.iter().find(|pod| pod["pod"] == full(name)).unwrap_or(&Value::Null)

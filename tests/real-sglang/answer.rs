@@ -1,4 +1,4 @@
-//! What an answer says, without what differs from run to run: names, clocks, cache hits.
+//! The content of an answer, without what differs between runs: ids, times, cache hits.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -9,10 +9,10 @@ use router_tests::client::Stream;
 use router_tests::sse::Event;
 use serde_json::Value;
 
-use crate::requests::Ask;
+use crate::requests::RequestCase;
 
-/// Fields that tell of one run and not of the answer.
-const PASSING: [&str; 13] = [
+/// Fields that describe one run and not the answer.
+const VOLATILE_FIELDS: [&str; 13] = [
     "id",
     "created",
     "created_at",
@@ -28,21 +28,21 @@ const PASSING: [&str; 13] = [
     "decode_throughput",
 ];
 
-/// An answer as the table compares it.
+/// An answer, as it is compared.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Said {
+pub(crate) struct Answer {
     pub(crate) status: StatusCode,
-    /// The body; of a stream its choices, then what else it said.
+    /// The body. For a stream: its merged choices, then all other events.
     pub(crate) body: Vec<Value>,
 }
 
-/// Sends it and reads the whole answer.
-pub(crate) async fn said(client: &Client, ask: &Ask) -> Said {
-    heard(&ask.name, client.open(ask.path, &ask.body).await).await
+/// Sends a request and reads the whole answer.
+pub(crate) async fn send(client: &Client, case: &RequestCase) -> Answer {
+    read_answer(&case.name, client.open(case.path, &case.body).await).await
 }
 
 /// Reads the rest of an answer.
-pub(crate) async fn heard(name: &str, stream: Stream) -> Said {
+pub(crate) async fn read_answer(name: &str, stream: Stream) -> Answer {
     let status = stream.status;
     let is_stream = stream
         .headers
@@ -50,21 +50,22 @@ pub(crate) async fn heard(name: &str, stream: Stream) -> Said {
         .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
     if !is_stream {
         let answer = stream.answer().await;
-        // Refusals of a router may be plain text.
+        // Errors of a router may be plain text.
         let body = serde_json::from_slice(&answer.body).unwrap_or_else(|_| answer.text().into());
-        return Said { status, body: vec![lasting(body)] };
+        return Answer { status, body: vec![without_volatile_fields(body)] };
     }
     let (events, end) = stream.events().await;
     assert_eq!(end, router_tests::client::End::Clean, "{name}: {events:?}");
-    Said { status, body: joined(events.iter().filter(|event| !event.is_done())) }
+    Answer { status, body: merge_events(events.iter().filter(|event| !event.is_done())) }
 }
 
-/// A stream as one answer: where its events are cut, and whose turn is next, is chance.
-fn joined<'e>(events: impl Iterator<Item = &'e Event>) -> Vec<Value> {
+/// Merges the events of a stream into one answer: how text is split into events, and the order of
+/// choices, vary between runs.
+fn merge_events<'e>(events: impl Iterator<Item = &'e Event>) -> Vec<Value> {
     let mut choices: BTreeMap<u64, Value> = BTreeMap::new();
     let mut rest = Vec::new();
     for event in events {
-        let event = lasting(event.json());
+        let event = without_volatile_fields(event.json());
         let choice = &event["choices"][0];
         if let Some(index) = choice["index"].as_u64() {
             match choices.entry(index) {
@@ -72,7 +73,7 @@ fn joined<'e>(events: impl Iterator<Item = &'e Event>) -> Vec<Value> {
                 Entry::Occupied(mut place) => append(place.get_mut(), choice),
             }
         } else if event.get("meta_info").is_some() {
-            // Every event of /generate tells the whole answer so far.
+            // Every event of /generate contains the whole answer so far.
             choices.insert(event["index"].as_u64().unwrap_or_default(), event);
         } else {
             rest.push(event);
@@ -81,7 +82,7 @@ fn joined<'e>(events: impl Iterator<Item = &'e Event>) -> Vec<Value> {
     choices.into_values().chain(rest).collect()
 }
 
-/// Adds a further piece of a choice: texts and lists grow, what was null is filled in.
+/// Adds the next piece of a choice: texts and lists are appended, null is replaced.
 fn append(so_far: &mut Value, piece: &Value) {
     match (so_far, piece) {
         (_, Value::Null) => {}
@@ -96,15 +97,16 @@ fn append(so_far: &mut Value, piece: &Value) {
     }
 }
 
-/// The value without its passing fields; numbers as near as two batches compute them.
-fn lasting(value: Value) -> Value {
+/// The value without volatile fields. Floats are rounded to 0.001, because batches compute them
+/// with small differences.
+fn without_volatile_fields(value: Value) -> Value {
     match value {
         Value::Object(fields) => fields
             .into_iter()
-            .filter(|(name, _)| !PASSING.contains(&name.as_str()) && !name.ends_with("_ts"))
-            .map(|(name, value)| (name, lasting(value)))
+            .filter(|(name, _)| !VOLATILE_FIELDS.contains(&name.as_str()) && !name.ends_with("_ts"))
+            .map(|(name, value)| (name, without_volatile_fields(value)))
             .collect(),
-        Value::Array(items) => items.into_iter().map(lasting).collect(),
+        Value::Array(items) => items.into_iter().map(without_volatile_fields).collect(),
         Value::Number(number) => match number.as_f64() {
             Some(float) if number.is_f64() => Value::from((float * 1e3).round() / 1e3),
             _ => Value::Number(number),
@@ -113,9 +115,9 @@ fn lasting(value: Value) -> Value {
     }
 }
 
-/// The text of the whole answer, to tell answers apart.
-pub(crate) fn text(said: &Said) -> String {
-    let texts = said.body.iter().map(|part| {
+/// The text of the whole answer.
+pub(crate) fn text(answer: &Answer) -> String {
+    let texts = answer.body.iter().map(|part| {
         let choice = &part["choices"][0];
         [&part["text"], &choice["text"], &choice["message"]["content"], &part["delta"]["content"]]
             .iter()

@@ -1,64 +1,88 @@
-//! pd-router before real SGLang engines: two prefills where memory allows, a decode, and an ordinary
-//! server as the reference, each in a pod of its own, with KV over Mooncake's TCP transport, and the
-//! agent beside them. Needs root and BPF.
+//! pd-router in front of real SGLang engines: two prefills if memory allows, a decode, and an
+//! ordinary server as the reference, each in its own pod, with KV over Mooncake's TCP transport,
+//! and the agent on the same node. Needs root and BPF.
 //!
-//! The servers take minutes to start, so there is one set of them and the checks take turns.
+//! The servers take minutes to start, so all checks share them and run one after another.
 
 mod agent;
 mod answer;
-mod answers;
-mod clients;
-mod counted;
-mod deaths;
-mod leaving;
-mod peer;
-mod report;
+mod client_disconnect;
+mod comparison;
+mod engine_failures;
+mod injected_failures;
+mod measurements;
+mod openai_client;
 mod requests;
+mod runner;
 mod server;
+mod sglang_router;
 mod shape;
-mod simulated;
-mod struck;
-mod world;
+mod simulator;
+mod testbed;
 
 use std::process::ExitCode;
 
 use netns::{Node, Topology};
-
-use report::Report;
-use world::World;
+use runner::CheckRunner;
+use testbed::TestBed;
 
 fn main() -> ExitCode {
-    // What cargo and nextest pass to every test program: there is one list here, run in order.
+    // Cargo and nextest pass --list to every test program. This one has a single list, run in
+    // order.
     if std::env::args().any(|word| word == "--list") {
         return ExitCode::SUCCESS;
     }
     let node = Node::new(Topology::Bridged);
-    let servers = World::pods(&node);
-    // In the node's namespace; the runtime has no other thread.
+    let servers = TestBed::pods(&node);
+    // In the node's namespace. The runtime has no other thread.
     node.netns.run(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.expect("a runtime");
-        let world = runtime.block_on(World::start(servers));
-        let mut report = Report::new(runtime, world);
-        report.check("every answer is the reference's", answers::equal);
-        report.check("what a client smuggles changes nothing", answers::smuggling);
-        report.check("requests at once have rooms of their own", answers::at_once);
-        report.check("OpenAI's client is served", clients::openai);
-        report.check("the agent's KV bytes of every pair are the engine's", counted::kv);
-        report.check("the agent sees the connections that ss shows", counted::connections);
-        report.check("the kernel's latencies are the engine's", counted::latencies);
-        report.check("a client that leaves frees both engines", leaving::frees_both);
-        report.check("a frozen prefill is told of in time", deaths::prefill_freezes);
-        report.check("a killed prefill is told of at once, its return heals", deaths::prefill_dies);
-        report.check("a killed decode is told of at once, its return heals", deaths::decode_dies);
-        report.check("a request that kills prefills kills one of two", deaths::poison);
-        report.check("the simulator answers the same table in the same shapes", simulated::table);
-        report.check("the simulator fails as the engine does", simulated::failures);
-        report.check("struck, it does as the engine: a killed prefill", struck::killed);
-        report.check("struck, it does as the engine: a frozen scheduler", struck::scheduler_frozen);
-        report.check("struck, it does as the engine: a room of 2^63", struck::room_too_large);
-        report.check("struck, it does as the engine: a room used twice", struck::room_used_twice);
-        report.check("sglang-router answers the same table", peer::table);
-        report.finish()
+        let testbed = runtime.block_on(TestBed::start(servers));
+        let mut runner = CheckRunner::new(runtime, testbed);
+        runner.check("every answer matches the reference", comparison::matches_reference);
+        runner.check(
+            "engine control in a client's body has no effect",
+            comparison::engine_control_is_ignored,
+        );
+        runner.check("concurrent requests have distinct rooms", comparison::concurrent_requests);
+        runner.check("OpenAI's client is served", openai_client::chat_stream_and_samples);
+        runner.check("the agent's KV bytes of every pair match the engine's", measurements::kv);
+        runner.check("the agent sees the connections that ss shows", measurements::connections);
+        runner.check("the kernel's latencies match the engine's", measurements::latencies);
+        runner
+            .check("a client disconnect frees both engines", client_disconnect::frees_both_engines);
+        runner
+            .check("a frozen prefill fails the request in time", engine_failures::prefill_freezes);
+        runner.check(
+            "a killed prefill fails the request at once and serves after a restart",
+            engine_failures::prefill_dies,
+        );
+        runner.check(
+            "a killed decode fails the request at once and serves after a restart",
+            engine_failures::decode_dies,
+        );
+        runner.check(
+            "a request that kills prefills kills one of two",
+            engine_failures::prefill_crash_is_contained,
+        );
+        runner.check("the simulator's answers have the engine's shapes", simulator::table);
+        runner.check("the simulator's failures match the engine's", simulator::failures);
+        runner
+            .check("the simulator matches the engine: a killed prefill", injected_failures::killed);
+        runner.check(
+            "the simulator matches the engine: a frozen scheduler",
+            injected_failures::scheduler_frozen,
+        );
+        runner.check(
+            "the simulator matches the engine: a room of 2^63",
+            injected_failures::room_too_large,
+        );
+        runner.check(
+            "the simulator matches the engine: a room used twice",
+            injected_failures::room_used_twice,
+        );
+        runner.check("sglang-router answers the same table", sglang_router::table);
+        runner.finish()
     })
 }

@@ -1,4 +1,4 @@
-//! A real SGLang server, in a pod of its own, on the CPU.
+//! A real SGLang server on the CPU, in its own pod.
 
 use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
@@ -16,24 +16,24 @@ use serde_json::Value;
 
 use crate::requests::MODEL;
 
-/// A server imports for minutes where the machine has other work.
+/// Importing takes minutes on a busy machine.
 const START: Duration = Duration::from_secs(400);
-/// The last line that a server logs before it serves.
-const SERVES: &str = "The server is fired up";
-/// What an engine calls the process that computes.
+/// The log line after which a server is ready.
+const READY_LINE: &str = "The server is fired up";
+/// The process name of an engine's scheduler.
 const SCHEDULER: &str = "sglang::scheduler";
-/// What an engine waits for its peer: SGLang's 300 s would make failures slow to see.
+/// Time an engine waits for its peer. SGLang's 300 s would make failures slow to observe.
 pub(crate) const PEER_TIMEOUT: Duration = Duration::from_secs(25);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     Prefill,
     Decode,
-    /// Both halves in one: what the pair's answers are compared with.
+    /// An ordinary server, whose answers the pair's are compared with.
     Reference,
 }
 
-/// What every server is started with.
+/// Paths that every server is started with.
 #[derive(Clone, Debug)]
 pub(crate) struct Installation {
     pub(crate) python: PathBuf,
@@ -51,7 +51,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts without waiting: several import at once.
+    /// Starts the server without waiting, so that several can import at the same time.
     pub(crate) fn start(
         name: &'static str,
         role: Role,
@@ -71,20 +71,20 @@ impl Server {
         Client::new(SocketAddr::new(self.ip(), ENGINE_PORT))
     }
 
-    /// Waits until it serves.
-    pub(crate) async fn serves(&mut self) {
+    /// Waits until the server is ready.
+    pub(crate) async fn wait_until_ready(&mut self) {
         let what = format!("{} serves; its log is {}", self.name, self.log.display());
         eventually(&what, START, async || {
             if let Some(status) = self.child.try_wait().expect("waiting for a child of ours") {
                 panic!("{} ended with {status}:\n{}", self.name, tail(&self.log()));
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
-            self.log().contains(SERVES).then_some(())
+            self.log().contains(READY_LINE).then_some(())
         })
         .await;
     }
 
-    pub(crate) fn has_ended(&mut self) -> bool {
+    pub(crate) fn has_exited(&mut self) -> bool {
         self.child.try_wait().expect("waiting for a child of ours").is_some()
     }
 
@@ -92,18 +92,18 @@ impl Server {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// Ends all its processes at once, as the kernel does with a pod that is out of memory.
+    /// Kills all its processes at once, as the kernel kills a pod that is out of memory.
     pub(crate) fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
         self.child.wait().expect("a killed child ends");
     }
 
-    /// Stops all its processes where they are: ports open, nothing answers.
+    /// Stops all its processes: ports stay open, nothing answers.
     pub(crate) fn freeze(&self) {
         self.signal(Signal::SIGSTOP);
     }
 
-    /// Stops the process that computes; those that speak HTTP go on.
+    /// Stops only the scheduler process; the HTTP processes run on.
     pub(crate) fn freeze_scheduler(&self) {
         let processes = std::fs::read_dir("/proc").expect("processes").flatten();
         let ours = processes.filter_map(|entry| {
@@ -123,13 +123,13 @@ impl Server {
         self.signal(Signal::SIGCONT);
     }
 
-    /// Starts it anew after a kill and waits until it serves.
+    /// Starts the server again after a kill and waits until it is ready.
     pub(crate) async fn restart(&mut self) {
         self.child = spawn(self.role, &self.pod, &self.installation, &self.log);
-        self.serves().await;
+        self.wait_until_ready().await;
     }
 
-    /// What it holds now, as it tells itself.
+    /// The load that the engine reports.
     pub(crate) async fn load(&self) -> Value {
         self.client().get("/v1/loads").await.expect_status(200).json()["loads"][0].take()
     }
@@ -145,7 +145,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Fails only where it has ended already.
+        // Fails only if the server has already exited.
         _ = killpg(self.group(), Signal::SIGKILL);
         _ = self.child.wait();
     }
@@ -155,14 +155,14 @@ fn spawn(role: Role, pod: &PodNetwork, installation: &Installation, log: &Path) 
     let log = File::create(log).expect("a server's log");
     let mut command = command(role, pod.address, installation);
     command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
-    // A group of its own, so that one signal reaches the scheduler and the detokenizer too.
+    // Its own process group, so that one signal reaches the scheduler and the detokenizer too.
     command.process_group(0);
     pod.netns.run(move || command.spawn().expect("starting SGLang"))
 }
 
 fn command(role: Role, ip: IpAddr, installation: &Installation) -> Command {
     let engine = Path::new(env!("CARGO_MANIFEST_DIR")).join("real-sglang/engine");
-    // Ends with the test, however that ends. The CPU may be wanted elsewhere.
+    // Ends with the test, whatever the result. Runs with low priority.
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "nice", "-n", "5"]);
     command.arg(&installation.python).args(["-m", "sglang.launch_server"]);
@@ -193,7 +193,7 @@ fn command(role: Role, ip: IpAddr, installation: &Installation) -> Command {
         .env("SGLANG_DISAGGREGATION_WAITING_TIMEOUT", &peer_timeout)
         .env("HF_HUB_OFFLINE", "1")
         .env("OMP_NUM_THREADS", "1")
-        // SGLang asks Mooncake for RDMA, which no namespace has.
+        // SGLang requests RDMA from Mooncake, which a network namespace does not have.
         .env("MC_FORCE_TCP", "1")
         .env_remove("PYTHONDONTWRITEBYTECODE");
     command

@@ -1,12 +1,11 @@
-//! The shape of an answer: what is left of it where two models say different things.
+//! The shape of an answer: what two models with different outputs have in common.
 
 use serde_json::{Map, Value};
 
-/// Fields whose very text is protocol.
+/// Fields whose text is part of the protocol.
 const LITERAL: [&str; 6] = ["object", "role", "type", "code", "param", "finish_reason"];
 
-/// The value with every text, number and list replaced by its kind; of a list one element of each
-/// shape.
+/// Replaces every text and number by its type, and every list by one element of each shape.
 pub(crate) fn shape(value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
@@ -32,7 +31,7 @@ pub(crate) fn shape(value: &Value) -> Value {
     }
 }
 
-/// Where two shapes differ, each place as one line.
+/// The differences between two shapes, one line each.
 pub(crate) fn differences(real: &Value, simulated: &Value) -> Vec<String> {
     let mut found = Vec::new();
     compare(String::new(), real, simulated, &mut found);
@@ -63,7 +62,7 @@ fn compare(place: String, real: &Value, simulated: &Value, found: &mut Vec<Strin
     }
 }
 
-/// An error's words without its numbers and addresses, which differ from run to run.
+/// The words of an error message without numbers and addresses, which differ between runs.
 pub(crate) fn words(text: &str) -> String {
     let plain = |word: &str| !word.contains(|c: char| c.is_ascii_digit());
     text.split_whitespace().filter(|word| plain(word)).collect::<Vec<_>>().join(" ")

@@ -5,13 +5,13 @@ use std::path::Path;
 use tokio::process::Command;
 
 use crate::requests::MODEL;
-use crate::world::{World, setting};
+use crate::testbed::{TestBed, env_path};
 
-pub(crate) async fn openai(world: &mut World) {
-    let gateway = world.gateway(&[]).await;
+pub(crate) async fn chat_stream_and_samples(testbed: &mut TestBed) {
+    let gateway = testbed.gateway(&[]).await;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/openai_client.py");
     for part in ["chat", "stream", "samples"] {
-        let mut command = Command::new(setting("PD_ROUTER_PYTHON"));
+        let mut command = Command::new(env_path("PD_ROUTER_PYTHON"));
         command.arg("-B").arg(&script).arg(format!("http://{}/v1", gateway.client.address));
         command.arg(part).env("MODEL", MODEL).kill_on_drop(true);
         for proxy in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "ALL_PROXY"] {
@@ -21,5 +21,5 @@ pub(crate) async fn openai(world: &mut World) {
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{part}: {error}");
     }
-    world.idle().await;
+    testbed.wait_until_idle().await;
 }

@@ -1,4 +1,4 @@
-//! The checks in their order, each told as it ends, counted at the end as libtest counts.
+//! Runs the checks in order, prints each result, and prints the totals as libtest does.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -6,34 +6,34 @@ use std::time::Instant;
 
 use tokio::runtime::Runtime;
 
-use crate::world::World;
+use crate::testbed::TestBed;
 
-pub(crate) struct Report {
+pub(crate) struct CheckRunner {
     runtime: Runtime,
-    world: World,
-    /// Only checks whose name contains one of these; all where there is none.
+    testbed: TestBed,
+    /// Run only checks whose name contains one of these. Empty runs all.
     only: Vec<String>,
     passed: u32,
     failed: u32,
 }
 
-impl Report {
-    pub(crate) fn new(runtime: Runtime, world: World) -> Report {
+impl CheckRunner {
+    pub(crate) fn new(runtime: Runtime, testbed: TestBed) -> CheckRunner {
         let only = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-        Report { runtime, world, only, passed: 0, failed: 0 }
+        CheckRunner { runtime, testbed, only, passed: 0, failed: 0 }
     }
 
-    /// Runs a check; a failed one does not keep the next from running.
-    pub(crate) fn check(&mut self, name: &str, check: impl AsyncFnOnce(&mut World)) {
+    /// Runs a check. A failure does not stop the following checks.
+    pub(crate) fn check(&mut self, name: &str, check: impl AsyncFnOnce(&mut TestBed)) {
         if !self.only.is_empty() && !self.only.iter().any(|part| name.contains(part)) {
             return;
         }
         let start = Instant::now();
-        let Report { runtime, world, .. } = self;
+        let CheckRunner { runtime, testbed, .. } = self;
         let run = AssertUnwindSafe(|| {
             runtime.block_on(async {
-                world.heal().await;
-                check(world).await;
+                testbed.recover().await;
+                check(testbed).await;
             });
         });
         let passed = catch_unwind(run).is_ok();
@@ -43,7 +43,7 @@ impl Report {
     }
 
     pub(crate) fn finish(self) -> ExitCode {
-        let Report { passed, failed, .. } = self;
+        let CheckRunner { passed, failed, .. } = self;
         let result = if failed == 0 { "ok" } else { "FAILED" };
         println!("test result: {result}. {passed} passed; {failed} failed");
         if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -1,4 +1,4 @@
-//! What the agent counts in the kernel, beside what the engines and the kernel itself say.
+//! The agent's counters, compared with the engines' and the kernel's own.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,35 +10,35 @@ use serde_json::{Value, json};
 use crate::agent::{kv_bytes, open_connections, pod};
 use crate::requests;
 use crate::server::Server;
-use crate::world::World;
+use crate::testbed::TestBed;
 
-/// Ports that Mooncake takes.
+/// Port range of Mooncake's data connections.
 const MOONCAKE: std::ops::RangeInclusive<u16> = 15_000..=17_000;
-/// Until counters that are read now and then have caught up.
-const CAUGHT_UP: Duration = Duration::from_secs(20);
-/// What Mooncake's framing and auxiliary data may add to the KV cache.
+/// Time for periodically read counters to catch up.
+const COUNTER_DEADLINE: Duration = Duration::from_secs(20);
+/// Allowed difference: Mooncake's framing and auxiliary data beside the KV cache.
 const FRAMING: f64 = 0.02;
 const STREAMS: u32 = 24;
 const TOKENS: u32 = 32;
 
-/// The bytes of each pair against the engine's own count of what it transferred.
-pub(crate) async fn kv(world: &mut World) {
-    let gateway = world.gateway(&["--policy", "round_robin"]).await;
-    let before = moved(world).await;
+/// Compares the KV bytes of each pair with the engine's own count.
+pub(crate) async fn kv(testbed: &mut TestBed) {
+    let gateway = testbed.gateway(&["--policy", "round_robin"]).await;
+    let before = kv_bytes_moved(testbed).await;
     for number in 0..24 {
         let words = format!("a cache moves {number} times ").repeat(60 + 10 * number);
         let body = requests::generate(&words, 2);
         gateway.client.post("/generate", &body).await.expect_status(200);
     }
-    world.idle().await;
-    for (place, prefill) in world.prefills().enumerate() {
-        let what = format!("{} has told of its transfers", prefill.name);
-        let (engine, agent) = eventually(&what, CAUGHT_UP, async || {
+    testbed.wait_until_idle().await;
+    for (place, prefill) in testbed.prefills().enumerate() {
+        let what = format!("the counters of {} agree", prefill.name);
+        let (engine, agent) = eventually(&what, COUNTER_DEADLINE, async || {
             tokio::time::sleep(Duration::from_millis(200)).await;
-            let now = moved(world).await;
+            let now = kv_bytes_moved(testbed).await;
             let engine = now[place].0 - before[place].0;
             let agent = now[place].1 - before[place].1;
-            // What is under way is in one of the two only.
+            // Bytes in flight are counted on one side only.
             (engine > 0.0 && (agent / engine - 1.0).abs() < FRAMING).then_some((engine, agent))
         })
         .await;
@@ -51,32 +51,32 @@ pub(crate) async fn kv(world: &mut World) {
     }
 }
 
-/// Bytes of each prefill to the decode: as the engine says, and as the agent does.
-async fn moved(world: &World) -> Vec<(f64, f64)> {
-    let loads = world.agent.loads().await;
-    let mut moved = Vec::new();
-    for prefill in world.prefills() {
+/// Bytes from each prefill to the decode: the engine's count and the agent's.
+async fn kv_bytes_moved(testbed: &TestBed) -> Vec<(f64, f64)> {
+    let loads = testbed.agent.loads().await;
+    let mut kv_bytes_moved = Vec::new();
+    for prefill in testbed.prefills() {
         let mib = metric(prefill, "sglang:kv_transfer_total_mb_sum").await;
-        let agent = kv_bytes(&loads, prefill.name, world.decode.name) as f64;
-        moved.push((mib * f64::from(1 << 20), agent));
+        let agent = kv_bytes(&loads, prefill.name, testbed.decode.name) as f64;
+        kv_bytes_moved.push((mib * f64::from(1 << 20), agent));
     }
-    moved
+    kv_bytes_moved
 }
 
-/// Every connection between engines is in its class, as many as `ss` shows in the pods.
-pub(crate) async fn connections(world: &mut World) {
-    let gateway = world.gateway(&["--policy", "round_robin"]).await;
+/// Compares the agent's open connections, by class, with what `ss` shows in the pods.
+pub(crate) async fn connections(testbed: &mut TestBed) {
+    let gateway = testbed.gateway(&["--policy", "round_robin"]).await;
     for number in 0..6 {
         let body = requests::generate(&format!("a connection carries {number}"), 2);
         gateway.client.post("/generate", &body).await.expect_status(200);
     }
-    world.idle().await;
-    // Heartbeats open and close some while one looks.
-    let until = Instant::now() + CAUGHT_UP;
+    testbed.wait_until_idle().await;
+    // Heartbeats open and close connections in the meantime.
+    let until = Instant::now() + COUNTER_DEADLINE;
     let same = loop {
         tokio::time::sleep(Duration::from_millis(200)).await;
-        let shown = shown_by_ss(world);
-        let counted = counted_by_agent(world).await;
+        let shown = shown_by_ss(testbed);
+        let counted = counted_by_agent(testbed).await;
         if shown == counted {
             break shown;
         }
@@ -92,18 +92,18 @@ pub(crate) async fn connections(world: &mut World) {
 
 type Connections = BTreeMap<(String, String, String), u64>;
 
-async fn counted_by_agent(world: &World) -> Connections {
-    let loads = world.agent.loads().await;
-    let between_engines = |name: &str| world.engines().any(|server| server.name == name);
+async fn counted_by_agent(testbed: &TestBed) -> Connections {
+    let loads = testbed.agent.loads().await;
+    let between_engines = |name: &str| testbed.engines().any(|server| server.name == name);
     let rows = open_connections(&loads).into_iter();
     rows.filter(|(pod, peer, ..)| pod != peer && between_engines(pod) && between_engines(peer))
         .map(|(pod, peer, class, open)| ((pod, peer, class), open))
         .collect()
 }
 
-fn shown_by_ss(world: &World) -> Connections {
+fn shown_by_ss(testbed: &TestBed) -> Connections {
     let mut shown = Connections::new();
-    for server in world.engines() {
+    for server in testbed.engines() {
         let lines = server.pod.netns.sh("ss -Htn state established");
         for line in lines.lines() {
             let mut words = line.split_whitespace().skip(2);
@@ -112,7 +112,7 @@ fn shown_by_ss(world: &World) -> Connections {
             else {
                 continue;
             };
-            let peer = world.engines().find(|peer| peer.ip().to_string() == remote.0);
+            let peer = testbed.engines().find(|peer| peer.ip().to_string() == remote.0);
             if let Some(peer) = peer.filter(|peer| peer.name != server.name) {
                 let key = (server.name.into(), peer.name.into(), class(local.1, remote.1).into());
                 *shown.entry(key).or_default() += 1;
@@ -122,14 +122,14 @@ fn shown_by_ss(world: &World) -> Connections {
     shown
 }
 
-/// `ADDRESS:PORT` as ss writes it, IPv4 in IPv6's clothes too.
+/// Parses `ADDRESS:PORT` as ss prints it, also an IPv4-mapped IPv6 address.
 fn address(text: &str) -> Option<(String, u16)> {
     let (host, port) = text.rsplit_once(':')?;
     let host = host.trim_start_matches('[').trim_end_matches(']').trim_start_matches("::ffff:");
     Some((host.to_owned(), port.parse().ok()?))
 }
 
-/// By the ports that the servers listen on, none of which the agent was told but two.
+/// The class by the ports of the servers. The agent was configured with only two of them.
 fn class(local: u16, remote: u16) -> &'static str {
     let either = |is: &dyn Fn(u16) -> bool| is(local) || is(remote);
     if either(&|port| port == ENGINE_PORT) {
@@ -143,22 +143,23 @@ fn class(local: u16, remote: u16) -> &'static str {
     }
 }
 
-/// Times to the first token and between tokens, against the engine's own histograms.
-pub(crate) async fn latencies(world: &mut World) {
-    // Neither a probe nor a question for its load is among decode's answers meanwhile.
+/// Compares time to first token and inter-token time with the engine's own histograms.
+pub(crate) async fn latencies(testbed: &mut TestBed) {
+    // No probe or load request may be among decode's answers in the meantime.
     let flags = ["--probe-interval", "1h", "--engine-load-interval", "1h"];
-    let gateway = world.gateway(&flags).await;
-    world.idle().await;
-    // The questions to the engine are answers that the kernel counts: before its own first
-    // reading, and after its last.
-    let engine_before = engine_times(&world.decode).await;
-    let kernel_before = eventually("the agent has counted the questions", CAUGHT_UP, async || {
-        let first = kernel_times(world).await;
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let second = kernel_times(world).await;
-        (first.ttft == second.ttft).then_some(second)
-    })
-    .await;
+    let gateway = testbed.gateway(&flags).await;
+    testbed.wait_until_idle().await;
+    // Scrapes of the engine are answers that the kernel counts too: wait until those before the
+    // first reading are counted, and read the kernel before the engine at the end.
+    let engine_before = engine_times(&testbed.decode).await;
+    let kernel_before =
+        eventually("the agent has counted the questions", COUNTER_DEADLINE, async || {
+            let first = kernel_times(testbed).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let second = kernel_times(testbed).await;
+            (first.ttft == second.ttft).then_some(second)
+        })
+        .await;
     for number in 0..STREAMS {
         let mut body = requests::chat(&format!("a stream tells {number} words"), TOKENS);
         (body["stream"], body["ignore_eos"]) = (true.into(), json!(true));
@@ -166,16 +167,16 @@ pub(crate) async fn latencies(world: &mut World) {
         assert!(events.len() > TOKENS as usize / 2, "{events:?}");
     }
     let streams = f64::from(STREAMS);
-    let kernel = eventually("the agent has counted every stream", CAUGHT_UP, async || {
+    let kernel = eventually("the agent has counted every stream", COUNTER_DEADLINE, async || {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let now = kernel_times(world).await.since(kernel_before);
+        let now = kernel_times(testbed).await.since(kernel_before);
         (now.ttft.1 >= streams).then_some(now)
     })
     .await;
     assert_eq!(kernel.ttft.1, streams, "answers beside the streams");
-    let engine = eventually("the engine has counted every stream", CAUGHT_UP, async || {
+    let engine = eventually("the engine has counted every stream", COUNTER_DEADLINE, async || {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let now = engine_times(&world.decode).await.since(engine_before);
+        let now = engine_times(&testbed.decode).await.since(engine_before);
         (now.ttft.1 >= streams).then_some(now)
     })
     .await;
@@ -187,8 +188,8 @@ pub(crate) async fn latencies(world: &mut World) {
         "  between tokens: engine {engine_itl:.2} ms of {}, kernel {kernel_itl:.2} ms of {}",
         engine.itl.1, kernel.itl.1
     );
-    // The kernel's clock starts at the wire, before the engine has read and parsed the request,
-    // and ends there.
+    // The kernel measures on the wire, so its interval starts before the engine has parsed the
+    // request and ends after the engine has sent the token.
     assert!(kernel_ttft > engine_ttft * 0.9, "the wire cannot be ahead of the engine");
     assert!(kernel_ttft < engine_ttft * 1.5 + 30.0, "the wire lags the engine");
     assert!((kernel_itl / engine_itl - 1.0).abs() < 0.25, "times between tokens differ");
@@ -196,33 +197,33 @@ pub(crate) async fn latencies(world: &mut World) {
 
 /// Sums in milliseconds and counts.
 #[derive(Clone, Copy, Debug)]
-struct Times {
+struct LatencySums {
     ttft: (f64, f64),
     itl: (f64, f64),
 }
 
-impl Times {
-    fn since(self, before: Times) -> Times {
+impl LatencySums {
+    fn since(self, before: LatencySums) -> LatencySums {
         let less = |now: (f64, f64), before: (f64, f64)| (now.0 - before.0, now.1 - before.1);
-        Times { ttft: less(self.ttft, before.ttft), itl: less(self.itl, before.itl) }
+        LatencySums { ttft: less(self.ttft, before.ttft), itl: less(self.itl, before.itl) }
     }
 }
 
-async fn engine_times(server: &Server) -> Times {
-    Times {
+async fn engine_times(server: &Server) -> LatencySums {
+    LatencySums {
         ttft: histogram(server, "time_to_first_token_seconds").await,
         itl: histogram(server, "inter_token_latency_seconds").await,
     }
 }
 
-async fn kernel_times(world: &World) -> Times {
-    let loads = world.agent.loads().await;
+async fn kernel_times(testbed: &TestBed) -> LatencySums {
+    let loads = testbed.agent.loads().await;
     let of = |name: &str| {
-        let latency = &pod(&loads, world.decode.name)[name];
+        let latency = &pod(&loads, testbed.decode.name)[name];
         let number = |value: &Value| value.as_f64().expect("a number");
         (number(&latency["sum_ms"]), number(&latency["samples"]))
     };
-    Times { ttft: of("ttft"), itl: of("itl") }
+    LatencySums { ttft: of("ttft"), itl: of("itl") }
 }
 
 async fn histogram(server: &Server, name: &str) -> (f64, f64) {
@@ -230,7 +231,7 @@ async fn histogram(server: &Server, name: &str) -> (f64, f64) {
     (sum * 1e3, metric(server, &format!("sglang:{name}_count")).await)
 }
 
-/// A metric of the engine, summed over its labels; 0 before it has any.
+/// A metric of the engine, summed over its labels. 0 before its first sample.
 async fn metric(server: &Server, name: &str) -> f64 {
     let text = server.client().get("/metrics").await.expect_status(200).text();
     router_tests::gateway::metric(&text, name, &[])

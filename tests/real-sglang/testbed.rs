@@ -1,4 +1,4 @@
-//! The servers of one run, and the manifests that name them.
+//! The servers of one run, and their manifests.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,28 +9,28 @@ use router_tests::manifests::{self, ENGINE_PORT};
 use router_tests::{Client, Gateway, Manifests, eventually};
 use serde_json::Value;
 
-use crate::agent::Agent;
+use crate::agent::AgentProcess;
 use crate::server::{Installation, Role, Server};
-use crate::simulated::Pair;
+use crate::simulator::EnginePair;
 
-/// For an engine to be done with what it was told to stop. It may be in the middle of a long
-/// prompt, and other work may want the CPU.
+/// Time for an engine to finish aborted work. It may be in the middle of a long prompt on a busy
+/// machine.
 const IDLE: Duration = Duration::from_secs(20);
 
-/// What four servers need, and what they need for starting; three get along with less.
+/// Memory that four servers need, including their start. Three need less.
 const MEMORY_OF_FOUR_KIB: u64 = 15 << 20;
 
-pub(crate) struct World {
+pub(crate) struct TestBed {
     pub(crate) prefill: Server,
-    /// Where memory allows.
+    /// Only if memory allows.
     pub(crate) second: Option<Server>,
     pub(crate) decode: Server,
     pub(crate) reference: Server,
-    pub(crate) agent: Agent,
+    pub(crate) agent: AgentProcess,
     manifests: Manifests,
 }
 
-/// Where each server will stand.
+/// The pod of each server.
 pub(crate) struct Pods {
     prefill: PodNetwork,
     second: PodNetwork,
@@ -38,24 +38,24 @@ pub(crate) struct Pods {
     reference: PodNetwork,
 }
 
-impl World {
+impl TestBed {
     pub(crate) fn pods(node: &Node) -> Pods {
         let pod = |host| node.pod(host);
         Pods { prefill: pod(2), decode: pod(3), reference: pod(4), second: pod(5) }
     }
 
-    pub(crate) async fn start(pods: Pods) -> World {
+    pub(crate) async fn start(pods: Pods) -> TestBed {
         let installation = Installation {
-            python: setting("PD_ROUTER_SGLANG_PYTHON"),
-            model: setting("PD_ROUTER_SGLANG_MODEL"),
-            logs: setting("PD_ROUTER_SGLANG_LOGS"),
+            python: env_path("PD_ROUTER_SGLANG_PYTHON"),
+            model: env_path("PD_ROUTER_SGLANG_MODEL"),
+            logs: env_path("PD_ROUTER_SGLANG_LOGS"),
         };
         let start = |name, role, pod| Server::start(name, role, pod, &installation);
         let enough = available_memory_kib() >= MEMORY_OF_FOUR_KIB;
         let manifests = Manifests::documents();
-        // Before the engines, so that no byte of theirs escapes it.
-        let agent = Agent::start(manifests.path());
-        let mut world = World {
+        // Before the engines, so that it counts all their bytes.
+        let agent = AgentProcess::start(manifests.path());
+        let mut testbed = TestBed {
             prefill: start("prefill", Role::Prefill, pods.prefill),
             second: enough.then(|| start("second", Role::Prefill, pods.second)),
             decode: start("decode", Role::Decode, pods.decode),
@@ -63,29 +63,29 @@ impl World {
             agent,
             manifests,
         };
-        world.all_ready(true);
-        for server in world.servers() {
-            server.serves().await;
+        testbed.write_pods(true);
+        for server in testbed.servers() {
+            server.wait_until_ready().await;
         }
-        world
+        testbed
     }
 
-    /// A gateway that has heard from every engine.
+    /// A gateway that knows the settings of every engine.
     pub(crate) async fn gateway(&self, flags: &[&str]) -> Gateway {
-        self.all_ready(true);
-        self.gateway_as_is(flags).await
+        self.write_pods(true);
+        self.start_gateway(flags).await
     }
 
-    /// The same, that uses the first prefill alone.
+    /// A gateway that uses the first prefill only.
     pub(crate) async fn gateway_of_one_pair(&self, flags: &[&str]) -> Gateway {
-        self.all_ready(false);
-        self.gateway_as_is(flags).await
+        self.write_pods(false);
+        self.start_gateway(flags).await
     }
 
-    async fn gateway_as_is(&self, flags: &[&str]) -> Gateway {
+    async fn start_gateway(&self, flags: &[&str]) -> Gateway {
         let gateway = Gateway::start_with(&self.manifests, flags).await;
         let engines = self.engines().count();
-        eventually("all engines have told what they are", IDLE, async || {
+        eventually("the gateway knows the settings of all engines", IDLE, async || {
             let fleet = gateway.fleet().await.to_string();
             (fleet.matches("page_size").count() >= engines).then_some(())
         })
@@ -93,8 +93,8 @@ impl World {
         gateway
     }
 
-    /// Writes the pods; the second prefill's is ready or not.
-    fn all_ready(&self, second: bool) {
+    /// Writes the manifests of all pods. `second` says whether the second prefill is ready.
+    fn write_pods(&self, second: bool) {
         for server in self.engines() {
             let role = if server.role == Role::Decode { "decode" } else { "prefill" };
             let ready = second || server.name != "second";
@@ -103,7 +103,7 @@ impl World {
         }
     }
 
-    /// The engines that work in pairs.
+    /// The engines that are used as pairs.
     pub(crate) fn engines(&self) -> impl Iterator<Item = &Server> {
         self.prefills().chain([&self.decode])
     }
@@ -119,13 +119,13 @@ impl World {
     }
 
     /// The pair by its addresses.
-    pub(crate) fn pair(&self) -> Pair {
+    pub(crate) fn pair(&self) -> EnginePair {
         let address = |server: &Server| SocketAddr::new(server.ip(), ENGINE_PORT);
-        Pair { prefill: address(&self.prefill), decode: address(&self.decode) }
+        EnginePair { prefill: address(&self.prefill), decode: address(&self.decode) }
     }
 
     /// Waits until the first prefill has a request.
-    pub(crate) async fn prefill_computes(&self) {
+    pub(crate) async fn wait_until_prefill_has_a_request(&self) {
         eventually("prefill has the request", IDLE, async || {
             let load = self.prefill.load().await;
             let waits = load["disaggregation"]["prefill_bootstrap_queue_reqs"] != 0;
@@ -135,10 +135,10 @@ impl World {
         .await;
     }
 
-    /// What an earlier check has left broken works again.
-    pub(crate) async fn heal(&mut self) {
+    /// Restarts or thaws the servers that an earlier check has left dead or frozen.
+    pub(crate) async fn recover(&mut self) {
         for server in self.servers() {
-            if server.has_ended() {
+            if server.has_exited() {
                 server.restart().await;
             } else {
                 server.thaw();
@@ -146,14 +146,14 @@ impl World {
         }
     }
 
-    /// Waits until no engine holds a request or any KV but the prefix cache's.
-    pub(crate) async fn idle(&self) {
+    /// Waits until no engine has a request, or KV outside the prefix cache.
+    pub(crate) async fn wait_until_idle(&self) {
         for server in self.engines() {
             let what = format!("{} is idle", server.name);
             eventually(&what, IDLE, async || {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 let load = server.load().await;
-                holds_nothing(&load).then_some(())
+                is_idle(&load).then_some(())
             })
             .await;
         }
@@ -164,8 +164,8 @@ impl World {
     }
 }
 
-/// Whether an engine's load speaks of no request, in any of its queues.
-fn holds_nothing(load: &Value) -> bool {
+/// Whether the load of an engine reports no request in any queue.
+fn is_idle(load: &Value) -> bool {
     let queues = load["disaggregation"].as_object();
     let queued = queues.into_iter().flatten().filter(|(name, _)| name.ends_with("_reqs"));
     load["num_running_reqs"] == 0
@@ -173,8 +173,8 @@ fn holds_nothing(load: &Value) -> bool {
         && queued.into_iter().all(|(_, count)| count == 0)
 }
 
-/// What `cargo xtask test real-sglang` has made ready.
-pub(crate) fn setting(name: &str) -> PathBuf {
+/// A path from an environment variable that `cargo xtask test real-sglang` sets.
+pub(crate) fn env_path(name: &str) -> PathBuf {
     let value = std::env::var_os(name);
     value.unwrap_or_else(|| panic!("{name} is not set: run `cargo xtask test real-sglang`")).into()
 }

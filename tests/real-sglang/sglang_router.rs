@@ -1,4 +1,4 @@
-//! sglang-router before the same pair: what it answers to the same table, told and not judged.
+//! sglang-router in front of the same pair: prints how its answers differ, without judging them.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,22 +10,22 @@ use router_tests::manifests::{BOOTSTRAP_PORT, ENGINE_PORT};
 use router_tests::{Client, eventually};
 use tokio::process::{Child, Command};
 
-use crate::answer::{Said, said};
-use crate::answers::same;
-use crate::requests::{self, Ask};
-use crate::world::{World, setting};
+use crate::answer::{Answer, send};
+use crate::comparison::matches;
+use crate::requests::{self, RequestCase};
+use crate::testbed::{TestBed, env_path};
 
 const PORT: u16 = 8080;
 const START: Duration = Duration::from_secs(60);
-/// An answer that takes longer is called none; the engines answer each of these in seconds.
+/// Time after which an answer counts as missing. The engines answer each request in seconds.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// What became of one request.
+/// The result of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Outcome {
     Same,
     Different,
-    /// With this status instead of the reference's.
+    /// This status instead of the reference's.
     Status(u16),
     Broken,
     None,
@@ -44,23 +44,23 @@ impl Outcome {
     }
 }
 
-/// Sends the table through both routers and prints where they differ.
-pub(crate) async fn table(world: &mut World) {
-    let gateway = world.gateway(&[]).await;
+/// Sends the table through both routers and prints the differences.
+pub(crate) async fn table(testbed: &mut TestBed) {
+    let gateway = testbed.gateway(&[]).await;
     let address = Loopback::claim();
-    let _router = start(world, &address).await;
+    let _router = start(testbed, &address).await;
     let clients = [gateway.client, Client::new(address.port(PORT))];
     let mut counts = [BTreeMap::new(), BTreeMap::new()];
     println!("  | request | pd-router | sglang-router 0.3.2 |\n  |---|---|---|");
-    for ask in &requests::table() {
-        let expected = said(&world.reference(), ask).await;
+    for case in &requests::table() {
+        let expected = send(&testbed.reference(), case).await;
         let mut outcomes = [Outcome::None; 2];
         for (place, client) in clients.iter().enumerate() {
-            outcomes[place] = ask_one(*client, ask, &expected).await;
+            outcomes[place] = send_one(*client, case, &expected).await;
             *counts[place].entry(outcomes[place]).or_insert(0) += 1;
         }
         if outcomes != [Outcome::Same; 2] {
-            println!("  | {} | {} | {} |", ask.name, outcomes[0].name(), outcomes[1].name());
+            println!("  | {} | {} | {} |", case.name, outcomes[0].name(), outcomes[1].name());
         }
     }
     for (name, counts) in ["pd-router", "sglang-router 0.3.2"].iter().zip(&counts) {
@@ -71,14 +71,14 @@ pub(crate) async fn table(world: &mut World) {
     times(clients).await;
 }
 
-async fn ask_one(client: Client, ask: &Ask, expected: &Said) -> Outcome {
-    let owned = ask.clone();
-    let mut asked = tokio::spawn(async move { said(&client, &owned).await });
+async fn send_one(client: Client, case: &RequestCase, expected: &Answer) -> Outcome {
+    let owned = case.clone();
+    let mut asked = tokio::spawn(async move { send(&client, &owned).await });
     match tokio::time::timeout(LIMIT, &mut asked).await {
-        Ok(Ok(got)) if same(&got, expected) => Outcome::Same,
+        Ok(Ok(got)) if matches(&got, expected) => Outcome::Same,
         Ok(Ok(got)) if got.status == expected.status => Outcome::Different,
         Ok(Ok(got)) => Outcome::Status(got.status.as_u16()),
-        // The strict reader met something that is no stream of events.
+        // The reader panicked on a malformed event stream.
         Ok(Err(_)) => Outcome::Broken,
         Err(_) => {
             asked.abort();
@@ -87,7 +87,7 @@ async fn ask_one(client: Client, ask: &Ask, expected: &Said) -> Outcome {
     }
 }
 
-/// The middle of thirty times to the whole answer, in turns.
+/// Prints the median of thirty times to the whole answer, alternating between the routers.
 async fn times(clients: [Client; 2]) {
     let mut times = [Vec::new(), Vec::new()];
     for number in 0..30 {
@@ -106,13 +106,13 @@ async fn times(clients: [Client; 2]) {
     println!("  8 tokens, median of 30: {} ms and {} ms", middle(ours), middle(theirs));
 }
 
-async fn start(world: &World, address: &Loopback) -> Child {
+async fn start(testbed: &TestBed, address: &Loopback) -> Child {
     let url = |ip| format!("http://{}", SocketAddr::new(ip, ENGINE_PORT));
-    let mut command = Command::new(setting("PD_ROUTER_PEER_PYTHON"));
+    let mut command = Command::new(env_path("PD_ROUTER_PEER_PYTHON"));
     command
         .args(["-m", "sglang_router.launch_router", "--policy", "round_robin"])
-        .args(["--pd-disaggregation", "--prefill", &url(world.prefill.ip())])
-        .args([&BOOTSTRAP_PORT.to_string(), "--decode", &url(world.decode.ip())])
+        .args(["--pd-disaggregation", "--prefill", &url(testbed.prefill.ip())])
+        .args([&BOOTSTRAP_PORT.to_string(), "--decode", &url(testbed.decode.ip())])
         .args(["--host", &address.ip().to_string(), "--port", &PORT.to_string()])
         .args(["--prometheus-port", "29555", "--log-level", "error"])
         .args(["--worker-startup-check-interval", "1"])
@@ -122,10 +122,10 @@ async fn start(world: &World, address: &Loopback) -> Child {
         .kill_on_drop(true);
     let router = command.spawn().expect("starting sglang-router");
     let client = Client::new(address.port(PORT));
-    let ask = requests::generate("ready", 1);
+    let case = requests::generate("ready", 1);
     eventually("sglang-router serves", START, async || {
         tokio::time::sleep(Duration::from_millis(200)).await;
-        let request = client.json_request("/generate", ask.to_string());
+        let request = client.json_request("/generate", case.to_string());
         client.try_send(request).await.ok().filter(|answer| answer.status.is_success()).map(|_| ())
     })
     .await;

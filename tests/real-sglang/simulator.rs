@@ -1,4 +1,4 @@
-//! `sglang-sim` beside the real engine: the same requests, the same failures, the same shapes.
+//! `sglang-sim` compared with the real engine: same requests, same failures, same shapes.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -8,17 +8,17 @@ use router_tests::{Client, Fleet};
 use serde_json::{Value, json};
 use sglang_sim::Config;
 
-use crate::answer::{Said, said};
-use crate::requests::{self, Ask, MODEL};
+use crate::answer::{Answer, send};
+use crate::requests::{self, MODEL, RequestCase};
 use crate::server::PEER_TIMEOUT;
 use crate::shape::{differences, shape, words};
-use crate::world::World;
+use crate::testbed::TestBed;
 
-/// The small model's.
+/// The context length of the small model.
 const CONTEXT: usize = 16_384;
 const MAX_TOKENS: usize = 20_000;
 
-/// A pair that is set up as the real servers are, but for what `change` makes of it.
+/// A simulated pair with the settings of the real servers, modified by `change`.
 pub(crate) async fn simulated(change: impl Fn(Config) -> Config) -> Fleet {
     Fleet::start_with(1, 1, |engine: Config| {
         let mut engine = Config {
@@ -34,31 +34,31 @@ pub(crate) async fn simulated(change: impl Fn(Config) -> Config) -> Fleet {
     .await
 }
 
-/// The table, through a gateway before each.
-pub(crate) async fn table(world: &mut World) {
+/// Sends the table through a gateway in front of each pair.
+pub(crate) async fn table(testbed: &mut TestBed) {
     let fleet = simulated(|config| config).await;
-    let (real, simulated) = (world.gateway(&[]).await, fleet.gateway().await);
+    let (real, simulated) = (testbed.gateway(&[]).await, fleet.gateway().await);
     let mut found = Vec::new();
     let table = requests::table();
-    for ask in &table {
-        let expected = said(&real.client, ask).await;
-        let got = said(&simulated.client, ask).await;
-        found.extend(compared(&ask.name, &expected, &got));
+    for case in &table {
+        let expected = send(&real.client, case).await;
+        let got = send(&simulated.client, case).await;
+        found.extend(compared(&case.name, &expected, &got));
     }
-    tell(&found, table.len());
+    assert_no_differences(&found, table.len());
 }
 
-pub(crate) fn compared(name: &str, real: &Said, simulated: &Said) -> Vec<String> {
+pub(crate) fn compared(name: &str, real: &Answer, simulated: &Answer) -> Vec<String> {
     if real.status != simulated.status {
         return vec![format!("{name}: {} simulated {}", real.status, simulated.status)];
     }
-    let whole = |said: &Said| shape(&whoever_refused(said.body.clone()));
+    let whole = |answer: &Answer| shape(&without_refusing_role(answer.body.clone()));
     let lines = differences(&whole(real), &whole(simulated));
     lines.into_iter().map(|line| format!("{name}: {line}")).collect()
 }
 
-/// What both engines refuse, the client hears of the one that was first.
-fn whoever_refused(body: Vec<Value>) -> Value {
+/// If both engines reject a request, the client gets the faster one's rejection. Removes the role.
+fn without_refusing_role(body: Vec<Value>) -> Value {
     let mut body = Value::from(body);
     if let Some(code) = body.pointer_mut("/0/error/code")
         && matches!(code.as_str(), Some("prefill_refused" | "decode_refused"))
@@ -68,7 +68,7 @@ fn whoever_refused(body: Vec<Value>) -> Value {
     body
 }
 
-pub(crate) fn tell(found: &[String], of: usize) {
+pub(crate) fn assert_no_differences(found: &[String], of: usize) {
     for line in found {
         println!("  {line}");
     }
@@ -76,7 +76,7 @@ pub(crate) fn tell(found: &[String], of: usize) {
     assert!(found.is_empty(), "the simulator differs");
 }
 
-/// One failure: what prefill is sent, what decode is sent, and whether both.
+/// One failing request: the bodies of the prefill and the decode leg, if sent.
 struct Failure {
     name: &'static str,
     path: &'static str,
@@ -84,14 +84,14 @@ struct Failure {
     decode: Option<Value>,
 }
 
-/// A pair by its addresses.
+/// The addresses of a pair.
 #[derive(Clone, Copy)]
-pub(crate) struct Pair {
+pub(crate) struct EnginePair {
     pub(crate) prefill: SocketAddr,
     pub(crate) decode: SocketAddr,
 }
 
-fn failing(pair: Pair) -> Vec<Failure> {
+fn failing(pair: EnginePair) -> Vec<Failure> {
     let met = |body: Value, port: u16, room: u64| {
         let mut body = body;
         body["bootstrap_host"] = pair.prefill.ip().to_string().into();
@@ -144,15 +144,15 @@ fn text_room(mut body: Value) -> Value {
     body
 }
 
-/// What one leg said, and after how long.
-struct Heard {
+/// The answer of one leg, and after what time.
+struct TimedAnswer {
     name: String,
-    said: Said,
+    answer: Answer,
     took: Duration,
 }
 
-/// All failures at once: most take as long as an engine waits for its peer.
-async fn heard(pair: Pair) -> Vec<Heard> {
+/// Sends all failing requests at once: most take as long as an engine waits for its peer.
+async fn send_failing_requests(pair: EnginePair) -> Vec<TimedAnswer> {
     let mut running = Vec::new();
     for failure in failing(pair) {
         let legs = [
@@ -161,50 +161,53 @@ async fn heard(pair: Pair) -> Vec<Heard> {
         ];
         for (leg, address, body) in legs {
             let Some(body) = body else { continue };
-            let ask = Ask { name: format!("{}{leg}", failure.name), path: failure.path, body };
+            let case =
+                RequestCase { name: format!("{}{leg}", failure.name), path: failure.path, body };
             running.push(tokio::spawn(async move {
                 let start = Instant::now();
-                let said = said(&Client::new(address), &ask).await;
-                Heard { name: ask.name, said, took: start.elapsed() }
+                let answer = send(&Client::new(address), &case).await;
+                TimedAnswer { name: case.name, answer, took: start.elapsed() }
             }));
         }
     }
-    let mut heard = Vec::new();
+    let mut answers = Vec::new();
     for running in running {
-        heard.push(running.await.expect("an answer"));
+        answers.push(running.await.expect("an answer"));
     }
-    heard
+    answers
 }
 
-/// The legs themselves, without a gateway.
-pub(crate) async fn failures(world: &mut World) {
+/// Compares the failures of the legs themselves, without a gateway.
+pub(crate) async fn failures(testbed: &mut TestBed) {
     let fleet = simulated(|config| config).await;
-    let real = world.pair();
-    let copy =
-        Pair { prefill: fleet.prefill[0].sim.address(), decode: fleet.decode[0].sim.address() };
-    let (real, simulated) = tokio::join!(heard(real), heard(copy));
+    let real = testbed.pair();
+    let copy = EnginePair {
+        prefill: fleet.prefill[0].sim.address(),
+        decode: fleet.decode[0].sim.address(),
+    };
+    let (real, simulated) = tokio::join!(send_failing_requests(real), send_failing_requests(copy));
     let mut found = Vec::new();
     for (real, simulated) in real.iter().zip(&simulated) {
         let name = &real.name;
         println!(
             "  {name}: {} after {:.1} s, simulated {} after {:.1} s",
-            real.said.status,
+            real.answer.status,
             real.took.as_secs_f32(),
-            simulated.said.status,
+            simulated.answer.status,
             simulated.took.as_secs_f32()
         );
-        found.extend(compared(name, &real.said, &simulated.said));
-        let (told, copied) = (message(&real.said), message(&simulated.said));
-        if words(&told) != words(&copied) {
-            found.push(format!("{name}: {told:?}, simulated {copied:?}"));
+        found.extend(compared(name, &real.answer, &simulated.answer));
+        let (real_message, sim_message) = (message(&real.answer), message(&simulated.answer));
+        if words(&real_message) != words(&sim_message) {
+            found.push(format!("{name}: {real_message:?}, simulated {sim_message:?}"));
         }
     }
-    tell(&found, real.len());
-    world.idle().await;
+    assert_no_differences(&found, real.len());
+    testbed.wait_until_idle().await;
 }
 
-/// The first text called `message`, wherever the answer has it.
-pub(crate) fn message(said: &Said) -> String {
+/// The first text called `message` in the answer.
+pub(crate) fn message(answer: &Answer) -> String {
     fn find(value: &Value) -> Option<&str> {
         match value {
             Value::Object(fields) => fields
@@ -215,5 +218,5 @@ pub(crate) fn message(said: &Said) -> String {
             _ => None,
         }
     }
-    said.body.iter().find_map(find).unwrap_or_default().to_owned()
+    answer.body.iter().find_map(find).unwrap_or_default().to_owned()
 }
