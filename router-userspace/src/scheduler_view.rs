@@ -12,7 +12,7 @@ use router_core::schedule::{
     AgentTrust, Assumptions, Candidate, Chosen, Estimate, Objective, Policy, step_us_of_idle,
 };
 
-use router_core::schedule::prefix::{Capacity, Chain, PrefixIndex};
+use router_core::schedule::{BlockHasher, IndexCapacity, PrefixIndex};
 use router_core::sglang::Request;
 
 use crate::clock::Clock;
@@ -21,7 +21,8 @@ use crate::clock::Clock;
 const PAIRS: usize = 8192;
 /// Blocks of prompts that are remembered, in 6 MiB; and what one engine's cache is thought to hold:
 /// about a million tokens.
-const PREFIXES: Capacity = Capacity { blocks: 1 << 17, workers: 4096, cache_bytes: 4 << 20 };
+const PREFIXES: IndexCapacity =
+    IndexCapacity { blocks: 1 << 17, caches: 4096, cache_bytes: 4 << 20 };
 /// Bytes of a prompt that make a token, where only tokens are told.
 const BYTES_PER_TOKEN: f32 = 4.0;
 
@@ -83,8 +84,8 @@ impl SchedulerView {
         if self.policy == Policy::Predicted {
             let mut seed = DefaultHasher::new();
             request.model().hash(&mut seed);
-            let mut chain = Chain::new(seed.finish());
-            request.prompt_text().for_each(|piece| chain.write(piece, &mut blocks));
+            let mut hasher = BlockHasher::new(seed.finish());
+            request.prompt_text().for_each(|piece| hasher.write(piece, &mut blocks));
         }
         blocks
     }

@@ -14,10 +14,9 @@ use router_core::fleet::{
     EngineLoad, EngineRates, Limits, Links, Load, RateEstimators, Usage, Weight, Worker, WorkerKey,
 };
 use router_core::pair::Pair;
-use router_core::schedule::prefix::{Capacity, PrefixIndex};
 use router_core::schedule::{
-    AgentTrust, Assumptions, Candidate, CandidateSet, ChoiceInput, Demand, Draw, Policy,
-    SampleOrder, choose,
+    AgentTrust, Assumptions, Candidate, CandidateSet, ChoiceInput, Demand, Draw, IndexCapacity,
+    Policy, PrefixIndex, SampleOrder, choose,
 };
 
 fn main() {
@@ -60,10 +59,10 @@ impl Fleet {
         let caches = workers.prefill.iter().enumerate().map(|(at, worker)| (worker.identity, at));
         let mut caches: Vec<(u64, usize)> = caches.collect();
         caches.sort_unstable();
-        let size = Capacity { blocks: 1 << 16, workers: count, cache_bytes: 1 << 30 };
+        let size = IndexCapacity { blocks: 1 << 16, caches: count, cache_bytes: 1 << 30 };
         let mut index = PrefixIndex::new(size);
         let blocks: Vec<u64> = (1..=64).collect();
-        workers.prefill.iter().take(3).for_each(|worker| index.sent(worker.identity, &blocks));
+        workers.prefill.iter().take(3).for_each(|worker| index.insert(worker.identity, &blocks));
         let pool = RateEstimators::default().rates(&Assumptions::USUAL.rates, 0);
         Fleet { workers, caches, pool, links, index, blocks }
     }

@@ -5,7 +5,7 @@ mod measure;
 
 use std::hint::black_box;
 
-use router_core::schedule::prefix::{Capacity, Chain, PrefixIndex};
+use router_core::schedule::{BlockHasher, IndexCapacity, PrefixIndex};
 
 /// Bytes of a prompt of 128k tokens.
 const PROMPT: usize = 128 * 1024 * 4;
@@ -16,17 +16,17 @@ fn main() {
     let mut blocks = Vec::with_capacity(PROMPT);
     measure("prefix: hash 128k tokens", |_| {
         blocks.clear();
-        Chain::new(0).write(black_box(&prompt), &mut blocks);
+        BlockHasher::new(0).write(black_box(&prompt), &mut blocks);
     });
     // As a gateway sizes it, with a thousand workers and 200,000 blocks of other prompts in it.
-    let size = Capacity { blocks: 1 << 18, workers: 4096, cache_bytes: 1 << 40 };
+    let size = IndexCapacity { blocks: 1 << 18, caches: 4096, cache_bytes: 1 << 40 };
     let mut index = PrefixIndex::new(size);
     for worker in 0..1000u64 {
         let other: Vec<u64> = (0..200).map(|i: u64| (worker * 1000 + i) << 13 | 0x1fff).collect();
-        index.sent(worker + 1, &other);
+        index.insert(worker + 1, &other);
     }
     for worker in [5, 50, 500] {
-        index.sent(worker, &blocks);
+        index.insert(worker, &blocks);
     }
     let other: Vec<u64> = blocks.iter().map(|hash| hash ^ 1).collect();
     measure("prefix: look up 128k tokens, held by 3", |_| {
@@ -35,7 +35,7 @@ fn main() {
     measure("prefix: look up 128k tokens, held by nobody", |_| {
         black_box(index.lookup(black_box(&other)));
     });
-    measure("prefix: remember 128k tokens", |_| index.sent(5, black_box(&blocks)));
+    measure("prefix: remember 128k tokens", |_| index.insert(5, black_box(&blocks)));
 }
 
 fn measure(name: &str, operation: impl FnMut(u64)) {

@@ -1,12 +1,12 @@
-//! The pure rooms of pd-router. Nothing here knows a socket, a file, a clock or chance:
-//! time, randomness and load are arguments.
+//! The core crate of pd-router. It does no I/O: time, randomness and load are arguments.
 //!
-//! Rooms in reading order: [`pair`], [`fleet`], [`route`], [`schedule`], [`sglang`], [`sample`],
-//! [`counter_window`], [`score`], [`frame`].
+//! Modules in reading order: [`pair`], [`provenance`], [`fleet`], [`route`], [`schedule`],
+//! [`sglang`], [`sample`], [`counter_window`], [`score`], [`frame`], [`fnv`].
 #![forbid(unsafe_code)]
 
 pub mod counter_window;
 pub mod fleet;
+pub mod fnv;
 pub mod frame;
 pub mod pair;
 pub mod provenance;
@@ -16,7 +16,7 @@ pub mod schedule;
 pub mod score;
 pub mod sglang;
 
-// The harness that the fuzz targets call is outside of the crate: it names it as they do.
+// The fuzz harness is outside of the crate and names it `router_core`; so do these tests.
 #[cfg(test)]
 extern crate self as router_core;
 #[cfg(test)]

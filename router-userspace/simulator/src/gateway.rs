@@ -15,10 +15,9 @@ use router_core::fleet::{
     Usage,
 };
 use router_core::pair::Pair;
-use router_core::schedule::prefix::{Capacity, PrefixIndex, key_of};
 use router_core::schedule::{
-    AgentTrust, Assumptions, Candidate, CandidateSet, ChoiceInput, Demand, Draw, Objective, Policy,
-    SampleOrder, choose, step_us_of_idle,
+    AgentTrust, Assumptions, Candidate, CandidateSet, ChoiceInput, Demand, Draw, IndexCapacity,
+    Objective, Policy, PrefixIndex, SampleOrder, choose, prefix_key, step_us_of_idle,
 };
 
 /// Bytes of a token on average: what the model uses to make prompts of a trace's tokens.
@@ -110,10 +109,10 @@ impl Gateway {
         let assumptions = assumptions(engine, &mut wrong);
         let cache = f64::from(engine.prefix_cache_tokens) * BYTES_PER_TOKEN * wrong.twofold();
         let remembers = contender.way.policy() == router_core::schedule::Policy::CacheAware;
-        let capacity = Capacity {
+        let capacity = IndexCapacity {
             blocks: 1 << 17,
-            workers: prefills,
-            // sglang-router's tree does not age; ours models the engine's cache.
+            caches: prefills,
+            // sglang-router's tree does not age; this index models the engine's cache.
             cache_bytes: if remembers { u64::MAX } else { cache as u64 },
         };
         let workers = prefills + decodes;
@@ -162,7 +161,7 @@ impl Gateway {
             prompt_bytes: prompt.bytes,
             kv_tokens,
             prefix_match: self.index.lookup(prompt.blocks),
-            prefix_key: key_of(prompt.blocks),
+            prefix_key: prefix_key(prompt.blocks),
         };
         let weight = Usage { requests: 1, kv_tokens, ..Usage::default() };
         let patience = AgentTrust::after(prompt.waited_ms as u64, u64::from(self.poll_ms()));
@@ -196,7 +195,7 @@ impl Gateway {
         };
         self.count(sent.pair.prefill, sent.prefill, sent.bytes, now);
         self.count(sent.pair.decode, sent.decode, sent.bytes, now);
-        self.index.sent(identity(sent.pair.prefill), prompt.blocks);
+        self.index.insert(identity(sent.pair.prefill), prompt.blocks);
         self.pool.on_request(kv_tokens as f32, prompt.bytes as f32, work_bytes, now_ms);
         Ok(sent)
     }

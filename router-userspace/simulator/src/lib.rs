@@ -29,7 +29,7 @@ mod world;
 pub use chart::chart;
 pub use contender::Contender;
 pub use engine::Engine;
-pub use mix::Mix;
+pub use mix::SyntheticMix;
 pub use summary::{Spread, Summary};
 pub use trace::{Arrival, BadTrace, Trace};
 pub use trouble::{Kind, Trouble};
@@ -67,9 +67,9 @@ impl Default for Setup {
 /// One policy at one load, over seeds `first..first + seeds`.
 ///
 /// ```
-/// use router_simulator::{Contender, Setup, Trace, run};
+/// use router_simulator::{Contender, Setup, SyntheticMix, run};
 ///
-/// let trace = Trace::synthetic(200, 1);
+/// let trace = SyntheticMix::Conversations.draw(200, 1);
 /// let contender: Contender = "round_robin".parse().unwrap();
 /// let summary = run(&Setup::default(), &trace, contender, 0.5, 1..3);
 /// assert_eq!((summary.requests, summary.failed), (200.0, 0.0));

@@ -1,4 +1,4 @@
-//! [`Mix`]: synthetic loads of several kinds, drawn by chance.
+//! [`SyntheticMix`]: synthetic loads of several kinds, drawn by chance.
 
 use std::str::FromStr;
 
@@ -7,9 +7,9 @@ use crate::trace::{Arrival, BLOCK_TOKENS, Trace};
 
 /// What a synthetic load is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mix {
+pub enum SyntheticMix {
     /// Conversations of some thousand tokens, with a long tail.
-    Talks,
+    Conversations,
     /// Short questions, little of which was asked before.
     Short,
     /// Documents of tens of thousands of tokens, asked about several times.
@@ -18,39 +18,39 @@ pub enum Mix {
     Bursts,
 }
 
-impl Mix {
-    pub const ALL: [(&'static str, Mix); 4] = [
-        ("synthetic", Mix::Talks),
-        ("synthetic-short", Mix::Short),
-        ("synthetic-long", Mix::Long),
-        ("synthetic-bursts", Mix::Bursts),
+impl SyntheticMix {
+    pub const ALL: [(&'static str, SyntheticMix); 4] = [
+        ("synthetic", SyntheticMix::Conversations),
+        ("synthetic-short", SyntheticMix::Short),
+        ("synthetic-long", SyntheticMix::Long),
+        ("synthetic-bursts", SyntheticMix::Bursts),
     ];
 
     /// The part of the requests that go on where an earlier one ended.
     fn goes_on(self) -> f64 {
         match self {
-            Mix::Talks | Mix::Bursts => 0.6,
-            Mix::Short => 0.2,
-            Mix::Long => 0.5,
+            SyntheticMix::Conversations | SyntheticMix::Bursts => 0.6,
+            SyntheticMix::Short => 0.2,
+            SyntheticMix::Long => 0.5,
         }
     }
 
     /// Tokens that a request adds to the prompt of the one it continues: median and spread.
     fn adds(self, first: bool) -> (f64, f64) {
         match self {
-            Mix::Talks | Mix::Bursts => (2000.0, 1.2),
-            Mix::Short => (250.0, 0.8),
-            Mix::Long if first => (30_000.0, 0.6),
-            Mix::Long => (150.0, 0.8),
+            SyntheticMix::Conversations | SyntheticMix::Bursts => (2000.0, 1.2),
+            SyntheticMix::Short => (250.0, 0.8),
+            SyntheticMix::Long if first => (30_000.0, 0.6),
+            SyntheticMix::Long => (150.0, 0.8),
         }
     }
 
     /// Milliseconds to the next arrival; the mean does not matter, loads are scaled.
     fn gap_ms(self, at_ms: f64, chance: &mut Chance) -> f64 {
-        let burst = self == Mix::Bursts && at_ms % 20_000.0 < 2_000.0;
+        let burst = self == SyntheticMix::Bursts && at_ms % 20_000.0 < 2_000.0;
         let mean = match self {
-            Mix::Bursts if burst => 20.0,
-            Mix::Bursts => 200.0,
+            SyntheticMix::Bursts if burst => 20.0,
+            SyntheticMix::Bursts => 200.0,
             _ => 100.0,
         };
         mean * chance.exponential()
@@ -87,11 +87,11 @@ impl Mix {
     }
 }
 
-impl FromStr for Mix {
+impl FromStr for SyntheticMix {
     type Err = ();
 
-    fn from_str(text: &str) -> Result<Mix, ()> {
-        Mix::ALL.into_iter().find(|(name, _)| *name == text).map(|(_, mix)| mix).ok_or(())
+    fn from_str(text: &str) -> Result<SyntheticMix, ()> {
+        SyntheticMix::ALL.into_iter().find(|(name, _)| *name == text).map(|(_, mix)| mix).ok_or(())
     }
 }
 
@@ -101,10 +101,10 @@ mod tests {
 
     #[test]
     fn mixes_differ_in_what_they_are_named_for() {
-        let mean = |mix: Mix| mix.draw(2000, 1).mean(|a| f64::from(a.input_tokens));
-        assert!(mean(Mix::Short) < 2000.0 && mean(Mix::Long) > 20_000.0);
-        assert!((2000.0..20_000.0).contains(&mean(Mix::Talks)));
-        let spread = |mix: Mix| {
+        let mean = |mix: SyntheticMix| mix.draw(2000, 1).mean(|a| f64::from(a.input_tokens));
+        assert!(mean(SyntheticMix::Short) < 2000.0 && mean(SyntheticMix::Long) > 20_000.0);
+        assert!((2000.0..20_000.0).contains(&mean(SyntheticMix::Conversations)));
+        let spread = |mix: SyntheticMix| {
             let arrivals = mix.draw(4000, 1).arrivals;
             let gaps: Vec<f64> =
                 arrivals.windows(2).map(|two| two[1].at_ms - two[0].at_ms).collect();
@@ -114,7 +114,7 @@ mod tests {
                 / mean
                 / mean
         };
-        assert!(spread(Mix::Talks) < 1.3, "a Poisson process has 1");
-        assert!(spread(Mix::Bursts) > 1.8, "{}", spread(Mix::Bursts));
+        assert!(spread(SyntheticMix::Conversations) < 1.3, "a Poisson process has 1");
+        assert!(spread(SyntheticMix::Bursts) > 1.8, "{}", spread(SyntheticMix::Bursts));
     }
 }

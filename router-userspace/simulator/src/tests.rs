@@ -29,7 +29,7 @@ fn finished(setup: &Setup, trace: &Trace, contender: Contender, seed: u64) -> (u
 
 fn synthetic(requests: usize, load: f64) -> Trace {
     let setup = Setup::default();
-    let trace = Trace::synthetic(requests, 5);
+    let trace = SyntheticMix::Conversations.draw(requests, 5);
     let per_ms = load * setup.engine.capacity_per_ms(&trace, setup.prefills, setup.decodes);
     trace.at_rate(per_ms, 5)
 }
@@ -67,7 +67,7 @@ fn an_overloaded_fleet_still_finishes_all_in_the_end() {
 
 #[test]
 fn a_seed_repeats_a_run_and_another_does_not() {
-    let trace = Trace::synthetic(300, 1);
+    let trace = SyntheticMix::Conversations.draw(300, 1);
     for name in ["predicted", "cache_aware", "oracle"] {
         let contender = name.parse().unwrap();
         let once = |seeds| run(&Setup::default(), &trace, contender, 0.8, seeds);
@@ -78,7 +78,7 @@ fn a_seed_repeats_a_run_and_another_does_not() {
 
 #[test]
 fn nobody_beats_the_oracle_by_more_than_noise() {
-    let trace = Trace::synthetic(400, 2);
+    let trace = SyntheticMix::Conversations.draw(400, 2);
     let setup = Setup::default();
     for load in [0.5, 0.9] {
         let cost = |contender| {
@@ -95,7 +95,7 @@ fn nobody_beats_the_oracle_by_more_than_noise() {
 
 #[test]
 fn agents_move_the_load_from_a_slow_prefill_and_a_busy_link() {
-    let trace = Trace::synthetic(400, 2);
+    let trace = SyntheticMix::Conversations.draw(400, 2);
     for trouble in ["slow:0:4", "busy:1:0.95"] {
         let setup = Setup { troubles: vec![trouble.parse().unwrap()], ..Setup::default() };
         let p90 = |name: &str| {
@@ -109,7 +109,7 @@ fn agents_move_the_load_from_a_slow_prefill_and_a_busy_link() {
 
 #[test]
 fn short_of_room_at_decode_nobody_waits_longer_than_by_a_baseline() {
-    let trace = Trace::synthetic(400, 2);
+    let trace = SyntheticMix::Conversations.draw(400, 2);
     let setup = Setup { decodes: 3, ..Setup::default() };
     // Two seeds differ by more than the policies do.
     let mean = |name: &str| run(&setup, &trace, name.parse().unwrap(), 0.9, 1..9).ttft_ms.mean;
@@ -125,4 +125,19 @@ fn a_longer_step_is_a_larger_batch_or_a_longer_context() {
     assert!(engine.step_ms(2, 1000.0) > engine.step_ms(1, 1000.0));
     assert!(engine.step_ms(1, 2000.0) > engine.step_ms(1, 1000.0));
     assert!(engine.prefill_ms(100.0, 50_000.0) > 2.0 * engine.prefill_ms(100.0, 0.0));
+}
+
+#[test]
+fn at_rate_keeps_the_rate_and_spreads_quantised_times() {
+    let mut trace = SyntheticMix::Conversations.draw(2000, 1);
+    for arrival in &mut trace.arrivals {
+        arrival.at_ms = (arrival.at_ms / 3000.0).floor() * 3000.0;
+    }
+    let spread = trace.at_rate(0.01, 7);
+    let last = spread.arrivals.last().unwrap().at_ms;
+    assert!((last - 200_000.0).abs() < 1.0, "{last}");
+    assert!(spread.arrivals.windows(2).all(|two| two[0].at_ms <= two[1].at_ms));
+    let same = spread.arrivals.windows(2).filter(|two| two[0].at_ms == two[1].at_ms).count();
+    assert!(same < 3, "{same} at the same time");
+    assert_eq!(spread, trace.at_rate(0.01, 7), "a seed repeats it");
 }

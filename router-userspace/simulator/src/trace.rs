@@ -3,7 +3,6 @@
 use serde::Deserialize;
 
 use crate::chance::Chance;
-use crate::mix::Mix;
 
 /// Tokens of one block of a trace.
 pub(crate) const BLOCK_TOKENS: u32 = 512;
@@ -68,11 +67,6 @@ impl Trace {
         Ok(Trace { arrivals })
     }
 
-    /// Conversations, as [`Mix::Talks`] has them.
-    pub fn synthetic(requests: usize, seed: u64) -> Trace {
-        Mix::Talks.draw(requests, seed)
-    }
-
     /// The same requests at `per_ms` on average, times quantised by the recorder spread out.
     ///
     /// Recorders write times in steps (three seconds in the published traces). Requests of one
@@ -116,20 +110,5 @@ mod tests {
         assert_eq!(Trace::parse(&wrong).unwrap_err().line, 3);
         let back = format!("{good}\n{}", good.replace('5', "4"));
         assert!(Trace::parse(&back).unwrap_err().reason.contains("back"));
-    }
-
-    #[test]
-    fn a_rate_is_kept_and_steps_are_spread() {
-        let mut trace = Trace::synthetic(2000, 1);
-        for arrival in &mut trace.arrivals {
-            arrival.at_ms = (arrival.at_ms / 3000.0).floor() * 3000.0;
-        }
-        let spread = trace.at_rate(0.01, 7);
-        let last = spread.arrivals.last().unwrap().at_ms;
-        assert!((last - 200_000.0).abs() < 1.0, "{last}");
-        assert!(spread.arrivals.windows(2).all(|two| two[0].at_ms <= two[1].at_ms));
-        let same = spread.arrivals.windows(2).filter(|two| two[0].at_ms == two[1].at_ms).count();
-        assert!(same < 3, "{same} at the same time");
-        assert_eq!(spread, trace.at_rate(0.01, 7), "a seed repeats it");
     }
 }

@@ -120,12 +120,9 @@ pub(super) fn bytes(address: IpAddr) -> [u8; 16] {
     }
 }
 
-/// FNV-1a: the same in every agent, and never 0, which is nobody.
+/// Hash of `text`: the same in every agent, never 0.
 pub(super) fn hash(text: &str) -> u64 {
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    hash.max(1)
+    router_core::fnv::fnv1a_nonzero(text.bytes())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use router_simulator::{Contender, Mix, Setup, Summary, Trace, chart, run};
+use router_simulator::{Contender, Setup, Summary, SyntheticMix, Trace, chart, run};
 
 pub use flags::SimulateFlags;
 
@@ -79,7 +79,7 @@ fn setup(flags: &SimulateFlags) -> Result<Setup> {
 }
 
 fn read(trace: &str, seed: u64) -> Result<Trace> {
-    if let Ok(mix) = trace.parse::<Mix>() {
+    if let Ok(mix) = trace.parse::<SyntheticMix>() {
         return Ok(mix.draw(SYNTHETIC_REQUESTS, seed));
     }
     let text = std::fs::read_to_string(trace).with_context(|| format!("--trace {trace}"))?;

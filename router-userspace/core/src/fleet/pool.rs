@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{EngineInfo, Ranks, RateEstimators, Worker, cache_of};
+use crate::fnv::fnv1a_nonzero;
 
 /// `namespace/name` of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -265,12 +266,9 @@ impl Pool {
     }
 }
 
-/// FNV-1a of the label, never 0: the scheduler compares numbers, not texts.
+/// Hash of a group's label, never 0: the scheduler compares numbers, not texts.
 fn group_number(label: &str) -> u64 {
-    let hash = label.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    hash.max(1)
+    fnv1a_nonzero(label.bytes())
 }
 
 /// The host of a URL or of `bootstrap_host`: IPv6 stands in brackets.

@@ -16,6 +16,7 @@ use super::load::LoadCell;
 use super::prefill_queue::PrefillQueue;
 use super::ranks::MAX_RANKS;
 use super::rates::RateEstimators;
+use crate::fnv::fnv1a_nonzero;
 
 /// What makes a worker the same worker: the pod's UID and the port. The same address with a
 /// new UID is another worker.
@@ -203,13 +204,9 @@ fn authority(address: SocketAddr) -> Authority {
     address.to_string().parse().expect("a socket address is an authority")
 }
 
-/// FNV-1a of the pod's UID and the port, never 0.
+/// Hash of the pod's UID and the port, never 0.
 fn identity(key: &WorkerKey) -> u64 {
-    let bytes = key.uid.bytes().chain(key.port.to_be_bytes());
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    hash.max(1)
+    fnv1a_nonzero(key.uid.bytes().chain(key.port.to_be_bytes()))
 }
 
 /// Whose prefix cache a data-parallel rank of a worker has: its own; rank 0 has the worker's.

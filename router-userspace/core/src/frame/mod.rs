@@ -216,14 +216,11 @@ pub fn decode(bytes: &[u8]) -> Result<Frame, FrameError> {
     }
 }
 
-/// The identity of a pod in frames: its UID, hashed (FNV-1a); 0 is nobody.
+/// Returns the identity of a pod in frames: the FNV-1a hash of its UID, never 0.
 ///
 /// ```
 /// assert_ne!(router_core::frame::pod_id("a"), router_core::frame::pod_id("b"));
 /// ```
 pub fn pod_id(uid: &str) -> u64 {
-    let hash = uid.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    hash.max(1)
+    crate::fnv::fnv1a_nonzero(uid.bytes())
 }

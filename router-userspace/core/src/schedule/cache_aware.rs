@@ -1,15 +1,15 @@
-//! Cache-aware, as sglang-router does it: the prefill that has seen the most of the prompt,
-//! unless the counts of requests are far apart. Its thresholds are that router's defaults.
+//! Cache-aware, as in sglang-router: the prefill whose cache holds most of the prompt, unless the
+//! workers' request counts are out of balance. The thresholds are sglang-router's defaults.
 
-use super::input::{Candidate, Draw};
+use super::candidate::Candidate;
+use super::draw::Draw;
 use super::prefix_match::PrefixMatch;
-use super::walk;
 
-/// A match of less than this part of the prompt is none.
+/// Minimum share of the prompt that a match must cover.
 const CACHE_THRESHOLD: f64 = 0.3;
-/// Requests are out of balance where the fullest has this many more than the emptiest, and
+/// Requests are out of balance if the maximum exceeds the minimum by more than this
 const BALANCE_ABSOLUTE: u64 = 64;
-/// this many times as many.
+/// and is more than this multiple of it.
 const BALANCE_RELATIVE: f64 = 1.5;
 
 pub(super) fn pick(
@@ -19,7 +19,7 @@ pub(super) fn pick(
     draw: Draw,
 ) -> usize {
     let requests = |at: usize| candidates[at].usage.requests;
-    let fewest = walk(candidates, draw).min_by_key(|&at| requests(at)).unwrap_or(0);
+    let fewest = draw.positions(candidates.len()).min_by_key(|&at| requests(at)).unwrap_or(0);
     let most = candidates.iter().map(|candidate| candidate.usage.requests).max().unwrap_or(0);
     let least = requests(fewest);
     let unbalanced =
@@ -28,12 +28,14 @@ pub(super) fn pick(
         return fewest;
     }
     let bytes = |at: usize| prefix_match.bytes_of(candidates[at].cache());
-    let best = walk(candidates, draw).max_by_key(|&at| bytes(at)).unwrap_or(fewest);
+    let best = draw.positions(candidates.len()).max_by_key(|&at| bytes(at)).unwrap_or(fewest);
     if bytes(best) as f64 > prompt_bytes as f64 * CACHE_THRESHOLD {
         return best;
     }
-    // Else the one whose cache is thought to be the emptiest.
-    walk(candidates, draw).min_by_key(|&at| candidates[at].cached_blocks).unwrap_or(fewest)
+    // Without a match, the worker with the emptiest cache.
+    draw.positions(candidates.len())
+        .min_by_key(|&at| candidates[at].cached_blocks)
+        .unwrap_or(fewest)
 }
 
 #[cfg(test)]
@@ -51,10 +53,14 @@ mod tests {
     #[test]
     fn a_match_wins_until_the_load_is_out_of_balance() {
         let mut prefix_match = PrefixMatch::default();
-        prefix_match.note(2, 10);
+        prefix_match.record(2, 10);
         let mut all = [candidate(1, 0, 0), candidate(2, 60, 500)];
         assert_eq!(pick(&all, &prefix_match, 40_000, DRAW), 1);
-        assert_eq!(pick(&all, &prefix_match, 400_000, DRAW), 0, "a small match is none");
+        assert_eq!(
+            pick(&all, &prefix_match, 400_000, DRAW),
+            0,
+            "a match below the threshold does not count"
+        );
         all[1].usage.requests = 65;
         assert_eq!(pick(&all, &prefix_match, 40_000, DRAW), 0);
     }

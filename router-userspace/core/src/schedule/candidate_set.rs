@@ -1,51 +1,53 @@
-//! [`CandidateSet`]: the candidates of one choice, and of a large pool no more than enough of them.
+//! [`CandidateSet`]: the candidates of one choice; of a large pool, a random sample.
 //!
-//! To look at a worker costs more than to reckon with it, and a choice is made under a lock. Of a
-//! pool with more than a few hundred workers a random part is looked at: the best of `d` is, on
-//! average, the best `1 / (d + 1)` of all, and queues are about as short as if all had been looked
-//! at (Mitzenmacher 2001; Vvedenskaya et al. 1996). Whoever a prompt's prefix speaks for is always
-//! among them. That several gateways look at different parts keeps them from herding, too.
+//! Collecting a candidate costs more than scoring it, and a choice runs under a lock. Of a pool with
+//! more than [`FULL_SCAN_LIMIT`] workers only a random sample is examined: the best of `d` is, on
+//! average, among the best `1 / (d + 1)` of all, and queues stay about as short as with a full scan
+//! (Mitzenmacher 2001; Vvedenskaya et al. 1996). Workers with a prefix match are always in the
+//! sample. Different samples also keep gateways from choosing the same worker at the same time.
 
-use super::input::{Candidate, Draw};
+use super::candidate::Candidate;
+use super::draw::Draw;
 
-/// So many candidates are enough where more could be had.
+/// Number of candidates that are collected from a large pool.
 pub const SAMPLE_SIZE: usize = 64;
-/// A pool is looked at whole up to this size.
+/// Maximum size of a pool whose workers are all examined.
 pub const FULL_SCAN_LIMIT: usize = 2 * SAMPLE_SIZE;
 
-/// Whoever the prefix of a prompt speaks for is looked at before all others; more are not.
+/// Maximum number of workers with a prefix match that are examined before all others.
 const MAX_FIRST: usize = 17;
 
-/// Positions `0..len`, each once: in order, or in one that chance gives.
+/// An iterator over the positions `0..len`, each once, in order or in a random order.
 #[derive(Clone, Debug)]
 pub struct SampleOrder {
     at: usize,
     step: usize,
     len: usize,
     left: usize,
-    enough: usize,
+    sample_size: usize,
+    /// Positions that come before all others.
     first: [usize; MAX_FIRST],
-    firsts: usize,
-    told: usize,
+    first_len: usize,
+    first_next: usize,
 }
 
 impl SampleOrder {
-    /// All of them, from the first to the last: for whoever goes by turns, or by groups.
+    /// Returns all positions in ascending order, for policies that use turns or groups.
     pub fn all(len: usize) -> SampleOrder {
         SampleOrder {
             at: 0,
             step: 1,
             len,
             left: len,
-            enough: usize::MAX,
+            sample_size: usize::MAX,
             first: [0; MAX_FIRST],
-            firsts: 0,
-            told: 0,
+            first_len: 0,
+            first_next: 0,
         }
     }
 
-    /// Of a large pool enough: `first`, then from a random one on in random steps. The small pool
-    /// is looked at whole.
+    /// Returns `first`, then the other positions from a random start in steps of a random size. Up to
+    /// [`FULL_SCAN_LIMIT`] positions come in ascending order.
     ///
     /// ```
     /// use router_core::schedule::{Draw, SampleOrder};
@@ -62,25 +64,30 @@ impl SampleOrder {
         }
         for at in first.into_iter().take(MAX_FIRST) {
             if at < len && !order.is_first(at) {
-                order.first[order.firsts] = at;
-                order.firsts += 1;
+                order.first[order.first_len] = at;
+                order.first_len += 1;
             }
         }
         let mut step = 1 + draw.second().below(len - 1);
-        // A step that shares no divisor with the length comes by every position, as 1 does.
+        // A step that is coprime to the length visits every position.
         while divisor(step, len) != 1 {
             step -= 1;
         }
-        SampleOrder { at: draw.below(len), step, enough: SAMPLE_SIZE + order.firsts, ..order }
+        SampleOrder {
+            at: draw.below(len),
+            step,
+            sample_size: SAMPLE_SIZE + order.first_len,
+            ..order
+        }
     }
 
-    /// So many candidates are enough.
+    /// Number of candidates after which a search may stop.
     pub fn sample_size(&self) -> usize {
-        self.enough
+        self.sample_size
     }
 
     fn is_first(&self, at: usize) -> bool {
-        self.first[..self.firsts].contains(&at)
+        self.first[..self.first_len].contains(&at)
     }
 
     fn step(&mut self) -> Option<usize> {
@@ -98,9 +105,9 @@ impl Iterator for SampleOrder {
     type Item = usize;
 
     fn next(&mut self) -> Option<usize> {
-        if self.told < self.firsts {
-            self.told += 1;
-            return Some(self.first[self.told - 1]);
+        if self.first_next < self.first_len {
+            self.first_next += 1;
+            return Some(self.first[self.first_next - 1]);
         }
         loop {
             let at = self.step()?;
@@ -115,42 +122,43 @@ fn divisor(a: usize, b: usize) -> usize {
     if b == 0 { a } else { divisor(b, a % b) }
 }
 
-/// Takes candidates in one by one and keeps those of the best health that is to be had. Health
-/// may be a last resort; capacity never is: the full ones are not replaced by unhealthy ones.
+/// Collects the candidates of the best health tier. Unhealthy workers are used only where no
+/// healthier worker is ready; a healthy worker without capacity is not replaced by them.
 #[derive(Debug)]
 pub struct CandidateSet<'a> {
     all: &'a mut Vec<Candidate>,
-    enough: usize,
+    sample_size: usize,
     best: Option<u8>,
 }
 
 impl<'a> CandidateSet<'a> {
-    /// Into an emptied `all`, whose memory is used again.
-    pub fn new(all: &'a mut Vec<Candidate>, enough: usize) -> CandidateSet<'a> {
+    /// Clears `all` and collects into it, so that its memory is reused.
+    pub fn new(all: &'a mut Vec<Candidate>, sample_size: usize) -> CandidateSet<'a> {
         all.clear();
-        CandidateSet { all, enough, best: None }
+        CandidateSet { all, sample_size, best: None }
     }
 
-    /// Somebody ready of this health, 0 is the best: is anybody of it wanted?
-    pub fn accepts(&mut self, rank: u8) -> bool {
-        if self.best.is_none_or(|best| rank < best) {
+    /// Reports a ready worker of health `tier` (0 is the best) and returns whether workers of that
+    /// tier are collected.
+    pub fn accepts(&mut self, tier: u8) -> bool {
+        if self.best.is_none_or(|best| tier < best) {
             self.all.clear();
-            self.best = Some(rank);
+            self.best = Some(tier);
         }
-        self.best == Some(rank)
+        self.best == Some(tier)
     }
 
-    /// One that was wanted, and has room.
+    /// Adds a worker that [`CandidateSet::accepts`] approved and that has capacity.
     pub fn push(&mut self, candidate: Candidate) {
         self.all.push(candidate);
     }
 
-    /// Enough of the best health there is: nobody else has to be looked at.
+    /// Whether enough candidates of the best tier are collected, so that the search can stop.
     pub fn is_complete(&self) -> bool {
-        self.best == Some(0) && self.all.len() >= self.enough
+        self.best == Some(0) && self.all.len() >= self.sample_size
     }
 
-    /// Somebody was ready, with room or not.
+    /// Whether any worker was ready, with or without capacity.
     pub fn any_ready(&self) -> bool {
         self.best.is_some()
     }
@@ -160,38 +168,42 @@ impl<'a> CandidateSet<'a> {
 mod tests {
     use super::*;
 
-    fn gathered(ranks: &[(u8, bool)], enough: usize) -> (Vec<usize>, bool) {
+    fn collected(tiers: &[(u8, bool)], sample_size: usize) -> (Vec<usize>, bool) {
         let mut all = vec![Candidate::default()];
-        let mut set = CandidateSet::new(&mut all, enough);
-        for (id, &(rank, room)) in ranks.iter().enumerate() {
+        let mut set = CandidateSet::new(&mut all, sample_size);
+        for (id, &(tier, has_capacity)) in tiers.iter().enumerate() {
             if set.is_complete() {
                 break;
             }
-            if set.accepts(rank) && room {
+            if set.accepts(tier) && has_capacity {
                 set.push(Candidate { id, ..Candidate::default() });
             }
         }
-        let anybody = set.any_ready();
-        (all.iter().map(|candidate| candidate.id).collect(), anybody)
+        let any_ready = set.any_ready();
+        (all.iter().map(|candidate| candidate.id).collect(), any_ready)
     }
 
     #[test]
-    fn the_best_health_wins_whatever_the_order_and_a_full_one_counts() {
-        assert_eq!(gathered(&[(2, true), (0, true), (2, true), (0, true)], 9), (vec![1, 3], true));
-        assert_eq!(gathered(&[(2, true), (0, false)], 9), (vec![], true), "full is no last resort");
-        assert_eq!(gathered(&[(4, true), (3, true), (3, true)], 1), (vec![1, 2], true));
-        assert_eq!(gathered(&[], 9), (vec![], false));
+    fn the_best_health_wins_in_any_order_even_without_capacity() {
+        assert_eq!(collected(&[(2, true), (0, true), (2, true), (0, true)], 9), (vec![1, 3], true));
+        assert_eq!(
+            collected(&[(2, true), (0, false)], 9),
+            (vec![], true),
+            "a full healthy worker is not replaced"
+        );
+        assert_eq!(collected(&[(4, true), (3, true), (3, true)], 1), (vec![1, 2], true));
+        assert_eq!(collected(&[], 9), (vec![], false));
     }
 
     #[test]
-    fn enough_of_the_best_ends_the_look_and_of_others_does_not() {
-        assert_eq!(gathered(&[(0, true), (0, true), (0, true)], 2), (vec![0, 1], true));
-        assert_eq!(gathered(&[(1, true), (1, true), (0, true)], 2), (vec![2], true));
+    fn only_enough_of_the_best_tier_ends_the_search() {
+        assert_eq!(collected(&[(0, true), (0, true), (0, true)], 2), (vec![0, 1], true));
+        assert_eq!(collected(&[(1, true), (1, true), (0, true)], 2), (vec![2], true));
     }
 
     proptest::proptest! {
         #[test]
-        fn a_tour_comes_by_each_once_and_by_the_first_at_first(
+        fn an_order_visits_each_position_once_and_first_ones_first(
             len in 0usize..3000,
             chance in proptest::num::u64::ANY,
             first in proptest::collection::vec(0usize..3000, 0..20),
@@ -208,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn each_is_as_likely_to_be_among_the_first() {
+    fn every_position_is_equally_likely_to_be_sampled() {
         let mut seen = [0u32; 300];
         let mut draw = Draw { chance: 9, turn: 0 };
         for _ in 0..6000 {

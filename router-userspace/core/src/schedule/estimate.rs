@@ -1,102 +1,73 @@
 //! [`Estimate`]: the predicted milliseconds of a request on a pair.
 //!
-//! Prefill is a queue that works at a learned rate; the KV cache follows chunk by chunk while
-//! prefill computes; decode's step grows with the KV tokens that it reads. What agents measured
-//! counts where it is fresh; where it is not, the pool's median and a penalty stand for it.
+//! Prefill is a queue with a learned service rate. The KV cache follows chunk by chunk while
+//! prefill computes. The decode step grows with the KV tokens that it reads. Agents' measurements
+//! are used while they are fresh; otherwise the pool's median and a penalty replace them.
 
 use serde::Serialize;
 
+use super::candidate::Candidate;
+use super::demand::Demand;
 use super::fallback_load::FallbackLoad;
-use super::input::{Candidate, Demand};
-use crate::fleet::{EngineRates, Limits, Link, LinkPrior, Load, QueueHead};
+use crate::fleet::{EngineRates, Limits, Link, Load, QueueHead};
 use crate::pair::Pair;
 
-/// What is taken for granted until it is learned, and the shapes that are not learned.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Assumptions {
-    pub rates: EngineRates,
-    #[serde(skip)]
-    pub link: LinkPrior,
-    /// Attention makes a byte of prompt cost twice as much where this many stand before it.
-    pub context_doubles_bytes: f32,
-    /// KV tokens in a batch that make its decode step take twice as long as an empty one.
-    pub batch_doubles_tokens: f32,
-}
-
-impl Assumptions {
-    /// For a dense model of about 30 billion parameters on two H100: 14,000 tokens of prompt a
-    /// second, 256 KiB of KV cache a token, a 20 ms step, 100 Gbit/s.
-    pub const USUAL: Assumptions = Assumptions {
-        rates: EngineRates {
-            prefill_us_per_byte: 18.0,
-            step_us: 20_000.0,
-            kv_bytes_per_byte: 65_536.0,
-            output_tokens: 300.0,
-            request_tokens: 8_000.0,
-            uncached_share: 0.8,
-        },
-        link: LinkPrior { link: Link { rtt_us: 100.0, bytes_per_ms: 12.5e6 }, weight_ms: 50.0 },
-        context_doubles_bytes: 128e3,
-        batch_doubles_tokens: 250e3,
-    };
-}
-
-/// Engines send KV cache after each chunk of prefill: of a prompt that computes more slowly
-/// than it is sent, only the last chunk is waited for. 8,192 tokens is SGLang's usual chunk.
+/// Engines send KV cache after each chunk of prefill, so where prefill is slower than the link only
+/// the last chunk's transfer adds latency. 8,192 tokens is SGLang's usual chunk.
 const CHUNK_BYTES: f32 = 32_768.0;
-/// Not knowing how a worker fares is as bad as a request of this length before ours.
-pub const PENALTY_MS: f32 = 25.0;
-/// Of a prompt at work, so much is counted as done at most: how long it takes is only thought.
-const MOST_DONE: f32 = 0.5;
-/// What a transfer gets at least of a link that others fill with KV cache: a third.
+/// Maximum share of the running prompt that counts as done, since its duration is an estimate.
+const MAX_DONE: f32 = 0.5;
+/// Minimum share of a link that a transfer gets beside other transfers of KV cache.
 const FAIR_SHARE: f32 = 1.0 / 3.0;
 const MS_PER_US: f32 = 1e-3;
-/// The part of its prefill that a prompt is hoped to be spared at the worker that a rendezvous
-/// hash names, where the index knows nothing of the conversation: another gateway may have sent
-/// an earlier turn there. Never counted as time, only as a reason to go there.
+/// Share of the prefill that may be cached at the worker that the rendezvous hash names, if the
+/// index does not know the conversation: another gateway may have sent an earlier turn there. It is
+/// a preference for that worker and does not shorten the predicted time.
 const RENDEZVOUS_SHARE: f32 = 0.5;
-/// The same where no agent tells how busy that worker is with the others' requests.
+/// [`RENDEZVOUS_SHARE`] without a fresh agent load: other gateways' requests there are unknown.
 const BLIND_RENDEZVOUS_SHARE: f32 = 0.2;
 
 /// The predicted milliseconds of one request on one pair, term by term.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Estimate {
-    /// For the prompts before this one.
+    /// Time in the prefill queue behind earlier prompts.
     pub wait_ms: f32,
-    /// For room at decode, longer than for the prompts before.
+    /// Time until decode has capacity, beyond `wait_ms`.
     pub admission_ms: f32,
+    /// Time to compute the uncached part of the prompt.
     pub prefill_ms: f32,
-    /// What this worker is preferred by, in the hope that another gateway sent it an earlier turn
-    /// of the conversation.
+    /// Preference for the worker that other gateways would choose for this conversation. It lowers
+    /// the cost and is not part of the predicted time.
     pub affinity_bonus_ms: f32,
-    /// What the work of this prompt costs those who come behind it.
+    /// Delay that this prompt causes to later prompts in the prefill queue. Part of the cost only.
     pub queue_cost_ms: f32,
-    /// Of the KV cache, as far as it does not happen during prefill.
+    /// Transfer of the KV cache, less the part that overlaps with prefill.
     pub transfer_ms: f32,
-    /// One decode step with this request in the batch.
+    /// Duration of one decode step with this request in the batch.
     pub itl_ms: f32,
-    /// What the others in the batch lose by this request, all together.
+    /// Sum of the delays that this request causes to the other requests of the decode batch.
     pub batch_cost_ms: f32,
-    /// Tokens that the answer is thought to have.
+    /// Expected tokens of the answer.
     pub output_tokens: f32,
-    /// Prompt bytes that are thought to be in the prefill's cache.
+    /// Prompt bytes that the prefill's cache is thought to hold.
     pub cached_bytes: f32,
-    /// The prefill's work in bytes of uncached prompt, for its lease.
+    /// Work of the prefill in bytes of uncached prompt, as its lease counts it.
     pub work_bytes: f32,
 }
 
 impl Estimate {
-    /// What the prefill leg and the transfer cost, to this request and to later ones.
+    /// Cost of the prefill leg and the transfer, to this request and to later ones.
     pub(super) fn first_leg_ms(&self) -> f32 {
         self.ttft_ms() + self.queue_cost_ms - self.affinity_bonus_ms
     }
 
+    /// Predicted time to first token.
     pub fn ttft_ms(&self) -> f32 {
         self.wait_ms + self.admission_ms + self.prefill_ms + self.transfer_ms
     }
 }
 
-/// The terms of a prefill worker alone.
+/// The terms of an estimate that depend on the prefill worker alone.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PrefillTerms {
     pub(super) wait_ms: f32,
@@ -107,29 +78,30 @@ pub(super) struct PrefillTerms {
     work_bytes: f32,
 }
 
-/// The terms of a decode worker alone.
+/// The terms of an estimate that depend on the decode worker alone.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct DecodeTerms {
     pub(super) itl_ms: f32,
     pub(super) batch_cost_ms: f32,
-    /// Until there is room.
+    /// Time until the decode has capacity.
     pub(super) admission_ms: f32,
     pub(super) rx_bytes_per_ms: f32,
 }
 
-/// One request's estimates.
+/// Computes the estimates of one request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Estimator<'a> {
     pub(super) demand: &'a Demand,
-    pub(super) typical: Pair<FallbackLoad>,
-    /// Inverses of the assumptions of the same name: a division a candidate is felt.
+    pub(super) fallback: Pair<FallbackLoad>,
+    /// Inverse of `context_doubles_bytes`: a division per candidate is measurable.
     pub(super) per_context: f32,
+    /// Inverse of `batch_doubles_tokens`.
     pub(super) per_batch: f32,
-    /// What others have waiting at a prefill, on average.
+    /// Mean over the prefills of the bytes that other gateways have waiting.
     pub(super) others_waiting_bytes: f32,
-    /// Requests that a work delays.
+    /// Number of later requests that a unit of prefill work delays.
     pub(super) pressure: f32,
-    /// The prefill that other gateways would take for this prompt, were all idle.
+    /// The prefill cache that other gateways would choose for this prompt if all were idle.
     pub(super) rendezvous: Option<u64>,
 }
 
@@ -140,61 +112,61 @@ impl Estimator<'_> {
         let cached_bytes = self.cached_bytes(candidate.cache(), prompt);
         let work_bytes = self.work_bytes(prompt - cached_bytes, cached_bytes);
         let prefill_ms = work_bytes * rates.prefill_us_per_byte * MS_PER_US;
-        let (load, _) = self.typical.prefill.or_measured(candidate.load.as_ref());
+        let (load, _) = self.fallback.prefill.or_measured(candidate.load.as_ref());
         PrefillTerms {
             wait_ms: self.wait_ms(candidate),
             prefill_ms,
-            affinity_bonus_ms: prefill_ms * self.hope(candidate),
-            tx_bytes_per_ms: free(load.tx_free_bytes_per_ms, load.tx_kv_bytes_per_ms),
+            affinity_bonus_ms: prefill_ms * self.affinity(candidate),
+            tx_bytes_per_ms: available(load.tx_free_bytes_per_ms, load.tx_kv_bytes_per_ms),
             cached_bytes,
             work_bytes,
         }
     }
 
-    /// For the prompts before this one, ours and everybody's: what a candidate costs at least.
+    /// Time behind earlier prompts, this gateway's and others': a lower bound of the cost.
     #[inline]
     pub(super) fn wait_ms(&self, candidate: &Candidate) -> f32 {
         let rates = &candidate.rates;
-        let (load, penalty_ms) = self.typical.prefill.or_measured(candidate.load.as_ref());
-        let others = self.by_now(load, rates) * rates.uncached_share;
+        let (load, penalty_ms) = self.fallback.prefill.or_measured(candidate.load.as_ref());
+        let others = self.others_waiting_now(load, rates) * rates.uncached_share;
         let backlog_bytes = candidate.usage.prompt_bytes as f32 + others;
         let QueueHead { work_bytes, busy_ms } = candidate.queue_head;
         let backlog_ms = backlog_bytes * rates.prefill_us_per_byte * MS_PER_US;
         let head_ms = work_bytes * rates.prefill_us_per_byte * MS_PER_US;
-        (backlog_ms - busy_ms.min(head_ms * MOST_DONE)).max(0.0) + penalty_ms
+        (backlog_ms - busy_ms.min(head_ms * MAX_DONE)).max(0.0) + penalty_ms
     }
 
-    /// Bytes of others that wait now: what was seen, and the longer ago that is beside the time
-    /// that a queue takes, the more of it is thought to be as anywhere.
+    /// Waiting bytes of other gateways, moved from the measured value towards the pool's mean as
+    /// the measurement ages relative to the time in which the queue drains.
     #[inline]
-    fn by_now(&self, load: &Load, rates: &EngineRates) -> f32 {
-        let (seen, mean) = (load.others_waiting_bytes, self.others_waiting_bytes);
-        let drains_ms = seen.max(mean) * rates.prefill_us_per_byte * MS_PER_US;
+    fn others_waiting_now(&self, load: &Load, rates: &EngineRates) -> f32 {
+        let (measured, mean) = (load.others_waiting_bytes, self.others_waiting_bytes);
+        let drains_ms = measured.max(mean) * rates.prefill_us_per_byte * MS_PER_US;
         let kept = (drains_ms + 0.01) / (drains_ms + load.age_ms + 0.01);
-        mean + (seen - mean) * kept
+        mean + (measured - mean) * kept
     }
 
     #[inline]
     pub(super) fn decode(&self, candidate: &Candidate) -> DecodeTerms {
         let rates = &candidate.rates;
-        let typical = &self.typical.decode;
-        let (load, penalty_ms) = typical.or_measured(candidate.load.as_ref());
+        let fallback = &self.fallback.decode;
+        let (load, penalty_ms) = fallback.or_measured(candidate.load.as_ref());
         let streams = candidate.usage.requests as f32 + load.others_requests;
         let batch = candidate.usage.kv_tokens as f32 + load.others_requests * rates.request_tokens;
-        // The kernel's view of the steps is better than any model of them, but it says nothing
-        // of the requests that are on their way, so that the model says how much they add.
+        // Rates follow the step time that the kernel measured. The model adds the requests that
+        // have been sent and do not show in that measurement yet.
         let now_ms = rates.step_us * MS_PER_US * (1.0 + batch * self.per_batch);
         let more_ms = rates.step_us * MS_PER_US * self.demand.kv_tokens as f32 * self.per_batch;
         DecodeTerms {
             itl_ms: now_ms + more_ms,
             admission_ms: self.admission_steps(candidate, streams, batch) * now_ms,
             batch_cost_ms: streams * more_ms * rates.output_tokens + penalty_ms,
-            rx_bytes_per_ms: free(load.rx_free_bytes_per_ms, load.rx_kv_bytes_per_ms),
+            rx_bytes_per_ms: available(load.rx_free_bytes_per_ms, load.rx_kv_bytes_per_ms),
         }
     }
 
-    /// Decode steps until there is room: streams are thought to end evenly over the time that an
-    /// answer takes, each with its share of the KV tokens.
+    /// Decode steps until there is capacity, if streams end evenly over the duration of an answer
+    /// and each frees its share of the KV tokens.
     fn admission_steps(&self, candidate: &Candidate, streams: f32, batch: f32) -> f32 {
         let Limits { requests, kv_tokens } = candidate.limits;
         let tokens_over = batch + self.demand.kv_tokens as f32 - kv_tokens as f32;
@@ -233,8 +205,8 @@ impl Estimator<'_> {
         }
     }
 
-    /// The part of a prompt that another gateway is hoped to have sent here.
-    fn hope(&self, candidate: &Candidate) -> f32 {
+    /// Share of the prefill that another gateway may have caused to be cached here.
+    fn affinity(&self, candidate: &Candidate) -> f32 {
         match candidate.load {
             _ if self.rendezvous != Some(candidate.cache()) => 0.0,
             Some(load) if !load.is_stale() => RENDEZVOUS_SHARE,
@@ -246,29 +218,13 @@ impl Estimator<'_> {
         (self.demand.prefix_match.bytes_of(cache) as f32).min(prompt)
     }
 
-    /// Uncached bytes, weighed by the attention over all that stands before them.
+    /// Uncached bytes, weighted by the attention over everything before them.
     fn work_bytes(&self, uncached: f32, cached: f32) -> f32 {
         uncached * (1.0 + (cached + uncached * 0.5) * self.per_context)
     }
 }
 
-/// What is to be had of a link whose `free` part carries `kv` already.
-fn free(free: f32, kv: f32) -> f32 {
+/// Bandwidth for one more transfer on a link with `free` bandwidth, of which `kv` is in use.
+fn available(free: f32, kv: f32) -> f32 {
     if free > 0.0 { (free - kv).max(free * FAIR_SHARE) } else { f32::INFINITY }
-}
-
-/// A decode step as one of an idle engine, from one that was measured over a batch.
-pub fn step_us_of_idle(itl_us: f32, batch_tokens: f32, assumptions: &Assumptions) -> f32 {
-    itl_us / (1.0 + batch_tokens / assumptions.batch_doubles_tokens)
-}
-
-impl FallbackLoad {
-    #[inline]
-    /// The load of a worker, or what is typical of its pool, and what not knowing costs.
-    fn or_measured<'a>(&'a self, load: Option<&'a Load>) -> (&'a Load, f32) {
-        match load {
-            Some(load) if !load.is_stale() => (load, 0.0),
-            _ => (&self.load, if self.known { PENALTY_MS } else { 0.0 }),
-        }
-    }
 }

@@ -1,28 +1,31 @@
-//! [`FallbackLoad`]: what stands for a worker of which nothing fresh is known: the pool's median.
+//! [`FallbackLoad`]: what replaces the load of a worker without fresh data: the pool's median.
 
-use super::input::Candidate;
+use super::candidate::Candidate;
 use crate::fleet::Load;
 
-/// Workers that the median is taken over, spread over the pool.
-const SAMPLES: usize = 32;
+/// Maximum number of workers that the median is taken over, spread evenly over the pool.
+const MAX_SAMPLES: usize = 32;
 
-/// The median of each term over those whose load is fresh.
+/// Added to the cost of a worker whose load is unknown while other workers' loads are known.
+const PENALTY_MS: f32 = 25.0;
+
+/// The median of each term of the fresh loads.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct FallbackLoad {
     pub(super) load: Load,
-    /// Anybody's load is known: then not to know another's costs it a penalty.
+    /// Whether any load is known. If so, a worker of unknown load costs a penalty.
     pub(super) known: bool,
 }
 
 impl FallbackLoad {
-    /// Costs nothing but a look at each where all are fresh.
+    /// Where all loads are fresh this costs one check per candidate.
     pub(super) fn of(candidates: &[Candidate]) -> FallbackLoad {
         let stale = |c: &Candidate| c.load.is_none_or(|load| load.is_stale());
         if !candidates.iter().any(stale) {
             return FallbackLoad::default();
         }
-        let stride = candidates.len().div_ceil(SAMPLES).max(1);
-        let mut sample = [Load::default(); SAMPLES];
+        let stride = candidates.len().div_ceil(MAX_SAMPLES).max(1);
+        let mut sample = [Load::default(); MAX_SAMPLES];
         let mut len = 0;
         for candidate in candidates.iter().step_by(stride).filter(|c| !stale(c)) {
             sample[len] = candidate.load.unwrap_or_default();
@@ -43,10 +46,19 @@ impl FallbackLoad {
             },
         }
     }
+
+    /// Returns the load of a worker or its replacement, and the penalty for not knowing it.
+    #[inline]
+    pub(super) fn or_measured<'a>(&'a self, load: Option<&'a Load>) -> (&'a Load, f32) {
+        match load {
+            Some(load) if !load.is_stale() => (load, 0.0),
+            _ => (&self.load, if self.known { PENALTY_MS } else { 0.0 }),
+        }
+    }
 }
 
 fn median(loads: &[Load], term: fn(&Load) -> f32) -> f32 {
-    let mut values = [0.0; SAMPLES];
+    let mut values = [0.0; MAX_SAMPLES];
     let values = &mut values[..loads.len()];
     for (value, load) in values.iter_mut().zip(loads) {
         *value = term(load);
@@ -64,16 +76,16 @@ mod tests {
     }
 
     #[test]
-    fn one_silent_agent_is_taken_for_an_ordinary_worker() {
+    fn a_worker_without_a_load_gets_the_median() {
         let busy = |bytes| Some(Load { others_waiting_bytes: bytes, ..Load::default() });
         let pool = [with(busy(10.0)), with(None), with(busy(30.0)), with(busy(20.0))];
-        let typical = FallbackLoad::of(&pool);
-        assert!(typical.known);
-        assert_eq!(typical.load.others_waiting_bytes, 20.0);
+        let fallback = FallbackLoad::of(&pool);
+        assert!(fallback.known);
+        assert_eq!(fallback.load.others_waiting_bytes, 20.0);
     }
 
     #[test]
-    fn without_agents_nobody_is_penalised() {
+    fn without_agents_there_is_no_penalty() {
         assert!(!FallbackLoad::of(&[with(None), with(None)]).known);
     }
 }

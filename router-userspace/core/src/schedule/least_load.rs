@@ -1,9 +1,10 @@
-//! Least load: the worker whose leases weigh least, prompt bytes and requests together.
+//! Least load: the worker with the lowest sum of leased prompt bytes and weighted requests.
 
-use super::{Candidate, Draw, walk};
+use super::candidate::Candidate;
+use super::draw::Draw;
 
-/// What one request weighs beside its prompt: scheduling and decoding a request costs about as
-/// much as prefilling this many bytes (256 tokens of four bytes).
+/// Weight of one request in prompt bytes: scheduling and decoding a request costs about as much as
+/// prefilling this many bytes (256 tokens of four bytes).
 const BYTES_PER_REQUEST: u64 = 1024;
 
 fn load(candidate: &Candidate) -> u64 {
@@ -12,7 +13,7 @@ fn load(candidate: &Candidate) -> u64 {
 }
 
 pub(super) fn pick(candidates: &[Candidate], draw: Draw) -> usize {
-    walk(candidates, draw).min_by_key(|&at| load(&candidates[at])).unwrap_or(0)
+    draw.positions(candidates.len()).min_by_key(|&at| load(&candidates[at])).unwrap_or(0)
 }
 
 #[cfg(test)]

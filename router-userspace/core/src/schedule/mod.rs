@@ -1,11 +1,15 @@
 //! The scheduler: which prefill and which decode take a request.
 //!
-//! Plain data in, indices out. Chance, turn and time are arguments, so a choice can be repeated.
-//! A policy is one file and one variant of [`Policy`]; [`Policy::Predicted`] alone chooses both
-//! legs at once, by the [`Estimate`] of each pair.
+//! The input is plain data and the output are indices. Randomness, turn and time are arguments, so a
+//! choice can be repeated. A policy is one file and one variant of [`Policy`]. Only
+//! [`Policy::Predicted`] chooses both legs at once, by the [`Estimate`] of each pair.
 
+mod assumptions;
 mod cache_aware;
+mod candidate;
 mod candidate_set;
+mod demand;
+mod draw;
 mod estimate;
 mod fallback_load;
 mod input;
@@ -13,7 +17,8 @@ mod least_load;
 mod policy;
 mod power_of_two;
 mod predicted;
-pub mod prefix;
+mod prefix_blocks;
+mod prefix_index;
 mod prefix_match;
 mod random;
 mod reported;
@@ -22,22 +27,28 @@ mod shortlist;
 #[cfg(test)]
 mod tests;
 
+pub use assumptions::{Assumptions, step_us_of_idle};
+pub use candidate::{AgentTrust, Candidate};
 pub use candidate_set::{CandidateSet, FULL_SCAN_LIMIT, SAMPLE_SIZE, SampleOrder};
-pub use estimate::{Assumptions, Estimate, PENALTY_MS, step_us_of_idle};
-pub use input::{AgentTrust, Candidate, ChoiceInput, Chosen, Demand, Draw, Objective, SloTargets};
+pub use demand::Demand;
+pub use draw::Draw;
+pub use estimate::Estimate;
+pub use input::{ChoiceInput, Chosen, Objective, SloTargets};
 pub use policy::Policy;
+pub use prefix_blocks::{BLOCK_BYTES, BlockHasher, KEY_BYTES, MAX_BLOCKS, prefix_key};
+pub use prefix_index::{IndexCapacity, PrefixIndex};
 pub use prefix_match::PrefixMatch;
 
 use crate::pair::Pair;
 
-/// The pair that takes the request, or `None` where a leg has no candidates.
+/// Returns the pair that serves the request, or `None` if a leg has no candidates.
 ///
-/// A policy of single legs chooses a prefill, then a decode of the same group where one has
-/// room, else of any.
+/// Every policy but [`Policy::Predicted`] chooses a prefill, then a decode among the candidates of
+/// the same group, or among all if the group has none.
 ///
 /// ```
 /// use router_core::fleet::Usage;
-/// use router_core::schedule::{Candidate, Draw, Policy, ChoiceInput, choose};
+/// use router_core::schedule::{Candidate, ChoiceInput, Draw, Policy, choose};
 ///
 /// let busy = Usage { requests: 9, prompt_bytes: 90_000, ..Usage::default() };
 /// let prefill = [Candidate { usage: busy, ..Default::default() }, Candidate { id: 1, ..Default::default() }];
@@ -53,7 +64,7 @@ pub fn choose(policy: Policy, input: &ChoiceInput<'_>) -> Option<Chosen> {
         return predicted::choose(input);
     }
     let ChoiceInput { demand, candidates: Pair { prefill, decode }, draw, .. } = input;
-    let first = &prefill[policy.place(prefill, demand, *draw)?];
+    let first = &prefill[policy.position(prefill, demand, *draw)?];
     let (policy, second) = (policy.of_decode(), draw.second());
     let mates = || decode.iter().filter(|mate| first.group != 0 && mate.group == first.group);
     let decode = if mates().next().is_some() && mates().count() < decode.len() {
@@ -64,11 +75,4 @@ pub fn choose(policy: Policy, input: &ChoiceInput<'_>) -> Option<Chosen> {
     };
     let pair = Pair { prefill: first.id, decode };
     Some(Chosen { pair, estimate: None, runner_up: None, explored: false })
-}
-
-/// All positions, from a random one on: ties are so broken evenly, and several gateways do not
-/// all run to the same worker.
-fn walk(candidates: &[Candidate], draw: Draw) -> impl Iterator<Item = usize> + use<> {
-    let start = draw.below(candidates.len());
-    (start..candidates.len()).chain(0..start)
 }

@@ -1,13 +1,15 @@
-//! [`Policy`]: the ways to choose, by name.
+//! [`Policy`]: the scheduling policies, by name.
 
 use std::str::FromStr;
 
 use serde::Serialize;
 
-use super::input::{Candidate, Demand, Draw};
+use super::candidate::Candidate;
+use super::demand::Demand;
+use super::draw::Draw;
 use super::{cache_aware, least_load, power_of_two, random, reported, round_robin};
 
-/// How a worker is chosen. The name is the flag's value.
+/// How workers are chosen. The name is the value of the flag `--policy`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Policy {
@@ -44,14 +46,14 @@ impl Policy {
         }
     }
 
-    /// One of `candidates` for a request that takes a single worker, or `None` where there are
-    /// none. What is predicted is a pair: for one worker, the load of its leases decides.
+    /// Returns one of `candidates` for a request that one worker serves alone, or `None` if there are
+    /// none. [`Policy::Predicted`] predicts pairs only; for one worker it falls back to the least load.
     pub fn pick(self, candidates: &[Candidate], draw: Draw) -> Option<usize> {
-        self.place(candidates, &Demand::default(), draw).map(|at| candidates[at].id)
+        self.position(candidates, &Demand::default(), draw).map(|at| candidates[at].id)
     }
 
-    /// The position of the one that takes the prefill leg of `demand`.
-    pub(super) fn place(
+    /// Returns the position of the candidate that serves the prefill leg of `demand`.
+    pub(super) fn position(
         self,
         candidates: &[Candidate],
         demand: &Demand,
@@ -72,7 +74,7 @@ impl Policy {
         })
     }
 
-    /// The policy of the decode leg: nothing of a prompt is cached there.
+    /// The policy of the decode leg, which has no prefix cache.
     pub(super) fn of_decode(self) -> Policy {
         if self == Policy::CacheAware { Policy::PowerOfTwo } else { self }
     }
@@ -95,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_read_back_and_unknown_ones_are_told_the_choices() {
+    fn names_parse_and_an_unknown_name_lists_the_choices() {
         for policy in Policy::ALL {
             assert_eq!(policy.as_str().parse(), Ok(policy));
         }

@@ -1,6 +1,7 @@
-//! Power of two choices: two workers at random, the one with fewer requests.
+//! Power of two choices: of two random workers, the one with fewer requests.
 
-use super::{Candidate, Draw};
+use super::candidate::Candidate;
+use super::draw::Draw;
 
 pub(super) fn pick(candidates: &[Candidate], draw: Draw) -> usize {
     let one = draw.below(candidates.len());
@@ -19,7 +20,7 @@ mod tests {
     use crate::fleet::Usage;
 
     #[test]
-    fn the_fuller_of_two_is_never_taken() {
+    fn the_fuller_of_two_is_never_chosen() {
         let usage = Usage { requests: 5, ..Usage::default() };
         let both = [
             Candidate { usage, ..Candidate::default() },

@@ -1,30 +1,32 @@
-//! Predicted: the pair with the fewest predicted milliseconds, over both legs at once.
+//! Predicted: the pair with the lowest predicted cost in milliseconds, over both legs at once.
 //!
-//! Each leg is scored alone, which is linear; the best few of each are then tried with each
-//! other, since only what a pair shares, the link, is not known from the legs.
+//! Each leg is scored alone, which is linear. The best few of each leg are then combined: only the
+//! link depends on both.
 
+use super::candidate::Candidate;
+use super::draw::Draw;
 use super::estimate::{DecodeTerms, Estimate, Estimator, PrefillTerms};
 use super::fallback_load::FallbackLoad;
-use super::input::{Candidate, ChoiceInput, Chosen, Draw, Objective};
+use super::input::{ChoiceInput, Chosen, Objective};
 use super::shortlist::Shortlist;
 use crate::pair::Pair;
 
-/// One request in so many is sent where it may learn something.
+/// One request in this many is sent to a pair that looks bad, to measure it again.
 const EXPLORE_ONE_IN: usize = 100;
-/// Pairs that are drawn for it.
+/// Number of random pairs that such a request chooses among.
 const EXPLORE_AMONG: usize = 8;
-/// Pairs whose TTFT differs by less than this from the best one's are as good: a part of it,
-/// and at least a millisecond. One of them is taken at random, so that gateways do not herd.
+/// Pairs whose cost is within this share of the best pair's TTFT, or within [`TIE_MS`], are tied.
+/// One of them is chosen at random, so that gateways do not all choose the same worker.
 const TIE_SHARE: f32 = 0.01;
 const TIE_MS: f32 = 1.0;
-/// What pods of one group are preferred by, where the rest is the same.
+/// Cost added to a pair whose pods are of different groups.
 const GROUP_MS: f32 = 2.0;
-/// Of the requests that wait, so many as will be delayed by work that a cached prefix saves.
+/// Share of the waiting requests that are delayed by additional prefill work.
 const PRESSURE: f32 = 0.5;
-const MOST_PRESSURE: f32 = 10.0;
-/// Candidates that a mean is taken over.
-const MOST_SAMPLES: usize = 64;
-/// A pair that misses a target is worse than any that does not.
+const MAX_PRESSURE: f32 = 10.0;
+/// Maximum number of candidates that a mean is taken over.
+const MAX_SAMPLES: usize = 64;
+/// Cost of each missed target: a pair that misses one is worse than any pair that does not.
 const MISS_MS: f32 = 1e6;
 
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +37,8 @@ struct Scored {
     estimate: Estimate,
 }
 
-struct Scene<'a> {
+/// Scores the pairs of one choice.
+struct PairScorer<'a> {
     input: &'a ChoiceInput<'a>,
     estimator: Estimator<'a>,
 }
@@ -45,13 +48,14 @@ pub(super) fn choose(input: &ChoiceInput<'_>) -> Option<Chosen> {
     if prefill.is_empty() || decode.is_empty() {
         return None;
     }
-    let scene = Scene { input, estimator: estimator(input) };
+    let scorer = PairScorer { input, estimator: estimator(input) };
     let first = input.draw.second();
     let second = first.second();
-    let prefills = Shortlist::of(prefill, first, |candidate, bar| scene.prefill_ms(candidate, bar));
-    let decodes = Shortlist::of(decode, second, |candidate, bar| scene.decode_ms(candidate, bar));
-    let (best, runner_up) = scene.best(&prefills, &decodes, second.second())?;
-    let explored = scene.explore(&best, second.second().second());
+    let prefills =
+        Shortlist::of(prefill, first, |candidate, bar| scorer.prefill_ms(candidate, bar));
+    let decodes = Shortlist::of(decode, second, |candidate, bar| scorer.decode_ms(candidate, bar));
+    let (best, runner_up) = scorer.best(&prefills, &decodes, second.second())?;
+    let explored = scorer.explore(&best, second.second().second());
     let taken = explored.unwrap_or(best);
     let ids =
         |pair: &Scored| Pair { prefill: prefill[pair.prefill].id, decode: decode[pair.decode].id };
@@ -70,7 +74,7 @@ fn estimator<'a>(input: &'a ChoiceInput<'a>) -> Estimator<'a> {
         demand: &input.demand,
         per_context: 1.0 / input.assumptions.context_doubles_bytes,
         per_batch: 1.0 / input.assumptions.batch_doubles_tokens,
-        typical: Pair { prefill: FallbackLoad::of(prefill), decode: FallbackLoad::of(decode) },
+        fallback: Pair { prefill: FallbackLoad::of(prefill), decode: FallbackLoad::of(decode) },
         pressure: pressure(prefill),
         others_waiting_bytes: mean(prefill, |candidate| {
             candidate.load.map_or(0.0, |load| load.others_waiting_bytes)
@@ -79,24 +83,24 @@ fn estimator<'a>(input: &'a ChoiceInput<'a>) -> Estimator<'a> {
     }
 }
 
-/// What a millisecond of prefill costs those who come later: the more, the longer the queues.
+/// Milliseconds of delay to later requests per millisecond of prefill; grows with the queues.
 fn pressure(prefills: &[Candidate]) -> f32 {
     let requests = mean(prefills, |candidate| {
         let others = candidate.load.map_or(0.0, |load| load.others_requests);
         candidate.usage.requests as f32 + others
     });
-    (PRESSURE * requests).clamp(0.0, MOST_PRESSURE)
+    (PRESSURE * requests).clamp(0.0, MAX_PRESSURE)
 }
 
-/// Over some of the candidates, spread evenly.
+/// Mean over at most [`MAX_SAMPLES`] candidates, spread evenly.
 fn mean(candidates: &[Candidate], of: impl Fn(&Candidate) -> f32) -> f32 {
-    let stride = candidates.len().div_ceil(MOST_SAMPLES).max(1);
+    let stride = candidates.len().div_ceil(MAX_SAMPLES).max(1);
     let sum: f32 = candidates.iter().step_by(stride).map(of).sum();
     sum / candidates.len().div_ceil(stride) as f32
 }
 
-impl Scene<'_> {
-    /// What a prefill costs with a decode that takes all it can send.
+impl PairScorer<'_> {
+    /// Cost of a prefill with a decode that receives at any speed.
     fn prefill_ms(&self, candidate: &Candidate, bar: f32) -> f32 {
         let wait_ms = self.estimator.wait_ms(candidate);
         if wait_ms >= bar {
@@ -108,7 +112,7 @@ impl Scene<'_> {
         self.estimator.pair(&terms, &free, link, &candidate.rates).first_leg_ms()
     }
 
-    /// What a decode costs, its whole share in the transfer included.
+    /// Cost of a decode, including the transfer at its receiving speed.
     fn decode_ms(&self, candidate: &Candidate, bar: f32) -> f32 {
         let DecodeTerms { itl_ms, batch_cost_ms, admission_ms, rx_bytes_per_ms } =
             self.estimator.decode(candidate);
@@ -122,7 +126,7 @@ impl Scene<'_> {
         cost_ms + bytes / rx_bytes_per_ms
     }
 
-    /// The best of the listed pairs, near-ties broken by `draw`, and the next best.
+    /// Returns the best of the listed pairs, with ties broken by `draw`, and the next best.
     fn best(
         &self,
         prefills: &Shortlist,
@@ -133,7 +137,7 @@ impl Scene<'_> {
         let mut next: Option<Scored> = None;
         let mut ties = 1;
         let Pair { prefill: all, decode: mates } = self.input.candidates;
-        let mut of_decode = [DecodeTerms::default(); Shortlist::MOST];
+        let mut of_decode = [DecodeTerms::default(); Shortlist::MAX];
         for (terms, decode) in of_decode.iter_mut().zip(decodes.iter()) {
             *terms = self.estimator.decode(&mates[decode]);
         }
@@ -190,9 +194,9 @@ impl Scene<'_> {
         Scored { prefill, decode, cost_ms, estimate }
     }
 
-    /// Now and then, a pair that looks bad and has no more to do than the best one: what speaks
-    /// against it was once measured, and an avoided worker or link tells nothing new. Of some drawn
-    /// at random the worst is tried, and nobody waits behind a longer queue for it.
+    /// Returns, for one request in [`EXPLORE_ONE_IN`], the worst of some random pairs that are no
+    /// busier than the best pair. An avoided worker or link yields no new measurements, so without
+    /// this it would be avoided for longer than necessary. The request never joins a longer queue.
     fn explore(&self, best: &Scored, mut draw: Draw) -> Option<Scored> {
         if draw.below(EXPLORE_ONE_IN) != 0 {
             return None;
@@ -204,7 +208,7 @@ impl Scene<'_> {
             let prefill = draw.below(prefills.len());
             draw = draw.second();
             let decode = draw.below(decodes.len());
-            let busier = work(&prefills[prefill]) > work(&prefills[best.prefill])
+            let busier = waiting_bytes(&prefills[prefill]) > waiting_bytes(&prefills[best.prefill])
                 || streams(&decodes[decode]) > streams(&decodes[best.decode]);
             if busier || (prefill, decode) == (best.prefill, best.decode) {
                 continue;
@@ -220,11 +224,12 @@ impl Scene<'_> {
     }
 }
 
-/// What waits at a prefill and what a decode has, ours and, as far as it is known, everybody's.
-fn work(prefill: &Candidate) -> f32 {
+/// Bytes that wait at a prefill, of this gateway and, where known, of others.
+fn waiting_bytes(prefill: &Candidate) -> f32 {
     prefill.usage.prompt_bytes as f32 + prefill.load.map_or(0.0, |load| load.others_waiting_bytes)
 }
 
+/// Streams of a decode, of this gateway and, where known, of others.
 fn streams(decode: &Candidate) -> f32 {
     decode.usage.requests as f32 + decode.load.map_or(0.0, |load| load.others_requests)
 }

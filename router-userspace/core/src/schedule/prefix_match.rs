@@ -1,74 +1,76 @@
-//! [`PrefixMatch`]: how much of one prompt each prefill worker is thought to have in its cache.
+//! [`PrefixMatch`]: how much of one prompt each prefill cache is thought to hold.
 
-use super::prefix::BLOCK_BYTES;
+use super::prefix_blocks::BLOCK_BYTES;
 
-/// Workers that are told of one prompt; the ones that hold least give way.
-const MOST: usize = 16;
+/// Maximum number of caches in one match. Beyond it, those that hold least are dropped.
+const MAX_CACHES: usize = 16;
 
-/// What the prefix index knows of one prompt. Plain data, on the stack.
+/// The result of one lookup in the prefix index. Plain data, on the stack.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PrefixMatch {
-    workers: [(u64, u32); MOST],
+    /// Identity of a cache, and the blocks that it holds.
+    caches: [(u64, u32); MAX_CACHES],
     len: usize,
-    /// One bit for each worker's identity: most workers hold nothing, and that is told by this.
+    /// A Bloom filter of one hash: most caches hold nothing, and this says so without a search.
     filter: u64,
+    /// Blocks that more workers hold than the index remembers: taken to be in every cache.
     common: u32,
 }
 
 impl PrefixMatch {
-    /// Nobody holds anything.
+    /// No cache holds any of the prompt.
     pub const NONE: PrefixMatch =
-        PrefixMatch { workers: [(0, 0); MOST], len: 0, filter: 0, common: 0 };
+        PrefixMatch { caches: [(0, 0); MAX_CACHES], len: 0, filter: 0, common: 0 };
 
-    /// Bytes of the prompt that `worker` is thought to hold.
-    pub fn bytes_of(&self, worker: u64) -> u64 {
-        let own = if self.filter & bit(worker) == 0 {
+    /// Returns the bytes of the prompt that `cache` is thought to hold.
+    pub fn bytes_of(&self, cache: u64) -> u64 {
+        let own = if self.filter & bit(cache) == 0 {
             0
         } else {
-            let known = self.workers[..self.len].iter().find(|(known, _)| *known == worker);
+            let known = self.caches[..self.len].iter().find(|(known, _)| *known == cache);
             known.map_or(0, |(_, blocks)| *blocks)
         };
         u64::from(own.max(self.common)) * BLOCK_BYTES as u64
     }
 
-    /// The caches that are thought to hold a part of it.
+    /// Returns the caches that are thought to hold a part of the prompt.
     pub fn holders(&self) -> impl Iterator<Item = u64> + '_ {
-        self.workers[..self.len].iter().map(|(worker, _)| *worker)
+        self.caches[..self.len].iter().map(|(cache, _)| *cache)
     }
 
-    /// Whether nobody is known to hold any of it.
+    /// Whether no cache is known to hold any of the prompt.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Bytes of the prompt that the best informed worker holds.
+    /// Returns the bytes of the prompt in the cache that holds most of it.
     pub fn max_bytes(&self) -> u64 {
-        let most = self.workers[..self.len].iter().map(|(_, blocks)| *blocks).max();
+        let most = self.caches[..self.len].iter().map(|(_, blocks)| *blocks).max();
         u64::from(most.unwrap_or(0)) * BLOCK_BYTES as u64
     }
 
-    pub(super) fn note(&mut self, worker: u64, blocks: u32) {
-        let known = &mut self.workers[..self.len];
-        if let Some((_, had)) = known.iter_mut().find(|(known, _)| *known == worker) {
-            *had = blocks.max(*had);
-        } else if let Some(place) = self.workers.get_mut(self.len) {
-            *place = (worker, blocks);
+    pub(super) fn record(&mut self, cache: u64, blocks: u32) {
+        let known = &mut self.caches[..self.len];
+        if let Some((_, held)) = known.iter_mut().find(|(known, _)| *known == cache) {
+            *held = blocks.max(*held);
+        } else if let Some(entry) = self.caches.get_mut(self.len) {
+            *entry = (cache, blocks);
             self.len += 1;
-        } else if let Some(least) = self.workers.iter_mut().min_by_key(|(_, blocks)| *blocks)
+        } else if let Some(least) = self.caches.iter_mut().min_by_key(|(_, blocks)| *blocks)
             && least.1 < blocks
         {
-            *least = (worker, blocks);
+            *least = (cache, blocks);
         }
-        self.filter |= bit(worker);
+        self.filter |= bit(cache);
     }
 
-    pub(super) fn note_common(&mut self, blocks: u32) {
+    pub(super) fn record_common(&mut self, blocks: u32) {
         self.common = blocks.max(self.common);
     }
 }
 
-fn bit(worker: u64) -> u64 {
-    1 << (worker.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)
+fn bit(cache: u64) -> u64 {
+    1 << (cache.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)
 }
 
 #[cfg(test)]
@@ -76,13 +78,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ones_that_hold_least_give_way() {
-        let mut held = PrefixMatch::default();
-        for worker in 1..=20 {
-            held.note(worker, worker as u32);
+    fn a_full_match_drops_the_caches_that_hold_least() {
+        let mut matched = PrefixMatch::default();
+        for cache in 1..=20 {
+            matched.record(cache, cache as u32);
         }
-        assert_eq!(held.bytes_of(20), 20 * BLOCK_BYTES as u64);
-        assert_eq!(held.max_bytes(), 20 * BLOCK_BYTES as u64);
-        assert_eq!(held.bytes_of(1), 0);
+        assert_eq!(matched.bytes_of(20), 20 * BLOCK_BYTES as u64);
+        assert_eq!(matched.max_bytes(), 20 * BLOCK_BYTES as u64);
+        assert_eq!(matched.bytes_of(1), 0);
     }
 }

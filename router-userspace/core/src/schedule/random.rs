@@ -1,6 +1,7 @@
-//! Random: every worker with the same chance.
+//! Random: every worker with equal probability.
 
-use super::{Candidate, Draw};
+use super::candidate::Candidate;
+use super::draw::Draw;
 
 pub(super) fn pick(candidates: &[Candidate], draw: Draw) -> usize {
     draw.below(candidates.len())

@@ -1,6 +1,7 @@
 //! Round robin: each worker in its turn.
 
-use super::{Candidate, Draw};
+use super::candidate::Candidate;
+use super::draw::Draw;
 
 pub(super) fn pick(candidates: &[Candidate], draw: Draw) -> usize {
     (draw.turn % candidates.len() as u64) as usize

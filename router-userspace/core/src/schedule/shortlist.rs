@@ -1,27 +1,29 @@
-//! [`Shortlist`]: the few best of many candidates, found in one walk and kept on the stack.
+//! [`Shortlist`]: the best few of many candidates, found in one pass and kept on the stack.
 
-use super::input::{Candidate, Draw};
+use super::candidate::Candidate;
+use super::draw::Draw;
 
 /// Positions of the best candidates, best first.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shortlist {
-    places: [(f32, u32); Shortlist::MOST],
+    entries: [(f32, u32); Shortlist::MAX],
     len: usize,
 }
 
 impl Shortlist {
-    /// So many of each leg are tried with each other.
-    pub(super) const MOST: usize = 8;
+    /// Maximum number of candidates of each leg that are combined into pairs.
+    pub(super) const MAX: usize = 8;
 
-    /// The walk begins at a random place, so that of equals each is as likely to be listed.
-    /// `cost_ms` is told the cost from which on nothing is listed: it may return any that is not
-    /// below it without reckoning to the end.
+    /// Scans from a random position, so that equal candidates are equally likely to be listed.
+    ///
+    /// `cost_ms(candidate, bar)` may stop early and return any value `>= bar`: such a candidate is
+    /// not listed.
     pub(super) fn of(
         candidates: &[Candidate],
         draw: Draw,
         cost_ms: impl Fn(&Candidate, f32) -> f32,
     ) -> Shortlist {
-        let mut list = Shortlist { places: [(f32::INFINITY, 0); Shortlist::MOST], len: 0 };
+        let mut list = Shortlist { entries: [(f32::INFINITY, 0); Shortlist::MAX], len: 0 };
         let start = draw.below(candidates.len());
         let (head, tail) = candidates.split_at(start);
         for (at, candidate) in tail.iter().enumerate() {
@@ -34,27 +36,27 @@ impl Shortlist {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = usize> + '_ {
-        self.places[..self.len].iter().map(|(_, at)| *at as usize)
+        self.entries[..self.len].iter().map(|(_, at)| *at as usize)
     }
 
-    /// What is not below this is not listed any more.
+    /// Cost at or above which a candidate is not listed.
     fn bar(&self) -> f32 {
-        if self.len == Shortlist::MOST { self.places[Shortlist::MOST - 1].0 } else { f32::INFINITY }
+        if self.len == Shortlist::MAX { self.entries[Shortlist::MAX - 1].0 } else { f32::INFINITY }
     }
 
     fn offer(&mut self, cost_ms: f32, at: usize) {
-        // A cost that is no number is the worst there is, and still a candidate.
+        // NaN is the worst cost, but the candidate stays eligible.
         let cost_ms = if cost_ms.is_nan() { f32::INFINITY } else { cost_ms };
-        if self.len == Shortlist::MOST && cost_ms >= self.places[Shortlist::MOST - 1].0 {
+        if self.len == Shortlist::MAX && cost_ms >= self.entries[Shortlist::MAX - 1].0 {
             return;
         }
-        self.len = (self.len + 1).min(Shortlist::MOST);
+        self.len = (self.len + 1).min(Shortlist::MAX);
         let mut hole = self.len - 1;
-        while hole > 0 && self.places[hole - 1].0 > cost_ms {
-            self.places[hole] = self.places[hole - 1];
+        while hole > 0 && self.entries[hole - 1].0 > cost_ms {
+            self.entries[hole] = self.entries[hole - 1];
             hole -= 1;
         }
-        self.places[hole] = (cost_ms, at as u32);
+        self.entries[hole] = (cost_ms, at as u32);
     }
 }
 
@@ -75,7 +77,7 @@ mod tests {
             let listed: Vec<u32> = list.iter().map(|at| costs[at]).collect();
             let mut sorted = costs.clone();
             sorted.sort_unstable();
-            sorted.truncate(Shortlist::MOST);
+            sorted.truncate(Shortlist::MAX);
             proptest::prop_assert_eq!(listed, sorted);
         }
     }

@@ -1,6 +1,5 @@
 //! What every policy keeps to, and what the predicted one is for.
 
-use super::prefix::{Capacity, Chain, PrefixIndex};
 use super::*;
 use crate::fleet::{EngineRates, Limits, Links, Load, QueueHead, ReportedLoad, Usage};
 
@@ -117,10 +116,10 @@ fn a_slow_link_moves_the_decode_and_an_old_memory_of_it_does_not() {
 #[test]
 fn the_cached_prefix_is_worth_a_short_queue_and_not_a_long_one() {
     let mut blocks = Vec::new();
-    Chain::new(0).write(&[5; 40_000], &mut blocks);
-    let size = Capacity { blocks: 1024, workers: 8, cache_bytes: 1 << 20 };
+    BlockHasher::new(0).write(&[5; 40_000], &mut blocks);
+    let size = IndexCapacity { blocks: 1024, caches: 8, cache_bytes: 1 << 20 };
     let mut index = PrefixIndex::new(size);
-    index.sent(1, &blocks);
+    index.insert(1, &blocks);
     let demand = Demand { prefix_match: index.lookup(&blocks), ..DEMAND };
     let mut prefill = [idle(0, 0), idle(1, 0)];
     let decode = [idle(2, 0)];

@@ -170,11 +170,7 @@ fn name(front: &Front) -> String {
 /// that has just been given back is not soon another's.
 fn free(uid: &str, port: u16, taken: &HashMap<u16, (String, u16)>) -> Option<u16> {
     let (first, count) = (*TARGET_PORTS.start(), TARGET_PORTS.len());
-    // FNV-1a: the same in every build, unlike the standard library's.
-    let start =
-        uid.bytes().chain(port.to_be_bytes()).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+    let start = router_core::fnv::fnv1a(uid.bytes().chain(port.to_be_bytes()));
     let start = usize::try_from(start % count as u64).unwrap_or_default();
     let places = (start..count).chain(0..start);
     let mut ports = places.filter_map(|place| first.checked_add(u16::try_from(place).ok()?));

@@ -7,7 +7,6 @@ use router_core::fleet::{
     CompatibleSet, Lease, Pool, Profile, RankAssignment, Released, Weight, Worker, cache_of,
 };
 use router_core::pair::Pair;
-use router_core::schedule::prefix::key_of;
 use router_core::schedule::{self, AgentTrust, Candidate, ChoiceInput, Chosen, Draw, Estimate};
 use router_core::sglang::BootstrapAddress;
 
@@ -196,7 +195,7 @@ impl Seating<'_> {
     fn pair(&self, fit: &CompatibleSet, scratch: &mut Scratch) -> Result<Chosen, NoSeat> {
         let Weight { prompt_bytes, kv_tokens, .. } = self.ask.weight;
         let prefix_match = self.view.prefixes().lookup(&self.ask.blocks);
-        let prefix_key = key_of(&self.ask.blocks);
+        let prefix_key = schedule::prefix_key(&self.ask.blocks);
         let demand = schedule::Demand { prompt_bytes, kv_tokens, prefix_match, prefix_key };
         let could = |cache| fit.holder(cache).is_some_and(|at| self.is_ready(fit.prefill[at]));
         let rendezvous = demand.rendezvous(fit.caches.iter().map(|(cache, _)| *cache), could);
@@ -238,7 +237,7 @@ impl Seating<'_> {
         let rank = place.rank.unwrap_or(0);
         let cache = cache_of(worker.identity, rank);
         if !self.ask.blocks.is_empty() {
-            self.view.prefixes().sent(cache, &self.ask.blocks);
+            self.view.prefixes().insert(cache, &self.ask.blocks);
         }
         let Weight { prompt_bytes, kv_tokens, .. } = self.ask.weight;
         let now_ms = self.view.clock.now_ms();
