@@ -24,7 +24,7 @@ use router_userspace::agent::maps::Maps;
 use router_userspace::agent::settings::TcMode;
 
 fn main() {
-    // `cargo test --benches` would run this too: it is told by this flag.
+    // `cargo test --benches` runs this too, without this flag.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
@@ -70,7 +70,7 @@ fn segment(flow: u32, flags: u8, sequence: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The same segment as the pod would send it to the client.
+/// The answering segment, from the pod to the client.
 fn answered(mut frame: Vec<u8>) -> Vec<u8> {
     for (one, other, length) in [(26, 30, 4), (34, 36, 2)] {
         for byte in 0..length {
@@ -99,14 +99,14 @@ fn per_packet() {
         frame[37] += 1;
         frame
     };
-    let nobody = |flow: u32| {
+    let unknown = |flow: u32| {
         let mut frame = segment(flow, ACK, 1, &body);
         frame[33] += 1;
         frame
     };
     type Make<'m> = &'m dyn Fn(u32) -> Vec<u8>;
     let cases: [(&str, &str, Make<'_>); 8] = [
-        ("pd_pod_egress", "nobody's packet", &nobody),
+        ("pd_pod_egress", "packet of no pod", &unknown),
         ("pd_pod_egress", "to a pod, no engine's port", &other),
         ("pd_pod_egress", "to an engine, no payload", &|flow| segment(flow, ACK, 1, b"")),
         ("pd_pod_egress", "to an engine, payload", &|flow| segment(flow, ACK, 50, &body)),
@@ -134,7 +134,7 @@ fn per_packet() {
     new_payload(&programs, &arp);
 }
 
-/// Has these clients ask something that nobody answers.
+/// Sends a request for each of these clients, without an answer.
 fn ask(programs: &Programs, flows: Range<u32>) {
     let program = programs.fd("pd_pod_egress").expect("a program");
     for flow in flows {
@@ -190,7 +190,7 @@ fn agent_itself(connections: usize) {
     let named: Vec<_> =
         NAMES.iter().zip(&pods).map(|(name, pod)| prefill(name, pod.address)).collect();
     let agent = Agent::start(&node, &named);
-    agent.listened();
+    agent.subscribe();
     let listeners: Vec<_> =
         pods.iter().map(|pod| listen(&pod.netns, pod.address, ENGINE)).collect();
     let open: Vec<_> = (0..connections)
@@ -322,7 +322,7 @@ fn per_gigabyte() {
                 agent.cleanup();
                 seconds
             };
-            // Whoever goes first may, too: they take turns.
+            // The order may matter: they take turns in going first.
             let (a, b) = if round % 2 == 0 {
                 (counted(), plain())
             } else {

@@ -93,7 +93,7 @@ impl Agent {
         Some(self.client.try_send(request).await.ok()?.answer().await)
     }
 
-    /// What the kubelet is told, without a token.
+    /// `/readyz` as the kubelet reads it, without a token.
     async fn readiness(&self) -> Option<(u16, String)> {
         let answer = self.ask("/readyz", None).await?;
         Some((answer.status.as_u16(), answer.text()))
@@ -170,7 +170,7 @@ async fn an_agent_knows_its_nodes_pods_and_outlives_an_api_server_that_is_away()
         agent.log().contains("cannot be watched").then_some(())
     })
     .await;
-    agent.knows("what was read goes on", &all[..2]).await;
+    agent.knows("pods that were known stay known", &all[..2]).await;
     // One that has read something stays ready; one that has not is alive, and is not.
     assert_eq!(agent.readiness().await, Some((200, "ok\n".to_owned())));
     let second = Agent::start(&cluster);
@@ -189,15 +189,15 @@ async fn an_agent_knows_its_nodes_pods_and_outlives_an_api_server_that_is_away()
     agent.knows("what happens after the outage is seen", &with_late).await;
 }
 
-/// What a gateway tells of its agents.
+/// The agents of a gateway's `/fleet`.
 async fn agents(gateway: &Gateway) -> Vec<Value> {
-    let told = gateway.admin.get("/fleet").await.expect_status(200).json();
-    told["agents"].as_array().cloned().expect("a list of agents")
+    let fleet = gateway.admin.get("/fleet").await.expect_status(200).json();
+    fleet["agents"].as_array().cloned().expect("a list of agents")
 }
 
 // kubectl blocks a thread.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn gateways_find_agents_by_label_and_are_heard_with_the_token_alone() {
+async fn gateways_find_agents_by_label_and_need_their_token() {
     let cluster = Cluster::start().await;
     install_definitions(&cluster).await;
     deploy(&cluster).await;
@@ -210,12 +210,12 @@ async fn gateways_find_agents_by_label_and_are_heard_with_the_token_alone() {
         let flags = ["--feedback-token-file", token.to_str().expect("UTF-8")];
         Gateway::in_cluster(&kubeconfig, LISTENER_PORT, &flags)
     };
-    let (hears, refused) = (start(agent.folder.path().join("token")), start(wrong));
-    for gateway in [&hears, &refused] {
+    let (accepted, refused) = (start(agent.folder.path().join("token")), start(wrong));
+    for gateway in [&accepted, &refused] {
         gateway.wait_until_ready().await;
         assert_eq!(agents(gateway).await, [Value::Null; 0]);
     }
-    // Whoever may make pods elsewhere may label them so.
+    // A user who may create pods in another namespace may label them as agents.
     agent.put_own_pod(&client, "default").await;
     agent.put_own_pod(&client, NAMESPACE).await;
     let wanted = (json!(format!("{NAMESPACE}/pd-router-agent-x")), json!(NODE));
@@ -225,14 +225,14 @@ async fn gateways_find_agents_by_label_and_are_heard_with_the_token_alone() {
         assert_eq!((one["name"].clone(), one["node"].clone()), wanted);
         Some(one.clone())
     };
-    eventually("the gateway hears the agent", SOON, async || {
-        (one(&hears).await?["connected"] == true).then_some(())
+    eventually("the gateway with the right token is connected", SOON, async || {
+        (one(&accepted).await?["connected"] == true).then_some(())
     })
     .await;
     eventually("the other is refused", SOON, async || {
-        let told = one(&refused).await?;
-        assert_eq!(told["connected"], false, "{told}");
-        told["problem"].as_str()?.contains("401").then_some(())
+        let agent = one(&refused).await?;
+        assert_eq!(agent["connected"], false, "{agent}");
+        agent["problem"].as_str()?.contains("401").then_some(())
     })
     .await;
 
@@ -242,8 +242,8 @@ async fn gateways_find_agents_by_label_and_are_heard_with_the_token_alone() {
         ..kube::api::DeleteParams::default()
     };
     pods.delete("pd-router-agent-x", &now).await.expect("removing the agent's pod");
-    eventually("an agent that is gone is forgotten", SOON, async || {
-        agents(&hears).await.is_empty().then_some(())
+    eventually("a deleted agent is removed", SOON, async || {
+        agents(&accepted).await.is_empty().then_some(())
     })
     .await;
 }

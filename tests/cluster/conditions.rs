@@ -1,5 +1,5 @@
-//! Every condition and reason that objects are told, as the API server has them: a table of cases,
-//! each in a namespace of its own, in `golden/conditions.txt`. `UPDATE_GOLDEN=1` writes it anew.
+//! Every condition and reason in the status of objects, as the API server has them: a table of cases,
+//! each in a namespace of its own, in `golden/conditions.txt`. `UPDATE_GOLDEN=1` overwrites it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,8 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{ELECTED, Scene};
 
-/// What a change of the table may be told late: with `UPDATE_GOLDEN`, what is told no longer changes
-/// after so long.
+/// Time without change after which conditions count as final with `UPDATE_GOLDEN`.
 const SETTLED: Duration = Duration::from_secs(5);
 
 const WELL: &str = r#"
@@ -168,7 +167,7 @@ fn spelled(conditions: &Value) -> String {
     all.concat()
 }
 
-/// What one object is told, a line for each of its parts.
+/// The conditions of one object, one line for each of its parts.
 fn lines(kind: &str, object: &DynamicObject) -> Vec<String> {
     let name = object.metadata.name.clone().unwrap_or_default();
     let generation = object.metadata.generation;
@@ -187,19 +186,20 @@ fn lines(kind: &str, object: &DynamicObject) -> Vec<String> {
             parts.push((format!(", {what} {named}"), part["conditions"].clone()));
         }
     }
-    let told = parts.iter().filter(|(_, conditions)| !conditions.is_null());
-    told.map(|(part, conditions)| {
-        for condition in conditions.as_array().into_iter().flatten() {
-            let seen = condition["observedGeneration"].as_i64();
-            assert!(seen.is_none() || seen <= generation, "{kind} {name}: {condition}");
-        }
-        format!("  {kind} {name}{part}:{}", spelled(conditions))
-    })
-    .collect()
+    let parts = parts.iter().filter(|(_, conditions)| !conditions.is_null());
+    parts
+        .map(|(part, conditions)| {
+            for condition in conditions.as_array().into_iter().flatten() {
+                let seen = condition["observedGeneration"].as_i64();
+                assert!(seen.is_none() || seen <= generation, "{kind} {name}: {condition}");
+            }
+            format!("  {kind} {name}{part}:{}", spelled(conditions))
+        })
+        .collect()
 }
 
-/// What every object of every case is told.
-async fn told(scene: &Scene) -> String {
+/// The conditions of every object of every case.
+async fn conditions_of_all(scene: &Scene) -> String {
     const KINDS: [(&str, &str, &str); 6] = [
         ("gateway.networking.k8s.io/v1", "Gateway", "gateways"),
         ("gateway.networking.k8s.io/v1", "HTTPRoute", "httproutes"),
@@ -233,7 +233,7 @@ async fn told(scene: &Scene) -> String {
 
 // kubectl blocks a thread.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_object_is_told_how_it_stands() {
+async fn every_object_gets_its_conditions() {
     let scene = Scene::start().await;
     let gateway = scene.replica().await;
     let all: String = CASES.iter().map(documents).collect::<Vec<_>>().join("\n");
@@ -245,8 +245,8 @@ async fn every_object_is_told_how_it_stands() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster/golden/conditions.txt");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         let mut last = (String::new(), std::time::Instant::now());
-        let text = eventually("what is told no longer changes", 2 * ELECTED, async || {
-            let now = told(&scene).await;
+        let text = eventually("conditions no longer change", 2 * ELECTED, async || {
+            let now = conditions_of_all(&scene).await;
             if now != last.0 {
                 last = (now.clone(), std::time::Instant::now());
             }
@@ -259,21 +259,25 @@ async fn every_object_is_told_how_it_stands() {
     let expected = std::fs::read_to_string(&golden).expect("the table of conditions");
     let mut now = String::new();
     let deadline = std::time::Instant::now() + 2 * ELECTED;
-    eventually("everybody is told, or the time is over", 3 * ELECTED, async || {
-        now = told(&scene).await;
-        (now == expected || std::time::Instant::now() > deadline).then_some(())
-    })
+    eventually(
+        "all conditions are as in the table, or the time is over",
+        3 * ELECTED,
+        async || {
+            now = conditions_of_all(&scene).await;
+            (now == expected || std::time::Instant::now() > deadline).then_some(())
+        },
+    )
     .await;
     assert_eq!(now, expected, "not as in {}", golden.display());
 
-    // What is told is told once: nothing is written while nothing changes.
+    // A status is written once: nothing is written while nothing changes.
     let versions = async || {
         let gateways = scene.everywhere("gateway.networking.k8s.io/v1", "Gateway", "gateways");
         let list = gateways.list(&Default::default()).await.expect("listing");
         list.items.iter().map(|one| one.metadata.resource_version.clone()).collect::<Vec<_>>()
     };
     let before = versions().await;
-    // A change that concerns no condition makes a new fleet, and that tells nobody anything.
+    // A change that concerns no condition makes a new fleet and writes no status.
     let generation = async || gateway.fleet().await["generation"].as_u64();
     let was = generation().await;
     let services = scene.api("v1", "Service", "services");

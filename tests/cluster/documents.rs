@@ -1,4 +1,4 @@
-//! The documents' YAML, applied with kubectl, is served at the address that the Gateway tells.
+//! The documents' YAML, applied with kubectl, is served at the address in the Gateway's status.
 
 use std::process::Command;
 
@@ -42,9 +42,9 @@ async fn the_documents_applied_with_kubectl_answer_their_request() {
         assert_eq!(problems, json!([]));
     }
     let path = "jsonpath={.status.addresses[0].value}";
-    let address = eventually("the Gateway tells its address", ELECTED, async || {
+    let address = eventually("the Gateway has an address", ELECTED, async || {
         let words = ["get", "gateway/inference-gateway", "-o", path];
-        Some(cluster.kubectl(&words, "")).filter(|told| !told.is_empty())
+        Some(cluster.kubectl(&words, "")).filter(|address| !address.is_empty())
     })
     .await;
     scene.entrance("inference-gateway", LISTENER_PORT).await;
@@ -59,12 +59,12 @@ async fn the_documents_applied_with_kubectl_answer_their_request() {
         .unwrap_or_else(|error| panic!("{error}: {answer:?}"));
     assert_eq!(answer["object"], "chat.completion", "{answer}");
     assert_eq!(fleet.decode[0].legs().len(), 1);
-    everybody_is_told(cluster).await;
+    documents_have_their_conditions(cluster).await;
 }
 
-async fn everybody_is_told(cluster: &Cluster) {
+async fn documents_have_their_conditions(cluster: &Cluster) {
     let well = ["Accepted=True/Accepted", "ResolvedRefs=True/ResolvedRefs"];
-    eventually("every object is told how it stands", SOON, async || {
+    eventually("every object has its conditions", SOON, async || {
         let pool =
             get(cluster, "inferencepools.inference.networking.x-k8s.io", "qwen-inference-pool");
         (spelled(&pool["status"]["parent"][0]["conditions"]) == well).then_some(())
@@ -119,7 +119,7 @@ fn columns(cluster: &Cluster) {
 
 // kubectl and curl block a thread; the engines need another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn definitions_that_are_missing_are_no_reason_to_stop() {
+async fn missing_definitions_do_not_stop_the_gateway() {
     let cluster = Cluster::start().await;
     let gateway = Gateway::in_cluster(&cluster.kubeconfig(ADMIN), LISTENER_PORT, &[]);
     gateway.wait_until_ready().await;
@@ -130,7 +130,7 @@ async fn definitions_that_are_missing_are_no_reason_to_stop() {
     eventually("the listener opens", SOON, async || (listeners().await == Some(1)).then_some(()))
         .await;
 
-    // A class of somebody else's takes the Gateway away, and ours brings it back.
+    // Another controller's class takes the Gateway away, and ours brings it back.
     let class = r#"{"apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass",
         "metadata": {"name": "other"}, "spec": {"controllerName": "example.com/other"}}"#;
     cluster.kubectl(&["apply", "-f", "-"], class);

@@ -39,7 +39,7 @@ async fn condition(api: &Api<DynamicObject>, name: &str, condition: &str) -> Str
 
 // kubectl blocks a thread; the engines need another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_served_follows_every_edit_and_every_repair() {
+async fn routing_follows_every_edit_and_repair() {
     let scene = Scene::with_documents().await;
     let gateway = scene.replica().await;
     let fleet = Fleet::start(1, 1).await;
@@ -70,7 +70,7 @@ async fn pool_is_edited(scene: &Scene, gateway: &Gateway, entrance: &Client) {
     answers(entrance, 200, "the port is right again").await;
     let selector = |value: Option<&str>| json!({"spec": {"selector": {"more": value}}});
     patch(&pools, name, selector(Some("than any pod has, and no label may be"))).await;
-    answers(entrance, 503, "the pool selects nobody").await;
+    answers(entrance, 503, "the pool selects no pod").await;
     patch(&pools, name, selector(None)).await;
     answers(entrance, 200, "the pool selects again").await;
     let pool = take_away(&pools, name).await;
@@ -113,17 +113,17 @@ async fn policy_is_edited(scene: &Scene, gateway: &Gateway, entrance: &Client) {
     let policy = "inference-policy";
     let label = |name: &str| json!({"spec": {"profile": {"pd": {"pdRoleLabelName": name}}}});
     patch(&policies, policy, label("on.no/pod")).await;
-    answers(entrance, 503, "nobody has a role").await;
-    let told = async |wanted: &str| {
-        eventually(&format!("the policy is told {wanted}"), SOON, async || {
+    answers(entrance, 503, "no pod has a role").await;
+    let accepted = async |wanted: &str| {
+        eventually(&format!("the policy's condition Accepted is {wanted}"), SOON, async || {
             (condition(&policies, policy, "Accepted").await == wanted).then_some(())
         })
         .await;
     };
-    told("False/RoleLabelMissing").await;
+    accepted("False/RoleLabelMissing").await;
     patch(&policies, policy, label("rolebasedgroup.workloads.x-k8s.io/role")).await;
     answers(entrance, 200, "roles are found again").await;
-    told("True/Accepted").await;
+    accepted("True/Accepted").await;
     patch(&policies, policy, json!({"spec": {"modelServerRuntime": "vllm"}})).await;
     answers(entrance, 500, "an engine that is not known").await;
     patch(&policies, policy, json!({"spec": {"modelServerRuntime": "sglang"}})).await;

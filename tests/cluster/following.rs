@@ -8,7 +8,7 @@ use crate::{Scene, phase};
 
 /// How often readiness is changed to see how long the fleet takes.
 const CHANGES: usize = 40;
-/// What operators are promised of an idle machine; the slowest of a busy one is told, not judged.
+/// Bound that operators are promised on an idle machine. A busy one only prints its slowest change.
 const PROMISED: Duration = Duration::from_millis(100);
 
 // kubectl blocks a thread; the engines need another.

@@ -92,7 +92,7 @@ async fn two_gateways_on_one_port_are_served_apart_and_outlive_the_leader() {
     .await;
     first.post(CHAT, &chat("the first goes on")).await.expect_status(200);
 
-    // A class of somebody else's takes the other one.
+    // Another controller's class takes the other one away.
     let class = r#"{"apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass",
         "metadata": {"name": "other"}, "spec": {"controllerName": "example.com/other"}}"#;
     scene.cluster.kubectl(&["apply", "-f", "-"], class);

@@ -1,4 +1,4 @@
-//! Clients that ask without pause, and what became of their requests.
+//! Clients that send requests without pause, and the results.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::{CHAT, chat};
 
-/// Asks until it is ended.
+/// Sends requests until it is ended.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicUsize>,
@@ -37,7 +37,7 @@ impl Load {
         .await;
     }
 
-    /// Ends it; says how many requests were answered.
+    /// Ends it and returns how many requests were answered.
     ///
     /// # Panics
     /// A request failed.

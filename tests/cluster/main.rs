@@ -49,7 +49,7 @@ impl Scene {
         Scene { cluster, client, balancer }
     }
 
-    /// The same with the documents' manifests.
+    /// A cluster with pd-router and the documents' manifests.
     async fn with_documents() -> Scene {
         let scene = Scene::start().await;
         apply_documents(&scene.cluster);
@@ -72,7 +72,7 @@ impl Scene {
         serves(gateway, fleet).await;
     }
 
-    /// A client of an HTTP port of the Gateway, at the address that it tells, once that answers.
+    /// A client of an HTTP port of the Gateway, at the address in its status, once that answers.
     async fn entrance(&self, gateway: &str, port: u16) -> Client {
         let gateways = self.api("gateway.networking.k8s.io/v1", "Gateway", "gateways");
         eventually("the Gateway has an address that answers", ELECTED, async || {
@@ -189,7 +189,7 @@ fn start_gateway(cluster: &Cluster) -> Gateway {
 /// Waits until the gateway serves every engine of the fleet.
 async fn serves(gateway: &Gateway, fleet: &Fleet) {
     gateway.wait_until_ready().await;
-    fleet.told(gateway).await;
+    fleet.until_engines_known(gateway).await;
 }
 
 /// The members of the only pool as `/fleet` shows them: `namespace/pod` and phase.

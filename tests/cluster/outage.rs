@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_secs(2);
 
 /// Waits until nothing is left to complain about.
 async fn every_watch_goes_on(gateway: &Gateway) {
-    eventually("every watch goes on", ELECTED, async || {
+    eventually("every watch is connected again", ELECTED, async || {
         gateway.fleet().await["problems"].as_array().is_some_and(Vec::is_empty).then_some(())
     })
     .await;
@@ -31,7 +31,7 @@ fn slow(config: Config) -> Config {
 
 // kubectl blocks a thread; the engines need another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_api_server_that_is_away_for_a_minute_is_missed_by_no_request() {
+async fn no_request_fails_while_the_api_server_is_away_for_a_minute() {
     let mut scene = Scene::with_documents().await;
     let gateway = scene.replica().await;
     let mut fleet = Fleet::start_with(1, 2, slow).await;
@@ -71,7 +71,7 @@ async fn an_api_server_that_is_away_for_a_minute_is_missed_by_no_request() {
 
 // kubectl blocks a thread; the engines need another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_etcd_that_is_restored_from_a_snapshot_ends_in_what_it_knows_and_fails_no_request() {
+async fn no_request_fails_when_etcd_is_restored_from_a_snapshot() {
     let mut scene = Scene::with_documents().await;
     let gateway = scene.replica().await;
     let mut fleet = Fleet::start(1, 2).await;
@@ -82,7 +82,7 @@ async fn an_etcd_that_is_restored_from_a_snapshot_ends_in_what_it_knows_and_fail
 
     scene.cluster.snapshot().await;
     load.more(MORE).await;
-    // The clients of a server that was killed are made anew.
+    // The client's connections ended with the server that was killed.
     scene.client = scene.cluster.client().await;
     fleet.add(Role::Decode, Config::instant).await;
     let (left, added) = (fleet.decode[1].pod.clone(), fleet.decode[2].pod.clone());

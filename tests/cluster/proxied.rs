@@ -175,8 +175,8 @@ async fn follows(client: &Namespace) {
     }
     let commands = step(6);
     let (before, request) = commands.split_at(commands.find("curl ").expect("a request"));
-    let told = shell(&scene.cluster, &format!("{before}\necho $GATEWAY_IP"));
-    let address = told.lines().last().expect("an address");
+    let printed = shell(&scene.cluster, &format!("{before}\necho $GATEWAY_IP"));
+    let address = printed.lines().last().expect("an address");
     for gateway in &replicas {
         serves(gateway, &fleet).await;
     }

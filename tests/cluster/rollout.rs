@@ -22,7 +22,7 @@ fn slow(config: Config) -> Config {
     Config { inter_token: Duration::from_millis(5), ..config.instant() }
 }
 
-/// What the operator and the kubelet do: the pod is asked to end, finishes what it has, and goes.
+/// Deletes a pod as the operator and the kubelet do: it terminates, finishes its requests and ends.
 async fn retire(scene: &Scene, gateway: &Gateway, engine: Engine) {
     let name = engine.pod.name.clone();
     scene.cluster.delete_pod(&scene.client, &name).await;

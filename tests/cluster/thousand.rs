@@ -69,7 +69,7 @@ fn fleet_of(line: &str) -> Option<(Timestamp, Held)> {
     Some((at, (line["workers"].as_u64()?, line["ready"].as_u64()?)))
 }
 
-/// From before the API server was asked to the fleet, of one kind of event.
+/// Times of one kind of event, from before the request to the API server until the fleet has it.
 #[derive(Default)]
 struct Took(Vec<Duration>);
 
@@ -116,7 +116,7 @@ async fn one_pods_event_among_a_thousand_is_in_the_fleet_within_a_tenth_of_a_sec
     let engines = populate(&scene).await;
     let mut log = Reader { gateway: &gateway, read: 0 };
     log.fleet((PODS, PODS)).await;
-    eventually("every engine has told its facts", LONG, async || {
+    eventually("the gateway knows every engine", LONG, async || {
         // A fleet of a thousand is some work to tell: the machine is left to the engines.
         tokio::time::sleep(Duration::from_millis(500)).await;
         let fleet = gateway.fleet().await.to_string();

@@ -10,8 +10,8 @@ use crate::{CHAT, SOON, Scene, chat, patch, resource};
 const PORT: u16 = 443;
 const HOST: &str = "a.example";
 
-/// What the Gateway's HTTPS listener is told: `Status/Reason` of a condition.
-async fn told(gateways: &Api<DynamicObject>, condition: &str) -> String {
+/// A condition of the Gateway's HTTPS listener as `Status/Reason`.
+async fn listener_condition(gateways: &Api<DynamicObject>, condition: &str) -> String {
     let gateway = gateways.get("inference-gateway").await.expect("the Gateway");
     let listeners = gateway.data.pointer("/status/listeners").and_then(Value::as_array).cloned();
     let listeners = listeners.unwrap_or_default();
@@ -25,7 +25,7 @@ async fn told(gateways: &Api<DynamicObject>, condition: &str) -> String {
 
 async fn becomes(gateways: &Api<DynamicObject>, condition: &str, wanted: &str) {
     eventually(&format!("{condition} is {wanted}"), SOON, async || {
-        (told(gateways, condition).await == wanted).then_some(())
+        (listener_condition(gateways, condition).await == wanted).then_some(())
     })
     .await;
 }
@@ -45,7 +45,7 @@ async fn a_certificate_is_served_once_it_is_there_and_permitted_and_rotates() {
     let http = json!({"name": "http-llm", "protocol": "HTTP", "port": 8080});
     patch(&gateways, "inference-gateway", json!({"spec": {"listeners": [http, https]}})).await;
     becomes(&gateways, "ResolvedRefs", "False/RefNotPermitted").await;
-    assert_eq!(told(&gateways, "Programmed").await, "False/Invalid");
+    assert_eq!(listener_condition(&gateways, "Programmed").await, "False/Invalid");
 
     let grant = r#"{"apiVersion": "gateway.networking.k8s.io/v1beta1", "kind": "ReferenceGrant",
         "metadata": {"name": "to-gateways", "namespace": "vault"}, "spec": {
@@ -79,8 +79,8 @@ async fn a_certificate_is_served_once_it_is_there_and_permitted_and_rotates() {
     .await;
     apply(&secret("vault", "tls", &old.certificate, &new.key));
     becomes(&gateways, "ResolvedRefs", "False/InvalidCertificateRef").await;
-    assert_eq!(asks(&new).await, Some(200), "the last good one goes on");
-    assert_eq!(told(&gateways, "Programmed").await, "True/Programmed");
+    assert_eq!(asks(&new).await, Some(200), "the last good one is still served");
+    assert_eq!(listener_condition(&gateways, "Programmed").await, "True/Programmed");
 
     // What may not be read any more is not served any more.
     let resource =

@@ -1,4 +1,4 @@
-//! What objects say of each other: names, labels, ports and volumes that are there.
+//! References between objects: the names, labels, ports and volumes exist.
 
 use std::collections::BTreeSet;
 
@@ -31,7 +31,7 @@ fn selects(selector: &Value, workload: &Value) -> bool {
 }
 
 #[test]
-fn selectors_find_the_pods_that_they_are_meant_for() {
+fn selectors_match_the_labels_of_their_pods() {
     for way in &WAYS {
         let objects = kustomize(way.folder);
         let workloads = workloads(&objects);
@@ -59,7 +59,11 @@ fn selectors_find_the_pods_that_they_are_meant_for() {
                 workload["kind"] == target["kind"] && workload["metadata"]["name"] == target["name"]
             };
             let target = workloads.iter().find(named).expect("what is scaled is there");
-            assert_eq!(target["spec"]["replicas"], Value::Null, "two would say how many");
+            assert_eq!(
+                target["spec"]["replicas"],
+                Value::Null,
+                "a fixed number would fight with the autoscaler"
+            );
             assert!(scaler["spec"]["minReplicas"].as_u64() >= Some(2));
         }
     }
@@ -101,7 +105,7 @@ fn accounts_and_roles_that_are_named_exist_and_no_right_is_a_wildcard() {
 }
 
 #[test]
-fn probes_hooks_and_mounts_lead_somewhere() {
+fn probes_hooks_and_mounts_name_existing_ports_and_volumes() {
     for way in &WAYS {
         for workload in workloads(&kustomize(way.folder)) {
             let pod = &workload["spec"]["template"]["spec"];
@@ -133,7 +137,7 @@ fn probes_hooks_and_mounts_lead_somewhere() {
 }
 
 #[test]
-fn a_gateway_has_a_day_for_its_streams_and_runs_as_nobody() {
+fn a_gateway_has_a_day_to_drain_and_no_privileges() {
     for way in &WAYS {
         let objects = kustomize(way.folder);
         let deployment = &objects["apps/v1 Deployment pd-router-system/pd-router-gateway"];
@@ -142,7 +146,7 @@ fn a_gateway_has_a_day_for_its_streams_and_runs_as_nobody() {
         let grace = pod["terminationGracePeriodSeconds"].as_u64().expect("seconds");
         let sleep = container["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64();
         let sleep = sleep.expect("seconds");
-        // --drain-timeout is 24 hours, and some seconds go into tidying up.
+        // --drain-timeout is 24 hours, and the end takes some seconds more.
         assert!(sleep >= 5 && grace >= 24 * 3600 + sleep + 5, "{grace} {sleep}");
         assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
         assert_eq!(container["securityContext"]["allowPrivilegeEscalation"], false);
@@ -159,7 +163,7 @@ fn an_agent_has_the_privileges_that_it_needs_and_no_more() {
         assert_eq!((&pod["hostNetwork"], &pod["hostPID"]), (&json!(true), &json!(true)));
         let container = &pod["containers"][0];
         let context = &container["securityContext"];
-        // A privileged one must not be told that it may not escalate.
+        // A privileged container must not forbid escalation: the API server refuses that.
         let (privileged, escalates) = match way.folder == ERDMA {
             true => (json!(true), Value::Null),
             false => (Value::Null, json!(false)),

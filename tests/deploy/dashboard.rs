@@ -1,4 +1,4 @@
-//! The dashboard asks for metrics that there are.
+//! Every metric that the dashboard queries exists.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -37,7 +37,7 @@ fn command_line(container: &Value) -> Vec<String> {
     words
 }
 
-/// The file of the one token that everybody shares.
+/// The file of the token that all share.
 fn flags_token(line: &[String]) -> Option<std::path::PathBuf> {
     line.iter().find_map(|word| word.strip_prefix("--admin-token-file=")).map(Into::into)
 }

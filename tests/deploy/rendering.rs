@@ -15,7 +15,7 @@ pub(crate) type Objects = BTreeMap<String, Value>;
 pub(crate) struct Way {
     /// The folder of the kustomization.
     pub(crate) folder: &'static str,
-    /// What helm is told for the same.
+    /// Flags of helm that render the same objects.
     pub(crate) flags: &'static [&'static str],
 }
 
@@ -64,7 +64,7 @@ pub(crate) fn kustomize(folder: &str) -> Objects {
     objects(&output(command.arg("kustomize").arg(root().join(folder))).expect(folder))
 }
 
-/// What `helm template` makes of the chart, or what it says against the flags.
+/// What `helm template` makes of the chart, or its error about the flags.
 pub(crate) fn helm(flags: &[&str]) -> Result<Objects, String> {
     let mut command = Command::new(program("HELM_BIN"));
     command.current_dir(root()).args(["template", "pd-router", "deploy/chart"]);

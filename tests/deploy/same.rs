@@ -44,7 +44,7 @@ fn kustomize_and_helm_render_the_same_objects() {
 }
 
 #[test]
-fn each_overlay_brings_what_it_promises_and_no_more() {
+fn each_overlay_has_the_classes_and_definitions_that_it_should() {
     let named = |folder: &str, word: &str| -> Vec<String> {
         let all = kustomize(folder).into_keys();
         let found = all.filter(|key| key.split(' ').nth(1) == Some(word));

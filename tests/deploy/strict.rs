@@ -130,7 +130,7 @@ fn decode_as_its_kind(object: &Value) -> Result<(), String> {
 }
 
 #[test]
-fn every_object_of_every_rendering_is_one_of_its_kind() {
+fn every_rendered_object_decodes_strictly() {
     for way in &WAYS {
         for (tool, objects) in
             [("kustomize", kustomize(way.folder)), ("helm", helm(way.flags).expect(way.folder))]
@@ -144,7 +144,7 @@ fn every_object_of_every_rendering_is_one_of_its_kind() {
 }
 
 #[test]
-fn an_unknown_field_and_a_wrong_type_are_seen() {
+fn an_unknown_field_and_a_wrong_type_are_refused() {
     let service = |spec: Value| json!({"apiVersion": "v1", "kind": "Service", "spec": spec});
     assert_eq!(decode_as_its_kind(&service(json!({"type": "NodePort"}))), Ok(()));
     let unknown = decode_as_its_kind(&service(json!({"ports": [{"prot": 1, "port": 1}]})));

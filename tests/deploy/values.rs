@@ -50,7 +50,7 @@ fn values_that_are_wrong_are_refused_with_their_names() {
 }
 
 #[test]
-fn values_reach_the_objects_that_they_are_about() {
+fn values_change_their_objects() {
     let objects = helm(&[
         "--set",
         "gateway.service.type=ClusterIP,gateway.service.annotations.size=small",

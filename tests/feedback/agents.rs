@@ -51,15 +51,15 @@ fn an_agent_that_is_killed_cut_off_and_started_again_costs_no_request() {
     site.agent("");
     let flag = format!("--agent {}", site.agent_address());
     let gateways = [site.gateway(&flag), site.gateway(&flag)];
-    gateways.iter().for_each(|gateway| gateway.until_told(4));
+    gateways.iter().for_each(|gateway| gateway.until_loads_fresh(4));
     let crowd = Crowd::start(&gateways, 2);
     crowd.until_more(40);
 
     site.kill_agent();
     gateways.iter().for_each(stale);
     crowd.until_more(40);
-    site.agent_again();
-    gateways.iter().for_each(|gateway| gateway.until_told(4));
+    site.restart_agent();
+    gateways.iter().for_each(|gateway| gateway.until_loads_fresh(4));
 
     // Cut off without a word: the connections stand and nothing comes.
     cut_off(&site);
@@ -67,11 +67,11 @@ fn an_agent_that_is_killed_cut_off_and_started_again_costs_no_request() {
     crowd.until_more(40);
     // Also for one that starts now, which nobody could reach before.
     site.kill_agent();
-    site.agent_again();
+    site.restart_agent();
     crowd.until_more(40);
     gateways.iter().for_each(stale);
     joined_again(&site);
-    gateways.iter().for_each(|gateway| gateway.until_told(4));
+    gateways.iter().for_each(|gateway| gateway.until_loads_fresh(4));
     crowd.until_more(40);
     none_failed(&crowd.end());
 }
@@ -97,7 +97,7 @@ fn agents_that_lie_flood_or_say_nothing_cost_no_request_and_the_true_one_is_hear
         flags += &format!(" --agent {}", liar.address);
     }
     let gateway = site.gateway(&flags);
-    gateway.until_told(4);
+    gateway.until_loads_fresh(4);
     let crowd = Crowd::start(std::slice::from_ref(&gateway), 3);
     for (lie, liar) in &liars {
         wait(&format!("{lie:?} is left and tried again"), || {
@@ -106,7 +106,7 @@ fn agents_that_lie_flood_or_say_nothing_cost_no_request_and_the_true_one_is_hear
         });
     }
     crowd.until_more(60);
-    gateway.until_told(4);
+    gateway.until_loads_fresh(4);
     none_failed(&crowd.end());
     for reason in ["bad_frame", "rate_limit", "timeout", "unknown_pod"] {
         let name = format!("pd_router_feedback_errors_total{{reason=\"{reason}\"}}");

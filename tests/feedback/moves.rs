@@ -238,7 +238,7 @@ fn gateways(site: &mut Site, flags: &str) -> Vec<SiteGateway> {
     let agent = format!("--agent {}", site.agent_address());
     let gateways = vec![site.gateway(&agent), site.gateway(&agent)];
     let workers = site.engines.len();
-    gateways.iter().for_each(|gateway| gateway.until_told(workers));
+    gateways.iter().for_each(|gateway| gateway.until_loads_fresh(workers));
     gateways
 }
 

@@ -1,4 +1,4 @@
-//! The admin port: open to probes, and to whoever has the token.
+//! The admin port: probes need no token, everything else does.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ async fn ask(admin: &Client, path: &str, token: Option<&str>) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn metrics_and_the_fleet_ask_for_the_token_and_probes_do_not() {
+async fn metrics_and_fleet_need_the_token_and_probes_do_not() {
     let folder = Folder::new("token");
     let file = folder.path().join("token");
     let fleet = Fleet::start(1, 1).await;
@@ -53,7 +53,7 @@ async fn metrics_and_the_fleet_ask_for_the_token_and_probes_do_not() {
 }
 
 #[tokio::test]
-async fn the_loads_of_one_pod_are_told_alone() {
+async fn loads_of_one_worker_can_be_read_alone() {
     let fleet = Fleet::start(2, 1).await;
     let gateway = fleet.gateway().await;
     let all = gateway.admin.get("/fleet").await.expect_status(200).json();
@@ -68,7 +68,7 @@ async fn the_loads_of_one_pod_are_told_alone() {
         assert_eq!(alone[0]["worker"], load["worker"]);
         assert_eq!(alone[0]["pool"], load["pool"]);
     }
-    for nobody in ["", "default/nobody", "prefill-0"] {
-        gateway.admin.get(&format!("/fleet/loads/{nobody}")).await.expect_status(404);
+    for unknown in ["", "default/unknown", "prefill-0"] {
+        gateway.admin.get(&format!("/fleet/loads/{unknown}")).await.expect_status(404);
     }
 }

@@ -42,7 +42,7 @@ async fn queued(gateway: &Gateway, count: f64) {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_waits_and_prefill_does_not_see_it() {
+async fn prefill_does_not_see_a_request_that_waits_for_capacity() {
     let (fleet, gateway) = one_slot(&[]).await;
     let holder = hold_the_slot(&gateway).await;
     let waiting = ask(gateway.client, "second");
@@ -54,7 +54,7 @@ async fn what_does_not_fit_waits_and_prefill_does_not_see_it() {
 }
 
 #[tokio::test]
-async fn what_decodes_kv_pool_cannot_hold_waits() {
+async fn a_request_that_the_decode_kv_pool_cannot_hold_waits() {
     let fleet = Fleet::start_with(1, 1, |config| Config { max_total_tokens: 3000, ..config }).await;
     let gateway = fleet.gateway().await;
     let mut body = streamed("hold");
@@ -72,7 +72,7 @@ async fn what_decodes_kv_pool_cannot_hold_waits() {
 }
 
 #[tokio::test]
-async fn a_full_queue_is_said_at_once() {
+async fn a_full_queue_is_refused_at_once() {
     let (_fleet, gateway) = one_slot(&["--max-queued", "1"]).await;
     let _holder = hold_the_slot(&gateway).await;
     let _waiting = ask(gateway.client, "second");
@@ -84,7 +84,7 @@ async fn a_full_queue_is_said_at_once() {
 }
 
 #[tokio::test]
-async fn waiting_has_a_deadline() {
+async fn a_request_that_waits_too_long_gets_503() {
     let (_fleet, gateway) = one_slot(&["--queue-timeout", "300ms"]).await;
     let _holder = hold_the_slot(&gateway).await;
     let answer = gateway.client.post(CHAT, &chat("second")).await.expect_status(503);
@@ -96,7 +96,7 @@ async fn waiting_has_a_deadline() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_the_queue_is_forgotten() {
+async fn a_client_that_leaves_the_queue_reaches_no_engine() {
     let (fleet, gateway) = one_slot(&["--max-queued", "1"]).await;
     let holder = hold_the_slot(&gateway).await;
     let leaving = ask(gateway.client, "leaves");
@@ -112,7 +112,7 @@ async fn a_client_that_leaves_the_queue_is_forgotten() {
 }
 
 #[tokio::test]
-async fn first_come_first_served() {
+async fn waiting_requests_are_served_in_their_order() {
     let (fleet, gateway) = one_slot(&[]).await;
     let holder = hold_the_slot(&gateway).await;
     let mut waiting = Vec::new();

@@ -17,7 +17,7 @@ async fn ask(gateway: &Gateway, times: usize) {
     }
 }
 
-/// Asks until the engine has had its first request, with which its script strikes.
+/// Sends requests until the engine has had its first one, at which its script fails.
 async fn struck(gateway: &Gateway, engine: &Engine) {
     eventually("the script strikes", Duration::from_secs(10), async || {
         // The one that it strikes may well fail.
@@ -59,7 +59,7 @@ async fn a_dead_prefill_blames_prefill_only() {
 }
 
 #[tokio::test]
-async fn an_engine_that_fails_its_requests_loses_its_turn() {
+async fn an_engine_that_fails_requests_is_chosen_less() {
     let fleet = Fleet::start(1, 2).await;
     let gateway = fleet.gateway_with(&[&FLAGS[..], &["--max-attempts", "1"]].concat()).await;
     fleet.decode[0].always(Action::Status { status: 500, body: r#"{"message":"no"}"#.into() });
@@ -73,7 +73,7 @@ async fn an_engine_that_fails_its_requests_loses_its_turn() {
 }
 
 #[tokio::test]
-async fn a_transfer_that_fails_blames_nobody() {
+async fn a_failed_transfer_blames_no_engine() {
     let fleet = Fleet::start(2, 2).await;
     let gateway = fleet.gateway_with(&FLAGS).await;
     let message = "Prefill transfer failed for request rank=0: KVTransferError(bootstrap_room=7)";
@@ -85,7 +85,7 @@ async fn a_transfer_that_fails_blames_nobody() {
 }
 
 #[tokio::test]
-async fn refusals_blame_nobody() {
+async fn refusals_blame_no_engine() {
     let fleet = Fleet::start(2, 2).await;
     let gateway = fleet.gateway_with(&FLAGS).await;
     fleet.decode[0].always(Action::Status { status: 400, body: r#"{"message":"no"}"#.into() });
@@ -132,7 +132,7 @@ async fn a_prefill_that_came_back_serves_when_its_registry_is_full() {
 }
 
 #[tokio::test]
-async fn where_all_look_unhealthy_the_last_ones_are_tried() {
+async fn an_unhealthy_engine_is_tried_if_there_is_no_other() {
     let fleet = Fleet::start(1, 1).await;
     let gateway = fleet.gateway_with(&["--max-attempts", "1"]).await;
     fleet.decode[0].always(Action::Status { status: 500, body: r#"{"message":"no"}"#.into() });

@@ -1,4 +1,4 @@
-//! The client's bytes are the client's: whatever it wrote reaches both engines bit for bit.
+//! A client's body reaches both engines bit for bit.
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -73,7 +73,7 @@ async fn arbitrary_json_reaches_both_engines_bit_for_bit() {
 }
 
 #[tokio::test]
-async fn prefill_is_asked_for_a_status_and_decode_for_a_stream() {
+async fn a_streamed_request_streams_from_decode_only() {
     let fleet = Fleet::start(1, 1).await;
     let gateway = fleet.gateway().await;
     let mut body = streamed("hi");
@@ -88,7 +88,7 @@ async fn prefill_is_asked_for_a_status_and_decode_for_a_stream() {
 }
 
 #[tokio::test]
-async fn what_is_no_json_object_is_refused_before_any_engine_sees_it() {
+async fn a_body_that_is_no_json_object_reaches_no_engine() {
     let fleet = Fleet::start(1, 1).await;
     let gateway = fleet.gateway().await;
     let not_utf8 = &b"{\"messages\":\"\xff\"}"[..];

@@ -69,7 +69,7 @@ async fn openais_client_picks_among_models() {
 }
 
 #[tokio::test]
-async fn openais_client_learns_of_a_stream_that_broke() {
+async fn openais_client_raises_on_a_broken_stream() {
     let fleet = Fleet::start(1, 1).await;
     let gateway = fleet.gateway().await;
     fleet.decode[0].once(Action::DieMidStream { after: 3 });

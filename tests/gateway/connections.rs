@@ -1,4 +1,4 @@
-//! Connections: who says nothing is let go, and who was let in is served.
+//! Connections: idle clients are disconnected, and accepted ones are served.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ async fn ends(mut socket: TcpStream) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_client_that_says_nothing_is_let_go_in_every_protocol() {
+async fn a_client_that_sends_nothing_is_disconnected_in_every_protocol() {
     let fleet = Fleet::start(1, 1).await;
     let gateway = fleet.gateway_with(&["--header-timeout", "200ms"]).await;
     for said in [&b""[..], b"P", b"PRI * HTTP/2.0\r\n", b"GET / HTTP/1.1\r\n"] {
@@ -43,7 +43,7 @@ async fn a_client_that_says_nothing_is_let_go_in_every_protocol() {
 }
 
 #[tokio::test]
-async fn requests_of_clients_that_were_let_in_are_answered_after_the_order_to_stop() {
+async fn requests_on_open_connections_are_answered_after_sigterm() {
     let fleet = Fleet::start(1, 1).await;
     let mut gateway = fleet.gateway().await;
     let mut sockets = Vec::new();
@@ -68,7 +68,7 @@ async fn requests_of_clients_that_were_let_in_are_answered_after_the_order_to_st
 }
 
 #[tokio::test]
-async fn a_client_that_stops_reading_is_let_go() {
+async fn a_client_that_stops_reading_is_disconnected() {
     let talkative = |engine: Config| Config {
         natural_length: 60_000,
         context_length: 10_000_000,

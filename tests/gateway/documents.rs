@@ -59,7 +59,7 @@ fn flags_of_help(help: &str) -> BTreeMap<String, String> {
     flags
 }
 
-/// The same of the document's tables: `| flag | default | meaning |`.
+/// Flags and their defaults in the document's tables: `| flag | default | meaning |`.
 fn flags_of_document(text: &str) -> BTreeMap<String, String> {
     let rows = text.lines().filter(|line| line.starts_with("| `--"));
     rows.map(|row| {

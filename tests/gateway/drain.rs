@@ -58,7 +58,7 @@ async fn a_gateway_without_requests_ends_at_once() {
 }
 
 #[tokio::test]
-async fn draining_has_a_limit_and_then_the_engines_are_told() {
+async fn engines_get_aborts_when_the_drain_timeout_is_over() {
     let (fleet, mut gateway, stream) = with_a_stream(100_000, &["--drain-timeout", "300ms"]).await;
     gateway.terminate();
     let leg = fleet.decode[0].legs_arrived(1).await.remove(0);

@@ -46,7 +46,7 @@ async fn administrative_endpoints_are_not_reachable() {
 }
 
 #[tokio::test]
-async fn what_a_pair_cannot_serve_is_a_501_that_says_so() {
+async fn an_endpoint_that_a_pair_cannot_serve_is_a_501() {
     let fleet = Fleet::start(1, 1).await;
     let gateway = fleet.gateway().await;
     for path in ["/v1/embeddings", "/v1/rerank", "/v1/score"] {
@@ -97,7 +97,7 @@ async fn a_response_that_continues_another_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
-async fn questions_about_the_pool_are_answered() {
+async fn models_and_information_about_the_pool_are_served() {
     let fleet = Fleet::start(2, 1).await;
     let gateway = fleet.gateway().await;
     let models = gateway.client.get("/v1/models").await.expect_status(200).json();
@@ -115,7 +115,7 @@ async fn questions_about_the_pool_are_answered() {
 }
 
 #[tokio::test]
-async fn the_admin_port_tells_of_the_gateway() {
+async fn the_admin_port_serves_probes_the_fleet_and_metrics() {
     let fleet = Fleet::start(1, 1).await;
     let gateway = fleet.gateway().await;
     gateway.client.post(crate::CHAT, &chat("hi")).await.expect_status(200);
@@ -135,7 +135,7 @@ async fn the_admin_port_tells_of_the_gateway() {
 }
 
 #[tokio::test]
-async fn scrapes_at_once_see_every_worker() {
+async fn simultaneous_scrapes_list_every_worker() {
     // So many that half a page is seen soon where scrapes are in each other's way.
     const PODS: usize = 250;
     let fleet = Fleet::start(1, 1).await;

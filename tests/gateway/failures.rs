@@ -50,7 +50,7 @@ async fn a_prefill_that_refuses_is_an_answer_and_decode_is_aborted() {
     fleet.prefill[0].once(status(400));
     let answer = gateway.client.post(CHAT, &chat("hi")).await;
     assert_error(&answer, 400, "the engine says no");
-    fleet.decode[0].told_to_stop().await;
+    fleet.decode[0].until_aborted().await;
 }
 
 #[tokio::test]
@@ -59,7 +59,7 @@ async fn a_prefill_that_fails_is_named_and_decode_is_aborted() {
     fleet.prefill[0].once(status(500));
     let answer = gateway.client.post(CHAT, &chat("hi")).await;
     assert_error(&answer, 500, "prefill");
-    fleet.decode[0].told_to_stop().await;
+    fleet.decode[0].until_aborted().await;
 }
 
 #[tokio::test]
@@ -92,7 +92,7 @@ async fn a_prefill_that_dies_is_named_and_decode_is_aborted() {
     fleet.prefill[0].once(Action::DieBeforeHead);
     let answer = gateway.client.post(CHAT, &chat("hi")).await;
     assert_error(&answer, 502, "prefill");
-    fleet.decode[0].told_to_stop().await;
+    fleet.decode[0].until_aborted().await;
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn a_prefill_that_freezes_is_named_and_decode_is_aborted() {
 }
 
 #[tokio::test]
-async fn legs_that_never_meet_end_with_the_settings_time_and_both_are_aborted() {
+async fn legs_that_never_meet_time_out_and_both_are_aborted() {
     let fleet = Fleet::start(1, 1).await;
     let flags = [&WATCHFUL[..], &["--prefill-timeout", "400ms"]].concat();
     let gateway = fleet.gateway_with(&flags).await;
@@ -126,7 +126,7 @@ async fn a_decode_that_refuses_admission_is_named_and_prefill_is_aborted() {
     let answer = gateway.client.post(CHAT, &chat("hi")).await;
     assert_error(&answer, 503, "decode");
     assert!(!answer.header("retry-after").is_empty());
-    fleet.prefill[0].told_to_stop().await;
+    fleet.prefill[0].until_aborted().await;
 }
 
 #[tokio::test]
@@ -135,7 +135,7 @@ async fn a_decode_that_dies_is_named_and_prefill_is_aborted() {
     fleet.decode[0].once(Action::DieBeforeHead);
     let answer = gateway.client.post(CHAT, &chat("hi")).await;
     assert_error(&answer, 502, "decode");
-    fleet.prefill[0].told_to_stop().await;
+    fleet.prefill[0].until_aborted().await;
 }
 
 #[tokio::test]
@@ -259,7 +259,7 @@ async fn attempts_are_bounded() {
 }
 
 #[tokio::test]
-async fn what_the_engine_refuses_is_never_retried() {
+async fn a_request_that_an_engine_refuses_is_never_retried() {
     let fleet = Fleet::start(2, 2).await;
     let gateway = fleet.gateway().await;
     for decode in &fleet.decode {
@@ -272,7 +272,7 @@ async fn what_the_engine_refuses_is_never_retried() {
 }
 
 #[tokio::test]
-async fn a_pod_that_refuses_connections_is_passed_over() {
+async fn a_pod_that_refuses_connections_is_skipped() {
     let fleet = Fleet::start(1, 1).await;
     let gone = router_tests::loopback::Loopback::claim();
     for role in ["prefill", "decode"] {

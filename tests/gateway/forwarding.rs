@@ -45,7 +45,7 @@ fn arrivals(fleet: &Fleet, path: &str) -> usize {
 }
 
 #[tokio::test]
-async fn an_endpoint_of_a_service_that_cannot_be_reached_is_passed_over_with_the_body() {
+async fn an_unreachable_endpoint_of_a_service_is_skipped_and_the_next_gets_the_body() {
     let fleet = Fleet::start_single(1).await;
     let gone = Loopback::claim();
     service(&fleet, &[gone.ip(), fleet.unified[0].address.ip()]);
@@ -60,7 +60,7 @@ async fn an_endpoint_of_a_service_that_cannot_be_reached_is_passed_over_with_the
 }
 
 #[tokio::test]
-async fn a_body_that_was_begun_is_sent_once() {
+async fn a_body_that_was_partly_sent_is_not_sent_again() {
     let fleet = Fleet::start_single(2).await;
     let addresses: Vec<IpAddr> = fleet.unified.iter().map(|engine| engine.address.ip()).collect();
     service(&fleet, &addresses);
@@ -75,7 +75,7 @@ async fn a_body_that_was_begun_is_sent_once() {
 }
 
 #[tokio::test]
-async fn where_no_endpoint_can_be_reached_it_is_a_502() {
+async fn a_service_without_reachable_endpoint_is_a_502() {
     let fleet = Fleet::start_single(1).await;
     let gone = [Loopback::claim(), Loopback::claim(), Loopback::claim()];
     service(&fleet, &gone.each_ref().map(Loopback::ip));
@@ -95,7 +95,7 @@ async fn believing(fleet: &Fleet) -> Gateway {
 }
 
 #[tokio::test]
-async fn what_one_worker_answers_is_tried_on_a_second() {
+async fn a_forwarded_request_is_retried_on_a_second_worker() {
     let fleet = Fleet::start_single(3).await;
     let gateway = fleet.gateway_with(&["--probe-interval", "1h"]).await;
     fleet.unified[0].sim.kill().await;
@@ -111,7 +111,7 @@ async fn what_one_worker_answers_is_tried_on_a_second() {
 }
 
 #[tokio::test]
-async fn two_are_tried_and_not_the_whole_pool() {
+async fn at_most_two_workers_are_tried() {
     let fleet = Fleet::start_single(3).await;
     let gateway = believing(&fleet).await;
     let answer = gateway.client.get("/v1/models").await;

@@ -47,7 +47,7 @@ fn long_stream() -> serde_json::Value {
 }
 
 #[tokio::test]
-async fn a_stream_that_its_client_does_not_take_is_given_up_and_the_others_are_not() {
+async fn a_stream_that_its_client_stops_reading_is_reset_alone() {
     let fleet = Fleet::start_with(1, 1, |engine: Config| Config {
         context_length: 10_000_000,
         max_total_tokens: 10_000_000,
@@ -72,7 +72,7 @@ async fn a_stream_that_its_client_does_not_take_is_given_up_and_the_others_are_n
 }
 
 #[tokio::test]
-async fn a_slow_engine_is_no_client_that_takes_nothing() {
+async fn a_slow_engine_is_not_taken_for_a_client_that_stops_reading() {
     let slow =
         |engine: Config| Config { inter_token: Duration::from_millis(600), ..engine.instant() };
     let fleet = Fleet::start_with(1, 1, slow).await;

@@ -1,4 +1,4 @@
-//! Limits: everything has one, each with its status; and the protocols clients speak.
+//! Limits, each with its status, and the protocols that clients use.
 
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ async fn a_compressed_body_is_a_415() {
 }
 
 #[tokio::test]
-async fn a_client_that_sends_no_head_is_let_go() {
+async fn a_client_that_sends_no_head_is_disconnected() {
     let fleet = Fleet::start(1, 1).await;
     let gateway = fleet.gateway_with(&["--header-timeout", "200ms"]).await;
     let mut socket = TcpStream::connect(gateway.client.address).await.expect("a connection");
@@ -55,7 +55,7 @@ async fn a_client_that_sends_no_head_is_let_go() {
 }
 
 #[tokio::test]
-async fn a_client_that_stops_in_its_body_is_let_go() {
+async fn a_client_that_stops_in_its_body_is_disconnected() {
     let fleet = Fleet::start(1, 1).await;
     let gateway = fleet.gateway_with(&["--body-timeout", "200ms"]).await;
     let mut socket = TcpStream::connect(gateway.client.address).await.expect("a connection");

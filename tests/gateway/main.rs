@@ -41,7 +41,7 @@ fn chat(message: &str) -> Value {
     })
 }
 
-/// The same, streamed.
+/// A chat request with this message, streamed.
 fn streamed(message: &str) -> Value {
     let mut body = chat(message);
     body["stream"] = true.into();

@@ -8,7 +8,7 @@ use sglang_sim::{Action, RequestMatch, Script};
 
 use crate::{CHAT, chat, streamed};
 
-/// Every engine dies of every request that says so.
+/// Every one of these engines dies of a request whose body has the word.
 fn poison(engines: &[Engine]) {
     for engine in engines {
         let matching =
@@ -61,13 +61,13 @@ async fn a_request_that_kills_ordinary_servers_kills_one() {
 }
 
 #[tokio::test]
-async fn as_many_engines_may_die_as_the_setting_says() {
+async fn max_deaths_bounds_the_engines_that_one_request_may_kill() {
     let fleet = Fleet::start(3, 3).await;
     let gateway = fleet.gateway_with(&["--max-deaths", "2"]).await;
     poison(&fleet.prefill);
     assert_died(&gateway.client.post(CHAT, &chat("poison")).await, "prefill");
     assert_eq!((dead(&fleet.prefill), dead(&fleet.decode)), (2, 0));
-    // One engine's death is overcome.
+    // One engine's death is retried.
     fleet.decode[0].once(Action::DieBeforeHead);
     for _ in 0..3 {
         gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
@@ -75,7 +75,7 @@ async fn as_many_engines_may_die_as_the_setting_says() {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_without_a_death_is_overcome_once() {
+async fn a_connection_that_breaks_without_a_death_is_retried_once() {
     let fleet = Fleet::start(1, 3).await;
     let gateway = fleet.gateway_with(&["--policy", "round_robin"]).await;
     fleet.decode[0].always(Action::DropBeforeHead);
@@ -93,7 +93,7 @@ async fn a_connection_that_breaks_without_a_death_is_overcome_once() {
     assert_eq!(after - before, 2, "attempts");
 }
 
-/// Waits until the gateway has heard that the pod is to go.
+/// Waits until the gateway has seen that the pod is terminating.
 async fn drains(fleet: &Fleet, gateway: &Gateway, pod: &router_tests::manifests::Pod) {
     fleet.manifests.put_pod(pod);
     eventually("the pod is draining", Duration::from_secs(5), async || {
@@ -103,7 +103,7 @@ async fn drains(fleet: &Fleet, gateway: &Gateway, pod: &router_tests::manifests:
 }
 
 #[tokio::test]
-async fn the_end_of_a_pod_that_was_told_to_go_is_overcome() {
+async fn a_request_on_a_terminating_pod_that_ends_is_retried() {
     let mut fleet = Fleet::start(1, 1).await;
     let gateway = fleet.gateway().await;
     fleet.decode[0].once(Action::HangHead);
@@ -114,7 +114,7 @@ async fn the_end_of_a_pod_that_was_told_to_go_is_overcome() {
     going.deleting = true;
     drains(&fleet, &gateway, &going).await;
     fleet.add(sglang_sim::Role::Decode, sglang_sim::Config::instant).await;
-    fleet.told(&gateway).await;
+    fleet.until_engines_known(&gateway).await;
     fleet.decode[0].sim.kill().await;
     waiting.await.expect("no panic").expect_status(200);
     assert_eq!(fleet.decode[1].legs().len(), 1);

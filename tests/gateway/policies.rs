@@ -19,12 +19,12 @@ async fn decodes_chosen(policy: &str, times: usize) -> Vec<usize> {
 }
 
 #[tokio::test]
-async fn round_robin_gives_everybody_the_same() {
+async fn round_robin_chooses_every_worker_equally_often() {
     assert_eq!(decodes_chosen("round_robin", 9).await, [3, 3, 3]);
 }
 
 #[tokio::test]
-async fn random_and_power_of_two_leave_nobody_out() {
+async fn random_and_power_of_two_choose_every_worker() {
     for policy in ["random", "power_of_two"] {
         let chosen = decodes_chosen(policy, 60).await;
         // Sixty draws miss one of three with a chance of 3 * (2/3)^60, that is never.
@@ -61,21 +61,21 @@ async fn a_predicted_choice_is_explained_in_a_header_and_in_fleet() {
     let fleet = Fleet::start(2, 1).await;
     let gateway = fleet.gateway_with(&["--policy", "predicted"]).await;
     let answer = gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
-    let told = answer.headers["x-pd-router-choice"].to_str().expect("text").to_owned();
+    let choice = answer.headers["x-pd-router-choice"].to_str().expect("text").to_owned();
     let (prefill, decode) = pair(&answer);
-    assert!(told.starts_with(&format!("{prefill} {decode} ttft=")), "{told}");
-    let (taken, runner_up) = told.split_once("; not ").expect("a runner-up");
+    assert!(choice.starts_with(&format!("{prefill} {decode} ttft=")), "{choice}");
+    let (taken, runner_up) = choice.split_once("; not ").expect("a runner-up");
     for term in [" wait=", " admission=", " prefill=", " transfer=", " itl="] {
-        assert!(taken.contains(term) && runner_up.contains(term), "{term}: {told}");
+        assert!(taken.contains(term) && runner_up.contains(term), "{term}: {choice}");
     }
-    assert!(!runner_up.starts_with(&prefill), "the other prefill: {told}");
+    assert!(!runner_up.starts_with(&prefill), "the other prefill: {choice}");
     let last = gateway.admin.get("/fleet").await.expect_status(200).json()["last_choice"].take();
     assert_eq!(last["taken"]["pair"]["prefill"], prefill);
     assert!(last["runner_up"]["estimate"]["prefill_ms"].is_f64(), "{last}");
 }
 
 #[tokio::test]
-async fn an_engine_that_began_anew_has_nothing_cached() {
+async fn a_restarted_engine_has_nothing_cached() {
     // A decode notices that its prefill has gone long before a real one is back.
     let fleet = Fleet::start_with(1, 1, |mut config| {
         config.timing.heartbeat_interval = Duration::from_millis(50);
@@ -113,7 +113,7 @@ async fn an_engine_that_began_anew_has_nothing_cached() {
 }
 
 #[tokio::test]
-async fn a_conversation_goes_on_where_it_began() {
+async fn a_conversation_stays_on_its_prefill() {
     let fleet = Fleet::start(4, 1).await;
     let gateway = fleet.gateway_with(&["--policy", "predicted"]).await;
     let mut kept = 0;

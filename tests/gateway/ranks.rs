@@ -8,7 +8,7 @@ use sglang_sim::{Config, Role, Version};
 
 use crate::{CHAT, chat, streamed};
 
-/// A fleet of one prefill and one decode of so many ranks.
+/// A fleet of one prefill and one decode with these numbers of ranks.
 async fn ranked(version: Version, prefill: usize, decode: usize) -> Fleet {
     let sized = move |config: Config| {
         let dp_size = if config.role == Role::Prefill { prefill } else { decode };
@@ -78,7 +78,7 @@ async fn a_busy_rank_is_avoided() {
 }
 
 #[tokio::test]
-async fn a_rank_that_another_gateway_has_filled_takes_nothing() {
+async fn a_rank_that_another_gateway_has_filled_gets_nothing() {
     let sized = |config: Config| Config { dp_size: 2, max_running_requests: 1, ..config.instant() };
     let fleet = Fleet::start_with(1, 1, sized).await;
     let other = fleet.gateway_with(&["--policy", "random"]).await;
@@ -89,9 +89,9 @@ async fn a_rank_that_another_gateway_has_filled_takes_nothing() {
     busy.next().await.expect("a first event");
     let gateway =
         fleet.gateway_with(&["--policy", "random", "--engine-load-interval", "50ms"]).await;
-    eventually("the engine tells of it", SOON, async || {
-        let told = gateway.admin.get("/fleet").await.expect_status(200).json()["loads"].take();
-        let loads = told.as_array().expect("a list").iter();
+    eventually("the gateway knows the engine's load", SOON, async || {
+        let loads = gateway.admin.get("/fleet").await.expect_status(200).json()["loads"].take();
+        let loads = loads.as_array().expect("a list").iter();
         let running = loads.filter_map(|load| load["engine"]["running"].as_u64());
         (running.max() == Some(1)).then_some(())
     })
@@ -107,10 +107,10 @@ async fn a_rank_that_another_gateway_has_filled_takes_nothing() {
 }
 
 #[tokio::test]
-async fn a_full_rank_takes_nothing_until_it_has_room() {
+async fn a_full_rank_gets_nothing_until_it_has_capacity() {
     let sized = |config: Config| Config { dp_size: 2, max_running_requests: 2, ..config.instant() };
     let fleet = Fleet::start_with(1, 1, sized).await;
-    // What engines tell at their start is the limit; this one's ranks would take more.
+    // The limit is what engines report at their start; this one's ranks would take more.
     let flags = ["--policy", "random", "--engine-load-interval", "1h"];
     let gateway = fleet.gateway_with(&flags).await;
     let mut body = streamed("long");

@@ -14,7 +14,7 @@ use crate::{CHAT, chat, streamed};
 /// A second for the gateway, and one for this machine.
 const EFFECT: Duration = Duration::from_secs(2);
 
-/// Clients that ask one request after the other until they are told to stop.
+/// Clients that send one request after the other until they are stopped.
 struct Load {
     stop: Arc<AtomicBool>,
     served: Arc<AtomicUsize>,
@@ -44,7 +44,7 @@ impl Load {
 
     async fn wait_for_more(&self, requests: usize) {
         let wanted = self.served.load(Ordering::Relaxed) + requests;
-        eventually("the load goes on", Duration::from_secs(20), async || {
+        eventually("requests are still answered", Duration::from_secs(20), async || {
             (self.served.load(Ordering::Relaxed) >= wanted).then_some(())
         })
         .await;
@@ -155,7 +155,7 @@ async fn a_document_that_does_not_parse_keeps_its_last_good_version() {
     }
 }
 
-/// The problems that `/fleet` tells about a file.
+/// The problems about a file that `/fleet` lists.
 async fn problems_about(gateway: &Gateway, file: &str) -> String {
     eventually(&format!("a problem with {file}"), EFFECT, async || {
         let problems = gateway.fleet().await["problems"].to_string();
@@ -178,11 +178,11 @@ async fn a_bad_document_takes_no_other_down() {
 }
 
 #[tokio::test]
-async fn a_route_to_nowhere_is_a_500_and_a_pool_with_nobody_a_503() {
+async fn a_route_to_an_unknown_pool_is_a_500_and_an_empty_pool_a_503() {
     let fleet = Fleet::start(1, 1).await;
     let gateway_process = fleet.gateway().await;
     fleet.manifests.put("lost.yaml", &route("/lost", "no-such-pool"));
-    fleet.manifests.put("empty.yaml", &pool("empty-pool", "app: nobody"));
+    fleet.manifests.put("empty.yaml", &pool("empty-pool", "app: none"));
     fleet.manifests.put("empty-route.yaml", &route("/empty", "empty-pool"));
     problems_about(&gateway_process, "lost.yaml").await;
     let lost = gateway_process.client.post("/lost/v1/chat/completions", &chat("hi")).await;
@@ -193,7 +193,7 @@ async fn a_route_to_nowhere_is_a_500_and_a_pool_with_nobody_a_503() {
 }
 
 #[tokio::test]
-async fn a_gateway_started_on_an_empty_directory_serves_what_comes() {
+async fn a_gateway_started_on_an_empty_directory_serves_files_that_appear() {
     let fleet = Fleet::start(1, 1).await;
     let empty = router_tests::Manifests::new();
     let source = ["--manifests".into(), empty.path().into()];

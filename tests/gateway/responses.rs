@@ -47,7 +47,7 @@ async fn a_response_is_continued_where_it_was_given() {
 }
 
 #[tokio::test]
-async fn a_response_that_nobody_is_known_to_have_is_refused_with_the_reason() {
+async fn continuing_an_unknown_response_is_refused_with_the_reason() {
     let fleet = Fleet::start_single(2).await;
     let gateway = fleet.gateway().await;
     let answer = gateway.client.post(RESPONSES, &continued("resp_x")).await.expect_status(400);
@@ -57,7 +57,7 @@ async fn a_response_that_nobody_is_known_to_have_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
-async fn a_response_of_a_pod_that_goes_is_refused_with_the_reason() {
+async fn continuing_a_response_of_a_terminating_pod_is_refused_with_the_reason() {
     let fleet = Fleet::start_single(3).await;
     let gateway = fleet.gateway().await;
     let (id, pod) = respond(&gateway, false).await;
@@ -74,7 +74,7 @@ async fn a_response_of_a_pod_that_goes_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
-async fn a_single_engine_judges_for_itself() {
+async fn a_single_engine_gets_unknown_responses_too() {
     let fleet = Fleet::start_single(1).await;
     let gateway = fleet.gateway().await;
     let (id, _) = respond(&gateway, false).await;

@@ -1,4 +1,4 @@
-//! HTTPRoute as the Gateway API says: which rule matches, and what its filters do.
+//! HTTPRoute as the Gateway API defines it: which rule matches, and what its filters do.
 
 use http::{HeaderName, HeaderValue, Method};
 use router_tests::manifests::{LISTENER_PORT, POOL, gateway, route};
@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::{CHAT, chat};
 
-/// Rules whose redirect tells which of them matched. Written in no helpful order.
+/// Rules whose redirect shows which of them matched, in an order that does not help.
 const TABLE: &str = r#"
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
@@ -104,7 +104,7 @@ async fn rules_match_in_the_gateway_apis_order() {
 }
 
 #[tokio::test]
-async fn what_no_rule_matches_is_a_404() {
+async fn a_request_that_no_rule_matches_is_a_404() {
     let fleet = Fleet::start(1, 1).await;
     fleet.manifests.put("route.yaml", &route("/v1", POOL));
     let gateway = fleet.gateway().await;

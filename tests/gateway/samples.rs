@@ -1,4 +1,4 @@
-//! n > 1, on which the engine hangs: the gateway asks n times and answers once.
+//! n > 1, on which engines hang: the gateway sends n requests and merges their answers.
 
 use std::collections::BTreeSet;
 
@@ -116,7 +116,7 @@ async fn one_failed_sample_fails_all_and_ends_the_others() {
 }
 
 #[tokio::test]
-async fn best_of_another_number_than_n_is_refused() {
+async fn a_best_of_that_differs_from_n_is_refused() {
     let fleet = Fleet::start(1, 1).await;
     let gateway = fleet.gateway().await;
     let body = json!({"model": "/models/Qwen3-32B", "prompt": "hi", "best_of": 3, "max_tokens": 4});

@@ -33,7 +33,7 @@ async fn events_are_relayed_as_they_come() {
 }
 
 #[tokio::test]
-async fn nobody_waits_for_prefills_answer() {
+async fn an_answer_does_not_wait_for_prefill() {
     // Engines that need no rendezvous, so that decode can answer while prefill never does.
     let fleet =
         Fleet::start_with(1, 1, |config| Config { rendezvous: false, ..config.instant() }).await;
@@ -47,7 +47,7 @@ async fn nobody_waits_for_prefills_answer() {
 }
 
 #[tokio::test]
-async fn a_stream_says_what_the_whole_answer_says_in_both_languages() {
+async fn streamed_text_equals_the_whole_answer_in_both_languages() {
     let fleet = Fleet::start(1, 1).await;
     let gateway = fleet.gateway().await;
     for message in ["Hello, this is a test", "你好,这是一个测试"] {

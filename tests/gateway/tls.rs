@@ -57,7 +57,7 @@ async fn a_request_over_tls_is_answered_in_both_versions_of_http() {
     let fleet = Fleet::start(1, 1).await;
     let certificate = Certificate::new("a.example");
     let gateway = serve(&fleet.manifests, &["a.example"], &[&certificate]).await;
-    fleet.told(&gateway).await;
+    fleet.until_engines_known(&gateway).await;
     let body = chat("over TLS").to_string();
     for (word, version) in [("--http1.1", "1.1"), ("--http2", "2")] {
         let address = gateway.address.port(PORT);
@@ -79,7 +79,7 @@ async fn each_name_has_its_own_certificate_and_its_own_routes() {
     let (a, b) = (Certificate::new("a.example"), Certificate::new("b.example"));
     let hosts = ["a.example", "b.example"];
     let gateway = serve(&fleet.manifests, &hosts, &[&a, &b]).await;
-    fleet.told(&gateway).await;
+    fleet.until_engines_known(&gateway).await;
     assert_eq!(asks(&a, &gateway, "a.example").await, Some(200));
     assert_eq!(asks(&b, &gateway, "b.example").await, Some(200));
     assert_eq!(asks(&a, &gateway, "b.example").await, None, "b does not show a's certificate");
@@ -93,11 +93,11 @@ async fn each_name_has_its_own_certificate_and_its_own_routes() {
 }
 
 #[tokio::test]
-async fn a_rotated_certificate_counts_at_once_and_a_bad_one_not_at_all() {
+async fn a_rotated_certificate_is_served_at_once_and_a_bad_one_never() {
     let fleet = Fleet::start(1, 1).await;
     let (old, new) = (Certificate::new("a.example"), Certificate::new("a.example"));
     let gateway = serve(&fleet.manifests, &["a.example"], &[&old]).await;
-    fleet.told(&gateway).await;
+    fleet.until_engines_known(&gateway).await;
     assert_eq!(asks(&old, &gateway, "a.example").await, Some(200));
 
     fleet.manifests.put("a-example.yaml", &new.secret("default", "a-example"));
@@ -114,13 +114,16 @@ async fn a_rotated_certificate_counts_at_once_and_a_bad_one_not_at_all() {
     ] {
         let broken = secret("default", "a-example", certificate, key);
         fleet.manifests.put("a-example.yaml", &broken);
-        let told = eventually("the bad Secret is named", SOON, async || {
+        let problem = eventually("the bad Secret is named", SOON, async || {
             let problems = problems(&gateway).await;
-            problems.into_iter().find(|problem| problem.contains(word))
+            problems.into_iter().find(|one| one.contains(word))
         })
         .await;
-        assert!(told.starts_with("InvalidCertificateRef: Secret default/a-example"), "{told}");
-        assert!(told.ends_with("the certificate before goes on"), "{told}");
+        assert!(
+            problem.starts_with("InvalidCertificateRef: Secret default/a-example"),
+            "{problem}"
+        );
+        assert!(problem.ends_with("the certificate before goes on"), "{problem}");
         assert_eq!(asks(&new, &gateway, "a.example").await, Some(200), "{word}");
     }
     let log = gateway.log();
@@ -135,11 +138,11 @@ async fn a_listener_whose_secret_is_missing_is_not_served_and_its_neighbour_is()
     let fleet = Fleet::start(1, 1).await;
     let certificate = Certificate::new("a.example");
     let gateway = serve(&fleet.manifests, &["a.example", "b.example"], &[&certificate]).await;
-    fleet.told(&gateway).await;
+    fleet.until_engines_known(&gateway).await;
     assert_eq!(asks(&certificate, &gateway, "a.example").await, Some(200));
-    let told = problems(&gateway).await;
+    let listed = problems(&gateway).await;
     let missing = "InvalidCertificateRef: Secret default/b-example is not here; it is not served";
-    assert_eq!(told, [missing]);
+    assert_eq!(listed, [missing]);
     let redirect = "apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
 metadata: {name: moved}

@@ -33,7 +33,7 @@ fn an_agent_starts_from_what_its_program_carries() {
 }
 
 #[test]
-fn a_program_that_carries_none_says_so() {
+fn an_agent_without_an_object_names_the_flag() {
     let binary = std::env::var("PD_ROUTER_BIN").expect("PD_ROUTER_BIN");
     let node = Node::new(Topology::Routed);
     let output = node.netns.run(move || {

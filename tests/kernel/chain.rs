@@ -1,4 +1,4 @@
-//! Packets go on as if nobody counted: through other programs of the hook, unaltered.
+//! Counted packets pass on unaltered, and through other programs of the hook.
 
 use netns::{Node, Topology};
 use router_tests::agent::{Agent, count, pod};
@@ -7,12 +7,12 @@ use router_tests::traffic::{ended, joined, listen, receive, send};
 
 const SECOND: &str = "/sys/fs/bpf/second";
 
-/// Two agents are two programs on each hook: whichever comes first, both must see everything.
+/// Two agents are two programs on each hook. In both orders, both must see every packet.
 #[test]
 fn a_program_behind_ours_on_the_same_hook_still_runs() {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
-    // A decode: nobody asks it anything beside the test.
+    // A decode, so that only the test opens connections to it.
     let pods = [decode("p0", one.address)];
     let behind = Agent::start(&node, &pods);
     // Attaches before the first.

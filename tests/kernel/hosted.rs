@@ -1,4 +1,4 @@
-//! Pods with the host's network: told apart by the sockets that their processes have open.
+//! Pods with the host's network are distinguished by the sockets of their processes.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::engines::{Engine, generate, page};
 use crate::kv::{FRAMING, sent_by};
 
-/// As the API makes them: the kubelet's cgroups are told from others by that.
+/// A UID as the API server makes them: the kubelet's cgroups are recognised by its form.
 const UID: &str = "7b3a1d52-9c0e-4f4e-8a56-0d9f2b6c1e77";
 
 /// A cgroup of the test's own, below a folder of its own; both go with it.
@@ -81,7 +81,7 @@ fn is_recognised(root: &str, cgroup: &str) {
     });
     assert_eq!(loads["kv"][0]["decode"], "default/d0");
     assert_eq!(pair(&loads, "d0", "p0", "kv")["rx_bytes"], bytes + transfers * FRAMING);
-    // Where it connects itself, its port is nobody's, and the other end names no peer.
+    // Its port of a connection that it opens itself is unknown, so the other end names no peer.
     assert!(count(&pair(&loads, "p0", "", "bootstrap")["opened"]) > 0, "on {BOOTSTRAP}");
     drop(cgroup);
 }

@@ -1,4 +1,4 @@
-//! Ports that no manifest names and no flag tells.
+//! Ports that neither a manifest nor a flag names.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ fn controls(loads: &Value, name: &str) -> BTreeSet<String> {
     controls.map(|control| control.as_str().expect("an address").to_owned()).collect()
 }
 
-/// Every port may carry KV here: only what is learned tells control messages apart.
+/// Every port may carry KV here: only learned ports distinguish control messages.
 fn learns_from(version: &str) {
     let node = Node::new(Topology::Routed);
     let (one, other) = (node.pod(2), node.pod(3));

@@ -183,7 +183,7 @@ fn every_shape_of_header_counts_its_packet_and_its_payload() {
             assert_eq!(test_run(table.xdp.as_fd(), &packet, 1).expect("a run").0, XDP_PASS);
             assert_eq!(table.traffic().uplink_packets, 1, "{shape} by XDP");
         }
-        // Nobody's.
+        // Packets of no pod.
         let mut elsewhere = ethernet(0x800, &v4(6, 0, &[], &tcp(1, 16, &[], b"hello")));
         elsewhere[14 + 19] += 1;
         for packet in [ethernet(0x806, &[0; 46]), elsewhere] {
@@ -193,7 +193,7 @@ fn every_shape_of_header_counts_its_packet_and_its_payload() {
 }
 
 #[test]
-fn headers_of_no_known_shape_are_said_to_be_so_and_pass() {
+fn packets_with_unreadable_headers_are_counted_as_such_and_pass() {
     with_programs(|table| {
         let plain = tcp(1, 16, &[], b"hello");
         let in_v4 = ethernet(0x800, &v4(6, 0, &[], &plain));
@@ -223,7 +223,7 @@ fn headers_of_no_known_shape_are_said_to_be_so_and_pass() {
 }
 
 #[test]
-fn packets_cut_off_at_every_byte_pass_as_well() {
+fn packets_cut_off_at_any_byte_pass() {
     with_programs(|table| {
         let mut runs = 0;
         for (shape, packet, _) in shapes() {
@@ -248,7 +248,7 @@ fn packets_cut_off_at_every_byte_pass_as_well() {
 }
 
 #[test]
-fn xdp_on_an_uplink_keeps_tc_from_counting_the_same() {
+fn tc_does_not_count_uplink_packets_that_xdp_counts() {
     with_programs(|table| {
         let packet = ethernet(0x800, &v4(6, 0, &[], &tcp(1, 16, &[], b"hello")));
         let arrive = || {
@@ -288,7 +288,7 @@ fn a_request_counts_in_the_kernel_as_it_does_in_the_model() {
     });
 }
 
-/// The client's port again, after an end that nobody saw.
+/// A client uses its port again, after an end that no packet showed.
 #[test]
 fn a_connection_between_the_same_ports_ends_the_one_before() {
     with_programs(|table| {

@@ -15,7 +15,7 @@ fn move_bytes(node: &Node, one: &netns::PodNetwork, bytes: u64) {
 }
 
 #[test]
-fn a_pod_that_appears_is_followed_and_one_that_leaves_is_forgotten() {
+fn a_new_pod_is_counted_and_a_deleted_one_is_removed() {
     let node = Node::new(Topology::Bridged);
     let one = node.pod(2);
     let agent = Agent::start(&node, &[prefill("p0", one.address)]);
@@ -48,7 +48,7 @@ fn the_same_address_with_another_uid_is_another_pod() {
     let agent = Agent::start(&node, &[prefill("p0", one.address)]);
     move_bytes(&node, &one, 1_000);
     agent.until("counted", |loads| pair(loads, "p0", "", "engine")["closed"] == 1);
-    // One of its requests has no answer yet: nobody will count that.
+    // One of its requests has no answer yet, and is never counted as finished.
     let listener = listen(&one.netns, one.address, ENGINE);
     let (mut client, server) = joined(&node.outside, &listener);
     client.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("asking");
@@ -69,7 +69,7 @@ fn the_same_address_with_another_uid_is_another_pod() {
 }
 
 #[test]
-fn metrics_say_what_the_loads_say() {
+fn metrics_equal_loads() {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
     let agent = Agent::start(&node, &[prefill("p0", one.address)]);

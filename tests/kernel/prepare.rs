@@ -5,7 +5,7 @@ use std::process::Command;
 
 use router_tests::folder::Folder;
 
-/// Removed at the end of the test, once nobody is in it.
+/// A cgroup that is removed at the end of the test, once no process is in it.
 struct Cgroup(PathBuf);
 
 impl Drop for Cgroup {
@@ -58,8 +58,9 @@ fn a_container_mounts_what_the_node_lacks_and_its_cgroup_root_is_the_nodes() {
         .expect("unshare runs");
     let inode = std::os::unix::fs::MetadataExt::ino(&root.metadata().expect("the root"));
     let wanted = format!("bpf_fs\ntracefs\ncgroup2fs\n{inode}\n1\n");
-    let told = String::from_utf8_lossy(&output.stdout);
+    let printed = String::from_utf8_lossy(&output.stdout);
     // What is logged stands on lines of its own.
-    let told: String = told.split_inclusive('\n').filter(|line| !line.contains("INFO")).collect();
-    assert_eq!(told, wanted, "{}", String::from_utf8_lossy(&output.stderr));
+    let printed: String =
+        printed.split_inclusive('\n').filter(|line| !line.contains("INFO")).collect();
+    assert_eq!(printed, wanted, "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -31,7 +31,7 @@ fn capabilities(agent: &Agent<'_>, set: &str) -> u64 {
 }
 
 #[test]
-fn privileges_beyond_those_that_are_needed_are_given_up() {
+fn privileges_that_are_not_needed_are_dropped() {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
     let agent = Agent::start(&node, &[prefill("p0", one.address)]);
@@ -44,7 +44,7 @@ fn privileges_beyond_those_that_are_needed_are_given_up() {
 }
 
 #[test]
-fn a_missing_capability_is_named_and_the_rest_goes_on() {
+fn a_missing_capability_is_reported_and_the_rest_works() {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
     let pods = [prefill("p0", one.address)];

@@ -50,7 +50,7 @@ fn device<'v>(loads: &'v Value, name: &str) -> &'v Value {
 }
 
 #[test]
-fn devices_are_shown_with_their_speed_and_what_is_unknown_is_not_zero() {
+fn devices_have_their_speed_and_unknown_values_are_not_zero() {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
     let tree = Tree { folder: router_tests::folder::Folder::new("rdma") };

@@ -1,6 +1,6 @@
-//! Pods that only receive KV cache: how fast it comes is told while it comes.
+//! Pods that only receive KV cache: their rate is published while it arrives.
 //!
-//! sock_ops tells the receiver of its bytes when the connection's state changes, and not before.
+//! sock_ops counts a receiver's bytes when the connection's state changes, and not before.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -20,7 +20,7 @@ const KV: u16 = 15_432;
 const BLOCK: usize = 200_000;
 const EVERY: Duration = Duration::from_millis(5);
 
-/// Sends steadily until it is told to stop.
+/// Sends at a steady rate until it is stopped.
 struct Steady {
     sent: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
@@ -67,13 +67,13 @@ fn send(mut client: TcpStream, total: &AtomicU64, ends: &AtomicBool) {
     }
 }
 
-/// Over two seconds, what the agent says of a decode's receive rate, on average and for the pair with
-/// `p0`, is what is sent meanwhile.
+/// Over two seconds, the mean receive rate that the agent reports of a decode and of its pair with
+/// `p0` is the rate that is sent.
 fn is_right(agent: &Agent<'_>, steady: &Steady, provenance: &str) {
     // Rates are over the last fifth of a second.
     std::thread::sleep(Duration::from_millis(400));
     let (before, start) = (steady.sent(), Instant::now());
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     while start.elapsed() < Duration::from_secs(2) {
         let loads = agent.loads();
         let rate = &pod(&loads, "d0")["kv_rx_bytes_per_second"];
@@ -83,7 +83,7 @@ fn is_right(agent: &Agent<'_>, steady: &Steady, provenance: &str) {
         assert_eq!((&rate["provenance"], &pair_rate["provenance"]), expected, "{loads:#}");
         assert_eq!((&pair["open"], &pair["rx_bytes"]), (&1.into(), &0.into()));
         let number = |value: &serde_json::Value| value.as_f64().expect("a number");
-        let frame = agent.told();
+        let frame = agent.first_report();
         let record = frame.pods.iter().find(|record| record.pod == pod_id("uid-d0"));
         let record = record.expect("d0 in the frame").kv_rx_bytes_per_s;
         assert_eq!(record.provenance().as_str(), provenance);
@@ -92,7 +92,7 @@ fn is_right(agent: &Agent<'_>, steady: &Steady, provenance: &str) {
             .iter()
             .find(|pair| (pair.key.pod, pair.key.class) == (pod_id("uid-d0"), Class::Kv));
         let kv = kv.expect("its pair in the frame").rx_bytes_per_s;
-        told.push([
+        reported.push([
             number(&rate["value"]),
             number(&pair_rate["value"]),
             f64::from(record.value().expect("a known rate")),
@@ -102,9 +102,12 @@ fn is_right(agent: &Agent<'_>, steady: &Steady, provenance: &str) {
     }
     let real = (steady.sent() - before) as f64 / start.elapsed().as_secs_f64();
     for (index, what) in ["pod", "pair", "pod in frames", "pair in frames"].iter().enumerate() {
-        let mean = told.iter().map(|rates| rates[index]).sum::<f64>() / told.len() as f64;
-        eprintln!("{what}: {mean:.0} bytes a second told, {real:.0} sent, {} times", told.len());
-        assert!((mean / real - 1.0).abs() < 0.1, "{what}: {mean} told, {real} sent");
+        let mean = reported.iter().map(|rates| rates[index]).sum::<f64>() / reported.len() as f64;
+        eprintln!(
+            "{what}: {mean:.0} bytes a second reported, {real:.0} sent, {} times",
+            reported.len()
+        );
+        assert!((mean / real - 1.0).abs() < 0.1, "{what}: {mean} reported, {real} sent");
     }
 }
 
@@ -151,7 +154,7 @@ fn a_pure_receivers_rate_is_live_and_right_where_xdp_counts_the_uplink() {
 }
 
 #[test]
-fn what_a_prefill_on_the_same_node_sends_is_exact() {
+fn kv_bytes_of_a_prefill_on_the_same_node_are_exact() {
     let node = Node::new(Topology::Routed);
     let (one, other) = (node.pod(2), node.pod(3));
     let pods = [prefill("p0", other.address), decode("d0", one.address)];
@@ -164,7 +167,7 @@ fn what_a_prefill_on_the_same_node_sends_is_exact() {
 
 /// Neither requests nor what comes on other ports are KV cache.
 #[test]
-fn other_payload_is_no_kv_cache() {
+fn payload_on_other_ports_is_not_counted_as_kv() {
     const BYTES: u64 = 1_000_003;
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);

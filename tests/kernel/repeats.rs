@@ -121,7 +121,7 @@ fn a_read_that_is_asked_for_again_whole_or_in_part_counts_once() {
 }
 
 #[test]
-fn a_queue_pair_that_begins_anew_far_back_is_no_repeat() {
+fn a_queue_pair_that_restarts_far_back_is_not_a_repeat() {
     with_programs(|table| {
         let send = |number| packet(SEND_ONLY, number, &[], 64);
         let (old, near, far) = (send(200_000), 200_000 - REPEATS, 200_000 - REPEATS - 1);

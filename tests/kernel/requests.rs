@@ -106,7 +106,7 @@ fn an_answer_without_length_is_over_after_the_idle_window_or_with_its_connection
 
 /// What looks like the end of a body may be part of it.
 #[test]
-fn an_answer_that_goes_on_after_its_end_is_in_flight_again() {
+fn an_answer_that_continues_after_its_end_is_in_flight_again() {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
     let agent = Agent::start(&node, &[prefill("p0", one.address)]);

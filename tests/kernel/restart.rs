@@ -43,7 +43,7 @@ fn a_killed_agent_leaves_no_gap_in_any_count() {
         while asked.load(Ordering::Relaxed) < before + 50 {
             std::thread::yield_now();
         }
-        agent.again();
+        agent.restart();
     }
     running.store(false, Ordering::Relaxed);
     asking.join().expect("the other thread");
@@ -66,7 +66,7 @@ fn a_killed_agent_leaves_no_gap_in_any_count() {
 }
 
 #[test]
-fn filters_of_clsact_are_found_again_and_never_doubled() {
+fn clsact_filters_are_reused_and_never_doubled() {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
     let pods = [prefill("p0", one.address)];
@@ -83,7 +83,7 @@ fn filters_of_clsact_are_found_again_and_never_doubled() {
     agent.until("one", |loads| count(&pod(loads, "p0")["finished"]) == 1);
     agent.kill();
     ask();
-    agent.again();
+    agent.restart();
     ask();
     agent.until("three", |loads| count(&pod(loads, "p0")["finished"]) == 3);
     let payload = count(&pod(&agent.read_again(), "p0")["tx"]["payload"]);
@@ -94,7 +94,7 @@ fn filters_of_clsact_are_found_again_and_never_doubled() {
 }
 
 #[test]
-fn filters_of_clsact_make_way_for_links() {
+fn clsact_filters_are_replaced_by_links() {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
     let pods = [prefill("p0", one.address)];
@@ -111,8 +111,8 @@ fn filters_of_clsact_make_way_for_links() {
     assert_eq!(count(&pod(&loads, "p0")["tx"]["payload"]), ANSWER.len() as u64, "{loads:#}");
 }
 
-/// A pod leaves while the agent looks on, comes back, and leaves while there is none.
-fn nothing_stays_attached_for_nobody(tc: &str, attached: impl Fn(&Node, &str) -> bool) {
+/// A pod is deleted while the agent runs, comes back, and is deleted while there is no agent.
+fn detaches_from_interfaces_without_pod(tc: &str, attached: impl Fn(&Node, &str) -> bool) {
     let node = Node::new(Topology::Routed);
     let (one, other) = (node.pod(2), node.pod(3));
     let both = [prefill("p0", one.address), decode("d0", other.address)];
@@ -125,15 +125,15 @@ fn nothing_stays_attached_for_nobody(tc: &str, attached: impl Fn(&Node, &str) ->
     agent.kill();
     agent.manifests.write(&both[..1]);
     assert!(attached(&node, &other.link), "programs outlive the agent");
-    agent.again();
+    agent.restart();
     assert!(attached(&node, &one.link) && !attached(&node, &other.link));
     agent.cleanup();
     assert!(!attached(&node, &one.link));
 }
 
 #[test]
-fn links_of_interfaces_that_carry_no_pod_any_more_go() {
-    nothing_stays_attached_for_nobody("tcx", |node, link| {
+fn tcx_links_of_interfaces_without_pod_are_removed() {
+    detaches_from_interfaces_without_pod("tcx", |node, link| {
         let shown = node.netns.sh(&format!("ip -o link show dev {link}"));
         let index = shown.split(':').next().expect("an index");
         let pins = node.netns.sh("ls /sys/fs/bpf/pd-router/links 2>/dev/null || true");
@@ -142,8 +142,8 @@ fn links_of_interfaces_that_carry_no_pod_any_more_go() {
 }
 
 #[test]
-fn filters_of_interfaces_that_carry_no_pod_any_more_go() {
-    nothing_stays_attached_for_nobody("clsact", |node, link| {
+fn clsact_filters_of_interfaces_without_pod_are_removed() {
+    detaches_from_interfaces_without_pod("clsact", |node, link| {
         node.netns.sh(&format!("tc filter show dev {link} egress")).contains("pd_pod_egress")
     });
 }
@@ -160,7 +160,7 @@ fn cleanup_removes_programs_links_and_maps() {
     assert!(!node.netns.sh(pins).contains("pd-router"), "{}", node.netns.sh(pins));
     // Nothing to remove is no error, and another agent starts from nothing.
     agent.cleanup();
-    agent.again();
+    agent.restart();
     assert_eq!(count(&pod(&agent.loads(), "p0")["started"]), 0);
 }
 
@@ -176,8 +176,8 @@ fn maps_of_another_layout_are_replaced() {
     // Another version's settings: the first field is the layout.
     node.netns.sh("bpftool map update pinned /sys/fs/bpf/pd-router/SETTINGS key 0 0 0 0 value \
         99 0 0 0 0 0 0 0 1 0 0 0 0 0 0 0");
-    agent.again();
-    let loads = agent.until("seeded anew", |loads| pair(loads, "p0", "", "engine")["seeded"] == 1);
+    agent.restart();
+    let loads = agent.until("seeded again", |loads| pair(loads, "p0", "", "engine")["seeded"] == 1);
     assert_eq!(pair(&loads, "p0", "", "engine")["opened"], 0);
     drop(connection);
     agent.until("and closed", |loads| pair(loads, "p0", "", "engine")["open"] == 0);

@@ -65,7 +65,7 @@ fn packets(loads: &Value) -> u64 {
     queue_pairs.iter().map(|queue_pair| count(&queue_pair["packets"])).sum()
 }
 
-fn queue_pairs_are_told(xdp: &str) {
+fn queue_pairs_are_shown(xdp: &str) {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
     let agent = Agent::start_with(&node, &[decode("d0", one.address)], &["--xdp", xdp]);
@@ -123,16 +123,16 @@ fn queue_pairs_are_told(xdp: &str) {
 
 #[test]
 fn queue_pairs_that_tc_counts_are_in_loads_and_metrics() {
-    queue_pairs_are_told("off");
+    queue_pairs_are_shown("off");
 }
 
 #[test]
 fn queue_pairs_that_xdp_counts_are_in_loads_and_metrics() {
-    queue_pairs_are_told("native");
+    queue_pairs_are_shown("native");
 }
 
 #[test]
-fn a_full_map_loses_detail_alone_and_the_log_says_so_now_and_then() {
+fn a_full_map_counts_further_queue_pairs_together_and_logs_rarely() {
     const SENT: u64 = 16_600;
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);

@@ -1,4 +1,4 @@
-//! A real agent on a node, and what it says.
+//! A real agent on a node, and what it reports.
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
@@ -23,7 +23,7 @@ pub struct Agent<'a> {
     pub manifests: NodeManifests,
     flags: Vec<String>,
     port: u16,
-    /// What it says on stderr, of all its lives.
+    /// Its stderr, of all processes that it had.
     log: Folder,
     child: Child,
 }
@@ -48,7 +48,7 @@ impl<'a> Agent<'a> {
         Agent::run(node, manifests, flags, port, &[])
     }
 
-    /// One that another program starts, which these words begin.
+    /// An agent that another program starts: `by` is its command line up to the agent's.
     pub fn start_by(node: &'a Node, pods: &[PodEntry], by: &[&str]) -> Agent<'a> {
         let manifests = NodeManifests::new();
         manifests.write(pods);
@@ -70,7 +70,7 @@ impl<'a> Agent<'a> {
         agent
     }
 
-    /// What it said on stderr.
+    /// Its stderr, of all processes that it had.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log.path().join(LOG)).expect("the agent's log")
     }
@@ -94,13 +94,13 @@ impl<'a> Agent<'a> {
         }
     }
 
-    /// What it says now.
+    /// `/v1/loads` now.
     pub fn loads(&self) -> Value {
         let body = self.get("/v1/loads").expect("the agent answers");
         serde_json::from_str(&body).expect("JSON")
     }
 
-    /// Waits until what it says holds.
+    /// Waits until `/v1/loads` holds what is waited for, and returns it.
     pub fn until(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let start = Instant::now();
         loop {
@@ -113,7 +113,8 @@ impl<'a> Agent<'a> {
         }
     }
 
-    /// What it says once it has read everything again: requests are read more often than the rest.
+    /// `/v1/loads` once every counter has been read again: requests are read more often than the
+    /// rest.
     pub fn read_again(&self) -> Value {
         let start = Instant::now();
         let is_older = |pod: &Value| {
@@ -124,9 +125,9 @@ impl<'a> Agent<'a> {
         })
     }
 
-    /// What a gateway that begins to listen is told first.
-    pub fn told(&self) -> LoadReport {
-        let mut stream = self.listen();
+    /// The full frame that a new subscriber gets first.
+    pub fn first_report(&self) -> LoadReport {
+        let mut stream = self.open_stream();
         let mut answer = Vec::new();
         let bytes = loop {
             let mut part = [0; 4096];
@@ -140,12 +141,12 @@ impl<'a> Agent<'a> {
             assert!(count > 0, "no frame in {answer:?}");
         };
         let frame = frame::decode(&bytes).expect("a frame");
-        let Body::Full(report) = frame.body else { panic!("{frame:?} begins with no report") };
+        let Body::Full(report) = frame.body else { panic!("{frame:?} is not a full frame") };
         report
     }
 
-    /// The stream that a gateway asks for.
-    fn listen(&self) -> TcpStream {
+    /// A connection on which the agent streams load frames.
+    fn open_stream(&self) -> TcpStream {
         let port = self.port;
         self.node.netns.run(move || {
             let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("connecting");
@@ -178,15 +179,15 @@ impl<'a> Agent<'a> {
         self.child.wait().expect("the agent ends");
     }
 
-    /// Starts another after a kill.
-    pub fn again(&mut self) {
+    /// Starts a new process after a kill.
+    pub fn restart(&mut self) {
         self.child = spawn(self.node, &[], &self.manifests, &self.flags, &self.log);
         self.until_ready();
     }
 
-    /// A gateway that listens and takes whatever comes, for as long as the agent lives.
-    pub fn listened(&self) {
-        let mut stream = self.listen();
+    /// Subscribes and discards every frame, for as long as the agent lives.
+    pub fn subscribe(&self) {
+        let mut stream = self.open_stream();
         std::thread::spawn(move || std::io::copy(&mut stream, &mut std::io::sink()));
     }
 
@@ -204,7 +205,7 @@ impl Drop for Agent<'_> {
         _ = self.child.kill();
         _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("the agent said:\n{}", self.log());
+            eprintln!("the agent's log:\n{}", self.log());
         }
     }
 }
@@ -239,7 +240,7 @@ pub fn pod<'v>(loads: &'v Value, name: &str) -> &'v Value {
     pods.iter().find(|pod| pod["pod"] == *name).unwrap_or(&Value::Null)
 }
 
-/// A pod's connections with a peer (`""`: nobody known) of a class.
+/// A pod's connections with a peer (`""`: an unknown one) of a class.
 pub fn pair<'v>(loads: &'v Value, name: &str, peer: &str, class: &str) -> &'v Value {
     let name = format!("default/{name}");
     let peer = if peer.is_empty() { Value::Null } else { format!("default/{peer}").into() };
@@ -249,5 +250,5 @@ pub fn pair<'v>(loads: &'v Value, name: &str, peer: &str, class: &str) -> &'v Va
 }
 
 pub fn count(value: &Value) -> u64 {
-    value.as_u64().unwrap_or_else(|| panic!("{value} is no count"))
+    value.as_u64().unwrap_or_else(|| panic!("{value} is not a count"))
 }

@@ -130,8 +130,8 @@ async fn place(
         task.spawn(listen(listener, target, backends.clone()));
         place.ports.insert((port, target), task);
     }
-    let told = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-    if told.and_then(|balancer| balancer.ingress.as_ref()).is_none() {
+    let load_balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    if load_balancer.and_then(|balancer| balancer.ingress.as_ref()).is_none() {
         let ip = place.address.ip().to_string();
         let status = json!({"status": {"loadBalancer": {"ingress": [{"ip": ip}]}}});
         let patch = Patch::Merge(&status);

@@ -85,8 +85,8 @@ impl Certificate {
             .await
             .expect("curl runs");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let (body, told) = text.rsplit_once('\n').unwrap_or_default();
-        let (version, status) = told.split_once(' ').unwrap_or_default();
+        let (body, trailer) = text.rsplit_once('\n').unwrap_or_default();
+        let (version, status) = trailer.split_once(' ').unwrap_or_default();
         Seen {
             status: status.parse().ok().filter(|status| *status != 0),
             version: version.to_owned(),

@@ -198,7 +198,7 @@ impl Answer {
 }
 
 impl Stream {
-    /// The next event; `Err` tells how the body ended.
+    /// The next event; `Err` is how the body ended.
     ///
     /// # Errors
     /// There is no further event.

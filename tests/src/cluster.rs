@@ -1,6 +1,6 @@
 //! A real API server and etcd for one test, each on a loopback address, and kubectl on them.
 //!
-//! There are no kubelets: a test creates pods and says itself what their status is.
+//! There are no kubelets: a test creates pods and writes their status itself.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -205,15 +205,15 @@ impl Cluster {
     /// Runs kubectl as the administrator, with `input` on its stdin.
     ///
     /// # Panics
-    /// It fails; the message says what it printed.
+    /// It fails; the message has what it printed on stderr.
     pub fn kubectl(&self, words: &[&str], input: &str) -> String {
         self.try_kubectl(words, input).unwrap_or_else(|error| panic!("kubectl {words:?}: {error}"))
     }
 
-    /// The same.
+    /// Runs kubectl as the administrator, with `input` on its stdin; what it printed on stdout.
     ///
     /// # Errors
-    /// What it printed on stderr.
+    /// It fails: what it printed on stderr.
     pub fn try_kubectl(&self, words: &[&str], input: &str) -> Result<String, String> {
         let mut child = Command::new(program("KUBECTL_BIN"))
             .arg("--kubeconfig")
@@ -253,7 +253,7 @@ impl Cluster {
         self.put_pod_on(client, "node", pod).await;
     }
 
-    /// The same on a node.
+    /// Creates a pod on a node and gives it the status that a kubelet would.
     ///
     /// # Panics
     /// The API server refuses it.

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-/// Between two looks at a condition.
+/// Time between two evaluations of a condition.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Looks at `condition` until it gives something, and hands that back.
+/// Evaluates `condition` until it returns something, and returns that.
 ///
 /// # Panics
-/// Nothing within `deadline`: the message says what was awaited.
+/// Nothing within `deadline`: the message names the condition.
 pub async fn eventually<T>(
     what: &str,
     deadline: Duration,
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_comes_in_time_is_handed_back() {
+    async fn a_condition_that_holds_in_time_is_returned() {
         let mut looks = 0;
         let found = eventually("three looks", Duration::from_secs(5), async || {
             looks += 1;
@@ -40,7 +40,7 @@ mod tests {
 
     #[tokio::test]
     #[should_panic(expected = "not within 10ms: the sea runs dry")]
-    async fn what_never_comes_is_named() {
+    async fn a_deadline_that_passes_names_the_condition() {
         eventually("the sea runs dry", Duration::from_millis(10), async || None::<()>).await;
     }
 }

@@ -80,10 +80,10 @@ impl Fleet {
         self.gateway_with(&[]).await
     }
 
-    /// The same with further flags.
+    /// A gateway on this fleet, with further flags.
     pub async fn gateway_with(&self, flags: &[&str]) -> Gateway {
         let gateway = Gateway::start_with(&self.manifests, flags).await;
-        self.told(&gateway).await;
+        self.until_engines_known(&gateway).await;
         gateway
     }
 
@@ -91,10 +91,11 @@ impl Fleet {
         self.prefill.iter().chain(&self.decode).chain(&self.unified)
     }
 
-    /// Waits until every engine has told the gateway what it is: only then are pairs sorted out.
-    pub async fn told(&self, gateway: &Gateway) {
+    /// Waits until the gateway has read `/server_info` of every engine: only then does it know which
+    /// engines fit together.
+    pub async fn until_engines_known(&self, gateway: &Gateway) {
         let engines = self.engines().count();
-        eventually("every engine has told its facts", SOON, async || {
+        eventually("the gateway knows every engine", SOON, async || {
             let fleet = gateway.fleet().await.to_string();
             (fleet.matches("page_size").count() >= engines).then_some(())
         })
@@ -205,9 +206,9 @@ impl Engine {
         .await;
     }
 
-    /// Waits until it has been told to stop whatever it was given. A leg whose peer failed at once
+    /// Waits until it is idle and every leg that it got was aborted. A leg whose peer failed at once
     /// may never have been sent.
-    pub async fn told_to_stop(&self) {
+    pub async fn until_aborted(&self) {
         self.idle().await;
         for leg in self.legs() {
             self.abort_arrived(&leg).await;

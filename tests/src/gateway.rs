@@ -53,7 +53,7 @@ impl Gateway {
         Gateway::start_with(manifests, &[]).await
     }
 
-    /// The same with further flags.
+    /// Starts a gateway on a directory of manifests, with further flags.
     ///
     /// # Panics
     /// It ends, or is not ready in time; its log is then printed.
@@ -116,7 +116,7 @@ impl Gateway {
         }
     }
 
-    /// Waits until `/readyz` says 200.
+    /// Waits until `/readyz` returns 200.
     pub async fn wait_until_ready(&self) {
         eventually("the gateway is ready", START, async || {
             let request = self.admin.request(http::Method::GET, "/readyz", "");
@@ -213,13 +213,16 @@ impl Log {
         let log = self.clone();
         std::thread::spawn(move || {
             for line in BufReader::new(stream).lines().map_while(Result::ok) {
-                log.0.lock().expect("nobody panics with the log").push_str(&(line + "\n"));
+                log.0
+                    .lock()
+                    .expect("no thread panics while it holds the log")
+                    .push_str(&(line + "\n"));
             }
         })
     }
 
     fn text(&self) -> String {
-        self.0.lock().expect("nobody panics with the log").clone()
+        self.0.lock().expect("no thread panics while it holds the log").clone()
     }
 }
 

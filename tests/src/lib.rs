@@ -2,8 +2,8 @@
 //! look at pd-router from outside.
 //!
 //! In reading order: [`Fleet`] starts engines and writes the manifests that name them,
-//! [`Gateway`] serves those manifests, [`Client`] talks to it, and [`received`] says what the
-//! engines got. Every server stands on a loopback address of its own, so that tests run side by
+//! [`Gateway`] serves those manifests, [`Client`] sends requests to it, and [`received`] has what
+//! the engines got. Every server stands on a loopback address of its own, so that tests run side by
 //! side with the ports that a cluster would use.
 //!
 //! Tests in network namespaces (crate `netns`) use [`agent`] and [`traffic`] on one node, or

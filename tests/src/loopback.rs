@@ -1,9 +1,9 @@
-//! Loopback addresses that nobody else uses, so that every server may have its usual port.
+//! Loopback addresses that no other test uses, so that every server may have its usual port.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Whoever holds this UDP port of an address holds the address.
+/// A process that holds this UDP port of an address holds the address.
 const CLAIM_PORT: u16 = 65_521;
 
 /// Addresses given out by this process; where to look next.
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_has_one_holder() {
+    fn an_address_is_given_out_once() {
         let held: Vec<Loopback> = (0..50).map(|_| Loopback::claim()).collect();
         let mut addresses: Vec<IpAddr> = held.iter().map(Loopback::ip).collect();
         addresses.sort();

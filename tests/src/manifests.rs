@@ -11,7 +11,7 @@ pub const LISTENER_PORT: u16 = 8080;
 pub const ENGINE_PORT: u16 = 8000;
 /// The bootstrap port in the documents.
 pub const BOOTSTRAP_PORT: u16 = 34000;
-/// The label that tells a pod's role in the documents.
+/// The label that has a pod's role in the documents.
 pub const ROLE_LABEL: &str = "rolebasedgroup.workloads.x-k8s.io/role";
 
 /// A directory that a gateway watches; removed on drop.
@@ -72,7 +72,7 @@ impl Manifests {
         self.folder.path()
     }
 
-    /// Writes a file in one step, so that nobody reads half of it.
+    /// Writes a file in one step, so that no reader sees half of it.
     ///
     /// # Panics
     /// The file cannot be written.

@@ -35,7 +35,7 @@ pub fn accept(listener: &TcpListener) -> TcpStream {
     stream
 }
 
-/// Both ends of a connection.
+/// Opens a connection: its client's end and its server's.
 pub fn joined(netns: &Namespace, listener: &TcpListener) -> (TcpStream, TcpStream) {
     let address = listener.local_addr().expect("an address");
     let client = connect(netns, address.ip(), address.port());
@@ -83,7 +83,7 @@ pub fn ended(mut stream: &TcpStream) {
     assert!(rest.is_empty(), "{} bytes too many", rest.len());
 }
 
-/// The same for the same bytes however they are cut: position and value weigh.
+/// A checksum that depends on the position and value of every byte, and not on how they are cut.
 #[derive(Default)]
 struct Checksum(u64, u64);
 

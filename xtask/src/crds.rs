@@ -1,10 +1,10 @@
-//! `cargo xtask crds`: the CustomResourceDefinitions, written anew from the Rust types.
+//! `cargo xtask crds`: generates the CustomResourceDefinitions from the Rust types.
 
 use anyhow::Result;
 
 use crate::{shell, workspace};
 
-/// Where they are shipped from; a unit test compares.
+/// Folder of the definitions. A unit test compares it with the Rust types.
 const FOLDER: &str = "deploy/crds";
 
 /// Runs `pd-router crds`, which knows the types.

@@ -44,13 +44,13 @@ pub(crate) fn build() -> Result<PathBuf> {
 /// Lints the kernel half for its own target: its assembly exists for no other.
 ///
 /// # Errors
-/// As [`build`], or clippy has something to say.
+/// As [`build`], or clippy finds something.
 pub(crate) fn clippy() -> Result<()> {
     setup()?;
     shell::run(cargo("clippy")?.args(["--quiet", "--", "-D", "warnings"]))
 }
 
-/// Finds or installs the toolchain and the linker, and says in one line each what was chosen.
+/// Finds or installs the toolchain and the linker, and prints one line for each choice.
 ///
 /// # Errors
 /// Something is missing and cannot be installed here.

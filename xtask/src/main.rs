@@ -1,4 +1,4 @@
-//! The project's chores, one subcommand each.
+//! Development tasks of pd-router, one subcommand each.
 
 mod bench;
 mod ci;
@@ -26,7 +26,8 @@ use clap::{Parser, Subcommand};
 
 use crate::parts::Summary;
 
-/// Chores of pd-router. Each works as root and not, and twice at once.
+/// Development tasks of pd-router. Every task works with and without root, and may run twice at the
+/// same time.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {
@@ -38,15 +39,15 @@ struct Cli {
 enum Chore {
     /// Find or install the tools that building and testing need, and print which are used.
     Setup,
-    /// Serve the documents' example: a simulated prefill/decode fleet behind a real gateway.
+    /// Serve the documents' example: simulated prefill and decode engines behind a real gateway.
     Demo(demo::Flags),
     /// Build the object file of the eBPF programs.
     BuildEbpf,
-    /// Run the tests: all, or one suite.
+    /// Run all tests, or one suite.
     Test(test::Flags),
     /// Run a benchmark.
     Bench(bench::Flags),
-    /// Write the CustomResourceDefinitions of the Rust types into deploy/crds.
+    /// Generate the CustomResourceDefinitions in deploy/crds from the Rust types.
     Crds,
     /// Check the style: sizes, names, words, module boundaries, links.
     Tidy,

@@ -17,7 +17,7 @@ pub(crate) fn venv() -> Result<PathBuf> {
     environment("venv", "tests/clients/requirements.txt")
 }
 
-/// The python of the environment with sglang-router, which pd-router is compared with.
+/// The python of the environment with sglang-router, the peer in the benchmark.
 ///
 /// # Errors
 /// As [`environment`].
@@ -61,7 +61,7 @@ pub(crate) fn kept(
     let stamp = folder.join("requirements.txt");
     if !std::fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
         fill(&folder)?;
-        // Last: what has no stamp is made anew.
+        // Written last: a folder without a stamp is filled again.
         std::fs::write(&stamp, wanted).with_context(|| format!("stamping {name}"))?;
     }
     Ok(folder)

@@ -17,7 +17,7 @@ const MAKE_MODEL: &str = "tests/real-sglang/engine/make_model.py";
 /// Three servers of about 3 GB, and what they need for starting.
 const MEMORY_KIB: u64 = 11 << 20;
 
-/// Names to the tests what they start.
+/// Sets the environment variables that name SGLang and its model to the tests.
 ///
 /// # Errors
 /// This machine cannot run them, or something cannot be installed.
@@ -95,5 +95,5 @@ fn available_memory() -> Result<u64> {
     let memory = std::fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
     let line = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    kib.context("/proc/meminfo does not tell what is available")
+    kib.context("/proc/meminfo has no MemAvailable")
 }

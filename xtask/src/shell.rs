@@ -11,9 +11,9 @@ use crate::workspace;
 
 /// A command that runs in the workspace's root.
 ///
-/// It does not see what cargo told this chore of its package: build scripts look at that, ring's
-/// among them, and would be run again whenever a chore builds after a terminal or the other way
-/// round, with everything that stands on them.
+/// It does not see the variables that cargo set for this chore's package. Build scripts, such as
+/// ring's, depend on them: they and every crate that depends on them would be built again whenever a
+/// chore builds after a terminal, or the other way round.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.current_dir(workspace::root());
@@ -104,21 +104,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_command_is_named_with_what_it_said() {
+    fn an_error_names_the_command_and_its_stderr() {
         let error = output(command("sh").args(["-c", "echo broken >&2; exit 3"])).unwrap_err();
         let message = format!("{error:#}");
         assert!(message.contains("sh -c") && message.contains("broken"), "{message}");
     }
 
     #[test]
-    fn commands_know_nothing_of_this_package() {
+    fn commands_do_not_see_variables_of_this_package() {
         let seen = output(&mut command("env")).unwrap();
         assert!(seen.contains("PATH="), "{seen}");
         assert!(!seen.contains("CARGO_PKG_") && !seen.contains("CARGO_MANIFEST_"), "{seen}");
     }
 
     #[test]
-    fn watched_output_ends_with_the_command_and_shows_both_streams() {
+    fn stdout_and_stderr_of_a_watched_command_are_both_read() {
         let mut seen = Vec::new();
         let mut script = command("sh");
         script.args(["-c", "echo out; echo err >&2; exit 1"]);

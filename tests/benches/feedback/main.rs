@@ -32,7 +32,7 @@ const ENGINES: &str = "--prefill-tokens-per-second 100000 --inter-token-ms 5";
 const QUESTION: Question = Question { prompt_bytes: 4_000, tokens: 32 };
 
 fn main() {
-    // `cargo test --benches` would run this too: it is told by this flag.
+    // `cargo test --benches` runs this too, without this flag.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
@@ -40,7 +40,7 @@ fn main() {
     for role in ["prefill", "decode"] {
         (0..PAIRS).for_each(|_| site.engine(role, false, ENGINES));
     }
-    // One that nobody asks.
+    // An engine that gets no requests.
     site.engine("decode", false, ENGINES);
     for engine in &site.engines {
         listens(&site, SocketAddr::new(engine.pod.address, ENGINE_PORT));
@@ -53,21 +53,21 @@ fn main() {
             around(pair, QUESTION, outside.clone(), Arc::clone(&stop))
         })
         .collect();
-    // Pods that are told to be of another node are not sought here.
+    // Pods of another node are not looked for on this one.
     site.agent("--node-name node-0");
     let (publishers, sent) = replayed(&site);
     let real = format!("--agent {}", site.agent_address());
     let all: String =
         publishers.iter().map(|publisher| format!(" --agent {}", publisher.address)).collect();
     let (few, many) = (site.gateway(&real), site.gateway(&format!("{real}{all}")));
-    few.until_told(2 * PAIRS + 1);
-    let everybody = usize::from(PUBLISHERS) * 2 * PAIRS + 2 * PAIRS + 1;
-    many.until_told(everybody);
+    few.until_loads_fresh(2 * PAIRS + 1);
+    let workers = usize::from(PUBLISHERS) * 2 * PAIRS + 2 * PAIRS + 1;
+    many.until_loads_fresh(workers);
 
-    gateways_cost(&site, everybody, &sent);
-    many.until_told(everybody);
+    gateways_cost(&site, workers, &sent);
+    many.until_loads_fresh(workers);
 
-    let probe = site.engines.last().expect("the engine that nobody asks");
+    let probe = site.engines.last().expect("the engine without requests");
     let engine = SocketAddr::new(probe.pod.address, ENGINE_PORT);
     for (name, gateway) in [("one agent", &few), ("100 agents", &many)] {
         let mut took = events(gateway, &probe.name, engine);
@@ -86,7 +86,7 @@ fn main() {
 }
 
 /// Of the first gateway, which listens to one agent, and of the second, which listens to all.
-fn gateways_cost(site: &Site, everybody: usize, sent: &Sent) {
+fn gateways_cost(site: &Site, workers: usize, sent: &Sent) {
     let cpu = |gateway| cpu_time(site.gateway_pid(gateway));
     let (before, frames, start) = ([cpu(0), cpu(1)], sent.load(Ordering::Relaxed), Instant::now());
     wait("both gateways are watched", || (start.elapsed() >= WATCHED).then_some(()));
@@ -95,7 +95,7 @@ fn gateways_cost(site: &Site, everybody: usize, sent: &Sent) {
     let (one, hundred) = (share(0), share(1));
     let frames = (sent.load(Ordering::Relaxed) - frames) as f64 / took;
     println!(
-        "CPU of a gateway of {everybody} workers, {took:.0} s: {one:.1} % of a core with one agent, \
+        "CPU of a gateway of {workers} workers, {took:.0} s: {one:.1} % of a core with one agent, \
          {hundred:.1} % with 100 ({frames:.0} frames/s more): {:.1} % for 99, {:.1} us a frame",
         hundred - one,
         (hundred - one) * 1e4 / frames,
@@ -129,7 +129,7 @@ fn replayed(site: &Site) -> (Vec<Publisher>, Sent) {
         recording.frames_a_second(),
         recording.pods_a_second()
     );
-    // Whoever asks a pod that is not there is told so at once.
+    // Connections to a pod that does not exist fail at once.
     site.node.outside.sh("ip route add unreachable 198.18.0.0/15");
     let sent = Sent::default();
     let publishers = (1..=PUBLISHERS).map(|number| {
@@ -146,7 +146,7 @@ fn replayed(site: &Site) -> (Vec<Publisher>, Sent) {
     (publishers.collect(), sent)
 }
 
-/// A pod of another node that serves nobody: its load is told all the same.
+/// A pod of another node that does not exist. Its load is published all the same.
 fn elsewhere(name: &str, role: &str, ip: Ipv4Addr) -> String {
     format!(
         "apiVersion: v1
@@ -204,7 +204,7 @@ struct View {
 }
 
 impl View {
-    /// Looks until others have so many requests at the worker.
+    /// Reads the gateway's view until others have this number of requests at the worker.
     fn until(&mut self, requests: f64) {
         let start = Instant::now();
         while self.others() != Some(requests) {
@@ -223,9 +223,9 @@ impl View {
             let read = self.stream.read(&mut piece).expect("an answer");
             assert!(read > 0, "the gateway hung up");
             answer.extend_from_slice(&piece[..read]);
-            if let Some(told) = body(&answer) {
-                let told: serde_json::Value = serde_json::from_slice(told).expect("JSON");
-                return told[0]["load"]["others_requests"].as_f64();
+            if let Some(body) = body(&answer) {
+                let loads: serde_json::Value = serde_json::from_slice(body).expect("JSON");
+                return loads[0]["load"]["others_requests"].as_f64();
             }
         }
     }

@@ -78,7 +78,7 @@ impl Recording {
         pods.sum::<usize>() as f64 / self.takes.as_secs_f64()
     }
 
-    /// The same of other pods; what no name is known for is left out.
+    /// The recording with the names of other pods. Records of pods without a new name are left out.
     fn of(&self, names: &HashMap<u64, u64>) -> (LoadReport, Vec<(Duration, Body)>) {
         let report = LoadReport {
             node: self.report.node.clone(),
@@ -153,10 +153,10 @@ pub(crate) fn publish(
     let listener = netns.run(move || TcpListener::bind(address).expect("binding"));
     let newcomers: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
     let came = Arc::clone(&newcomers);
-    // It ends with the program: nobody interrupts an accept.
+    // It ends with the program: an accept is not interrupted.
     std::thread::spawn(move || {
         while let Ok((stream, _)) = listener.accept() {
-            came.lock().expect("nobody panics").push(stream);
+            came.lock().expect("no thread panics while it holds the list").push(stream);
         }
     });
     let instance = u64::from(address.port()) << 32 | u64::from(address_bits(address));
@@ -177,7 +177,9 @@ pub(crate) fn publish(
                 if stopped.load(Ordering::Relaxed) {
                     return;
                 }
-                let newcomers = std::mem::take(&mut *newcomers.lock().expect("nobody panics"));
+                let newcomers = std::mem::take(
+                    &mut *newcomers.lock().expect("no thread panics while it holds the list"),
+                );
                 for mut stream in newcomers {
                     if welcome(&mut stream, &frame(sequence, Body::Full(report.clone()))).is_ok() {
                         listening.push(stream);

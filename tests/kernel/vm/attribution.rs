@@ -1,4 +1,4 @@
-//! Whose queue pairs they are, and what the devices count: against what the kernel's own tool says.
+//! Pods of queue pairs and counters of devices, compared with what the kernel's own tool prints.
 
 use router_tests::agent::Agent;
 use serde_json::Value;
@@ -45,7 +45,7 @@ fn agent(rig: &Rig) -> Agent<'_> {
 }
 
 #[test]
-fn queue_pairs_are_told_by_pod_and_go_with_their_process() {
+fn queue_pairs_are_attributed_to_pods_and_end_with_their_process() {
     let rig = Rig::new();
     let agent = agent(&rig);
     let first = Writer::start(&rig, 0);
@@ -56,7 +56,7 @@ fn queue_pairs_are_told_by_pod_and_go_with_their_process() {
             && is(share(loads, "rxe1", "d0"), 1.0, "exact")
             && held(loads, "d0")["arrived"]["write_bytes"].as_u64() > Some(0)
     });
-    // Bytes of the device are told where it counts them, and never as zero where not.
+    // The device's bytes are reported where it counts them, and are unknown, not zero, elsewhere.
     let (bytes, provenance) =
         (&held(&loads, "p0")["tx_bytes"], &device(&loads, "rxe0")["bytes_provenance"]);
     if kernel() >= (7, 2) {
@@ -96,7 +96,7 @@ fn queue_pairs_are_told_by_pod_and_go_with_their_process() {
 }
 
 #[test]
-fn counters_of_devices_are_those_of_rdma_statistic() {
+fn device_counters_equal_rdma_statistic() {
     let rig = Rig::new();
     let agent = agent(&rig);
     let writer = Writer::start(&rig, 0);
@@ -106,12 +106,13 @@ fn counters_of_devices_are_those_of_rdma_statistic() {
     });
     writer.stop();
     for name in ["rxe0", "rxe1"] {
-        let told = rig.settled(name);
+        let settled = rig.settled(name);
         let pairs = [("sent_pkts", "tx_packets"), ("rcvd_pkts", "rx_packets")];
         let bytes = [("sent_bytes", "tx_bytes"), ("rcvd_bytes", "rx_bytes")];
         let bytes = bytes.into_iter().filter(|_| kernel() >= (7, 2));
         for (theirs, ours) in pairs.into_iter().chain(bytes) {
-            let expected = told[theirs].as_u64().unwrap_or_else(|| panic!("no {theirs}: {told}"));
+            let expected =
+                settled[theirs].as_u64().unwrap_or_else(|| panic!("no {theirs}: {settled}"));
             assert!(expected > 0, "{name} moved nothing");
             agent.until(&format!("{ours} of {name} is {expected}"), |loads| {
                 device(loads, name)["counters"][ours] == expected

@@ -13,21 +13,21 @@ use std::fmt::Display;
 use std::fs::OpenOptions;
 use std::io::Write;
 
-/// Tells the host what this kernel is found to do, on a line of its own.
+/// Reports a finding about this kernel to the host, which puts it into the matrix.
 fn found(what: &str, how: impl Display) {
-    tell(&format!("{what} = {how}"));
+    report(&format!("{what} = {how}"));
 }
 
-/// Shows the host a value that belongs in a document rather than in the matrix.
+/// Prints a value on the host that belongs in a document rather than in the matrix.
 fn shown(what: &str, value: &serde_json::Value) {
-    tell(&format!("{what}: {value}"));
+    report(&format!("{what}: {value}"));
 }
 
-fn tell(line: &str) {
+fn report(line: &str) {
     let path = std::env::var("PD_ROUTER_FINDINGS");
     let path = path.expect("PD_ROUTER_FINDINGS: run `cargo xtask test kernels`");
     let mut host = OpenOptions::new().append(true).open(path).expect("a line to the host");
-    host.write_all(format!("\n@ {line}\n").as_bytes()).expect("telling the host");
+    host.write_all(format!("\n@ {line}\n").as_bytes()).expect("writing to the host");
 }
 
 /// The kernel's version: 5.10.0-46-amd64 is (5, 10).

@@ -11,8 +11,8 @@ use router_userspace::agent::rdma::nldev::Command;
 use router_userspace::agent::rdma::{Activity, Rdma, Roots};
 use serde_json::Value;
 
+use super::report;
 use super::rig::{Rig, SERVER};
-use super::tell;
 
 const DEVICES: [&str; 2] = ["rxe0", "rxe1"];
 /// Of a device and its port, beside the counters.
@@ -37,20 +37,20 @@ fn answer(rig: &Rig, command: Command, device: Option<u32>, port: Option<u32>) -
 fn netlink(rig: &Rig, command: Command, device: Option<u32>, port: Option<u32>) {
     let number = |number: Option<u32>| number.map_or("-".to_owned(), |number| number.to_string());
     let answer = answer(rig, command, device, port);
-    tell(&format!("recorded netlink {command:?} {} {} {answer}", number(device), number(port)));
+    report(&format!("recorded netlink {command:?} {} {} {answer}", number(device), number(port)));
 }
 
 fn sysfs(device: &str, link: &str) {
-    let tell_file = |path: &str| {
+    let report_file = |path: &str| {
         if let Ok(text) = std::fs::read_to_string(format!("/sys/{path}")) {
-            tell(&format!("recorded sysfs {path} {}", text.trim()));
+            report(&format!("recorded sysfs {path} {}", text.trim()));
         }
     };
     for file in FILES {
-        tell_file(&format!("class/infiniband/{device}/{file}"));
+        report_file(&format!("class/infiniband/{device}/{file}"));
     }
     for file in ["address", "ifindex", "speed"] {
-        tell_file(&format!("class/net/{link}/{file}"));
+        report_file(&format!("class/net/{link}/{file}"));
     }
     let folder = format!("class/infiniband/{device}/ports/1/hw_counters");
     let files = std::fs::read_dir(format!("/sys/{folder}")).expect("counters");
@@ -62,11 +62,11 @@ fn sysfs(device: &str, link: &str) {
         })
         .collect();
     counters.sort();
-    tell(&format!("recorded counters {folder} {}", counters.join(" ")));
+    report(&format!("recorded counters {folder} {}", counters.join(" ")));
 }
 
 #[test]
-fn what_the_kernel_answers_is_recorded() {
+fn rdma_answers_of_the_kernel_are_recorded() {
     let rig = Rig::new();
     // By the connection manager, which then knows both ends; it ends by itself.
     let run = |device: &str, peer: &str| {
@@ -107,16 +107,16 @@ fn what_the_kernel_answers_is_recorded() {
     processes.dedup();
     for process in processes {
         let cgroup = std::fs::read_to_string(format!("/proc/{process}/cgroup")).expect("a cgroup");
-        tell(&format!("recorded proc {process} {}", cgroup.trim()));
+        report(&format!("recorded proc {process} {}", cgroup.trim()));
     }
     // The recorder asks as the agent does, and the agent understands.
-    let report = rig.node.netns.run(|| {
+    let understood = rig.node.netns.run(|| {
         let mut rdma = Rdma::new(Box::<Kernel>::default(), &Roots::default(), Vec::new());
         rdma.round(Duration::from_secs(1), &Activity::default());
         rdma.report(Duration::from_secs(1))
     });
     let found: Vec<(&str, &str)> =
-        report.devices.iter().map(|device| (device.device.as_str(), device.driver)).collect();
+        understood.devices.iter().map(|device| (device.device.as_str(), device.driver)).collect();
     assert_eq!(found, DEVICES.map(|name| (name, "rxe")));
     client.done();
     server.ended();

@@ -92,7 +92,7 @@ impl Rig {
                      echo 0 > /proc/sys/net/ipv4/conf/$link/rp_filter
                      echo 1 > /proc/sys/net/ipv4/conf/$link/accept_local
                  done
-                 # A wire drops what it is told to drop, and nothing else.
+                 # The link drops only what a test configures.
                  echo 100000 > /proc/sys/net/core/netdev_max_backlog
                  ip addr add {CLIENT}/24 dev wa
                  ip addr add {SERVER}/24 dev wb

@@ -17,7 +17,7 @@ const THERE: Way = (CLIENT, SERVER);
 const BACK: Way = (SERVER, CLIENT);
 
 /// Few at once, so that what is under way stays within what the counting remembers. After a loss
-/// that nobody tells of, it waits 67 ms.
+/// that the receiver does not report, it waits 67 ms.
 fn perftest(program: &str, device: &str, peer: &str) -> String {
     format!("{program} -d {device} -x 1 -F -n {MESSAGES} -s {SIZE} -t 8 -u 14 {peer}")
 }
@@ -83,7 +83,7 @@ fn writes_and_reads_by_xdp_are_what_perftest_moved() {
 }
 
 #[test]
-fn what_is_lost_and_sent_again_counts_once() {
+fn retransmitted_messages_count_once() {
     let rig = Rig::new();
     let _agent = agent(&rig);
     let repeats = || counted(&rig, THERE, "repeated") + counted(&rig, BACK, "repeated");

@@ -1,4 +1,4 @@
-//! RDMA traffic that goes on until it is told to stop, and then ends by itself.
+//! RDMA traffic that continues until it is stopped, and then ends by itself.
 //!
 //! Nothing is killed: rxe of Linux 5.10 frees a context before the queue pairs of a process that
 //! died, and panics.

@@ -23,8 +23,8 @@ pub struct Node {
     pub netns: Namespace,
     pub outside: Namespace,
     pub topology: Topology,
-    /// Makes this node's addresses its own among all tests that run now: connections are told
-    /// apart by address alone, and the programs see every socket of the machine.
+    /// Part of every address of this node. No other node on this machine has it now: the BPF programs
+    /// see every socket of the machine and distinguish connections by address alone.
     number: u8,
     _reserved: Flock<File>,
 }
@@ -118,7 +118,7 @@ impl Node {
         Ipv6Addr::new(0xfd00, 0, number, subnet, 0, 0, 0, host).into()
     }
 
-    /// Its own address, and that of the machine outside.
+    /// The node's own address, and that of the machine outside.
     #[must_use]
     pub fn addresses(&self) -> (IpAddr, IpAddr) {
         (self.ip(250, 1), self.ip(250, 2))

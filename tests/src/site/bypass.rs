@@ -1,4 +1,5 @@
-//! Requests past the gateways: both legs, each straight to its engine, as another router would.
+//! Requests that bypass the gateways: both legs, each straight to its engine, as another router
+//! sends them.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -11,14 +12,14 @@ use crate::manifests::{BOOTSTRAP_PORT, ENGINE_PORT};
 use crate::site::crowd::prompt;
 use crate::site::{ask, enter, post};
 
-/// What is asked, again and again.
+/// The request that is sent again and again.
 #[derive(Clone, Copy, Debug)]
 pub struct Question {
     pub prompt_bytes: usize,
     pub tokens: u32,
 }
 
-/// Asks a pair from the namespace `outside`, one request after the other, until told to stop.
+/// Sends requests to a pair from the namespace `outside`, one after the other, until `stop` is set.
 pub fn around(
     pair: [IpAddr; 2],
     question: Question,
@@ -51,7 +52,7 @@ pub fn around(
     })
 }
 
-/// Different for every call: the hash of nothing, by keys that the standard library draws.
+/// A bootstrap room, different for every call: the hash of a constant by random keys.
 fn room() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0) >> 1

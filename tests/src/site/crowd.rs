@@ -1,4 +1,4 @@
-//! Clients of both gateways that ask again and again, and what became of every request.
+//! Clients of gateways that send requests again and again, and the result of every request.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,18 +28,18 @@ pub struct Crowd {
     threads: Vec<JoinHandle<()>>,
 }
 
-const MOST_AT_ONCE: usize = 12;
+const MAX_AT_ONCE: usize = 12;
 
 static PROMPTS: AtomicU64 = AtomicU64::new(0);
 
-/// A prompt of about this many bytes that nobody has asked before.
+/// A prompt of about this many bytes that was never sent before.
 pub fn prompt(bytes: usize) -> String {
     let number = PROMPTS.fetch_add(1, Ordering::Relaxed);
     format!("{number} {}", "word ".repeat(bytes / 5))
 }
 
 impl Crowd {
-    /// `clients` of each gateway.
+    /// Starts `clients` clients of each gateway, each with one request after the other.
     pub fn start(gateways: &[SiteGateway], clients: usize) -> Crowd {
         let (asked, stop) = (Arc::default(), Arc::new(AtomicBool::new(false)));
         let mut crowd = Crowd { asked, stop, threads: Vec::new() };
@@ -51,7 +51,7 @@ impl Crowd {
                     enter(&gateway.outside);
                     while !stop.load(Ordering::Relaxed) {
                         let one = one(gateway.address);
-                        asked.lock().expect("no client panics").push(one);
+                        asked.lock().expect("no client panics while it holds the list").push(one);
                     }
                 }));
             }
@@ -59,8 +59,8 @@ impl Crowd {
         crowd
     }
 
-    /// Clients of each gateway in turn, each with one request, `every` so often: whatever becomes of
-    /// those before, of which [`MOST_AT_ONCE`] may be under way.
+    /// Clients of each gateway in turn, each with one request, one client every `every`. They do not
+    /// wait for earlier ones, of which [`MAX_AT_ONCE`] may be under way.
     pub fn arriving(gateways: &[SiteGateway], every: Duration) -> Crowd {
         let asked: Arc<Mutex<Vec<Asked>>> = Arc::default();
         let stop = Arc::new(AtomicBool::new(false));
@@ -74,15 +74,15 @@ impl Crowd {
                 std::thread::sleep(next.saturating_duration_since(Instant::now()));
                 next = Instant::now().max(next) + every;
                 let under_way = |client: &&JoinHandle<()>| !client.is_finished();
-                if clients.iter().filter(under_way).count() >= MOST_AT_ONCE {
-                    // This machine stalls: it is no more asked than it can.
+                if clients.iter().filter(under_way).count() >= MAX_AT_ONCE {
+                    // This machine stalls: no further load is put on it.
                     continue;
                 }
                 let (gateway, asked) = (gateway.clone(), Arc::clone(&all));
                 clients.push(std::thread::spawn(move || {
                     enter(&gateway.outside);
                     let one = one(gateway.address);
-                    asked.lock().expect("no client panics").push(one);
+                    asked.lock().expect("no client panics while it holds the list").push(one);
                 }));
             }
             clients.into_iter().for_each(|client| client.join().expect("a client"));
@@ -90,28 +90,28 @@ impl Crowd {
         Crowd { asked, stop, threads: vec![arrivals] }
     }
 
-    /// Everything that was asked from `from` to `to`.
+    /// Requests that were sent from `from` to `to` and have been answered.
     pub fn between(&self, from: Instant, to: Instant) -> Vec<Asked> {
-        let asked = self.asked.lock().expect("no client panics");
+        let asked = self.asked.lock().expect("no client panics while it holds the list");
         asked.iter().filter(|one| from <= one.at && one.at < to).cloned().collect()
     }
 
-    /// Waits until so many more have been asked and answered.
+    /// Waits until `count` more requests have been answered.
     pub fn until_more(&self, count: usize) {
-        let from = self.asked.lock().expect("no client panics").len();
+        let from = self.asked.lock().expect("no client panics while it holds the list").len();
         wait("requests are answered", || {
-            let now = self.asked.lock().expect("no client panics").len();
+            let now = self.asked.lock().expect("no client panics while it holds the list").len();
             (now >= from + count).then_some(())
         });
     }
 
-    /// Ends the clients; everything that they asked.
+    /// Ends the clients; all their requests.
     pub fn end(mut self) -> Vec<Asked> {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
             thread.join().expect("a client");
         }
-        std::mem::take(&mut *self.asked.lock().expect("no client panics"))
+        std::mem::take(&mut *self.asked.lock().expect("no client panics while it holds the list"))
     }
 }
 
@@ -152,7 +152,7 @@ fn one(gateway: SocketAddr) -> Asked {
     asked
 }
 
-/// The part of the requests that chose what `chosen` says.
+/// The share of the requests for which `chosen` holds.
 pub fn share(asked: &[Asked], chosen: impl Fn(&Asked) -> bool) -> f64 {
     asked.iter().filter(|one| chosen(one)).count() as f64 / asked.len().max(1) as f64
 }
@@ -163,7 +163,7 @@ pub fn mean_ms(asked: &[Asked]) -> f64 {
     sum.as_secs_f64() * 1e3 / asked.len().max(1) as f64
 }
 
-/// Every request was answered.
+/// Asserts that every request was answered.
 pub fn none_failed(asked: &[Asked]) {
     let failed: Vec<&Asked> = asked.iter().filter(|one| one.failure.is_some()).collect();
     assert!(failed.is_empty(), "{} of {} failed: {:?}", failed.len(), asked.len(), failed.first());

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::manifests::{BOOTSTRAP_PORT, ENGINE_PORT, LISTENER_PORT, Manifests, Pod};
 
-/// How long anything may take that is waited for.
+/// Deadline of every wait.
 pub const LIMIT: Duration = Duration::from_secs(120);
 pub const AGENT_PORT: u16 = 9911;
 pub const TOKEN: &str = "a-token-of-this-test";
@@ -28,7 +28,7 @@ pub struct SiteEngine {
     pub name: String,
     pub role: &'static str,
     pub pod: PodNetwork,
-    /// Of a pod behind a link that can be impaired.
+    /// Impairment of the pod's link, if it has one that can be impaired.
     pub impairment: Option<Arc<Impairment>>,
     _process: Process,
 }
@@ -126,11 +126,11 @@ impl Site {
             self.agent_address(),
         );
         self.agent_flags = words.split_whitespace().map(str::to_owned).collect();
-        self.agent_again();
+        self.restart_agent();
     }
 
     /// Starts the agent as before.
-    pub fn agent_again(&mut self) {
+    pub fn restart_agent(&mut self) {
         let log = self.log();
         let program = variable("PD_ROUTER_BIN");
         self.agent = Some(start(&self.node.netns, log, program, self.agent_flags.clone()));
@@ -160,8 +160,8 @@ impl Site {
         };
         let engines = self.engines.len();
         wait("the gateway is ready", || {
-            let told = gateway.get("/fleet")?.matches("page_size").count();
-            (gateway.get("/readyz").is_some() && told >= engines).then_some(())
+            let known = gateway.get("/fleet")?.matches("page_size").count();
+            (gateway.get("/readyz").is_some() && known >= engines).then_some(())
         });
         gateway
     }
@@ -207,22 +207,22 @@ impl SiteGateway {
         head.contains(" 200 ").then_some(body)
     }
 
-    /// What it tells of the loads of its workers, by name.
+    /// The load of a worker as `/fleet` has it.
     pub fn load_of(&self, worker: &str) -> Value {
-        let told: Value = self
+        let fleet: Value = self
             .get("/fleet")
             .and_then(|text| serde_json::from_str(&text).ok())
             .unwrap_or_default();
-        let loads = told["loads"].as_array().cloned().unwrap_or_default();
+        let loads = fleet["loads"].as_array().cloned().unwrap_or_default();
         let name = format!("default/{worker}");
         loads.into_iter().find(|load| load["worker"] == *name).unwrap_or_default()
     }
 
     /// Waits until the kernel's loads of all workers are fresh.
-    pub fn until_told(&self, workers: usize) {
+    pub fn until_loads_fresh(&self, workers: usize) {
         wait("every worker's load is fresh", || {
-            let told: Value = serde_json::from_str(&self.get("/fleet")?).ok()?;
-            let fresh = told["loads"].as_array()?.iter().filter(|load| {
+            let fleet: Value = serde_json::from_str(&self.get("/fleet")?).ok()?;
+            let fresh = fleet["loads"].as_array()?.iter().filter(|load| {
                 load["load"]["age_ms"].as_f64().is_some_and(|age| age < 300.0)
                     && !load["kernel"].is_null()
             });
@@ -237,7 +237,7 @@ impl SiteGateway {
     }
 }
 
-/// Waits until `look` finds what it looks for.
+/// Waits until `look` returns something, and returns that.
 pub fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {

@@ -30,7 +30,9 @@ pub(super) fn run(rounds: u32, seconds: u32) -> Result<()> {
     let ours = peers::pd_router(&binaries)?;
     let theirs = peers::sglang_router(&python)?;
     let servers = [&direct, &ours, &theirs];
-    println!("{rounds} interleaved rounds of {seconds} s; medians; CPU of the server alone\n");
+    println!(
+        "{rounds} interleaved rounds of {seconds} s; figures are medians; CPU is the server's alone\n"
+    );
     println!("| load | server | requests/s | p50 us | p99 us | CPU s per 10,000 | failed |");
     println!("|---|---|---|---|---|---|---|");
     for load in LOADS {
@@ -55,7 +57,7 @@ pub(super) fn run(rounds: u32, seconds: u32) -> Result<()> {
     }
     for server in [&ours, &theirs] {
         if let Some(mib) = peak_mib(server.pid()) {
-            println!("\n{}: {mib} MiB of memory at most", server.name);
+            println!("\n{}: {mib} MiB peak memory", server.name);
         }
     }
     Ok(())
@@ -68,7 +70,7 @@ fn row(load: &str, server: &Peer, run: &Run) {
     );
 }
 
-/// Each figure's own median.
+/// The median of each figure.
 fn median(runs: &[Run]) -> Run {
     let of = |figure: fn(&Run) -> f64| {
         let mut all: Vec<f64> = runs.iter().map(figure).collect();

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::shell;
 
-/// What is sent.
+/// Requests that are sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Load {
     pub(super) name: &'static str,
@@ -17,7 +17,7 @@ pub(super) struct Load {
     pub(super) stream: bool,
 }
 
-/// What came of it.
+/// Result of one run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Run {
     pub(super) per_second: f64,
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_result_line_gives_rates_and_cost() {
+    fn a_result_line_gives_rates_and_cpu_per_request() {
         let run = read("noise\nresult 20000 4000000 150.0 900.5 3\n", 2.0).unwrap();
         assert_eq!((run.per_second, run.p99_us, run.errors), (5000.0, 900.5, 3));
         assert_eq!(run.cpu_s, 1.0);
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_used_some_time_and_memory() {
+    fn time_and_memory_of_a_process_are_read_from_proc() {
         assert!(cpu_seconds(std::process::id()).unwrap() >= 0.0);
         assert!(peak_mib(std::process::id()).unwrap() > 0);
     }

@@ -1,4 +1,4 @@
-//! `cargo xtask bench NAME`: the gateway beside its peers, all pure rooms, or a benchmark by name.
+//! `cargo xtask bench NAME`: the gateway beside its peers, the core crate, or a benchmark by name.
 
 mod gateway;
 mod load;
@@ -9,26 +9,27 @@ use clap::Args;
 
 use crate::{ebpf, shell, workspace};
 
-/// Which benchmark.
+/// Benchmark to run, and how long.
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
-    /// `gateway`, `core` (all of the pure rooms), or the name of a `[[bench]]` target.
+    /// Benchmark to run: `gateway` compares pd-router with sglang-router, `core` runs all benchmarks
+    /// of the core crate, any other name is a `[[bench]]` target.
     name: String,
-    /// Rounds of `gateway`; the figures are their medians.
+    /// Number of rounds of the benchmark `gateway`. Its figures are medians over them.
     #[arg(long, default_value_t = 3)]
     rounds: u32,
-    /// Seconds of each run of `gateway`.
+    /// Duration of each run of the benchmark `gateway`, in seconds.
     #[arg(long, default_value_t = 3)]
     seconds: u32,
-    /// Passed on to the benchmark of a crate.
+    /// Arguments that are passed to the `[[bench]]` target.
     #[arg(last = true)]
     rest: Vec<String>,
 }
 
-/// The benchmarks of the pure rooms.
+/// The benchmarks of the core crate.
 const CORE: [&str; 4] = ["choose", "prefix", "frame", "splice"];
 
-/// Runs it with the optimised profile.
+/// Runs a benchmark with the optimised profile.
 ///
 /// # Errors
 /// There is no such benchmark, or it failed.

@@ -61,7 +61,7 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // Ended already, or ended now; either way there is nothing to tell.
+        // An error means that it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -85,7 +85,7 @@ pub(super) fn engines(binaries: &Binaries) -> Result<[Peer; 3]> {
     ])
 }
 
-/// The same flags for both routers.
+/// Flags that name the pair of engines; both routers take them.
 fn pair() -> [String; 6] {
     let url = |host: &str| format!("http://{host}:{ENGINE_PORT}");
     let words =

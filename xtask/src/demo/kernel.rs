@@ -1,5 +1,5 @@
-//! The kernel's view of the demo: an agent on the demo's node, where root and the kernel half are
-//! there.
+//! The kernel's counters of the demo: an agent on the demo's node. It needs root and the kernel half's
+//! object.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,10 +19,10 @@ use crate::{ebpf, shell};
 const AGENT: &str = "127.0.0.1:9911";
 /// Pins of its own, so that an agent of this machine is not disturbed.
 const PINS: &str = "/sys/fs/bpf/pd-router-demo";
-/// Between two looks at what is in flight.
+/// Interval at which requests in flight are read.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// The kernel half's object, or why there is none, in one line.
+/// The kernel half's object, or the reason why it cannot run here, in one line.
 pub(super) fn object() -> Result<PathBuf, String> {
     if !nix::unistd::geteuid().is_root() {
         return Err("it needs root".to_owned());
@@ -30,11 +30,11 @@ pub(super) fn object() -> Result<PathBuf, String> {
     ebpf::build().map_err(|error| format!("{error:#}"))
 }
 
-/// An agent that counts on the demo's node until dropped.
+/// An agent on the demo's node. Dropping it removes everything that it made.
 #[derive(Debug)]
 pub(super) struct Counting {
     _process: Process,
-    /// What asks the agent, up to the path, and what removes everything that it made.
+    /// Commands that query the agent, up to the URL, and that remove everything that it made.
     ask: Vec<String>,
     cleanup: Vec<String>,
     /// The most requests that were seen in flight at once, by pod.
@@ -85,7 +85,7 @@ impl Counting {
         serde_json::from_slice(&self.get("/v1/loads").await?).context("the agent's answer")
     }
 
-    /// Looks at what is in flight until dropped.
+    /// Records the peak of requests in flight of each pod, until the future is dropped.
     pub(super) async fn watch(&mut self) -> Result<()> {
         loop {
             let loads = self.loads().await?;
@@ -102,7 +102,7 @@ impl Counting {
     pub(super) async fn show(&self) -> Result<()> {
         // Pairs are read every 100 ms: what has just ended is counted then.
         sleep(Duration::from_millis(300)).await;
-        println!("What the kernel counted, the gateway's probes among it:");
+        println!("The kernel's counters, which include the gateway's probes:");
         lines(&self.loads().await?, &self.peaks).iter().for_each(|line| println!("  {line}"));
         let ask = &self.ask[..self.ask.len() - 3];
         println!("  {} http://{AGENT}/v1/loads     all of it\n", ask.join(" "));
@@ -114,12 +114,12 @@ impl Drop for Counting {
     fn drop(&mut self) {
         let mut cleanup = shell::command(&self.cleanup[0]);
         if let Err(error) = shell::output(cleanup.args(&self.cleanup[1..])) {
-            println!("the agent's programs stay attached: {error:#}");
+            println!("cannot remove the agent's programs: {error:#}");
         }
     }
 }
 
-/// A line a pod and a line a pair.
+/// One line for each pod and one for each pair.
 fn lines(loads: &Value, peaks: &BTreeMap<String, u64>) -> Vec<String> {
     let list = |name: &str| loads[name].as_array().cloned().unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();

@@ -22,7 +22,7 @@ use site::Site;
 /// How to run the demo.
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
-    /// End after the answers, instead of serving until Ctrl-C.
+    /// End after the answers. Without this flag the demo serves until Ctrl-C.
     #[arg(long)]
     pub(crate) once: bool,
 }
@@ -33,10 +33,10 @@ const ENGINE_PORT: u16 = 8000;
 const BOOTSTRAP_PORT: u16 = 34000;
 const GATEWAY: &str = "127.0.0.1:8080";
 const ADMIN: &str = "127.0.0.1:9901";
-/// The first token of a debug build on a busy machine comes well within this.
-const START: Duration = Duration::from_secs(30);
+/// Time within which a debug build is ready, on a busy machine too.
+const START: Duration = Duration::from_secs(60);
 
-/// Builds, serves, asks, and then serves on or ends.
+/// Builds, serves, sends the documents' requests, and then serves on or ends.
 ///
 /// # Errors
 /// A port is taken, a process ends early, or an answer is not what it should be.
@@ -68,7 +68,7 @@ async fn serve(binaries: &Binaries, object: Result<PathBuf, String>, once: bool)
     if !example.is_dir() {
         bail!("{EXAMPLE} is missing");
     }
-    // In namespaces if the kernel is to be asked about them, else on loopback.
+    // The agent counts by pod, so it needs pods in namespaces; without it loopback is enough.
     let (site, object) = match object.and_then(|object| Ok((in_namespaces()?, object))) {
         Ok((site, object)) => (site, Ok(object)),
         Err(reason) => (Site::loopback(), Err(reason)),
@@ -86,7 +86,7 @@ async fn serve(binaries: &Binaries, object: Result<PathBuf, String>, once: bool)
     }
     match &counting {
         Ok(counting) => counting.show().await?,
-        Err(reason) => println!("The kernel's view is left out: {reason}\n"),
+        Err(reason) => println!("The kernel's counters are left out: {reason}\n"),
     }
     println!("Where to look next:");
     println!("  curl -s http://{ADMIN}/fleet     the snapshot that the gateway serves");
@@ -104,7 +104,7 @@ fn in_namespaces() -> Result<Site, String> {
     Site::namespaces().map_err(|error| format!("{error:#}"))
 }
 
-/// An agent, or why there is none.
+/// Starts an agent, or returns why there is none.
 async fn count(
     binaries: &Binaries,
     object: Result<PathBuf, String>,

@@ -1,4 +1,4 @@
-//! The demo's fixed addresses: one demo at a time, and a clear word when one is taken.
+//! The demo's fixed addresses: one demo at a time, and an error that names the one that is taken.
 
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
@@ -8,7 +8,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::workspace;
 
-/// Holds the demo's turn; a demo that ends by itself waits for it, another one does not.
+/// Locks the demo's addresses. `wait` waits for another demo to end, which otherwise is an error.
 pub(super) fn turn(wait: bool) -> Result<Flock<File>> {
     let path = workspace::cache()?.join("demo.lock");
     let open = || File::create(&path).with_context(|| format!("making {}", path.display()));
@@ -22,7 +22,7 @@ pub(super) fn turn(wait: bool) -> Result<Flock<File>> {
         .context("waiting for another demo")
 }
 
-/// Tries each address, and says which one is taken.
+/// Binds each address for a moment; the error names the one that is taken.
 pub(super) fn check(addresses: &[SocketAddr]) -> Result<()> {
     for address in addresses {
         TcpListener::bind(address).with_context(|| {

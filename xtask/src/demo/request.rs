@@ -43,7 +43,7 @@ impl Request {
         )
     }
 
-    /// Sends it, prints the request and the answer, and checks that it is one.
+    /// Sends the request, prints it and the answer, and checks the answer.
     pub(super) async fn send(&self, gateway: &str) -> Result<()> {
         let url = format!("http://{gateway}/v1/chat/completions");
         let body = self.body();
@@ -70,12 +70,12 @@ impl Request {
             self.content(head, body).with_context(|| format!("the answer was\n{answer}"))?;
         println!("{}", shortened(body.trim_end()));
         println!("-> {content}");
-        let pod = |leg| header(head, &format!("x-pd-router-{leg}")).unwrap_or("(not told)");
+        let pod = |leg| header(head, &format!("x-pd-router-{leg}")).unwrap_or("(unknown)");
         println!("   by the pair: prefill {}, decode {}\n", pod("prefill"), pod("decode"));
         Ok(())
     }
 
-    /// The text that the model said.
+    /// The text that the model generated.
     fn content(&self, head: &str, body: &str) -> Result<String> {
         let status = head.lines().next().unwrap_or_default();
         if status.split(' ').nth(1) != Some("200") {
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_whole_answer_is_one() {
+    fn an_answer_without_200_or_content_is_an_error() {
         let head = "HTTP/1.1 200 OK\r\nX-Pd-Router-Prefill: p-0";
         assert_eq!(header(head, "x-pd-router-prefill"), Some("p-0"));
         let body = r#"{"choices":[{"message":{"content":"hi"}}]}"#;
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_stream_is_shown_by_its_ends() {
+    fn a_long_stream_is_shown_with_its_middle_left_out() {
         assert_eq!(
             shortened("a\n\nb\n\nc\n\nd\n\ne\n\nf"),
             "a\n\nb\n\n... 2 more events ...\n\ne\n\nf"
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_ends_with_done() {
+    fn a_stream_without_done_is_an_error() {
         let head = "HTTP/1.1 200 OK";
         let body = "data: {\"choices\":[{\"delta\":{\"content\":\"h\"}}]}\n\n\
                     data: {\"choices\":[{\"delta\":{\"content\":\"i\"}}]}\n\n";

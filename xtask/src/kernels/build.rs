@@ -40,7 +40,7 @@ fn linked(target: &[&str]) -> Result<PathBuf> {
         .args(["rustc", "--package", "router-tests"])
         .args(target)
         .args(["--message-format", "json-render-diagnostics", "--"])
-        // The linker says that glibc's resolver would not be static; nobody asks it for a name.
+        // The linker warns that glibc's resolver is not static; no name is resolved in a guest.
         .args([
             "-C",
             "target-feature=+crt-static",

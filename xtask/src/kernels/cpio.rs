@@ -46,7 +46,7 @@ impl Archive {
         self.entry(path, DEVICE | 0o600, (major, minor), b"");
     }
 
-    /// What is below `root` and `wanted` by its path from there.
+    /// Adds everything below `root` whose path from there is `wanted`.
     ///
     /// # Errors
     /// A file cannot be read.
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_archive_has_its_folders_first_and_everything_at_multiples_of_four() {
+    fn folders_come_before_their_files_and_entries_are_aligned_to_four_bytes() {
         let mut archive = Archive::default();
         archive.file("a/b/c", 0o755, b"hello");
         archive.link("a/d", "b/c");

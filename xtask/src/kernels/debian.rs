@@ -1,4 +1,4 @@
-//! What the guests are made of: Debian's kernels and programs, fetched once into the user's cache
+//! The guests' parts: Debian's kernels and programs, fetched once into the user's cache
 //! folder, and QEMU.
 
 use std::fs::File;
@@ -38,7 +38,7 @@ impl Store {
     }
 }
 
-/// Finds kernels, programs and QEMU, or brings them.
+/// Finds kernels, programs and QEMU, or fetches them.
 ///
 /// # Errors
 /// They cannot be fetched or installed here.
@@ -56,7 +56,7 @@ pub(super) fn store(families: &[&str]) -> Result<Store> {
     }
     let tools = folder.join("tools");
     if families.iter().any(|family| !folder.join(family).is_dir()) || !tools.is_dir() {
-        bring(&folder, families)?;
+        fetch(&folder, families)?;
     }
     if shell::which(QEMU).is_none() {
         setup::install(&[QEMU_PACKAGE]).context("the guests need QEMU")?;
@@ -65,7 +65,7 @@ pub(super) fn store(families: &[&str]) -> Result<Store> {
     Ok(Store { kernels: kernels.collect::<Result<_>>()?, tools, logs })
 }
 
-fn bring(folder: &Path, families: &[&str]) -> Result<()> {
+fn fetch(folder: &Path, families: &[&str]) -> Result<()> {
     if shell::which("apt-get").is_none() {
         bail!("the kernels are Debian's packages, and this is not Debian");
     }
@@ -76,8 +76,9 @@ fn bring(folder: &Path, families: &[&str]) -> Result<()> {
 
 fn kernel(folder: &Path) -> Result<Kernel> {
     let path = folder.join("version");
-    let version = std::fs::read_to_string(&path)
-        .with_context(|| format!("reading {} (delete its folder to fetch anew)", path.display()))?;
+    let version = std::fs::read_to_string(&path).with_context(|| {
+        format!("reading {} (delete its folder to fetch it again)", path.display())
+    })?;
     Ok(Kernel {
         version: version.trim().to_owned(),
         image: folder.join("vmlinuz"),

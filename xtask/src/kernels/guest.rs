@@ -1,4 +1,4 @@
-//! One kernel under QEMU: started, listened to on its second serial line, ended in time.
+//! One kernel under QEMU: it is started, its second serial line is read, and it is ended in time.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -24,19 +24,19 @@ pub(super) struct Guest {
     qemu: Child,
     version: String,
     initrd: PathBuf,
-    /// What the kernel says.
+    /// The kernel's log.
     console: PathBuf,
-    /// What the tests say.
+    /// The tests' output.
     transcript: PathBuf,
 }
 
-/// What came of a guest.
+/// Result of a guest.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     pub(super) counts: Counts,
-    /// What the tests found of the kernel, in the order in which they said it.
+    /// Findings about the kernel, in the order in which the tests reported them.
     pub(super) findings: Vec<(String, String)>,
-    /// Why it did not end as it should.
+    /// Why it did not end well.
     pub(super) failure: Option<String>,
 }
 
@@ -77,7 +77,7 @@ impl Guest {
         Ok(Guest { qemu, version, initrd: image, console, transcript })
     }
 
-    /// Listens until the guest ends, and shows what it says.
+    /// Reads the guest's output until it ends, and prints it.
     ///
     /// # Errors
     /// Its output cannot be kept.
@@ -93,11 +93,11 @@ impl Guest {
                 Ok(line) => {
                     use std::io::Write;
                     writeln!(transcript, "{line}").context("keeping the guest's output")?;
-                    let heard = hear(&line, &mut report);
-                    if let Some(shown) = heard.shown {
+                    let read = read_line(&line, &mut report);
+                    if let Some(shown) = read.shown {
                         println!("{:<16} {shown}", self.version);
                     }
-                    ended = ended.or(heard.ended);
+                    ended = ended.or(read.ended);
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
@@ -110,11 +110,11 @@ impl Guest {
             report.failure = Some("it ended before its tests".to_owned());
         }
         if ended.is_some_and(|code| code != 0) && report.counts.failed == 0 {
-            report.failure = Some("its tests ended badly".to_owned());
+            report.failure = Some("its tests exited with an error".to_owned());
         }
         if let Some(failure) = &report.failure {
             report.counts += Counts::FAILURE;
-            println!("Linux {}: {failure}; the kernel's last words:", self.version);
+            println!("Linux {}: {failure}; end of the kernel's log:", self.version);
             last_lines(&self.console).iter().for_each(|line| println!("    {line}"));
         }
         if report.counts.failed > 0 {
@@ -128,7 +128,7 @@ impl Guest {
     }
 }
 
-/// A command that ends with this process, however that ends, where the machine can arrange it.
+/// A command that is killed when this process ends, where setpriv is installed.
 fn held(program: &str) -> Command {
     if shell::which("setpriv").is_none() {
         return shell::command(program);
@@ -154,32 +154,32 @@ fn lines_of(output: ChildStdout) -> Receiver<String> {
     inbox
 }
 
-/// What a line comes to.
+/// A line that is neither a count nor a finding.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Heard<'a> {
+struct LineRead<'a> {
     shown: Option<&'a str>,
     /// The tests' exit code.
     ended: Option<i32>,
 }
 
-/// Takes in a line.
-fn hear<'a>(line: &'a str, report: &mut Report) -> Heard<'a> {
+/// Adds a line to the report. Lines that begin with `@ ` are of the tests' own protocol.
+fn read_line<'a>(line: &'a str, report: &mut Report) -> LineRead<'a> {
     if let Some(counts) = Counts::of_line(line) {
         report.counts += counts;
     }
-    let Some(said) = line.strip_prefix("@ ") else {
+    let Some(message) = line.strip_prefix("@ ") else {
         let shown = Some(line).filter(|line| !line.is_empty());
-        return Heard { shown, ended: None };
+        return LineRead { shown, ended: None };
     };
-    if let Some(code) = said.strip_prefix("ended with ") {
-        return Heard { shown: None, ended: Some(code.parse().unwrap_or(-1)) };
+    if let Some(code) = message.strip_prefix("ended with ") {
+        return LineRead { shown: None, ended: Some(code.parse().unwrap_or(-1)) };
     }
-    match said.split_once(" = ") {
+    match message.split_once(" = ") {
         Some((what, found)) => {
             report.findings.push((what.to_owned(), found.to_owned()));
-            Heard::default()
+            LineRead::default()
         }
-        None => Heard { shown: Some(said), ended: None },
+        None => LineRead { shown: Some(message), ended: None },
     }
 }
 
@@ -195,17 +195,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_findings_and_the_end_are_heard() {
+    fn counts_findings_and_the_exit_code_are_read() {
         let mut report = Report::default();
         for line in [
             "test chain::a ... ok",
             "@ tc attach = clsact",
             "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 1 filtered out",
         ] {
-            assert_eq!(hear(line, &mut report).ended, None);
+            assert_eq!(read_line(line, &mut report).ended, None);
         }
-        assert_eq!(hear("", &mut report), Heard::default());
-        assert_eq!(hear("@ ended with 0", &mut report).ended, Some(0));
+        assert_eq!(read_line("", &mut report), LineRead::default());
+        assert_eq!(read_line("@ ended with 0", &mut report).ended, Some(0));
         assert_eq!(report.counts, Counts { passed: 3, failed: 0 });
         assert_eq!(report.findings, [("tc attach".to_owned(), "clsact".to_owned())]);
     }
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_says_its_end_is_believed() {
+    fn a_guest_that_reports_its_exit_code_passes() {
         let script = "echo '@ tc = clsact'; echo 'test result: ok. 2 passed; 0 failed'
             echo '@ ended with 0'";
         let report = played("good", script).report(Duration::from_secs(60)).unwrap();
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_ends_before_its_tests_has_failed() {
+    fn a_guest_that_ends_before_its_tests_fails() {
         let report = played("panics", "echo '@ tc = tcx'").report(Duration::from_secs(60)).unwrap();
         std::fs::remove_dir_all(folder("panics")).unwrap();
         assert_eq!(report.counts, Counts::FAILURE);
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_hangs_is_ended_at_its_limit() {
+    fn a_guest_that_hangs_is_killed_at_its_limit() {
         let guest = played("hangs", "echo '@ tc = tcx'; exec sleep 600");
         let process = nix::unistd::Pid::from_raw(guest.qemu.id().cast_signed());
         let report = guest.report(Duration::from_millis(300)).unwrap();

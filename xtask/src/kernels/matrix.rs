@@ -12,12 +12,12 @@ pub(super) struct Matrix {
 
 impl Matrix {
     pub(super) fn add(&mut self, version: &str, report: Report) {
-        // `6.1.0-56-amd64` is 6.1.0-56: that it is amd64 says nothing here.
+        // `6.1.0-56-amd64` is 6.1.0-56: all are amd64.
         let version = version.strip_suffix("-amd64").unwrap_or(version);
         self.kernels.push((version.to_owned(), report));
     }
 
-    /// What was found, in the order of the first kernel that said it.
+    /// Names of all findings, sorted.
     fn rows(&self) -> Vec<&str> {
         let mut rows: Vec<&str> = Vec::new();
         for (what, _) in self.kernels.iter().flat_map(|(_, report)| &report.findings) {
@@ -61,7 +61,7 @@ mod tests {
     use crate::counts::Counts;
 
     #[test]
-    fn a_kernel_that_says_nothing_of_a_row_has_a_question_mark() {
+    fn a_kernel_without_a_finding_has_a_question_mark() {
         let mut matrix = Matrix::default();
         let findings = vec![("tc".to_owned(), "clsact".to_owned())];
         let counts = Counts { passed: 2, failed: 0 };

@@ -20,12 +20,12 @@ use debian::Kernel;
 use guest::Guest;
 use matrix::Matrix;
 
-/// The oldest that users run, and the newest that Debian has: these every change must pass.
+/// The oldest kernel that users run and the newest that Debian has. Every change must pass these.
 const ENDS: [&str; 2] = ["5.10", "7"];
-/// All that are fetched, by the beginning of their version.
+/// All kernels that are fetched, by the beginning of their version.
 const ALL: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7"];
 
-/// Guests at once. Each takes one CPU of this machine.
+/// Maximum number of guests at the same time. Each takes one CPU of this machine.
 const GUESTS: usize = 2;
 
 /// Time from power-on to the end of the last test, after which a guest is ended by force. An idle
@@ -86,19 +86,21 @@ where
                     all.get(index).zip(done.get(index))
                 } {
                     let result = run(item);
-                    *done.lock().expect("nobody panics with it") = Some(result);
+                    *done.lock().expect("no thread panics while it holds a result") = Some(result);
                 }
             });
         }
     });
-    let results = done.into_iter().map(|done| done.into_inner().expect("nobody panics with it"));
+    let results = done
+        .into_iter()
+        .map(|done| done.into_inner().expect("no thread panics while it holds a result"));
     results.map(|result| result.expect("each was run")).collect()
 }
 
-/// What the matrix is made of; the other tests take minutes without the hardware's help.
+/// Tests that fill the matrix. The others take minutes on an emulated CPU.
 const MATRIX: &str = "vm::";
 
-/// What the test program in the guest is called with.
+/// Arguments of the test program in the guest.
 fn arguments(all: bool, filter: Option<&str>) -> Vec<String> {
     let word = filter.or((!all).then_some(MATRIX));
     word.map(ToOwned::to_owned).into_iter().collect()
@@ -109,12 +111,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_guest_is_run_once_and_told_in_order() {
+    fn every_guest_runs_once_and_results_keep_their_order() {
         let ran = AtomicUsize::new(0);
-        let told = at_once(&[3, 1, 4, 1, 5], |number| {
+        let results = at_once(&[3, 1, 4, 1, 5], |number| {
             ran.fetch_add(1, Ordering::Relaxed);
             number * 2
         });
-        assert_eq!((told, ran.into_inner()), (vec![6, 2, 8, 2, 10], 5));
+        assert_eq!((results, ran.into_inner()), (vec![6, 2, 8, 2, 10], 5));
     }
 }

@@ -24,7 +24,7 @@ const WANTED: [&str; 14] = [
     "rdma_ucm",
     "rdma_rxe",
 ];
-/// rdma_rxe asks for it by name before 6.16, and newer kernels have it no more.
+/// rdma_rxe needs it before 6.16. Newer kernels do not have it.
 const IF_THERE: [&str; 1] = ["crc32_generic"];
 
 /// One module, ready to be loaded.
@@ -124,7 +124,7 @@ fn unpacked(path: &Path, xz: &Path) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// The modules that one says it needs: `depends=` among the strings of its .modinfo section.
+/// Names of the modules that a module depends on: `depends=` in its .modinfo section.
 fn needs(module: &[u8]) -> Option<Vec<String>> {
     const KEY: &[u8] = b"\0depends=";
     let at = module.windows(KEY.len()).position(|window| window == KEY)? + KEY.len();
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_module_names_what_it_needs() {
+    fn dependencies_are_read_from_modinfo() {
         let module = b"ELF\0license=GPL\0depends=ib_core,ip6-udp-tunnel\0retpoline=Y\0";
         assert_eq!(needs(module).unwrap(), ["ib_core", "ip6_udp_tunnel"]);
         assert_eq!(needs(b"ELF\0license=GPL\0depends=\0").unwrap(), [""; 0]);
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_called_with_a_dash_and_modules_are_not() {
+    fn dashes_in_file_names_are_underscores_in_module_names() {
         assert_eq!(module_name("crc32c-intel.ko.xz").as_deref(), Some("crc32c_intel"));
         assert_eq!(module_name("veth.ko").as_deref(), Some("veth"));
         assert_eq!(module_name("modules.builtin"), None);

@@ -1,7 +1,7 @@
 //! Rust text with comments and literals blanked out, so that what is left is code.
 
-/// The same text, line for line and column for column, where each character of a comment, a
-/// string or a character literal is a space (a literal's quotes stay).
+/// Replaces each character of a comment, a string or a character literal by a space. Lines and
+/// columns stay as they are, and so do a literal's quotes.
 pub(super) fn blank(text: &str) -> String {
     let mut blanker = Blanker { rest: text, out: String::with_capacity(text.len()) };
     while !blanker.rest.is_empty() {
@@ -127,14 +127,14 @@ mod tests {
     }
 
     #[test]
-    fn lifetimes_and_words_that_end_in_r_are_code() {
+    fn lifetimes_and_words_that_end_in_r_stay() {
         for code in ["fn f<'a>(x: &'a str) {}", "for\"\"", "'static", "br + r"] {
             assert_eq!(blank(code), code);
         }
     }
 
     #[test]
-    fn text_that_ends_in_the_middle_is_no_panic() {
+    fn unterminated_literals_do_not_panic() {
         for text in ["\"", "'", "'\\", "r#\"a", "/* é", "\"é\\", "é"] {
             assert_eq!(blank(text).lines().count(), text.lines().count(), "{text}");
         }

@@ -2,8 +2,8 @@
 
 mod blank;
 mod documents;
-mod doors;
 mod language;
+mod restrictions;
 mod sizes;
 mod tree;
 mod words;
@@ -24,7 +24,7 @@ const CHECKS: [Check; 12] = [
     words::banned_words,
     words::unfinished_code,
     words::lock_file_sources,
-    doors::one_door_each,
+    restrictions::restricted_libraries,
     documents::architecture,
     documents::links,
     documents::decisions_and_commands,

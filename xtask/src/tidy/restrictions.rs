@@ -1,10 +1,10 @@
-//! One door for each outside thing: who may name which library.
+//! Which modules may use which library of the outside world.
 
 use super::tree::{Problem, Tree};
 
-/// An outside thing: how code names it, and the files that may.
-struct Door {
-    thing: &'static str,
+/// A library or interface, and the only files that may use it.
+struct Restriction {
+    subject: &'static str,
     /// Words that a path or a `use` must hold, in this order.
     words: &'static [&'static str],
     files: &'static [&'static str],
@@ -12,10 +12,10 @@ struct Door {
 
 const USERSPACE: &str = "router-userspace/src/";
 
-const DOORS: [Door; 4] = [
-    Door { thing: "aya", words: &["aya"], files: &["agent/kernel.rs"] },
-    Door {
-        thing: "the Kubernetes client",
+const RESTRICTIONS: [Restriction; 4] = [
+    Restriction { subject: "aya", words: &["aya"], files: &["agent/kernel.rs"] },
+    Restriction {
+        subject: "the Kubernetes client",
         words: &["kube"],
         files: &[
             "control/kube.rs",
@@ -25,25 +25,25 @@ const DOORS: [Door; 4] = [
             "agent/pods.rs",
         ],
     },
-    Door {
-        thing: "the HTTP client",
+    Restriction {
+        subject: "the HTTP client",
         words: &["hyper|hyper_util", "client"],
         files: &["http_client/mod.rs"],
     },
-    Door { thing: "the environment", words: &["std", "env"], files: &["config.rs"] },
+    Restriction { subject: "the environment", words: &["std", "env"], files: &["config.rs"] },
 ];
 
-/// What ships names each outside thing in its door alone.
-pub(super) fn one_door_each(tree: &Tree) -> Vec<Problem> {
+/// Code that ships uses each restricted library only in the files that may.
+pub(super) fn restricted_libraries(tree: &Tree) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (path, source) in tree.rust().filter(|(path, _)| ships(path)) {
-        for door in &DOORS {
-            let is_door = door.files.iter().any(|file| path == format!("{USERSPACE}{file}"));
-            if is_door {
+        for restriction in &RESTRICTIONS {
+            let files = restriction.files;
+            if files.iter().any(|file| path == format!("{USERSPACE}{file}")) {
                 continue;
             }
-            for line in named_at(&source.code, door.words) {
-                let message = format!("{} has its own door: {}", door.thing, door.files.join(", "));
+            for line in named_at(&source.code, restriction.words) {
+                let message = format!("only {} may use {}", files.join(", "), restriction.subject);
                 problems.push(Problem::new(path, line, message));
             }
         }
@@ -51,7 +51,7 @@ pub(super) fn one_door_each(tree: &Tree) -> Vec<Problem> {
     problems
 }
 
-/// Tests, benches, build scripts and chores may meet the world wherever they like.
+/// Whether a file is part of what ships: tests, benches, build scripts and chores may use anything.
 fn ships(path: &str) -> bool {
     let ships = path.starts_with("router-userspace/") || path.starts_with("router-common/");
     let tests =
@@ -82,7 +82,7 @@ fn named_at(code: &str, words: &[&str]) -> Vec<usize> {
 }
 
 fn holds(statement: &str, words: &[&str]) -> bool {
-    // The door itself may have the library's name: a path of ours leads to it.
+    // A module of this workspace may have the library's name.
     let statement = statement.replace("super::kube", "");
     let mut idents = statement.split(|c: char| !c.is_alphanumeric() && c != '_');
     words.iter().all(|word| idents.any(|ident| word.split('|').any(|one| one == ident)))
@@ -93,18 +93,18 @@ mod tests {
     use super::*;
 
     fn problems(path: &str, code: &str) -> usize {
-        one_door_each(&Tree::of(&[(path, code)])).len()
+        restricted_libraries(&Tree::of(&[(path, code)])).len()
     }
 
     #[test]
-    fn an_outside_thing_is_named_in_its_door_alone() {
-        for (door, code) in [
+    fn a_restricted_library_outside_its_files_is_refused() {
+        for (file, code) in [
             ("agent/kernel.rs", "use aya::Ebpf;"),
             ("control/kube.rs", "use kube::{Api, Client};"),
             ("http_client/mod.rs", "use hyper_util::{rt::TokioIo, client::legacy::Client};"),
             ("config.rs", "fn f() { let x = std::env::var(\"X\"); }"),
         ] {
-            assert_eq!(problems(&format!("router-userspace/src/{door}"), code), 0, "{code}");
+            assert_eq!(problems(&format!("router-userspace/src/{file}"), code), 0, "{code}");
             assert_eq!(
                 problems("router-userspace/src/gateway/request/handle.rs", code),
                 1,
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn likenesses_and_comments_are_no_outside_thing() {
+    fn similar_names_and_comments_are_allowed() {
         for code in [
             "// aya::Ebpf would do it",
             "use crate::control::kube_like;",
