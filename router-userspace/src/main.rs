@@ -1,5 +1,6 @@
 //! The `pd-router` command: parse, build, run, exit code.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -15,14 +16,15 @@ fn main() -> ExitCode {
     match start(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("pd-router: {error:#}");
+            // `eprintln!` would panic where stderr is closed.
+            _ = writeln!(std::io::stderr(), "pd-router: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
 fn start(cli: Cli) -> Result<()> {
-    telemetry::start(&cli.telemetry)?;
+    let _log = telemetry::start(&cli.telemetry)?;
     match cli.command {
         Command::Gateway(flags) => {
             let settings = flags.settings()?;

@@ -1,13 +1,18 @@
 //! Every metric of the gateway: its name, its labels, and where it is counted.
 
+use std::fmt;
 use std::sync::atomic::AtomicU64;
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::telemetry;
 
 /// What a client asked for, and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -86,6 +91,24 @@ pub struct Metrics {
     pub worker_load_score: Family<WorkerLabels, Gauge<f64, AtomicU64>>,
 }
 
+/// Counters that the process keeps for itself, read when they are scraped.
+#[derive(Debug)]
+struct ProcessCounters;
+
+impl Collector for ProcessCounters {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let counters = [
+            ("log_lines_lost", "Log lines that were not written", telemetry::lost_lines()),
+            ("panics", "Panics of requests and of background tasks", telemetry::panics()),
+        ];
+        for (name, help, count) in counters {
+            let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(count).encode(metric)?;
+        }
+        Ok(())
+    }
+}
+
 /// 1 ms to 10 min: from a cached answer to a long generation.
 fn latency() -> Histogram {
     Histogram::new([
@@ -124,6 +147,7 @@ impl Metrics {
         metrics.register_requests(registry);
         metrics.register_fleet(registry);
         metrics.register_feedback(registry);
+        registry.register_collector(Box::new(ProcessCounters));
         metrics
     }
 

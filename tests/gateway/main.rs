@@ -17,6 +17,7 @@ mod headers;
 mod http2;
 mod limits;
 mod logprobs;
+mod logs;
 mod poison;
 mod policies;
 mod ranks;

@@ -64,13 +64,24 @@ impl Gateway {
         gateway
     }
 
+    /// Starts on the manifests and writes the log to `stderr` instead of keeping it.
+    ///
+    /// # Panics
+    /// It ends, or is not ready in time.
+    pub async fn start_logging_to(manifests: &Manifests, stderr: Stdio) -> Gateway {
+        let source = [OsString::from("--manifests"), manifests.path().into()];
+        let gateway = Gateway::spawn_with(&source, LISTENER_PORT, &[], &[], stderr);
+        gateway.wait_until_ready().await;
+        gateway
+    }
+
     /// Starts without waiting: for a fleet that is not ready, or flags instead of manifests.
     ///
     /// # Panics
     /// The program does not start.
     #[must_use]
     pub fn spawn(source: &[OsString], port: u16, flags: &[&str]) -> Gateway {
-        Gateway::spawn_with(source, port, flags, &[])
+        Gateway::spawn_with(source, port, flags, &[], Stdio::piped())
     }
 
     /// Starts on a cluster, without waiting.
@@ -80,7 +91,7 @@ impl Gateway {
     #[must_use]
     pub fn in_cluster(kubeconfig: &Path, port: u16, flags: &[&str]) -> Gateway {
         let environment = [("KUBECONFIG", kubeconfig)];
-        Gateway::spawn_with(&["--kubernetes".into()], port, flags, &environment)
+        Gateway::spawn_with(&["--kubernetes".into()], port, flags, &environment, Stdio::piped())
     }
 
     fn spawn_with(
@@ -88,6 +99,7 @@ impl Gateway {
         port: u16,
         flags: &[&str],
         environment: &[(&str, &Path)],
+        stderr: Stdio,
     ) -> Gateway {
         let address = Loopback::claim();
         let admin = address.port(ADMIN_PORT);
@@ -102,11 +114,13 @@ impl Gateway {
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+            .stderr(stderr);
         let mut child = command.spawn().expect("starting pd-router");
         let log = Log::default();
         log.follow(child.stdout.take().expect("stdout is a pipe"));
-        log.follow(child.stderr.take().expect("stderr is a pipe"));
+        if let Some(stderr) = child.stderr.take() {
+            log.follow(stderr);
+        }
         Gateway {
             client: Client::new(address.port(port)),
             admin: Client::new(admin),

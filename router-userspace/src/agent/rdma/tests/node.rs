@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::super::netlink::{NetlinkSource, NldevCommand};
-use super::super::report::{DeviceReport, HolderReport, RdmaReport};
-use super::super::{Activity, ConfiguredSpeed, HostPaths, Rdma};
+use super::super::ask::Source;
+use super::super::nldev::Command;
+use super::super::report::{DeviceReport, HolderReport, Report};
+use super::super::{Activity, Rdma, Roots, Speed};
 use super::golden::{self, Pair};
 use super::tree::Tree;
 
-type Question = (NldevCommand, Option<u32>, Option<u32>);
+type Question = (Command, Option<u32>, Option<u32>);
 
 /// Answers by question; a question without one is refused as the kernel does.
 #[derive(Clone, Debug, Default)]
@@ -26,10 +27,10 @@ struct Player {
     last: Vec<u8>,
 }
 
-impl NetlinkSource for Player {
+impl Source for Player {
     fn ask(
         &mut self,
-        command: NldevCommand,
+        command: Command,
         device: Option<u32>,
         port: Option<u32>,
     ) -> io::Result<&[u8]> {
@@ -41,11 +42,11 @@ impl NetlinkSource for Player {
 }
 
 impl Answers {
-    fn set(&self, command: NldevCommand, device: Option<u32>, port: Option<u32>, answer: Vec<u8>) {
+    fn set(&self, command: Command, device: Option<u32>, port: Option<u32>, answer: Vec<u8>) {
         self.0.lock().insert((command, device, port), answer);
     }
 
-    fn remove(&self, command: NldevCommand, device: Option<u32>, port: Option<u32>) {
+    fn remove(&self, command: Command, device: Option<u32>, port: Option<u32>) {
         self.0.lock().remove(&(command, device, port));
     }
 }
@@ -70,13 +71,13 @@ impl Node {
         name: &'static str,
         driver: u32,
         protocol: &str,
-        speeds: Vec<ConfiguredSpeed>,
+        speeds: Vec<Speed>,
     ) -> Node {
         let (tree, answers) = (Tree::new(), Answers::default());
         let device = golden::device(0, name, 0x0216_3eff_fe00_0102, protocol);
-        answers.set(NldevCommand::Devices, None, None, device);
-        answers.set(NldevCommand::Ports, Some(0), None, golden::port(0, name, (3, "eth1")));
-        answers.set(NldevCommand::Driver, Some(0), None, golden::driver(driver));
+        answers.set(Command::Devices, None, None, device);
+        answers.set(Command::Ports, Some(0), None, golden::port(0, name, (3, "eth1")));
+        answers.set(Command::Driver, Some(0), None, golden::driver(driver));
         let mut node = Node::of(tree, answers, name, speeds);
         node.pairs(&[]);
         node
@@ -105,9 +106,9 @@ impl Node {
         Node::of(tree, answers, "rxe0", Vec::new())
     }
 
-    fn of(tree: Tree, answers: Answers, name: &'static str, speeds: Vec<ConfiguredSpeed>) -> Node {
+    fn of(tree: Tree, answers: Answers, name: &'static str, speeds: Vec<Speed>) -> Node {
         let player = Player { answers: answers.clone(), last: Vec::new() };
-        let roots = HostPaths {
+        let roots = Roots {
             sysfs: tree.root().to_owned(),
             proc: tree.root().join("proc"),
             erdma: tree.root().join("dev-erdma"),
@@ -120,7 +121,7 @@ impl Node {
     /// What the device counts from now on.
     pub(crate) fn counts(&self, values: &[(&str, u64)]) {
         let answer = golden::counters(0, self.name, values);
-        self.answers.set(NldevCommand::Counters, Some(0), Some(1), answer);
+        self.answers.set(Command::Counters, Some(0), Some(1), answer);
     }
 
     /// Queue pairs: number, state, what was sent, process.
@@ -136,7 +137,7 @@ impl Node {
             })
             .collect();
         let answer = golden::queue_pairs(0, self.name, &pairs);
-        self.answers.set(NldevCommand::QueuePairs, Some(0), None, answer);
+        self.answers.set(Command::QueuePairs, Some(0), None, answer);
     }
 
     pub(crate) fn connections(&self, ids: &[(u32, u32, &str, &str)]) {
@@ -146,16 +147,16 @@ impl Node {
             .map(|(number, pid, one, other)| (*number, *pid, address(one), address(other)))
             .collect();
         let answer = golden::connections(0, self.name, &ids);
-        self.answers.set(NldevCommand::ConnectionIds, Some(0), None, answer);
+        self.answers.set(Command::ConnectionIds, Some(0), None, answer);
     }
 
     /// Netlink answers no more.
     pub(crate) fn without_netlink(&self) {
-        self.answers.remove(NldevCommand::Devices, None, None);
+        self.answers.remove(Command::Devices, None, None);
     }
 
     pub(crate) fn without_device(&self) {
-        self.answers.set(NldevCommand::Devices, None, None, Vec::new());
+        self.answers.set(Command::Devices, None, None, Vec::new());
     }
 
     /// A process of a pod.
@@ -165,7 +166,7 @@ impl Node {
     }
 
     /// A second passes, and everything is read.
-    pub(crate) fn second(&mut self) -> RdmaReport {
+    pub(crate) fn second(&mut self) -> Report {
         self.now += Duration::from_secs(1);
         self.rdma.round(self.now, &self.activity);
         self.rdma.report(self.now)
@@ -179,12 +180,12 @@ impl Node {
 /// A recorded question, and the answer that stands behind it in hexadecimal digits.
 fn question(command: &str, rest: &str) -> (Question, Vec<u8>) {
     let all = [
-        NldevCommand::Devices,
-        NldevCommand::Ports,
-        NldevCommand::QueuePairs,
-        NldevCommand::ConnectionIds,
-        NldevCommand::Driver,
-        NldevCommand::Counters,
+        Command::Devices,
+        Command::Ports,
+        Command::QueuePairs,
+        Command::ConnectionIds,
+        Command::Driver,
+        Command::Counters,
     ];
     let named = all.into_iter().find(|known| format!("{known:?}") == command);
     let [device, port, digits] = rest.split(' ').collect::<Vec<_>>()[..] else { panic!("{rest}") };

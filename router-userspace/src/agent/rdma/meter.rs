@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::device_counters::{COUNTER_COUNT, Counter, DeviceCounters};
+use super::counters::{COUNTERS, Counter, Counters};
 
 /// Rates are over the last second, in steps so that readings are few.
 const SPAN: Duration = Duration::from_secs(1);
@@ -15,11 +15,11 @@ const SLACK: u128 = 64 << 20;
 
 /// What a reading said beside the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::agent) enum ReadingChange {
+pub(super) enum Change {
     /// The first one.
-    First,
-    Unchanged,
-    Advanced,
+    Begun,
+    Still,
+    Moved,
     /// Counters went back by more than a wrap: the device began anew, and nothing is known of
     /// the time between.
     Reset,
@@ -27,33 +27,33 @@ pub(in crate::agent) enum ReadingChange {
 
 /// A device's counters over time.
 #[derive(Clone, Debug, Default)]
-pub(in crate::agent) struct CounterHistory {
-    last: Option<(Duration, DeviceCounters)>,
+pub(super) struct Meter {
+    last: Option<(Duration, Counters)>,
     /// What was counted since the first reading, wraps undone.
-    grown: [u64; COUNTER_COUNT],
-    kept: VecDeque<(Duration, [u64; COUNTER_COUNT])>,
+    grown: [u64; COUNTERS],
+    kept: VecDeque<(Duration, [u64; COUNTERS])>,
     resets: u64,
 }
 
-impl CounterHistory {
+impl Meter {
     /// Whether nothing was read yet.
-    pub(in crate::agent) fn is_new(&self) -> bool {
+    pub(super) fn is_new(&self) -> bool {
         self.last.is_none()
     }
 
     /// Adds a reading made `at`; `is_narrow` names the counters of 32 bits.
-    pub(in crate::agent) fn push(
+    pub(super) fn push(
         &mut self,
         at: Duration,
-        counters: DeviceCounters,
+        counters: Counters,
         is_narrow: impl Fn(usize) -> bool,
-    ) -> ReadingChange {
+    ) -> Change {
         let Some((then, last)) = self.last.replace((at, counters)) else {
             self.keep(at);
-            return ReadingChange::First;
+            return Change::Begun;
         };
         let most = FASTEST * at.saturating_sub(then).as_micros() / 1_000_000 + SLACK;
-        let mut grown = [0; COUNTER_COUNT];
+        let mut grown = [0; COUNTERS];
         for (index, old, new) in last.zip(&counters) {
             match growth(old, new, is_narrow(index), most) {
                 Some(growth) => grown[index] = growth,
@@ -61,7 +61,7 @@ impl CounterHistory {
                     self.kept.clear();
                     self.keep(at);
                     self.resets += 1;
-                    return ReadingChange::Reset;
+                    return Change::Reset;
                 }
             }
         }
@@ -69,11 +69,7 @@ impl CounterHistory {
             *total = total.wrapping_add(grown);
         }
         self.keep(at);
-        if grown.iter().any(|grown| *grown > 0) {
-            ReadingChange::Advanced
-        } else {
-            ReadingChange::Unchanged
-        }
+        if grown.iter().any(|grown| *grown > 0) { Change::Moved } else { Change::Still }
     }
 
     fn keep(&mut self, at: Duration) {
@@ -89,24 +85,24 @@ impl CounterHistory {
     }
 
     /// Forgets the past for rates: what comes next has been counted over an unknown time.
-    pub(in crate::agent) fn restart(&mut self, at: Duration) {
+    pub(super) fn restart(&mut self, at: Duration) {
         self.kept.clear();
         self.keep(at);
     }
 
     /// What was counted since the first reading; `None` where the device does not count it.
-    pub(in crate::agent) fn grown(&self, counter: Counter) -> Option<u64> {
+    pub(super) fn grown(&self, counter: Counter) -> Option<u64> {
         self.last.as_ref()?.1.get(counter)?;
         Some(self.grown[counter as usize])
     }
 
     /// Per second, over the last second; unknown until there are two readings.
-    pub(in crate::agent) fn rate(&self, counter: Counter) -> Option<f64> {
+    pub(super) fn rate(&self, counter: Counter) -> Option<f64> {
         self.rate_over(counter, SPAN)
     }
 
     /// The same over a shorter time, or over as much of it as was read.
-    pub(in crate::agent) fn rate_over(&self, counter: Counter, span: Duration) -> Option<f64> {
+    pub(super) fn rate_over(&self, counter: Counter, span: Duration) -> Option<f64> {
         self.last.as_ref()?.1.get(counter)?;
         let (now, newer) = self.kept.back()?;
         let far = |(then, _): &&(Duration, _)| now.saturating_sub(*then) >= span;
@@ -116,12 +112,12 @@ impl CounterHistory {
         (seconds > 0.0).then(|| newer[index].wrapping_sub(older[index]) as f64 / seconds)
     }
 
-    pub(in crate::agent) fn resets(&self) -> u64 {
+    pub(super) fn resets(&self) -> u64 {
         self.resets
     }
 
     /// The counters as they were last read.
-    pub(in crate::agent) fn counters(&self) -> DeviceCounters {
+    pub(super) fn counters(&self) -> Counters {
         self.last.map(|(_, counters)| counters).unwrap_or_default()
     }
 }
@@ -142,8 +138,8 @@ fn growth(old: u64, new: u64, narrow: bool, most: u128) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn tx(value: u64) -> DeviceCounters {
-        let mut counters = DeviceCounters::default();
+    fn tx(value: u64) -> Counters {
+        let mut counters = Counters::default();
         counters.add(Counter::TxBytes, value);
         counters
     }
@@ -154,8 +150,8 @@ mod tests {
 
     #[test]
     fn rates_are_those_of_the_last_second() {
-        let mut meter = CounterHistory::default();
-        assert_eq!(meter.push(at(0), tx(1_000), |_| false), ReadingChange::First);
+        let mut meter = Meter::default();
+        assert_eq!(meter.push(at(0), tx(1_000), |_| false), Change::Begun);
         assert_eq!(meter.rate(Counter::TxBytes), None, "one reading is no rate");
         for tick in 1..=200 {
             meter.push(at(tick * 20), tx(1_000 + tick * 100), |_| false);
@@ -168,38 +164,38 @@ mod tests {
         let recent = meter.rate_over(Counter::TxBytes, at(100)).expect("a rate");
         assert!(recent > 60_000.0, "{recent}");
         assert_eq!(meter.rate(Counter::RxBytes), None, "not counted is not zero");
-        assert_eq!(meter.push(at(4_020), tx(30_000), |_| false), ReadingChange::Unchanged);
+        assert_eq!(meter.push(at(4_020), tx(30_000), |_| false), Change::Still);
     }
 
     #[test]
     fn a_wrap_goes_on_and_a_reset_begins_anew() {
-        let mut meter = CounterHistory::default();
+        let mut meter = Meter::default();
         meter.push(at(0), tx(u64::MAX - 10), |_| false);
-        assert_eq!(meter.push(at(1_000), tx(89), |_| false), ReadingChange::Advanced);
+        assert_eq!(meter.push(at(1_000), tx(89), |_| false), Change::Moved);
         assert_eq!(meter.grown(Counter::TxBytes), Some(100));
-        assert_eq!(meter.push(at(2_000), tx(12 << 40), |_| false), ReadingChange::Advanced);
+        assert_eq!(meter.push(at(2_000), tx(12 << 40), |_| false), Change::Moved);
         let before = meter.grown(Counter::TxBytes);
-        assert_eq!(meter.push(at(3_000), tx(5), |_| false), ReadingChange::Reset);
+        assert_eq!(meter.push(at(3_000), tx(5), |_| false), Change::Reset);
         assert_eq!((meter.grown(Counter::TxBytes), meter.resets()), (before, 1));
         assert_eq!(meter.rate(Counter::TxBytes), None, "nothing is known across a reset");
-        assert_eq!(meter.push(at(4_000), tx(55), |_| false), ReadingChange::Advanced);
+        assert_eq!(meter.push(at(4_000), tx(55), |_| false), Change::Moved);
         assert_eq!(meter.rate(Counter::TxBytes), Some(50.0));
     }
 
     #[test]
     fn a_counter_of_32_bits_wraps_there() {
         let near = u64::from(u32::MAX) - 4;
-        let (mut narrow, mut wide) = (CounterHistory::default(), CounterHistory::default());
+        let (mut narrow, mut wide) = (Meter::default(), Meter::default());
         narrow.push(at(0), tx(near), |_| true);
-        assert_eq!(narrow.push(at(100), tx(5), |_| true), ReadingChange::Advanced);
+        assert_eq!(narrow.push(at(100), tx(5), |_| true), Change::Moved);
         assert_eq!(narrow.grown(Counter::TxBytes), Some(10));
         wide.push(at(0), tx(near), |_| false);
-        assert_eq!(wide.push(at(100), tx(5), |_| false), ReadingChange::Reset);
+        assert_eq!(wide.push(at(100), tx(5), |_| false), Change::Reset);
     }
 
     #[test]
     fn a_restart_hides_a_jump_from_the_rates_and_not_from_the_sum() {
-        let mut meter = CounterHistory::default();
+        let mut meter = Meter::default();
         meter.push(at(0), tx(0), |_| false);
         meter.push(at(100), tx(1 << 40), |_| false);
         meter.restart(at(100));

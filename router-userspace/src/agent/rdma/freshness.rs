@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::deltas::ReadingChange;
+use super::meter::Change;
 
 /// Readings in a row that must move before reading alone is known to refresh: one could be the
 /// doing of somebody's `eadm stat`.
@@ -37,7 +37,7 @@ pub(in crate::agent) enum Freshness {
 
 /// A sign that queue pairs work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::agent) enum ActivityEvidence {
+pub(in crate::agent) enum Work {
     /// A queue pair's sequence numbers moved.
     Sure,
     /// A pod that has queue pairs on the device was sent KV control messages.
@@ -46,9 +46,9 @@ pub(in crate::agent) enum ActivityEvidence {
 
 /// What was seen of a device's counters.
 #[derive(Clone, Debug, Default)]
-pub(in crate::agent) struct StalenessDetector {
+pub(in crate::agent) struct Watch {
     /// Reading alone may not refresh them.
-    pub(in crate::agent) may_stand_still: bool,
+    pub(super) may_stand_still: bool,
     has_two: bool,
     moved_by_reading: bool,
     moves: u32,
@@ -60,21 +60,21 @@ pub(in crate::agent) struct StalenessDetector {
     likely_last: Option<Duration>,
 }
 
-impl StalenessDetector {
+impl Watch {
     /// Counters were read, after a refresh or not.
-    pub(in crate::agent) fn read(&mut self, at: Duration, change: ReadingChange, refreshed: bool) {
+    pub(super) fn read(&mut self, at: Duration, change: Change, refreshed: bool) {
         match change {
-            ReadingChange::First | ReadingChange::Reset => {
+            Change::Begun | Change::Reset => {
                 self.has_two = false;
                 self.forget();
             }
-            ReadingChange::Advanced => {
+            Change::Moved => {
                 self.has_two = true;
                 self.forget();
                 self.moves = if refreshed { 0 } else { self.moves + 1 };
                 self.moved_by_reading |= self.moves >= PROOF;
             }
-            ReadingChange::Unchanged => {
+            Change::Still => {
                 self.has_two = true;
                 self.moves = 0;
                 self.still_since.get_or_insert(at);
@@ -90,13 +90,13 @@ impl StalenessDetector {
     }
 
     /// Work was seen since the last look; it counts against counters that stood still then.
-    pub(in crate::agent) fn worked(&mut self, at: Duration, work: ActivityEvidence) {
+    pub(super) fn worked(&mut self, at: Duration, work: Work) {
         if self.still_since.is_none() {
             return;
         }
         match work {
-            ActivityEvidence::Sure => self.sure += 1,
-            ActivityEvidence::Likely => {
+            Work::Sure => self.sure += 1,
+            Work::Likely => {
                 self.likely += 1;
                 self.likely_since.get_or_insert(at);
                 self.likely_last = Some(at);
@@ -105,12 +105,12 @@ impl StalenessDetector {
     }
 
     /// Whether a refresh would tell something: reading alone is not known to be enough.
-    pub(in crate::agent) fn wants_refresh(&self) -> bool {
+    pub(super) fn wants_refresh(&self) -> bool {
         self.may_stand_still && !self.moved_by_reading
     }
 
     /// What it looks like; `is_held` if any queue pair could move something.
-    pub(in crate::agent) fn verdict(&self, is_held: bool) -> Freshness {
+    pub(super) fn verdict(&self, is_held: bool) -> Freshness {
         if !self.has_two {
             return Freshness::Unread;
         }
@@ -141,12 +141,12 @@ mod tests {
     }
 
     /// A watch that has two readings, the second one still.
-    fn still(may_stand_still: bool) -> StalenessDetector {
-        let mut watch = StalenessDetector { may_stand_still, ..StalenessDetector::default() };
+    fn still(may_stand_still: bool) -> Watch {
+        let mut watch = Watch { may_stand_still, ..Watch::default() };
         assert_eq!(watch.verdict(true), Freshness::Unread);
-        watch.read(at(0), ReadingChange::First, false);
+        watch.read(at(0), Change::Begun, false);
         assert_eq!(watch.verdict(true), Freshness::Unread);
-        watch.read(at(1), ReadingChange::Unchanged, false);
+        watch.read(at(1), Change::Still, false);
         watch
     }
 
@@ -155,7 +155,7 @@ mod tests {
         let mut watch = still(false);
         assert_eq!(watch.verdict(true), Freshness::Idle);
         for second in 2..20 {
-            watch.worked(at(second), ActivityEvidence::Likely);
+            watch.worked(at(second), Work::Likely);
         }
         assert_eq!(watch.verdict(true), Freshness::Idle, "a control message is no transfer");
     }
@@ -163,13 +163,13 @@ mod tests {
     #[test]
     fn counters_that_stand_still_under_work_are_stale_until_they_move() {
         let mut watch = still(false);
-        watch.worked(at(2), ActivityEvidence::Sure);
+        watch.worked(at(2), Work::Sure);
         assert_eq!(watch.verdict(true), Freshness::Idle, "it may have been before the reading");
-        watch.worked(at(3), ActivityEvidence::Sure);
+        watch.worked(at(3), Work::Sure);
         assert_eq!(watch.verdict(true), Freshness::Stale);
-        watch.read(at(4), ReadingChange::Advanced, false);
+        watch.read(at(4), Change::Moved, false);
         assert_eq!(watch.verdict(true), Freshness::Moving);
-        watch.read(at(5), ReadingChange::Unchanged, false);
+        watch.read(at(5), Change::Still, false);
         assert_eq!(watch.verdict(true), Freshness::Idle);
     }
 
@@ -180,36 +180,36 @@ mod tests {
         assert_eq!(watch.verdict(true), Freshness::Unproven);
         assert_eq!(watch.verdict(false), Freshness::Idle, "without queue pairs nothing can move");
         for second in 2..5 {
-            watch.read(at(second), ReadingChange::Unchanged, true);
+            watch.read(at(second), Change::Still, true);
         }
         assert_eq!(watch.verdict(true), Freshness::Idle, "refreshed, and still");
         // One move may be somebody's eadm; three in a row are the driver's.
-        watch.read(at(6), ReadingChange::Advanced, false);
-        watch.read(at(7), ReadingChange::Unchanged, false);
+        watch.read(at(6), Change::Moved, false);
+        watch.read(at(7), Change::Still, false);
         assert_eq!(watch.verdict(true), Freshness::Unproven);
         for second in 8..11 {
-            watch.read(at(second), ReadingChange::Advanced, false);
+            watch.read(at(second), Change::Moved, false);
         }
         assert!(!watch.wants_refresh());
-        watch.read(at(12), ReadingChange::Unchanged, false);
+        watch.read(at(12), Change::Still, false);
         assert_eq!(watch.verdict(true), Freshness::Idle);
     }
 
     #[test]
     fn control_messages_for_seconds_make_unproven_counters_stale() {
         let mut watch = still(true);
-        watch.worked(at(2), ActivityEvidence::Likely);
-        watch.worked(at(3), ActivityEvidence::Likely);
+        watch.worked(at(2), Work::Likely);
+        watch.worked(at(3), Work::Likely);
         assert_eq!(watch.verdict(true), Freshness::Unproven);
-        watch.worked(at(8), ActivityEvidence::Likely);
+        watch.worked(at(8), Work::Likely);
         assert_eq!(watch.verdict(true), Freshness::Stale);
     }
 
     #[test]
     fn a_reset_begins_anew() {
         let mut watch = still(false);
-        watch.read(at(2), ReadingChange::Advanced, false);
-        watch.read(at(3), ReadingChange::Reset, false);
+        watch.read(at(2), Change::Moved, false);
+        watch.read(at(3), Change::Reset, false);
         assert_eq!(watch.verdict(true), Freshness::Unread);
     }
 }

@@ -4,11 +4,11 @@ use std::io;
 
 use nix::sys::socket::SockProtocol;
 
-use super::protocol::{CHARDEV_TYPE, DEV_INDEX, NldevCommand, PORT_INDEX};
-use crate::agent::wire::{DUMP, Line, push_attribute};
+use super::super::wire::{DUMP, Line, push_attribute};
+use super::nldev::{CHARDEV_TYPE, Command, DEV_INDEX, PORT_INDEX};
 
 /// What answers questions about RDMA devices.
-pub trait NetlinkSource: Send {
+pub trait Source: Send {
     /// The answer's messages, one after another.
     ///
     /// # Errors
@@ -16,7 +16,7 @@ pub trait NetlinkSource: Send {
     /// without RDMA.
     fn ask(
         &mut self,
-        command: NldevCommand,
+        command: Command,
         device: Option<u32>,
         port: Option<u32>,
     ) -> io::Result<&[u8]>;
@@ -24,18 +24,18 @@ pub trait NetlinkSource: Send {
 
 /// The running kernel.
 #[derive(Debug)]
-pub struct KernelNetlink(Line);
+pub struct Kernel(Line);
 
-impl Default for KernelNetlink {
-    fn default() -> KernelNetlink {
-        KernelNetlink(Line::new(SockProtocol::NetlinkRDMA))
+impl Default for Kernel {
+    fn default() -> Kernel {
+        Kernel(Line::new(SockProtocol::NetlinkRDMA))
     }
 }
 
-impl NetlinkSource for KernelNetlink {
+impl Source for Kernel {
     fn ask(
         &mut self,
-        command: NldevCommand,
+        command: Command,
         device: Option<u32>,
         port: Option<u32>,
     ) -> io::Result<&[u8]> {
@@ -45,7 +45,7 @@ impl NetlinkSource for KernelNetlink {
                 push_attribute(&mut body, kind, &value.to_ne_bytes());
             }
         }
-        if command == NldevCommand::Driver {
+        if command == Command::Driver {
             push_attribute(&mut body, CHARDEV_TYPE, b"uverbs\0");
         }
         let flags = if command.is_dump() { DUMP } else { 0 };

@@ -1,0 +1,41 @@
+//! A log that cannot be written costs log lines and no request.
+
+use std::fs::OpenOptions;
+use std::process::Stdio;
+
+use router_tests::{Fleet, Gateway};
+
+use crate::{CHAT, chat};
+
+/// Their log lines are more than a pipe holds (64 KiB).
+const REQUESTS: usize = 400;
+
+async fn serves(fleet: &Fleet, stderr: Stdio) -> Gateway {
+    let gateway = Gateway::start_logging_to(&fleet.manifests, stderr).await;
+    for _ in 0..REQUESTS {
+        gateway.client.post(CHAT, &chat("hello")).await.expect_status(200);
+    }
+    for path in ["/livez", "/readyz"] {
+        gateway.admin.get(path).await.expect_status(200);
+    }
+    gateway
+}
+
+#[tokio::test]
+async fn requests_are_served_while_the_disk_of_the_log_is_full() {
+    let fleet = Fleet::start(1, 1).await;
+    let full = OpenOptions::new().write(true).open("/dev/full").expect("opening /dev/full");
+    let gateway = serves(&fleet, full.into()).await;
+    let lost = gateway.metric("pd_router_log_lines_lost_total", &[]).await;
+    assert!(lost >= REQUESTS as f64, "{lost} lines were counted as lost");
+}
+
+#[tokio::test]
+async fn requests_are_served_while_no_reader_takes_the_log() {
+    let fleet = Fleet::start(1, 1).await;
+    let (_unread, writer) = std::io::pipe().expect("making a pipe");
+    let mut gateway = serves(&fleet, writer.into()).await;
+    gateway.terminate();
+    let status = gateway.ended(std::time::Duration::from_secs(20)).await;
+    assert!(status.success(), "{status}");
+}
