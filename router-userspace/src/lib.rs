@@ -16,5 +16,6 @@ mod http_client;
 pub mod metrics;
 mod scheduler_view;
 pub mod simulate;
+mod supervise;
 pub mod telemetry;
 pub mod token;

@@ -45,6 +45,7 @@ use crate::feedback::{SubscriberContext, Subscriptions};
 use crate::http_client::HttpClient;
 use crate::metrics::Metrics;
 use crate::scheduler_view::SchedulerView;
+use crate::supervise::Supervisor;
 
 /// Maximum number of engine infos that wait for the next snapshot. Beyond it, probes wait.
 const MAX_FACTS: usize = 1024;
@@ -68,18 +69,23 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<()> 
     let admin = Admin::bind(admin_listen).await.context("--admin-listen")?;
     let stop = CancellationToken::new();
     let background = TaskTracker::new();
-    background.spawn(admin.run(
-        AdminState {
-            readiness: Arc::clone(&parts.readiness),
-            gateway: Arc::clone(&parts.gateway),
-            registry: Arc::new(Mutex::new(registry)),
-            guard,
-        },
-        stop.clone(),
+    let supervisor = Supervisor::new(shutdown.clone());
+    background.spawn(supervisor.clone().essential(
+        "admin port",
+        admin.run(
+            AdminState {
+                readiness: Arc::clone(&parts.readiness),
+                gateway: Arc::clone(&parts.gateway),
+                registry: Arc::new(Mutex::new(registry)),
+                guard,
+            },
+            stop.clone(),
+        ),
     ));
     let (publish, ports) = parts.publisher();
     let stopped = stop.clone().cancelled_owned();
-    background.spawn(control::run(feed, parts.facts, publish, stopped));
+    let followed = control::run(feed, parts.facts, publish, stopped);
+    background.spawn(supervisor.clone().essential("control", followed));
     let listeners = Listeners::new(&parts.gateway.settings, Service(Arc::clone(&parts.gateway)));
     let listeners = follow_ports(listeners, ports, &parts.readiness, &shutdown).await;
 
@@ -99,7 +105,10 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<()> 
         tracing::debug!("some background tasks were cut short");
     }
     tracing::info!("drained");
-    Ok(())
+    match supervisor.failed() {
+        Some(task) => Err(anyhow::anyhow!("the task `{task}` panicked")),
+        None => Ok(()),
+    }
 }
 
 /// What [`run`] puts together before it serves.

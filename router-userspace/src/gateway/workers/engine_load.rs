@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::http_client::{HttpClient, Protocol, whole};
+use crate::supervise::restarted;
 
 /// Largest answer that is read; a page of metrics is some hundred KB.
 const MAX_ANSWER: usize = 4 << 20;
@@ -66,13 +67,14 @@ impl Polls {
     fn start(&self, worker: Arc<Worker>) -> CancellationToken {
         let stop = self.stop.child_token();
         let (poller, stopped) = (self.poller.clone(), stop.clone());
-        self.tasks.spawn(async move { stopped.run_until_cancelled(poller.watch(&worker)).await });
+        let watched = restarted("engine load", move || poller.clone().watch(Arc::clone(&worker)));
+        self.tasks.spawn(async move { stopped.run_until_cancelled(watched).await });
         stop
     }
 }
 
 impl Poller {
-    async fn watch(self, worker: &Worker) {
+    async fn watch(self, worker: Arc<Worker>) {
         let mut form = None;
         loop {
             // Spread, so that a thousand engines are not asked at once.
@@ -82,8 +84,8 @@ impl Poller {
                 continue;
             }
             form = match form {
-                Some(form) => self.ask(worker, form).await.then_some(form),
-                None => self.find(worker).await,
+                Some(form) => self.ask(&worker, form).await.then_some(form),
+                None => self.find(&worker).await,
             };
             if form.is_none() {
                 tokio::time::sleep(self.interval * GIVE_UP).await;

@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::TimeoutFlags;
 use crate::http_client::{HttpClient, Protocol, SendError, whole};
 use crate::scheduler_view::SchedulerView;
+use crate::supervise::restarted;
 
 /// Between the first two probes of a worker that is not up, and doubled up to the usual interval: a
 /// thousand that are away must not be asked five times a second.
@@ -139,8 +140,10 @@ impl Probes {
     fn start(&self, worker: Arc<Worker>, post: Post, ready: bool) -> Watch {
         let stop = self.stop.child_token();
         let look = Arc::new(Notify::new());
-        let prober = self.prober.clone();
-        let watched = prober.watch(worker, post.clone(), Arc::clone(&look));
+        let (prober, asked, wake) = (self.prober.clone(), post.clone(), Arc::clone(&look));
+        let watched = restarted("probe", move || {
+            prober.clone().watch(Arc::clone(&worker), asked.clone(), Arc::clone(&wake))
+        });
         let stopped = stop.clone();
         self.tasks.spawn(async move { stopped.run_until_cancelled(watched).await });
         Watch { post, ready, stop, look }
