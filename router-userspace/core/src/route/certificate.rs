@@ -13,7 +13,7 @@ pub struct CertificateId(pub u64);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ServerCertificate {
     pub secret: ObjectName,
-    /// Where the certificate and its key are found, in the map that is published with the fleet.
+    /// The key of this certificate in the map that is published with the fleet.
     #[serde(skip)]
     pub id: CertificateId,
 }

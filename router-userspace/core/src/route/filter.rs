@@ -22,7 +22,7 @@ pub enum PathEdit {
     ReplacePrefixMatch(Box<str>),
 }
 
-/// The filters of a rule and then of the backend that was drawn, in their order.
+/// The filters of a rule, followed by those of the selected backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Filters {
     #[serde(skip_serializing_if = "Vec::is_empty")]

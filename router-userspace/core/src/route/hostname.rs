@@ -1,4 +1,4 @@
-//! [`Hostname`]: what a listener or a route says of the host, and how it is compared.
+//! [`Hostname`]: a host name of a listener or a route, and how host names compare.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -14,7 +14,7 @@ pub struct Hostname {
     wildcard: bool,
 }
 
-/// Why a host name is none.
+/// Why a text is not a valid host name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadHostname {
     #[error("is an IP address; the Gateway API allows names only")]
@@ -46,7 +46,7 @@ impl Hostname {
         Ok(Hostname { name: name.to_ascii_lowercase().into(), wildcard })
     }
 
-    /// Whether requests for `host` are meant. A wildcard stands for one label or more.
+    /// Whether this name covers `host`. A wildcard matches one or more labels.
     pub fn matches(&self, host: &str) -> bool {
         if !self.wildcard {
             return self.name.eq_ignore_ascii_case(host);
@@ -57,7 +57,7 @@ impl Hostname {
             && host.as_bytes()[cut..].eq_ignore_ascii_case(self.name.as_bytes())
     }
 
-    /// Whether some host is meant by both.
+    /// Whether some host matches both names.
     pub fn intersects(&self, other: &Hostname) -> bool {
         match (self.wildcard, other.wildcard) {
             (false, false) => self.name == other.name,
@@ -99,8 +99,8 @@ impl Serialize for Hostname {
     }
 }
 
-/// The name in a Host header or an `:authority`, without port and the root's dot. An IPv6
-/// address keeps its brackets.
+/// The host name in a Host header or an `:authority`, without the port and the trailing dot. An
+/// IPv6 address keeps its brackets.
 pub fn host_name(authority: &str) -> &str {
     let end = match authority.rfind(']') {
         Some(bracket) => bracket + 1,
@@ -110,7 +110,7 @@ pub fn host_name(authority: &str) -> &str {
     name.strip_suffix('.').unwrap_or(name)
 }
 
-/// Compares without regard to case and without a copy, as host tables are sorted.
+/// Compares case-insensitively without a copy, in the order in which host tables are sorted.
 pub(super) fn compare(a: &str, b: &str) -> Ordering {
     let fold = |byte: u8| byte.to_ascii_lowercase();
     a.bytes().map(fold).cmp(b.bytes().map(fold))
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wildcard_stands_for_one_label_or_more_and_never_for_none() {
+    fn a_wildcard_matches_one_or_more_labels() {
         let wildcard = host("*.example.com");
         assert!(wildcard.matches("www.example.com"));
         assert!(wildcard.matches("a.b.EXAMPLE.com"));
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_name_is_refused() {
+    fn invalid_host_names_are_rejected() {
         assert_eq!(Hostname::parse("10.0.0.1"), Err(BadHostname::Address));
         for text in ["", "*", "a..b", "-a.com", "a_b.com", "foo.*.com", "example.com:80"] {
             assert_eq!(Hostname::parse(text), Err(BadHostname::NotADnsName), "{text}");
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_port_and_the_last_dot_are_no_part_of_the_name() {
+    fn the_port_and_the_trailing_dot_are_stripped() {
         assert_eq!(host_name("example.com:8080"), "example.com");
         assert_eq!(host_name("example.com."), "example.com");
         assert_eq!(host_name("[::1]:8080"), "[::1]");

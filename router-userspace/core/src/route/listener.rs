@@ -14,7 +14,7 @@ use crate::fleet::ObjectName;
 /// One match of a route on a listener: a host name of the route, a match of a rule, the rule.
 #[derive(Clone, Debug)]
 pub struct AttachedRule {
-    /// `None` where the route names no host: then the listener's own name decides alone.
+    /// `None` if the route names no host, so that the listener's host name alone decides.
     pub hostname: Option<Hostname>,
     pub matching: Match,
     pub rule: Arc<Rule>,
@@ -26,12 +26,11 @@ pub struct Listener {
     pub gateway: ObjectName,
     pub name: Arc<str>,
     pub port: u16,
-    /// The port of this process that it is served on: another than `port` where a Service stands
-    /// between.
+    /// The port of this process that the listener is served on. It differs from `port` if a Service
+    /// maps the one to the other.
     pub socket_port: u16,
     pub hostname: Option<Hostname>,
-    /// The certificates that clients are presented with over TLS, the preferred one first. Empty for
-    /// plain HTTP.
+    /// The certificates for TLS, the preferred one first. Empty for plain HTTP.
     pub certificates: Vec<ServerCertificate>,
     /// Sorted by name.
     exact: Vec<(Hostname, PathTable)>,
@@ -41,8 +40,8 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Compiles the routes of a listener that is served in plain HTTP on its own port. Host names of routes are kept as they are: a request
-    /// has met the listener's own name before they are compared.
+    /// Compiles the routes of a plain HTTP listener that is served on its own port. Host names of
+    /// routes stay as they are: the listener's host name has matched before they are compared.
     pub fn new(
         gateway: ObjectName,
         name: Arc<str>,
@@ -83,18 +82,18 @@ impl Listener {
         listener
     }
 
-    /// Whether clients speak TLS to it.
+    /// Whether the listener uses TLS.
     pub fn secure(&self) -> bool {
         !self.certificates.is_empty()
     }
 
-    /// The routes that are attached.
+    /// The attached routes.
     pub fn routes(&self) -> BTreeSet<&ObjectName> {
         let tables = self.exact.iter().chain(&self.wildcard).map(|(_, table)| table);
         tables.chain([&self.any]).flat_map(PathTable::routes).collect()
     }
 
-    /// Whether requests for `host` are this listener's.
+    /// Whether this listener's host name covers `host`.
     pub(super) fn takes(&self, host: &str) -> bool {
         self.hostname.as_ref().is_none_or(|hostname| hostname.matches(host))
     }
@@ -107,8 +106,8 @@ impl Listener {
         }
     }
 
-    /// The rule for a request that this listener takes: the most specific host name first, but
-    /// where none of its matches holds, the next one still may.
+    /// The rule for a request to this listener. The most specific host name is tried first; if none
+    /// of its matches holds, the next host name is tried.
     pub(super) fn find(&self, host: &str, head: &Head<'_>) -> Option<(&Rule, Option<&str>)> {
         let exact = row(&self.exact, host).and_then(|table| table.find(head));
         exact.or_else(|| self.find_wildcard(host, head)).or_else(|| self.any.find(head))
@@ -118,8 +117,8 @@ impl Listener {
         if self.wildcard.is_empty() {
             return None;
         }
-        // From the left: the longest suffix is the most specific. A dot at the start has no
-        // label before it.
+        // From the left: the longest suffix is the most specific. A dot at the start has no label
+        // before it.
         let dots = host.bytes().enumerate().skip(1).filter(|(_, byte)| *byte == b'.');
         dots.filter_map(|(dot, _)| row(&self.wildcard, &host[dot + 1..]))
             .find_map(|table| table.find(head))
@@ -133,7 +132,7 @@ impl Listener {
         named.into_iter().map(|(host, table)| (Some(host), table)).chain(any)
     }
 
-    /// Every rule with its match, in the order in which a request meets them.
+    /// Every rule with its match, in the order in which they are tried.
     pub fn rules(&self) -> impl Iterator<Item = (Option<&Hostname>, &Match, &Arc<Rule>)> {
         self.tables().flat_map(|(host, table)| {
             table.entries().map(move |entry| (host, &entry.matching, &entry.rule))

@@ -1,4 +1,4 @@
-//! [`Match`]: the conditions of one `matches` entry, and whether a request meets them.
+//! [`Match`]: the conditions of one `matches` entry, and whether a request fulfils them.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
@@ -9,38 +9,38 @@ use super::{Head, Pattern};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PathMatch {
     Exact(Box<str>),
-    /// Without a trailing slash; empty matches every path.
+    /// Without a trailing slash. Empty matches every path.
     Prefix(Box<str>),
     Regular(Pattern),
 }
 
 impl PathMatch {
-    /// A prefix condition; `/v1/` and `/v1` are the same one.
+    /// A prefix condition. `/v1/` and `/v1` are equal.
     pub fn prefix(value: &str) -> PathMatch {
         PathMatch::Prefix(value.trim_end_matches('/').into())
     }
 }
 
-/// What a header or a query parameter must be.
+/// The required value of a header or a query parameter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ValueMatch<T> {
     Exact(T),
     Regular(Pattern),
 }
 
-/// One `matches` entry of a rule: all of it must hold.
+/// One `matches` entry of a rule. All its conditions must hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Match {
     pub path: PathMatch,
     pub method: Option<Method>,
-    /// Of several conditions on one name only the first counts, as the API says.
+    /// If one name has several conditions, only the first counts, as in the Gateway API.
     pub headers: Vec<(HeaderName, ValueMatch<HeaderValue>)>,
-    /// Compared after decoding `%` and `+`; the first occurrence in the request counts.
+    /// Compared after decoding `%` and `+`. The first occurrence in the request counts.
     pub query: Vec<(Box<str>, ValueMatch<String>)>,
 }
 
 impl Default for Match {
-    /// What a rule without `matches` means: every path.
+    /// A rule without `matches` matches every path.
     fn default() -> Match {
         let path = PathMatch::Prefix("".into());
         Match { path, method: None, headers: Vec::new(), query: Vec::new() }
@@ -48,7 +48,7 @@ impl Default for Match {
 }
 
 impl Match {
-    /// Everything but the path, which the table has looked up already.
+    /// Checks all conditions except the path, which the table has already looked up.
     pub(super) fn meets(&self, head: &Head<'_>) -> bool {
         self.method.as_ref().is_none_or(|method| method == head.method)
             && self.headers.iter().all(|(name, value)| has_header(head.headers, name, value))
@@ -56,7 +56,7 @@ impl Match {
     }
 }
 
-/// Several lines of one name are one list, joined by commas (RFC 9110, section 5.2).
+/// Several header lines of one name form one list, joined by commas (RFC 9110, section 5.2).
 fn has_header(headers: &HeaderMap, name: &HeaderName, wanted: &ValueMatch<HeaderValue>) -> bool {
     let mut values = headers.get_all(name).iter();
     let Some(first) = values.next() else { return false };
@@ -84,7 +84,7 @@ impl<T: AsRef<[u8]>> ValueMatch<T> {
         }
     }
 
-    /// The same of a value in pieces, which only a pattern needs in one.
+    /// Compares a value given as an iterator of bytes. Only a pattern collects it.
     fn made_of(&self, value: impl Iterator<Item = u8>) -> bool {
         match self {
             ValueMatch::Exact(wanted) => value.eq(wanted.as_ref().iter().copied()),
@@ -92,7 +92,7 @@ impl<T: AsRef<[u8]>> ValueMatch<T> {
         }
     }
 
-    /// As `/fleet` shows it, after the name.
+    /// The condition as `/fleet` shows it, after the name.
     fn text(&self, equals: &str) -> String {
         match self {
             ValueMatch::Exact(wanted) => {
@@ -103,7 +103,7 @@ impl<T: AsRef<[u8]>> ValueMatch<T> {
     }
 }
 
-/// The bytes behind `%XX` and `+`, without a copy. A bad escape stands for itself.
+/// Decodes `%XX` and `+` without a copy. An invalid escape is kept as it is.
 fn decoded(text: &str) -> impl Iterator<Item = u8> + '_ {
     let hex = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     let mut rest = text.as_bytes();
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_one_header_are_one_list() {
+    fn several_lines_of_one_header_are_one_list() {
         let mut headers = HeaderMap::new();
         let name = HeaderName::from_static("version");
         headers.append(&name, HeaderValue::from_static("one"));

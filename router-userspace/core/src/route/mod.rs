@@ -1,7 +1,7 @@
-//! Which backend a request means: the Gateway API's matching and precedence, compiled.
+//! Matches requests to backends, with the Gateway API's precedence, compiled for lookup.
 //!
-//! Lookup costs a binary search per host label and path element and allocates nothing, but for
-//! regular expressions, which are tried one by one, each in time linear in what it looks at.
+//! A lookup takes one binary search per host label and path element and does not allocate. Regular
+//! expressions are the exception: they are tried one by one, each in time linear in its input.
 
 mod certificate;
 mod filter;
@@ -24,7 +24,7 @@ pub use rule::{Backend, Rule, Target, Timeouts};
 
 use crate::fleet::{Fleet, ObjectName};
 
-/// The parts of a request's head that routes look at.
+/// The parts of a request head that routes match on.
 #[derive(Clone, Copy, Debug)]
 pub struct Head<'a> {
     pub method: &'a http::Method,
@@ -36,13 +36,13 @@ pub struct Head<'a> {
     pub headers: &'a http::HeaderMap,
 }
 
-/// Where a request goes.
+/// The result of a lookup.
 #[derive(Clone, Copy, Debug)]
 pub struct Found<'f> {
     pub listener: &'f Listener,
     pub rule: &'f Rule,
     pub target: &'f Target,
-    /// The rule's filters and the drawn backend's, in this order.
+    /// The rule's filters, followed by those of the selected backend.
     pub filters: &'f Filters,
     /// The path prefix that matched, without a trailing slash; `None` after an exact match.
     pub prefix: Option<&'f str>,
@@ -53,18 +53,19 @@ impl<'f> Found<'f> {
         &self.rule.route
     }
 
-    /// The HTTPRoute's timeouts, else those of its BackendTrafficPolicy, else of the Gateway's.
+    /// The timeouts of the HTTPRoute, else of its BackendTrafficPolicy, else of the Gateway's.
     pub fn timeouts(&self) -> Timeouts {
         self.rule.timeouts
     }
 }
 
-/// Finds where a request on `port`, one of this process, goes. `draw` is any random number: it picks among weighted
-/// backends. `None` is a 404.
+/// Finds the backend of a request on `port`, a port of this process. `draw` is a random number that
+/// selects among weighted backends. `None` means 404.
 ///
-/// Among listeners of a port, the one with the most specific host name takes the request, and
-/// only its routes are looked at. Then precedence is: host name of the route, exact path, longest
-/// regular expression of a path (where the Gateway API leaves it open), longest prefix, method, number of header matches, number of query matches, age, name, position.
+/// Among the listeners of a port, the one with the most specific host name gets the request, and
+/// only its routes are considered. The precedence is: host name of the route, exact path, longest
+/// regular expression of a path (where the Gateway API leaves it open), longest prefix, method,
+/// number of header matches, number of query matches, age, name, position.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -110,8 +111,8 @@ pub fn find<'f>(fleet: &'f Fleet, port: u16, head: &Head<'_>, draw: u64) -> Opti
     Some(Found { listener, rule, target: &backend.target, filters: &backend.filters, prefix })
 }
 
-/// The listener of `port`, one of this process, that takes what is for `host`: a request's host, or
-/// the name that a TLS client asks for.
+/// The listener on `port`, a port of this process, for `host`: the host of a request, or the server
+/// name of a TLS client.
 pub fn listener<'f>(fleet: &'f Fleet, port: u16, host: Option<&str>) -> Option<&'f Listener> {
     let host = host.map(host_name).unwrap_or_default();
     let all = fleet.listeners.iter().filter(|listener| listener.socket_port == port);

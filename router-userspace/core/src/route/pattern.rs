@@ -1,26 +1,27 @@
-//! [`Pattern`]: a regular expression of a match, compiled, within limits.
+//! [`Pattern`]: a regular expression of a match, compiled, with limits.
 
 use regex::bytes::{Regex, RegexBuilder};
 
-/// Bytes that a pattern may take compiled, and again while it is being matched by a thread.
+/// Maximum size of a compiled pattern in bytes, and of its cache per thread.
 const MAX_COMPILED: usize = 256 << 10;
-/// Groups within groups.
+/// Maximum nesting of groups.
 const MAX_NESTING: u32 = 64;
 
-/// A regular expression that must match the whole value, as with RE2 in Envoy: time is linear in
-/// the value, classes such as `\d` mean ASCII, there are no back references and no looking around.
+/// A regular expression that must match the whole value, as with RE2 in Envoy. Matching takes time
+/// linear in the value, classes such as `\d` mean ASCII, and there are neither back references nor
+/// look-around.
 #[derive(Clone, Debug)]
 pub struct Pattern {
     text: Box<str>,
     compiled: Regex,
 }
 
-/// Why a text is no pattern.
+/// Why a text is not a valid pattern.
 #[derive(Debug, thiserror::Error)]
 pub enum BadPattern {
     #[error("it takes more than {MAX_COMPILED} bytes when compiled")]
     TooLarge,
-    /// One line: what is wrong, without the drawing of where.
+    /// The reason in one line, without the regex crate's drawing of the position.
     #[error("{0}")]
     Syntax(String),
 }
@@ -29,20 +30,20 @@ impl Pattern {
     /// Compiles `text`.
     ///
     /// # Errors
-    /// It is no regular expression of this kind, or too large a one.
+    /// The text is not a regular expression of this kind, or too large when compiled.
     pub fn new(text: &str) -> Result<Pattern, BadPattern> {
-        // By itself first: `a)|(b` is none, though it would be one within the group below.
+        // Alone first: `a)|(b` is invalid, but would be valid inside the group below.
         compile(text)?;
         let compiled = compile(&format!(r"\A(?:{text})\z"))?;
         Ok(Pattern { text: text.into(), compiled })
     }
 
-    /// As it was written.
+    /// The pattern as it was written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Whether all of `value` is matched.
+    /// Whether the pattern matches all of `value`.
     pub fn matches(&self, value: &[u8]) -> bool {
         self.compiled.is_match(value)
     }
@@ -86,11 +87,12 @@ mod tests {
         assert!(holds("/v[0-9]+/chat", "/v1/chat"));
         assert!(!holds("/v[0-9]+/chat", "/v1/chat/completions"));
         assert!(!holds("/v[0-9]+", "/api/v1"));
-        // The alternatives together, and the longer one though the shorter comes first.
+        // All alternatives are anchored, and the longer one matches although the shorter comes
+        // first.
         assert!(holds("/a|/ab", "/ab"));
         assert!(!holds("/a|/b", "/ab"));
         assert!(!holds("a", "a\n"));
-        // Flags, and a comment that would hide what follows it on its line.
+        // Flags work. A comment that would hide the rest of the line does not compile.
         assert!(holds("(?i)qwen.*", "Qwen3-32B"));
         assert!(Pattern::new("(?x)a # comment").is_err());
     }
@@ -103,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pattern_is_said_in_one_line() {
+    fn an_invalid_pattern_gives_a_one_line_error() {
         for (pattern, words) in [
             ("/a(", "unclosed group"),
             ("a)|(b", "unopened group"),
@@ -111,14 +113,14 @@ mod tests {
             ("a(?=b)", "look-around"),
             ("(a{1000}){1000}", "more than 262144 bytes"),
         ] {
-            let told = Pattern::new(pattern).unwrap_err().to_string();
-            assert!(told.contains(words) && !told.contains('\n'), "{pattern}: {told}");
+            let error = Pattern::new(pattern).unwrap_err().to_string();
+            assert!(error.contains(words) && !error.contains('\n'), "{pattern}: {error}");
         }
         assert!(Pattern::new(&"(".repeat(100)).is_err());
     }
 
     #[test]
-    fn time_is_linear_where_backtracking_would_not_end() {
+    fn patterns_that_backtrack_exponentially_match_in_linear_time() {
         let value = "a".repeat(20_000);
         assert!(!holds("(a*)*b", &value));
         assert!(!holds("(a|aa)+b", &value));

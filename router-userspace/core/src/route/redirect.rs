@@ -1,4 +1,4 @@
-//! [`Redirect`]: where a redirected client is sent.
+//! [`Redirect`]: the Location of a redirected client.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -21,26 +21,26 @@ pub struct Redirect {
 }
 
 impl Redirect {
-    /// The Location of a request that came to `listener`; `matched` is [`super::Found::prefix`].
+    /// The Location for a request to `listener`. `matched` is [`super::Found::prefix`].
     ///
-    /// The port follows the Gateway API: the one that the filter names, else the scheme's own
-    /// where the filter names a scheme, else the listener's. A scheme's own port is not written.
+    /// The port follows the Gateway API: the filter's port; else the default port of the filter's
+    /// scheme, if it names one; else the listener's port. A scheme's default port is not written.
     pub fn location(&self, head: &Head<'_>, listener: &Listener, matched: Option<&str>) -> String {
-        let spoken = if listener.secure() { &Scheme::HTTPS } else { &Scheme::HTTP };
-        let scheme = self.scheme.as_ref().unwrap_or(spoken);
-        let own_port = if *scheme == Scheme::HTTPS { 443 } else { 80 };
+        let listener_scheme = if listener.secure() { &Scheme::HTTPS } else { &Scheme::HTTP };
+        let scheme = self.scheme.as_ref().unwrap_or(listener_scheme);
+        let default_port = if *scheme == Scheme::HTTPS { 443 } else { 80 };
         let port = match (self.port, &self.scheme) {
             (Some(port), _) => port,
-            (None, Some(_)) => own_port,
+            (None, Some(_)) => default_port,
             (None, None) => listener.port,
         };
         let host = self.hostname.as_deref().or(head.host.map(host_name));
         let mut location = String::new();
-        // Without any host a reference without one is all that can be said (RFC 3986, 4.2).
+        // Without a host only a relative reference is possible (RFC 3986, section 4.2).
         if let Some(host) = host.filter(|host| !host.is_empty()) {
             // Writing into a String cannot fail.
             let _ = write!(location, "{scheme}://{host}");
-            if port != own_port {
+            if port != default_port {
                 let _ = write!(location, ":{port}");
             }
         }

@@ -1,4 +1,4 @@
-//! [`Rule`]: one rule of an HTTPRoute with its backends, and the [`Target`] that chance draws.
+//! [`Rule`]: one rule of an HTTPRoute with its weighted backends, and the [`Target`] of a backend.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,30 +9,30 @@ use serde::ser::{SerializeStruct, Serializer};
 use super::{Filters, Redirect};
 use crate::fleet::{ObjectName, Pool, ServiceBackend};
 
-/// What a route leads to.
+/// The target of a backend.
 #[derive(Clone, Debug)]
 pub enum Target {
-    /// The pool's profile says whether a request takes a pair or one worker.
+    /// The pool's profile decides whether a request uses a pair or one worker.
     Pool(Arc<Pool>),
     Service(Arc<ServiceBackend>),
     Redirect(Redirect),
-    /// A reference that leads nowhere: its share of the requests is answered with 500.
+    /// An unresolved reference: its share of the requests gets 500.
     Broken {
         reason: Arc<str>,
     },
 }
 
-/// How long a request may take. `None` is "not told", zero is "no limit" (GEP-1742).
+/// The timeouts of a request. `None` is "not set", zero is "no limit" (GEP-1742).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
-    /// From the request's head to the response's end.
+    /// From the request head to the end of the response.
     pub request: Option<Duration>,
-    /// One attempt at a backend.
+    /// For one attempt at a backend.
     pub backend_request: Option<Duration>,
 }
 
 impl Timeouts {
-    /// What these do not tell, `other` may.
+    /// These timeouts, with unset ones taken from `other`.
     pub fn or(self, other: Timeouts) -> Timeouts {
         Timeouts {
             request: self.request.or(other.request),
@@ -46,7 +46,7 @@ impl Timeouts {
 pub struct Backend {
     pub weight: u32,
     pub target: Target,
-    /// The rule's filters, then this backend's own.
+    /// The rule's filters, followed by this backend's own.
     pub filters: Filters,
 }
 
@@ -56,7 +56,7 @@ pub struct Rule {
     pub route: ObjectName,
     /// The position among the route's rules.
     pub index: usize,
-    /// Seconds since 1970; `None` sorts as the youngest.
+    /// Seconds since 1970. `None` sorts last.
     pub created: Option<i64>,
     pub timeouts: Timeouts,
     backends: Vec<Backend>,
@@ -64,7 +64,7 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// A rule with nothing to draw from, by absence or by weight, answers 500 to everything.
+    /// Creates a rule. If it has no backend, or all weights are 0, every request gets 500.
     pub fn new(
         route: ObjectName,
         index: usize,
@@ -84,12 +84,12 @@ impl Rule {
         Rule { route, index, created, timeouts, backends, total }
     }
 
-    /// The backends in the order of the document.
+    /// The backends in document order.
     pub fn backends(&self) -> &[Backend] {
         &self.backends
     }
 
-    /// The backend that `draw`, any random number, falls on.
+    /// Selects a backend by weight. `draw` is any random number.
     pub(super) fn draw(&self, draw: u64) -> &Backend {
         let mut left = draw % self.total;
         let mut last = &self.backends[0];
@@ -103,8 +103,8 @@ impl Rule {
         last
     }
 
-    /// Who wins where two matches are equally specific: the older route, then the name, then
-    /// the earlier rule.
+    /// The precedence of equally specific matches: the older route, then the name, then the earlier
+    /// rule.
     pub(super) fn seniority(&self) -> impl Ord + '_ {
         (self.created.is_none(), self.created, &self.route, self.index)
     }
@@ -174,14 +174,14 @@ mod tests {
     }
 
     #[test]
-    fn shares_follow_the_weights_and_weight_0_gets_nothing() {
+    fn backends_are_drawn_by_weight_and_weight_0_is_never_drawn() {
         let rule = rule(&[7, 0, 3]);
         let drawn: String = (0..10).map(|draw| reason(rule.draw(draw))).collect();
         assert_eq!(drawn, "0000000222");
     }
 
     #[test]
-    fn a_rule_with_nothing_to_draw_from_is_broken() {
+    fn a_rule_without_a_weighted_backend_is_broken() {
         assert_eq!(reason(rule(&[]).draw(5)), "the rule has no backendRefs");
         assert_eq!(reason(rule(&[0, 0]).draw(5)), "every backendRef of the rule has weight 0");
     }

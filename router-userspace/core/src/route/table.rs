@@ -10,7 +10,7 @@ use super::matches::{Match, PathMatch};
 use super::{Head, Rule};
 use crate::fleet::ObjectName;
 
-/// One match and the rule that it leads to.
+/// A match and its rule.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct RuleEntry {
     #[serde(flatten)]
@@ -19,11 +19,11 @@ pub(super) struct RuleEntry {
     pub(super) rule: Arc<Rule>,
 }
 
-/// Entries of one path, the preferred first.
+/// The entries of one path, the preferred one first.
 type PathRow = (Box<str>, Vec<RuleEntry>);
 
-/// Looked up by path: exact ones first, then regular expressions, then the longest prefix. All
-/// lists are sorted.
+/// Entries by path: exact paths are tried first, then regular expressions, then the longest prefix.
+/// All lists are sorted.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PathTable {
     exact: Vec<PathRow>,
@@ -48,7 +48,7 @@ impl PathTable {
             };
             rows.entry(path).or_default().push(entry);
         }
-        // The sort is stable: matches of one rule stay in the order of the document.
+        // The sort is stable: matches of one rule stay in document order.
         let sorted = |(path, mut entries): PathRow| {
             entries.sort_by(|a, b| precedence(a).cmp(&precedence(b)));
             (path, entries)
@@ -66,13 +66,13 @@ impl PathTable {
         }
     }
 
-    /// The routes of the entries; one that has several comes as often.
+    /// The routes of all entries, with duplicates.
     pub(super) fn routes(&self) -> impl Iterator<Item = &ObjectName> {
         let rows = self.exact.iter().chain(&self.prefix).flat_map(|(_, entries)| entries);
         rows.chain(&self.regular).map(|entry| &entry.rule.route)
     }
 
-    /// The rule that the request means, and the matched prefix where a prefix matched.
+    /// The rule for a request, and the matched prefix if a prefix matched.
     pub(super) fn find(&self, head: &Head<'_>) -> Option<(&Rule, Option<&str>)> {
         if let Some((_, entry)) = first(&self.exact, head.path, head) {
             return Some((&entry.rule, None));
@@ -88,7 +88,7 @@ impl PathTable {
         }
         let mut rest = head.path;
         loop {
-            // An element ends at a slash or at the path's end, so that /v1 is no prefix of /v10.
+            // An element ends at a slash or at the end of the path, so /v1 is not a prefix of /v10.
             if rest.len() <= self.longest_prefix
                 && let Some((path, entry)) = first(&self.prefix, rest, head)
             {
@@ -108,7 +108,7 @@ impl PathTable {
     }
 }
 
-/// A regular expression as it was written.
+/// The text of a regular expression.
 fn pattern(entry: &RuleEntry) -> &str {
     match &entry.matching.path {
         PathMatch::Regular(pattern) => pattern.as_str(),
@@ -122,7 +122,8 @@ fn first<'t>(rows: &'t [PathRow], path: &str, head: &Head<'_>) -> Option<(&'t st
     Some((path, entries.iter().find(|entry| entry.matching.meets(head))?))
 }
 
-/// What decides between entries of one path: method, header matches, query matches, seniority.
+/// The order of entries of one path: method, header matches, query matches, then
+/// [`Rule::seniority`].
 fn precedence(entry: &RuleEntry) -> impl Ord + '_ {
     let Match { method, headers, query, .. } = &entry.matching;
     (method.is_none(), Reverse(headers.len()), Reverse(query.len()), entry.rule.seniority())

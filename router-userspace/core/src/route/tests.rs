@@ -225,7 +225,7 @@ fn the_most_specific_listener_takes_the_request_alone() {
 }
 
 #[test]
-fn a_less_specific_host_of_the_same_listener_still_serves_what_the_specific_one_lacks() {
+fn a_less_specific_host_of_the_same_listener_serves_what_the_specific_one_does_not_match() {
     let rows = [
         ("exact", Some("www.example.com"), prefix("/a"), None),
         ("wild", Some("*.example.com"), prefix("/b"), None),
@@ -240,7 +240,7 @@ fn a_less_specific_host_of_the_same_listener_still_serves_what_the_specific_one_
 }
 
 #[test]
-fn a_method_that_no_rule_takes_is_not_found() {
+fn a_method_without_a_rule_is_not_found() {
     let rows = [("r", None, only(Method::POST, prefix("/")), None)];
     let fleet = fleet(&[("http", None, &rows)]);
     assert!(ask(&fleet, &Method::POST, "h/", &[]).is_some());
@@ -249,7 +249,7 @@ fn a_method_that_no_rule_takes_is_not_found() {
 }
 
 #[test]
-fn rules_are_listed_in_the_order_in_which_a_request_meets_them() {
+fn rules_are_listed_in_the_order_in_which_they_are_tried() {
     let rows = [
         ("any", None, prefix("/"), None),
         ("long", None, prefix("/v1/chat"), None),
@@ -261,8 +261,8 @@ fn rules_are_listed_in_the_order_in_which_a_request_meets_them() {
     assert_eq!(rules.collect::<Vec<_>>(), ["host", "exact", "long", "any"]);
 }
 
-mod against_a_plain_reading {
-    //! The compiled table against the precedence as one would write it down.
+mod against_a_direct_implementation {
+    //! Compares the compiled table with a direct implementation of the precedence.
 
     use std::cmp::Reverse;
 
@@ -283,7 +283,7 @@ mod against_a_plain_reading {
         (0..HOSTS.len(), 0..3u8, 0..PATHS.len(), flag(), flag(), flag())
     }
 
-    fn plainly<'a>(
+    fn direct_lookup<'a>(
         rows: &'a [AttachedRule],
         host: &str,
         head: &Head<'_>,
@@ -348,7 +348,7 @@ mod against_a_plain_reading {
             if tagged { headers.insert("tag", HeaderValue::from_static("1")); }
             let query = Some(if tagged { "q=1" } else { "q=2" });
             let head = Head { method: &Method::GET, host: Some(host), path, query, headers: &headers };
-            let expected = plainly(&rows, host, &head).map(|row| row.rule.route.clone());
+            let expected = direct_lookup(&rows, host, &head).map(|row| row.rule.route.clone());
             let listener = Listener::new(name("g"), "http".into(), 80, None, rows);
             let fleet = Fleet { listeners: vec![listener], ..Fleet::default() };
             let found = find(&fleet, 80, &head, 0).map(|found| found.route().clone());

@@ -1,12 +1,11 @@
-//! Fields of a body that steer engines: the gateway's to set, never the client's.
+//! Body fields that control the engine. The gateway sets them; a client's are removed.
 
 use super::Endpoint;
 
-/// Whether a top-level field steers the engine's rendezvous, naming or placement.
+/// Whether a top-level field controls the rendezvous, the name or the placement of a request.
 ///
-/// The two fields of `/generate` in the second group are inner business of the engine that its
-/// HTTP surface happens to accept: a cache hint "never set by a client" and the IPC address that
-/// answers go to. Elsewhere they are unknown fields and pass.
+/// `kv_hints` and `http_worker_ipc` are internal fields that `/generate` accepts over HTTP: a cache
+/// hint and the IPC address for answers. On other endpoints they are unknown fields and pass.
 pub(super) fn is_engine_control(endpoint: Endpoint, key: &str) -> bool {
     match key {
         "bootstrap_host"

@@ -1,10 +1,10 @@
-//! The endpoints that take a PD pair.
+//! The endpoints that a prefill/decode pair can serve.
 
 use std::fmt;
 
 use super::Rid;
 
-/// An engine endpoint that generates, so that it can be served by a prefill/decode pair.
+/// An engine endpoint that generates text, so that a prefill/decode pair can serve it.
 ///
 /// ```
 /// use router_core::sglang::Endpoint;
@@ -30,7 +30,7 @@ impl Endpoint {
         Endpoint::Messages,
     ];
 
-    /// The path at the engine, which is also the gateway's.
+    /// The path, which is the same at the engine and at the gateway.
     pub fn path(self) -> &'static str {
         match self {
             Endpoint::Chat => "/v1/chat/completions",
@@ -41,12 +41,13 @@ impl Endpoint {
         }
     }
 
-    /// The endpoint served at exactly this path.
+    /// The endpoint at exactly this path.
     pub fn from_path(path: &str) -> Option<Endpoint> {
         Endpoint::ALL.into_iter().find(|endpoint| endpoint.path() == path)
     }
 
-    /// Whether a stream of this endpoint ends with `[DONE]`, so that one without it was cut.
+    /// Whether a stream of this endpoint ends with `[DONE]`. If so, a stream without it was cut
+    /// off.
     pub fn sends_done(self) -> bool {
         match self {
             Endpoint::Chat | Endpoint::Completions | Endpoint::Generate => true,
@@ -54,11 +55,11 @@ impl Endpoint {
         }
     }
 
-    /// The name under which `POST /abort_request` finds a request sent with this `rid`.
+    /// The id by which `POST /abort_request` finds a request that was sent with this `rid`.
     ///
-    /// The engine's own name for a response is its `request_id`, which must start with `resp_` for
-    /// a later `previous_response_id` to be accepted. `/v1/messages` takes no name at all: only
-    /// dropping the connection ends it.
+    /// For a response it is the `request_id`, which must start with `resp_` so that a later
+    /// `previous_response_id` can name it. `/v1/messages` takes no id: only closing the connection
+    /// ends such a request.
     pub fn abort_rid(self, rid: &Rid) -> Option<String> {
         match self {
             Endpoint::Chat | Endpoint::Completions | Endpoint::Generate => {

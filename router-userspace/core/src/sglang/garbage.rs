@@ -1,4 +1,4 @@
-//! What engines should never send, and may: no reader of answers panics on it.
+//! Malformed engine answers: no reader panics on them.
 
 use std::slice::from_ref;
 
@@ -9,7 +9,7 @@ use super::json::Raw;
 use super::logprob::InputLogprobs;
 use super::{Endpoint, fault, info, merge, sse};
 
-/// Pieces of the engine's vocabulary, in an order that no engine would use.
+/// JSON from words of the engine's protocol, in an arbitrary structure.
 fn vocabulary() -> impl Strategy<Value = String> {
     let word = proptest::sample::select(vec![
         "choices",
@@ -66,7 +66,7 @@ fn vocabulary() -> impl Strategy<Value = String> {
     })
 }
 
-/// Everything that reads an answer reads these two.
+/// Passes both answers to every reader of answers.
 fn read(a: &Bytes, b: &Bytes) -> Result<(), TestCaseError> {
     for endpoint in Endpoint::ALL {
         for batch in [None, Some(1), Some(2)] {
@@ -104,12 +104,12 @@ fn read(a: &Bytes, b: &Bytes) -> Result<(), TestCaseError> {
 
 proptest! {
     #[test]
-    fn answers_out_of_the_engine_s_words_do_no_harm(a in vocabulary(), b in vocabulary()) {
+    fn arbitrary_json_of_protocol_words_does_not_panic(a in vocabulary(), b in vocabulary()) {
         read(&a.into(), &b.into())?;
     }
 
     #[test]
-    fn arbitrary_answers_do_no_harm(
+    fn arbitrary_bytes_do_not_panic(
         a in proptest::collection::vec(any::<u8>(), 0..60),
         b in r#"[\[\]{}:,"a0\\ \n]{0,30}"#,
     ) {

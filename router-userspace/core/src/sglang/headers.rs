@@ -1,11 +1,12 @@
-//! Header fields that go from one side to the other, and those that do not.
+//! Which header fields are forwarded, in both directions.
 
 use http::header::{self, HeaderMap, HeaderName};
 
-/// Whether a header steers the engine's rendezvous, naming or placement, which is the gateway's.
+/// Whether a header controls the rendezvous, the name or the placement of a request. Only the
+/// gateway may send these.
 ///
-/// `x-override-*` replaces fields of the body (where the engine has it switched on) and
-/// `x-data-parallel-rank` beats the body's rank.
+/// `x-override-*` replaces body fields on engines that enable it. `x-data-parallel-rank` overrides
+/// the rank in the body.
 ///
 /// ```
 /// use http::HeaderName;
@@ -18,11 +19,11 @@ pub fn is_engine_control(name: &HeaderName) -> bool {
     name.as_str().starts_with("x-override-") || name == "x-data-parallel-rank"
 }
 
-/// The fields of a client's request that go to an engine.
+/// The fields of a client's request that are forwarded to an engine.
 ///
-/// Not: hop-by-hop fields, engine control, what the connection to the engine makes anew (`host`,
-/// `content-length`), what the gateway answers itself (`expect`), digests of the client's body,
-/// and `accept-encoding`, since the gateway reads the engine's answers.
+/// Removed are hop-by-hop fields, engine control, fields that the connection to the engine sets
+/// again (`host`, `content-length`), fields that the gateway handles (`expect`), digests of the
+/// client's body, and `accept-encoding`, since the gateway reads the engine's answers.
 pub fn to_engine(client: &HeaderMap) -> HeaderMap {
     let mut out = end_to_end(client);
     for name in [header::HOST, header::EXPECT, header::ACCEPT_ENCODING] {
@@ -39,12 +40,13 @@ pub fn to_engine(client: &HeaderMap) -> HeaderMap {
     out
 }
 
-/// The fields of a client's request that go to a backend that is no engine: all that is end to end,
-/// its host and encodings included.
+/// The fields of a client's request that are forwarded to a backend that is not an engine: all
+/// end-to-end fields, including the host and the encodings.
 ///
-/// Not: what the connection to the backend makes anew, and what the gateway answers itself. A length
-/// that the client sent beside a transfer coding must not frame what is passed on (RFC 9112 section
-/// 6.3).
+/// Removed are fields that the connection to the backend sets again, and fields that the gateway
+/// handles. A content length that came with a transfer coding must not frame the forwarded body
+/// (RFC
+/// 9112, section 6.3).
 pub fn to_backend(client: &HeaderMap) -> HeaderMap {
     let mut out = end_to_end(client);
     out.remove(header::EXPECT);
@@ -52,10 +54,10 @@ pub fn to_backend(client: &HeaderMap) -> HeaderMap {
     out
 }
 
-/// The fields of a server's answer that go to the client.
+/// The fields of a server's answer that are forwarded to the client.
 ///
-/// `body_kept` says that the client gets the very bytes of the answer, so that their length and
-/// digests still hold.
+/// `body_kept` is true if the body is forwarded unchanged, so that its length and digests still
+/// hold.
 pub fn to_client(answer: &HeaderMap, body_kept: bool) -> HeaderMap {
     let mut out = end_to_end(answer);
     if !body_kept {
@@ -67,12 +69,12 @@ pub fn to_client(answer: &HeaderMap, body_kept: bool) -> HeaderMap {
     out
 }
 
-/// Fields that hold for the very bytes of a body.
+/// Fields that depend on the exact bytes of the body.
 const OF_THE_BYTES: [&str; 5] =
     ["content-length", "content-md5", "digest", "content-digest", "repr-digest"];
 
-/// The fields that are for the far end: all but the hop-by-hop ones of RFC 9110 section 7.6.1,
-/// which include every field that `Connection` names.
+/// The end-to-end fields: all except the hop-by-hop fields of RFC 9110 section 7.6.1 and the fields
+/// that `Connection` names.
 ///
 /// ```
 /// use http::HeaderMap;
@@ -103,7 +105,7 @@ pub fn end_to_end(fields: &HeaderMap) -> HeaderMap {
     out
 }
 
-/// `trailer` is here because trailers are not passed on.
+/// `trailer` is included because trailers are not forwarded.
 fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),
@@ -135,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_gets_what_is_end_to_end_and_no_control() {
+    fn an_engine_gets_end_to_end_fields_without_engine_control() {
         let client = fields(&[
             ("host", "gateway"),
             ("authorization", "Bearer x"),
@@ -162,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_gets_what_is_end_to_end() {
+    fn a_backend_gets_end_to_end_fields() {
         let client = fields(&[
             ("host", "shop.example"),
             ("accept-encoding", "gzip"),

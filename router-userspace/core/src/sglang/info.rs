@@ -1,4 +1,4 @@
-//! What engines tell of themselves: read for pairing, merged for benchmark tools.
+//! What engines report about themselves: parsed for pairing, merged for benchmark tools.
 
 use bytes::Bytes;
 
@@ -6,12 +6,11 @@ use super::json::{JsonType, Raw};
 pub use crate::fleet::EngineInfo;
 
 impl EngineInfo {
-    /// Reads an engine's `/server_info` (`/get_server_info` in old versions).
+    /// Parses an engine's `/server_info` (`/get_server_info` in old versions).
     ///
-    /// The engine's settings stand at the top level or, in some versions, under `server_args`;
-    /// what the scheduler made of them is there too or in `internal_states`, one a DP rank. A
-    /// field that is absent, null or of another type stays `None`. An answer that is no JSON
-    /// object tells nothing at all.
+    /// The settings are at the top level or, in some versions, under `server_args`. The scheduler's
+    /// values are there too or in `internal_states`, one entry per DP rank. A field that is absent,
+    /// null or of another type stays `None`. An answer that is not a JSON object gives `None`.
     ///
     /// ```
     /// use router_core::fleet::EngineInfo;
@@ -38,8 +37,8 @@ impl EngineInfo {
         })
     }
 
-    /// Reads the bootstrap registry's answer to [`RouteParams::query`]: `None` where it is no
-    /// answer, or where no prefill rank has registered yet (0.4.10 answers 200 all the same).
+    /// Parses the bootstrap registry's answer to [`RouteParams::query`]. `None` if it is malformed,
+    /// or if no prefill rank has registered yet (0.4.10 answers 200 then too).
     ///
     /// ```
     /// use router_core::fleet::EngineInfo;
@@ -55,7 +54,7 @@ impl EngineInfo {
             return Some(EngineInfo {
                 dp_size: Some(dp_size),
                 page_size: info.number("prefill_page_size"),
-                // Both roles of the old engine spread requests by room.
+                // Both roles of 0.4 distribute requests by room.
                 follow_bootstrap_room: Some(true),
                 ..EngineInfo::default()
             });
@@ -70,9 +69,9 @@ impl EngineInfo {
     }
 }
 
-/// The two forms of the question that the bootstrap registry answers once a prefill server has
-/// registered completely. An engine of the other kind answers 400, which says nothing of health:
-/// ask it in the [`other`](RouteParams::other) form.
+/// The two forms of the registry query that succeeds once a prefill server has registered
+/// completely. An engine of the other kind answers 400, which is no sign of bad health: retry with
+/// the [`other`](RouteParams::other) form.
 ///
 /// ```
 /// use router_core::sglang::info::RouteParams;
@@ -85,7 +84,7 @@ impl EngineInfo {
 pub enum RouteParams {
     /// From 0.5.10.
     Ranks,
-    /// Up to 0.5.8. Those before 0.5.3 do not ask for the third parameter and ignore it.
+    /// Up to 0.5.8. Versions before 0.5.3 ignore the third parameter.
     DpGroup,
 }
 
@@ -100,7 +99,7 @@ impl RouteParams {
         }
     }
 
-    /// The form that an engine of this version most likely answers.
+    /// The form that an engine of this version most likely accepts.
     pub fn of_version(version: &str) -> RouteParams {
         let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(u32::MAX));
         let mut next = || numbers.next().unwrap_or(u32::MAX);
@@ -118,10 +117,10 @@ impl RouteParams {
     }
 }
 
-/// Merges `/server_info` answers into the shape that SGLang's benchmark tools expect of a load
-/// balancer: decode's internal states in front, then every answer as it is.
+/// Merges `/server_info` answers into the shape that SGLang's benchmark tools expect from a load
+/// balancer: decode's internal states first, then every answer unchanged.
 ///
-/// Answers that are no JSON objects are left out.
+/// Answers that are not JSON objects are omitted.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -148,7 +147,7 @@ pub fn server_info(prefill: &[Bytes], decode: &[Bytes]) -> Bytes {
     let mut out = Vec::new();
     out.extend_from_slice(b"{\"internal_states\":");
     if states.is_empty() {
-        // The tools read these two of the first state without asking.
+        // The tools read these two fields of the first state unconditionally.
         out.extend_from_slice(b"[{\"last_gen_throughput\":0.0,\"avg_spec_accept_length\":null}]");
     } else {
         list(&states, &mut out);
@@ -176,7 +175,7 @@ fn list(items: &[Raw<'_>], out: &mut Vec<u8>) {
     out.push(b']');
 }
 
-/// One engine's answer, and where its fields may stand.
+/// The `/server_info` of one engine, and the places of its fields.
 struct ServerInfo<'a> {
     top: Raw<'a>,
     args: Option<Raw<'a>>,
@@ -205,7 +204,7 @@ impl<'a> ServerInfo<'a> {
         T::try_from(self.find(key)?.as_u64()?).ok()
     }
 
-    /// What the schedulers really run, over all DP ranks; else the setting, which is often null.
+    /// The effective limit of all schedulers together, else the setting, which is often null.
     fn max_running_requests(&self, dp_size: Option<u32>) -> Option<u32> {
         match self.number::<u32>("effective_max_running_requests_per_dp") {
             Some(per_dp) => Some(per_dp.saturating_mul(dp_size.unwrap_or(1).max(1))),
@@ -213,7 +212,7 @@ impl<'a> ServerInfo<'a> {
         }
     }
 
-    /// As the engine says it: of one DP rank.
+    /// The KV capacity as the engine reports it: of one DP rank.
     fn max_total_num_tokens(&self) -> Option<u64> {
         self.number("max_total_num_tokens").or_else(|| {
             let state = self.states?.elements().next()?;
@@ -221,7 +220,7 @@ impl<'a> ServerInfo<'a> {
         })
     }
 
-    /// `auto` means, for a prefill server, to follow the room.
+    /// On a prefill server `auto` means following the room.
     fn follows_bootstrap_room(&self) -> Option<bool> {
         let method = self.text("load_balance_method")?;
         let prefill = self.text("disaggregation_mode").as_deref() == Some("prefill");
@@ -238,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn facts_are_found_where_each_version_puts_them() {
+    fn server_info_of_every_version_is_parsed() {
         let old = br#"{"model_path":"/m","served_model_name":"m","page_size":1,"dp_size":1,
             "kv_cache_dtype":"auto","max_running_requests":null,"disaggregation_mode":"prefill",
             "disaggregation_bootstrap_port":34000,"max_total_num_tokens":20000,
@@ -263,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefill_on_auto_follows_the_room() {
+    fn a_prefill_with_load_balance_method_auto_follows_the_room() {
         let facts = |text: &str| EngineInfo::from_server_info(text.as_bytes()).unwrap();
         let auto = facts(r#"{"load_balance_method":"auto","disaggregation_mode":"prefill"}"#);
         assert_eq!(auto.follow_bootstrap_room, Some(true));
@@ -273,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn the_registry_s_two_answers_are_read() {
+    fn both_registry_answer_formats_are_parsed() {
         let old =
             EngineInfo::from_route(br#"{"prefill_attn_tp_size":4,"prefill_dp_size":2}"#).unwrap();
         assert_eq!((old.dp_size, old.follow_bootstrap_room), (Some(2), Some(true)));
@@ -286,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn the_registry_is_asked_in_the_version_s_own_form() {
+    fn the_registry_query_depends_on_the_version() {
         for (version, want) in [
             ("0.4.10.post2", RouteParams::DpGroup),
             ("0.5.2", RouteParams::DpGroup),
@@ -301,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn tools_always_find_a_state() {
+    fn merged_server_info_always_has_an_internal_state() {
         let merged = server_info(&[], &[Bytes::from_static(b"oops")]);
         let raw = Raw::parse(&merged).unwrap();
         let state = raw.get("internal_states").unwrap().elements().next().unwrap();

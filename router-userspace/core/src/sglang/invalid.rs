@@ -1,19 +1,19 @@
-//! A body that the gateway refuses itself, with a 400.
+//! Bodies that the gateway rejects with 400.
 
 use super::json::{MAX_DEPTH, SyntaxError};
 
-/// Why a body was refused. Answers with status 400 and type `invalid_request_error`.
+/// Why a body is rejected. The client gets status 400 and type `invalid_request_error`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Invalid {
-    /// For the client, in English.
+    /// The message for the client, in English.
     pub message: String,
-    /// The field that is wrong, as OpenAI's `param`; `None` when it is the body as a whole.
+    /// The invalid field, as OpenAI's `param`. `None` if the body as a whole is invalid.
     pub param: Option<&'static str>,
 }
 
 impl Invalid {
-    /// The field `param` does not fit: the message is its name and `what` is wrong with it.
+    /// The field `param` is invalid. The message is its name followed by `what`.
     pub(super) fn field(param: &'static str, what: &str) -> Invalid {
         Invalid { message: format!("'{param}' {what}"), param: Some(param) }
     }

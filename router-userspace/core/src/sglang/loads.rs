@@ -1,24 +1,24 @@
-//! What engines tell of their own load, in the three forms that their versions have.
+//! The load that engines report, in the three formats of their versions.
 
 use serde_json::Value;
 
 use crate::fleet::{EngineLoad, MAX_RANKS};
 
-/// What an engine told.
+/// The load that an engine reports.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReportedLoad {
-    /// Its ranks added up.
+    /// The sum over all ranks.
     pub all: EngineLoad,
-    /// Each data-parallel rank, where there are several and it tells them apart.
+    /// Each data-parallel rank, if there are several and the engine reports them separately.
     pub ranks: Vec<EngineLoad>,
 }
 
-/// Where an engine may tell its load, the best one first.
+/// The endpoints that report load, the most detailed one first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoadEndpoint {
     /// From 0.5.10.
     Loads,
-    /// Where `--enable-metrics` is set.
+    /// If `--enable-metrics` is set.
     Metrics,
     /// Up to 0.5.10.
     GetLoad,
@@ -37,7 +37,7 @@ impl LoadEndpoint {
         }
     }
 
-    /// Reads an answer; `None` where it tells nothing.
+    /// Parses an answer. `None` if it contains no load.
     ///
     /// ```
     /// use router_core::sglang::loads::LoadEndpoint;
@@ -51,7 +51,7 @@ impl LoadEndpoint {
     /// assert_eq!(old.total_tokens, Some(70));
     /// ```
     pub fn read(self, answer: &[u8]) -> Option<ReportedLoad> {
-        let told = match self {
+        let load = match self {
             LoadEndpoint::Loads => {
                 let answer: Value = serde_json::from_slice(answer).ok()?;
                 of_ranks(answer.get("loads")?.as_array()?, loads)
@@ -59,7 +59,7 @@ impl LoadEndpoint {
             LoadEndpoint::Metrics => whole_engine(metrics(std::str::from_utf8(answer).ok()?)),
             LoadEndpoint::GetLoad => get_load(&serde_json::from_slice(answer).ok()?)?,
         };
-        (!told.all.is_empty()).then_some(told)
+        (!load.all.is_empty()).then_some(load)
     }
 }
 
@@ -67,9 +67,9 @@ fn whole_engine(all: EngineLoad) -> ReportedLoad {
     ReportedLoad { all, ranks: Vec::new() }
 }
 
-/// A list with an entry for each rank, of which `read` adds some up.
+/// Parses a list with one entry per rank. `read` sums up some of its entries.
 fn of_ranks(list: &[Value], read: impl Fn(&[Value]) -> EngineLoad) -> ReportedLoad {
-    let number = |one: &Value| one.get("dp_rank").and_then(whole);
+    let number = |one: &Value| one.get("dp_rank").and_then(count);
     let entry = |rank: usize| list.iter().position(|one| number(one) == Some(rank as u64));
     let several = (2..=MAX_RANKS as usize).contains(&list.len());
     let each = |rank| entry(rank).map(|at| read(&list[at..=at]));
@@ -77,21 +77,21 @@ fn of_ranks(list: &[Value], read: impl Fn(&[Value]) -> EngineLoad) -> ReportedLo
     ReportedLoad { all: read(list), ranks: ranks.unwrap_or_default() }
 }
 
-/// A sum over ranks of a number that none, some or all of them tell.
+/// The sum over all ranks that report a number, `None` if none does.
 fn sum(ranks: &[Value], place: &[&str]) -> Option<u64> {
-    let told = ranks.iter().filter_map(|rank| {
-        place.iter().try_fold(rank, |value, key| value.get(key)).and_then(whole)
+    let reported = ranks.iter().filter_map(|rank| {
+        place.iter().try_fold(rank, |value, key| value.get(key)).and_then(count)
     });
-    told.fold(None, |sum, number| Some(sum.unwrap_or(0).saturating_add(number)))
+    reported.fold(None, |sum, number| Some(sum.unwrap_or(0).saturating_add(number)))
 }
 
-/// A count as engines write it: some have a point, and -1 is "not known".
-fn whole(value: &Value) -> Option<u64> {
-    value.as_u64().or_else(|| value.as_f64().and_then(counted))
+/// A count as engines write it: sometimes as a float, and -1 if unknown.
+fn count(value: &Value) -> Option<u64> {
+    value.as_u64().or_else(|| value.as_f64().and_then(count_from_float))
 }
 
-fn counted(number: f64) -> Option<u64> {
-    // Beyond 2^53 a float is no count any more.
+fn count_from_float(number: f64) -> Option<u64> {
+    // Beyond 2^53 a float is not exact.
     (0.0..=9e15).contains(&number).then_some(number as u64)
 }
 
@@ -114,13 +114,13 @@ fn loads(ranks: &[Value]) -> EngineLoad {
     }
 }
 
-/// The fullest rank decides.
+/// The highest usage of all ranks.
 fn most(usages: impl Iterator<Item = f64>) -> Option<f64> {
     usages.filter(|usage| (0.0..=1e3).contains(usage)).reduce(f64::max)
 }
 
 fn get_load(answer: &Value) -> Option<ReportedLoad> {
-    if let Some(tokens) = answer.get("load").and_then(whole) {
+    if let Some(tokens) = answer.get("load").and_then(count) {
         return Some(whole_engine(EngineLoad {
             total_tokens: Some(tokens),
             ..EngineLoad::default()
@@ -129,7 +129,7 @@ fn get_load(answer: &Value) -> Option<ReportedLoad> {
     Some(of_ranks(answer.as_array()?, |ranks| {
         let (all, queued) = (sum(ranks, &["num_reqs"]), sum(ranks, &["num_waiting_reqs"]));
         EngineLoad {
-            // It counts the waiting ones among them.
+            // `num_reqs` includes the waiting ones.
             running: all.map(|all| all.saturating_sub(queued.unwrap_or(0))),
             queued,
             total_tokens: sum(ranks, &["num_tokens"]),
@@ -138,7 +138,7 @@ fn get_load(answer: &Value) -> Option<ReportedLoad> {
     }))
 }
 
-/// The names of the gauges, in all versions.
+/// Parses the Prometheus gauges of all versions.
 fn metrics(page: &str) -> EngineLoad {
     let mut load = EngineLoad::default();
     for line in page.lines() {
@@ -146,7 +146,7 @@ fn metrics(page: &str) -> EngineLoad {
         let Some((series, value)) = rest.rsplit_once(' ') else { continue };
         let name = series.split('{').next().unwrap_or_default();
         let Ok(number) = value.parse::<f64>() else { continue };
-        // Every tensor-parallel rank may tell the same; one speaks for all.
+        // Every tensor-parallel rank may report the same values, so only rank 0 counts.
         if let Some((_, after)) = series.split_once("tp_rank=\"")
             && !after.starts_with("0\"")
         {
@@ -155,11 +155,11 @@ fn metrics(page: &str) -> EngineLoad {
         let field = match name {
             "num_running_reqs" => &mut load.running,
             "num_queue_reqs" => &mut load.queued,
-            // Up to 0.5.10, and since; then the same of decode.
+            // The name up to 0.5.10, the later name, and the name on a decode.
             "num_prefill_prealloc_queue_reqs"
             | "num_prefill_bootstrap_queue_reqs"
             | "num_decode_prealloc_queue_reqs" => &mut load.prealloc_queue,
-            // 0.4.10 has the misspelt one.
+            // 0.4.10 has the misspelt name.
             "num_prefill_infight_queue_reqs"
             | "num_prefill_inflight_queue_reqs"
             | "num_decode_transfer_queue_reqs" => &mut load.transfer_queue,
@@ -171,7 +171,7 @@ fn metrics(page: &str) -> EngineLoad {
             }
             _ => continue,
         };
-        if let Some(number) = counted(number) {
+        if let Some(number) = count_from_float(number) {
             *field = Some(field.unwrap_or(0).saturating_add(number));
         }
     }
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_of_old_and_new_engines_are_read() {
+    fn metrics_of_old_and_new_engines_are_parsed() {
         let old = "# TYPE sglang:num_queue_reqs gauge\n\
             sglang:num_running_reqs{engine_type=\"prefill\",tp_rank=\"0\"} 3.0\n\
             sglang:num_running_reqs{engine_type=\"prefill\",tp_rank=\"1\"} 3.0\n\
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_of_ranks_are_added_up_and_what_is_not_known_is_not_zero() {
+    fn ranks_are_summed_and_unknown_is_not_zero() {
         let list = br#"[{"dp_rank":0,"num_reqs":3,"num_waiting_reqs":1,"num_tokens":90},
             {"dp_rank":1,"num_reqs":1,"num_waiting_reqs":0,"num_tokens":-1}]"#;
         let ReportedLoad { all: load, ranks } = LoadEndpoint::GetLoad.read(list).unwrap();
@@ -214,26 +214,26 @@ mod tests {
     }
 
     #[test]
-    fn ranks_are_told_apart_by_their_numbers_or_not_at_all() {
-        let told = |ranks: &str| {
+    fn ranks_are_separate_only_if_their_numbers_are_distinct() {
+        let read = |ranks: &str| {
             let ranks = format!("{{\"loads\": [{ranks}]}}");
             LoadEndpoint::Loads.read(ranks.as_bytes()).unwrap()
         };
         let rank = |number: &str, running: u64| {
             format!("{{\"dp_rank\": {number}, \"num_running_reqs\": {running}}}")
         };
-        let turned = told(&[rank("1", 7), rank("0", 2)].join(","));
+        let turned = read(&[rank("1", 7), rank("0", 2)].join(","));
         let running: Vec<_> = turned.ranks.iter().map(|rank| rank.running).collect();
         assert_eq!((turned.all.running, running), (Some(9), vec![Some(2), Some(7)]));
         for twice in ["0", "7", "null"] {
-            let odd = told(&[rank("0", 7), rank(twice, 2)].join(","));
+            let odd = read(&[rank("0", 7), rank(twice, 2)].join(","));
             assert_eq!((odd.all.running, odd.ranks.len()), (Some(9), 0), "{twice}");
         }
-        assert!(told(&rank("0", 7)).ranks.is_empty(), "one is no several");
+        assert!(read(&rank("0", 7)).ranks.is_empty(), "a single rank is not listed");
     }
 
     #[test]
-    fn nonsense_tells_nothing() {
+    fn malformed_answers_give_none() {
         let nonsense: [&[u8]; 6] =
             [b"", b"{}", b"{\"loads\": 7}", b"[1,2]", b"\xff\xfe", b"sglang:num_running_reqs NaN"];
         for answer in nonsense {
@@ -245,7 +245,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn whatever_an_engine_answers_is_read_without_a_panic(answer: Vec<u8>, text: String) {
+        fn arbitrary_answers_do_not_panic(answer: Vec<u8>, text: String) {
             for form in LoadEndpoint::ALL {
                 let _ = form.read(&answer);
                 let _ = form.read(text.as_bytes());

@@ -1,4 +1,4 @@
-//! Logprobs of the prompt, which prefill computes and decode does not know.
+//! Logprobs of the prompt, which only prefill computes.
 
 use bytes::Bytes;
 
@@ -6,14 +6,14 @@ use super::json::{JsonType, Patch, Raw};
 use super::merge::Malformed;
 use super::sse;
 
-/// Lists with one entry a token: decode's part, if any, follows prefill's. Other `input_*` fields
-/// (flat arrays, their shapes) describe prefill's list as a whole and are taken from there.
+/// Lists with one entry per token: decode's entries, if any, follow prefill's. The other `input_*`
+/// fields (flat arrays and their shapes) describe prefill's list as a whole, so prefill's are used.
 const LISTS: [&str; 3] = ["input_token_logprobs", "input_top_logprobs", "input_token_ids_logprobs"];
 
-/// All `input_*` fields of prefill's answer to one `/generate` request, for each of its prompts.
+/// All `input_*` fields of prefill's answer to one `/generate` request, for each prompt.
 ///
-/// Decode answers the same fields with empty lists: it starts from transferred KV and has never
-/// scored the prompt.
+/// Decode returns empty lists in these fields: it starts from transferred KV and never scores the
+/// prompt.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -33,16 +33,17 @@ pub struct InputLogprobs {
 }
 
 impl InputLogprobs {
-    /// Reads prefill's (never streamed) answer, sharing its allocation.
+    /// Reads prefill's answer, which is never streamed, and shares its allocation.
     pub fn from_prefill(body: &Bytes) -> Result<InputLogprobs, Malformed> {
-        let raw = Raw::parse(body).map_err(|_| Malformed("prefill's is not JSON"))?;
+        let raw = Raw::parse(body).map_err(|_| Malformed("prefill's answer is not JSON"))?;
         let batch = raw.kind() == JsonType::Array;
         let answers = if batch { raw.elements().collect() } else { vec![raw] };
         let prompts = answers
             .into_iter()
             .map(|answer| {
-                let meta =
-                    answer.get("meta_info").ok_or(Malformed("prefill's has no meta_info"))?;
+                let meta = answer
+                    .get("meta_info")
+                    .ok_or(Malformed("prefill's answer has no meta_info"))?;
                 let fields = meta.members().filter(|member| !member.value.is_null());
                 Ok(fields
                     .filter_map(|member| {
@@ -55,13 +56,13 @@ impl InputLogprobs {
         Ok(InputLogprobs { prompts, batch })
     }
 
-    /// Decode's whole answer with prefill's logprobs in it.
+    /// Decode's complete answer with prefill's logprobs inserted.
     pub fn merge_json(&self, decode: &[u8]) -> Result<Bytes, Malformed> {
-        let raw = Raw::parse(decode).map_err(|_| Malformed("decode's is not JSON"))?;
+        let raw = Raw::parse(decode).map_err(|_| Malformed("decode's answer is not JSON"))?;
         let mut patch = Patch::new(raw);
         if self.batch {
             if raw.kind() != JsonType::Array || raw.elements().count() != self.prompts.len() {
-                return Err(Malformed("prefill and decode do not agree on the batch"));
+                return Err(Malformed("prefill and decode differ in the number of prompts"));
             }
             for (answer, fields) in raw.elements().zip(&self.prompts) {
                 insert(fields, answer, &mut patch);
@@ -74,8 +75,8 @@ impl InputLogprobs {
         Ok(out.into())
     }
 
-    /// One event of decode's stream with prefill's logprobs in it, as an ordinary server's every
-    /// event has them. Events that carry no answer come back as they are.
+    /// One event of decode's stream with prefill's logprobs inserted, as in every event of an
+    /// ordinary server. Events without an answer are returned unchanged.
     pub fn merge_event(&self, event: Bytes) -> Bytes {
         let Some(data) = sse::data(&event) else { return event };
         let Ok(raw) = Raw::parse(&data) else { return event };
@@ -107,7 +108,7 @@ fn insert<'a>(fields: &'a [(String, Bytes)], answer: Raw<'a>, patch: &mut Patch<
     }
 }
 
-/// Two arrays as one.
+/// Concatenates two arrays.
 fn concatenated(first: &[u8], second: Raw<'_>) -> Vec<u8> {
     if second.elements().next().is_none() {
         return first.to_vec();
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn every_input_field_is_taken_over_and_nothing_else() {
+    fn exactly_the_input_fields_are_merged() {
         let prefill = prefill(
             r#"{"text":"p","meta_info":{"id":"p","input_token_logprobs":[[null,1,null],[-1.0e-3,2,"b"]],
             "input_top_logprobs":[null,[[-0.5,2,null]]],"input_token_ids_logprobs":[[-2.50,7,null]],
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn each_prompt_of_a_batch_gets_its_own() {
+    fn each_prompt_of_a_batch_gets_its_own_logprobs() {
         let two = prefill(
             r#"[{"meta_info":{"input_token_logprobs":[1]}},{"meta_info":{"input_token_logprobs":[2]}}]"#,
         );
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn events_without_an_answer_pass() {
+    fn events_without_an_answer_are_unchanged() {
         let one = prefill(r#"{"meta_info":{"input_token_logprobs":[1]}}"#);
         for event in ["data: [DONE]\n\n", ": ping\n\n", "data: {\"error\":{\"message\":\"m\"}}\n\n"]
         {
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_none_is_malformed() {
+    fn a_malformed_prefill_answer_is_an_error() {
         for body in ["", "[{}]", "{}", "oops"] {
             assert!(InputLogprobs::from_prefill(&Bytes::from(body)).is_err(), "{body}");
         }

@@ -1,13 +1,13 @@
-//! The engine's protocol: what SGLang's prefill/decode servers read, and what they answer.
+//! The engine's protocol: what SGLang's prefill and decode servers read and answer.
 //!
-//! Reading order: [`Endpoint`], [`Request::parse`] (reads the few fields a gateway needs and
-//! keeps the client's bytes), [`Attempt`] and [`Request::inject`] (the two bodies of one attempt).
-//! The way back: [`sse`] (events out of chunks), [`fault`] (failures in every shape), [`merge`] (one
-//! answer of n samples), [`logprob`] (prefill's part of an answer). Beside it: [`headers`], [`info`],
-//! [`ranks`].
+//! Requests: [`Endpoint`], [`Request::parse`] (reads the few fields that a gateway needs and keeps
+//! the client's bytes), [`Attempt`] and [`Request::inject`] (the two bodies of one attempt).
+//! Answers: [`sse`] (splits chunks into events), [`fault`] (failures in all formats), [`merge`]
+//! (merges n samples into one answer), [`logprob`] (merges prefill's part of an answer). Also:
+//! [`headers`], [`info`], [`loads`], [`ranks`].
 //!
-//! Nothing here does I/O or draws chance: a [`Room`] and a [`Rid`] are made from numbers that the
-//! caller drew. Field names and shapes were read from SGLang 0.4.10 and 0.5.23.
+//! This module does no I/O and draws no random numbers: the caller passes them to make a [`Room`]
+//! and a [`Rid`]. Field names and formats are those of SGLang 0.4.10 and 0.5.23.
 //!
 //! ```
 //! use bytes::Bytes;

@@ -1,23 +1,24 @@
-//! The prompt's shape: one or a batch, and how much of it there is.
+//! The shape of a prompt: single or a batch, and its size.
 
 use std::ops::Range;
 
 use super::json::{JsonType, Raw};
 use super::{Endpoint, Invalid};
 
-/// What one piece of media counts, whatever its encoding takes: about a thousand tokens.
+/// The size that one image, audio or video counts, whatever the size of its encoding: about a
+/// thousand tokens.
 const MEDIA_BYTES: usize = 4096;
 
-/// What the gateway wants to know of a prompt.
+/// The shape of a prompt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct PromptShape {
-    /// Number of prompts, where the request is a batch.
+    /// Number of prompts, if the request is a batch.
     pub(super) batch: Option<usize>,
     /// Bytes of text, or four times the number of token ids.
     pub(super) bytes: usize,
 }
 
-/// The values of the fields that can hold a prompt, with the number of their elements.
+/// The values of the fields that can contain a prompt, with their number of elements.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PromptFields<'a> {
     /// `messages`, `prompt`, `text` or `input`.
@@ -31,7 +32,7 @@ pub(super) struct PromptFields<'a> {
 }
 
 impl PromptFields<'_> {
-    /// Where preamble and prompt stand in the body that they were read from.
+    /// The byte ranges of preamble and prompt in the body.
     pub(super) fn places(&self, body: &[u8]) -> [Range<usize>; 2] {
         let start = body.as_ptr() as usize;
         let main = self.main.filter(|(raw, _)| !raw.is_null()).or(self.input_ids);
@@ -56,7 +57,7 @@ impl PromptShape {
             Endpoint::Completions => {
                 main.map_or(Ok(PromptShape::default()), |(raw, len)| completion_prompt(raw, len))
             }
-            // The engine's own order of precedence.
+            // The order of precedence of the engine.
             Endpoint::Generate => match (main, ids, embeds) {
                 (Some((raw, len)), _, _) => text(raw, len),
                 (_, Some((raw, len)), _) => token_ids(raw, len, fields.session),
@@ -90,7 +91,7 @@ fn completion_prompt(raw: Raw<'_>, len: usize) -> Result<PromptShape, Invalid> {
     })
 }
 
-/// `/generate` takes every list of texts as a batch.
+/// `/generate` treats every list of texts as a batch.
 fn text(raw: Raw<'_>, len: usize) -> Result<PromptShape, Invalid> {
     match raw.kind() {
         JsonType::Array if len == 0 => Err(Invalid::field("text", "must not be an empty list")),
@@ -109,7 +110,7 @@ fn token_ids(raw: Raw<'_>, len: usize, session: bool) -> Result<PromptShape, Inv
     }
 }
 
-/// `[[..floats]]` is one prompt, `[[[..floats]]]` a batch; a row of floats stands for one token.
+/// `[[..floats]]` is one prompt, `[[[..floats]]]` a batch. One row of floats is one token.
 fn embeddings(raw: Raw<'_>, len: usize) -> Result<PromptShape, Invalid> {
     let Some(row) = raw.elements().next() else {
         return Err(Invalid::field("input_embeds", "must not be an empty list"));
@@ -121,8 +122,8 @@ fn embeddings(raw: Raw<'_>, len: usize) -> Result<PromptShape, Invalid> {
     Ok(PromptShape { batch: Some(len), bytes: 4 * rows })
 }
 
-/// The text of a conversation, with each picture or sound written into it counted as
-/// [`MEDIA_BYTES`]: base64 of a megabyte is no quarter of a million tokens.
+/// The text size of a conversation. Each embedded image, audio or video counts [`MEDIA_BYTES`],
+/// because a megabyte of base64 is far less than a quarter of a million tokens.
 fn conversation_bytes(raw: Raw<'_>) -> usize {
     let len = text_bytes(raw);
     let bytes = raw.bytes();
@@ -143,12 +144,12 @@ fn first(array: Raw<'_>) -> Option<JsonType> {
     array.elements().next().map(Raw::kind)
 }
 
-/// How many numbers stand in an array (of arrays) of numbers, none of them empty.
+/// The number of numbers in an array (of arrays), none of which is empty.
 fn numbers(raw: Raw<'_>) -> usize {
     memchr::memchr_iter(b',', raw.bytes()).count() + 1
 }
 
-/// A string without its quotes; of anything else, what it takes to write it.
+/// The length of a string without its quotes, or of the JSON text of any other value.
 fn text_bytes(raw: Raw<'_>) -> usize {
     let len = raw.bytes().len();
     if raw.kind() == JsonType::String { len.saturating_sub(2) } else { len }

@@ -1,14 +1,14 @@
-//! A prefill's ranks as its bootstrap registry tells them: how many, and where each is reached.
+//! The ranks of a prefill as its bootstrap registry reports them: their number and their addresses.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::info::RouteParams;
 use super::json::{JsonType, Raw};
 
-/// Ranks of one prefill that are asked for; further ones are not.
+/// Maximum number of ranks of one prefill that are queried.
 pub const MAX_RANKS: usize = 512;
 
-/// How many ranks there are, by the kinds of parallelism, and in which form to ask for one.
+/// The number of ranks by kind of parallelism, and the query form for one rank.
 ///
 /// ```
 /// use router_core::sglang::info::RouteParams;
@@ -31,7 +31,7 @@ pub struct RegisteredRanks {
 }
 
 impl RegisteredRanks {
-    /// Reads the answer to [`RouteParams::query`]; `None` if it tells no sizes, as before the
+    /// Parses the answer to [`RouteParams::query`]. `None` if it contains no sizes, as before the
     /// first rank has registered.
     pub fn read(form: RouteParams, body: &[u8]) -> Option<RegisteredRanks> {
         let answer = Raw::parse(body).ok().filter(|raw| raw.kind() == JsonType::Object)?;
@@ -50,7 +50,7 @@ impl RegisteredRanks {
             }),
             RouteParams::DpGroup => {
                 let dp = size("prefill_dp_size")?;
-                // Before it told the size of a group it told that of all of them together.
+                // Versions without the size of a group report that of all groups together.
                 let tp = size("prefill_attn_tp_size")
                     .unwrap_or_else(|| (one("prefill_tp_size") / dp).max(1));
                 Some(RegisteredRanks { form, dp, cp: 1, tp, pp: one("prefill_pp_size") })
@@ -58,7 +58,7 @@ impl RegisteredRanks {
         }
     }
 
-    /// Path and query of the `GET` for each rank, the first of them in front.
+    /// Path and query of the `GET` for each rank, rank 0 first.
     pub fn queries(self) -> impl Iterator<Item = String> {
         let RegisteredRanks { form, dp, cp, tp, pp } = self;
         let all = (0..dp).flat_map(move |dp| {
@@ -77,7 +77,7 @@ impl RegisteredRanks {
     }
 }
 
-/// Where a rank takes its control messages, from the answer to one of [`RegisteredRanks::queries`].
+/// The control address of a rank, from the answer to one of [`RegisteredRanks::queries`].
 ///
 /// ```
 /// use router_core::sglang::ranks::control_address;
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn every_rank_is_asked_for_once_in_either_form() {
+    fn every_rank_is_queried_once_in_either_form() {
         let new = br#"{"attn_tp_size":2,"attn_cp_size":2,"dp_size":3,"pp_size":2}"#;
         let mut all = queries(RouteParams::Ranks, new);
         assert_eq!(all.len(), 24);
@@ -117,13 +117,13 @@ mod tests {
                 "/route?engine_rank={rank}&target_dp_group={group}&target_pp_rank=0"
             ))
         );
-        // The first versions told the tensor parallel size of all groups together.
+        // The first versions report the tensor-parallel size of all groups together.
         let first = br#"{"prefill_tp_size":8,"prefill_dp_size":4}"#;
         assert_eq!(queries(RouteParams::DpGroup, first).len(), 8);
     }
 
     #[test]
-    fn an_answer_without_sizes_or_with_absurd_ones_is_bounded() {
+    fn an_answer_without_sizes_gives_none_and_absurd_sizes_are_limited() {
         for body in [&b"Missing inputs for bootstrap server."[..], br#"{"dp_size":null}"#, b"[]"] {
             assert_eq!(RegisteredRanks::read(RouteParams::Ranks, body), None);
         }
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_one_with_a_port_or_none() {
+    fn an_address_without_a_valid_ip_and_port_is_none() {
         assert_eq!(control_address(br#"{"rank_ip":"10.0.0.7","rank_port":0}"#), None);
         assert_eq!(control_address(br#"{"rank_ip":"prefill-0","rank_port":1}"#), None);
         let v6 = br#"{"rank_ip":"[fd00::7]","rank_port":"50123"}"#;

@@ -1,4 +1,4 @@
-//! What the two legs of one attempt agree on: where to meet, in which room, under which name.
+//! What the two legs of one attempt share: bootstrap address, room and request id.
 
 use std::net::IpAddr;
 
@@ -7,21 +7,21 @@ use super::json::quote;
 use crate::fleet::{RankAssignment, Ranks, Steering};
 use crate::pair::Pair;
 
-/// Names one rendezvous between a prefill and a decode server.
+/// Identifies one rendezvous of a prefill and a decode server (SGLang's `bootstrap_room`).
 ///
-/// Two live requests in one room get each other's answers and 2^63 kills the prefill server, so a
-/// room is neither cloned nor made from a client's number: every attempt draws its own.
+/// Two concurrent requests in one room get each other's answers, and 2^63 crashes the prefill
+/// server. Therefore a room cannot be cloned or taken from a client: every attempt draws its own.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Room(u64);
 
-/// Engines of more ranks are not steered by room.
+/// Maximum number of ranks that a room can select from.
 const MAX_MODULUS: u32 = 1 << 16;
 
 impl Room {
-    /// The largest room an engine survives.
+    /// The largest room that does not crash an engine.
     pub const MAX: u64 = i64::MAX as u64;
 
-    /// The room in `[0, 2^63 - 1]` that 64 random bits give.
+    /// A room in `[0, 2^63 - 1]` from 64 random bits.
     ///
     /// ```
     /// use router_core::sglang::Room;
@@ -31,12 +31,11 @@ impl Room {
         Room(random & Room::MAX)
     }
 
-    /// A room near `random` with `room % modulus == residue` for each `(modulus, residue)`, as
-    /// far as one number can be congruent to both: the first one always is.
+    /// A room near `random` with `room % modulus == residue` for each `(modulus, residue)`. If no
+    /// number fulfils both, the room fulfils the first.
     ///
-    /// Engines that follow the bootstrap room send the request to data-parallel rank
-    /// `room % dp_size`, in every version and without a field of its own; 0.4.10 does so on both
-    /// sides.
+    /// Engines that follow the bootstrap room send a request to data-parallel rank `room %
+    /// dp_size`, in every version and without another field. 0.4.10 does so on both sides.
     ///
     /// ```
     /// use router_core::sglang::Room;
@@ -48,7 +47,8 @@ impl Room {
         let count = |count: u32| u64::from(count.clamp(1, MAX_MODULUS));
         let (first, residue) = (count(wanted.prefill.0), u64::from(wanted.prefill.1));
         let (second, other) = (count(wanted.decode.0), u64::from(wanted.decode.1));
-        // Of the numbers that are right for the first, one in `second` at most is right for both.
+        // Of the rooms that fulfil the first, at most one of `second` consecutive ones fulfils
+        // both.
         let (start, step) = (residue % first, first);
         let mut tries = (0..second).map(|turn| start + turn * step);
         let start = tries.find(|room| room % second == other % second).unwrap_or(start);
@@ -58,7 +58,7 @@ impl Room {
         Room(if room > Room::MAX { room - period } else { room })
     }
 
-    /// A room that leads to the ranks that go by it.
+    /// A room that selects the assigned ranks on the engines that follow the room.
     pub fn steered(random: u64, ranks: &Pair<Option<RankAssignment>>) -> Room {
         Room::congruent(
             random,
@@ -76,10 +76,10 @@ impl Room {
     }
 }
 
-/// The name of one request at the engines: 32 lowercase hex digits.
+/// The id of one request at the engines: 32 lowercase hex digits.
 ///
-/// The engine aborts every request whose name starts with the given one, so all names have the
-/// same length and none is a prefix of another.
+/// The engine aborts every request whose id starts with the given one. All ids have the same
+/// length, so none is a prefix of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rid([u8; 32]);
 
@@ -101,10 +101,10 @@ impl Rid {
     }
 }
 
-/// Where decode finds the prefill server's bootstrap registry.
+/// The address of the prefill server's bootstrap registry, for decode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootstrapAddress {
-    /// As the engine puts it into a URL: IPv6 in brackets.
+    /// As the engine inserts it into a URL: IPv6 in brackets.
     pub host: String,
     pub port: u16,
 }
@@ -124,25 +124,26 @@ impl BootstrapAddress {
     }
 }
 
-/// The ranks that a field must name, since no room leads there.
+/// The ranks that must be set by a body field, because their engine does not follow the room.
 pub fn ranks_by_field(ranks: &Pair<Option<RankAssignment>>) -> Pair<Option<u32>> {
     ranks.map(|rank| {
         rank.filter(|rank| rank.ranks.steering == Steering::Field).map(|rank| rank.rank)
     })
 }
 
-/// What one attempt of one (sub-)request puts into both bodies.
+/// The fields that one attempt of one (sub-)request adds to both bodies.
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt<'a> {
     pub bootstrap: &'a BootstrapAddress,
-    /// As many as [`Request::rooms`](super::Request::rooms) says.
+    /// As many as [`Request::rooms`](super::Request::rooms).
     pub rooms: &'a [Room],
-    /// As many as rooms: the engine refuses a list of another length, and aborts by the single
-    /// names only, never by what they have in common.
+    /// As many as rooms: the engine rejects a list of another length, and aborts by single ids
+    /// only, never by a common prefix.
     pub rids: &'a [Rid],
-    /// Data-parallel ranks to force. `None` lets the engine choose, which is by room where it
-    /// follows the bootstrap room; such an engine takes a forced prefill rank only if the request
-    /// says so twice, and it does. Unknown to engines up to 0.5.8: use [`Room::steered`].
+    /// Data-parallel ranks to force. `None` lets the engine choose; an engine that follows the
+    /// bootstrap room chooses by room. Such an engine accepts a forced prefill rank only if a
+    /// second field confirms it, which is added. Engines up to 0.5.8 do not know these fields: use
+    /// [`Room::steered`].
     pub dp: Pair<Option<u32>>,
 }
 
@@ -159,9 +160,8 @@ impl Attempt<'_> {
         Rid::write(self.rids, endpoint, list, out);
     }
 
-    /// Appends each leg's ranks. Prefill's own rank goes to prefill twice: a prefill server that
-    /// follows the bootstrap room accepts another rank only from a request that carries
-    /// `disagg_prefill_dp_rank` too.
+    /// Appends each leg's ranks. Prefill gets its own rank twice: a prefill server that follows the
+    /// bootstrap room accepts another rank only with `disagg_prefill_dp_rank`.
     pub(super) fn write_ranks(&self, prefill: &mut Vec<u8>, decode: &mut Vec<u8>) {
         if let Some(rank) = self.dp.prefill {
             member("routed_dp_rank", rank, prefill);
@@ -175,7 +175,7 @@ impl Attempt<'_> {
 }
 
 impl Rid {
-    /// Appends the member that names the request, as `endpoint` takes it.
+    /// Appends the request id in the form of `endpoint`.
     pub(super) fn write(rids: &[Rid], endpoint: Endpoint, list: bool, out: &mut Vec<u8>) {
         out.extend_from_slice(b"\"rid\":");
         each(rids, list, out, |rid, out| quote(out, rid.as_str()));
@@ -187,7 +187,7 @@ impl Rid {
     }
 }
 
-/// The first item alone, or all as a list.
+/// Writes the first item alone, or all items as a list.
 fn each<T>(items: &[T], list: bool, out: &mut Vec<u8>, mut one: impl FnMut(&T, &mut Vec<u8>)) {
     if !list {
         match items.first() {
@@ -235,14 +235,14 @@ mod tests {
             let room = Room::congruent(random, Pair { prefill: first, decode: second });
             prop_assert!(room.value() <= Room::MAX);
             prop_assert_eq!(at(&room, first), rank(first));
-            // Ranks that some number leads to are met both.
+            // If some number leads to both ranks, the room does.
             let (first, second) = ((first.0, common), (second.0, common));
             let room = Room::congruent(random, Pair { prefill: first, decode: second });
             prop_assert_eq!((at(&room, first), at(&room, second)), (rank(first), rank(second)));
         }
 
         #[test]
-        fn a_rid_reads_as_the_number_it_was_made_from(random: u128) {
+        fn a_rid_parses_as_the_number_it_was_made_from(random: u128) {
             prop_assert_eq!(u128::from_str_radix(Rid::from_random(random).as_str(), 16), Ok(random));
         }
     }

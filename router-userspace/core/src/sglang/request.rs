@@ -1,4 +1,4 @@
-//! A client's request: the few fields a gateway reads, and the bytes it keeps.
+//! A client's request: the few fields that a gateway reads, and the original bytes.
 
 mod body_reader;
 
@@ -14,13 +14,13 @@ use super::{Attempt, Endpoint, Invalid, Rid};
 use crate::pair::Pair;
 use body_reader::{BodyReader, any_true, lax_bool};
 
-/// More top-level members than this are refused.
+/// Maximum number of top-level members. A body with more is rejected.
 pub const MAX_MEMBERS: usize = 4096;
 
-/// A request parsed as far as the gateway reads it; keeps the client's bytes.
+/// A request, parsed as far as the gateway needs it, with the client's original bytes.
 ///
-/// Where a field is written twice the last one counts, as in the engine's parsers; the fields
-/// that are removed are removed every time.
+/// If a field occurs twice, the last one counts, as in the engine's parsers. Removed fields are
+/// removed at every occurrence.
 #[derive(Clone, Debug)]
 pub struct Request {
     endpoint: Endpoint,
@@ -30,7 +30,7 @@ pub struct Request {
     stream: bool,
     samples: u32,
     prompt: PromptShape,
-    /// Where the prompt stands in the body: its preamble, and what follows.
+    /// The byte ranges of the prompt in the body: its preamble, and the rest.
     text: [Range<usize>; 2],
     max_output_tokens: Option<u32>,
     return_logprob: bool,
@@ -39,9 +39,9 @@ pub struct Request {
 }
 
 impl Request {
-    /// Checks that `body` is JSON (RFC 8259, UTF-8, no byte order mark), an object, nested at most
-    /// [`MAX_DEPTH`](super::MAX_DEPTH) deep, and reads what the gateway must know. Everything else
-    /// is left for the engine to judge.
+    /// Checks that `body` is a JSON object (RFC 8259, UTF-8, no byte order mark) that is nested at
+    /// most [`MAX_DEPTH`](super::MAX_DEPTH) deep, and reads the fields that the gateway needs. All
+    /// other fields are left to the engine.
     ///
     /// ```
     /// use bytes::Bytes;
@@ -52,14 +52,14 @@ impl Request {
     /// assert_eq!(request.model(), Some("m"));
     /// assert_eq!((request.batch(), request.samples(), request.stream()), (Some(2), 2, true));
     ///
-    /// let refused = Request::parse(Endpoint::Chat, Bytes::from_static(br#"{"n":0}"#));
-    /// assert_eq!(refused.unwrap_err().param, Some("n"));
+    /// let rejected = Request::parse(Endpoint::Chat, Bytes::from_static(br#"{"n":0}"#));
+    /// assert_eq!(rejected.unwrap_err().param, Some("n"));
     /// ```
     pub fn parse(endpoint: Endpoint, body: Bytes) -> Result<Request, Invalid> {
         let mut body_reader = BodyReader::new(endpoint, &body);
         let tail = match scan(&body, |member| body_reader.member(member)) {
             Ok(tail) => tail,
-            Err(SyntaxError::Refused) => return Err(body_reader.too_many()),
+            Err(SyntaxError::Refused) => return Err(body_reader.rejection()),
             Err(syntax) => return Err(syntax.into()),
         };
         let BodyReader { marks, members, fields, .. } = body_reader;
@@ -85,11 +85,11 @@ impl Request {
             continuous_usage: option("continuous_usage_stats") == Some(true),
             marked: MarkedBody { body: Bytes::new(), marks, members, tail, fan_out: samples > 1 },
         };
-        Ok(request.holding(body))
+        Ok(request.with_body(body))
     }
 
-    /// The fields borrow the body while they are read; it moves in once they are done.
-    fn holding(mut self, body: Bytes) -> Request {
+    /// Stores the body, which could not be moved while the fields borrowed it.
+    fn with_body(mut self, body: Bytes) -> Request {
         if !self.stream {
             self.marked.marks.retain(|mark| mark.role != MarkKind::Stream);
         }
@@ -101,55 +101,55 @@ impl Request {
         self.endpoint
     }
 
-    /// The client's own bytes.
+    /// The client's original bytes.
     pub fn body(&self) -> &Bytes {
         &self.marked.body
     }
 
-    /// `model`, with escapes read; `None` when absent or not a string.
+    /// `model`, unescaped. `None` if absent or not a string.
     pub fn model(&self) -> Option<&str> {
         self.model.as_deref()
     }
 
-    /// Whether the client wants server-sent events.
+    /// Whether the client requests server-sent events.
     pub fn stream(&self) -> bool {
         self.stream
     }
 
-    /// `n`: how many requests to fan out into, at least 1 and at most
+    /// `n`, the number of requests to fan out into: at least 1 and at most
     /// [`MAX_SAMPLES`](super::MAX_SAMPLES).
     pub fn samples(&self) -> u32 {
         self.samples
     }
 
-    /// The number of prompts where the body holds a list of them, `Some(1)` for a list of one.
+    /// The number of prompts if the body contains a list of them. `Some(1)` for a list of one.
     pub fn batch(&self) -> Option<usize> {
         self.prompt.batch
     }
 
-    /// How many rooms and rids one attempt of one sample needs: one, or one a prompt.
+    /// The number of rooms and request ids per attempt and sample: one per prompt.
     pub fn rooms(&self) -> usize {
         self.prompt.batch.unwrap_or(1)
     }
 
-    /// Size of the prompt: bytes of its JSON text, or four times the number of token ids. A
-    /// picture or sound in a conversation counts 4096, however long its encoding is.
+    /// The size of the prompt: bytes of its JSON text, or four times the number of token ids. An
+    /// image, audio or video in a conversation counts 4096, whatever the size of its encoding.
     pub fn prompt_bytes(&self) -> usize {
         self.prompt.bytes
     }
 
-    /// The JSON text of the prompt, for its prefix to be known again: a conversation that goes on
-    /// begins with the same bytes. Preamble first, as engines put it.
+    /// The JSON text of the prompt, to recognise its prefix: a continued conversation starts with
+    /// the same bytes. The preamble comes first, as in the engine.
     pub fn prompt_text(&self) -> impl Iterator<Item = &[u8]> {
         self.text.iter().filter_map(|place| self.marked.body.get(place.clone()))
     }
 
-    /// The bound on output tokens that the client gave, for one sample of one prompt.
+    /// The client's limit of output tokens, for one sample of one prompt.
     pub fn max_output_tokens(&self) -> Option<u32> {
         self.max_output_tokens
     }
 
-    /// Whether decode's answer lacks what only prefill knows: the prompt's logprobs of `/generate`.
+    /// Whether decode's answer lacks prompt logprobs of `/generate`, which only prefill has.
     pub fn wants_logprob_merge(&self) -> bool {
         self.endpoint == Endpoint::Generate && self.return_logprob
     }
@@ -164,19 +164,19 @@ impl Request {
         self.continuous_usage
     }
 
-    /// The earlier response that this one continues.
+    /// The id of the response that this request continues.
     pub fn previous_response_id(&self) -> Option<&str> {
         self.previous_response_id.as_deref()
     }
 
-    /// The two bodies of one attempt, for one sample (`n` reads 1 where more were asked for).
+    /// The two bodies of one attempt for one sample (`n` becomes 1 if it was larger).
     ///
-    /// The client's bytes without its engine control, with the attempt's members appended. Prefill
-    /// gets `stream: false` and no `stream_options`, so that its failure is a status. Bodies that
-    /// do not differ share one allocation.
+    /// Each body is the client's bytes without engine control, followed by the attempt's members.
+    /// Prefill gets `stream: false` and no `stream_options`, so that it reports a failure by its
+    /// status. Equal bodies share one allocation.
     ///
-    /// All n samples keep the client's seed. The engine gives copies of one seed the same draws, so
-    /// a fixed seed makes n equal samples, here as in one engine's own n-fold sampling.
+    /// All n samples keep the client's seed. A fixed seed makes n equal samples, as it does when
+    /// one engine samples n times.
     pub fn inject(&self, attempt: &Attempt<'_>) -> Pair<Bytes> {
         let list = self.prompt.batch.is_some();
         let mut prefill = Vec::with_capacity(256);
@@ -197,14 +197,14 @@ impl Request {
         }
     }
 
-    /// The body for one engine that serves without a split: no control but the names.
+    /// The body for an engine that serves without a pair: no engine control except the request ids.
     ///
-    /// `n` stays, since such an engine samples n times itself; after that it no longer knows these
-    /// names, so a request with n > 1 is aborted by dropping its connection.
+    /// `n` stays, because such an engine samples n times itself. It then gives the samples ids of
+    /// its own, so a request with n > 1 can only be aborted by closing its connection.
     pub fn plain(&self, rids: &[Rid]) -> Bytes {
-        let mut ours = Vec::with_capacity(64);
-        Rid::write(rids, self.endpoint, self.prompt.batch.is_some(), &mut ours);
-        self.marked.write(Recipient::Single, &ours)
+        let mut added = Vec::with_capacity(64);
+        Rid::write(rids, self.endpoint, self.prompt.batch.is_some(), &mut added);
+        self.marked.write(Recipient::Single, &added)
     }
 }
 

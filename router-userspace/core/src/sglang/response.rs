@@ -1,12 +1,13 @@
-//! The name that an engine gave a response of `/v1/responses`, by which a later request continues it.
+//! The id that an engine gives a response of `/v1/responses`, by which a later request continues
+//! it.
 
 use super::json::{JsonType, Raw};
 use super::sse;
 
-/// Longer names are no engine's, and are not remembered.
+/// Maximum length of an id. Longer ones are ignored.
 pub const MAX_ID: usize = 128;
 
-/// The name in a whole answer.
+/// The id in a complete answer.
 ///
 /// ```
 /// use router_core::sglang::response;
@@ -18,7 +19,7 @@ pub fn id(answer: &[u8]) -> Option<String> {
     named(Raw::parse(answer).ok()?)
 }
 
-/// The name in one of the events that open a stream, all of which hold the response so far.
+/// The id in one of the first events of a stream, which contain the response so far.
 ///
 /// ```
 /// use router_core::sglang::response;
@@ -45,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_names_no_response_gives_no_name() {
+    fn answers_without_a_valid_id_give_none() {
         for answer in [&b""[..], b"[]", b"7", b"{\"id\":7}", b"{\"id\":null}"] {
             assert_eq!(id(answer), None);
         }

@@ -1,16 +1,16 @@
-//! `n`: how many samples of one prompt a client wants, and where it says so.
+//! `n`: the requested number of samples per prompt.
 
 use super::Invalid;
 use super::json::{JsonType, Raw};
 
-/// The largest `n` that is fanned out.
+/// Maximum `n`.
 pub const MAX_SAMPLES: u32 = 128;
 
-/// The largest number of sequences of one request: prompts of a batch times samples.
+/// Maximum number of sequences per request: prompts of a batch times samples.
 pub const MAX_SEQUENCES: usize = 8192;
 
-/// A number of samples as the engine's models read it, but strictly: the engine would take `"2"`
-/// and `2.0` for 2, and then hang.
+/// Parses a number of samples, more strictly than the engine: the engine would accept `"2"` and
+/// `2.0` and then hang.
 pub(super) fn count(param: &'static str, value: Raw<'_>) -> Result<Option<u32>, Invalid> {
     if value.is_null() {
         return Ok(None);
@@ -23,9 +23,10 @@ pub(super) fn count(param: &'static str, value: Raw<'_>) -> Result<Option<u32>, 
     }
 }
 
-/// The number of samples that `/generate`'s `sampling_params` ask for, one object or one a prompt.
+/// The number of samples in `/generate`'s `sampling_params`, an object or a list with one per
+/// prompt.
 ///
-/// A beam search answers with n sequences of one search, so it is one request.
+/// A beam search returns n sequences of one search, so it is one request.
 pub(super) fn of_sampling_params(params: Raw<'_>) -> Result<u32, Invalid> {
     let mut agreed = None;
     for one in sets(params) {
@@ -45,7 +46,7 @@ pub(super) fn of_sampling_params(params: Raw<'_>) -> Result<u32, Invalid> {
     }
 }
 
-/// One object, or the elements of a list of them.
+/// The object itself, or the elements of a list.
 pub(super) fn sets<'a>(params: Raw<'a>) -> impl Iterator<Item = Raw<'a>> {
     let single = (params.kind() == JsonType::Object).then_some(params);
     single.into_iter().chain(params.elements())

@@ -1,15 +1,15 @@
-//! Cutting members out of the client's bytes and appending ours, without touching the rest.
+//! Removes members from the client's bytes and appends new ones; all other bytes stay unchanged.
 
 use std::ops::Range;
 
 use bytes::Bytes;
 
-/// What a marked piece of the body is.
+/// What a marked range of the body contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MarkKind {
-    /// Engine control: never reaches an engine.
+    /// Engine control, which is never forwarded.
     Control,
-    /// `stream`, asked for.
+    /// `stream`, if it is true.
     Stream,
     /// `stream_options`.
     StreamOptions,
@@ -17,29 +17,29 @@ pub(super) enum MarkKind {
     Samples,
 }
 
-/// For whom a body is written.
+/// The engine that a body is written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Recipient {
     Prefill,
     Decode,
-    /// An engine that does both itself, and samples n times itself.
+    /// An engine that serves without a peer and samples n times itself.
     Single,
 }
 
-/// A piece of the body that some reader gets to see otherwise.
+/// A range of the body that some recipients get modified.
 #[derive(Clone, Debug)]
 pub(super) struct Mark {
     pub(super) role: MarkKind,
     pub(super) value: Range<usize>,
-    /// Where the member around the value stands among the others; unused for a nested value.
+    /// The position of the member among the others. Unused for a nested value.
     pub(super) place: MemberPosition,
 }
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct MemberPosition {
-    /// Its number among the top-level members.
+    /// Its index among the top-level members.
     pub(super) index: usize,
-    /// End of the value before, or the place after the opening brace.
+    /// End of the previous value, or the offset after the opening brace.
     pub(super) before: usize,
     pub(super) key: usize,
     /// Start of the next key.
@@ -52,8 +52,8 @@ enum Edit {
     Replace(&'static [u8]),
 }
 
-fn action(role: MarkKind, reader: Recipient, fan_out: bool) -> Edit {
-    match (role, reader) {
+fn action(role: MarkKind, recipient: Recipient, fan_out: bool) -> Edit {
+    match (role, recipient) {
         (MarkKind::Control, _) => Edit::Cut,
         (MarkKind::Stream, Recipient::Prefill) => Edit::Replace(b"false"),
         (MarkKind::StreamOptions, Recipient::Prefill) => Edit::Cut,
@@ -71,9 +71,9 @@ pub(super) struct MarkedBody {
     pub(super) marks: Vec<Mark>,
     /// Number of top-level members.
     pub(super) members: usize,
-    /// Where another member could be inserted.
+    /// The offset at which another member can be inserted.
     pub(super) tail: usize,
-    /// More than one sample is wanted.
+    /// Whether more than one sample is requested.
     pub(super) fan_out: bool,
 }
 
@@ -85,15 +85,15 @@ impl MarkedBody {
             .any(|mark| matches!(mark.role, MarkKind::Stream | MarkKind::StreamOptions))
     }
 
-    /// The body for `reader`, with `ours` (members, without the first comma) appended.
-    pub(super) fn write(&self, reader: Recipient, ours: &[u8]) -> Bytes {
+    /// The body for `recipient`, with `added` (members, without a leading comma) appended.
+    pub(super) fn write(&self, recipient: Recipient, added: &[u8]) -> Bytes {
         let body = &self.body[..];
-        // Replacements grow a value by four bytes at most (`1` to `false`).
-        let mut out = Vec::with_capacity(body.len() + ours.len() + 1 + 4 * self.marks.len());
+        // A replacement is at most four bytes longer than the value (`1` to `false`).
+        let mut out = Vec::with_capacity(body.len() + added.len() + 1 + 4 * self.marks.len());
         let mut at = 0;
         let mut cut = 0;
         for mark in &self.marks {
-            match action(mark.role, reader, self.fan_out) {
+            match action(mark.role, recipient, self.fan_out) {
                 Edit::Keep => {}
                 Edit::Replace(with) => {
                     out.extend_from_slice(&body[at..mark.value.start]);
@@ -102,7 +102,8 @@ impl MarkedBody {
                 }
                 Edit::Cut => {
                     let place = &mark.place;
-                    // A member goes with the comma before it, or, at the front, the one after it.
+                    // A member is removed with the comma before it, or with the one after it at the
+                    // front.
                     let (start, end) = if place.index > cut {
                         (place.before, mark.value.end)
                     } else {
@@ -115,10 +116,10 @@ impl MarkedBody {
             }
         }
         out.extend_from_slice(&body[at..self.tail]);
-        if self.members > cut && !ours.is_empty() {
+        if self.members > cut && !added.is_empty() {
             out.push(b',');
         }
-        out.extend_from_slice(ours);
+        out.extend_from_slice(added);
         out.extend_from_slice(&body[self.tail..]);
         Bytes::from(out)
     }

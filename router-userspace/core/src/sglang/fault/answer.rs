@@ -1,22 +1,22 @@
-//! Failures inside a 200: events of a stream, and answers of engines that abort politely.
+//! Failures inside a 200: error events of a stream, and answers that report an abort.
 
 use super::super::json::{JsonType, Raw};
 use super::super::{Endpoint, sse};
-use super::engine::{presentable, said};
+use super::engine::{parse_error, sanitize};
 
 /// A failure that an engine reported inside an answer with status 200.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineFault {
-    /// The status that the engine would have answered, had it not answered already.
+    /// The status that the engine would have sent if it had not sent 200 already.
     pub status: u16,
-    /// Bounded, and without addresses.
+    /// Limited in length, without addresses.
     pub message: String,
 }
 
-/// What old engines make of a failed transfer on the OpenAI endpoints: a finished, empty answer.
-const ABORTED: &str = "the engine aborted the request (old versions end a failed KV transfer so)";
+/// Engines up to 0.4 answer a failed transfer with an empty, finished answer on OpenAI endpoints.
+const ABORTED: &str = "the engine aborted the request, as old versions do when a KV transfer fails";
 
-/// The failure that one event reports, wherever in the stream it stands. Cheap on other events.
+/// The failure that an event reports, at any position in the stream. Cheap for other events.
 ///
 /// Shapes: `{"error":{..}}` of chat, completions and `/generate`; `/generate`'s finish reason
 /// `abort` with a status; `response.failed` and `error` of `/v1/responses`; `error` of
@@ -32,8 +32,8 @@ pub fn event_fault(endpoint: Endpoint, event: &[u8]) -> Option<EngineFault> {
     reported(endpoint, raw)
 }
 
-/// As [`event_fault`], for an event before which nothing was generated: here a choice that is
-/// `abort`ed at once is a failure too.
+/// Like [`event_fault`], for an event before which nothing was generated: a choice that is
+/// `abort`ed at once is then a failure too.
 ///
 /// ```
 /// use router_core::sglang::{Endpoint, fault::first_event_fault};
@@ -51,7 +51,7 @@ pub fn first_event_fault(endpoint: Endpoint, event: &[u8]) -> Option<EngineFault
     })
 }
 
-/// The failure that a whole answer with status 200 is: engines up to 0.4 answer so when the
+/// The failure that a complete answer with status 200 reports. Engines up to 0.4 answer so when the
 /// transfer failed.
 pub fn answer_fault(endpoint: Endpoint, body: &[u8]) -> Option<EngineFault> {
     memchr::memmem::find(body, b"\"abort\"")?;
@@ -64,7 +64,7 @@ pub fn answer_fault(endpoint: Endpoint, body: &[u8]) -> Option<EngineFault> {
 
 fn reported(endpoint: Endpoint, raw: Raw<'_>) -> Option<EngineFault> {
     let error = |raw: Raw<'_>, status| {
-        let message = said(status, raw).message;
+        let message = parse_error(status, raw).message;
         Some(EngineFault { status, message })
     };
     match endpoint {
@@ -83,7 +83,8 @@ fn reported(endpoint: Endpoint, raw: Raw<'_>) -> Option<EngineFault> {
         },
         Endpoint::Chat | Endpoint::Completions | Endpoint::Generate => {
             if let Some(inner) = raw.get("error").filter(|e| !e.is_null()) {
-                // `/generate` of 0.4 tells no code; what it reports there is a refusal.
+                // `/generate` of 0.4 sends no code. The errors that it reports this way are
+                // rejections.
                 let default = if endpoint == Endpoint::Generate { 400 } else { 500 };
                 return error(raw, status_in(inner).unwrap_or(default));
             }
@@ -96,7 +97,7 @@ fn reported(endpoint: Endpoint, raw: Raw<'_>) -> Option<EngineFault> {
     }
 }
 
-/// The answer or event has a choice that ended with `abort`.
+/// The failure of an answer or event with a choice that ended with `abort`.
 fn aborted(endpoint: Endpoint, raw: Raw<'_>) -> Option<EngineFault> {
     if !matches!(endpoint, Endpoint::Chat | Endpoint::Completions) {
         return None;
@@ -107,7 +108,7 @@ fn aborted(endpoint: Endpoint, raw: Raw<'_>) -> Option<EngineFault> {
     raw.get("choices")?
         .elements()
         .any(abort)
-        .then(|| EngineFault { status: 500, message: presentable(ABORTED, 500) })
+        .then(|| EngineFault { status: 500, message: sanitize(ABORTED, 500) })
 }
 
 fn status_in(error: Raw<'_>) -> Option<u16> {
@@ -119,7 +120,7 @@ fn status_of(raw: Raw<'_>) -> Option<u16> {
     u16::try_from(status).ok().filter(|status| (400..600).contains(status))
 }
 
-/// The status that the engine writes as this type.
+/// The status that the engine maps to this type.
 fn anthropic_status(kind: &str) -> u16 {
     match kind {
         "invalid_request_error" => 400,
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn every_shape_of_a_failure_inside_a_stream_is_seen() {
+    fn every_failure_format_inside_a_stream_is_detected() {
         use Endpoint::{Chat, Completions, Generate, Messages, Responses};
         for (endpoint, data, want) in [
             (
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_polite_abort_counts_only_where_nothing_came_before() {
+    fn an_abort_is_a_failure_only_before_the_first_token() {
         let event = br#"data: {"choices":[{"delta":{"content":""},"finish_reason":"abort"}]}"#;
         assert_eq!(event_fault(Endpoint::Chat, event), None);
         let fault = first_event_fault(Endpoint::Chat, event).unwrap();
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_200_may_be_a_failure() {
+    fn an_aborted_answer_with_status_200_is_a_failure() {
         let aborted =
             br#"{"id":"x","choices":[{"message":{"content":null},"finish_reason":"abort"}]}"#;
         assert_eq!(answer_fault(Endpoint::Chat, aborted).unwrap().status, 500);

@@ -1,11 +1,11 @@
-//! An error as a client reads it, in the style of the endpoint it called.
+//! An error for a client, in the format of the endpoint that it called.
 
 use bytes::Bytes;
 
 use super::super::json::quote;
 use super::super::{Endpoint, sse};
 
-/// An error on its way to a client.
+/// An error for a client.
 ///
 /// ```
 /// use router_core::sglang::{Endpoint, fault::ClientError};
@@ -23,15 +23,15 @@ use super::super::{Endpoint, sse};
 pub struct ClientError {
     pub status: u16,
     pub message: String,
-    /// OpenAI's `type`; Anthropic's is derived from the status.
+    /// OpenAI's `type`. Anthropic's is derived from the status.
     pub kind: String,
     pub param: Option<String>,
-    /// OpenAI's `code`; the status stands there where this is `None`, as engines do it.
+    /// OpenAI's `code`. `None` writes the status, as engines do.
     pub code: Option<String>,
 }
 
 impl ClientError {
-    /// An error of the type that goes with `status`.
+    /// An error of the type that belongs to `status`.
     pub fn new(status: u16, message: impl Into<String>) -> ClientError {
         let kind = match status {
             401 => "authentication_error",
@@ -67,8 +67,8 @@ impl ClientError {
         out.into()
     }
 
-    /// The events that end a stream with this error: the error, and what ends a stream of this
-    /// endpoint cleanly.
+    /// The events that end a stream with this error: the error, and the regular end of a stream of
+    /// this endpoint.
     ///
     /// ```
     /// use router_core::sglang::{Endpoint, fault::ClientError};
@@ -98,7 +98,7 @@ impl ClientError {
                 quote(&mut out, &self.message);
                 out.extend_from_slice(b",\"param\":");
                 optional(self.param.as_deref(), &mut out);
-                // The number of events before is not known here; nothing follows this one.
+                // The number of previous events is unknown here; nothing follows this event.
                 out.extend_from_slice(b",\"sequence_number\":0}\n\n");
             }
             Endpoint::Messages => {
@@ -161,7 +161,7 @@ mod tests {
     use crate::sglang::sse::{Splitter, data};
 
     #[test]
-    fn every_error_stream_is_well_formed_and_read_as_a_fault_again() {
+    fn every_error_stream_is_well_formed_and_parses_as_a_fault() {
         let mut error = ClientError::new(502, "a \"quoted\"\nmessage");
         error.param = Some("n".into());
         for endpoint in Endpoint::ALL {

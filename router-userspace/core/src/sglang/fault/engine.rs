@@ -1,16 +1,16 @@
-//! The error bodies of engines, in all the shapes that versions and endpoints have.
+//! Error bodies of engines, in the formats of all versions and endpoints.
 
 use super::super::json::{JsonType, Raw};
 use super::{ClientError, strip_addresses};
 
-/// Bound on a message passed on to a client, in bytes.
+/// Maximum length of a message that is forwarded to a client, in bytes.
 pub const MAX_MESSAGE: usize = 2048;
 
-/// Reads an engine's error answer.
+/// Parses an engine's error body.
 ///
-/// Shapes: `{"object":"error","message":..,"type":..,"code":..}` (chat and completions), the same
+/// Formats: `{"object":"error","message":..,"type":..,"code":..}` (chat and completions), this object
 /// under `error` (`/generate`, `/v1/responses`), `{"type":"error","error":{..}}` (`/v1/messages`),
-/// FastAPI's `{"detail":..}` and plain text. The message is bounded and names no address.
+/// FastAPI's `{"detail":..}`, and plain text. The message is limited and contains no address.
 ///
 /// ```
 /// use router_core::sglang::fault::engine_error;
@@ -21,16 +21,16 @@ pub const MAX_MESSAGE: usize = 2048;
 /// ```
 pub fn engine_error(status: u16, body: &[u8]) -> ClientError {
     match Raw::parse(body) {
-        Ok(raw) => said(status, raw),
+        Ok(raw) => parse_error(status, raw),
         Err(_) => {
             let text = String::from_utf8_lossy(&body[..body.len().min(2 * MAX_MESSAGE)]);
-            ClientError::new(status, presentable(&text, status))
+            ClientError::new(status, sanitize(&text, status))
         }
     }
 }
 
 /// The error that a JSON value describes.
-pub(super) fn said(status: u16, raw: Raw<'_>) -> ClientError {
+pub(super) fn parse_error(status: u16, raw: Raw<'_>) -> ClientError {
     let inner = raw.get("error").filter(|e| !e.is_null()).unwrap_or(raw);
     let text = |key| inner.get(key).and_then(Raw::as_str);
     let message = match inner.kind() {
@@ -41,19 +41,19 @@ pub(super) fn said(status: u16, raw: Raw<'_>) -> ClientError {
         empty if matches!(empty.bytes(), b"{}" | b"null" | b"[]") => "".into(),
         other => String::from_utf8_lossy(other.bytes()),
     });
-    let mut error = ClientError::new(status, presentable(&message, status));
-    // Old engines put the status there as a string; that is no type.
+    let mut error = ClientError::new(status, sanitize(&message, status));
+    // Old engines write the status here as a string, which is not a type.
     if let Some(kind) = text("type").filter(|kind| kind.parse::<u16>().is_err() && kind != "error")
     {
-        error.kind = presentable(&kind, status);
+        error.kind = sanitize(&kind, status);
     }
-    error.param = text("param").map(|param| presentable(&param, status));
-    error.code = text("code").map(|code| presentable(&code, status));
+    error.param = text("param").map(|param| sanitize(&param, status));
+    error.code = text("code").map(|code| sanitize(&code, status));
     error
 }
 
-/// A message fit for a client: bounded, without addresses, on one line.
-pub(super) fn presentable(message: &str, status: u16) -> String {
+/// The message for a client: limited in length, without addresses, on one line.
+pub(super) fn sanitize(message: &str, status: u16) -> String {
     let mut end = message.len().min(MAX_MESSAGE);
     while !message.is_char_boundary(end) {
         end -= 1;
@@ -62,27 +62,27 @@ pub(super) fn presentable(message: &str, status: u16) -> String {
         message[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let line = strip_addresses(line.trim());
     match line.as_str() {
-        "" => format!("the engine answered {status} and no more"),
+        "" => format!("the engine answered {status} without a message"),
         _ => line,
     }
 }
 
-/// Whether an engine says that a request came without a room. Sent with one, that means that the
-/// engine's models of this endpoint drop it, as those of 0.5.12 do for `/v1/responses`.
+/// Whether an engine reports that a request has no room. If it was sent with one, the engine drops
+/// the field on this endpoint, as 0.5.12 does on `/v1/responses`.
 ///
 /// ```
 /// use router_core::sglang::fault::lacks_room;
 ///
-/// let said = "Invalid request: Disaggregated request received without bootstrap room id";
-/// assert!(lacks_room(said));
+/// let message = "Invalid request: Disaggregated request received without bootstrap room id";
+/// assert!(lacks_room(message));
 /// assert!(!lacks_room("Prefill bootstrap failed for request rank=0"));
 /// ```
 pub fn lacks_room(message: &str) -> bool {
     message.contains("without bootstrap room id")
 }
 
-/// Whether a failure speaks of the rendezvous or the KV transfer, which says that one of the two
-/// legs failed and not which: a dead prefill shows as decode's 500 and the other way round.
+/// Whether a failure concerns the rendezvous or the KV transfer. Then either leg may have failed: a
+/// dead prefill shows as decode's 500, and the other way round.
 ///
 /// ```
 /// use router_core::sglang::fault::about_transfer;
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_shape_of_an_engine_s_error_is_read() {
+    fn every_error_format_of_engines_is_parsed() {
         for (body, message, kind) in [
             (
                 r#"{"object":"error","message":"too long","type":"BadRequestError","param":null,"code":400}"#,
@@ -143,8 +143,8 @@ mod tests {
                 "overloaded_error",
             ),
             ("Internal Server Error", "Internal Server Error", "invalid_request_error"),
-            ("", "the engine answered 400 and no more", "invalid_request_error"),
-            ("{}", "the engine answered 400 and no more", "invalid_request_error"),
+            ("", "the engine answered 400 without a message", "invalid_request_error"),
+            ("{}", "the engine answered 400 without a message", "invalid_request_error"),
         ] {
             let error = engine_error(400, body.as_bytes());
             assert_eq!((&*error.message, &*error.kind), (message, kind), "{body}");
@@ -154,13 +154,13 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_bounded_at_a_character() {
+    fn a_long_message_is_cut_at_a_character_boundary() {
         let error = engine_error(500, "漢".repeat(MAX_MESSAGE).as_bytes());
         assert!(error.message.len() <= MAX_MESSAGE && error.message.len() > MAX_MESSAGE - 3);
     }
 
     #[test]
-    fn the_engine_s_words_for_a_failed_transfer_are_known() {
+    fn transfer_failures_are_recognised_by_their_message() {
         for message in [
             "Prefill bootstrap failed for request rank=0 timed out after 8.0s in KVPoll.Bootstrapping",
             "Decode transfer failed for request rank=0 with exception KVTransferError(bootstrap_room=1): x",

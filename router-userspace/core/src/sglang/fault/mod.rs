@@ -1,4 +1,4 @@
-//! What engines say when they fail, and how a client is told.
+//! Failures that engines report, and errors for clients.
 
 mod answer;
 mod client;

@@ -1,8 +1,8 @@
-//! Engine addresses are no business of clients.
+//! Removes engine addresses from messages for clients.
 
 use std::net::IpAddr;
 
-const INSTEAD: &str = "<engine>";
+const PLACEHOLDER: &str = "<engine>";
 
 /// Replaces URLs, IP addresses (with and without port) and `host.name:port` by `<engine>`.
 ///
@@ -28,7 +28,7 @@ pub fn strip_addresses(message: &str) -> String {
     out
 }
 
-/// What ends a word; `/` does not, for the sake of URLs.
+/// The separators of words. `/` is not one, so that URLs stay whole.
 fn breaks(c: char) -> bool {
     c.is_whitespace()
         || matches!(c, '"' | '\'' | '`' | '(' | ')' | '<' | '>' | '=' | ',' | ';' | '|')
@@ -37,7 +37,7 @@ fn breaks(c: char) -> bool {
 fn redacted(word: &str) -> String {
     if let Some(scheme) = word.find("://") {
         let start = word[..scheme].trim_end_matches(|c: char| c.is_ascii_alphanumeric()).len();
-        return format!("{}{INSTEAD}", parts(&word[..start]));
+        return format!("{}{PLACEHOLDER}", parts(&word[..start]));
     }
     parts(word)
 }
@@ -47,13 +47,13 @@ fn parts(word: &str) -> String {
     parts.join("/")
 }
 
-/// A word, or a piece between slashes; punctuation around it stays.
+/// Redacts a word, or a part of it between slashes. Punctuation around it stays.
 fn part(word: &str) -> String {
     let core = word.trim_start_matches('{').trim_end_matches(['.', ':', '!', '?', '}']);
     if !is_address(core) {
         return word.to_owned();
     }
-    word.replacen(core, INSTEAD, 1)
+    word.replacen(core, PLACEHOLDER, 1)
 }
 
 fn is_address(word: &str) -> bool {
@@ -68,7 +68,7 @@ fn is_address(word: &str) -> bool {
         && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
     let address = host.parse::<IpAddr>().is_ok() || host.starts_with('[');
     let digits = port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit());
-    // Words with a number after them are common, names with a short port are not.
+    // Words followed by a number are common, names with a short port are not.
     digits && (address && !port.is_empty() || named && port.len() >= 4)
 }
 
@@ -78,7 +78,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn addresses_go_and_words_stay() {
+    fn addresses_are_redacted_and_other_words_kept() {
         for (message, want) in [
             ("at 10.0.0.1.", "at <engine>."),
             ("peer 10.0.0.1:16384: closed", "peer <engine>: closed"),

@@ -1,5 +1,5 @@
-//! Golden cases: a client's body and what each engine gets, the engines' answers and what the
-//! client gets.
+//! Golden cases: a client's body and the bodies for each engine; the engines' answers and the
+//! answer for the client.
 //!
 //! A case is a file `NAME.txt` of sections, each headed by a line `--- kind argument`:
 //!
@@ -10,8 +10,8 @@
 //!   logprobs are merged); `merged`: what the client gets;
 //! - `event K`: the next event of sample K's stream; `events`: what the client gets.
 //!
-//! Rooms are 1000, 1001, ... and rids `K00`, `K01`, ... in hex. `BLESS=1 cargo test` writes what
-//! comes out over what is expected.
+//! Rooms are 1000, 1001, ... and request ids `K00`, `K01`, ... in hex. `BLESS=1 cargo test`
+//! overwrites the expected sections with the actual ones.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -45,7 +45,7 @@ fn write(sections: &[Section]) -> String {
     })
 }
 
-/// One case under way.
+/// A running case.
 struct Case {
     request: Request,
     answers: Vec<Bytes>,
@@ -95,7 +95,7 @@ impl Case {
         self.events.push_str(&text(&out.unwrap_or_default()));
     }
 
-    /// What should stand in a section; `None` for what is given.
+    /// The expected text of a section. `None` for an input.
     fn expected(&mut self, kind: &str, argument: &str, body: &str) -> Option<String> {
         let sample = argument.parse().unwrap_or(0);
         match kind {

@@ -17,16 +17,16 @@ pub(crate) use string::{quote, unquote};
 
 use std::ops::Range;
 
-/// Nested arrays and objects beyond this are refused. Python's own parser gives up near 1000.
+/// Maximum nesting of arrays and objects. Python's own parser fails near 1000.
 pub const MAX_DEPTH: usize = 512;
 
-/// Where one member of the top-level object stands in the text.
+/// The byte ranges of one member of the top-level object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MemberSpan {
     /// The key, quotes included.
     pub(crate) key: Range<usize>,
     /// The value, without white space around it.
     pub(crate) value: Range<usize>,
-    /// Elements or members of the value where it is an array or an object.
+    /// Number of elements or members of the value, if it is an array or an object.
     pub(crate) children: usize,
 }

@@ -1,11 +1,11 @@
-//! Replacing a few pieces of a checked JSON value, leaving every other byte as it is.
+//! Replaces a few parts of a checked JSON value and keeps all other bytes.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
 use super::{JsonType, Raw};
 
-/// Pieces of one value and what stands there instead.
+/// A value, and the replacements of some of its parts.
 pub(crate) struct Patch<'a> {
     whole: Raw<'a>,
     edits: Vec<(Range<usize>, Cow<'a, [u8]>)>,
@@ -16,12 +16,12 @@ impl<'a> Patch<'a> {
         Patch { whole, edits: Vec::new() }
     }
 
-    /// `part`, a piece of the whole, becomes `with`.
+    /// Replaces `part`, a part of the whole value.
     pub(crate) fn replace(&mut self, part: Raw<'a>, with: impl Into<Cow<'a, [u8]>>) {
         self.edits.push((self.whole.range_of(part), with.into()));
     }
 
-    /// The object `part` gets another member at its end.
+    /// Appends a member to the object `part`.
     pub(crate) fn append(&mut self, part: Raw<'a>, key: &str, value: &[u8]) {
         if part.kind() != JsonType::Object {
             return;
@@ -38,7 +38,7 @@ impl<'a> Patch<'a> {
         self.edits.push((end..end, member.into()));
     }
 
-    /// Writes the whole with all edits; of two that overlap, the first.
+    /// Writes the value with all edits. If two overlap, the first one applies.
     pub(crate) fn write(mut self, out: &mut Vec<u8>) {
         self.edits.sort_by_key(|(range, _)| range.start);
         let bytes = self.whole.bytes();

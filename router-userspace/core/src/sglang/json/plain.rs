@@ -1,9 +1,9 @@
-//! Finding the end of what is plain in a string: where nearly all bytes of a long body are.
+//! Finds the end of the plain part of a string, which is nearly all of a long body.
 
-/// How many leading bytes of a string need no look: no quote, no backslash, no control character.
+/// The number of leading bytes without a quote, a backslash or a control character.
 ///
-/// The first bytes are tested eight at a time, since many strings, and runs between escapes, are
-/// short; long runs in blocks, with a fold that the compiler turns into vector compares.
+/// The first bytes are tested eight at a time, because many strings and runs between escapes are
+/// short. Long runs are tested in blocks, with a fold that the compiler vectorises.
 pub(super) fn plain(text: &[u8]) -> usize {
     const SHORT: usize = 32;
     const BLOCK: usize = 64;
@@ -36,8 +36,8 @@ fn plain_bytes(text: &[u8]) -> usize {
     text.iter().position(special).unwrap_or(text.len())
 }
 
-/// The first special byte among eight. Of the marks that the subtractions leave, the lowest is
-/// exact: a borrow only reaches bytes above a marked one.
+/// The first special byte of eight. The subtractions set the high bit of each special byte. The
+/// lowest set bit is exact: a borrow only affects the bytes above it.
 fn first_special(word: [u8; 8]) -> Option<usize> {
     const ONES: u64 = u64::MAX / 0xff;
     let word = u64::from_le_bytes(word);

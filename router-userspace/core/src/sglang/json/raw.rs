@@ -1,4 +1,4 @@
-//! A checked JSON value as it stands in the text.
+//! A checked JSON value in its text.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::plain::plain;
 use super::{SyntaxError, check, unquote};
 
-/// What a value starts out as.
+/// The type of a value, by its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum JsonType {
     Object,
@@ -17,20 +17,20 @@ pub(crate) enum JsonType {
     Null,
 }
 
-/// One JSON value, in bytes that [`check`] or [`scan`](super::scan()) accepted.
+/// One JSON value in bytes that [`check`] or [`scan`](super::scan()) accepted.
 ///
-/// Walking text that was never checked gives nonsense, not a panic.
+/// Unchecked bytes give meaningless values, not a panic.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Raw<'a>(&'a [u8]);
 
 impl<'a> Raw<'a> {
-    /// The value that is the whole of `text`.
+    /// Checks `text` and returns it as one value.
     pub(crate) fn parse(text: &'a [u8]) -> Result<Raw<'a>, SyntaxError> {
         check(text)?;
         Ok(Raw(text.trim_ascii()))
     }
 
-    /// A value that stands in text already checked.
+    /// A value in text that has been checked.
     pub(crate) fn trusted(value: &'a [u8]) -> Raw<'a> {
         Raw(value)
     }
@@ -62,7 +62,7 @@ impl<'a> Raw<'a> {
         }
     }
 
-    /// A number written as a plain non-negative integer that fits.
+    /// The value of a plain non-negative integer that fits.
     pub(crate) fn as_u64(self) -> Option<u64> {
         std::str::from_utf8(self.0).ok()?.parse().ok()
     }
@@ -71,22 +71,22 @@ impl<'a> Raw<'a> {
         (self.kind() == JsonType::String).then(|| unquote(self.0)).flatten()
     }
 
-    /// The members of an object, in order, duplicates included; nothing for any other value.
+    /// The members of an object in order, including duplicates. Empty for any other value.
     pub(crate) fn members(self) -> Members<'a> {
         Members(Walk::inside(self, JsonType::Object))
     }
 
-    /// The elements of an array; nothing for any other value.
+    /// The elements of an array. Empty for any other value.
     pub(crate) fn elements(self) -> Elements<'a> {
         Elements(Walk::inside(self, JsonType::Array))
     }
 
-    /// The value of the last member named `key`, which is the one Python's parsers keep.
+    /// The value of the last member named `key`. Python's parsers keep the last one too.
     pub(crate) fn get(self, key: &str) -> Option<Raw<'a>> {
         self.members().filter(|m| m.is(key)).last().map(|m| m.value)
     }
 
-    /// Where `part`, a piece of this value, stands in it.
+    /// The byte range of `part`, a part of this value.
     pub(crate) fn range_of(self, part: Raw<'a>) -> Range<usize> {
         let start = (part.0.as_ptr() as usize).saturating_sub(self.0.as_ptr() as usize);
         start..start + part.0.len()
@@ -102,7 +102,7 @@ pub(crate) struct RawMember<'a> {
 }
 
 impl RawMember<'_> {
-    /// Whether the key, however spelled, reads `name` (which needs no escapes).
+    /// Whether the unescaped key equals `name`, which must not need escapes.
     pub(crate) fn is(&self, name: &str) -> bool {
         let Some(plain) = self.key.0.strip_prefix(b"\"").and_then(|k| k.strip_suffix(b"\"")) else {
             return false;
@@ -134,7 +134,7 @@ impl<'a> Iterator for Elements<'a> {
     }
 }
 
-/// The values of one level, one after the other; commas and colons are passed over.
+/// Iterates over the values of one level. Commas and colons are skipped.
 struct Walk<'a> {
     text: &'a [u8],
     at: usize,
@@ -170,7 +170,7 @@ impl<'a> Walk<'a> {
         Some(Raw(&self.text[start..self.at]))
     }
 
-    /// Past the end of a string whose opening quote has been passed.
+    /// Skips to the end of a string. Its opening quote has been consumed.
     fn string(&mut self) {
         while let Some(rest) = self.text.get(self.at..) {
             self.at += plain(rest);
@@ -219,7 +219,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn unchecked_text_gives_nonsense_and_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+        fn unchecked_text_does_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             let raw = Raw::trusted(&bytes);
             prop_assert!(raw.members().count() <= bytes.len());
             prop_assert!(raw.elements().count() <= bytes.len());

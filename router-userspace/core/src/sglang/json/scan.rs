@@ -1,14 +1,14 @@
-//! One pass over a JSON text: the whole grammar of RFC 8259, no recursion, no allocation.
+//! Checks a JSON text in one pass: the complete grammar of RFC 8259, no recursion, no allocation.
 
 use super::plain::plain;
 use super::{MAX_DEPTH, MemberSpan};
 
-/// Why a text is not JSON, and at which byte.
+/// Why a text is not valid JSON, with the byte offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SyntaxError {
     /// The text ends inside a value.
     Eof,
-    /// A byte that the grammar does not allow here.
+    /// The grammar does not allow this byte here.
     Unexpected(usize),
     /// Deeper than [`MAX_DEPTH`].
     Depth(usize),
@@ -16,17 +16,18 @@ pub(crate) enum SyntaxError {
     Utf8(usize),
     /// Starts with a byte order mark, which RFC 8259 section 8.1 lets a parser refuse.
     ByteOrderMark,
-    /// A value, but not an object.
+    /// A value that is not an object.
     NotObject,
-    /// The visitor refused; what it wants to say, it keeps.
+    /// The visitor stopped the scan; it keeps the reason.
     Refused,
 }
 
-/// Checks that `text` is one JSON object and shows its members to `visit`, in order, as they are
-/// passed; `false` ends the scan. A member is shown before the text after it has been checked.
+/// Checks that `text` is one JSON object and passes its members to `visit`, in order. `visit`
+/// returns
+/// `false` to stop the scan. It is called before the text after the member has been checked.
 ///
-/// Returns the offset at which another member could be inserted: after the last member, or after
-/// the opening brace.
+/// Returns the offset at which another member can be inserted: after the last member, or after the
+/// opening brace.
 pub(crate) fn scan(
     text: &[u8],
     mut visit: impl FnMut(MemberSpan) -> bool,
@@ -78,7 +79,7 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    /// At the first byte of the value; the text is known to be UTF-8 from here on.
+    /// Starts at the first byte of the value. Checks that the text is UTF-8.
     fn open(text: &'a [u8]) -> Result<Self, SyntaxError> {
         if text.starts_with(b"\xEF\xBB\xBF") {
             return Err(SyntaxError::ByteOrderMark);
@@ -126,7 +127,7 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    /// Passes one value and says how many children it has at its own level.
+    /// Consumes one value and returns its number of direct children.
     fn value(&mut self) -> Result<usize, SyntaxError> {
         let mut open = Open::default();
         let mut children = 0;
@@ -163,8 +164,8 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// After a value, or before the end of an empty container: closes what closes and passes the
-    /// comma (and the key) before the next value. `false` when the outermost value is complete.
+    /// After a value or at the end of an empty container: closes containers and consumes the comma
+    /// (and the key) before the next value. Returns `false` when the outermost value is complete.
     fn after(&mut self, open: &mut Open, children: &mut usize) -> Result<bool, SyntaxError> {
         while open.depth > 0 {
             self.white();
@@ -187,7 +188,8 @@ impl<'a> Cursor<'a> {
         Ok(false)
     }
 
-    /// After the opening quote. Escapes are checked for their form; a lone surrogate is well formed.
+    /// Consumes a string after its opening quote. Checks the form of escapes; a lone surrogate is
+    /// valid.
     fn string(&mut self) -> Result<(), SyntaxError> {
         loop {
             self.at += plain(&self.text[self.at..]);
@@ -209,7 +211,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// After the first byte of a number.
+    /// Consumes a number after its first byte.
     fn number(&mut self) -> Result<(), SyntaxError> {
         let mut first = self.text[self.at - 1];
         if first == b'-' {
@@ -259,7 +261,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// The containers that are open: their number and, as a bit each, whether they are objects.
+/// The open containers: their number, and one bit for each that says whether it is an object.
 #[derive(Default)]
 struct Open {
     depth: usize,
@@ -267,7 +269,7 @@ struct Open {
 }
 
 impl Open {
-    /// The top-level object is not in here, so one level less fits.
+    /// The top-level object is not counted here, so one level less fits.
     fn push(&mut self, object: bool, at: usize) -> Result<(), SyntaxError> {
         if self.depth + 1 >= MAX_DEPTH {
             return Err(SyntaxError::Depth(at));
@@ -282,7 +284,7 @@ impl Open {
         Ok(())
     }
 
-    /// Whether the innermost is an object; only asked when one is open.
+    /// Whether the innermost container is an object. Requires an open container.
     fn object(&self) -> bool {
         let top = self.depth - 1;
         self.objects[top / 64] >> (top % 64) & 1 == 1
@@ -299,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn the_grammar_of_rfc_8259_and_nothing_else() {
+    fn exactly_the_grammar_of_rfc_8259_is_accepted() {
         for good in [
             "0",
             "-0",
@@ -367,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn children_are_counted_at_the_value_s_own_level() {
+    fn only_direct_children_are_counted() {
         let mut seen = Vec::new();
         let text = br#"{"a":[],"b":[1,[2,3],"x,y"],"c":{"k":[1,2],"l":0},"d":"q"}"#;
         scan(text, |m: MemberSpan| {
@@ -379,8 +381,8 @@ mod tests {
     }
 
     proptest! {
-        /// serde_json is the second opinion; the two differ on lone surrogates and depth only,
-        /// and neither alphabet below can write those.
+        /// Compares with serde_json. The two differ only on lone surrogates and on depth, which
+        /// this alphabet cannot produce.
         #[test]
         fn agrees_with_serde_json(text in r#"[\[\]{}:,"ab0-9.eE+\- \\nturlfs]{0,24}"#) {
             let second = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();

@@ -1,9 +1,9 @@
-//! Strings in JSON text: reading one, writing one.
+//! Reads and writes JSON strings.
 
 use std::borrow::Cow;
 
-/// The characters of a checked string token (quotes included). A lone surrogate, which no Rust
-/// string can hold, reads as `None`.
+/// The text of a checked string token (including quotes). `None` for a lone surrogate, which a Rust
+/// string cannot contain.
 pub(crate) fn unquote(token: &[u8]) -> Option<Cow<'_, str>> {
     let inner = token.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
     if !inner.contains(&b'\\') {
@@ -22,7 +22,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn escapes_are_read_and_lone_surrogates_are_not() {
+    fn escapes_are_decoded_and_lone_surrogates_are_none() {
         assert_eq!(unquote(br#""bootstrap\u005froom""#).as_deref(), Some("bootstrap_room"));
         assert_eq!(unquote(br#""\ud83d\ude00""#).as_deref(), Some("😀"));
         assert_eq!(unquote(br#""\ud800""#), None);
@@ -30,7 +30,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_quoted_is_read_back() {
+    fn quoted_text_is_unquoted_to_itself() {
         let mut out = Vec::new();
         quote(&mut out, "a\"b\\\n\u{1}é");
         assert_eq!(unquote(&out).as_deref(), Some("a\"b\\\n\u{1}é"));

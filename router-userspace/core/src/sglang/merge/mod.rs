@@ -1,7 +1,7 @@
-//! One answer out of n: what the engine would have said, had it sampled n times itself.
+//! Merges n single-sample answers into the answer that one engine would give for n samples.
 //!
-//! The engine's order is by prompt, then by sample: sample `k` of prompt `i` has index `i * n + k`.
-//! Pieces are spliced, so that what a choice says survives as the engine wrote it.
+//! The order is that of the engine, by prompt, then by sample: sample `k` of prompt `i` has index
+//! `i * n + k`. Parts are copied as bytes, so every choice stays as the engine wrote it.
 
 mod stream;
 mod usage;
@@ -13,15 +13,15 @@ use bytes::Bytes;
 use super::Endpoint;
 use super::json::{JsonType, Patch, Raw};
 
-/// An answer of an engine that has not the shape of its endpoint.
+/// An engine's answer does not have the format of its endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an engine's answer is malformed: {0}")]
 pub struct Malformed(pub &'static str);
 
-/// Merges the answers to `samples` single-sample requests, in order of sample, into one.
+/// Merges the answers to `samples` single-sample requests, in order of the samples.
 ///
-/// `batch` is [`Request::batch`](super::Request::batch). The first answer lends id, time and model;
-/// completion tokens are summed and prompt tokens counted once.
+/// `batch` is [`Request::batch`](super::Request::batch). Id, time and model are those of the first
+/// answer. Completion tokens are summed, prompt tokens count once.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -44,16 +44,16 @@ pub fn json(
     batch: Option<usize>,
     parts: &[Bytes],
 ) -> Result<Bytes, Malformed> {
-    let [first, ..] = parts else { return Err(Malformed("there is none")) };
+    let [first, ..] = parts else { return Err(Malformed("no answer")) };
     if parts.len() != samples as usize {
-        return Err(Malformed("a sample is missing"));
+        return Err(Malformed("a missing sample"));
     }
     if parts.len() == 1 {
         return Ok(first.clone());
     }
     let raws: Vec<Raw<'_>> = parts
         .iter()
-        .map(|part| Raw::parse(part).map_err(|_| Malformed("it is not JSON")))
+        .map(|part| Raw::parse(part).map_err(|_| Malformed("not JSON")))
         .collect::<Result<_, _>>()?;
     match endpoint {
         Endpoint::Generate => generate(batch, &raws),
@@ -61,14 +61,14 @@ pub fn json(
     }
 }
 
-/// `/generate` answers an array as soon as there is more than one sequence.
+/// `/generate` returns an array if there is more than one sequence.
 fn generate(batch: Option<usize>, parts: &[Raw<'_>]) -> Result<Bytes, Malformed> {
     let rows: Vec<Vec<Raw<'_>>> = parts
         .iter()
         .map(|part| match (batch, part.kind()) {
             (None, JsonType::Object) => Ok(vec![*part]),
             (Some(len), JsonType::Array) => sized(part.elements().collect(), len),
-            _ => Err(Malformed("it is not one answer a prompt")),
+            _ => Err(Malformed("not one answer per prompt")),
         })
         .collect::<Result<_, _>>()?;
     let mut out = Vec::with_capacity(parts.iter().map(|part| part.bytes().len() + 1).sum());
@@ -83,21 +83,21 @@ fn choices(batch: Option<usize>, parts: &[Raw<'_>]) -> Result<Bytes, Malformed> 
     let rows: Vec<Vec<Raw<'_>>> = parts
         .iter()
         .map(|part| {
-            let choices = part.get("choices").ok_or(Malformed("it has no choices"))?;
+            let choices = part.get("choices").ok_or(Malformed("no choices"))?;
             sized(choices.elements().collect(), batch.unwrap_or(1))
         })
         .collect::<Result<_, _>>()?;
     let first = parts[0];
     let mut array = Vec::new();
     interleave(&rows, &mut array, |choice, index, out| {
-        let old = choice.get("index").ok_or(Malformed("a choice has no index"))?;
+        let old = choice.get("index").ok_or(Malformed("a choice without an index"))?;
         let mut patch = Patch::new(choice);
         patch.replace(old, decimal(index));
         patch.write(out);
         Ok(())
     })?;
     let mut patch = Patch::new(first);
-    let old = first.get("choices").ok_or(Malformed("it has no choices"))?;
+    let old = first.get("choices").ok_or(Malformed("no choices"))?;
     patch.replace(old, array);
     if let Some(old) = first.get("usage") {
         let usages: Vec<Raw<'_>> = parts.iter().filter_map(|part| part.get("usage")).collect();
@@ -109,7 +109,7 @@ fn choices(batch: Option<usize>, parts: &[Raw<'_>]) -> Result<Bytes, Malformed> 
     Ok(out.into())
 }
 
-/// Writes an array of the rows' items by prompt, then by sample.
+/// Writes an array of the rows' items, by prompt, then by sample.
 fn interleave<'a>(
     rows: &[Vec<Raw<'a>>],
     out: &mut Vec<u8>,
@@ -131,19 +131,20 @@ fn interleave<'a>(
 }
 
 fn sized(row: Vec<Raw<'_>>, len: usize) -> Result<Vec<Raw<'_>>, Malformed> {
-    if row.len() == len { Ok(row) } else { Err(Malformed("it is not one answer a prompt")) }
+    if row.len() == len { Ok(row) } else { Err(Malformed("not one answer per prompt")) }
 }
 
-/// SGLang's `sglext`: the first answer's, but with everybody's output ids and speculation figures.
+/// Merges SGLang's `sglext`: the first answer's, with the output ids and speculation figures of
+/// all.
 fn extension<'a>(first: Raw<'a>, parts: &[Raw<'a>], patch: &mut Patch<'a>) {
-    let Some(ours) = first.get("sglext") else { return };
+    let Some(extension) = first.get("sglext") else { return };
     let all = |key: &'static str| {
         parts.iter().filter_map(move |part| part.get("sglext")?.get(key).filter(|v| !v.is_null()))
     };
-    if let Some(old) = ours.get("output_ids") {
+    if let Some(old) = extension.get("output_ids") {
         patch.replace(old, array(all("output_ids").flat_map(|ids| ids.elements())));
     }
-    if let Some(old) = ours.get("spec_tokens_details") {
+    if let Some(old) = extension.get("spec_tokens_details") {
         patch.replace(old, array(all("spec_tokens_details")));
     }
 }

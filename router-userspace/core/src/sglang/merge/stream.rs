@@ -1,4 +1,4 @@
-//! n event streams in, one out.
+//! Merges n event streams into one.
 
 use bytes::Bytes;
 
@@ -9,9 +9,9 @@ use super::{decimal, extension, usage};
 
 /// Merges the streams of `samples` single-sample requests as their events arrive.
 ///
-/// All events get the id and the time of the first one and the index of their sample; the n
-/// usage chunks become one, the n `[DONE]` too. Holds, at most, a usage chunk and an extension
-/// chunk of each sample.
+/// All events get the id and the time of the first one, and the index of their sample. The n usage
+/// chunks become one, and so do the n `[DONE]`. Buffers at most one usage chunk and two extension
+/// chunks per sample.
 ///
 /// ```
 /// use router_core::sglang::{Endpoint, merge::StreamMerger};
@@ -29,17 +29,17 @@ use super::{decimal, extension, usage};
 #[derive(Debug)]
 pub struct StreamMerger {
     endpoint: Endpoint,
-    /// Which samples have said `[DONE]`.
+    /// Which samples have ended with `[DONE]`.
     done: Vec<bool>,
-    /// The values of `id` and `created` that all events carry.
+    /// The values of `id` and `created` in all events.
     id: Option<Bytes>,
     created: Option<Bytes>,
-    /// Of each sample, the last chunk without choices that has a usage, one that has none, and
-    /// one that came as a named event (`sglext_ids`, where the client asked for the ids so).
+    /// The last chunks without choices, per sample: one with a usage, one without, and one that is
+    /// a named event (`sglext_ids`, if the client requested the ids this way).
     usage: Vec<Option<Bytes>>,
     extension: Vec<Option<Bytes>>,
     named: Vec<Option<Bytes>>,
-    /// The name of the latter.
+    /// The name of the named event.
     name: Vec<u8>,
 }
 
@@ -58,11 +58,11 @@ impl StreamMerger {
         }
     }
 
-    /// Takes one whole event of the stream of `sample` (from 0) and gives what the client gets
-    /// now, if anything.
+    /// Adds one whole event of the stream of `sample` (from 0). Returns the event for the client,
+    /// if there is one now.
     ///
-    /// A failure that the event reports, or an event that is none, is the failure of the whole
-    /// answer: the caller aborts the other samples.
+    /// A reported failure or a malformed event fails the whole answer. The caller then aborts the
+    /// other samples.
     pub fn push(&mut self, sample: usize, event: &[u8]) -> Result<Option<Bytes>, EngineFault> {
         if let Some(fault) = event_fault(self.endpoint, event) {
             return Err(fault);
@@ -76,7 +76,7 @@ impl StreamMerger {
         }
         let chunk = Raw::parse(&data).ok().filter(|raw| raw.kind() == JsonType::Object);
         let (Some(chunk), true) = (chunk, sample < self.done.len()) else {
-            let message = "the engine sent an event that is not of its protocol".to_owned();
+            let message = "the engine sent a malformed event".to_owned();
             return Err(EngineFault { status: 502, message });
         };
         if self.endpoint == Endpoint::Generate {
@@ -84,29 +84,29 @@ impl StreamMerger {
         }
         let chunk = Chunk::read(chunk);
         if chunk.choices.is_some_and(|choices| choices.elements().next().is_none()) {
-            self.keep(sample, &chunk, sse::name(event));
+            self.buffer(sample, &chunk, sse::name(event));
             return Ok(None);
         }
         Ok(Some(sse::with_data(event, &self.choices(sample, &chunk)).into()))
     }
 
-    /// Whether every stream has ended with `[DONE]`; one that ended without was cut.
+    /// Whether every stream has ended with `[DONE]`. A stream that ended without it was cut off.
     pub fn is_complete(&self) -> bool {
         self.done.iter().all(|done| *done)
     }
 
-    /// The end of the merged stream: what was held, merged, and one `[DONE]`.
+    /// The end of the merged stream: the merged buffered chunks and one `[DONE]`.
     pub fn finish(self) -> Bytes {
         let mut out = Vec::new();
         let named = [b"event: ", &self.name[..], b"\n"].concat();
-        let held = [(&b""[..], &self.extension), (&named, &self.named), (b"", &self.usage)];
-        for (head, held) in held {
+        let buffered = [(&b""[..], &self.extension), (&named, &self.named), (b"", &self.usage)];
+        for (head, buffered) in buffered {
             let chunks: Vec<Raw<'_>> =
-                held.iter().flatten().map(|chunk| Raw::trusted(chunk)).collect();
+                buffered.iter().flatten().map(|chunk| Raw::trusted(chunk)).collect();
             let Some(&first) = chunks.first() else { continue };
             let mut patch = Patch::new(first);
             let chunk = Chunk::read(first);
-            self.rename(&chunk, &mut patch);
+            self.set_identity(&chunk, &mut patch);
             if let Some(old) = chunk.usage {
                 let usages: Vec<Raw<'_>> =
                     chunks.iter().filter_map(|chunk| chunk.get("usage")).collect();
@@ -122,13 +122,13 @@ impl StreamMerger {
         out.into()
     }
 
-    /// The index of sequence `index` of one sample's stream among those of all samples.
+    /// The index in the merged answer of sequence `index` of one sample's stream.
     fn index(&self, sample: usize, index: Option<Raw<'_>>) -> Vec<u8> {
         let prompt = index.and_then(Raw::as_u64).unwrap_or(0);
         decimal(prompt.saturating_mul(self.done.len() as u64).saturating_add(sample as u64))
     }
 
-    /// An event of `/generate`, whose engine writes `index` last, and only for several sequences.
+    /// An event of `/generate`. The engine writes `index` last, and only for several sequences.
     fn answer(&self, sample: usize, chunk: Raw<'_>) -> Vec<u8> {
         let mut patch = Patch::new(chunk);
         let old = chunk.get("index");
@@ -137,7 +137,7 @@ impl StreamMerger {
             Some(old) => patch.replace(old, index),
             None => patch.append(chunk, "index", &index),
         }
-        written(patch, chunk)
+        patched(patch, chunk)
     }
 
     fn choices(&mut self, sample: usize, chunk: &Chunk<'_>) -> Vec<u8> {
@@ -147,16 +147,16 @@ impl StreamMerger {
             self.created = chunk.created.map(copy);
         }
         let mut patch = Patch::new(chunk.whole);
-        self.rename(chunk, &mut patch);
+        self.set_identity(chunk, &mut patch);
         for choice in chunk.choices.into_iter().flat_map(Raw::elements) {
             if let Some(old) = choice.get("index") {
                 patch.replace(old, self.index(sample, Some(old)));
             }
         }
-        written(patch, chunk.whole)
+        patched(patch, chunk.whole)
     }
 
-    fn rename<'a>(&'a self, chunk: &Chunk<'a>, patch: &mut Patch<'a>) {
+    fn set_identity<'a>(&'a self, chunk: &Chunk<'a>, patch: &mut Patch<'a>) {
         for (old, value) in [(chunk.id, &self.id), (chunk.created, &self.created)] {
             if let (Some(old), Some(value)) = (old, value) {
                 patch.replace(old, &value[..]);
@@ -164,8 +164,8 @@ impl StreamMerger {
         }
     }
 
-    fn keep(&mut self, sample: usize, chunk: &Chunk<'_>, name: Option<&[u8]>) {
-        let held = match name {
+    fn buffer(&mut self, sample: usize, chunk: &Chunk<'_>, name: Option<&[u8]>) {
+        let buffered = match name {
             Some(name) => {
                 self.name = name.to_vec();
                 &mut self.named
@@ -173,17 +173,17 @@ impl StreamMerger {
             None if chunk.usage.is_some() => &mut self.usage,
             None => &mut self.extension,
         };
-        held[sample] = Some(Bytes::copy_from_slice(chunk.whole.bytes()));
+        buffered[sample] = Some(Bytes::copy_from_slice(chunk.whole.bytes()));
     }
 }
 
-/// A chunk of an OpenAI stream, read in one walk.
+/// A chunk of an OpenAI stream, parsed in one pass.
 struct Chunk<'a> {
     whole: Raw<'a>,
     id: Option<Raw<'a>>,
     created: Option<Raw<'a>>,
     choices: Option<Raw<'a>>,
-    /// Unless it is null.
+    /// `None` if null.
     usage: Option<Raw<'a>>,
 }
 
@@ -204,7 +204,7 @@ impl<'a> Chunk<'a> {
     }
 }
 
-fn written(patch: Patch<'_>, chunk: Raw<'_>) -> Vec<u8> {
+fn patched(patch: Patch<'_>, chunk: Raw<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(chunk.bytes().len() + 48);
     patch.write(&mut out);
     out

@@ -54,7 +54,7 @@ fn prompt_tokens_count_once_and_the_rest_is_summed() {
 }
 
 #[test]
-fn an_extension_lists_every_sample_s_output_ids() {
+fn an_extension_lists_the_output_ids_of_every_sample() {
     let part = |ids: &str| {
         Bytes::from(format!(
             r#"{{"choices":[{{"index":0}}],"sglext":{{"input_ids":[1],"output_ids":[{ids}],"spec_tokens_details":{{"a":1}}}}}}"#
@@ -91,7 +91,7 @@ fn answers_that_do_not_match_are_malformed() {
 }
 
 #[test]
-fn streams_share_id_and_time_and_end_once() {
+fn merged_streams_share_id_and_time_and_end_once() {
     let mut stream = StreamMerger::new(Endpoint::Chat, 2);
     let first = text(
         stream
@@ -136,7 +136,7 @@ fn continuous_usage_stays_with_its_choice() {
 }
 
 #[test]
-fn generate_s_events_get_the_index_the_engine_gives_them() {
+fn events_of_generate_get_the_index_of_n_fold_sampling() {
     let mut stream = StreamMerger::new(Endpoint::Generate, 3);
     let single =
         stream.push(2, b"data: {\"text\":\"a\",\"meta_info\":{\"id\":\"x\"}}\n\n").unwrap();
@@ -146,7 +146,7 @@ fn generate_s_events_get_the_index_the_engine_gives_them() {
 }
 
 #[test]
-fn one_sample_s_failure_is_told() {
+fn the_failure_of_one_sample_fails_the_stream() {
     let mut stream = StreamMerger::new(Endpoint::Chat, 2);
     let fault =
         stream.push(1, b"data: {\"error\":{\"message\":\"m\",\"code\":503}}\n\n").unwrap_err();

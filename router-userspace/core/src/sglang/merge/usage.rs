@@ -1,9 +1,9 @@
-//! `usage` of n samples of the same prompts.
+//! Merges the `usage` of n samples of the same prompts.
 
 use super::super::json::{JsonType, Patch, Raw};
 use super::decimal;
 
-/// Prompt tokens (and what is said of them) count once, tokens of completions each time.
+/// Prompt tokens and their details count once; completion tokens are summed.
 pub(super) fn merge(usages: &[Raw<'_>]) -> Vec<u8> {
     let Some(&first) = usages.iter().find(|usage| usage.kind() == JsonType::Object) else {
         return b"null".to_vec();
@@ -38,7 +38,7 @@ pub(super) fn merge(usages: &[Raw<'_>]) -> Vec<u8> {
     out
 }
 
-/// The object with each of its counts summed over all.
+/// The object with each count summed over all objects.
 fn sums(template: Raw<'_>, all: &[Raw<'_>]) -> Vec<u8> {
     let mut patch = Patch::new(template);
     for member in template.members() {

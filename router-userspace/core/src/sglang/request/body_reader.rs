@@ -1,4 +1,4 @@
-//! One pass over the members of a body: fields are kept, pieces are marked.
+//! Reads the members of a body in one pass: keeps the needed fields and marks ranges to modify.
 
 use super::super::control::is_engine_control;
 use super::super::json::{JsonType, MemberSpan, Raw, unquote};
@@ -8,7 +8,7 @@ use super::super::splice::{Mark, MarkKind, MemberPosition};
 use super::super::{Endpoint, Invalid};
 use super::MAX_MEMBERS;
 
-/// The fields read, each as last written.
+/// The needed fields. If a field occurs twice, the last one.
 #[derive(Default)]
 pub(super) struct Fields<'a> {
     pub(super) model: Option<Raw<'a>>,
@@ -60,7 +60,7 @@ impl Fields<'_> {
         Some(u32::try_from(tokens).unwrap_or(u32::MAX))
     }
 
-    /// The name of the field that makes the batch.
+    /// The name of the field that contains the batch.
     pub(super) fn batch_param(&self, endpoint: Endpoint) -> &'static str {
         match endpoint {
             Endpoint::Generate if self.prompt.main.is_some() => "text",
@@ -70,14 +70,14 @@ impl Fields<'_> {
     }
 }
 
-/// A parse under way.
+/// The state of a parse.
 pub(super) struct BodyReader<'a> {
     pub(super) endpoint: Endpoint,
     pub(super) body: &'a [u8],
     pub(super) fields: Fields<'a>,
     pub(super) marks: Vec<Mark>,
     pub(super) members: usize,
-    /// End of the last value, or the place after the opening brace.
+    /// End of the last value, or the offset after the opening brace.
     pub(super) end: usize,
 }
 
@@ -93,10 +93,10 @@ impl<'a> BodyReader<'a> {
         }
     }
 
-    /// Why [`member`](BodyReader::member) refused.
-    pub(super) fn too_many(&self) -> Invalid {
+    /// Why [`member`](BodyReader::member) returned `false`.
+    pub(super) fn rejection(&self) -> Invalid {
         if self.members < MAX_MEMBERS {
-            return Invalid::field("sampling_params.n", "is written too often");
+            return Invalid::field("sampling_params.n", "occurs too often");
         }
         Invalid::body(format!("The request body has more than {MAX_MEMBERS} top-level fields"))
     }
@@ -113,7 +113,7 @@ impl<'a> BodyReader<'a> {
             last.place.after = Some(member.key.start);
         }
         let body = self.body;
-        // A key that is no Unicode text is none of ours.
+        // A key that is not valid Unicode is no known field.
         if let Some(key) = unquote(&body[member.key.clone()]) {
             let value = Raw::trusted(&body[member.value.clone()]);
             if let Some(role) = self.read(&key, value, member.children) {
@@ -132,7 +132,7 @@ impl<'a> BodyReader<'a> {
         true
     }
 
-    /// Keeps a field that is read; says what it is to the splice.
+    /// Stores a needed field and returns its mark, if it must be modified.
     fn read(&mut self, key: &str, value: Raw<'a>, children: usize) -> Option<MarkKind> {
         use Endpoint::{Chat, Completions, Generate, Messages, Responses};
         let endpoint = self.endpoint;
@@ -182,7 +182,7 @@ impl<'a> BodyReader<'a> {
         None
     }
 
-    /// Marks every `n` in `sampling_params`; `false` when there are more than there can be.
+    /// Marks every `n` in `sampling_params`. `false` if there are more than the maximum.
     fn mark_samples(&mut self, params: Raw<'a>, member: &MemberSpan) -> bool {
         for set in samples::sets(params) {
             for n in set.members().filter(|m| m.is("n")) {
@@ -202,7 +202,7 @@ impl<'a> BodyReader<'a> {
     }
 }
 
-/// A boolean as the engine's models read it, which also take `1`, `"true"`, `"yes"` and the like.
+/// Parses a boolean as the engine does, which also accepts `1`, `"true"`, `"yes"` and others.
 pub(super) fn lax_bool(raw: Raw<'_>) -> Option<bool> {
     if let Some(number) = std::str::from_utf8(raw.bytes()).ok().and_then(|n| n.parse::<f64>().ok())
     {
@@ -218,7 +218,7 @@ pub(super) fn lax_bool(raw: Raw<'_>) -> Option<bool> {
     }
 }
 
-/// A boolean, or a list with a true one in it.
+/// Whether the value is true, or a list that contains true.
 pub(super) fn any_true(raw: Raw<'_>) -> bool {
     lax_bool(raw) == Some(true) || raw.elements().any(|one| lax_bool(one) == Some(true))
 }

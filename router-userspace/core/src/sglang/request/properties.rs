@@ -1,14 +1,14 @@
-//! Properties of the splice, over JSON in every spelling.
+//! Property tests of the splice, on JSON in every spelling.
 
 use std::collections::HashMap;
 
 use proptest::prelude::*;
 
-use super::tests::{OURS, attempt, ok};
+use super::tests::{ADDED, attempt, ok};
 use super::*;
 use crate::sglang::control::is_engine_control;
 
-/// A JSON value as text, with spellings that a parser would not write itself.
+/// A JSON value as text, in spellings that a serializer would not write.
 fn value() -> impl Strategy<Value = String> {
     let leaf = prop_oneof![
         Just("null".to_owned()),
@@ -33,7 +33,7 @@ fn value() -> impl Strategy<Value = String> {
     })
 }
 
-/// A key as text: plain ones, control ones, control ones with letters escaped.
+/// A key as text: plain keys, control keys, control keys with escaped letters.
 fn key() -> impl Strategy<Value = String> {
     let control = proptest::sample::select(vec![
         "rid",
@@ -57,7 +57,7 @@ fn key() -> impl Strategy<Value = String> {
         format!("\"{out}\"")
     });
     prop_oneof![
-        2 => r#""[a-z_]{0,6}""#.prop_filter("fields that are read have their own tests", |key| {
+        2 => r#""[a-z_]{0,6}""#.prop_filter("parsed fields have their own tests", |key| {
             !["stream", "n", "model"].contains(&key.trim_matches('"'))
         }),
         1 => control.prop_map(|key| format!("\"{key}\"")),
@@ -83,10 +83,10 @@ fn is_control(key: &str) -> bool {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// The decode body is the client's members but the control ones, byte for byte and in order,
-    /// then ours.
+    /// The decode body is the client's members without engine control, byte for byte and in order,
+    /// followed by the attempt's members.
     #[test]
-    fn the_client_s_bytes_survive(members in proptest::collection::vec(member(), 0..8), tail in "[ \n]{0,2}") {
+    fn the_bytes_of_the_client_are_kept(members in proptest::collection::vec(member(), 0..8), tail in "[ \n]{0,2}") {
         let write = |members: &[&[String; 6]]| {
             members.iter().map(|m| m.concat()).collect::<Vec<_>>().join(",")
         };
@@ -97,15 +97,15 @@ proptest! {
         prop_assert_eq!(&legs.prefill, &legs.decode);
         prop_assert!(legs.decode.ends_with(&tail));
 
-        // Ours stand last; without them, and without white space between tokens, what is left
-        // is what was kept.
-        prop_assert_eq!(legs.decode.matches(OURS).count(), 1, "{}", legs.decode);
+        // The attempt's members come last. Without them, and without white space between tokens,
+        // the rest equals the kept members.
+        prop_assert_eq!(legs.decode.matches(ADDED).count(), 1, "{}", legs.decode);
         let comma = if kept.is_empty() { "" } else { "," };
-        let rest = legs.decode.replacen(&format!("{comma}{OURS}"), "", 1);
+        let rest = legs.decode.replacen(&format!("{comma}{ADDED}"), "", 1);
         let want = format!("{{{}}}", write(&kept));
         prop_assert_eq!(tokens(&rest), tokens(&want));
 
-        // Between two kept neighbours not even white space changes.
+        // Between two kept neighbours even white space stays.
         for pair in members.windows(2) {
             if !is_control(&pair[0][1]) && !is_control(&pair[1][1]) {
                 let both = format!("{},{}", pair[0][1..].concat(), pair[1][..5].concat());
@@ -114,7 +114,8 @@ proptest! {
         }
     }
 
-    /// The engine's parser, which keeps the last of two, sees the client's values and ours.
+    /// A parser that keeps the last of two, as the engine's, sees the client's values and the
+    /// attempt's.
     #[test]
     fn the_engine_reads_what_was_sent(members in proptest::collection::vec(member(), 0..8)) {
         let body = format!("{{{}}}", members.iter().map(|m| m.concat()).collect::<Vec<_>>().join(","));
@@ -125,7 +126,7 @@ proptest! {
         };
         let mut want = read(&body);
         want.retain(|key, _| !is_engine_control(Endpoint::Chat, key));
-        want.extend(read(&format!("{{{OURS}}}")));
+        want.extend(read(&format!("{{{ADDED}}}")));
         prop_assert_eq!(read(&attempt(&ok(Endpoint::Chat, &body)).decode), want);
     }
 
@@ -134,9 +135,9 @@ proptest! {
         crate::laws::request(&bytes);
     }
 
-    /// The fields that are read, in every shape, also those that no engine takes.
+    /// The parsed fields in every shape, including invalid ones.
     #[test]
-    fn what_is_read_of_keeps_the_laws(
+    fn parsed_fields_keep_the_laws(
         endpoint in 0..Endpoint::ALL.len(),
         text in r#"\{("(n|rid|text|prompt|stream|sampling_params|stream_options|input_ids)":(\[[1-3"a\],]{0,6}|[0-3]|true|\{"n":2\}|"a"|\[\]|\[\[1\]\]|\["a","b"\]),?){0,4}\}"#,
     ) {

@@ -1,4 +1,4 @@
-//! What is read of a request, and the bodies made of it.
+//! Parsing of requests, and the bodies written from them.
 
 use super::*;
 use crate::sglang::{BootstrapAddress, Room};
@@ -11,11 +11,11 @@ pub(super) fn ok(endpoint: Endpoint, body: &str) -> Request {
     parse(endpoint, body).unwrap()
 }
 
-fn refused(endpoint: Endpoint, body: &str) -> Option<&'static str> {
+fn rejected(endpoint: Endpoint, body: &str) -> Option<&'static str> {
     parse(endpoint, body).unwrap_err().param
 }
 
-pub(super) const OURS: &str = r#""bootstrap_host":"h","bootstrap_port":1,"bootstrap_room":5,"rid":"00000000000000000000000000000009""#;
+pub(super) const ADDED: &str = r#""bootstrap_host":"h","bootstrap_port":1,"bootstrap_room":5,"rid":"00000000000000000000000000000009""#;
 
 pub(super) fn attempt(request: &Request) -> Pair<String> {
     let rooms: Vec<Room> = (0..request.rooms() as u64).map(|i| Room::from_random(5 + i)).collect();
@@ -30,13 +30,13 @@ pub(super) fn attempt(request: &Request) -> Pair<String> {
     legs.map(|body| String::from_utf8(body.to_vec()).unwrap())
 }
 
-/// The decode body of a chat request, with our members written as `+`.
+/// The decode body of a chat request, with the attempt's members written as `+`.
 fn decode(body: &str) -> String {
-    attempt(&ok(Endpoint::Chat, body)).decode.replace(OURS, "+")
+    attempt(&ok(Endpoint::Chat, body)).decode.replace(ADDED, "+")
 }
 
 #[test]
-fn control_is_cut_wherever_it_stands_and_commas_stay_right() {
+fn engine_control_is_removed_anywhere_and_commas_stay_valid() {
     for (body, want) in [
         (r#"{}"#, r#"{+}"#),
         (r#" { } "#, r#" {+ } "#),
@@ -57,7 +57,7 @@ fn control_is_cut_wherever_it_stands_and_commas_stay_right() {
 }
 
 #[test]
-fn every_control_key_is_known() {
+fn every_control_key_is_removed() {
     for key in [
         "bootstrap_host",
         "bootstrap_port",
@@ -77,28 +77,28 @@ fn every_control_key_is_known() {
 }
 
 #[test]
-fn numbers_escapes_order_and_duplicates_survive() {
+fn numbers_escapes_order_and_duplicates_are_kept() {
     let body = r#"{"z":1e400,"seed":12345678901234567890123,"top_p":0.10000000000000000555,"z":-0.0,"u":"\u00e9\/é","n":1}"#;
     assert_eq!(decode(body), format!("{},+}}", body.strip_suffix('}').unwrap()));
 }
 
 #[test]
-fn prefill_does_not_stream_and_decode_does() {
+fn only_decode_streams() {
     let legs = attempt(&ok(
         Endpoint::Chat,
         r#"{"stream_options":{"include_usage":true},"stream":true,"m":1,"stream":true}"#,
     ));
-    assert_eq!(legs.prefill, format!(r#"{{"stream":false,"m":1,"stream":false,{OURS}}}"#));
+    assert_eq!(legs.prefill, format!(r#"{{"stream":false,"m":1,"stream":false,{ADDED}}}"#));
     assert_eq!(
         legs.decode,
         format!(
-            r#"{{"stream_options":{{"include_usage":true}},"stream":true,"m":1,"stream":true,{OURS}}}"#
+            r#"{{"stream_options":{{"include_usage":true}},"stream":true,"m":1,"stream":true,{ADDED}}}"#
         )
     );
 }
 
 #[test]
-fn bodies_that_do_not_differ_are_one_allocation() {
+fn equal_bodies_share_one_allocation() {
     let request = ok(Endpoint::Chat, r#"{"messages":[],"stream":false}"#);
     let legs = request.inject(&Attempt {
         bootstrap: &BootstrapAddress { host: "h".into(), port: 1 },
@@ -110,7 +110,7 @@ fn bodies_that_do_not_differ_are_one_allocation() {
 }
 
 #[test]
-fn batches_get_lists_of_their_length() {
+fn a_batch_gets_lists_of_its_length() {
     let legs = attempt(&ok(Endpoint::Completions, r#"{"prompt":["a","b"]}"#));
     assert_eq!(
         legs.prefill,
@@ -123,7 +123,7 @@ fn batches_get_lists_of_their_length() {
 }
 
 #[test]
-fn a_batch_is_what_the_engine_takes_for_one() {
+fn a_batch_is_detected_as_in_the_engine() {
     use Endpoint::{Chat, Completions, Generate};
     for (endpoint, body, batch, bytes) in [
         (Completions, r#"{"prompt":"abc"}"#, None, 3),
@@ -143,14 +143,14 @@ fn a_batch_is_what_the_engine_takes_for_one() {
         let request = ok(endpoint, body);
         assert_eq!((request.batch(), request.prompt_bytes()), (batch, bytes), "{body}");
     }
-    assert_eq!(refused(Completions, r#"{"prompt":[]}"#), Some("prompt"));
-    assert_eq!(refused(Generate, r#"{"text":[]}"#), Some("text"));
-    assert_eq!(refused(Generate, r#"{"input_ids":[]}"#), Some("input_ids"));
-    assert_eq!(refused(Generate, r#"{"input_embeds":[]}"#), Some("input_embeds"));
+    assert_eq!(rejected(Completions, r#"{"prompt":[]}"#), Some("prompt"));
+    assert_eq!(rejected(Generate, r#"{"text":[]}"#), Some("text"));
+    assert_eq!(rejected(Generate, r#"{"input_ids":[]}"#), Some("input_ids"));
+    assert_eq!(rejected(Generate, r#"{"input_embeds":[]}"#), Some("input_embeds"));
 }
 
 #[test]
-fn a_picture_counts_as_a_picture_and_not_as_its_base64() {
+fn an_image_counts_a_fixed_size_and_not_its_base64() {
     let picture = "A".repeat(1 << 20);
     let chat = |part: String| {
         format!(r#"{{"messages":[{{"content":[{{"type":"text","text":"what is it?"}},{part}]}}]}}"#)
@@ -179,31 +179,31 @@ fn a_picture_counts_as_a_picture_and_not_as_its_base64() {
 }
 
 #[test]
-fn n_is_strictly_a_small_positive_integer() {
+fn n_must_be_a_small_positive_integer() {
     use Endpoint::{Chat, Completions, Generate, Responses};
     for bad in ["0", "-1", "1.0", "\"2\"", "true", "129", "1e1", "[2]", "18446744073709551616"] {
-        assert_eq!(refused(Chat, &format!(r#"{{"n":{bad}}}"#)), Some("n"), "{bad}");
+        assert_eq!(rejected(Chat, &format!(r#"{{"n":{bad}}}"#)), Some("n"), "{bad}");
         let nested = format!(r#"{{"text":"a","sampling_params":{{"n":{bad}}}}}"#);
-        assert_eq!(refused(Generate, &nested), Some("sampling_params.n"), "{bad}");
+        assert_eq!(rejected(Generate, &nested), Some("sampling_params.n"), "{bad}");
     }
     assert_eq!(ok(Chat, r#"{"n":null}"#).samples(), 1);
     assert_eq!(ok(Responses, r#"{"n":"x"}"#).samples(), 1);
-    assert_eq!(refused(Completions, r#"{"n":2,"best_of":3}"#), Some("best_of"));
-    assert_eq!(refused(Completions, r#"{"best_of":2}"#), Some("best_of"));
+    assert_eq!(rejected(Completions, r#"{"n":2,"best_of":3}"#), Some("best_of"));
+    assert_eq!(rejected(Completions, r#"{"best_of":2}"#), Some("best_of"));
     let list =
         |a, b| format!(r#"{{"text":["a","b"],"sampling_params":[{{"n":{a}}},{{"n":{b}}}]}}"#);
-    assert_eq!(refused(Generate, &list(2, 3)), Some("sampling_params.n"));
+    assert_eq!(rejected(Generate, &list(2, 3)), Some("sampling_params.n"));
     assert_eq!(ok(Generate, &list(2, 2)).samples(), 2);
     let wide = format!(r#"{{"n":100,"prompt":[{}"a"]}}"#, "\"a\",".repeat(99));
-    assert_eq!(refused(Completions, &wide), Some("prompt"));
+    assert_eq!(rejected(Completions, &wide), Some("prompt"));
 }
 
 #[test]
-fn n_reads_one_in_both_bodies_of_a_sample_and_stays_for_a_single_engine() {
+fn n_becomes_one_for_a_pair_and_stays_for_a_single_engine() {
     let completions = ok(Endpoint::Completions, r#"{"n" : 3,"prompt":"a", "best_of":3}"#);
     assert_eq!(completions.samples(), 3);
     let legs = attempt(&completions);
-    assert_eq!(legs.decode, format!(r#"{{"n" : 1,"prompt":"a", "best_of":1,{OURS}}}"#));
+    assert_eq!(legs.decode, format!(r#"{{"n" : 1,"prompt":"a", "best_of":1,{ADDED}}}"#));
     assert_eq!(legs.prefill, legs.decode);
     assert_eq!(
         completions.plain(&[Rid::from_random(1)]),
@@ -213,7 +213,7 @@ fn n_reads_one_in_both_bodies_of_a_sample_and_stays_for_a_single_engine() {
         ok(Endpoint::Generate, r#"{"sampling_params": {"temperature":0,"n" :2},"text":"a"}"#);
     assert_eq!(
         attempt(&generate).decode,
-        format!(r#"{{"sampling_params": {{"temperature":0,"n" :1}},"text":"a",{OURS}}}"#)
+        format!(r#"{{"sampling_params": {{"temperature":0,"n" :1}},"text":"a",{ADDED}}}"#)
     );
     let beam = ok(Endpoint::Generate, r#"{"sampling_params":{"n":2,"beam_width":4},"text":"a"}"#);
     assert_eq!(beam.samples(), 1);
@@ -221,7 +221,7 @@ fn n_reads_one_in_both_bodies_of_a_sample_and_stays_for_a_single_engine() {
 }
 
 #[test]
-fn stream_is_read_as_the_engine_s_models_read_it() {
+fn stream_accepts_the_booleans_of_the_engine() {
     for (value, want) in [
         ("true", true),
         ("1", true),
@@ -236,12 +236,12 @@ fn stream_is_read_as_the_engine_s_models_read_it() {
         assert_eq!(prefill.contains(r#""stream":false"#), want, "{prefill}");
     }
     for bad in ["2", "\"perhaps\"", "[]", "{}"] {
-        assert_eq!(refused(Endpoint::Chat, &format!(r#"{{"stream":{bad}}}"#)), Some("stream"));
+        assert_eq!(rejected(Endpoint::Chat, &format!(r#"{{"stream":{bad}}}"#)), Some("stream"));
     }
 }
 
 #[test]
-fn the_few_fields_are_read_and_the_last_of_two_counts() {
+fn the_needed_fields_are_read_and_the_last_of_two_counts() {
     let request = ok(
         Endpoint::Chat,
         r#"{"model":"a","mod\u0065l":"\u0062","stream":true,"max_tokens":7,"max_completion_tokens":9,
@@ -264,12 +264,12 @@ fn the_few_fields_are_read_and_the_last_of_two_counts() {
 }
 
 #[test]
-fn a_response_is_named_by_its_request_id() {
+fn a_response_gets_a_request_id() {
     let decode =
         attempt(&ok(Endpoint::Responses, r#"{"request_id":"resp_mine","input":"a"}"#)).decode;
     assert_eq!(
         decode,
-        format!(r#"{{"input":"a",{OURS},"request_id":"resp_00000000000000000000000000000009"}}"#)
+        format!(r#"{{"input":"a",{ADDED},"request_id":"resp_00000000000000000000000000000009"}}"#)
     );
     assert_eq!(
         Endpoint::Responses.abort_rid(&Rid::from_random(9)).as_deref(),
@@ -278,7 +278,7 @@ fn a_response_is_named_by_its_request_id() {
 }
 
 #[test]
-fn forced_ranks_reach_the_leg_they_are_for() {
+fn forced_ranks_reach_their_leg() {
     let legs = ok(Endpoint::Chat, "{}").inject(&Attempt {
         bootstrap: &BootstrapAddress { host: "h".into(), port: 1 },
         rooms: &[Room::from_random(5)],
@@ -287,13 +287,16 @@ fn forced_ranks_reach_the_leg_they_are_for() {
     });
     assert_eq!(
         legs.prefill,
-        format!(r#"{{{OURS},"routed_dp_rank":2,"disagg_prefill_dp_rank":2}}"#)
+        format!(r#"{{{ADDED},"routed_dp_rank":2,"disagg_prefill_dp_rank":2}}"#)
     );
-    assert_eq!(legs.decode, format!(r#"{{{OURS},"disagg_prefill_dp_rank":2,"routed_dp_rank":3}}"#));
+    assert_eq!(
+        legs.decode,
+        format!(r#"{{{ADDED},"disagg_prefill_dp_rank":2,"routed_dp_rank":3}}"#)
+    );
 }
 
 #[test]
-fn what_is_no_json_object_is_refused() {
+fn a_body_that_is_not_a_json_object_is_rejected() {
     let bodies: [&[u8]; 9] = [
         b"",
         b"[]",
@@ -306,18 +309,18 @@ fn what_is_no_json_object_is_refused() {
         b"{'a':1}",
     ];
     for body in bodies {
-        let refused = Request::parse(Endpoint::Chat, Bytes::from_static(body)).unwrap_err();
-        assert_eq!(refused.param, None);
-        assert!(refused.message.starts_with("The request body"), "{refused}");
+        let rejected = Request::parse(Endpoint::Chat, Bytes::from_static(body)).unwrap_err();
+        assert_eq!(rejected.param, None);
+        assert!(rejected.message.starts_with("The request body"), "{rejected}");
     }
     let many = format!("{{{}\"a\":1}}", "\"a\":1,".repeat(MAX_MEMBERS));
     assert!(parse(Endpoint::Chat, &many).unwrap_err().message.contains("4096"));
     let many = format!(r#"{{"sampling_params":{{{}"n":1}}}}"#, r#""n":1,"#.repeat(20_000));
-    assert_eq!(refused(Endpoint::Generate, &many), Some("sampling_params.n"));
+    assert_eq!(rejected(Endpoint::Generate, &many), Some("sampling_params.n"));
 }
 
 #[test]
-fn a_conversation_that_goes_on_begins_with_the_same_text() {
+fn a_continued_conversation_starts_with_equal_text() {
     let text = |body: &'static str| {
         let request = Request::parse(Endpoint::Messages, Bytes::from_static(body.as_bytes()));
         let request = request.unwrap();

@@ -1,7 +1,7 @@
-//! Server-sent events, as the engine writes them and clients read them.
+//! Server-sent events, as engines write them and clients read them.
 //!
-//! An event travels as the bytes it came in, its ending blank line included, so that relaying the
-//! events of a [`Splitter`] relays the stream.
+//! An event is kept as the bytes that arrived, including its final blank line, so forwarding the
+//! events of a [`Splitter`] forwards the stream.
 
 mod preamble;
 mod splitter;
@@ -11,10 +11,10 @@ pub use splitter::{MAX_EVENT, Splitter, TooLong};
 
 use std::borrow::Cow;
 
-/// What ends an OpenAI-style stream, and `/generate`'s.
+/// The last event of an OpenAI stream and of a `/generate` stream.
 pub const DONE: &[u8] = b"data: [DONE]\n\n";
 
-/// The payload of an event: its `data` lines. `None` where it has none, such as a comment.
+/// The payload of an event: its `data` lines. `None` if it has none, such as a comment.
 ///
 /// ```
 /// use router_core::sglang::sse;
@@ -48,7 +48,7 @@ pub fn is_done(event: &[u8]) -> bool {
     data(event).is_some_and(|data| data.trim_ascii() == b"[DONE]")
 }
 
-/// The same event with another payload.
+/// The event with another payload.
 pub(super) fn with_data(event: &[u8], payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(event.len() + payload.len());
     for line in lines(event) {
@@ -77,7 +77,7 @@ fn lines(event: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// The value of `line` where it is field `name`; one space after the colon is not part of it.
+/// The value of `line` if it is field `name`. One space after the colon is not part of it.
 fn field<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let value = line.strip_prefix(name)?.strip_prefix(b":")?;
     Some(value.strip_prefix(b" ").unwrap_or(value))
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn another_payload_keeps_the_other_fields() {
+    fn a_new_payload_keeps_the_other_fields() {
         assert_eq!(with_data(b"event: a\r\ndata: 1\r\n\r\n", b"2"), b"event: a\ndata: 2\n\n");
     }
 }

@@ -1,13 +1,14 @@
-//! Events that come before anything was generated.
+//! Events before the first generated token.
 
 use super::super::Endpoint;
 use super::super::json::Raw;
 
-/// Whether an event says nothing yet, so that an error may still follow as the first news.
+/// Whether an event carries no generated content, so that the next event may still be an error.
 ///
-/// Some streams open with formalities: `/v1/responses` with its `response.created`, `/v1/messages`
-/// with `message_start` (before an error too), chat with the role. A gateway that still wants to
-/// choose another pair holds these and looks at the next one.
+/// Some streams begin with such events: `/v1/responses` with `response.created`, `/v1/messages`
+/// with
+/// `message_start` (even before an error), chat with the role. A gateway that may still retry on
+/// another pair buffers them and checks the next event.
 ///
 /// ```
 /// use router_core::sglang::{Endpoint, sse};
@@ -45,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn formalities_are_told_from_news() {
+    fn events_without_content_are_preamble() {
         use Endpoint::{Chat, Completions, Messages, Responses};
         for (endpoint, event, want) in [
             (

@@ -1,19 +1,21 @@
-//! Chunks in, whole events out, wherever the chunks were cut.
+//! Splits a byte stream into whole events, wherever its chunks were cut.
 
 use bytes::{Bytes, BytesMut};
 
-/// A bound on one event that leaves room for the logprobs of a long prompt.
+/// Maximum size of one event in bytes. The logprobs of a long prompt fit.
 pub const MAX_EVENT: usize = 16 << 20;
 
-/// An event grew beyond the splitter's bound.
+/// An event exceeds the splitter's maximum size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a server-sent event is longer than {0} bytes")]
 pub struct TooLong(pub usize);
 
-/// Cuts a byte stream into events; holds at most one unfinished event.
+/// Splits a byte stream into events and buffers at most one unfinished event.
 ///
-/// Lines end with `\n`, `\r\n` or `\r`, events with a blank line. An event that lies in one chunk
-/// shares its allocation.
+/// Lines end with `
+/// `, `\r
+/// ` or `\r`, events with a blank line. An event inside one chunk shares the
+/// chunk's allocation.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -29,26 +31,29 @@ pub struct TooLong(pub usize);
 #[derive(Debug)]
 pub struct Splitter {
     max_event: usize,
-    /// The start of an event, from chunks before.
-    held: BytesMut,
+    /// The start of an event, from previous chunks.
+    buffered: BytesMut,
     chunk: Bytes,
-    /// How much of the chunk has been looked at.
-    seen: usize,
+    /// How much of the chunk has been scanned.
+    scanned: usize,
     line: LineState,
     /// The event has a line that is not blank.
     content: bool,
 }
 
-/// Where in a line the next byte stands.
+/// The position of the next byte in its line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LineState {
-    /// At the start of one, after `\n` or at the start of the stream.
+    /// At the start, after `
+    /// ` or at the start of the stream.
     Start,
-    /// Inside one.
+    /// Inside a line.
     Inside,
-    /// After a `\r` that ended a line with something in it.
+    /// After a `\r` that ended a line with content.
     Return,
-    /// After a `\r` in a blank line that began after a `\n`: the `\n` that belongs to it follows.
+    /// After a `\r` in a blank line that began after a `
+    /// `: its `
+    /// ` may follow.
     BlankReturn,
 }
 
@@ -59,19 +64,19 @@ impl Default for Splitter {
 }
 
 impl Splitter {
-    /// `max_event` bounds one event, in bytes.
+    /// `max_event` is the maximum size of one event in bytes.
     pub fn new(max_event: usize) -> Splitter {
         Splitter {
             max_event,
-            held: BytesMut::new(),
+            buffered: BytesMut::new(),
             chunk: Bytes::new(),
-            seen: 0,
+            scanned: 0,
             line: LineState::Start,
             content: false,
         }
     }
 
-    /// Takes the next chunk; [`next`](Splitter::next) should have returned `None` before.
+    /// Adds the next chunk. [`next`](Splitter::next) should have returned `None` before.
     pub fn push(&mut self, chunk: Bytes) {
         if self.chunk.is_empty() {
             self.chunk = chunk;
@@ -82,56 +87,56 @@ impl Splitter {
         self.chunk = both.freeze();
     }
 
-    /// The next whole event of what has been pushed.
+    /// The next whole event, if it has arrived.
     #[expect(clippy::should_implement_trait, reason = "it goes on after None")]
     pub fn next(&mut self) -> Option<Result<Bytes, TooLong>> {
         let end = self.find();
-        let len = self.held.len() + end.unwrap_or(self.chunk.len());
+        let len = self.buffered.len() + end.unwrap_or(self.chunk.len());
         if len > self.max_event {
             return Some(Err(TooLong(self.max_event)));
         }
         let Some(end) = end else {
-            self.held.extend_from_slice(&self.chunk);
+            self.buffered.extend_from_slice(&self.chunk);
             self.chunk = Bytes::new();
-            self.seen = 0;
+            self.scanned = 0;
             return None;
         };
         let event = self.chunk.split_to(end);
-        self.seen = 0;
+        self.scanned = 0;
         self.content = false;
         self.line = LineState::Start;
-        if self.held.is_empty() {
+        if self.buffered.is_empty() {
             return Some(Ok(event));
         }
-        self.held.extend_from_slice(&event);
-        Some(Ok(self.held.split().freeze()))
+        self.buffered.extend_from_slice(&event);
+        Some(Ok(self.buffered.split().freeze()))
     }
 
-    /// What is left when the stream ends: an event without its blank line, or nothing.
+    /// The unfinished event at the end of the stream, possibly empty.
     pub fn rest(mut self) -> Bytes {
-        self.held.extend_from_slice(&self.chunk);
-        self.held.freeze()
+        self.buffered.extend_from_slice(&self.chunk);
+        self.buffered.freeze()
     }
 
-    /// The end of the current event in the chunk. Every byte is looked at once. A blank line ends
-    /// an event that has begun; one before it is passed.
+    /// The end of the current event in the chunk. Every byte is scanned once. A blank line ends an
+    /// event that has content; a blank line before it is skipped.
     fn find(&mut self) -> Option<usize> {
-        while let Some(&byte) = self.chunk.get(self.seen) {
+        while let Some(&byte) = self.chunk.get(self.scanned) {
             if self.line == LineState::Inside && byte != b'\n' && byte != b'\r' {
-                let rest = &self.chunk[self.seen..];
-                self.seen += memchr::memchr2(b'\n', b'\r', rest).unwrap_or(rest.len());
+                let rest = &self.chunk[self.scanned..];
+                self.scanned += memchr::memchr2(b'\n', b'\r', rest).unwrap_or(rest.len());
                 continue;
             }
             if self.line == LineState::BlankReturn && byte != b'\n' {
-                // The blank line ended with the return alone; this byte is the next event's.
+                // The blank line ended with the return alone; this byte belongs to the next event.
                 if self.content {
-                    return Some(self.seen);
+                    return Some(self.scanned);
                 }
                 self.line = LineState::Start;
             }
-            self.seen += 1;
+            self.scanned += 1;
             let ended = match (self.line, byte) {
-                // A second return, right after one that ended a line, is a blank line.
+                // A second return right after one that ended a line makes a blank line.
                 (LineState::Return, b'\r') => self.content,
                 (LineState::Return, b'\n') => {
                     self.line = LineState::Start;
@@ -160,7 +165,7 @@ impl Splitter {
                 }
             };
             if ended {
-                return Some(self.seen);
+                return Some(self.scanned);
             }
         }
         None
@@ -226,7 +231,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_chunking_gives_the_same_events(
+        fn any_chunking_gives_equal_events(
             text in "(data|event|:|a|\n|\r|\r\n|\n\n|\r\n\r\n|\r\r|é){0,30}",
             cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..6),
         ) {
