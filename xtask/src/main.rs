@@ -51,7 +51,7 @@ enum Chore {
     Crds,
     /// Check the style: sizes, names, words, module boundaries, links.
     Tidy,
-    /// Build the API documentation; a broken link is an error.
+    /// Build the book and the API documentation; a broken link is an error.
     Docs,
     /// Everything that a change must pass: format, clippy, tidy, tests, docs.
     Ci,

@@ -3,6 +3,7 @@
 use super::tree::{Problem, Tree};
 
 const ARCHITECTURE: &str = "ARCHITECTURE.md";
+const BOOK: &str = "docs/";
 const LONGEST_ARCHITECTURE: usize = 200;
 
 /// Short enough to be read; every room that exists is named, every path named exists.
@@ -62,7 +63,8 @@ fn is_path(span: &str) -> bool {
     plain && ["/", ".rs", ".md", ".toml"].iter().any(|end| span.ends_with(end))
 }
 
-/// Links between the documents lead to files and headings that exist.
+/// Links between the documents lead to files and headings that exist, and those of the book's pages
+/// stay in the book, which is also read without the repository.
 pub(super) fn links(tree: &Tree) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (path, source) in tree.ending(".md") {
@@ -76,6 +78,9 @@ pub(super) fn links(tree: &Tree) -> Vec<Problem> {
                 if !resolves(tree, path, target) {
                     let message = format!("the link to `{target}` leads nowhere");
                     problems.push(Problem::new(path, index + 1, message));
+                } else if path.starts_with(BOOK) && !within_book(path, target) {
+                    let message = format!("the link to `{target}` leaves the book");
+                    problems.push(Problem::new(path, index + 1, message));
                 }
             }
         }
@@ -88,6 +93,26 @@ fn targets(line: &str) -> impl Iterator<Item = &str> {
     line.split("](").skip(1).filter_map(|rest| rest.split(')').next()).filter(|target| {
         !["http://", "https://", "mailto:"].iter().any(|scheme| target.starts_with(scheme))
     })
+}
+
+fn within_book(from: &str, target: &str) -> bool {
+    let file = target.split('#').next().unwrap_or_default();
+    file.is_empty() || format!("{}/", joined(from, file)).starts_with(BOOK)
+}
+
+/// `docs/SUMMARY.md` lists every page of the book.
+pub(super) fn chapters(tree: &Tree) -> Vec<Problem> {
+    let summary = format!("{BOOK}SUMMARY.md");
+    let Some(text) = tree.text(&summary) else {
+        return vec![Problem::new(&summary, 0, "missing")];
+    };
+    let listed: Vec<String> =
+        text.lines().flat_map(targets).map(|target| joined(&summary, target)).collect();
+    let pages = tree.ending(".md").filter(|(path, _)| path.starts_with(BOOK) && *path != summary);
+    pages
+        .filter(|(path, _)| !listed.iter().any(|page| page == path))
+        .map(|(path, _)| Problem::new(path, 0, format!("not in {summary}")))
+        .collect()
 }
 
 fn resolves(tree: &Tree, from: &str, target: &str) -> bool {
@@ -188,6 +213,28 @@ mod tests {
         for bad in ["[x](gone.md)", "[x](guide.md#two)", "[x](#here)", "[x](guide.md/../gone.md)"] {
             assert_eq!(check(bad), 1, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_link_of_the_book_stays_in_the_book() {
+        let check = |path: &str, text: &str| {
+            let other = ("deploy/README.md", "# Deploy\n");
+            links(&Tree::of(&[other, ("docs/start/b.md", "# B\n"), (path, text)])).len()
+        };
+        assert_eq!(check("docs/a.md", "[x](start/b.md#b)"), 0);
+        assert_eq!(check("README.md", "[x](deploy/README.md) [y](docs/start/b.md)"), 0);
+        assert_eq!(check("docs/a.md", "[x](../deploy/README.md)"), 1);
+    }
+
+    #[test]
+    fn every_page_is_a_chapter() {
+        let check = |summary: &str| {
+            let pages = [("docs/a.md", "# A\n"), ("docs/start/b.md", "# B\n"), ("README.md", "")];
+            chapters(&Tree::of(&[pages[0], pages[1], pages[2], ("docs/SUMMARY.md", summary)])).len()
+        };
+        assert_eq!(check("- [A](a.md)\n  - [B](start/b.md)\n"), 0);
+        assert_eq!(check("- [A](a.md)\n"), 1);
+        assert_eq!(chapters(&Tree::default()).len(), 1);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tree::{Problem, Tree};
 
 type Check = fn(&Tree) -> Vec<Problem>;
 
-const CHECKS: [Check; 12] = [
+const CHECKS: [Check; 13] = [
     sizes::opening_sentence,
     sizes::file_length,
     language::idioms,
@@ -27,6 +27,7 @@ const CHECKS: [Check; 12] = [
     restrictions::restricted_libraries,
     documents::architecture,
     documents::links,
+    documents::chapters,
     documents::decisions_and_commands,
 ];
 
@@ -35,8 +36,20 @@ const CHECKS: [Check; 12] = [
 /// # Errors
 /// Names every file and line that breaks a rule.
 pub(crate) fn run() -> Result<()> {
+    report(&CHECKS)
+}
+
+/// Runs the checks of links and chapters alone.
+///
+/// # Errors
+/// Names every link that leads nowhere and every page outside the book.
+pub(crate) fn documents() -> Result<()> {
+    report(&[documents::links, documents::chapters])
+}
+
+fn report(checks: &[Check]) -> Result<()> {
     let tree = Tree::read(workspace::root())?;
-    let problems: Vec<Problem> = CHECKS.iter().flat_map(|check| check(&tree)).collect();
+    let problems: Vec<Problem> = checks.iter().flat_map(|check| check(&tree)).collect();
     for problem in &problems {
         println!("{problem}");
     }
