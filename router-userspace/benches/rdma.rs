@@ -12,9 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
-use router_userspace::agent::rdma::ask::Source;
-use router_userspace::agent::rdma::nldev::Command;
-use router_userspace::agent::rdma::{Activity, Rdma, Roots};
+use router_userspace::agent::rdma::netlink::{NetlinkSource, NldevCommand};
+use router_userspace::agent::rdma::{Activity, HostPaths, Rdma};
 
 use golden::Pair;
 
@@ -25,14 +24,14 @@ const PROCESSES: u32 = 32;
 const ROUNDS: usize = 2_000;
 
 struct Recorded {
-    answers: HashMap<(Command, Option<u32>, Option<u32>), Vec<u8>>,
+    answers: HashMap<(NldevCommand, Option<u32>, Option<u32>), Vec<u8>>,
     last: Vec<u8>,
 }
 
-impl Source for Recorded {
+impl NetlinkSource for Recorded {
     fn ask(
         &mut self,
-        command: Command,
+        command: NldevCommand,
         device: Option<u32>,
         port: Option<u32>,
     ) -> io::Result<&[u8]> {
@@ -63,22 +62,22 @@ fn recorded() -> Recorded {
         let name = format!("erdma_{device}");
         all.extend(golden::device(device, &name, 0x0216_3eff_fe00_0000 + u64::from(device), "iw"));
         let port = golden::port(device, &name, (device + 2, "eth0"));
-        answers.insert((Command::Ports, Some(device), None), port);
-        answers.insert((Command::Driver, Some(device), None), golden::driver(19));
+        answers.insert((NldevCommand::Ports, Some(device), None), port);
+        answers.insert((NldevCommand::Driver, Some(device), None), golden::driver(19));
         let named = counters(device);
         let named: Vec<(&str, u64)> = named.iter().map(|(name, v)| (name.as_str(), *v)).collect();
         let counted = golden::counters(device, &name, &named);
-        answers.insert((Command::Counters, Some(device), Some(1)), counted);
+        answers.insert((NldevCommand::Counters, Some(device), Some(1)), counted);
         let pair = |n| Pair { number: n, kind: 2, state: 3, sent: n, pid: 100 + n % PROCESSES };
         let pairs: Vec<Pair> = (1..=PAIRS_EACH).map(pair).collect();
         let held = golden::queue_pairs(device, &name, &pairs);
-        answers.insert((Command::QueuePairs, Some(device), None), held);
+        answers.insert((NldevCommand::QueuePairs, Some(device), None), held);
         let ends = |n: u32| (n, 100 + n % PROCESSES, address(1, n), address(2 + n % 16, n));
         let ids: Vec<_> = (1..=PAIRS_EACH).map(ends).collect();
         let connected = ids.chunks(20).flat_map(|ids| golden::connections(device, &name, ids));
-        answers.insert((Command::ConnectionIds, Some(device), None), connected.collect());
+        answers.insert((NldevCommand::ConnectionIds, Some(device), None), connected.collect());
     }
-    answers.insert((Command::Devices, None, None), all);
+    answers.insert((NldevCommand::Devices, None, None), all);
     Recorded { answers, last: Vec::new() }
 }
 
@@ -88,7 +87,7 @@ fn address(host: u32, port: u32) -> std::net::SocketAddr {
 }
 
 /// Processes of pods, and what sysfs has beside the answers.
-fn trees(root: &Path) -> Roots {
+fn trees(root: &Path) -> HostPaths {
     let write = |path: String, text: &str| {
         let path = root.join(path);
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
@@ -106,7 +105,7 @@ fn trees(root: &Path) -> Roots {
         write(format!("{port}/rate"), "100 Gb/sec (4X EDR)\n");
         write(format!("{port}/hw_counters/lifespan"), "10\n");
     }
-    Roots { sysfs: root.join("sys"), proc: root.join("proc"), erdma: root.join("none") }
+    HostPaths { sysfs: root.join("sys"), proc: root.join("proc"), erdma: root.join("none") }
 }
 
 fn main() {

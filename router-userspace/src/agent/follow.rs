@@ -13,8 +13,8 @@ use tracing::{info, warn};
 
 use super::attach::{self, Plan};
 use super::loads::Names;
-use super::rdma::ask::Kernel;
-use super::rdma::{Rdma, Roots, Watcher};
+use super::rdma::netlink::KernelNetlink;
+use super::rdma::{HostPaths, Rdma, RdmaWatcher};
 use super::registry::Entry;
 use super::{Agent, News, capabilities, learn, seed};
 
@@ -54,11 +54,11 @@ impl Agent {
         if let Err(error) = capabilities::attached() {
             self.missing.push(format!("privileges are left that are not needed: {error}"));
         }
-        let roots = Roots { sysfs: self.flags.sysfs.clone(), ..Roots::default() };
+        let paths = HostPaths { sysfs: self.flags.sysfs.clone(), ..HostPaths::default() };
         let speeds = self.flags.rdma_speed.clone();
-        let mut rdma = Rdma::new(Box::new(Kernel::default()), &roots, speeds);
+        let mut rdma = Rdma::new(Box::new(KernelNetlink::default()), &paths, speeds);
         rdma.page_bytes(self.flags.kv_page_bytes);
-        match Watcher::start(rdma) {
+        match RdmaWatcher::start(rdma) {
             Ok(watcher) => {
                 self.view.lock().rdma = Some(watcher);
             }

@@ -12,7 +12,7 @@ use tracing::debug;
 use super::attach::Device;
 use super::link_speed::bytes_per_second;
 use super::netlink::Netlink;
-use super::rdma::record::PodPart;
+use super::rdma::report::PodRdmaRates;
 use super::registry::Entry;
 use super::settings::LinkSpeed;
 
@@ -27,12 +27,12 @@ const RX: usize = 1;
 #[derive(Debug)]
 pub(super) struct Ways<'a> {
     pub(super) links: &'a Links,
-    pub(super) rdma: HashMap<Arc<str>, PodPart>,
+    pub(super) rdma: HashMap<Arc<str>, PodRdmaRates>,
 }
 
 impl Ways<'_> {
     /// What of RDMA is a pod's.
-    pub(super) fn rdma(&self, entry: &Entry) -> PodPart {
+    pub(super) fn rdma(&self, entry: &Entry) -> PodRdmaRates {
         self.rdma.get(&entry.placed.pod.uid).copied().unwrap_or_default()
     }
 

@@ -19,7 +19,7 @@ use super::described::Learned;
 use super::kv::Kv;
 use super::pairs::PairCounters;
 use super::queue_pairs::RoceLoad;
-use super::rdma::RdmaLoad;
+use super::rdma::report::RdmaLoad;
 use super::registry::Entry;
 use super::sampler::{PodCounters, Sampler};
 

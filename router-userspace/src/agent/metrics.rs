@@ -98,7 +98,7 @@ fn write(page: &mut String, loads: &Loads) -> fmt::Result {
         let labels = format!("prefill=\"{prefill}\",decode=\"{decode}\"");
         writeln!(page, "pd_agent_kv_bytes_total{{{labels}}} {}", kv.bytes)?;
     }
-    super::rdma::metrics::write(page, &loads.rdma)?;
+    super::rdma::report::write_metrics(page, &loads.rdma)?;
     for (name, what, value) in ROCE {
         header(page, &format!("roce_{name}_total"), "counter", what)?;
         for load in &loads.roce.queue_pairs {

@@ -11,7 +11,7 @@ use router_common::maps as limits;
 use serde::Serialize;
 
 use super::maps::Maps;
-use super::rdma::Arrival;
+use super::rdma::QueuePairEntry;
 use super::registry::Entry;
 
 /// Queue pairs that a snapshot names, the busiest ones.
@@ -113,7 +113,7 @@ impl QueuePairs {
     }
 
     /// What was read, queue pair by queue pair.
-    pub(super) fn arrivals(&self) -> impl Iterator<Item = Arrival> {
+    pub(super) fn arrivals(&self) -> impl Iterator<Item = QueuePairEntry> {
         self.rows.iter().map(|(key, row)| (*key, row.stats))
     }
 

@@ -19,7 +19,7 @@ use super::loads::Names;
 use super::pairs::{
     PairCounters, PairGrowth, RATE_BYTES, RATE_US, RETRANSMITS, RTT_US, RTTS, RX, TX,
 };
-use super::rdma::record::with_rdma;
+use super::rdma::report::with_rdma;
 use super::registry::Entry;
 use super::sampler::{PodCounters, Sampler};
 

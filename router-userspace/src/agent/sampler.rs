@@ -14,7 +14,7 @@ use router_core::sample::{DurationSum, PodReading, ReadingWindow};
 use super::maps::Maps;
 use super::pairs::PairCounters;
 use super::queue_pairs::QueuePairs;
-use super::rdma::Taken;
+use super::rdma::IwarpConnections;
 
 /// SampledRates are over the last second.
 const SPAN: Duration = Duration::from_secs(1);
@@ -192,7 +192,7 @@ impl Sampler {
     ///
     /// # Errors
     /// The kernel's.
-    pub(super) fn sweep(&mut self, maps: &Maps, taken: &Taken) -> io::Result<()> {
+    pub(super) fn sweep(&mut self, maps: &Maps, taken: &IwarpConnections) -> io::Result<()> {
         let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
         let streams = maps.streams.all(limits::STREAMS)?;
         self.streams = streams.len();

@@ -10,7 +10,8 @@ use router_core::frame::{self, PodRecord};
 
 use super::links::{Links, Ways};
 use super::loads::{self, Loads};
-use super::rdma::{Activity, Names, RdmaLoad, Taken, Watcher, record};
+use super::rdma::report::{PodNames, RdmaLoad, device_records, pod_rates};
+use super::rdma::{Activity, IwarpConnections, RdmaWatcher};
 use super::recent::Recent;
 use super::registry::Entry;
 use super::sampler::{PodCounters, Sampler};
@@ -24,7 +25,7 @@ pub(super) struct View {
     pub(super) links: Links,
     pub(super) names: loads::Names,
     /// `None` if its thread could not be had.
-    pub(super) rdma: Option<Watcher>,
+    pub(super) rdma: Option<RdmaWatcher>,
 }
 
 impl View {
@@ -33,7 +34,7 @@ impl View {
         let score =
             |entry: &Entry, counters: &PodCounters| self.recent.score_of(entry, counters, &ways);
         let mut loads = loads::snapshot(&self.sampler, &self.names, &self.recent.kv, score);
-        if let Some((report, ago)) = self.rdma.as_ref().map(Watcher::report) {
+        if let Some((report, ago)) = self.rdma.as_ref().map(RdmaWatcher::report) {
             loads.rdma = RdmaLoad::new(&report, ago, &self.names());
             loads.missing.extend(report.missing.iter().cloned());
         }
@@ -43,8 +44,8 @@ impl View {
     /// What load frames tell, sorted.
     pub(super) fn report(&self) -> frame::LoadReport {
         let mut report = self.recent.report(&self.sampler, &self.names, &self.ways());
-        if let Some((rdma, ago)) = self.rdma.as_ref().map(Watcher::report) {
-            report.devices.extend(record::devices(&rdma, ago));
+        if let Some((rdma, ago)) = self.rdma.as_ref().map(RdmaWatcher::report) {
+            report.devices.extend(device_records(&rdma, ago));
         }
         report.sort();
         report
@@ -52,7 +53,7 @@ impl View {
 
     fn ways(&self) -> Ways<'_> {
         let report = self.rdma.as_ref().map(|watcher| watcher.report().0);
-        let rdma = report.map(|report| record::parts(&report)).unwrap_or_default();
+        let rdma = report.map(|report| pod_rates(&report)).unwrap_or_default();
         Ways { links: &self.links, rdma }
     }
 
@@ -78,24 +79,24 @@ impl View {
         self.names = names;
     }
 
-    fn names(&self) -> Names {
+    fn names(&self) -> PodNames {
         let known = self.names.entries.iter().map(|entry| &entry.placed);
         let local = known.clone().filter(|placed| placed.local);
         let own = known.filter(|placed| !placed.pod.host_network);
-        Names {
+        PodNames {
             by_uid: local.map(|at| (Arc::clone(&at.pod.uid), Arc::clone(&at.pod.name))).collect(),
             by_address: own.map(|at| (at.pod.address, Arc::clone(&at.pod.name))).collect(),
         }
     }
 
     /// TCP connections that RDMA has taken over.
-    pub(super) fn taken(&self) -> Taken {
-        let Some((report, _)) = self.rdma.as_ref().map(Watcher::report) else {
-            return Taken::default();
+    pub(super) fn taken(&self) -> IwarpConnections {
+        let Some((report, _)) = self.rdma.as_ref().map(RdmaWatcher::report) else {
+            return IwarpConnections::default();
         };
         let pods =
             self.names.entries.iter().filter(|entry| report.uses_iwarp(&entry.placed.pod.uid));
-        Taken {
+        IwarpConnections {
             ends: report.taken.iter().copied().collect(),
             pods: pods.map(|entry| entry.id).collect(),
         }
@@ -103,7 +104,7 @@ impl View {
 
     /// Whether there are RDMA devices whose watcher is to be told.
     pub(super) fn has_rdma(&self) -> bool {
-        self.rdma.as_ref().is_some_and(Watcher::has_devices)
+        self.rdma.as_ref().is_some_and(RdmaWatcher::has_devices)
     }
 
     /// What the watcher of RDMA cannot see itself.

@@ -6,9 +6,8 @@
 use std::time::{Duration, Instant};
 
 use router_tests::patience;
-use router_userspace::agent::rdma::ask::{Kernel, Source};
-use router_userspace::agent::rdma::nldev::Command;
-use router_userspace::agent::rdma::{Activity, Rdma, Roots};
+use router_userspace::agent::rdma::netlink::{KernelNetlink, NetlinkSource, NldevCommand};
+use router_userspace::agent::rdma::{Activity, HostPaths, Rdma};
 use serde_json::Value;
 
 use super::report;
@@ -24,9 +23,9 @@ fn json(rig: &Rig, command: &str) -> Vec<Value> {
 }
 
 /// A question's answer in hexadecimal digits; nothing where it is refused.
-fn answer(rig: &Rig, command: Command, device: Option<u32>, port: Option<u32>) -> String {
+fn answer(rig: &Rig, command: NldevCommand, device: Option<u32>, port: Option<u32>) -> String {
     rig.node.netns.run(move || {
-        let mut kernel = Kernel::default();
+        let mut kernel = KernelNetlink::default();
         let answer = kernel
             .ask(command, device, port)
             .unwrap_or_else(|error| panic!("{command:?} of {device:?}, port {port:?}: {error}"));
@@ -34,7 +33,7 @@ fn answer(rig: &Rig, command: Command, device: Option<u32>, port: Option<u32>) -
     })
 }
 
-fn netlink(rig: &Rig, command: Command, device: Option<u32>, port: Option<u32>) {
+fn netlink(rig: &Rig, command: NldevCommand, device: Option<u32>, port: Option<u32>) {
     let number = |number: Option<u32>| number.map_or("-".to_owned(), |number| number.to_string());
     let answer = answer(rig, command, device, port);
     report(&format!("recorded netlink {command:?} {} {} {answer}", number(device), number(port)));
@@ -89,12 +88,17 @@ fn rdma_answers_of_the_kernel_are_recorded() {
         let found = devices.iter().find(|device| device["ifname"] == *name);
         found.and_then(|device| device["ifindex"].as_u64()).expect("a device") as u32
     };
-    let whole = [Command::Ports, Command::Driver, Command::QueuePairs, Command::ConnectionIds];
-    netlink(&rig, Command::Devices, None, None);
+    let whole = [
+        NldevCommand::Ports,
+        NldevCommand::Driver,
+        NldevCommand::QueuePairs,
+        NldevCommand::ConnectionIds,
+    ];
+    netlink(&rig, NldevCommand::Devices, None, None);
     for name in DEVICES {
         let index = Some(index(name));
         whole.into_iter().for_each(|command| netlink(&rig, command, index, None));
-        netlink(&rig, Command::Counters, index, Some(1));
+        netlink(&rig, NldevCommand::Counters, index, Some(1));
     }
     for (name, link) in DEVICES.into_iter().zip(["wa", "wb"]) {
         sysfs(name, link);
@@ -111,7 +115,8 @@ fn rdma_answers_of_the_kernel_are_recorded() {
     }
     // The recorder asks as the agent does, and the agent understands.
     let understood = rig.node.netns.run(|| {
-        let mut rdma = Rdma::new(Box::<Kernel>::default(), &Roots::default(), Vec::new());
+        let mut rdma =
+            Rdma::new(Box::<KernelNetlink>::default(), &HostPaths::default(), Vec::new());
         rdma.round(Duration::from_secs(1), &Activity::default());
         rdma.report(Duration::from_secs(1))
     });

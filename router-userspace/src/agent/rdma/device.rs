@@ -6,30 +6,30 @@ use std::time::Duration;
 
 use router_core::provenance::Provenance;
 
-use super::ask::Source;
+use super::attribution::{Holders, Ledger};
+use super::attribution::{Owner, OwnerLookup};
+use super::counters::ActivityEvidence;
 use super::counters::Counter;
-use super::freshness::Work;
-use super::holders::{Holders, Ledger};
-use super::nldev::Command;
-use super::owner::{Owner, Owners};
-use super::parse::{self, QueuePair};
-use super::port::{Of, Port, Speeds};
+use super::netlink::NetlinkSource;
+use super::netlink::NldevCommand;
+use super::netlink::{self, DeviceInfo, QueuePair};
+use super::port::{ConfiguredSpeeds, PortContext, RdmaPort};
 use super::sysfs::Sysfs;
 
 /// Peers that are told apart on one device.
-const PEERS: usize = 4_096;
+const MAX_PEERS: usize = 4_096;
 /// `enum ib_qp_state`: ready to receive, and to send.
 const ACTIVE: [u8; 2] = [2, 3];
 
 /// A device.
 #[derive(Debug)]
-pub(super) struct Device {
-    pub(super) found: parse::Device,
+pub(super) struct RdmaDevice {
+    pub(super) found: DeviceInfo,
     /// Netlink knows it.
     pub(super) by_netlink: bool,
     /// Empty where it is unknown.
     pub(super) driver: &'static str,
-    pub(super) ports: Vec<Port>,
+    pub(super) ports: Vec<RdmaPort>,
     /// `None` while the queue pairs cannot be listed.
     pub(super) holders: Option<Holders>,
     pub(super) ledger: Ledger,
@@ -44,9 +44,9 @@ pub(super) struct Device {
     settled: (u64, u64),
 }
 
-impl Device {
-    pub(super) fn new(found: parse::Device, by_netlink: bool, driver: &'static str) -> Device {
-        Device {
+impl RdmaDevice {
+    pub(super) fn new(found: DeviceInfo, by_netlink: bool, driver: &'static str) -> RdmaDevice {
+        RdmaDevice {
             found,
             by_netlink,
             driver,
@@ -77,10 +77,15 @@ impl Device {
     }
 
     /// Looks at ports, links and their speeds.
-    pub(super) fn look(&mut self, source: &mut dyn Source, sysfs: &Sysfs, speeds: Speeds) {
+    pub(super) fn look(
+        &mut self,
+        source: &mut dyn NetlinkSource,
+        sysfs: &Sysfs,
+        speeds: ConfiguredSpeeds,
+    ) {
         let answer =
-            self.index().and_then(|index| source.ask(Command::Ports, Some(index), None).ok());
-        let mut found = answer.map(parse::ports).unwrap_or_default();
+            self.index().and_then(|index| source.ask(NldevCommand::Ports, Some(index), None).ok());
+        let mut found = answer.map(netlink::ports).unwrap_or_default();
         if found.is_empty() {
             let numbers = 1..=self.found.ports.max(1);
             found = numbers.filter_map(|number| sysfs.port(&self.found, number)).collect();
@@ -94,28 +99,34 @@ impl Device {
             }
             let known = self.ports.iter().position(|known| known.number == port.number);
             let at = known.unwrap_or_else(|| {
-                self.ports.push(Port::new(port.number));
+                self.ports.push(RdmaPort::new(port.number));
                 self.ports.len() - 1
             });
-            let of = Of { device: &self.found.name, index: None, driver: "", is_held: false };
+            let of =
+                PortContext { device: &self.found.name, index: None, driver: "", is_held: false };
             self.ports[at].describe(port, of, sysfs, speeds);
         }
     }
 
     /// Looks at the queue pairs, and enters what moved since the last look.
-    pub(super) fn count(&mut self, at: Duration, source: &mut dyn Source, owners: &mut Owners<'_>) {
+    pub(super) fn count(
+        &mut self,
+        at: Duration,
+        source: &mut dyn NetlinkSource,
+        owners: &mut OwnerLookup<'_>,
+    ) {
         let Some(index) = self.index() else { return };
-        let Ok(answer) = source.ask(Command::QueuePairs, Some(index), None) else {
+        let Ok(answer) = source.ask(NldevCommand::QueuePairs, Some(index), None) else {
             self.holders = None;
             return;
         };
-        let pairs = parse::queue_pairs(answer);
+        let pairs = netlink::queue_pairs(answer);
         let holders = Holders::count(&pairs, owners);
         let before = self.holders.take().unwrap_or_else(|| holders.clone());
         self.settle(&before, &holders);
         self.holders = Some(holders);
         if self.has_worked(&pairs) {
-            self.ports.iter_mut().for_each(|port| port.watch.worked(at, Work::Sure));
+            self.ports.iter_mut().for_each(|port| port.watch.worked(at, ActivityEvidence::Sure));
         }
         let older = std::mem::take(&mut self.numbers);
         self.numbers = numbers(&pairs, owners);
@@ -161,16 +172,16 @@ impl Device {
     fn connections(
         &mut self,
         index: u32,
-        source: &mut dyn Source,
+        source: &mut dyn NetlinkSource,
         pairs: &[QueuePair],
-        owners: &mut Owners<'_>,
+        owners: &mut OwnerLookup<'_>,
     ) {
         self.peers.clear();
         self.ends.clear();
-        let Ok(answer) = source.ask(Command::ConnectionIds, Some(index), None) else { return };
+        let Ok(answer) = source.ask(NldevCommand::ConnectionIds, Some(index), None) else { return };
         let active: HashMap<u32, bool> =
             pairs.iter().map(|pair| (pair.number, ACTIVE.contains(&pair.state))).collect();
-        for id in parse::connection_ids(answer) {
+        for id in netlink::connection_ids(answer) {
             let Some(destination) = id.destination else { continue };
             self.ends.extend(id.source.map(|source| (source, destination)));
             let is_active = id.queue_pair.and_then(|number| active.get(&number));
@@ -179,14 +190,14 @@ impl Device {
             }
             let owner = id.pid.map_or(&Owner::Kernel, |pid| owners.of(pid)).clone();
             let key = (owner, destination.ip());
-            if self.peers.len() < PEERS || self.peers.contains_key(&key) {
+            if self.peers.len() < MAX_PEERS || self.peers.contains_key(&key) {
                 *self.peers.entry(key).or_default() += 1;
             }
         }
     }
 }
 
-fn numbers(pairs: &[QueuePair], owners: &mut Owners<'_>) -> HashMap<u32, Owner> {
+fn numbers(pairs: &[QueuePair], owners: &mut OwnerLookup<'_>) -> HashMap<u32, Owner> {
     let user = pairs.iter().filter_map(|pair| Some((pair.number, pair.pid?)));
     user.map(|(number, pid)| (number, owners.of(pid).clone())).collect()
 }

@@ -1,31 +1,17 @@
-//! RDMA: what devices count, whose queue pairs they serve, and how far that can be trusted.
+//! RDMA: what devices count, which pod's queue pairs they serve, and how exact that is.
 //!
-//! Reading order: [`ask`] and `parse` (what the kernel says), `sysfs` (where it does not), `names`
-//! (what counters are called), `meter` and `freshness` (what they say over time), `owner` and
-//! `holders` (whose it is), `device` and `port` (all of it together), `report`, `named` and
-//! `metrics` and `record` (how it is shown), `estimate` (KV cache by its pages), `taken`
-//! (TCP connections that are none), `watcher` (the thread).
+//! Reading order: [`netlink`] and `sysfs` (what the kernel says), `counters` (what devices count,
+//! over time), `attribution` (whose it is), `device` and `port` (one device), [`report`] (how it
+//! is shown), `watcher` (the thread).
 
-pub mod ask;
+mod attribution;
 mod counters;
 mod device;
 mod erdma;
-mod estimate;
-mod freshness;
-mod holders;
-mod meter;
-pub(super) mod metrics;
-mod named;
-mod names;
-pub mod nldev;
-mod owner;
-mod parse;
+pub mod netlink;
 mod port;
-pub(super) mod record;
 pub mod report;
-mod seen;
 mod sysfs;
-mod taken;
 mod watcher;
 
 #[cfg(test)]
@@ -36,23 +22,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ask::Source;
-use device::Device;
-use estimate::Estimates;
-use freshness::Work;
-use nldev::Command;
-use owner::{Owner, Owners, Processes};
-use port::Of;
-use report::Report;
-use seen::Seen;
+use attribution::{Arrivals, KvEstimates, Owner, OwnerLookup, ProcessTable};
+use counters::ActivityEvidence;
+use device::RdmaDevice;
+use netlink::{DeviceInfo, NetlinkSource, NldevCommand};
+use port::PortContext;
+use report::RdmaReport;
 use sysfs::Sysfs;
 
-pub use estimate::Asked;
-pub use seen::{Arrival, Arrived};
+pub use attribution::{ArrivedTraffic, KvRequests, QueuePairEntry};
 
-pub(super) use named::{Names, RdmaLoad};
-pub(super) use taken::Taken;
-pub(super) use watcher::Watcher;
+pub(super) use attribution::IwarpConnections;
+pub(super) use watcher::RdmaWatcher;
 
 /// Devices, ports and links are looked for this often.
 const FIND_EVERY: Duration = Duration::from_secs(1);
@@ -61,21 +42,21 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Where this process finds the host.
 #[derive(Clone, Debug)]
-pub struct Roots {
+pub struct HostPaths {
     pub sysfs: PathBuf,
     pub proc: PathBuf,
     /// The file of erdma's installer driver.
     pub erdma: PathBuf,
 }
 
-impl Default for Roots {
-    fn default() -> Roots {
-        Roots { sysfs: "/sys".into(), proc: "/proc".into(), erdma: "/dev/erdma".into() }
+impl Default for HostPaths {
+    fn default() -> HostPaths {
+        HostPaths { sysfs: "/sys".into(), proc: "/proc".into(), erdma: "/dev/erdma".into() }
     }
 }
 
 /// Bits a second that are configured: of one device, or of all that are not named.
-pub type Speed = (Option<String>, u64);
+pub type ConfiguredSpeed = (Option<String>, u64);
 
 /// What the rest of the agent saw, which tells whether queue pairs work and for whom.
 #[derive(Clone, Debug, Default)]
@@ -83,21 +64,21 @@ pub struct Activity {
     /// KV control payload that pods, by UID, sent and received so far.
     pub control: HashMap<Arc<str>, u64>,
     /// What decodes, by UID, asked their prefills for.
-    pub asked: HashMap<Arc<str>, Asked>,
+    pub asked: HashMap<Arc<str>, KvRequests>,
     /// RoCEv2 that arrived, by queue pair.
-    pub arrivals: Vec<Arrival>,
+    pub arrivals: Vec<QueuePairEntry>,
 }
 
 /// The devices of this node.
 pub struct Rdma {
-    source: Box<dyn Source>,
+    source: Box<dyn NetlinkSource>,
     sysfs: Sysfs,
-    processes: Processes,
+    processes: ProcessTable,
     erdma: erdma::Driver,
-    speeds: Vec<Speed>,
-    devices: Vec<Device>,
-    seen: Seen,
-    estimates: Estimates,
+    speeds: Vec<ConfiguredSpeed>,
+    devices: Vec<RdmaDevice>,
+    seen: Arrivals,
+    estimates: KvEstimates,
     control: HashMap<Arc<str>, u64>,
     /// Why netlink does not answer.
     refusal: Option<String>,
@@ -107,16 +88,20 @@ pub struct Rdma {
 }
 
 impl Rdma {
-    pub fn new(source: Box<dyn Source>, roots: &Roots, speeds: Vec<Speed>) -> Rdma {
+    pub fn new(
+        source: Box<dyn NetlinkSource>,
+        roots: &HostPaths,
+        speeds: Vec<ConfiguredSpeed>,
+    ) -> Rdma {
         Rdma {
             source,
             sysfs: Sysfs::new(&roots.sysfs),
-            processes: Processes::new(&roots.proc),
+            processes: ProcessTable::new(&roots.proc),
             erdma: erdma::Driver::new(&roots.erdma),
             speeds,
             devices: Vec::new(),
-            seen: Seen::default(),
-            estimates: Estimates::default(),
+            seen: Arrivals::default(),
+            estimates: KvEstimates::default(),
             control: HashMap::new(),
             refusal: None,
             look_every: LOOK_EVERY,
@@ -132,7 +117,7 @@ impl Rdma {
 
     /// Bytes of KV cache that one page has on one rank, for estimates where nothing counts.
     pub fn page_bytes(&mut self, bytes: Option<u64>) {
-        self.estimates = Estimates::new(bytes);
+        self.estimates = KvEstimates::new(bytes);
     }
 
     pub fn has_devices(&self) -> bool {
@@ -152,14 +137,15 @@ impl Rdma {
         let erdma = &mut self.erdma;
         for device in &mut self.devices {
             let (index, is_held) = (device.index(), device.is_held());
-            let of = Of { device: &device.found.name, index, driver: device.driver, is_held };
+            let of =
+                PortContext { device: &device.found.name, index, driver: device.driver, is_held };
             for port in device.ports.iter_mut().filter(|port| port.is_due(at)) {
                 let mut refresh = |name: &str| erdma.refresh(at, name);
                 port.sample(at, of, &mut *self.source, &self.sysfs, &mut refresh);
             }
         }
         if looks {
-            let mut owners = Owners::new(&self.processes);
+            let mut owners = OwnerLookup::new(&self.processes);
             for device in &mut self.devices {
                 device.count(at, &mut *self.source, &mut owners);
             }
@@ -172,19 +158,19 @@ impl Rdma {
 
     /// Devices that came, went or changed.
     fn find(&mut self) {
-        let answer = self.source.ask(Command::Devices, None, None).map(parse::devices);
+        let answer = self.source.ask(NldevCommand::Devices, None, None).map(netlink::devices);
         let (told, refusal) = match answer {
             Ok(told) => (told, None),
             Err(error) => (Vec::new(), Some(error.to_string())),
         };
         self.refusal = refusal;
         let others = self.sysfs.devices(|name| told.iter().all(|told| told.name != name));
-        let found: Vec<(parse::Device, bool)> = told
+        let found: Vec<(DeviceInfo, bool)> = told
             .into_iter()
             .map(|device| (device, true))
             .chain(others.into_iter().map(|device| (device, false)))
             .collect();
-        let is_same = |device: &Device, (found, by_netlink): &(parse::Device, bool)| {
+        let is_same = |device: &RdmaDevice, (found, by_netlink): &(DeviceInfo, bool)| {
             let known = &device.found;
             let same = device.by_netlink == *by_netlink && known.index == found.index;
             same && known.name == found.name
@@ -194,7 +180,7 @@ impl Rdma {
             if !self.devices.iter().any(|device| is_same(device, &found)) {
                 let (found, by_netlink) = found;
                 let driver = self.driver(&found, by_netlink);
-                self.devices.push(Device::new(found, by_netlink, driver));
+                self.devices.push(RdmaDevice::new(found, by_netlink, driver));
             }
         }
         let speeds = &self.speeds;
@@ -207,11 +193,11 @@ impl Rdma {
         }
     }
 
-    fn driver(&mut self, device: &parse::Device, by_netlink: bool) -> &'static str {
+    fn driver(&mut self, device: &DeviceInfo, by_netlink: bool) -> &'static str {
         let index = by_netlink.then_some(device.index);
         let answer =
-            index.and_then(|index| self.source.ask(Command::Driver, Some(index), None).ok());
-        let driver = answer.and_then(parse::driver);
+            index.and_then(|index| self.source.ask(NldevCommand::Driver, Some(index), None).ok());
+        let driver = answer.and_then(netlink::driver);
         driver.or_else(|| self.sysfs.driver(&device.name)).unwrap_or_default()
     }
 
@@ -225,14 +211,17 @@ impl Rdma {
                 _ => None,
             });
             if pods.any(moved) {
-                device.ports.iter_mut().for_each(|port| port.watch.worked(at, Work::Likely));
+                device
+                    .ports
+                    .iter_mut()
+                    .for_each(|port| port.watch.worked(at, ActivityEvidence::Likely));
             }
         }
         self.control.clone_from(&activity.control);
     }
 
     /// What is known `at`.
-    pub fn report(&self, at: Duration) -> Report {
-        Report::new(self, at)
+    pub fn report(&self, at: Duration) -> RdmaReport {
+        RdmaReport::new(self, at)
     }
 }

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use router_core::provenance::{Measured, Provenance};
 
-use super::ask::Source;
-use super::counters::{Counter, Counters};
-use super::freshness::{Freshness, Watch};
-use super::meter::{Change, Meter};
-use super::names;
-use super::nldev::Command;
-use super::parse;
+use super::counters::names;
+use super::counters::{
+    Counter, CounterHistory, DeviceCounters, Freshness, ReadingChange, StalenessDetector,
+};
+use super::netlink::NetlinkSource;
+use super::netlink::NldevCommand;
+use super::netlink::{self, PortInfo};
 use super::sysfs::Sysfs;
 
 /// Counters are read no more often than this, however short they live.
@@ -50,7 +50,7 @@ pub(in crate::agent) enum ReadMethod {
 
 /// A port.
 #[derive(Debug, Default)]
-pub(super) struct Port {
+pub(super) struct RdmaPort {
     pub(super) number: u32,
     pub(super) state: u8,
     pub(super) interface: Option<(u32, String)>,
@@ -58,8 +58,8 @@ pub(super) struct Port {
     /// Bits a second, 0 while unknown.
     pub(super) speed: u64,
     pub(super) speed_source: SpeedSource,
-    pub(super) meter: Meter,
-    pub(super) watch: Watch,
+    pub(super) meter: CounterHistory,
+    pub(super) watch: StalenessDetector,
     pub(super) read: Option<Duration>,
     pub(super) by: ReadMethod,
     due: Duration,
@@ -69,7 +69,7 @@ pub(super) struct Port {
 
 /// Of which device a port is.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Of<'a> {
+pub(super) struct PortContext<'a> {
     pub(super) device: &'a str,
     /// Its index in netlink; `None` where only sysfs knows it.
     pub(super) index: Option<u32>,
@@ -78,9 +78,9 @@ pub(super) struct Of<'a> {
     pub(super) is_held: bool,
 }
 
-impl Port {
-    pub(super) fn new(number: u32) -> Port {
-        Port { number, ..Port::default() }
+impl RdmaPort {
+    pub(super) fn new(number: u32) -> RdmaPort {
+        RdmaPort { number, ..RdmaPort::default() }
     }
 
     pub(super) fn is_due(&self, at: Duration) -> bool {
@@ -88,7 +88,13 @@ impl Port {
     }
 
     /// Takes up what the port says of itself and its link.
-    pub(super) fn describe(&mut self, found: parse::Port, of: Of<'_>, sysfs: &Sysfs, set: Speeds) {
+    pub(super) fn describe(
+        &mut self,
+        found: PortInfo,
+        of: PortContext<'_>,
+        sysfs: &Sysfs,
+        set: ConfiguredSpeeds,
+    ) {
         (self.state, self.interface) = (found.state, found.interface);
         let interface = self.interface.as_ref();
         let of_interface = interface.and_then(|(_, name)| sysfs.interface_rate(name));
@@ -110,8 +116,8 @@ impl Port {
     pub(super) fn sample(
         &mut self,
         at: Duration,
-        of: Of<'_>,
-        source: &mut dyn Source,
+        of: PortContext<'_>,
+        source: &mut dyn NetlinkSource,
         sysfs: &Sysfs,
         refresh: &mut dyn FnMut(&str) -> bool,
     ) {
@@ -122,7 +128,7 @@ impl Port {
         let change = self.meter.push(at, counters, |index| names::is_narrow(of.driver, index));
         self.watch.read(at, change, refreshed);
         let stood = matches!(before, Freshness::Unproven | Freshness::Stale);
-        if stood && change == Change::Moved {
+        if stood && change == ReadingChange::Advanced {
             self.meter.restart(at);
             self.jumped = true;
         }
@@ -134,14 +140,15 @@ impl Port {
 
     fn counters(
         &mut self,
-        of: Of<'_>,
-        source: &mut dyn Source,
+        of: PortContext<'_>,
+        source: &mut dyn NetlinkSource,
         sysfs: &Sysfs,
-    ) -> (Counters, ReadMethod) {
-        let answer =
-            of.index.map(|index| source.ask(Command::Counters, Some(index), Some(self.number)));
+    ) -> (DeviceCounters, ReadMethod) {
+        let answer = of
+            .index
+            .map(|index| source.ask(NldevCommand::Counters, Some(index), Some(self.number)));
         if let Some(Ok(answer)) = answer {
-            let named = parse::counters(answer);
+            let named = netlink::counters(answer);
             let may_stand_still = names::may_stand_still(named.iter().map(|(name, _)| *name));
             self.watch.may_stand_still = may_stand_still;
             let counters = names::of_hardware(named.into_iter());
@@ -190,4 +197,4 @@ impl Port {
 }
 
 /// Bits a second that are configured for a device.
-pub(super) type Speeds<'a> = &'a dyn Fn(&str) -> Option<u64>;
+pub(super) type ConfiguredSpeeds<'a> = &'a dyn Fn(&str) -> Option<u64>;

@@ -8,14 +8,14 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::counters::Counters;
-use super::names;
-use super::parse::{COUNTER_NAMES, DEVICES, Device, PORTS, Port};
+use super::counters::DeviceCounters;
+use super::counters::names;
+use super::netlink::{DeviceInfo, MAX_COUNTERS, MAX_DEVICES, MAX_PORTS, PortInfo};
 
 /// No attribute that is read here is longer.
-const LONGEST_VALUE: u64 = 128;
+const MAX_VALUE_BYTES: u64 = 128;
 /// GIDs of a port; rxe and mlx5 have rooms for 1,024 and 256, mostly empty.
-const GIDS: usize = 1_024;
+const MAX_GIDS: usize = 1_024;
 
 /// The tree, usually `/sys`.
 #[derive(Clone, Debug)]
@@ -25,8 +25,8 @@ pub(super) struct Sysfs {
 
 /// A port's counters from both folders.
 #[derive(Debug, Default)]
-pub(super) struct Counted {
-    pub(super) counters: Counters,
+pub(super) struct SysfsCounters {
+    pub(super) counters: DeviceCounters,
     /// The names are those whose values a read may not refresh.
     pub(super) may_stand_still: bool,
 }
@@ -37,20 +37,20 @@ impl Sysfs {
     }
 
     /// The devices that are wanted, by name; a device has no index here.
-    pub(super) fn devices(&self, wanted: impl Fn(&str) -> bool) -> Vec<Device> {
-        let mut names: Vec<String> = listed(&self.root.join("class/infiniband"), DEVICES);
+    pub(super) fn devices(&self, wanted: impl Fn(&str) -> bool) -> Vec<DeviceInfo> {
+        let mut names: Vec<String> = listed(&self.root.join("class/infiniband"), MAX_DEVICES);
         names.retain(|name| wanted(name));
         names.sort();
         let device = |name: String| {
             let path = self.device(&name)?;
             let guid = read(&path.join("node_guid")).and_then(|text| guid(&text));
-            let ports = listed(&path.join("ports"), PORTS);
+            let ports = listed(&path.join("ports"), MAX_PORTS);
             let ports = ports.iter().filter_map(|port| port.parse::<u32>().ok()).max();
             let kind = read(&path.join("node_type")).unwrap_or_default();
             let protocol = if kind.contains("RNIC") { "iw" } else { "" };
-            Some(Device {
+            Some(DeviceInfo {
                 index: 0,
-                ports: ports.unwrap_or_default().min(PORTS as u32),
+                ports: ports.unwrap_or_default().min(MAX_PORTS as u32),
                 guid: guid.unwrap_or_default(),
                 protocol: protocol.to_owned(),
                 name,
@@ -60,16 +60,16 @@ impl Sysfs {
     }
 
     /// A port's state and network interface.
-    pub(super) fn port(&self, device: &Device, number: u32) -> Option<Port> {
+    pub(super) fn port(&self, device: &DeviceInfo, number: u32) -> Option<PortInfo> {
         let path = self.port_path(&device.name, number)?;
         let state = read(&path.join("state"))?;
         let state = state.split(':').next()?.trim().parse().ok()?;
         let interface = self.interface(device, number).map(|name| (self.index(&name), name));
-        Some(Port { number, state, interface })
+        Some(PortInfo { number, state, interface })
     }
 
     /// The interface: the one of a GID, else the one whose address the device's GUID was made of.
-    pub(super) fn interface(&self, device: &Device, number: u32) -> Option<String> {
+    pub(super) fn interface(&self, device: &DeviceInfo, number: u32) -> Option<String> {
         let path = self.port_path(&device.name, number)?.join("gid_attrs/ndevs");
         let of_gid = listed(&path, 16).into_iter().find_map(|entry| read(&path.join(entry)));
         of_gid.filter(|name| !name.is_empty()).or_else(|| {
@@ -99,10 +99,10 @@ impl Sysfs {
     }
 
     /// The addresses that a device's GIDs are made of, which RoCEv2 has in its packets.
-    pub(super) fn addresses(&self, device: &Device) -> Vec<IpAddr> {
+    pub(super) fn addresses(&self, device: &DeviceInfo) -> Vec<IpAddr> {
         let gids = (1..=device.ports).filter_map(|number| {
             let folder = self.port_path(&device.name, number)?.join("gids");
-            Some(listed(&folder, GIDS).into_iter().filter_map(move |gid| {
+            Some(listed(&folder, MAX_GIDS).into_iter().filter_map(move |gid| {
                 let gid: Ipv6Addr = read(&folder.join(gid))?.parse().ok()?;
                 (!gid.is_unspecified()).then(|| gid.to_canonical())
             }))
@@ -118,19 +118,19 @@ impl Sysfs {
     }
 
     /// The port's counters.
-    pub(super) fn counters(&self, device: &str, number: u32) -> Counted {
-        let Some(path) = self.port_path(device, number) else { return Counted::default() };
+    pub(super) fn counters(&self, device: &str, number: u32) -> SysfsCounters {
+        let Some(path) = self.port_path(device, number) else { return SysfsCounters::default() };
         let hardware = values(&path.join("hw_counters"), |name| names::hardware(name).is_some());
         let by_name = || hardware.iter().map(|(name, value)| (name.as_str(), *value));
-        Counted {
+        SysfsCounters {
             counters: names::of_hardware(by_name()).or(self.standard(device, number)),
             may_stand_still: names::may_stand_still(by_name().map(|(name, _)| name)),
         }
     }
 
     /// The counters that InfiniBand's specification names, which netlink does not have.
-    pub(super) fn standard(&self, device: &str, number: u32) -> Counters {
-        let Some(path) = self.port_path(device, number) else { return Counters::default() };
+    pub(super) fn standard(&self, device: &str, number: u32) -> DeviceCounters {
+        let Some(path) = self.port_path(device, number) else { return DeviceCounters::default() };
         let found = values(&path.join("counters"), |name| names::standard(name).is_some());
         names::of_standard(found.iter().map(|(name, value)| (name.as_str(), *value)))
     }
@@ -174,13 +174,13 @@ fn listed(folder: &Path, most: usize) -> Vec<String> {
 
 fn read(path: &Path) -> Option<String> {
     let mut text = String::new();
-    File::open(path).ok()?.take(LONGEST_VALUE).read_to_string(&mut text).ok()?;
+    File::open(path).ok()?.take(MAX_VALUE_BYTES).read_to_string(&mut text).ok()?;
     Some(text.trim().to_owned())
 }
 
 /// Numbers by file name.
 fn values(folder: &Path, wanted: impl Fn(&str) -> bool) -> Vec<(String, u64)> {
-    let names = listed(folder, COUNTER_NAMES).into_iter().filter(|name| wanted(name));
+    let names = listed(folder, MAX_COUNTERS).into_iter().filter(|name| wanted(name));
     names
         .filter_map(|name| {
             let value = read(&folder.join(&name))?.parse().ok()?;
@@ -263,7 +263,7 @@ mod tests {
         tree.write("class/infiniband/x/ports/1/hw_counters/tx_bytes", "many\n");
         tree.write("class/infiniband/x/ports/1/hw_counters/lifespan", "soon\n");
         let sysfs = Sysfs::new(tree.root());
-        assert_eq!(sysfs.counters("x", 1).counters, Counters::default());
+        assert_eq!(sysfs.counters("x", 1).counters, DeviceCounters::default());
         assert_eq!((sysfs.lifespan("x", 1), sysfs.rate("x", 1)), (None, None));
         assert_eq!(sysfs.rate("../../../etc", 1), None);
         assert_eq!(address_of_guid(0x0200_00ff_fe00_0001), Some("00:00:00:00:00:01".to_owned()));

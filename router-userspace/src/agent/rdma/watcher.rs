@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tracing::{info, warn};
 
-use super::report::Report;
+use super::report::RdmaReport;
 use super::{Activity, Rdma};
 
 /// Between two rounds while there are devices, and while there are none.
@@ -21,34 +21,34 @@ const LOOKS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 /// What the thread and the agent share.
 #[derive(Debug, Default)]
-struct Shared {
+struct WatcherState {
     activity: Mutex<Arc<Activity>>,
-    report: Mutex<(Option<Instant>, Arc<Report>)>,
+    report: Mutex<(Option<Instant>, Arc<RdmaReport>)>,
 }
 
 /// Owns the thread; it ends with this.
 #[derive(Debug)]
-pub(in crate::agent) struct Watcher {
-    shared: Arc<Shared>,
+pub(in crate::agent) struct RdmaWatcher {
+    shared: Arc<WatcherState>,
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Watcher {
+impl RdmaWatcher {
     /// # Errors
     /// No thread can be had.
-    pub(in crate::agent) fn start(rdma: Rdma) -> std::io::Result<Watcher> {
-        let shared = Arc::new(Shared::default());
+    pub(in crate::agent) fn start(rdma: Rdma) -> std::io::Result<RdmaWatcher> {
+        let shared = Arc::new(WatcherState::default());
         let (stop, stopped) = channel::<()>();
         let for_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("rdma".to_owned()).spawn(move || {
-            let mut rounds = Rounds { rdma, start: Instant::now(), missing: Vec::new() };
+            let mut rounds = SamplingLoop { rdma, start: Instant::now(), missing: Vec::new() };
             let mut wait = Duration::ZERO;
             while stopped.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
                 wait = rounds.next(&for_thread);
             }
         })?;
-        Ok(Watcher { shared, stop: Some(stop), thread: Some(thread) })
+        Ok(RdmaWatcher { shared, stop: Some(stop), thread: Some(thread) })
     }
 
     /// Tells what the rest of the agent saw.
@@ -61,13 +61,13 @@ impl Watcher {
     }
 
     /// What is known, and how long ago that was.
-    pub(in crate::agent) fn report(&self) -> (Arc<Report>, Duration) {
+    pub(in crate::agent) fn report(&self) -> (Arc<RdmaReport>, Duration) {
         let report = self.shared.report.lock();
         (Arc::clone(&report.1), report.0.map(|made| made.elapsed()).unwrap_or_default())
     }
 }
 
-impl Drop for Watcher {
+impl Drop for RdmaWatcher {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
@@ -76,15 +76,15 @@ impl Drop for Watcher {
     }
 }
 
-struct Rounds {
+struct SamplingLoop {
     rdma: Rdma,
     start: Instant,
     missing: Vec<String>,
 }
 
-impl Rounds {
+impl SamplingLoop {
     /// One round; how long to wait for the next.
-    fn next(&mut self, shared: &Shared) -> Duration {
+    fn next(&mut self, shared: &WatcherState) -> Duration {
         let activity = Arc::clone(&shared.activity.lock());
         let begun = Instant::now();
         if self.rdma.round(begun - self.start, &activity) {

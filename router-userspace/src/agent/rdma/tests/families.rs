@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use router_core::provenance::{Measured, Provenance};
 
-use super::super::freshness::Freshness;
+use super::super::counters::Freshness;
 use super::node::{Node, of};
 use super::rounds::ONE;
 

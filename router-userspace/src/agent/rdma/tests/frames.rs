@@ -7,7 +7,7 @@ use router_core::fleet::Role;
 use router_core::frame::{DeviceKind, PodRecord};
 use router_core::provenance::Measured;
 
-use super::super::record::{PodPart, devices, parts, with_rdma};
+use super::super::report::{PodRdmaRates, device_records, pod_rates, with_rdma};
 use super::node::Node;
 use super::rounds::{ONE, TWO};
 
@@ -21,11 +21,11 @@ fn node(name: &'static str, driver: u32, protocol: &str) -> Node {
 }
 
 /// The parts of both pods once the device moved 1,000 bytes a second out and none in.
-fn moved(node: &mut Node, names: [&'static str; 2]) -> (PodPart, PodPart) {
+fn moved(node: &mut Node, names: [&'static str; 2]) -> (PodRdmaRates, PodRdmaRates) {
     node.counts(&[(names[0], 0), (names[1], 0)]);
     node.second();
     node.counts(&[(names[0], 1_000), (names[1], 0)]);
-    let parts = parts(&node.second());
+    let parts = pod_rates(&node.second());
     let of = |uid: &str| parts.get(uid).copied().unwrap_or_default();
     (of(ONE), of(TWO))
 }
@@ -38,9 +38,9 @@ fn a_pods_transfers_take_the_device_that_passes_the_host_by() {
     assert_eq!((one.tx, one.rx), (Measured::exact(1_000.0), Measured::exact(0.0)));
     let link = one.link.expect("a link");
     assert_eq!((link.speed, link.tx, link.rx), (1e6, 1_000.0, 0.0));
-    assert_eq!((one.is_offloaded, one.sent, two), (true, Some(1_000), PodPart::default()));
+    assert_eq!((one.is_offloaded, one.sent, two), (true, Some(1_000), PodRdmaRates::default()));
     let report = node.rdma.report(node.now);
-    let [record] = &devices(&report, Duration::ZERO)[..] else { panic!("one device") };
+    let [record] = &device_records(&report, Duration::ZERO)[..] else { panic!("one device") };
     assert_eq!((record.kind, &*record.name), (DeviceKind::Rdma, "erdma_0/1"));
     assert_eq!(record.speed_bytes_per_s, Measured::exact(1e6));
     assert_eq!(record.utilisation, Measured::exact(0.001));
@@ -62,7 +62,7 @@ fn unknown_bytes_are_no_free_link() {
     node.pairs(&[(5, 3, 0, 10)]);
     node.counts(&[("hw_tx_bytes_cnt", 7), ("hw_rx_bytes_cnt", 7)]);
     node.second();
-    let part = parts(&node.second())[ONE];
+    let part = pod_rates(&node.second())[ONE];
     assert_eq!((part.tx, part.rx, part.link), (Measured::unknown(), Measured::unknown(), None));
     assert!(part.is_offloaded, "its transfers do not take the interface either");
     let kv = Measured::exact(5.0);
@@ -82,7 +82,7 @@ fn what_the_host_sees_takes_the_interface_and_is_not_added_to_it() {
 
 #[test]
 fn a_prefills_sends_and_a_decodes_receives_are_kv_cache_by_estimate() {
-    let part = PodPart {
+    let part = PodRdmaRates {
         is_offloaded: true,
         tx: Measured::exact(100.0),
         rx: Measured::exact(7.0),
@@ -101,7 +101,7 @@ fn a_prefills_sends_and_a_decodes_receives_are_kv_cache_by_estimate() {
     assert_eq!((prefill.kv_rx_bytes_per_s, prefill.kv_tx_bytes), (zero, 1_050));
     let decode = with_rdma(record.clone(), Some(Role::Decode), part);
     assert_eq!((decode.kv_rx_bytes_per_s, decode.kv_tx_bytes), (Measured::estimated(7.0), 50));
-    assert_eq!(with_rdma(record.clone(), Some(Role::Decode), PodPart::default()), record);
+    assert_eq!(with_rdma(record.clone(), Some(Role::Decode), PodRdmaRates::default()), record);
 }
 
 #[test]
@@ -111,10 +111,11 @@ fn a_decode_that_is_not_counted_has_the_estimate_of_its_pages() {
     node.pairs(&[(5, 3, 0, 10)]);
     node.counts(&[("sent_pkts", 0), ("rcvd_pkts", 0)]);
     for bytes in [0, 528] {
-        let asked = super::super::Asked { control_bytes: bytes, requests: u64::from(bytes > 0) };
+        let asked =
+            super::super::KvRequests { control_bytes: bytes, requests: u64::from(bytes > 0) };
         node.activity.asked = [(Arc::from(ONE), asked)].into();
         node.second();
     }
-    let part = parts(&node.rdma.report(node.now))[ONE];
+    let part = pod_rates(&node.rdma.report(node.now))[ONE];
     assert_eq!((part.rx, part.tx), (Measured::estimated(100_000.0), Measured::unknown()));
 }

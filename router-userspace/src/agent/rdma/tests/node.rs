@@ -7,14 +7,13 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::super::ask::Source;
-use super::super::nldev::Command;
-use super::super::report::{DeviceReport, HolderReport, Report};
-use super::super::{Activity, Rdma, Roots, Speed};
+use super::super::netlink::{NetlinkSource, NldevCommand};
+use super::super::report::{DeviceReport, HolderReport, RdmaReport};
+use super::super::{Activity, ConfiguredSpeed, HostPaths, Rdma};
 use super::golden::{self, Pair};
 use super::tree::Tree;
 
-type Question = (Command, Option<u32>, Option<u32>);
+type Question = (NldevCommand, Option<u32>, Option<u32>);
 
 /// Answers by question; a question without one is refused as the kernel does.
 #[derive(Clone, Debug, Default)]
@@ -27,10 +26,10 @@ struct Player {
     last: Vec<u8>,
 }
 
-impl Source for Player {
+impl NetlinkSource for Player {
     fn ask(
         &mut self,
-        command: Command,
+        command: NldevCommand,
         device: Option<u32>,
         port: Option<u32>,
     ) -> io::Result<&[u8]> {
@@ -42,11 +41,11 @@ impl Source for Player {
 }
 
 impl Answers {
-    fn set(&self, command: Command, device: Option<u32>, port: Option<u32>, answer: Vec<u8>) {
+    fn set(&self, command: NldevCommand, device: Option<u32>, port: Option<u32>, answer: Vec<u8>) {
         self.0.lock().insert((command, device, port), answer);
     }
 
-    fn remove(&self, command: Command, device: Option<u32>, port: Option<u32>) {
+    fn remove(&self, command: NldevCommand, device: Option<u32>, port: Option<u32>) {
         self.0.lock().remove(&(command, device, port));
     }
 }
@@ -71,13 +70,13 @@ impl Node {
         name: &'static str,
         driver: u32,
         protocol: &str,
-        speeds: Vec<Speed>,
+        speeds: Vec<ConfiguredSpeed>,
     ) -> Node {
         let (tree, answers) = (Tree::new(), Answers::default());
         let device = golden::device(0, name, 0x0216_3eff_fe00_0102, protocol);
-        answers.set(Command::Devices, None, None, device);
-        answers.set(Command::Ports, Some(0), None, golden::port(0, name, (3, "eth1")));
-        answers.set(Command::Driver, Some(0), None, golden::driver(driver));
+        answers.set(NldevCommand::Devices, None, None, device);
+        answers.set(NldevCommand::Ports, Some(0), None, golden::port(0, name, (3, "eth1")));
+        answers.set(NldevCommand::Driver, Some(0), None, golden::driver(driver));
         let mut node = Node::of(tree, answers, name, speeds);
         node.pairs(&[]);
         node
@@ -106,9 +105,9 @@ impl Node {
         Node::of(tree, answers, "rxe0", Vec::new())
     }
 
-    fn of(tree: Tree, answers: Answers, name: &'static str, speeds: Vec<Speed>) -> Node {
+    fn of(tree: Tree, answers: Answers, name: &'static str, speeds: Vec<ConfiguredSpeed>) -> Node {
         let player = Player { answers: answers.clone(), last: Vec::new() };
-        let roots = Roots {
+        let roots = HostPaths {
             sysfs: tree.root().to_owned(),
             proc: tree.root().join("proc"),
             erdma: tree.root().join("dev-erdma"),
@@ -121,7 +120,7 @@ impl Node {
     /// What the device counts from now on.
     pub(crate) fn counts(&self, values: &[(&str, u64)]) {
         let answer = golden::counters(0, self.name, values);
-        self.answers.set(Command::Counters, Some(0), Some(1), answer);
+        self.answers.set(NldevCommand::Counters, Some(0), Some(1), answer);
     }
 
     /// Queue pairs: number, state, what was sent, process.
@@ -137,7 +136,7 @@ impl Node {
             })
             .collect();
         let answer = golden::queue_pairs(0, self.name, &pairs);
-        self.answers.set(Command::QueuePairs, Some(0), None, answer);
+        self.answers.set(NldevCommand::QueuePairs, Some(0), None, answer);
     }
 
     pub(crate) fn connections(&self, ids: &[(u32, u32, &str, &str)]) {
@@ -147,16 +146,16 @@ impl Node {
             .map(|(number, pid, one, other)| (*number, *pid, address(one), address(other)))
             .collect();
         let answer = golden::connections(0, self.name, &ids);
-        self.answers.set(Command::ConnectionIds, Some(0), None, answer);
+        self.answers.set(NldevCommand::ConnectionIds, Some(0), None, answer);
     }
 
     /// Netlink answers no more.
     pub(crate) fn without_netlink(&self) {
-        self.answers.remove(Command::Devices, None, None);
+        self.answers.remove(NldevCommand::Devices, None, None);
     }
 
     pub(crate) fn without_device(&self) {
-        self.answers.set(Command::Devices, None, None, Vec::new());
+        self.answers.set(NldevCommand::Devices, None, None, Vec::new());
     }
 
     /// A process of a pod.
@@ -166,7 +165,7 @@ impl Node {
     }
 
     /// A second passes, and everything is read.
-    pub(crate) fn second(&mut self) -> Report {
+    pub(crate) fn second(&mut self) -> RdmaReport {
         self.now += Duration::from_secs(1);
         self.rdma.round(self.now, &self.activity);
         self.rdma.report(self.now)
@@ -180,12 +179,12 @@ impl Node {
 /// A recorded question, and the answer that stands behind it in hexadecimal digits.
 fn question(command: &str, rest: &str) -> (Question, Vec<u8>) {
     let all = [
-        Command::Devices,
-        Command::Ports,
-        Command::QueuePairs,
-        Command::ConnectionIds,
-        Command::Driver,
-        Command::Counters,
+        NldevCommand::Devices,
+        NldevCommand::Ports,
+        NldevCommand::QueuePairs,
+        NldevCommand::ConnectionIds,
+        NldevCommand::Driver,
+        NldevCommand::Counters,
     ];
     let named = all.into_iter().find(|known| format!("{known:?}") == command);
     let [device, port, digits] = rest.split(' ').collect::<Vec<_>>()[..] else { panic!("{rest}") };

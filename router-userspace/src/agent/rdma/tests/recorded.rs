@@ -2,7 +2,7 @@
 
 use router_core::provenance::{Measured, Provenance};
 
-use super::super::names;
+use super::super::counters::names;
 use super::super::report::DeviceReport;
 use super::node::{Node, of};
 

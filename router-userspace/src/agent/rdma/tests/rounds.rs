@@ -8,8 +8,8 @@ use router_common::flow::{QueuePairKey, QueuePairStats, mapped};
 
 use router_core::provenance::Measured;
 
-use super::super::Asked;
-use super::super::named::{Names, RdmaLoad};
+use super::super::KvRequests;
+use super::super::report::{PodNames, RdmaLoad};
 use super::node::{Node, of};
 
 pub(crate) const ONE: &str = "11111111-1111-4111-8111-111111111111";
@@ -107,7 +107,7 @@ fn peers_are_told_by_the_connection_manager() {
     assert_eq!(report.taken.len(), 2, "iWARP has taken over both connections");
     assert!(report.uses_iwarp(ONE) && !report.uses_iwarp(TWO));
     let pod = Arc::<str>::from("default/prefill");
-    let names = Names {
+    let names = PodNames {
         by_uid: [(ONE.into(), Arc::clone(&pod))].into(),
         by_address: [("10.0.0.2".parse().unwrap(), "default/decode".into())].into(),
     };
@@ -166,12 +166,12 @@ fn a_decode_whose_device_does_not_count_is_estimated_by_the_pages_it_asked_for()
     node.rdma.page_bytes(Some(65_536));
     node.process(10, ONE);
     node.pairs(&[(17, SENDS, 0, 10)]);
-    let names = Names {
+    let names = PodNames {
         by_uid: [(ONE.into(), "default/decode".into())].into(),
         by_address: HashMap::new(),
     };
     let mut asked = |control_bytes, requests, counted: Option<u64>| {
-        node.activity.asked = [(ONE.into(), Asked { control_bytes, requests })].into();
+        node.activity.asked = [(ONE.into(), KvRequests { control_bytes, requests })].into();
         let packets = [("sent_pkts", 0), ("rcvd_pkts", 0)];
         let bytes = counted.map(|bytes| [("sent_bytes", 0), ("rcvd_bytes", bytes)]);
         let all: Vec<_> = packets.into_iter().chain(bytes.into_iter().flatten()).collect();

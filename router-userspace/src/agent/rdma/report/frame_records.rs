@@ -8,12 +8,12 @@ use router_core::fleet::Role;
 use router_core::frame::{DeviceKind, DeviceRecord, PodRecord};
 use router_core::provenance::{Measured, Provenance};
 
-use super::super::links::LinkUse;
-use super::report::{DeviceReport, HolderReport, Report};
+use super::rdma_report::{DeviceReport, HolderReport, RdmaReport};
+use crate::agent::links::LinkUse;
 
 /// A pod's part in what RDMA devices move.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(in crate::agent) struct PodPart {
+pub(in crate::agent) struct PodRdmaRates {
     /// It has queue pairs on a device whose traffic the host does not see.
     pub(in crate::agent) is_offloaded: bool,
     pub(in crate::agent) tx: Measured<f32>,
@@ -26,8 +26,8 @@ pub(in crate::agent) struct PodPart {
 }
 
 /// Parts by the pods' UIDs.
-pub(in crate::agent) fn parts(report: &Report) -> HashMap<Arc<str>, PodPart> {
-    let mut parts: HashMap<Arc<str>, (Sum, Sum)> = HashMap::new();
+pub(in crate::agent) fn pod_rates(report: &RdmaReport) -> HashMap<Arc<str>, PodRdmaRates> {
+    let mut parts: HashMap<Arc<str>, (DeviceSum, DeviceSum)> = HashMap::new();
     for device in &report.devices {
         for holder in &device.holders {
             let Some(uid) = &holder.uid else { continue };
@@ -38,12 +38,12 @@ pub(in crate::agent) fn parts(report: &Report) -> HashMap<Arc<str>, PodPart> {
             }
         }
     }
-    let part = |(uid, (all, past)): (Arc<str>, (Sum, Sum))| {
+    let part = |(uid, (all, past)): (Arc<str>, (DeviceSum, DeviceSum))| {
         let guessed = report.estimates.get(&uid).map(|(_, rate)| *rate).unwrap_or_default();
         let rx = if all.rx.value().is_some() { all.rx } else { guessed };
         let is_exact = all.sent.provenance() == Provenance::Exact;
         let sent = all.sent.value().filter(|_| is_exact);
-        let part = PodPart {
+        let part = PodRdmaRates {
             is_offloaded: past.devices > 0,
             tx: narrowed(all.tx),
             rx: narrowed(rx),
@@ -57,7 +57,7 @@ pub(in crate::agent) fn parts(report: &Report) -> HashMap<Arc<str>, PodPart> {
 
 /// Devices that a pod holds, added up.
 #[derive(Clone, Copy, Debug)]
-struct Sum {
+struct DeviceSum {
     devices: u32,
     tx: Measured<f64>,
     rx: Measured<f64>,
@@ -67,10 +67,10 @@ struct Sum {
     rx_used: Measured<f64>,
 }
 
-impl Default for Sum {
-    fn default() -> Sum {
+impl Default for DeviceSum {
+    fn default() -> DeviceSum {
         let none = Measured::exact(0.0);
-        Sum {
+        DeviceSum {
             devices: 0,
             tx: none,
             rx: none,
@@ -82,7 +82,7 @@ impl Default for Sum {
     }
 }
 
-impl Sum {
+impl DeviceSum {
     fn add(&mut self, device: &DeviceReport, holder: &HolderReport) {
         self.devices += 1;
         let (tx, rx) = device.recent;
@@ -107,7 +107,7 @@ fn speed(device: &DeviceReport) -> Measured<f64> {
 }
 
 /// The devices as `ago` after the report.
-pub(in crate::agent) fn devices(report: &Report, ago: Duration) -> Vec<DeviceRecord> {
+pub(in crate::agent) fn device_records(report: &RdmaReport, ago: Duration) -> Vec<DeviceRecord> {
     let record = |device: &DeviceReport| {
         let (tx, rx) = device.recent;
         let busier = tx.or_higher(rx);
@@ -135,9 +135,9 @@ fn narrowed(measured: Measured<f64>) -> Measured<f32> {
 pub(in crate::agent) fn with_rdma(
     mut record: PodRecord,
     role: Option<Role>,
-    rdma: PodPart,
+    rdma: PodRdmaRates,
 ) -> PodRecord {
-    if rdma == PodPart::default() {
+    if rdma == PodRdmaRates::default() {
         return record;
     }
     (record.rdma_tx_bytes_per_s, record.rdma_rx_bytes_per_s) = (rdma.tx, rdma.rx);

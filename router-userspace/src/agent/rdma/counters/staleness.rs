@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::meter::Change;
+use super::deltas::ReadingChange;
 
 /// Readings in a row that must move before reading alone is known to refresh: one could be the
 /// doing of somebody's `eadm stat`.
@@ -37,7 +37,7 @@ pub(in crate::agent) enum Freshness {
 
 /// A sign that queue pairs work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::agent) enum Work {
+pub(in crate::agent) enum ActivityEvidence {
     /// A queue pair's sequence numbers moved.
     Sure,
     /// A pod that has queue pairs on the device was sent KV control messages.
@@ -46,9 +46,9 @@ pub(in crate::agent) enum Work {
 
 /// What was seen of a device's counters.
 #[derive(Clone, Debug, Default)]
-pub(in crate::agent) struct Watch {
+pub(in crate::agent) struct StalenessDetector {
     /// Reading alone may not refresh them.
-    pub(super) may_stand_still: bool,
+    pub(in crate::agent) may_stand_still: bool,
     has_two: bool,
     moved_by_reading: bool,
     moves: u32,
@@ -60,21 +60,21 @@ pub(in crate::agent) struct Watch {
     likely_last: Option<Duration>,
 }
 
-impl Watch {
+impl StalenessDetector {
     /// Counters were read, after a refresh or not.
-    pub(super) fn read(&mut self, at: Duration, change: Change, refreshed: bool) {
+    pub(in crate::agent) fn read(&mut self, at: Duration, change: ReadingChange, refreshed: bool) {
         match change {
-            Change::Begun | Change::Reset => {
+            ReadingChange::First | ReadingChange::Reset => {
                 self.has_two = false;
                 self.forget();
             }
-            Change::Moved => {
+            ReadingChange::Advanced => {
                 self.has_two = true;
                 self.forget();
                 self.moves = if refreshed { 0 } else { self.moves + 1 };
                 self.moved_by_reading |= self.moves >= PROOF;
             }
-            Change::Still => {
+            ReadingChange::Unchanged => {
                 self.has_two = true;
                 self.moves = 0;
                 self.still_since.get_or_insert(at);
@@ -90,13 +90,13 @@ impl Watch {
     }
 
     /// Work was seen since the last look; it counts against counters that stood still then.
-    pub(super) fn worked(&mut self, at: Duration, work: Work) {
+    pub(in crate::agent) fn worked(&mut self, at: Duration, work: ActivityEvidence) {
         if self.still_since.is_none() {
             return;
         }
         match work {
-            Work::Sure => self.sure += 1,
-            Work::Likely => {
+            ActivityEvidence::Sure => self.sure += 1,
+            ActivityEvidence::Likely => {
                 self.likely += 1;
                 self.likely_since.get_or_insert(at);
                 self.likely_last = Some(at);
@@ -105,12 +105,12 @@ impl Watch {
     }
 
     /// Whether a refresh would tell something: reading alone is not known to be enough.
-    pub(super) fn wants_refresh(&self) -> bool {
+    pub(in crate::agent) fn wants_refresh(&self) -> bool {
         self.may_stand_still && !self.moved_by_reading
     }
 
     /// What it looks like; `is_held` if any queue pair could move something.
-    pub(super) fn verdict(&self, is_held: bool) -> Freshness {
+    pub(in crate::agent) fn verdict(&self, is_held: bool) -> Freshness {
         if !self.has_two {
             return Freshness::Unread;
         }
@@ -141,12 +141,12 @@ mod tests {
     }
 
     /// A watch that has two readings, the second one still.
-    fn still(may_stand_still: bool) -> Watch {
-        let mut watch = Watch { may_stand_still, ..Watch::default() };
+    fn still(may_stand_still: bool) -> StalenessDetector {
+        let mut watch = StalenessDetector { may_stand_still, ..StalenessDetector::default() };
         assert_eq!(watch.verdict(true), Freshness::Unread);
-        watch.read(at(0), Change::Begun, false);
+        watch.read(at(0), ReadingChange::First, false);
         assert_eq!(watch.verdict(true), Freshness::Unread);
-        watch.read(at(1), Change::Still, false);
+        watch.read(at(1), ReadingChange::Unchanged, false);
         watch
     }
 
@@ -155,7 +155,7 @@ mod tests {
         let mut watch = still(false);
         assert_eq!(watch.verdict(true), Freshness::Idle);
         for second in 2..20 {
-            watch.worked(at(second), Work::Likely);
+            watch.worked(at(second), ActivityEvidence::Likely);
         }
         assert_eq!(watch.verdict(true), Freshness::Idle, "a control message is no transfer");
     }
@@ -163,13 +163,13 @@ mod tests {
     #[test]
     fn counters_that_stand_still_under_work_are_stale_until_they_move() {
         let mut watch = still(false);
-        watch.worked(at(2), Work::Sure);
+        watch.worked(at(2), ActivityEvidence::Sure);
         assert_eq!(watch.verdict(true), Freshness::Idle, "it may have been before the reading");
-        watch.worked(at(3), Work::Sure);
+        watch.worked(at(3), ActivityEvidence::Sure);
         assert_eq!(watch.verdict(true), Freshness::Stale);
-        watch.read(at(4), Change::Moved, false);
+        watch.read(at(4), ReadingChange::Advanced, false);
         assert_eq!(watch.verdict(true), Freshness::Moving);
-        watch.read(at(5), Change::Still, false);
+        watch.read(at(5), ReadingChange::Unchanged, false);
         assert_eq!(watch.verdict(true), Freshness::Idle);
     }
 
@@ -180,36 +180,36 @@ mod tests {
         assert_eq!(watch.verdict(true), Freshness::Unproven);
         assert_eq!(watch.verdict(false), Freshness::Idle, "without queue pairs nothing can move");
         for second in 2..5 {
-            watch.read(at(second), Change::Still, true);
+            watch.read(at(second), ReadingChange::Unchanged, true);
         }
         assert_eq!(watch.verdict(true), Freshness::Idle, "refreshed, and still");
         // One move may be somebody's eadm; three in a row are the driver's.
-        watch.read(at(6), Change::Moved, false);
-        watch.read(at(7), Change::Still, false);
+        watch.read(at(6), ReadingChange::Advanced, false);
+        watch.read(at(7), ReadingChange::Unchanged, false);
         assert_eq!(watch.verdict(true), Freshness::Unproven);
         for second in 8..11 {
-            watch.read(at(second), Change::Moved, false);
+            watch.read(at(second), ReadingChange::Advanced, false);
         }
         assert!(!watch.wants_refresh());
-        watch.read(at(12), Change::Still, false);
+        watch.read(at(12), ReadingChange::Unchanged, false);
         assert_eq!(watch.verdict(true), Freshness::Idle);
     }
 
     #[test]
     fn control_messages_for_seconds_make_unproven_counters_stale() {
         let mut watch = still(true);
-        watch.worked(at(2), Work::Likely);
-        watch.worked(at(3), Work::Likely);
+        watch.worked(at(2), ActivityEvidence::Likely);
+        watch.worked(at(3), ActivityEvidence::Likely);
         assert_eq!(watch.verdict(true), Freshness::Unproven);
-        watch.worked(at(8), Work::Likely);
+        watch.worked(at(8), ActivityEvidence::Likely);
         assert_eq!(watch.verdict(true), Freshness::Stale);
     }
 
     #[test]
     fn a_reset_begins_anew() {
         let mut watch = still(false);
-        watch.read(at(2), Change::Moved, false);
-        watch.read(at(3), Change::Reset, false);
+        watch.read(at(2), ReadingChange::Advanced, false);
+        watch.read(at(3), ReadingChange::Reset, false);
         assert_eq!(watch.verdict(true), Freshness::Unread);
     }
 }

@@ -5,81 +5,84 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::super::wire::{Message, attributes, messages, number, text};
-use super::nldev::*;
+use super::protocol::*;
+use crate::agent::wire::{Message, attributes, messages, number, text};
 
 /// Limits of what is taken from one answer.
-pub(super) const DEVICES: usize = 64;
-pub(super) const PORTS: usize = 16;
-pub(super) const COUNTER_NAMES: usize = 512;
-pub(super) const QUEUE_PAIRS: usize = 65_536;
-pub(super) const CONNECTION_IDS: usize = 65_536;
+pub(in crate::agent) const MAX_DEVICES: usize = 64;
+pub(in crate::agent) const MAX_PORTS: usize = 16;
+pub(in crate::agent) const MAX_COUNTERS: usize = 512;
+pub(in crate::agent) const MAX_QUEUE_PAIRS: usize = 65_536;
+pub(in crate::agent) const MAX_CONNECTION_IDS: usize = 65_536;
 
 /// An RDMA device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Device {
-    pub(super) index: u32,
-    pub(super) name: String,
-    pub(super) ports: u32,
-    pub(super) guid: u64,
+pub(in crate::agent) struct DeviceInfo {
+    pub(in crate::agent) index: u32,
+    pub(in crate::agent) name: String,
+    pub(in crate::agent) ports: u32,
+    pub(in crate::agent) guid: u64,
     /// `ib`, `roce`, `iw`, `opa`, `usnic`; empty where the kernel does not say.
-    pub(super) protocol: String,
+    pub(in crate::agent) protocol: String,
 }
 
 /// One port of a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Port {
-    pub(super) number: u32,
+pub(in crate::agent) struct PortInfo {
+    pub(in crate::agent) number: u32,
     /// `enum ib_port_state`: 4 is active.
-    pub(super) state: u8,
+    pub(in crate::agent) state: u8,
     /// The network interface, if it is in this network namespace.
-    pub(super) interface: Option<(u32, String)>,
+    pub(in crate::agent) interface: Option<(u32, String)>,
 }
 
 /// A queue pair.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct QueuePair {
-    pub(super) number: u32,
+pub(in crate::agent) struct QueuePair {
+    pub(in crate::agent) number: u32,
     /// `enum ib_qp_type`.
-    pub(super) kind: u8,
+    pub(in crate::agent) kind: u8,
     /// `enum ib_qp_state`.
-    pub(super) state: u8,
+    pub(in crate::agent) state: u8,
     /// Packet sequence numbers, which grow with what is sent and received where a device tells.
-    pub(super) send_sequence: u32,
-    pub(super) receive_sequence: u32,
+    pub(in crate::agent) send_sequence: u32,
+    pub(in crate::agent) receive_sequence: u32,
     /// `None` for the kernel's own, and for processes that this PID namespace does not see.
-    pub(super) pid: Option<u32>,
-    pub(super) is_kernel: bool,
+    pub(in crate::agent) pid: Option<u32>,
+    pub(in crate::agent) is_kernel: bool,
 }
 
 /// A connection of the RDMA connection manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ConnectionId {
-    pub(super) queue_pair: Option<u32>,
-    pub(super) pid: Option<u32>,
-    pub(super) source: Option<SocketAddr>,
-    pub(super) destination: Option<SocketAddr>,
+pub(in crate::agent) struct ConnectionId {
+    pub(in crate::agent) queue_pair: Option<u32>,
+    pub(in crate::agent) pid: Option<u32>,
+    pub(in crate::agent) source: Option<SocketAddr>,
+    pub(in crate::agent) destination: Option<SocketAddr>,
 }
 
-fn of(answer: &[u8], command: Command) -> impl Iterator<Item = Message<'_>> {
+fn of(answer: &[u8], command: NldevCommand) -> impl Iterator<Item = Message<'_>> {
     // The answer about one port is typed as one about a device.
-    let kinds = [command.kind(), Command::Devices.kind()];
+    let kinds = [command.kind(), NldevCommand::Devices.kind()];
     messages(answer).filter(move |message| kinds.contains(&message.kind))
 }
 
 /// The devices of a dump.
-pub(super) fn devices(answer: &[u8]) -> Vec<Device> {
-    of(answer, Command::Devices).filter_map(|message| device(message.body)).take(DEVICES).collect()
+pub(in crate::agent) fn devices(answer: &[u8]) -> Vec<DeviceInfo> {
+    of(answer, NldevCommand::Devices)
+        .filter_map(|message| device(message.body))
+        .take(MAX_DEVICES)
+        .collect()
 }
 
-fn device(body: &[u8]) -> Option<Device> {
-    let mut device = Device::default();
+fn device(body: &[u8]) -> Option<DeviceInfo> {
+    let mut device = DeviceInfo::default();
     let mut has_index = false;
     for (kind, value) in attributes(body) {
         match kind {
             DEV_INDEX => (device.index, has_index) = (number(value)?, true),
             DEV_NAME => device.name = text(value),
-            PORT_INDEX => device.ports = number(value)?.min(PORTS as u32),
+            PORT_INDEX => device.ports = number(value)?.min(MAX_PORTS as u32),
             NODE_GUID => device.guid = long(value)?,
             DEV_PROTOCOL => device.protocol = text(value),
             _ => {}
@@ -89,12 +92,15 @@ fn device(body: &[u8]) -> Option<Device> {
 }
 
 /// The ports of a device's dump.
-pub(super) fn ports(answer: &[u8]) -> Vec<Port> {
-    of(answer, Command::Ports).filter_map(|message| port(message.body)).take(PORTS).collect()
+pub(in crate::agent) fn ports(answer: &[u8]) -> Vec<PortInfo> {
+    of(answer, NldevCommand::Ports)
+        .filter_map(|message| port(message.body))
+        .take(MAX_PORTS)
+        .collect()
 }
 
-fn port(body: &[u8]) -> Option<Port> {
-    let mut port = Port::default();
+fn port(body: &[u8]) -> Option<PortInfo> {
+    let mut port = PortInfo::default();
     let (mut index, mut name) = (None, None);
     for (kind, value) in attributes(body) {
         match kind {
@@ -110,10 +116,11 @@ fn port(body: &[u8]) -> Option<Port> {
 }
 
 /// A port's counters, by name.
-pub(super) fn counters(answer: &[u8]) -> Vec<(&str, u64)> {
-    let tables = of(answer, Command::Counters).flat_map(|message| nested(message.body, HWCOUNTERS));
+pub(in crate::agent) fn counters(answer: &[u8]) -> Vec<(&str, u64)> {
+    let tables =
+        of(answer, NldevCommand::Counters).flat_map(|message| nested(message.body, HWCOUNTERS));
     let entries = tables.flat_map(|table| nested(table, HWCOUNTER_ENTRY));
-    entries.filter_map(counter).take(COUNTER_NAMES).collect()
+    entries.filter_map(counter).take(MAX_COUNTERS).collect()
 }
 
 fn counter(entry: &[u8]) -> Option<(&str, u64)> {
@@ -129,10 +136,11 @@ fn counter(entry: &[u8]) -> Option<(&str, u64)> {
 }
 
 /// A device's queue pairs.
-pub(super) fn queue_pairs(answer: &[u8]) -> Vec<QueuePair> {
-    let tables = of(answer, Command::QueuePairs).flat_map(|message| nested(message.body, RES_QP));
+pub(in crate::agent) fn queue_pairs(answer: &[u8]) -> Vec<QueuePair> {
+    let tables =
+        of(answer, NldevCommand::QueuePairs).flat_map(|message| nested(message.body, RES_QP));
     let entries = tables.flat_map(|table| nested(table, RES_QP_ENTRY));
-    entries.filter_map(queue_pair).take(QUEUE_PAIRS).collect()
+    entries.filter_map(queue_pair).take(MAX_QUEUE_PAIRS).collect()
 }
 
 fn queue_pair(entry: &[u8]) -> Option<QueuePair> {
@@ -154,11 +162,11 @@ fn queue_pair(entry: &[u8]) -> Option<QueuePair> {
 }
 
 /// A device's connections.
-pub(super) fn connection_ids(answer: &[u8]) -> Vec<ConnectionId> {
-    let of_answer = of(answer, Command::ConnectionIds);
+pub(in crate::agent) fn connection_ids(answer: &[u8]) -> Vec<ConnectionId> {
+    let of_answer = of(answer, NldevCommand::ConnectionIds);
     let tables = of_answer.flat_map(|message| nested(message.body, RES_CM_ID));
     let entries = tables.flat_map(|table| nested(table, RES_CM_ID_ENTRY));
-    entries.map(connection_id).take(CONNECTION_IDS).collect()
+    entries.map(connection_id).take(MAX_CONNECTION_IDS).collect()
 }
 
 fn connection_id(entry: &[u8]) -> ConnectionId {
@@ -176,8 +184,8 @@ fn connection_id(entry: &[u8]) -> ConnectionId {
 }
 
 /// `enum rdma_driver_id` (ib_user_ioctl_verbs.h) in words.
-pub(super) fn driver(answer: &[u8]) -> Option<&'static str> {
-    let message = of(answer, Command::Driver).next()?;
+pub(in crate::agent) fn driver(answer: &[u8]) -> Option<&'static str> {
+    let message = of(answer, NldevCommand::Driver).next()?;
     let (_, value) = attributes(message.body).find(|(kind, _)| *kind == UVERBS_DRIVER_ID)?;
     // The kernel puts 32 bits into an attribute that its header documents with 64.
     Some(match number(value)? {
@@ -227,8 +235,8 @@ fn socket_address(bytes: &[u8]) -> Option<SocketAddr> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::tests::golden::{self, Pair};
     use super::*;
+    use crate::agent::rdma::tests::golden::{self, Pair};
 
     fn all(answer: &[u8]) -> usize {
         let counts = [

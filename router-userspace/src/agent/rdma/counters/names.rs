@@ -3,7 +3,7 @@
 //! Sources: each driver's `rdma_stat_desc` table in drivers/infiniband, and the InfiniBand
 //! specification (16.1.3.5) for the standard ones, which count data in words of four bytes.
 
-use super::counters::{Counter, Counters};
+use super::device_counters::{Counter, DeviceCounters};
 
 /// Bytes of the unit of `port_xmit_data` and `port_rcv_data`.
 const WORD: u64 = 4;
@@ -11,7 +11,7 @@ const WORD: u64 = 4;
 const FULL: u64 = u32::MAX as u64;
 
 /// What a name of `hw_counters` means.
-pub(super) fn hardware(name: &str) -> Option<Counter> {
+pub(in crate::agent) fn hardware(name: &str) -> Option<Counter> {
     Some(match name {
         // erdma upstream, then as its installer has it; bnxt_re and efa; rxe from 7.2; mlx5's
         // optional ones.
@@ -54,7 +54,7 @@ pub(super) fn hardware(name: &str) -> Option<Counter> {
 }
 
 /// What a name of `counters` means, and how many units one of it is.
-pub(super) fn standard(name: &str) -> Option<(Counter, u64)> {
+pub(in crate::agent) fn standard(name: &str) -> Option<(Counter, u64)> {
     Some(match name {
         "port_xmit_data" => (Counter::TxBytes, WORD),
         "port_rcv_data" => (Counter::RxBytes, WORD),
@@ -67,8 +67,10 @@ pub(super) fn standard(name: &str) -> Option<(Counter, u64)> {
 }
 
 /// Counters of `hw_counters`.
-pub(super) fn of_hardware<'a>(named: impl Iterator<Item = (&'a str, u64)>) -> Counters {
-    let mut counters = Counters::default();
+pub(in crate::agent) fn of_hardware<'a>(
+    named: impl Iterator<Item = (&'a str, u64)>,
+) -> DeviceCounters {
+    let mut counters = DeviceCounters::default();
     for (name, value) in named {
         if let Some(counter) = hardware(name) {
             counters.add(counter, value);
@@ -78,8 +80,10 @@ pub(super) fn of_hardware<'a>(named: impl Iterator<Item = (&'a str, u64)>) -> Co
 }
 
 /// Counters of `counters`; one that is full is unknown.
-pub(super) fn of_standard<'a>(named: impl Iterator<Item = (&'a str, u64)>) -> Counters {
-    let mut counters = Counters::default();
+pub(in crate::agent) fn of_standard<'a>(
+    named: impl Iterator<Item = (&'a str, u64)>,
+) -> DeviceCounters {
+    let mut counters = DeviceCounters::default();
     for (name, value) in named.filter(|(_, value)| *value != FULL) {
         if let Some((counter, unit)) = standard(name) {
             counters.add(counter, value.wrapping_mul(unit));
@@ -89,12 +93,12 @@ pub(super) fn of_standard<'a>(named: impl Iterator<Item = (&'a str, u64)>) -> Co
 }
 
 /// Which of a device's counters have 32 bits: mlx5's counters of requests.
-pub(super) fn is_narrow(driver: &str, counter: usize) -> bool {
+pub(in crate::agent) fn is_narrow(driver: &str, counter: usize) -> bool {
     driver == "mlx5" && counter == Counter::RxRequests as usize
 }
 
 /// Whether the names are those of erdma's installer, whose counters a read may not refresh.
-pub(super) fn may_stand_still<'a>(mut names: impl Iterator<Item = &'a str>) -> bool {
+pub(in crate::agent) fn may_stand_still<'a>(mut names: impl Iterator<Item = &'a str>) -> bool {
     names.any(|name| name == "hw_tx_bytes_cnt")
 }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::counters::{COUNTERS, Counter, Counters};
+use super::device_counters::{COUNTER_COUNT, Counter, DeviceCounters};
 
 /// Rates are over the last second, in steps so that readings are few.
 const SPAN: Duration = Duration::from_secs(1);
@@ -15,11 +15,11 @@ const SLACK: u128 = 64 << 20;
 
 /// What a reading said beside the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
+pub(in crate::agent) enum ReadingChange {
     /// The first one.
-    Begun,
-    Still,
-    Moved,
+    First,
+    Unchanged,
+    Advanced,
     /// Counters went back by more than a wrap: the device began anew, and nothing is known of
     /// the time between.
     Reset,
@@ -27,33 +27,33 @@ pub(super) enum Change {
 
 /// A device's counters over time.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Meter {
-    last: Option<(Duration, Counters)>,
+pub(in crate::agent) struct CounterHistory {
+    last: Option<(Duration, DeviceCounters)>,
     /// What was counted since the first reading, wraps undone.
-    grown: [u64; COUNTERS],
-    kept: VecDeque<(Duration, [u64; COUNTERS])>,
+    grown: [u64; COUNTER_COUNT],
+    kept: VecDeque<(Duration, [u64; COUNTER_COUNT])>,
     resets: u64,
 }
 
-impl Meter {
+impl CounterHistory {
     /// Whether nothing was read yet.
-    pub(super) fn is_new(&self) -> bool {
+    pub(in crate::agent) fn is_new(&self) -> bool {
         self.last.is_none()
     }
 
     /// Adds a reading made `at`; `is_narrow` names the counters of 32 bits.
-    pub(super) fn push(
+    pub(in crate::agent) fn push(
         &mut self,
         at: Duration,
-        counters: Counters,
+        counters: DeviceCounters,
         is_narrow: impl Fn(usize) -> bool,
-    ) -> Change {
+    ) -> ReadingChange {
         let Some((then, last)) = self.last.replace((at, counters)) else {
             self.keep(at);
-            return Change::Begun;
+            return ReadingChange::First;
         };
         let most = FASTEST * at.saturating_sub(then).as_micros() / 1_000_000 + SLACK;
-        let mut grown = [0; COUNTERS];
+        let mut grown = [0; COUNTER_COUNT];
         for (index, old, new) in last.zip(&counters) {
             match growth(old, new, is_narrow(index), most) {
                 Some(growth) => grown[index] = growth,
@@ -61,7 +61,7 @@ impl Meter {
                     self.kept.clear();
                     self.keep(at);
                     self.resets += 1;
-                    return Change::Reset;
+                    return ReadingChange::Reset;
                 }
             }
         }
@@ -69,7 +69,11 @@ impl Meter {
             *total = total.wrapping_add(grown);
         }
         self.keep(at);
-        if grown.iter().any(|grown| *grown > 0) { Change::Moved } else { Change::Still }
+        if grown.iter().any(|grown| *grown > 0) {
+            ReadingChange::Advanced
+        } else {
+            ReadingChange::Unchanged
+        }
     }
 
     fn keep(&mut self, at: Duration) {
@@ -85,24 +89,24 @@ impl Meter {
     }
 
     /// Forgets the past for rates: what comes next has been counted over an unknown time.
-    pub(super) fn restart(&mut self, at: Duration) {
+    pub(in crate::agent) fn restart(&mut self, at: Duration) {
         self.kept.clear();
         self.keep(at);
     }
 
     /// What was counted since the first reading; `None` where the device does not count it.
-    pub(super) fn grown(&self, counter: Counter) -> Option<u64> {
+    pub(in crate::agent) fn grown(&self, counter: Counter) -> Option<u64> {
         self.last.as_ref()?.1.get(counter)?;
         Some(self.grown[counter as usize])
     }
 
     /// Per second, over the last second; unknown until there are two readings.
-    pub(super) fn rate(&self, counter: Counter) -> Option<f64> {
+    pub(in crate::agent) fn rate(&self, counter: Counter) -> Option<f64> {
         self.rate_over(counter, SPAN)
     }
 
     /// The same over a shorter time, or over as much of it as was read.
-    pub(super) fn rate_over(&self, counter: Counter, span: Duration) -> Option<f64> {
+    pub(in crate::agent) fn rate_over(&self, counter: Counter, span: Duration) -> Option<f64> {
         self.last.as_ref()?.1.get(counter)?;
         let (now, newer) = self.kept.back()?;
         let far = |(then, _): &&(Duration, _)| now.saturating_sub(*then) >= span;
@@ -112,12 +116,12 @@ impl Meter {
         (seconds > 0.0).then(|| newer[index].wrapping_sub(older[index]) as f64 / seconds)
     }
 
-    pub(super) fn resets(&self) -> u64 {
+    pub(in crate::agent) fn resets(&self) -> u64 {
         self.resets
     }
 
     /// The counters as they were last read.
-    pub(super) fn counters(&self) -> Counters {
+    pub(in crate::agent) fn counters(&self) -> DeviceCounters {
         self.last.map(|(_, counters)| counters).unwrap_or_default()
     }
 }
@@ -138,8 +142,8 @@ fn growth(old: u64, new: u64, narrow: bool, most: u128) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn tx(value: u64) -> Counters {
-        let mut counters = Counters::default();
+    fn tx(value: u64) -> DeviceCounters {
+        let mut counters = DeviceCounters::default();
         counters.add(Counter::TxBytes, value);
         counters
     }
@@ -150,8 +154,8 @@ mod tests {
 
     #[test]
     fn rates_are_those_of_the_last_second() {
-        let mut meter = Meter::default();
-        assert_eq!(meter.push(at(0), tx(1_000), |_| false), Change::Begun);
+        let mut meter = CounterHistory::default();
+        assert_eq!(meter.push(at(0), tx(1_000), |_| false), ReadingChange::First);
         assert_eq!(meter.rate(Counter::TxBytes), None, "one reading is no rate");
         for tick in 1..=200 {
             meter.push(at(tick * 20), tx(1_000 + tick * 100), |_| false);
@@ -164,38 +168,38 @@ mod tests {
         let recent = meter.rate_over(Counter::TxBytes, at(100)).expect("a rate");
         assert!(recent > 60_000.0, "{recent}");
         assert_eq!(meter.rate(Counter::RxBytes), None, "not counted is not zero");
-        assert_eq!(meter.push(at(4_020), tx(30_000), |_| false), Change::Still);
+        assert_eq!(meter.push(at(4_020), tx(30_000), |_| false), ReadingChange::Unchanged);
     }
 
     #[test]
     fn a_wrap_goes_on_and_a_reset_begins_anew() {
-        let mut meter = Meter::default();
+        let mut meter = CounterHistory::default();
         meter.push(at(0), tx(u64::MAX - 10), |_| false);
-        assert_eq!(meter.push(at(1_000), tx(89), |_| false), Change::Moved);
+        assert_eq!(meter.push(at(1_000), tx(89), |_| false), ReadingChange::Advanced);
         assert_eq!(meter.grown(Counter::TxBytes), Some(100));
-        assert_eq!(meter.push(at(2_000), tx(12 << 40), |_| false), Change::Moved);
+        assert_eq!(meter.push(at(2_000), tx(12 << 40), |_| false), ReadingChange::Advanced);
         let before = meter.grown(Counter::TxBytes);
-        assert_eq!(meter.push(at(3_000), tx(5), |_| false), Change::Reset);
+        assert_eq!(meter.push(at(3_000), tx(5), |_| false), ReadingChange::Reset);
         assert_eq!((meter.grown(Counter::TxBytes), meter.resets()), (before, 1));
         assert_eq!(meter.rate(Counter::TxBytes), None, "nothing is known across a reset");
-        assert_eq!(meter.push(at(4_000), tx(55), |_| false), Change::Moved);
+        assert_eq!(meter.push(at(4_000), tx(55), |_| false), ReadingChange::Advanced);
         assert_eq!(meter.rate(Counter::TxBytes), Some(50.0));
     }
 
     #[test]
     fn a_counter_of_32_bits_wraps_there() {
         let near = u64::from(u32::MAX) - 4;
-        let (mut narrow, mut wide) = (Meter::default(), Meter::default());
+        let (mut narrow, mut wide) = (CounterHistory::default(), CounterHistory::default());
         narrow.push(at(0), tx(near), |_| true);
-        assert_eq!(narrow.push(at(100), tx(5), |_| true), Change::Moved);
+        assert_eq!(narrow.push(at(100), tx(5), |_| true), ReadingChange::Advanced);
         assert_eq!(narrow.grown(Counter::TxBytes), Some(10));
         wide.push(at(0), tx(near), |_| false);
-        assert_eq!(wide.push(at(100), tx(5), |_| false), Change::Reset);
+        assert_eq!(wide.push(at(100), tx(5), |_| false), ReadingChange::Reset);
     }
 
     #[test]
     fn a_restart_hides_a_jump_from_the_rates_and_not_from_the_sum() {
-        let mut meter = Meter::default();
+        let mut meter = CounterHistory::default();
         meter.push(at(0), tx(0), |_| false);
         meter.push(at(100), tx(1 << 40), |_| false);
         meter.restart(at(100));

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 /// A counter that some driver has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Counter {
+pub(in crate::agent) enum Counter {
     TxBytes,
     RxBytes,
     TxPackets,
@@ -25,25 +25,25 @@ pub(super) enum Counter {
 }
 
 /// How many there are.
-pub(super) const COUNTERS: usize = 12;
+pub(in crate::agent) const COUNTER_COUNT: usize = 12;
 
 /// Values by counter. `None`: the device does not tell, which is not zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Counters([Option<u64>; COUNTERS]);
+pub(in crate::agent) struct DeviceCounters([Option<u64>; COUNTER_COUNT]);
 
-impl Counters {
-    pub(super) fn get(&self, counter: Counter) -> Option<u64> {
+impl DeviceCounters {
+    pub(in crate::agent) fn get(&self, counter: Counter) -> Option<u64> {
         self.0[counter as usize]
     }
 
     /// Adds to what is there: some drivers count IPv4 and IPv6, or each kind of request, apart.
-    pub(super) fn add(&mut self, counter: Counter, value: u64) {
+    pub(in crate::agent) fn add(&mut self, counter: Counter, value: u64) {
         let slot = &mut self.0[counter as usize];
         *slot = Some(slot.unwrap_or_default().wrapping_add(value));
     }
 
     /// Takes from `other` what is unknown here.
-    pub(super) fn or(mut self, other: Counters) -> Counters {
+    pub(in crate::agent) fn or(mut self, other: DeviceCounters) -> DeviceCounters {
         for (slot, other) in self.0.iter_mut().zip(other.0) {
             *slot = slot.or(other);
         }
@@ -51,19 +51,22 @@ impl Counters {
     }
 
     /// Both values of each counter that both have.
-    pub(super) fn zip(&self, other: &Counters) -> impl Iterator<Item = (usize, u64, u64)> {
+    pub(in crate::agent) fn zip(
+        &self,
+        other: &DeviceCounters,
+    ) -> impl Iterator<Item = (usize, u64, u64)> {
         let pairs = self.0.iter().zip(other.0).enumerate();
         pairs.filter_map(|(index, (one, other))| Some((index, (*one)?, other?)))
     }
 
     /// Whether anything of it is traffic.
-    pub(super) fn has_bytes(&self) -> bool {
+    pub(in crate::agent) fn has_bytes(&self) -> bool {
         self.get(Counter::TxBytes).is_some() && self.get(Counter::RxBytes).is_some()
     }
 
     /// As `/v1/loads` shows them.
-    pub(super) fn named(&self) -> Named {
-        Named {
+    pub(in crate::agent) fn named(&self) -> CounterValues {
+        CounterValues {
             tx_bytes: self.get(Counter::TxBytes),
             rx_bytes: self.get(Counter::RxBytes),
             tx_packets: self.get(Counter::TxPackets),
@@ -82,7 +85,7 @@ impl Counters {
 
 /// Counters by name; null where the device does not tell.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub(in crate::agent) struct Named {
+pub(in crate::agent) struct CounterValues {
     pub(in crate::agent) tx_bytes: Option<u64>,
     pub(in crate::agent) rx_bytes: Option<u64>,
     pub(in crate::agent) tx_packets: Option<u64>,

@@ -4,12 +4,12 @@ use std::fmt::{self, Write};
 
 use router_core::provenance::{Measured, Provenance};
 
-use super::named::{PairRdma, PodRdma, RdmaLoad};
-use super::report::DeviceReport;
+use super::rdma_report::DeviceReport;
+use super::view::{PairRdma, PodRdma, RdmaLoad};
 
 type DeviceMetric = (&'static str, &'static str, &'static str, fn(&DeviceReport) -> Option<f64>);
-type PodMetric = (&'static str, &'static str, &'static str, fn(&PodRdma) -> Measured<f64>);
-type PairMetric = (&'static str, &'static str, fn(&PairRdma) -> Measured<f64>);
+type RdmaPodMetric = (&'static str, &'static str, &'static str, fn(&PodRdma) -> Measured<f64>);
+type RdmaPairMetric = (&'static str, &'static str, fn(&PairRdma) -> Measured<f64>);
 
 fn count(value: Option<u64>) -> Option<f64> {
     value.map(|value| value as f64)
@@ -28,7 +28,7 @@ const DEVICES: [DeviceMetric; 14] = [
     ("receive_packets_total", "counter", "Packets that the device received", |device| {
         count(device.counters.rx_packets)
     }),
-    ("transmit_requests_total", "counter", "Work requests", |device| {
+    ("transmit_requests_total", "counter", "ActivityEvidence requests", |device| {
         count(device.counters.tx_requests)
     }),
     ("transmit_drops_bandwidth_total", "counter", "Dropped by the limit of bandwidth", |device| {
@@ -61,7 +61,7 @@ const DEVICES: [DeviceMetric; 14] = [
     ("age_seconds", "gauge", "Since the counters were read", |device| Some(device.age_ms / 1e3)),
 ];
 
-const PODS: [PodMetric; 3] = [
+const PODS: [RdmaPodMetric; 3] = [
     ("transmit_bytes_total", "counter", "The pod's part of what its devices sent", |pod| {
         pod.tx_bytes
     }),
@@ -73,7 +73,7 @@ const PODS: [PodMetric; 3] = [
     }),
 ];
 
-const PAIRS: [PairMetric; 2] = [
+const PAIRS: [RdmaPairMetric; 2] = [
     ("transmit_bytes_per_second", "The pair's part of what the pod sends", |pair| {
         pair.tx_bytes_per_second
     }),
@@ -133,10 +133,10 @@ mod tests {
     use std::collections::HashMap;
     use std::time::Duration;
 
-    use super::super::named::Names;
-    use super::super::tests::node::Node;
-    use super::super::tests::rounds::ONE;
+    use super::super::view::PodNames;
     use super::*;
+    use crate::agent::rdma::tests::node::Node;
+    use crate::agent::rdma::tests::rounds::ONE;
 
     #[test]
     fn what_is_known_has_a_line_with_how_and_what_is_not_has_none() {
@@ -144,7 +144,7 @@ mod tests {
         node.process(10, ONE);
         node.pairs(&[(17, 3, 0, 10)]);
         node.connections(&[(17, 10, "10.0.0.1:900", "10.0.0.2:901")]);
-        let names = Names {
+        let names = PodNames {
             by_uid: [(ONE.into(), "default/\"odd\"".into())].into(),
             by_address: HashMap::new(),
         };

@@ -4,11 +4,11 @@ use std::io;
 
 use nix::sys::socket::SockProtocol;
 
-use super::super::wire::{DUMP, Line, push_attribute};
-use super::nldev::{CHARDEV_TYPE, Command, DEV_INDEX, PORT_INDEX};
+use super::protocol::{CHARDEV_TYPE, DEV_INDEX, NldevCommand, PORT_INDEX};
+use crate::agent::wire::{DUMP, Line, push_attribute};
 
 /// What answers questions about RDMA devices.
-pub trait Source: Send {
+pub trait NetlinkSource: Send {
     /// The answer's messages, one after another.
     ///
     /// # Errors
@@ -16,7 +16,7 @@ pub trait Source: Send {
     /// without RDMA.
     fn ask(
         &mut self,
-        command: Command,
+        command: NldevCommand,
         device: Option<u32>,
         port: Option<u32>,
     ) -> io::Result<&[u8]>;
@@ -24,18 +24,18 @@ pub trait Source: Send {
 
 /// The running kernel.
 #[derive(Debug)]
-pub struct Kernel(Line);
+pub struct KernelNetlink(Line);
 
-impl Default for Kernel {
-    fn default() -> Kernel {
-        Kernel(Line::new(SockProtocol::NetlinkRDMA))
+impl Default for KernelNetlink {
+    fn default() -> KernelNetlink {
+        KernelNetlink(Line::new(SockProtocol::NetlinkRDMA))
     }
 }
 
-impl Source for Kernel {
+impl NetlinkSource for KernelNetlink {
     fn ask(
         &mut self,
-        command: Command,
+        command: NldevCommand,
         device: Option<u32>,
         port: Option<u32>,
     ) -> io::Result<&[u8]> {
@@ -45,7 +45,7 @@ impl Source for Kernel {
                 push_attribute(&mut body, kind, &value.to_ne_bytes());
             }
         }
-        if command == Command::Driver {
+        if command == NldevCommand::Driver {
             push_attribute(&mut body, CHARDEV_TYPE, b"uverbs\0");
         }
         let flags = if command.is_dump() { DUMP } else { 0 };

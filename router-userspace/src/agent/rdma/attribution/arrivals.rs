@@ -7,21 +7,21 @@ use std::time::Duration;
 use router_common::flow::{QueuePairKey, QueuePairStats};
 use serde::Serialize;
 
-use super::device::Device;
-use super::owner::Owner;
-use super::sysfs::Sysfs;
+use super::qp_owners::Owner;
+use crate::agent::rdma::device::RdmaDevice;
+use crate::agent::rdma::sysfs::Sysfs;
 
 /// Pairs of an owner and a peer that are told apart.
-const PEERS: usize = 8_192;
+const MAX_PEERS: usize = 8_192;
 /// For how long a device's addresses are remembered: its table of GIDs may have 1,024 entries.
 const ADDRESSES_FOR: Duration = Duration::from_secs(5);
 
 /// One entry of the map of queue pairs.
-pub type Arrival = (QueuePairKey, QueuePairStats);
+pub type QueuePairEntry = (QueuePairKey, QueuePairStats);
 
 /// What arrived for an owner from one address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Arrived {
+pub struct ArrivedTraffic {
     pub packets: u64,
     /// Of the packets, those that were sent again: they count in nothing that follows.
     pub repeated: u64,
@@ -35,25 +35,25 @@ pub struct Arrived {
 }
 
 /// The device's name, whose queue pair it was, and where it came from.
-pub(super) type Key = (String, Owner, IpAddr);
+pub(in crate::agent) type ArrivalKey = (String, Owner, IpAddr);
 
 /// What arrived so far.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(in crate::agent) struct Arrivals {
     last: HashMap<QueuePairKey, QueuePairStats>,
     has_begun: bool,
     /// Addresses of devices by name, and when they were read.
     addresses: HashMap<String, (Duration, Vec<IpAddr>)>,
-    pub(super) arrived: BTreeMap<Key, Arrived>,
+    pub(in crate::agent) arrived: BTreeMap<ArrivalKey, ArrivedTraffic>,
 }
 
-impl Seen {
+impl Arrivals {
     /// Enters what came since the last time. What an agent before saw is nobody's.
-    pub(super) fn enter(
+    pub(in crate::agent) fn enter(
         &mut self,
         at: Duration,
-        arrivals: &[Arrival],
-        devices: &[Device],
+        arrivals: &[QueuePairEntry],
+        devices: &[RdmaDevice],
         sysfs: &Sysfs,
     ) {
         self.addresses.retain(|name, _| devices.iter().any(|device| device.found.name == *name));
@@ -78,7 +78,7 @@ impl Seen {
             });
             let Some((device, owner)) = owner else { continue };
             let entry = (device.found.name.clone(), owner.clone(), canonical(key.source));
-            if self.arrived.len() < PEERS || self.arrived.contains_key(&entry) {
+            if self.arrived.len() < MAX_PEERS || self.arrived.contains_key(&entry) {
                 add(self.arrived.entry(entry).or_default(), stats, &before.unwrap_or_default());
             }
         }
@@ -90,11 +90,11 @@ impl Seen {
     }
 
     /// What arrived for an owner at a device.
-    pub(super) fn of<'a>(
+    pub(in crate::agent) fn of<'a>(
         &'a self,
         device: &'a str,
         owner: &'a Owner,
-    ) -> impl Iterator<Item = (IpAddr, Arrived)> + 'a {
+    ) -> impl Iterator<Item = (IpAddr, ArrivedTraffic)> + 'a {
         let entries = self
             .arrived
             .iter()
@@ -103,9 +103,9 @@ impl Seen {
     }
 }
 
-impl Arrived {
-    pub(super) fn plus(self, other: Arrived) -> Arrived {
-        Arrived {
+impl ArrivedTraffic {
+    pub(in crate::agent) fn plus(self, other: ArrivedTraffic) -> ArrivedTraffic {
+        ArrivedTraffic {
             packets: self.packets.wrapping_add(other.packets),
             repeated: self.repeated.wrapping_add(other.repeated),
             payload_bytes: self.payload_bytes.wrapping_add(other.payload_bytes),
@@ -117,8 +117,8 @@ impl Arrived {
     }
 }
 
-fn add(arrived: &mut Arrived, now: &QueuePairStats, before: &QueuePairStats) {
-    *arrived = arrived.plus(Arrived {
+fn add(arrived: &mut ArrivedTraffic, now: &QueuePairStats, before: &QueuePairStats) {
+    *arrived = arrived.plus(ArrivedTraffic {
         packets: now.packets.saturating_sub(before.packets),
         repeated: now.repeated.saturating_sub(before.repeated),
         payload_bytes: now.payload_bytes.saturating_sub(before.payload_bytes),

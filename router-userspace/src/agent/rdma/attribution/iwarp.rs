@@ -14,14 +14,14 @@ const YOUNG: Duration = Duration::from_secs(2);
 
 /// Which connections those are.
 #[derive(Debug, Default)]
-pub(in crate::agent) struct Taken {
+pub(in crate::agent) struct IwarpConnections {
     /// Both ends, as the connection manager has them.
     pub(in crate::agent) ends: HashSet<(SocketAddr, SocketAddr)>,
     /// Ids of pods with queue pairs on an iWARP device.
     pub(in crate::agent) pods: HashSet<u32>,
 }
 
-impl Taken {
+impl IwarpConnections {
     /// Whether this is one: the connection manager says so, or a pod that uses iWARP has it and it
     /// fell silent after no more than a set-up.
     pub(in crate::agent) fn has(&self, flow: &FlowKey, seen: &Connection, now: Duration) -> bool {
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn a_connection_of_the_connection_manager_is_taken() {
         let ends = ("10.0.0.1:18515".parse().unwrap(), "10.0.0.2:40000".parse().unwrap());
-        let taken = Taken { ends: [ends].into(), pods: HashSet::new() };
+        let taken = IwarpConnections { ends: [ends].into(), pods: HashSet::new() };
         let new = seen(1, 0, 0, Duration::ZERO);
         assert!(taken.has(&flow(), &new, NOW));
         assert!(!taken.has(&FlowKey { remote_port: 40_001, ..flow() }, &new, NOW));
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_silent_one_of_a_pod_that_uses_iwarp_is_taken_and_a_talking_one_is_not() {
-        let taken = Taken { ends: HashSet::new(), pods: [1].into() };
+        let taken = IwarpConnections { ends: HashSet::new(), pods: [1].into() };
         let (old, young) = (Duration::from_secs(5), Duration::from_millis(100));
         assert!(taken.has(&flow(), &seen(1, 45, 44, old), NOW));
         assert!(!taken.has(&flow(), &seen(1, 45, 44, young), NOW));

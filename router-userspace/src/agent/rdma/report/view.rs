@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use router_core::provenance::Measured;
 
-use super::report::{DeviceReport, HolderReport, Report};
-use super::seen::Arrived;
+use super::rdma_report::{DeviceReport, HolderReport, RdmaReport};
+use crate::agent::rdma::attribution::ArrivedTraffic;
 
 /// RDMA by device, by pod and by pair. Rates of a device that the host sees (`seen_by_host`) are in
 /// the pods' and pairs' TCP/IP figures as well: the two are not to be added up.
@@ -36,7 +36,7 @@ pub(in crate::agent) struct PodRdma {
     /// Of the busiest of its devices, whoever uses it.
     pub(in crate::agent) tx_utilisation: Measured<f64>,
     pub(in crate::agent) rx_utilisation: Measured<f64>,
-    pub(in crate::agent) arrived: Option<Arrived>,
+    pub(in crate::agent) arrived: Option<ArrivedTraffic>,
 }
 
 /// A pod and a peer, where the connection manager or the packets tell of it.
@@ -47,19 +47,19 @@ pub(in crate::agent) struct PairRdma {
     pub(in crate::agent) peer_address: IpAddr,
     pub(in crate::agent) tx_bytes_per_second: Measured<f64>,
     pub(in crate::agent) rx_bytes_per_second: Measured<f64>,
-    pub(in crate::agent) arrived: Option<Arrived>,
+    pub(in crate::agent) arrived: Option<ArrivedTraffic>,
 }
 
 /// Who is who: names of local pods by UID, and of all by address.
 #[derive(Debug, Default)]
-pub(in crate::agent) struct Names {
+pub(in crate::agent) struct PodNames {
     pub(in crate::agent) by_uid: HashMap<Arc<str>, Arc<str>>,
     pub(in crate::agent) by_address: HashMap<IpAddr, Arc<str>>,
 }
 
 impl RdmaLoad {
     /// `report` as it was `ago`.
-    pub(in crate::agent) fn new(report: &Report, ago: Duration, names: &Names) -> RdmaLoad {
+    pub(in crate::agent) fn new(report: &RdmaReport, ago: Duration, names: &PodNames) -> RdmaLoad {
         let mut load = RdmaLoad { devices: report.devices.clone(), ..RdmaLoad::default() };
         for device in &mut load.devices {
             device.age_ms += ago.as_secs_f64() * 1e3;
@@ -153,6 +153,6 @@ fn add_pairs(
     }
 }
 
-fn both(one: Option<Arrived>, other: Option<Arrived>) -> Option<Arrived> {
-    one.into_iter().chain(other).reduce(Arrived::plus)
+fn both(one: Option<ArrivedTraffic>, other: Option<ArrivedTraffic>) -> Option<ArrivedTraffic> {
+    one.into_iter().chain(other).reduce(ArrivedTraffic::plus)
 }

@@ -9,18 +9,15 @@ use serde::Serialize;
 
 use router_core::provenance::{Measured, Provenance};
 
-use super::Rdma;
-use super::counters::{Counter, Named};
-use super::device::Device;
-use super::freshness::Freshness;
-use super::holders::States;
-use super::owner::Owner;
-use super::port::{Port, ReadMethod, SpeedSource};
-use super::seen::Arrived;
+use crate::agent::rdma::Rdma;
+use crate::agent::rdma::attribution::{ArrivedTraffic, Owner, QueuePairStates};
+use crate::agent::rdma::counters::{Counter, CounterValues, Freshness};
+use crate::agent::rdma::device::RdmaDevice;
+use crate::agent::rdma::port::{RdmaPort, ReadMethod, SpeedSource};
 
 /// All of it.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Report {
+pub struct RdmaReport {
     pub devices: Vec<DeviceReport>,
     /// What cannot be measured, and why.
     #[serde(skip)]
@@ -52,7 +49,7 @@ pub struct DeviceReport {
     pub(in crate::agent) freshness: Freshness,
     /// Of `counters.tx_bytes` and `counters.rx_bytes`.
     pub(in crate::agent) bytes_provenance: Provenance,
-    pub(in crate::agent) counters: Named,
+    pub(in crate::agent) counters: CounterValues,
     pub(in crate::agent) rates: RateReport,
     /// Bytes out and in per second, over the last moment.
     #[serde(skip)]
@@ -81,7 +78,7 @@ pub(in crate::agent) struct HolderReport {
     /// Filled in where the pod is known.
     pub(in crate::agent) pod: Option<Arc<str>>,
     pub(in crate::agent) uid: Option<Arc<str>>,
-    pub(in crate::agent) queue_pairs: States,
+    pub(in crate::agent) queue_pairs: QueuePairStates,
     pub(in crate::agent) share: Measured<f64>,
     /// Since the agent sees the device.
     pub(in crate::agent) tx_bytes: Measured<f64>,
@@ -89,7 +86,7 @@ pub(in crate::agent) struct HolderReport {
     pub(in crate::agent) tx_bytes_per_second: Measured<f64>,
     pub(in crate::agent) rx_bytes_per_second: Measured<f64>,
     /// RoCEv2 that the kernel half saw arrive; in `rx_bytes` already where the device counts.
-    pub(in crate::agent) arrived: Option<Arrived>,
+    pub(in crate::agent) arrived: Option<ArrivedTraffic>,
     pub(in crate::agent) peers: Vec<PeerReport>,
 }
 
@@ -103,10 +100,10 @@ pub(in crate::agent) struct PeerReport {
     queue_pairs: u32,
     pub(in crate::agent) tx_bytes_per_second: Measured<f64>,
     pub(in crate::agent) rx_bytes_per_second: Measured<f64>,
-    pub(in crate::agent) arrived: Option<Arrived>,
+    pub(in crate::agent) arrived: Option<ArrivedTraffic>,
 }
 
-impl Report {
+impl RdmaReport {
     /// Whether the pod of this UID has queue pairs on an iWARP device.
     pub(in crate::agent) fn uses_iwarp(&self, uid: &str) -> bool {
         let iwarp = self.devices.iter().filter(|device| device.protocol == "iw");
@@ -114,12 +111,12 @@ impl Report {
         holders.any(|held| held.uid.as_deref() == Some(uid) && held.queue_pairs.active() > 0)
     }
 
-    pub(super) fn new(rdma: &Rdma, at: Duration) -> Report {
+    pub(in crate::agent) fn new(rdma: &Rdma, at: Duration) -> RdmaReport {
         let ports = rdma.devices.iter().flat_map(|device| {
             device.ports.iter().map(move |port| port_report(rdma, device, port, at))
         });
         let taken = rdma.devices.iter().filter(|device| device.found.protocol == "iw");
-        Report {
+        RdmaReport {
             devices: ports.collect(),
             missing: missing(rdma),
             estimates: rdma.estimates.all(),
@@ -128,7 +125,7 @@ impl Report {
     }
 }
 
-fn port_report(rdma: &Rdma, device: &Device, port: &Port, at: Duration) -> DeviceReport {
+fn port_report(rdma: &Rdma, device: &RdmaDevice, port: &RdmaPort, at: Duration) -> DeviceReport {
     let is_held = device.is_held();
     let rate = |counter| port.rate(counter, is_held);
     let provenance = port.bytes_provenance(is_held);
@@ -179,27 +176,27 @@ fn port_report(rdma: &Rdma, device: &Device, port: &Port, at: Duration) -> Devic
 
 fn holders(
     rdma: &Rdma,
-    device: &Device,
-    port: &Port,
+    device: &RdmaDevice,
+    port: &RdmaPort,
     rates: (Measured<f64>, Measured<f64>),
     provenance: Provenance,
 ) -> Vec<HolderReport> {
     // Shares are a device's; the first port shows them, so that nothing is there twice.
     let is_first = device.ports.first().is_some_and(|first| first.number == port.number);
     let Some(held) = device.holders.as_ref().filter(|_| is_first) else { return Vec::new() };
-    let mut owners: BTreeMap<&Owner, States> = held.iter().map(|(o, s)| (o, *s)).collect();
+    let mut owners: BTreeMap<&Owner, QueuePairStates> = held.iter().map(|(o, s)| (o, *s)).collect();
     for (owner, _) in device.ledger.iter() {
         owners.entry(owner).or_default();
     }
     let of_device = |owner: &Owner| rdma.seen.of(&device.found.name, owner).collect::<Vec<_>>();
-    let report = |(owner, queue_pairs): (&Owner, States)| {
+    let report = |(owner, queue_pairs): (&Owner, QueuePairStates)| {
         let share = held.share(owner);
         let moved = device.ledger.of(owner);
         let split = if moved.is_estimated { Provenance::Estimated } else { Provenance::Exact };
         let total = |bytes: u64| Measured::new(Some(bytes as f64), provenance.and(split));
         let (tx, rx) = (rates.0.times(share), rates.1.times(share));
         let arrivals = of_device(owner);
-        let all = arrivals.iter().map(|(_, arrived)| *arrived).reduce(Arrived::plus);
+        let all = arrivals.iter().map(|(_, arrived)| *arrived).reduce(ArrivedTraffic::plus);
         let (kind, uid) = match owner {
             Owner::Pod(uid) => ("pod", Some(Arc::clone(uid))),
             Owner::Host => ("host", None),
@@ -224,11 +221,11 @@ fn holders(
 }
 
 fn peers(
-    device: &Device,
+    device: &RdmaDevice,
     owner: &Owner,
     active: u32,
     rates: (Measured<f64>, Measured<f64>),
-    arrivals: &[(IpAddr, Arrived)],
+    arrivals: &[(IpAddr, ArrivedTraffic)],
 ) -> Vec<PeerReport> {
     let first = (owner.clone(), IpAddr::from([0; 4]));
     let connected = device.peers.range(first..).take_while(|((whose, _), _)| whose == owner);

@@ -1,0 +1,248 @@
+//! Whose a queue pair is: from its process to the pod, by the cgroups that kubelet makes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use router_core::provenance::Measured;
+use serde::Serialize;
+
+use crate::agent::kubepods::pod_of;
+use crate::agent::rdma::netlink::QueuePair;
+
+/// Owners that are told apart on one device; what the others moved is nobody's.
+pub(in crate::agent) const MAX_OWNERS: usize = 1_024;
+/// `enum ib_qp_type`: the management queue pairs that every port has.
+const MANAGEMENT: [u8; 2] = [0, 1];
+/// `enum ib_qp_state`.
+const READY_TO_RECEIVE: u8 = 2;
+const READY_TO_SEND: u8 = 3;
+/// A line for each of the dozen hierarchies of cgroup v1, and a path each.
+const MAX_FILE_BYTES: u64 = 64 << 10;
+/// The inode of the PID namespace that sees all (`PROC_PID_INIT_INO`).
+const HOST_PID_NAMESPACE: u64 = 0xefff_fffc;
+
+/// Who holds a queue pair.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(in crate::agent) enum Owner {
+    /// The pod's UID, as the API has it.
+    Pod(Arc<str>),
+    /// A process of no pod.
+    Host,
+    /// The kernel: SMC-R, NFS, the connection manager.
+    Kernel,
+    /// A process that this PID namespace does not see.
+    Unseen,
+}
+
+/// The process table, usually `/proc`.
+#[derive(Clone, Debug)]
+pub(in crate::agent) struct ProcessTable {
+    root: PathBuf,
+}
+
+impl ProcessTable {
+    pub(in crate::agent) fn new(root: &Path) -> ProcessTable {
+        ProcessTable { root: root.to_owned() }
+    }
+
+    /// Whether processes of all pods are seen: the pod of the agent has `hostPID`.
+    pub(in crate::agent) fn sees_all(&self) -> bool {
+        let namespace = std::fs::metadata(self.root.join("self/ns/pid"));
+        namespace.is_ok_and(|namespace| namespace.ino() == HOST_PID_NAMESPACE)
+    }
+
+    fn owner(&self, pid: u32) -> Owner {
+        let mut text = String::new();
+        let read = File::open(self.root.join(pid.to_string()).join("cgroup"))
+            .and_then(|file| file.take(MAX_FILE_BYTES).read_to_string(&mut text));
+        match read {
+            Ok(_) => pod_of(&text).map_or(Owner::Host, |uid| Owner::Pod(uid.into())),
+            // It ended between the two questions; its queue pairs go with it.
+            Err(_) => Owner::Unseen,
+        }
+    }
+}
+
+/// Owners of one round: each process is looked up once, and none is remembered, for its number
+/// may be another's in the next round.
+#[derive(Debug)]
+pub(in crate::agent) struct OwnerLookup<'a> {
+    processes: &'a ProcessTable,
+    known: HashMap<u32, Owner>,
+}
+
+impl OwnerLookup<'_> {
+    pub(in crate::agent) fn new(processes: &ProcessTable) -> OwnerLookup<'_> {
+        OwnerLookup { processes, known: HashMap::new() }
+    }
+
+    pub(in crate::agent) fn of(&mut self, pid: u32) -> &Owner {
+        self.known.entry(pid).or_insert_with(|| self.processes.owner(pid))
+    }
+}
+
+/// Queue pairs by state (`enum ib_qp_state`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(in crate::agent) struct QueuePairStates {
+    pub(in crate::agent) reset: u32,
+    pub(in crate::agent) init: u32,
+    pub(in crate::agent) ready_to_receive: u32,
+    pub(in crate::agent) ready_to_send: u32,
+    /// Send queue drained, or in error.
+    pub(in crate::agent) send_stopped: u32,
+    pub(in crate::agent) error: u32,
+}
+
+impl QueuePairStates {
+    fn add(&mut self, state: u8) {
+        let slot = match state {
+            0 => &mut self.reset,
+            1 => &mut self.init,
+            READY_TO_RECEIVE => &mut self.ready_to_receive,
+            READY_TO_SEND => &mut self.ready_to_send,
+            4 | 5 => &mut self.send_stopped,
+            _ => &mut self.error,
+        };
+        *slot += 1;
+    }
+
+    /// Those that can move anything: ready to send, or at least to receive.
+    pub(in crate::agent) fn active(&self) -> u32 {
+        self.ready_to_send + self.ready_to_receive
+    }
+}
+
+/// A device's queue pairs by owner, the management ones left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::agent) struct Holders(pub(super) BTreeMap<Owner, QueuePairStates>);
+
+impl Holders {
+    pub(in crate::agent) fn count(pairs: &[QueuePair], owners: &mut OwnerLookup<'_>) -> Holders {
+        let mut holders = BTreeMap::<Owner, QueuePairStates>::new();
+        for pair in pairs.iter().filter(|pair| !MANAGEMENT.contains(&pair.kind)) {
+            let owner = owner_of(pair, owners);
+            if let Some(states) = holders.get_mut(owner) {
+                states.add(pair.state);
+            } else if holders.len() < MAX_OWNERS {
+                holders.entry(owner.clone()).or_default().add(pair.state);
+            }
+        }
+        Holders(holders)
+    }
+
+    pub(in crate::agent) fn iter(&self) -> impl Iterator<Item = (&Owner, &QueuePairStates)> {
+        self.0.iter()
+    }
+
+    /// Queue pairs that can move anything.
+    pub(in crate::agent) fn active(&self) -> u32 {
+        self.0.values().map(QueuePairStates::active).sum()
+    }
+
+    /// How much of the device's traffic is this owner's: all of it where nobody else has an active
+    /// queue pair, else as many parts as it has of those.
+    pub(in crate::agent) fn share(&self, owner: &Owner) -> Measured<f64> {
+        let own = self.0.get(owner).map_or(0, QueuePairStates::active);
+        match self.active() {
+            0 => Measured::exact(0.0),
+            all if own == all => Measured::exact(1.0),
+            _ if own == 0 => Measured::exact(0.0),
+            all => Measured::estimated(f64::from(own) / f64::from(all)),
+        }
+    }
+
+    pub(in crate::agent) fn has(&self, owner: &Owner) -> bool {
+        self.0.contains_key(owner)
+    }
+
+    /// The owners of both, each with the larger of its two counts.
+    pub(super) fn union(&self, other: &Holders) -> Holders {
+        let mut both = self.0.clone();
+        for (owner, states) in &other.0 {
+            let known = both.entry(owner.clone()).or_default();
+            if states.active() > known.active() {
+                *known = *states;
+            }
+        }
+        Holders(both)
+    }
+}
+
+fn owner_of<'a>(pair: &QueuePair, owners: &'a mut OwnerLookup<'_>) -> &'a Owner {
+    match pair.pid {
+        Some(pid) => owners.of(pid),
+        None if pair.is_kernel => &Owner::Kernel,
+        None => &Owner::Unseen,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use router_core::provenance::Provenance;
+
+    use super::*;
+    use crate::agent::rdma::tests::tree::Tree;
+
+    const UID: &str = "7b3a1d52-9c0e-4f4e-8a56-0d9f2b6c1e77";
+
+    #[test]
+    fn a_process_is_a_pods_or_the_hosts_or_gone() {
+        let tree = Tree::new();
+        tree.write("10/cgroup", &format!("0::/kubepods/pod{UID}/x\n"));
+        tree.write("11/cgroup", "0::/system.slice/sshd.service\n");
+        let processes = ProcessTable::new(tree.root());
+        let mut owners = OwnerLookup::new(&processes);
+        assert_eq!(owners.of(10), &Owner::Pod(UID.into()));
+        assert_eq!(owners.of(11), &Owner::Host);
+        assert_eq!(owners.of(12), &Owner::Unseen);
+        assert!(!processes.sees_all());
+    }
+
+    fn pod(name: &str) -> Owner {
+        Owner::Pod(name.into())
+    }
+
+    fn holders(owners: &[(Owner, u32)]) -> Holders {
+        let states =
+            |ready_to_send| QueuePairStates { ready_to_send, ..QueuePairStates::default() };
+        Holders(owners.iter().map(|(owner, count)| (owner.clone(), states(*count))).collect())
+    }
+
+    #[test]
+    fn one_pod_alone_is_exact_and_two_are_split_by_queue_pairs() {
+        let alone = holders(&[(pod("a"), 8), (pod("idle"), 0)]);
+        assert_eq!(alone.share(&pod("a")), Measured::exact(1.0));
+        assert_eq!(alone.share(&pod("idle")), Measured::exact(0.0));
+        let both = holders(&[(pod("a"), 6), (pod("b"), 2)]);
+        assert_eq!(both.share(&pod("a")), Measured::estimated(0.75));
+        assert_eq!(both.share(&pod("b")), Measured::estimated(0.25));
+        // The kernel's queue pairs (SMC-R) move bytes too.
+        let kernel = holders(&[(pod("a"), 1), (Owner::Kernel, 1)]);
+        assert_eq!(kernel.share(&pod("a")).provenance(), Provenance::Estimated);
+    }
+
+    #[test]
+    fn states_are_counted_and_management_is_not() {
+        let processes = ProcessTable::new(std::path::Path::new("/nowhere"));
+        let pair = |kind, state| QueuePair { kind, state, is_kernel: true, ..Default::default() };
+        let pairs: Vec<QueuePair> =
+            [(0, 3), (1, 3), (2, 0), (2, 1), (2, 2), (2, 3), (2, 4), (4, 6)]
+                .map(|(kind, state)| pair(kind, state))
+                .into();
+        let holders = Holders::count(&pairs, &mut OwnerLookup::new(&processes));
+        let expected = QueuePairStates {
+            reset: 1,
+            init: 1,
+            ready_to_receive: 1,
+            ready_to_send: 1,
+            send_stopped: 1,
+            error: 1,
+        };
+        assert_eq!(holders.iter().collect::<Vec<_>>(), [(&Owner::Kernel, &expected)]);
+        assert_eq!(holders.active(), 2);
+    }
+}
