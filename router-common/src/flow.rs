@@ -1,48 +1,48 @@
-//! The keys and counters that stand in the maps, as `bpftool map dump` shows them.
+//! The keys and values of the maps, as `bpftool map dump` shows them.
 //!
-//! IPv4 addresses are v4-mapped (`::ffff:a.b.c.d`); ports are in host order; counters only grow.
+//! IPv4 addresses are v4-mapped (`::ffff:a.b.c.d`); ports are in host order; counters never decrease.
 
 use crate::histogram::BUCKETS;
 
-/// An address, and a port where the address alone does not name a pod (hostNetwork).
+/// The address of a pod, with a port if several pods share the address (hostNetwork).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Endpoint {
+pub struct PodAddress {
     pub address: [u8; 16],
     /// 0 for a pod with an address of its own.
     pub port: u16,
     pub reserved: u16,
 }
 
-/// The pod has its network on this node.
+/// The pod runs on this node.
 pub const POD_LOCAL: u32 = 1;
-/// The address is a node's: the pod is found by address and port.
+/// The address is that of a node: pods are looked up by address and port.
 pub const POD_SHARES_ADDRESS: u32 = 2;
-/// The pod is behind a bridge: the port that carries it is learned from what it sends.
+/// The pod is behind a bridge: its bridge port is learned from the packets it sends.
 pub const POD_BEHIND_BRIDGE: u32 = 4;
 
 /// Not an engine.
 pub const ROLE_NONE: u32 = 0;
-/// Serves the prefill leg.
+/// A prefill engine.
 pub const ROLE_PREFILL: u32 = 1;
-/// Serves the decode leg.
+/// A decode engine.
 pub const ROLE_DECODE: u32 = 2;
-/// An engine that serves both by itself.
-pub const ROLE_PLAIN: u32 = 3;
+/// An engine that serves both legs itself.
+pub const ROLE_UNIFIED: u32 = 3;
 
-/// One pod, as the agent tells the programs.
+/// A pod, as the agent writes it for the programs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
-    /// Index into the per-pod arrays for a local pod; above them for a remote one.
+    /// Index into the per-pod arrays for a local pod; a number above them for a remote one.
     pub id: u32,
     pub flags: u32,
     pub role: u32,
-    /// The interface that carries the pod, 0 while unknown.
+    /// Index of the interface that carries the pod; 0 while it is unknown.
     pub ifindex: u32,
-    /// Hash of the pod's UID, so that a restarted agent knows its pods again.
+    /// Hash of the UID, by which a restarted agent recognises its pods.
     pub uid: u64,
-    /// Ports on which the engine speaks HTTP; 0 where unused.
+    /// HTTP ports of the engine; unused slots are 0.
     pub http_ports: [u16; 4],
 }
 
@@ -55,7 +55,7 @@ pub struct PodPort {
     pub reserved: u16,
 }
 
-/// Neither of the others.
+/// None of the other classes.
 pub const CLASS_OTHER: u32 = 0;
 /// Requests to an engine.
 pub const CLASS_ENGINE: u32 = 1;
@@ -63,17 +63,17 @@ pub const CLASS_ENGINE: u32 = 1;
 pub const CLASS_BOOTSTRAP: u32 = 2;
 /// KV cache on its way from prefill to decode.
 pub const CLASS_KV: u32 = 3;
-/// What else a prefill and a decode tell each other: who waits for which pages, and how it went.
+/// Control messages of a KV transfer: which pages are wanted, and how it went.
 pub const CLASS_KV_CONTROL: u32 = 4;
-/// How many classes there are.
+/// Number of classes.
 pub const CLASSES: u32 = 5;
 
-/// What the programs are told at the start, and the layout that the pins have.
+/// The settings of the programs, and the layout version of the pinned maps.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Settings {
+pub struct ProgramSettings {
     pub layout: u64,
-    /// 1 while the sock_ops program counts connections; else the tracepoint does.
+    /// 1 if the sock_ops program counts connections, 0 if the tracepoint does.
     pub sock_ops: u32,
     /// First and last port of connections that carry KV cache.
     pub kv_first: u16,
@@ -98,7 +98,7 @@ pub struct FlowKey {
     pub remote_port: u16,
 }
 
-/// A local pod, one peer and what they talk about. Peer 0 is everyone who is not a known pod.
+/// A local pod, a peer and a traffic class. Peer 0 stands for all peers that are not known pods.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PairKey {
@@ -109,40 +109,41 @@ pub struct PairKey {
 
 /// The sock_ops program closes the connection.
 pub const OWNER_SOCK_OPS: u32 = 1;
-/// The tracepoint closes it: older than the attach, or there is no sock_ops.
+/// The tracepoint closes it: it is older than the programs, or there is no sock_ops.
 pub const OWNER_TRACEPOINT: u32 = 2;
 
-/// An open connection: what of it is in the pair's counters already.
+/// An open connection, and how much of it is already in the counters of its pair.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Connection {
+pub struct OpenConnection {
     pub pair: PairKey,
     pub owner: u32,
     pub established: u32,
     pub retransmits: u32,
-    /// `bytes_acked` and `bytes_received` of the socket that are counted.
+    /// The part of the socket's `bytes_acked` that is counted.
     pub acked: u64,
+    /// The part of the socket's `bytes_received` that is counted.
     pub received: u64,
-    /// What `acked` had before the first payload byte: the SYN of the side that connects.
+    /// Value of `bytes_acked` before the first payload byte: 1 on the side that connects, for its SYN.
     pub acked_syn: u32,
-    /// The TCP state that was last seen.
+    /// The last TCP state.
     pub state: u32,
-    /// Eight times the smoothed round trip, as the socket had it last; 0 before the first.
+    /// Eight times the smoothed round-trip time of the socket; 0 before the first sample.
     pub srtt_us_by_8: u32,
     pub reserved: u32,
     pub since_ns: u64,
 }
 
-/// Connections between a pod and a peer.
+/// Counters of the connections between a pod and a peer.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PairStats {
-    /// Connects begun and connections accepted.
+    /// Connection attempts and accepted connections.
     pub opened: u64,
     pub established: u64,
-    /// Established ones that ended.
+    /// Established connections that ended.
     pub closed: u64,
-    /// Connects that never were established.
+    /// Connection attempts that failed.
     pub failed: u64,
     /// Payload that the peer acknowledged.
     pub tx_bytes: u64,
@@ -152,13 +153,14 @@ pub struct PairStats {
     /// Sum and number of measured round-trip times.
     pub rtt_us_sum: u64,
     pub rtt_samples: u64,
-    /// Sum of the socket's samples of what it delivered, and of the times that took: their ratio
-    /// is the speed while something moves, whatever the pauses between.
+    /// Sum of the bytes in the socket's delivery rate samples. Divided by `rate_us` it is the speed
+    /// while data is in flight, without pauses.
     pub rate_bytes: u64,
+    /// Sum of the durations of the delivery rate samples.
     pub rate_us: u64,
 }
 
-/// Packets of a local pod on the interface that carries it, retransmits included.
+/// Packets of a local pod on the interface that carries it, including retransmits.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PodTraffic {
@@ -166,13 +168,13 @@ pub struct PodTraffic {
     pub rx_bytes: u64,
     /// TCP payload.
     pub rx_payload: u64,
-    /// What of it came to a prefill or decode on ports of KV cache: live, where the socket that only
-    /// receives tells of its bytes at its next change of state.
+    /// The part of `rx_payload` that a prefill or decode received on KV ports. It is live, while a socket
+    /// that only receives reports its bytes at its next change of state.
     pub rx_kv_payload: u64,
     pub tx_packets: u64,
     pub tx_bytes: u64,
     pub tx_payload: u64,
-    /// What of it came over an uplink.
+    /// Received packets that arrived over an uplink.
     pub uplink_packets: u64,
     pub uplink_bytes: u64,
 }
@@ -182,15 +184,16 @@ pub struct PodTraffic {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodHttp {
     pub started: u64,
-    /// Requests whose answer began, or that ended without one.
+    /// Requests whose answer began, and requests that ended without one.
     pub answered: u64,
-    /// Bytes of requests, heads included, and those of them whose answer began since.
-    pub asked_bytes: u64,
-    pub answered_bytes: u64,
+    /// Bytes of requests, heads included.
+    pub request_bytes: u64,
+    /// Bytes of the requests whose answer has begun.
+    pub answered_request_bytes: u64,
     pub finished: u64,
-    /// Of the finished, those that a connection's end cut short.
+    /// Finished requests that were cut short by the end of their connection.
     pub aborted: u64,
-    /// Answers that went on after they were held to be finished.
+    /// Answers that continued after they were counted as finished.
     pub reopened: u64,
     /// Chunked answers whose body began and ended.
     pub streams_started: u64,
@@ -213,8 +216,8 @@ impl Default for PodHttp {
         PodHttp {
             started: 0,
             answered: 0,
-            asked_bytes: 0,
-            answered_bytes: 0,
+            request_bytes: 0,
+            answered_request_bytes: 0,
             finished: 0,
             aborted: 0,
             reopened: 0,
@@ -245,7 +248,7 @@ impl PodHttp {
 
     /// Bytes of the requests whose answer has not begun.
     pub fn waiting_bytes(&self) -> u64 {
-        self.asked_bytes.saturating_sub(self.answered_bytes)
+        self.request_bytes.saturating_sub(self.answered_request_bytes)
     }
 
     /// Chunked answers whose body is under way.
@@ -254,7 +257,7 @@ impl PodHttp {
     }
 }
 
-/// A RoCEv2 queue pair as its packets name it. All zero stands for those that found no room.
+/// A RoCEv2 queue pair as its packets name it. All zero stands for those that do not fit into the map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct QueuePairKey {
@@ -268,7 +271,7 @@ pub struct QueuePairKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueuePairStats {
     pub packets: u64,
-    /// Of the packets, those that came before: they count in nothing that follows.
+    /// Retransmitted packets. They are not in the counters below.
     pub repeated: u64,
     /// Payload without headers, padding and ICRC.
     pub payload_bytes: u64,
@@ -281,19 +284,19 @@ pub struct QueuePairStats {
     pub read_bytes: u64,
 }
 
-/// What could not be counted in detail because a map was full.
+/// Numbers of details that were not counted because a map was full, or a header unknown.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Losses {
-    /// Counted when they closed, not while they were open.
+    /// Connections that were counted when they closed, not while they were open.
     pub connections: u64,
-    /// Counted under peer 0.
+    /// Pairs that were counted under peer 0.
     pub pairs: u64,
-    /// HTTP connections whose requests were not seen.
+    /// HTTP connections whose requests were not counted.
     pub streams: u64,
-    /// Counted under the queue pair of nobody.
+    /// Queue pairs that were counted under the all-zero queue pair.
     pub queue_pairs: u64,
-    /// Packets whose headers are of no known shape.
+    /// Packets whose headers cannot be parsed.
     pub unreadable: u64,
 }
 
@@ -304,13 +307,13 @@ pub const fn mapped(v4: [u8; 4]) -> [u8; 16] {
 }
 
 const _: () = {
-    assert!(size_of::<Endpoint>() == 20);
+    assert!(size_of::<PodAddress>() == 20);
     assert!(size_of::<Pod>() == 32);
     assert!(size_of::<PodPort>() == 8);
-    assert!(size_of::<Settings>() == 16);
+    assert!(size_of::<ProgramSettings>() == 16);
     assert!(size_of::<FlowKey>() == 36);
     assert!(size_of::<PairKey>() == 12);
-    assert!(size_of::<Connection>() == 64);
+    assert!(size_of::<OpenConnection>() == 64);
     assert!(size_of::<PairStats>() == 88);
     assert!(size_of::<PodTraffic>() == 72);
     assert!(size_of::<PodHttp>() == 15 * 8 + 2 * 8 * BUCKETS);

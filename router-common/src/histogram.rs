@@ -1,6 +1,6 @@
-//! A histogram of microseconds with four buckets to the octave, the same on both sides.
+//! A histogram of microseconds with four buckets per octave.
 
-/// Buckets of a histogram: from 1 µs to 33 s; the last also takes what is longer.
+/// Number of buckets, from 1 µs to 33 s; the last one also counts longer times.
 pub const BUCKETS: usize = 96;
 
 /// The bucket that counts `us` microseconds.

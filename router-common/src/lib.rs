@@ -1,8 +1,8 @@
-//! What the kernel programs and userspace agree on, byte for byte.
+//! The types and constants that the eBPF programs and userspace share.
 //!
-//! [`flow`] has the keys and counters that stand in the maps, [`http`] the state of one HTTP
-//! connection as its TCP sequence shows it, [`roce`] which packets of RDMA are new, [`maps`] the names
-//! and capacities, [`plain`] the way between values and bytes.
+//! [`flow`] has the keys and values of the maps, [`http`] the state of one HTTP connection as its TCP
+//! sequence shows it, [`roce`] the detection of retransmitted RoCEv2 packets, [`maps`] the names and
+//! capacities of the maps, [`plain`] the conversion between values and bytes.
 #![no_std]
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
-//! [`Plain`]: values that are their bytes, for passing through the bpf system call.
-#![expect(unsafe_code, reason = "what the maps hold is bytes, and these types are those bytes")]
+//! [`Plain`]: types that can be copied from and to bytes, for the bpf system call.
+#![expect(unsafe_code, reason = "maps hold bytes, and these types are plain bytes")]
 
 use crate::flow::{
-    Connection, Endpoint, FlowKey, Losses, PairKey, PairStats, Pod, PodHttp, PodPort, PodTraffic,
-    QueuePairKey, QueuePairStats, Settings, Uplink,
+    FlowKey, Losses, OpenConnection, PairKey, PairStats, Pod, PodAddress, PodHttp, PodPort,
+    PodTraffic, ProgramSettings, QueuePairKey, QueuePairStats, Uplink,
 };
-use crate::http::Stream;
+use crate::http::HttpStream;
 use crate::roce::Sequences;
 
-/// A value without padding that any bytes of its size make.
+/// A type without padding for which any bytes of its size are a value.
 ///
 /// # Safety
 ///
@@ -37,8 +37,17 @@ macro_rules! plain {
     };
 }
 
-plain!(u32, u64, Connection, Endpoint, FlowKey, Losses, PairKey, PairStats, Pod, PodHttp);
-plain!(PodPort, PodTraffic, QueuePairKey, QueuePairStats, Sequences, Settings, Stream, Uplink);
+plain!(u32, u64, OpenConnection, PodAddress, FlowKey, Losses, PairKey, PairStats, Pod, PodHttp);
+plain!(
+    PodPort,
+    PodTraffic,
+    QueuePairKey,
+    QueuePairStats,
+    Sequences,
+    ProgramSettings,
+    HttpStream,
+    Uplink
+);
 
 #[cfg(test)]
 mod tests {

@@ -1,35 +1,35 @@
-//! Which pod a connection belongs to, whom it talks to and what about.
+//! The pod, peer and traffic class of a connection.
 
 use router_common::flow::{
-    CLASS_BOOTSTRAP, CLASS_ENGINE, CLASS_KV, CLASS_KV_CONTROL, CLASS_OTHER, Endpoint, FlowKey,
-    POD_LOCAL, POD_SHARES_ADDRESS, PairKey, Pod, PodPort, ROLE_DECODE, ROLE_PREFILL,
+    CLASS_BOOTSTRAP, CLASS_ENGINE, CLASS_KV, CLASS_KV_CONTROL, CLASS_OTHER, FlowKey, POD_LOCAL,
+    POD_SHARES_ADDRESS, PairKey, Pod, PodAddress, PodPort, ROLE_DECODE, ROLE_PREFILL,
 };
 
 use crate::maps::{PODS, PORT_CLASSES, SETTINGS};
 
-/// What stands for an address: its pod, or that several share it.
+/// The entry of an address: its pod, or the mark that several pods share it.
 #[inline(always)]
 fn entry_at(address: [u8; 16]) -> Option<*mut Pod> {
-    PODS.get_ptr_mut(Endpoint { address, port: 0, reserved: 0 })
+    PODS.get_ptr_mut(PodAddress { address, port: 0, reserved: 0 })
 }
 
-/// The same where the pod, or those that share the address, are of this node.
+/// The entry of an address, if its pod or pods run on this node.
 #[inline(always)]
 pub fn local_entry_at(address: [u8; 16]) -> Option<*mut Pod> {
     local(entry_at(address)?)
 }
 
-/// The pod that an entry stands for: another by its port where several share the address.
+/// The pod of an entry; looked up by `port` if several pods share the address.
 #[inline(always)]
 fn pod_of(entry: *mut Pod, address: [u8; 16], port: u16) -> Option<*mut Pod> {
     // SAFETY: a live map value; the agent replaces it whole.
     if unsafe { (*entry).flags } & POD_SHARES_ADDRESS == 0 {
         return Some(entry);
     }
-    PODS.get_ptr_mut(Endpoint { address, port, reserved: 0 })
+    PODS.get_ptr_mut(PodAddress { address, port, reserved: 0 })
 }
 
-/// The same, for a pod of this node only.
+/// The pod of an entry, if it runs on this node.
 #[inline(always)]
 pub fn local_pod_of(entry: *mut Pod, address: [u8; 16], port: u16) -> Option<*mut Pod> {
     local(pod_of(entry, address, port)?)
@@ -41,13 +41,13 @@ fn local(pod: *mut Pod) -> Option<*mut Pod> {
     if unsafe { (*pod).flags } & POD_LOCAL != 0 { Some(pod) } else { None }
 }
 
-/// The pod at an address, and at a port where several share the address.
+/// The pod at an address; looked up by `port` if several pods share the address.
 #[inline(always)]
 fn pod_at(address: [u8; 16], port: u16) -> Option<*mut Pod> {
     pod_of(entry_at(address)?, address, port)
 }
 
-/// The counters that a local pod's connection adds to; nothing if no local pod has it.
+/// The pair that a connection counts under; `None` if it has no local pod.
 #[inline(always)]
 pub fn pair_of(flow: &FlowKey) -> Option<PairKey> {
     let pod = local(pod_at(flow.local, flow.local_port)?)?;
@@ -63,7 +63,7 @@ pub fn pair_of(flow: &FlowKey) -> Option<PairKey> {
     } else if let Some(class) = class_of(peer, flow.remote_port) {
         class
     } else if is_transfer(role, peer_role) {
-        if carries_kv(flow.local_port) || carries_kv(flow.remote_port) {
+        if is_kv_port(flow.local_port) || is_kv_port(flow.remote_port) {
             CLASS_KV
         } else {
             CLASS_KV_CONTROL
@@ -87,15 +87,15 @@ fn class_of(pod: u32, port: u16) -> Option<u32> {
     }
 }
 
-/// Between a prefill and a decode.
+/// Whether one role is prefill and the other decode.
 #[inline(always)]
 fn is_transfer(one: u32, other: u32) -> bool {
     (one == ROLE_PREFILL && other == ROLE_DECODE) || (one == ROLE_DECODE && other == ROLE_PREFILL)
 }
 
-/// A port of KV cache, as far as ports tell.
+/// Whether `port` is in the range of KV ports.
 #[inline(always)]
-pub fn carries_kv(port: u16) -> bool {
+pub fn is_kv_port(port: u16) -> bool {
     match SETTINGS.get(0) {
         Some(settings) => port >= settings.kv_first && port <= settings.kv_last,
         None => false,

@@ -1,4 +1,4 @@
-//! Adding to counters that several CPUs share, and finding the ones to add to.
+//! Shared counters: finds them and adds to them.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_log_ebpf::warn;
@@ -8,7 +8,7 @@ use crate::maps::{LOSSES, PAIRS};
 
 /// Adds to a counter that other CPUs add to as well.
 ///
-/// An instruction of its own because `AtomicU64::fetch_add` needs fetch, which 5.10 lacks.
+/// Inline assembly, because `AtomicU64::fetch_add` needs BPF_FETCH, which Linux 5.10 lacks.
 #[inline(always)]
 pub fn add(counter: *mut u64, value: u64) {
     // SAFETY: callers pass a field of a live map value; the verifier checks that they do.
@@ -21,8 +21,8 @@ pub fn add(counter: *mut u64, value: u64) {
     }
 }
 
-/// `value & MASK` in one instruction that the compiler cannot reason away: the verifier needs the
-/// bound in the very register that is used, whatever the compiler proved before.
+/// `value & MASK` as one instruction that the compiler cannot remove. The verifier needs the bound in
+/// the register that is used, even if the compiler has proved it.
 #[inline(always)]
 pub fn masked<const MASK: u64>(mut value: u64) -> u64 {
     // SAFETY: arithmetic on one register.
@@ -32,7 +32,7 @@ pub fn masked<const MASK: u64>(mut value: u64) -> u64 {
     value
 }
 
-/// A detail that cannot be counted.
+/// A detail that is not counted.
 #[derive(Clone, Copy)]
 #[repr(u32)]
 pub enum Loss {
@@ -43,7 +43,7 @@ pub enum Loss {
     Header,
 }
 
-/// Counts one detail that is lost, and tells the agent's log at every doubling of their number.
+/// Counts a loss, and logs it each time their number has doubled.
 #[inline(always)]
 pub fn lost(what: Loss) {
     let Some(losses) = LOSSES.get_ptr_mut(0) else { return };
@@ -60,32 +60,38 @@ pub fn lost(what: Loss) {
     };
     add(counter, 1);
     if before & before.wrapping_add(1) == 0 {
-        pd_tell(what as u32, before.wrapping_add(1));
+        pd_log_loss(what as u32, before.wrapping_add(1));
     }
 }
 
-/// Tells what was lost, and how often by now.
+/// Logs a loss and the number of losses so far.
 ///
-/// A function to the kernel too: its text is verified once, and no program carries it.
+/// A global function: it is verified once, and its text is not part of each program.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn pd_tell(what: u32, times: u64) -> u32 {
+pub extern "C" fn pd_log_loss(what: u32, times: u64) -> u32 {
     const CONNECTION: u32 = Loss::Connection as u32;
     const PAIR: u32 = Loss::Pair as u32;
     const STREAM: u32 = Loss::Stream as u32;
     const QUEUE_PAIR: u32 = Loss::QueuePair as u32;
     match what {
-        CONNECTION => warn!((), "CONNECTIONS is full: counted at their end alone, {}", times),
-        PAIR => warn!((), "PAIRS is full: counted under nobody, {}", times),
-        STREAM => warn!((), "STREAMS is full: connections without requests, {}", times),
-        QUEUE_PAIR => warn!((), "QUEUE_PAIRS is full: counted under nobody, {}", times),
-        _ => warn!((), "headers of no known shape: packets not counted, {}", times),
+        CONNECTION => {
+            warn!((), "CONNECTIONS is full: connections counted only when they close: {}", times)
+        }
+        PAIR => warn!((), "PAIRS is full: connections counted under peer 0: {}", times),
+        STREAM => {
+            warn!((), "STREAMS is full: connections whose requests are not counted: {}", times)
+        }
+        QUEUE_PAIR => {
+            warn!((), "QUEUE_PAIRS is full: packets counted under queue pair 0: {}", times)
+        }
+        _ => warn!((), "headers cannot be parsed: packets not counted: {}", times),
     }
     0
 }
 
-/// What a pair begins with; not on the stack, of which sock_ops has little left.
-static NOTHING: PairStats = PairStats {
+/// Initial counters of a pair. Static, because sock_ops has little stack left.
+static ZERO: PairStats = PairStats {
     opened: 0,
     established: 0,
     closed: 0,
@@ -99,21 +105,21 @@ static NOTHING: PairStats = PairStats {
     rate_us: 0,
 };
 
-/// The counters of a pair; those of "any peer" when the map has no room for another pair.
+/// The counters of a pair; those of peer 0 if the map is full.
 #[inline(always)]
 pub fn pair(key: &PairKey) -> Option<*mut PairStats> {
     if let Some(stats) = PAIRS.get_ptr_mut(key) {
         return Some(stats);
     }
-    let nothing: &PairStats = &NOTHING;
-    if PAIRS.insert(key, nothing, BPF_NOEXIST as u64).is_err() {
-        // Another CPU may have been faster; else the map is full.
+    let zero: &PairStats = &ZERO;
+    if PAIRS.insert(key, zero, BPF_NOEXIST as u64).is_err() {
+        // Another CPU may have inserted it; else the map is full.
         if let Some(stats) = PAIRS.get_ptr_mut(key) {
             return Some(stats);
         }
         lost(Loss::Pair);
-        let anyone = PairKey { pod: key.pod, peer: 0, class: key.class };
-        return PAIRS.get_ptr_mut(anyone);
+        let any_peer = PairKey { pod: key.pod, peer: 0, class: key.class };
+        return PAIRS.get_ptr_mut(any_peer);
     }
     PAIRS.get_ptr_mut(key)
 }

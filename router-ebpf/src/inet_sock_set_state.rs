@@ -1,11 +1,11 @@
-//! The tracepoint sock:inet_sock_set_state: the life of connections that sock_ops does not see,
-//! because they are older than the attach or because there is no cgroup2 to attach to.
+//! The tracepoint sock:inet_sock_set_state: counts connections that sock_ops does not see, because they
+//! are older than its attachment or because there is no cgroup2.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
-use router_common::flow::{Connection, FlowKey, OWNER_TRACEPOINT};
+use router_common::flow::{FlowKey, OWNER_TRACEPOINT, OpenConnection};
 
 use crate::connection::pair_of;
 use crate::counters::{Loss, add, lost, pair};
@@ -21,7 +21,7 @@ const NEW_STATE: usize = 20;
 const LOCAL_PORT: usize = 24;
 const REMOTE_PORT: usize = 26;
 const PROTOCOL: usize = 30;
-/// Both families: an IPv4 address is here in its mapped form.
+/// IPv6 addresses; an IPv4 address is v4-mapped.
 const LOCAL: usize = 40;
 const REMOTE: usize = 56;
 
@@ -57,14 +57,14 @@ fn established(flow: &FlowKey) -> Option<()> {
         return None;
     }
     let key = pair_of(flow)?;
-    let connection = Connection {
+    let connection = OpenConnection {
         pair: key,
         owner: OWNER_TRACEPOINT,
         established: 1,
         state: TCP_ESTABLISHED,
         // SAFETY: no arguments.
         since_ns: unsafe { bpf_ktime_get_ns() },
-        ..Connection::default()
+        ..OpenConnection::default()
     };
     if CONNECTIONS.insert(flow, connection, BPF_NOEXIST as u64).is_err() {
         if CONNECTIONS.get_ptr(flow).is_none() {
@@ -89,7 +89,7 @@ fn closed(flow: &FlowKey) -> Option<()> {
     if owner != OWNER_TRACEPOINT {
         return None;
     }
-    // Whoever removes the entry counts, so that two programs attached for a moment count once.
+    // The program that removes the entry counts, so that two attached programs count once.
     if CONNECTIONS.remove(flow).is_ok() {
         // SAFETY: as above.
         unsafe { add(&raw mut (*pair(&key)?).closed, 1) };

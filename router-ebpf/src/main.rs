@@ -1,5 +1,5 @@
-//! The kernel half of pd-router. Programs count and never drop: every entry point is one
-//! expression that ends in "pass it on".
+//! The eBPF programs of pd-router. They count packets and never drop one: every entry point is a single
+//! expression that passes the packet on.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -9,12 +9,17 @@ mod counters;
 mod inet_sock_set_state;
 mod maps;
 mod packet;
+mod pod_traffic;
 mod roce;
 mod sock_ops;
 mod stream;
 mod tc_egress;
 mod tc_ingress;
 mod xdp_ingress;
+
+/// Verdict of the tc programs: TC_ACT_UNSPEC, which equals TCX_NEXT. The next program of the hook runs;
+/// any other verdict would keep the programs of a CNI from running.
+pub const TC_NEXT: i32 = -1;
 
 /// Helpers that the programs call are open to GPL-compatible programs only.
 #[unsafe(link_section = "license")]
@@ -23,6 +28,6 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier refuses a program from which this could be reached.
+    // The verifier refuses a program that can reach this.
     loop {}
 }

@@ -1,26 +1,26 @@
-//! The maps. All are pinned by the agent, and BTF gives their fields names in bpftool.
+//! The maps. The agent pins them, and BTF gives their fields names in bpftool.
 
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use router_common::flow::{
-    Connection, Endpoint, FlowKey, Losses, PairKey, PairStats, Pod, PodHttp, PodPort, PodTraffic,
-    QueuePairKey, QueuePairStats, Settings, Uplink,
+    FlowKey, Losses, OpenConnection, PairKey, PairStats, Pod, PodAddress, PodHttp, PodPort,
+    PodTraffic, ProgramSettings, QueuePairKey, QueuePairStats, Uplink,
 };
-use router_common::http::{HEAD_WINDOW, HeadScan, Stream};
+use router_common::http::{HEAD_WINDOW, HeadScan, HttpStream};
 use router_common::maps;
 use router_common::roce::Sequences;
 
 /// The pods that the agent knows, by address. Written by the agent.
 #[btf_map]
-pub static PODS: HashMap<Endpoint, Pod, { maps::PODS }> = HashMap::new();
+pub static PODS: HashMap<PodAddress, Pod, { maps::PODS }> = HashMap::new();
 
 /// Ports with a traffic class of their own. Written by the agent.
 #[btf_map]
 pub static PORT_CLASSES: HashMap<PodPort, u32, { maps::PORT_CLASSES }> = HashMap::new();
 
-/// Written by the agent.
+/// Settings of the programs. Written by the agent.
 #[btf_map]
-pub static SETTINGS: Array<Settings, 1> = Array::new();
+pub static SETTINGS: Array<ProgramSettings, 1> = Array::new();
 
 /// Interfaces towards other nodes, by index. Written by the agent.
 #[btf_map]
@@ -28,11 +28,11 @@ pub static UPLINKS: HashMap<u32, Uplink, { maps::UPLINKS }> = HashMap::new();
 
 /// Open connections of local pods.
 #[btf_map]
-pub static CONNECTIONS: HashMap<FlowKey, Connection, { maps::CONNECTIONS }> = HashMap::new();
+pub static CONNECTIONS: HashMap<FlowKey, OpenConnection, { maps::CONNECTIONS }> = HashMap::new();
 
-/// Connections that were open before the programs were, by pair. Written by the agent alone.
+/// Number of connections that are older than the programs, by pair. Written by the agent alone.
 #[btf_map]
-pub static SEEDS: HashMap<PairKey, u64, { maps::PAIRS }> = HashMap::new();
+pub static PREEXISTING: HashMap<PairKey, u64, { maps::PAIRS }> = HashMap::new();
 
 /// Totals of local pods by peer and traffic class.
 #[btf_map]
@@ -48,35 +48,35 @@ pub static POD_HTTP: Array<PodHttp, { maps::LOCAL_PODS }> = Array::new();
 
 /// HTTP connections to local engines.
 #[btf_map]
-pub static STREAMS: HashMap<FlowKey, Stream, { maps::STREAMS }> = HashMap::new();
+pub static STREAMS: HashMap<FlowKey, HttpStream, { maps::STREAMS }> = HashMap::new();
 
 /// RoCEv2 by queue pair.
 #[btf_map]
 pub static QUEUE_PAIRS: HashMap<QueuePairKey, QueuePairStats, { maps::QUEUE_PAIRS }> =
     HashMap::new();
 
-/// Which packets of RoCEv2 came before. One that makes room for another begins anew.
+/// Sequence numbers of RoCEv2 packets that arrived. A queue pair that is evicted starts from none.
 #[btf_map]
 pub static SEQUENCES: LruHashMap<QueuePairKey, Sequences, { maps::QUEUE_PAIRS }> =
     LruHashMap::new();
 
-/// What was not counted in detail.
+/// Numbers of details that were not counted.
 #[btf_map]
 pub static LOSSES: Array<Losses, 1> = Array::new();
 
-/// What would not fit on the stack. No program that uses it interrupts another on the same CPU:
+/// Memory that does not fit on the stack. No program that uses it interrupts another on the same CPU:
 /// tc and XDP run with bottom halves disabled.
 #[repr(C)]
-pub struct Scratch {
-    /// Where a number passes through to lose its bounds.
-    pub forgotten: u64,
+pub struct ProgramScratch {
+    /// A number is passed through it so that the verifier forgets its bounds.
+    pub unbounded: u64,
     pub head: HeadScan,
-    pub stream: Stream,
-    /// The packet at hand, from the side of the pod that it may be to or from.
+    pub stream: HttpStream,
+    /// The connection of the current packet, with the possible local pod as `local`.
     pub flow: FlowKey,
     pub queue_pair: QueuePairKey,
     pub bytes: [u8; HEAD_WINDOW as usize],
 }
 
 #[btf_map]
-pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+pub static SCRATCH: PerCpuArray<ProgramScratch, 1> = PerCpuArray::new();

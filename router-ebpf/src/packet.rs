@@ -1,4 +1,4 @@
-//! Bounds-checked reads: from a frame to addresses, ports and where the payload is.
+//! Parses a frame: addresses, ports and the position of the payload, with bounds checks.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::__sk_buff;
@@ -7,22 +7,23 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use router_common::flow::{FlowKey, mapped};
 
 use crate::counters::{Loss, lost};
-use crate::maps::Scratch;
+use crate::maps::ProgramScratch;
 
-/// No header begins beyond this: 14 + 8 of VLAN, 40 + 6 * 2048 of IPv6 would, and is refused.
-const FARTHEST: usize = 1024;
+/// Maximum offset at which a header may begin. IPv6 extension headers could reach farther; such packets
+/// are not parsed.
+const MAX_OFFSET: usize = 1024;
 
 /// A frame whose bytes may be read by offset.
-pub trait Frame {
-    /// The bytes at `offset`, or nothing if they are not all there.
+pub trait FrameBytes {
+    /// The `N` bytes at `offset`; `None` if the frame ends before.
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
-    /// Bytes of the frame.
+    /// Length of the frame in bytes.
     fn length(&self) -> usize;
 }
 
 #[inline(always)]
 fn read_linear<const N: usize>(start: usize, end: usize, offset: usize) -> Option<[u8; N]> {
-    if offset > FARTHEST {
+    if offset > MAX_OFFSET {
         return None;
     }
     let from = start + offset;
@@ -33,7 +34,7 @@ fn read_linear<const N: usize>(start: usize, end: usize, offset: usize) -> Optio
     Some(unsafe { (from as *const [u8; N]).read_unaligned() })
 }
 
-impl Frame for XdpContext {
+impl FrameBytes for XdpContext {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         read_linear(self.data(), self.data_end(), offset)
@@ -45,13 +46,13 @@ impl Frame for XdpContext {
     }
 }
 
-impl Frame for TcContext {
+impl FrameBytes for TcContext {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         if let Some(bytes) = read_linear(self.data(), self.data_end(), offset) {
             return Some(bytes);
         }
-        // Headers may lie outside the linear part.
+        // Headers may lie outside of the linear part.
         let mut bytes = [0; N];
         // SAFETY: the helper checks the offset and fills all of `bytes` or fails.
         let failed = unsafe {
@@ -66,7 +67,7 @@ impl Frame for TcContext {
     }
 }
 
-/// The interface that the frame came in by or leaves by.
+/// Index of the interface that the frame arrived on or leaves by.
 #[inline(always)]
 pub fn interface(ctx: &TcContext) -> u32 {
     // SAFETY: the context is valid while the program runs.
@@ -76,21 +77,22 @@ pub fn interface(ctx: &TcContext) -> u32 {
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 
-/// Which end of a packet may be a local pod.
+/// Which end of a packet can be the local pod.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Direction {
     ToPod,
     FromPod,
 }
 
 /// An IP packet in a frame.
 pub struct Packet {
-    /// The transport's protocol; 0 for a later fragment, which has no transport header.
+    /// Transport protocol; 0 for a later fragment, which has no transport header.
     pub protocol: u8,
-    /// Where the transport header begins and the packet ends, from the frame's start.
+    /// Offset of the transport header in the frame.
     pub transport: usize,
+    /// Offset of the end of the packet in the frame.
     pub end: usize,
-    /// Bytes of the IP packet.
+    /// Length of the IP packet in bytes.
     pub length: u64,
 }
 
@@ -102,7 +104,11 @@ const SERVICE_VLAN: u16 = 0x88a8;
 /// Finds the IP packet behind Ethernet and up to two VLAN tags, and writes its addresses to the
 /// scratch's flow.
 #[inline(always)]
-pub fn parse<F: Frame>(frame: &F, way: Way, scratch: *mut Scratch) -> Option<Packet> {
+pub fn parse<F: FrameBytes>(
+    frame: &F,
+    direction: Direction,
+    scratch: *mut ProgramScratch,
+) -> Option<Packet> {
     // SAFETY: a live map value.
     let flow = unsafe { &raw mut (*scratch).flow };
     let mut at = 14;
@@ -116,41 +122,41 @@ pub fn parse<F: Frame>(frame: &F, way: Way, scratch: *mut Scratch) -> Option<Pac
         }
     }
     match kind {
-        IPV4 => readable(parse_v4(frame, at, way, flow)),
-        IPV6 => readable(parse_v6(frame, at, way, flow)),
-        VLAN | SERVICE_VLAN => readable(None),
+        IPV4 => count_unparsed(parse_v4(frame, at, direction, flow)),
+        IPV6 => count_unparsed(parse_v6(frame, at, direction, flow)),
+        VLAN | SERVICE_VLAN => count_unparsed(None),
         _ => None,
     }
 }
 
 impl Packet {
-    /// The same without what the verifier knows of the many ways through the headers: it would follow
-    /// each of them through all that comes. Where that is little, as in XDP, it need not forget.
+    /// The same packet with numbers of which the verifier knows no bounds. Otherwise it would verify the
+    /// rest of the program once for each direction through the headers. XDP does not need it: little follows.
     #[inline(always)]
-    pub fn forgotten(self, scratch: *mut Scratch) -> Packet {
+    pub fn without_bounds(self, scratch: *mut ProgramScratch) -> Packet {
         Packet {
-            protocol: forget(scratch, self.protocol as u64) as u8,
-            transport: forget(scratch, self.transport as u64) as usize,
-            end: forget(scratch, self.end as u64) as usize,
-            length: forget(scratch, self.length),
+            protocol: unbounded(scratch, self.protocol as u64) as u8,
+            transport: unbounded(scratch, self.transport as u64) as usize,
+            end: unbounded(scratch, self.end as u64) as usize,
+            length: unbounded(scratch, self.length),
         }
     }
 }
 
-/// Passes a number through the scratch, where the verifier loses sight of its bounds.
+/// Passes a number through the scratch memory, so that the verifier forgets its bounds.
 #[inline(always)]
-pub fn forget(scratch: *mut Scratch, value: u64) -> u64 {
+pub fn unbounded(scratch: *mut ProgramScratch, value: u64) -> u64 {
     // SAFETY: a live map value.
     unsafe {
-        let forgotten = &raw mut (*scratch).forgotten;
-        forgotten.write_volatile(value);
-        forgotten.read_volatile()
+        let slot = &raw mut (*scratch).unbounded;
+        slot.write_volatile(value);
+        slot.read_volatile()
     }
 }
 
-/// Says so where an IP packet is none after all, or stands behind more tags than are followed.
+/// Counts a loss if an IP packet cannot be parsed, or has more VLAN tags than are parsed.
 #[inline(always)]
-fn readable(packet: Option<Packet>) -> Option<Packet> {
+fn count_unparsed(packet: Option<Packet>) -> Option<Packet> {
     if packet.is_none() {
         lost(Loss::Header);
     }
@@ -158,7 +164,12 @@ fn readable(packet: Option<Packet>) -> Option<Packet> {
 }
 
 #[inline(always)]
-fn parse_v4<F: Frame>(frame: &F, at: usize, way: Way, flow: *mut FlowKey) -> Option<Packet> {
+fn parse_v4<F: FrameBytes>(
+    frame: &F,
+    at: usize,
+    direction: Direction,
+    flow: *mut FlowKey,
+) -> Option<Packet> {
     let header: [u8; 20] = frame.read(at)?;
     if header[0] >> 4 != 4 {
         return None;
@@ -168,12 +179,12 @@ fn parse_v4<F: Frame>(frame: &F, at: usize, way: Way, flow: *mut FlowKey) -> Opt
         return None;
     }
     let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
-    // Larger than 64 KiB (BIG TCP) is written as 0: the frame says how long it is.
+    // Packets above 64 KiB (BIG TCP) have length 0: the frame gives the length.
     let total = u16::from_be_bytes([header[2], header[3]]) as usize;
     let length = if total == 0 { frame.length().saturating_sub(at) } else { total };
     let source = mapped([header[12], header[13], header[14], header[15]]);
     let destination = mapped([header[16], header[17], header[18], header[19]]);
-    ends(flow, way, source, destination);
+    write_addresses(flow, direction, source, destination);
     Some(Packet {
         protocol: if fragment == 0 { header[9] } else { 0 },
         transport: at + words * 4,
@@ -187,16 +198,21 @@ const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION: u8 = 60;
-/// Extension headers that are followed (RFC 8200 4.1 lists six, one of them twice).
+/// Maximum number of extension headers that are parsed (RFC 8200 4.1 lists six, one of them twice).
 const EXTENSIONS: usize = 6;
 
 #[inline(always)]
-fn parse_v6<F: Frame>(frame: &F, at: usize, way: Way, flow: *mut FlowKey) -> Option<Packet> {
+fn parse_v6<F: FrameBytes>(
+    frame: &F,
+    at: usize,
+    direction: Direction,
+    flow: *mut FlowKey,
+) -> Option<Packet> {
     let header: [u8; 8] = frame.read(at)?;
     if header[0] >> 4 != 6 {
         return None;
     }
-    ends(flow, way, frame.read(at + 8)?, frame.read(at + 24)?);
+    write_addresses(flow, direction, frame.read(at + 8)?, frame.read(at + 24)?);
     let payload = u16::from_be_bytes([header[4], header[5]]) as usize;
     let length = if payload == 0 { frame.length().saturating_sub(at) } else { payload + 40 };
     let mut protocol = header[6];
@@ -233,9 +249,14 @@ fn parse_v6<F: Frame>(frame: &F, at: usize, way: Way, flow: *mut FlowKey) -> Opt
 }
 
 #[inline(always)]
-fn ends(flow: *mut FlowKey, way: Way, source: [u8; 16], destination: [u8; 16]) {
+fn write_addresses(
+    flow: *mut FlowKey,
+    direction: Direction,
+    source: [u8; 16],
+    destination: [u8; 16],
+) {
     let (local, remote) =
-        if way == Way::ToPod { (destination, source) } else { (source, destination) };
+        if direction == Direction::ToPod { (destination, source) } else { (source, destination) };
     // SAFETY: a live map value.
     unsafe {
         (*flow).local = local;
@@ -243,21 +264,27 @@ fn ends(flow: *mut FlowKey, way: Way, source: [u8; 16], destination: [u8; 16]) {
     }
 }
 
-/// The sequence and payload of a TCP segment; all zero for what is none. Not an `Option`:
-/// the compiler moves its uninitialised half around, which the verifier takes for a read.
+/// The sequence numbers and payload of a TCP segment; all zero if the packet has none. Not an `Option`:
+/// the compiler would copy its uninitialised half, which the verifier refuses.
 #[derive(Default)]
 pub struct Tcp {
     pub sequence: u32,
     pub acknowledged: u32,
     pub flags: u8,
-    /// Where the payload begins in the frame, and how long it is.
+    /// Offset of the payload in the frame.
     pub payload: usize,
+    /// Length of the payload in bytes.
     pub length: u32,
 }
 
-/// Reads the TCP header and writes its ports to `flow`, zeros where there is none.
+/// Parses the TCP header, and writes its ports to `flow`; zeros if there is none.
 #[inline(always)]
-pub fn tcp<F: Frame>(frame: &F, packet: &Packet, way: Way, flow: *mut FlowKey) -> Tcp {
+pub fn tcp<F: FrameBytes>(
+    frame: &F,
+    packet: &Packet,
+    direction: Direction,
+    flow: *mut FlowKey,
+) -> Tcp {
     // SAFETY: a live map value.
     unsafe {
         (*flow).local_port = 0;
@@ -270,7 +297,7 @@ pub fn tcp<F: Frame>(frame: &F, packet: &Packet, way: Way, flow: *mut FlowKey) -
     let source = u16::from_be_bytes([header[0], header[1]]);
     let destination = u16::from_be_bytes([header[2], header[3]]);
     let (local, remote) =
-        if way == Way::ToPod { (destination, source) } else { (source, destination) };
+        if direction == Direction::ToPod { (destination, source) } else { (source, destination) };
     // SAFETY: as above.
     unsafe {
         (*flow).local_port = local;

@@ -1,12 +1,12 @@
-//! RoCEv2: InfiniBand transport in UDP (IBTA 1.7, annex A17), counted by queue pair.
+//! RoCEv2: the InfiniBand transport in UDP (IBTA 1.7, annex A17), counted by queue pair.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use router_common::flow::{QueuePairKey, QueuePairStats};
-use router_common::roce::{Read, Sequences};
+use router_common::roce::{ReadRequest, Sequences};
 
 use crate::counters::{Loss, add, lost};
-use crate::maps::{QUEUE_PAIRS, SEQUENCES, Scratch};
-use crate::packet::{Frame, Packet, UDP};
+use crate::maps::{ProgramScratch, QUEUE_PAIRS, SEQUENCES};
+use crate::packet::{FrameBytes, Packet, UDP};
 
 const PORT: u16 = 4791;
 const UDP_HEADER: usize = 8;
@@ -16,10 +16,10 @@ const AETH: usize = 4;
 const IMMEDIATE: usize = 4;
 const ICRC: usize = 4;
 
-/// The opcode's upper bits: reliable connection (0) and unreliable connection. Datagrams and notices
-/// of congestion count as packets alone.
+/// Upper bits of the opcode: reliable connection (0) and unreliable connection (1). Datagrams and
+/// congestion notifications are counted as packets alone.
 const UNRELIABLE_CONNECTION: u8 = 1;
-/// Its lower bits, on a connection.
+/// Lower bits of the opcode of a connection.
 const SEND_LAST: u8 = 2;
 const SEND_LAST_IMMEDIATE: u8 = 3;
 const SEND_ONLY: u8 = 4;
@@ -38,9 +38,13 @@ const ATOMIC_ACKNOWLEDGE: u8 = 18;
 const SEND_LAST_INVALIDATE: u8 = 22;
 const SEND_ONLY_INVALIDATE: u8 = 23;
 
-/// Counts the packet, which came in, if it is RoCEv2.
+/// Counts an arriving packet if it is RoCEv2.
 #[inline(always)]
-pub fn count<F: Frame>(frame: &F, scratch: *mut Scratch, packet: &Packet) -> Option<()> {
+pub fn count<F: FrameBytes>(
+    frame: &F,
+    scratch: *mut ProgramScratch,
+    packet: &Packet,
+) -> Option<()> {
     if packet.protocol != UDP {
         return None;
     }
@@ -67,14 +71,14 @@ pub fn count<F: Frame>(frame: &F, scratch: *mut Scratch, packet: &Packet) -> Opt
         return None;
     }
     let number = u32::from_be_bytes([0, bth[9], bth[10], bth[11]]);
-    let mut asked = Read { address: 0, number, length: 0 };
+    let mut request = ReadRequest { address: 0, number, length: 0 };
     if matches!(opcode, WRITE_FIRST | WRITE_ONLY | WRITE_ONLY_IMMEDIATE | READ_REQUEST) {
         // RETH: address, remote key (4), length.
         let [a, b, c, d, e, f, g, h, _, _, _, _, l, m, n, o] = frame.read::<RETH>(at + BTH)?;
-        asked.address = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
-        asked.length = u32::from_be_bytes([l, m, n, o]);
+        request.address = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+        request.length = u32::from_be_bytes([l, m, n, o]);
     }
-    if !is_new(key, opcode, &asked) {
+    if !is_new(key, opcode, &request) {
         // SAFETY: a field of a live map value.
         unsafe { add(&raw mut (*stats).repeated, 1) };
         return None;
@@ -83,7 +87,7 @@ pub fn count<F: Frame>(frame: &F, scratch: *mut Scratch, packet: &Packet) -> Opt
     let payload = packet.end.saturating_sub(at + headers);
     // SAFETY: fields of a live map value.
     unsafe {
-        if carries(opcode) && payload > 0 {
+        if has_payload(opcode) && payload > 0 {
             add(&raw mut (*stats).payload_bytes, payload as u64);
         }
         if ends_message(opcode) {
@@ -91,26 +95,26 @@ pub fn count<F: Frame>(frame: &F, scratch: *mut Scratch, packet: &Packet) -> Opt
         }
         if opcode == READ_REQUEST {
             add(&raw mut (*stats).reads, 1);
-            add(&raw mut (*stats).read_bytes, asked.length as u64);
+            add(&raw mut (*stats).read_bytes, request.length as u64);
         } else if matches!(opcode, WRITE_FIRST | WRITE_ONLY | WRITE_ONLY_IMMEDIATE) {
             add(&raw mut (*stats).writes, 1);
-            add(&raw mut (*stats).write_bytes, asked.length as u64);
+            add(&raw mut (*stats).write_bytes, request.length as u64);
         }
     }
     Some(())
 }
 
-/// Whether nothing with this packet's number came before.
+/// Whether the packet is not a retransmit.
 #[inline(always)]
-fn is_new(key: &QueuePairKey, opcode: u8, asked: &Read) -> bool {
-    // Where there is no room to remember anything, everything is new.
+fn is_new(key: &QueuePairKey, opcode: u8, request: &ReadRequest) -> bool {
+    // If the map is full, every packet counts as new.
     let Some(sequences) = sequences(key) else { return true };
-    // SAFETY: a live map value. Packets of one queue pair come by one queue, and so to one CPU.
+    // SAFETY: a live map value. Packets of one queue pair arrive on one queue, and so on one CPU.
     let sequences = unsafe { &mut *sequences };
     match opcode {
-        READ_REQUEST => sequences.admits_read(asked),
-        READ_FIRST..=READ_ONLY => sequences.answers.admits(asked.number),
-        _ => sequences.requests.admits(asked.number),
+        READ_REQUEST => sequences.admits_read(request),
+        READ_FIRST..=READ_ONLY => sequences.answers.admits(request.number),
+        _ => sequences.requests.admits(request.number),
     }
 }
 
@@ -141,9 +145,9 @@ fn extension(opcode: u8) -> usize {
     }
 }
 
-/// SENDs, WRITEs and READ responses; not requests to read, acknowledgements and atomics.
+/// Whether the packet carries payload: SEND, WRITE or READ response.
 #[inline(always)]
-fn carries(opcode: u8) -> bool {
+fn has_payload(opcode: u8) -> bool {
     opcode < READ_REQUEST
         || (opcode > READ_REQUEST && opcode < ACKNOWLEDGE)
         || opcode == SEND_LAST_INVALIDATE

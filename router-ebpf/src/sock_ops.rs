@@ -1,5 +1,5 @@
-//! sock_ops on the cgroup root: connections of local pods, what they moved, their round trips
-//! and retransmits, from the sockets themselves.
+//! sock_ops on the cgroup root: counts connections of local pods, their bytes, round-trip times and
+//! retransmits, as the sockets report them.
 
 use aya_ebpf::bindings::{
     BPF_NOEXIST, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
-use router_common::flow::{Connection, FlowKey, OWNER_SOCK_OPS, PairKey, PairStats, mapped};
+use router_common::flow::{FlowKey, OWNER_SOCK_OPS, OpenConnection, PairKey, PairStats, mapped};
 
 use crate::connection::pair_of;
 use crate::counters::{Loss, add, lost, pair};
@@ -37,8 +37,8 @@ const TCP_CLOSING: u32 = 11;
 const EVENTS: u32 =
     BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG | BPF_SOCK_OPS_RETRANS_CB_FLAG;
 
-/// A field of the context, as one load at a constant offset: the compiler would join loads of
-/// two branches into one by a computed pointer, which the verifier refuses.
+/// Reads a field of the context with one load at a constant offset. Otherwise the compiler may merge
+/// the loads of two branches into one with a computed pointer, which the verifier refuses.
 macro_rules! field {
     ($ctx:expr, $field:ident) => {
         field!($ctx, $field, 0)
@@ -159,18 +159,18 @@ fn words(words: [u32; 4]) -> [u8; 16] {
     [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
 }
 
-/// Starts to follow a socket; true if this is the first time.
+/// Starts to track a socket; returns true if it was not tracked before.
 #[inline(always)]
-fn follow(ctx: &SockOpsContext, flow: &FlowKey, key: PairKey, established: bool) -> bool {
+fn track(ctx: &SockOpsContext, flow: &FlowKey, key: PairKey, established: bool) -> bool {
     let _ = ctx.set_cb_flags(EVENTS as i32);
-    let connection = Connection {
+    let connection = OpenConnection {
         pair: key,
         owner: OWNER_SOCK_OPS,
         established: established as u32,
         state: field!(ctx, state),
         // SAFETY: no arguments.
         since_ns: unsafe { bpf_ktime_get_ns() },
-        ..Connection::default()
+        ..OpenConnection::default()
     };
     if CONNECTIONS.insert(flow, connection, BPF_NOEXIST as u64).is_ok() {
         return true;
@@ -186,7 +186,7 @@ fn follow(ctx: &SockOpsContext, flow: &FlowKey, key: PairKey, established: bool)
 fn connecting(ctx: &SockOpsContext) -> Option<()> {
     let flow = flow(ctx)?;
     let key = pair_of(&flow)?;
-    if follow(ctx, &flow, key, false) {
+    if track(ctx, &flow, key, false) {
         // SAFETY: live map values.
         unsafe { add(&raw mut (*pair(&key)?).opened, 1) };
     }
@@ -214,7 +214,7 @@ fn connected(ctx: &SockOpsContext) -> Option<()> {
 fn accepted(ctx: &SockOpsContext) -> Option<()> {
     let flow = flow(ctx)?;
     let key = pair_of(&flow)?;
-    if follow(ctx, &flow, key, true) {
+    if track(ctx, &flow, key, true) {
         let stats = pair(&key)?;
         // SAFETY: live map values.
         unsafe {
@@ -225,14 +225,14 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
     Some(())
 }
 
-/// How many FINs are among `bytes_acked` and `bytes_received`, which they raise like a byte.
+/// Number of FINs in `bytes_acked` and `bytes_received`: a FIN counts as a byte there.
 struct Fins {
     acked: u64,
     received: u64,
 }
 
-/// Between two state changes. Nothing while an acknowledgement may be that of the FIN: then the
-/// next state tells, and what was moved is counted with it.
+/// The FINs between two state changes. `None` while an acknowledgement may be that of the FIN: the bytes
+/// are then counted at the next state change.
 #[inline(always)]
 fn fins_while(state: u32) -> Option<Fins> {
     match state {
@@ -243,13 +243,13 @@ fn fins_while(state: u32) -> Option<Fins> {
     }
 }
 
-/// At a state change (RFC 9293 3.3.2); the kernel's counters change before the state does.
+/// The FINs at a state change (RFC 9293 3.3.2). The kernel updates its counters before the state.
 #[inline(always)]
 fn fins_at(ctx: &SockOpsContext, connection_received: u64, old: u32, new: u32) -> Fins {
     let received = match (old, new) {
         (_, TCP_CLOSE_WAIT | TCP_CLOSING) => 1,
         (TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING | TCP_TIME_WAIT, _) => 1,
-        // Out of FIN_WAIT2 with more received than before: the FIN was the last of it.
+        // If FIN_WAIT2 ends with more bytes received, the last of them is the FIN.
         (TCP_FIN_WAIT2, TCP_CLOSE | TCP_TIME_WAIT) => {
             (bytes_received(ctx) > connection_received) as u64
         }
@@ -265,11 +265,11 @@ fn fins_at(ctx: &SockOpsContext, connection_received: u64, old: u32, new: u32) -
     Fins { acked, received }
 }
 
-/// Adds what the socket moved since the last time.
+/// Adds the bytes and retransmits of the socket since the last call.
 #[inline(always)]
 unsafe fn account(
     ctx: &SockOpsContext,
-    connection: *mut Connection,
+    connection: *mut OpenConnection,
     stats: *mut PairStats,
     fins: Fins,
 ) {
@@ -295,12 +295,12 @@ unsafe fn account(
     }
 }
 
-/// A round trip was measured.
+/// Adds a round-trip time and a delivery rate sample.
 #[inline(always)]
-fn sample(ctx: &SockOpsContext, connection: *mut Connection, stats: *mut PairStats) {
-    // The kernel keeps eight times the smoothed round trip, and each time adds what was measured
-    // less an eighth of that (net/ipv4/tcp_input.c): so what was measured can be told, and a way
-    // that is good again is not held for bad until the mean has forgotten.
+fn sample(ctx: &SockOpsContext, connection: *mut OpenConnection, stats: *mut PairStats) {
+    // The kernel keeps eight times the smoothed round-trip time, and adds each sample minus an eighth of
+    // that value (net/ipv4/tcp_input.c). So the sample can be recovered, and shows an improvement
+    // before the smoothed value does.
     let now = field!(ctx, srtt_us);
     // SAFETY: live map values.
     unsafe {
@@ -313,8 +313,8 @@ fn sample(ctx: &SockOpsContext, connection: *mut Connection, stats: *mut PairSta
         add(&raw mut (*stats).rtt_us_sum, measured_us as u64);
         add(&raw mut (*stats).rtt_samples, 1);
     }
-    // Segments that were delivered, and how long that took, as the kernel's congestion control
-    // samples them (net/ipv4/tcp_rate.c).
+    // Delivered segments and the time they took, as the kernel samples them for congestion control
+    // (net/ipv4/tcp_rate.c).
     let (delivered, took_us) = (field!(ctx, rate_delivered), field!(ctx, rate_interval_us));
     if delivered > 0 && took_us > 0 {
         let bytes = delivered as u64 * field!(ctx, mss_cache) as u64;
@@ -359,7 +359,7 @@ fn changed(ctx: &SockOpsContext) -> Option<()> {
     Some(())
 }
 
-/// A connection for which there was no room: its totals are counted at its end.
+/// Counts the totals of a connection that did not fit into the map, when it closes.
 #[inline(always)]
 fn close_untracked(ctx: &SockOpsContext, flow: &FlowKey, old: u32) -> Option<()> {
     let key = pair_of(flow)?;

@@ -1,5 +1,5 @@
-//! Between tc and the state of an HTTP connection: reads what that needs of a packet, and adds
-//! what changed to the pod's counters.
+//! Passes TCP segments to the state of their HTTP connection, and adds the changes to the counters of
+//! the pod.
 
 use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes};
@@ -7,30 +7,30 @@ use aya_ebpf::programs::TcContext;
 use router_common::flow::{FlowKey, Pod};
 use router_common::histogram::{BUCKETS, bucket};
 use router_common::http::{
-    Change, HEAD_WINDOW, HeadScan, Payload, Segment, Stream, TCP_FIN, TCP_RST, TCP_SYN, Window,
-    begins_request,
+    HEAD_WINDOW, HeadBytes, HeadScan, HttpChange, HttpStream, Payload, Segment, TCP_FIN, TCP_RST,
+    TCP_SYN, begins_request,
 };
 
 use crate::counters::{Loss, add, lost, masked};
-use crate::maps::{POD_HTTP, SCRATCH, STREAMS, Scratch};
-use crate::packet::{Tcp, forget};
+use crate::maps::{POD_HTTP, ProgramScratch, SCRATCH, STREAMS};
+use crate::packet::{Tcp, unbounded};
 
-/// The payload of the packet at hand.
-struct Carried<'a> {
+/// The payload of the current packet.
+struct TcpPayload<'a> {
     ctx: &'a TcContext,
     start: u32,
     length: u32,
-    scratch: *mut Scratch,
+    scratch: *mut ProgramScratch,
 }
 
-impl<'a> Carried<'a> {
-    /// Where the payload is and how long, without what the verifier knows of the many ways
-    /// through the headers: it would follow each of them through all that comes.
+impl<'a> TcpPayload<'a> {
+    /// Offset and length of the payload, without bounds that the verifier knows: otherwise it would
+    /// verify the rest once for each way through the headers.
     #[inline(always)]
-    fn new(ctx: &'a TcContext, scratch: *mut Scratch, tcp: &Tcp) -> Carried<'a> {
-        let start = forget(scratch, tcp.payload as u64) as u32;
-        let length = forget(scratch, tcp.length as u64) as u32;
-        Carried { ctx, start, length, scratch }
+    fn new(ctx: &'a TcContext, scratch: *mut ProgramScratch, tcp: &Tcp) -> TcpPayload<'a> {
+        let start = unbounded(scratch, tcp.payload as u64) as u32;
+        let length = unbounded(scratch, tcp.length as u64) as u32;
+        TcpPayload { ctx, start, length, scratch }
     }
 
     #[inline(always)]
@@ -44,7 +44,7 @@ impl<'a> Carried<'a> {
     }
 }
 
-impl Payload for Carried<'_> {
+impl Payload for TcpPayload<'_> {
     #[inline(always)]
     fn first(&self) -> [u8; 4] {
         if self.length < 4 {
@@ -90,9 +90,10 @@ impl Payload for Carried<'_> {
     }
 }
 
-/// Has the head in the scratch read on in `count` bytes from `start`; 0 if they are not there.
+/// Lets the head in the scratch memory search `count` bytes from `start`; returns 0 if they cannot be
+/// loaded.
 ///
-/// A function to the kernel too: global ones are verified once, for all that call them.
+/// A global function: it is verified once for all callers.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn pd_search_head(skb: *mut __sk_buff, start: u32, count: u32) -> u32 {
@@ -100,33 +101,33 @@ pub extern "C" fn pd_search_head(skb: *mut __sk_buff, start: u32, count: u32) ->
     if count == 0 || count > HEAD_WINDOW {
         return 0;
     }
-    // One more than nothing and no more than all.
+    // The verifier needs the bounds: at least 1 and at most HEAD_WINDOW.
     let count = masked::<{ HEAD_WINDOW as u64 - 1 }>(count as u64 - 1) as u32 + 1;
-    // SAFETY: a live map value, with room for `count` bytes; the helper checks the offset.
+    // SAFETY: a live map value with at least `count` bytes; the helper checks the offset.
     unsafe {
         if bpf_skb_load_bytes(skb.cast(), start, (&raw mut (*scratch).bytes).cast(), count) != 0 {
             return 0;
         }
-        (*scratch).head.search(&mut Loaded(scratch), count);
+        (*scratch).head.search(&mut ScratchBytes(scratch), count);
     }
     1
 }
 
-/// Has the head in the scratch take up what was found in the `count` bytes there.
+/// Lets the head in the scratch memory apply what it found in its `count` bytes.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn pd_settle_head(count: u32) -> u32 {
     if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
         // SAFETY: a live map value.
-        unsafe { (*scratch).head.settle(&mut Loaded(scratch), count) };
+        unsafe { (*scratch).head.settle(&mut ScratchBytes(scratch), count) };
     }
     0
 }
 
-/// Bytes that were copied to the scratch.
-struct Loaded(*mut Scratch);
+/// Bytes that were copied to the scratch memory.
+struct ScratchBytes(*mut ProgramScratch);
 
-impl Window for Loaded {
+impl HeadBytes for ScratchBytes {
     #[inline(always)]
     fn byte(&self, index: u32) -> u8 {
         let index = masked::<{ HEAD_WINDOW as u64 - 1 }>(index as u64) as usize;
@@ -143,7 +144,7 @@ fn now() -> u64 {
 
 const ENDS: u8 = TCP_FIN | TCP_SYN | TCP_RST;
 
-/// Whether the engine of `pod` speaks HTTP on `port`.
+/// Whether `port` is an HTTP port of the engine of `pod`.
 #[inline(always)]
 pub fn serves(pod: *mut Pod, port: u16) -> bool {
     // SAFETY: a live map value.
@@ -151,15 +152,20 @@ pub fn serves(pod: *mut Pod, port: u16) -> bool {
     port != 0 && (ports[0] == port || ports[1] == port || ports[2] == port || ports[3] == port)
 }
 
-/// A packet to a local pod's engine.
+/// Applies a packet to the engine of a local pod.
 #[inline(always)]
-pub fn to_pod(ctx: &TcContext, scratch: *mut Scratch, pod: *mut Pod, tcp: &Tcp) -> Option<()> {
+pub fn to_pod(
+    ctx: &TcContext,
+    scratch: *mut ProgramScratch,
+    pod: *mut Pod,
+    tcp: &Tcp,
+) -> Option<()> {
     // SAFETY: live map values.
     let (flow, id) = unsafe { (&(*scratch).flow, (*pod).id) };
     if tcp.length == 0 && tcp.flags & ENDS == 0 {
         return None;
     }
-    let payload = Carried::new(ctx, scratch, tcp);
+    let payload = TcpPayload::new(ctx, scratch, tcp);
     let segment = payload.segment(tcp);
     let stream = match STREAMS.get_ptr_mut(flow) {
         Some(stream) => stream,
@@ -167,9 +173,9 @@ pub fn to_pod(ctx: &TcContext, scratch: *mut Scratch, pod: *mut Pod, tcp: &Tcp) 
             // SAFETY: as above.
             unsafe {
                 (*scratch).stream = if tcp.flags & TCP_SYN != 0 {
-                    Stream::opened(id, &segment)
+                    HttpStream::from_syn(id, &segment)
                 } else if begins_request(payload.first()) {
-                    Stream::resumed(id, &segment)
+                    HttpStream::from_request(id, &segment)
                 } else {
                     return None;
                 };
@@ -181,34 +187,39 @@ pub fn to_pod(ctx: &TcContext, scratch: *mut Scratch, pod: *mut Pod, tcp: &Tcp) 
             STREAMS.get_ptr_mut(flow)?
         }
     };
-    // SAFETY: a live map value. Packets of one direction of a connection come one after another;
-    // where two CPUs do race, the state mends itself at the next answer.
-    let change = unsafe { (*stream).asks(&segment, &payload, now) };
+    // SAFETY: a live map value. Packets of one direction of a connection arrive one after another; if
+    // two CPUs race, the state is right again at the next answer.
+    let change = unsafe { (*stream).on_client_segment(&segment, &payload, now) };
     apply(id, flow, &change)
 }
 
-/// A packet from a local pod.
+/// Applies a packet from a local pod.
 #[inline(always)]
-pub fn from_pod(ctx: &TcContext, scratch: *mut Scratch, pod: *mut Pod, tcp: &Tcp) -> Option<()> {
+pub fn from_pod(
+    ctx: &TcContext,
+    scratch: *mut ProgramScratch,
+    pod: *mut Pod,
+    tcp: &Tcp,
+) -> Option<()> {
     // SAFETY: a live map value.
     let flow = unsafe { &(*scratch).flow };
     if !serves(pod, flow.local_port) || (tcp.length == 0 && tcp.flags & ENDS == 0) {
         return None;
     }
     let stream = STREAMS.get_ptr_mut(flow)?;
-    let mut payload = Carried::new(ctx, scratch, tcp);
+    let mut payload = TcpPayload::new(ctx, scratch, tcp);
     let segment = payload.segment(tcp);
     // SAFETY: as above.
     unsafe {
-        let head = (*stream).reads_head(&segment, &mut payload);
-        let change = (*stream).answers(&segment, head, &payload, now);
+        let head = (*stream).read_head(&segment, &mut payload);
+        let change = (*stream).on_engine_segment(&segment, head, &payload, now);
         apply((*stream).pod, flow, &change)
     }
 }
 
 #[inline(always)]
-fn apply(pod: u32, flow: &FlowKey, change: &Change) -> Option<()> {
-    if change.gone {
+fn apply(pod: u32, flow: &FlowKey, change: &HttpChange) -> Option<()> {
+    if change.ended {
         let _ = STREAMS.remove(flow);
     }
     let http = POD_HTTP.get_ptr_mut(pod)?;
@@ -221,11 +232,11 @@ fn apply(pod: u32, flow: &FlowKey, change: &Change) -> Option<()> {
         count(&raw mut (*http).streams_ended, change.stream_ended);
         count(&raw mut (*http).aborted, change.aborted);
         count(&raw mut (*http).finished, change.finished);
-        if change.asked_bytes != 0 {
-            add(&raw mut (*http).asked_bytes, change.asked_bytes as u64);
+        if change.request_bytes != 0 {
+            add(&raw mut (*http).request_bytes, change.request_bytes as u64);
         }
-        if change.answered_bytes != 0 {
-            add(&raw mut (*http).answered_bytes, change.answered_bytes as u64);
+        if change.answered_request_bytes != 0 {
+            add(&raw mut (*http).answered_request_bytes, change.answered_request_bytes as u64);
         }
         if change.duration_ns != 0 {
             add(&raw mut (*http).duration_ns_sum, change.duration_ns);

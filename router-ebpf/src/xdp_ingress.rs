@@ -1,4 +1,4 @@
-//! XDP on an uplink: what arrives for local pods, and RoCEv2, before the stack sees it.
+//! XDP on an uplink: counts packets to local pods, and RoCEv2, before the network stack sees them.
 
 use aya_ebpf::bindings::xdp_action::XDP_PASS;
 use aya_ebpf::macros::xdp;
@@ -6,9 +6,9 @@ use aya_ebpf::programs::XdpContext;
 
 use crate::connection::local_entry_at;
 use crate::maps::SCRATCH;
-use crate::packet::{Way, parse};
+use crate::packet::{Direction, parse};
+use crate::pod_traffic::count_uplink;
 use crate::roce;
-use crate::tc_ingress::count_uplink;
 
 #[xdp]
 pub fn pd_xdp(ctx: XdpContext) -> u32 {
@@ -20,7 +20,7 @@ fn observe(ctx: &XdpContext) -> Option<()> {
     let scratch = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: a live map value.
     unsafe {
-        let packet = parse(ctx, Way::ToPod, scratch)?;
+        let packet = parse(ctx, Direction::ToPod, scratch)?;
         if let Some(entry) = local_entry_at((*scratch).flow.local) {
             count_uplink(entry, &packet);
         }

@@ -13,7 +13,7 @@ use router_core::fleet::AgentAddress;
 use router_core::schedule::{Objective, Policy};
 
 pub use self::exposure::ExposureFlags;
-use crate::agent::settings::AgentFlags;
+use crate::agent::flags::AgentFlags;
 use crate::simulate::SimulateFlags;
 use crate::token::Guard;
 

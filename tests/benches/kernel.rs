@@ -13,15 +13,15 @@ use std::time::{Duration, Instant};
 use netns::{Namespace, Node, Topology};
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::time::TimeValLike;
-use router_common::flow::{Endpoint, POD_LOCAL, Pod, mapped};
+use router_common::flow::{POD_LOCAL, Pod, PodAddress, mapped};
 use router_tests::agent::Agent;
 use router_tests::node_manifests::{ENGINE, PodEntry, decode, prefill};
 use router_tests::process::{cpu_time, resident_bytes};
 use router_tests::traffic::{joined, listen, receive, send};
-use router_userspace::agent::bpf::test_run;
-use router_userspace::agent::kernel::Programs;
-use router_userspace::agent::maps::Maps;
-use router_userspace::agent::settings::TcMode;
+use router_userspace::agent::bpf::maps::Maps;
+use router_userspace::agent::bpf::programs::Programs;
+use router_userspace::agent::bpf::syscall::test_run;
+use router_userspace::agent::flags::TcMode;
 
 fn main() {
     // `cargo test --benches` runs this too, without this flag.
@@ -89,7 +89,7 @@ fn per_packet() {
     let address = mapped([10, 9, 8, 7]);
     let http_ports = [8000, 0, 0, 0];
     let pod = Pod { id: 1, flags: POD_LOCAL, ifindex: 1, http_ports, ..Pod::default() };
-    maps.pods.set(&Endpoint { address, port: 0, reserved: 0 }, &pod).expect("a pod");
+    maps.pods.set(&PodAddress { address, port: 0, reserved: 0 }, &pod).expect("a pod");
     println!("ns a packet (BPF_PROG_TEST_RUN, beyond a packet that is not IP)");
     println!("{:<44} {:>7} {:>11}", "", "1 flow", "1,000 flows");
     let arp = [&[2u8; 12][..], &[8, 6], &[0; 46]].concat();

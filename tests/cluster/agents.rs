@@ -175,7 +175,7 @@ async fn an_agent_knows_its_nodes_pods_and_outlives_an_api_server_that_is_away()
     assert_eq!(agent.readiness().await, Some((200, "ok\n".to_owned())));
     let second = Agent::start(&cluster);
     let unready = eventually("the second agent answers", SOON, async || second.readiness().await);
-    assert_eq!(unready.await, (503, "no pods have been read yet\n".to_owned()));
+    assert_eq!(unready.await, (503, "pods have not been read yet\n".to_owned()));
     assert_eq!(second.ask("/livez", None).await.expect("an answer").status, 200);
     cluster.start_api_server().await;
     eventually("the second agent is ready", SOON, async || {

@@ -143,7 +143,7 @@ fn connections_older_than_the_agent_are_open_until_they_end() {
     let mut old: Vec<_> = (0..5).map(|_| joined(&node.outside, &listener)).collect();
     let agent = Agent::start(&node, &[prefill("p0", one.address)]);
     let open = |loads: &serde_json::Value| pair(loads, "p0", "", "engine")["open"].as_u64();
-    let loads = agent.until("seeded", |loads| open(loads) == Some(5));
+    let loads = agent.until("existing connections", |loads| open(loads) == Some(5));
     assert_eq!(pair(&loads, "p0", "", "engine")["opened"], 0);
     let new = connect(&node.outside, one.address, ENGINE);
     agent.until("a new one beside them", |loads| open(loads) == Some(6));

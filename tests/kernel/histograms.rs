@@ -9,7 +9,7 @@ use router_common::histogram::{bucket, floor_us};
 use router_tests::agent::{Agent, count, pod};
 use router_tests::node_manifests::{ENGINE, prefill};
 use router_tests::traffic::{joined, listen};
-use router_userspace::agent::maps::Maps;
+use router_userspace::agent::bpf::maps::Maps;
 
 use crate::requests::{CHUNKED, by_packets, pass};
 use crate::watch::Watch;

@@ -67,7 +67,7 @@ fn is_recognised(root: &str, cgroup: &str) {
     let mut ports = vec![ENGINE, port(&kv["data"]), port(&kv["ranks"][0]["control"])];
     ports.sort_unstable();
     agent.until("its ports", |loads| {
-        let learned = loads["learned"].as_array().expect("a list");
+        let learned = loads["learned_ports"].as_array().expect("a list");
         learned.iter().any(|pod| pod["pod"] == "default/d0" && pod["listening"] == json!(ports))
     });
     generate(&node, one.address, host, 10);

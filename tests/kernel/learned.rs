@@ -11,9 +11,9 @@ use crate::engines::{Engine, generate, page};
 
 /// Where a pod's ranks take control messages, as the agent learned it.
 fn controls(loads: &Value, name: &str) -> BTreeSet<String> {
-    let learned = loads["learned"].as_array().expect("a list").iter();
+    let learned = loads["learned_ports"].as_array().expect("a list").iter();
     let own = learned.filter(|ports| ports["pod"] == *format!("default/{name}"));
-    let controls = own.flat_map(|ports| ports["controls"].as_array().expect("a list"));
+    let controls = own.flat_map(|ports| ports["control"].as_array().expect("a list"));
     controls.map(|control| control.as_str().expect("an address").to_owned()).collect()
 }
 

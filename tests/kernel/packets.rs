@@ -6,12 +6,12 @@ use std::path::Path;
 
 use netns::Namespace;
 use router_common::flow::{
-    Endpoint, POD_LOCAL, Pod, PodHttp, PodTraffic, QueuePairStats, Uplink, mapped,
+    POD_LOCAL, Pod, PodAddress, PodHttp, PodTraffic, QueuePairStats, Uplink, mapped,
 };
-use router_userspace::agent::bpf::test_run;
-use router_userspace::agent::kernel::{Hook, Programs};
-use router_userspace::agent::maps::Maps;
-use router_userspace::agent::settings::TcMode;
+use router_userspace::agent::bpf::maps::Maps;
+use router_userspace::agent::bpf::programs::{Hook, Programs};
+use router_userspace::agent::bpf::syscall::test_run;
+use router_userspace::agent::flags::TcMode;
 
 use crate::frames::{
     CLIENT, CLIENT6, ENGINE, ENGINE6, ethernet, roce, tcp, transport, udp, v4, v6, vlan,
@@ -52,7 +52,7 @@ impl Table {
                 http_ports: [8000, 0, 0, 0],
                 ..Pod::default()
             };
-            maps.pods.set(&Endpoint { address, port: 0, reserved: 0 }, &pod).expect("a pod");
+            maps.pods.set(&PodAddress { address, port: 0, reserved: 0 }, &pod).expect("a pod");
         }
         let fd = |name: &str| programs.fd(name).expect("a program");
         Table {

@@ -24,7 +24,7 @@ fn a_new_pod_is_counted_and_a_deleted_one_is_removed() {
     agent.manifests.write(&[prefill("p0", one.address), decode("d0", other.address)]);
     // Its port of the bridge is attached to as well.
     agent.until("seen and attached", |loads| {
-        let devices = loads["devices"].as_array().expect("a list");
+        let devices = loads["interfaces"].as_array().expect("a list");
         !pod(loads, "d0").is_null() && devices.iter().any(|d| d["name"] == *other.link)
     });
     move_bytes(&node, &other, 2_000);

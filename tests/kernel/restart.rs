@@ -56,7 +56,7 @@ fn a_killed_agent_leaves_no_gap_in_any_count() {
     assert_eq!((count(&p0["aborted"]), count(&p0["reopened"])), (0, 0));
     let loads = agent.until("one closed", |loads| pair(loads, "p0", "", "engine")["closed"] == 1);
     let counted = pair(&loads, "p0", "", "engine");
-    assert_eq!((&counted["opened"], &counted["seeded"]), (&2.into(), &0.into()));
+    assert_eq!((&counted["opened"], &counted["preexisting"]), (&2.into(), &0.into()));
     assert_eq!(counted["tx_bytes"], asked * ANSWER.len() as u64);
     drop((open_client, open_server));
     let loads = agent.until("both closed", |loads| pair(loads, "p0", "", "engine")["closed"] == 2);
@@ -177,7 +177,8 @@ fn maps_of_another_layout_are_replaced() {
     node.netns.sh("bpftool map update pinned /sys/fs/bpf/pd-router/SETTINGS key 0 0 0 0 value \
         99 0 0 0 0 0 0 0 1 0 0 0 0 0 0 0");
     agent.restart();
-    let loads = agent.until("seeded again", |loads| pair(loads, "p0", "", "engine")["seeded"] == 1);
+    let loads =
+        agent.until("entered again", |loads| pair(loads, "p0", "", "engine")["preexisting"] == 1);
     assert_eq!(pair(&loads, "p0", "", "engine")["opened"], 0);
     drop(connection);
     agent.until("and closed", |loads| pair(loads, "p0", "", "engine")["open"] == 0);

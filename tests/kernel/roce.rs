@@ -143,7 +143,7 @@ fn a_full_map_counts_further_queue_pairs_together_and_logs_rarely() {
         frame[46..50].copy_from_slice(&queue_pair.to_be_bytes());
         sender.send(&frame);
     }
-    let known = |loads: &Value| count(&loads["roce"]["known"]);
+    let known = |loads: &Value| count(&loads["roce"]["queue_pair_count"]);
     let others = |loads: &Value| count(&loads["roce"]["others"]["packets"]);
     let loads = agent.until("all of them", |loads| known(loads) + others(loads) == SENT);
     let roce = &loads["roce"];

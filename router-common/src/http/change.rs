@@ -1,8 +1,8 @@
-//! [`Change`]: what one segment of a connection changes in its pod's counters.
+//! [`HttpChange`]: the changes that one segment makes to the counters of its pod.
 
-/// What one segment adds to a pod's counters.
+/// The changes that one segment makes to the counters of its pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Change {
+pub struct HttpChange {
     pub started: bool,
     pub answered: bool,
     pub finished: bool,
@@ -10,12 +10,13 @@ pub struct Change {
     pub reopened: bool,
     pub stream_started: bool,
     pub stream_ended: bool,
-    /// The connection is over: forget it.
-    pub gone: bool,
-    /// Bytes of a request that came before its answer began, and those whose answer began now.
-    pub asked_bytes: u32,
-    pub answered_bytes: u32,
-    /// Times that end here, 0 where none does.
+    /// The connection has ended: its entry is removed.
+    pub ended: bool,
+    /// Bytes of a request that arrived before its answer began.
+    pub request_bytes: u32,
+    /// Bytes of the request whose answer begins with this segment.
+    pub answered_request_bytes: u32,
+    /// Times that end with this segment; 0 if none does.
     pub ttft_ns: u64,
     pub itl_ns: u64,
     pub duration_ns: u64,

@@ -1,8 +1,8 @@
-//! Where a connection is in its request and answer (`phase`), and what is known of both (`flags`).
+//! The phase of a connection (`phase`), and what is known of its request and answer (`flags`).
 
 /// No request is outstanding.
 pub const IDLE: u32 = 0;
-/// A request began and its answer did not.
+/// A request has begun, and its answer has not.
 pub const WAITING: u32 = 1;
 /// The answer's head is incomplete.
 pub const HEAD: u32 = 2;
@@ -19,11 +19,11 @@ pub const BODILESS: u32 = 1 << 2;
 pub const SIZED: u32 = 1 << 3;
 /// The answer ends with an empty chunk.
 pub const CHUNKED: u32 = 1 << 4;
-/// The answer ends with the connection, or where the head was too long to find out.
+/// The answer ends with the connection, or its head is too long to be read.
 pub const ENDLESS: u32 = 1 << 5;
 /// A byte of the body was seen.
 pub const BEGUN: u32 = 1 << 6;
-/// The request's beginning was not seen, so nothing can be timed from it.
+/// The beginning of the request was not seen, so its times are unknown.
 pub const UNTIMED: u32 = 1 << 7;
 pub const FIN_TO_POD: u32 = 1 << 8;
 pub const FIN_FROM_POD: u32 = 1 << 9;

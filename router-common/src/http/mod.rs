@@ -1,135 +1,153 @@
 //! The state of one HTTP/1.1 connection as its TCP sequence shows it, packet by packet.
 //!
-//! A request counts only where one is due: at the sequence number that follows the last request,
-//! and only while no answer is outstanding. So a segment that is sent twice, comes late or is a
-//! body that begins with a method counts nothing. Nothing here waits, allocates or can fail.
+//! A request counts only at the sequence number that follows the last request, and only while no
+//! answer is outstanding. So a retransmitted or late segment, and a body that begins with a method,
+//! are not counted. Nothing here waits, allocates or can fail.
 
 mod change;
 mod flags;
 mod head;
 mod segment;
 
-pub use change::Change;
+pub use change::HttpChange;
 pub use flags::{
     BEGUN, BODILESS, BODY, CHUNKED, ENDLESS, FIN_FROM_POD, FIN_TO_POD, HEAD, IDLE, OPAQUE, SEEN,
     SIZED, UNTIMED, WAITING,
 };
-pub use head::{HEAD_WINDOW, HeadScan, Window};
-pub use segment::{Now, Payload, Segment, TCP_FIN, TCP_RST, TCP_SYN, begins_request};
+pub use head::{HEAD_WINDOW, HeadBytes, HeadScan};
+pub use segment::{Clock, Payload, Segment, TCP_FIN, TCP_RST, TCP_SYN, begins_request};
 
 use flags::PER_REQUEST;
-use head::{HEAD_END, LAST_CHUNK, LONGEST, SEVEN_BYTES};
+use head::{HEAD_END, LAST_CHUNK, MAX_LENGTH, SEVEN_BYTES};
 
 /// One HTTP connection to a local pod's engine.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stream {
+pub struct HttpStream {
     pub pod: u32,
     pub phase: u32,
     pub flags: u32,
-    /// Sequence of the client's SYN.
+    /// Sequence number of the client's SYN.
     pub syn: u32,
-    /// Where the next request must begin.
-    pub due: u32,
-    /// The client's highest sequence so far, and the engine's.
-    pub asked: u32,
-    pub answered: u32,
-    /// Where a sized answer ends.
+    /// Sequence number at which the next request must begin.
+    pub next_request: u32,
+    /// Sequence number after the last byte that the client sent.
+    pub client_end: u32,
+    /// Sequence number after the last byte that the engine sent.
+    pub engine_end: u32,
+    /// Sequence number after the last byte of a sized answer.
     pub answer_end: u32,
-    /// Bytes of the request whose answer has not begun, and nothing.
+    /// Bytes of the request whose answer has not begun.
     pub waiting_bytes: u32,
     pub reserved: u32,
     pub started_ns: u64,
-    /// The last new byte of the answer, where its size does not tell when it ends.
+    /// Time of the last new byte of the answer, kept if its size does not give its end.
     pub last_ns: u64,
     /// The last eight bytes of the answer's body.
     pub tail: u64,
     pub head: HeadScan,
 }
 
-const _: () = assert!(size_of::<Stream>() == 112);
+const _: () = assert!(size_of::<HttpStream>() == 112);
 
 #[inline(always)]
 fn after(a: u32, b: u32) -> bool {
     (a.wrapping_sub(b) as i32) > 0
 }
 
-impl Stream {
-    /// A connection that begins with `syn`, sent by the client.
+impl HttpStream {
+    /// A connection that begins with `syn`, which the client sent.
     #[inline(always)]
-    pub fn opened(pod: u32, syn: &Segment) -> Stream {
-        let due = syn.sequence.wrapping_add(1);
-        Stream { pod, syn: syn.sequence, due, asked: due, ..Stream::default() }
-    }
-
-    /// A connection older than the attach, met at a segment that begins a request.
-    #[inline(always)]
-    pub fn resumed(pod: u32, request: &Segment) -> Stream {
-        Stream {
+    pub fn from_syn(pod: u32, syn: &Segment) -> HttpStream {
+        let start = syn.sequence.wrapping_add(1);
+        HttpStream {
             pod,
-            due: request.sequence,
-            asked: request.sequence,
-            answered: request.acknowledged,
-            ..Stream::default()
+            syn: syn.sequence,
+            next_request: start,
+            client_end: start,
+            ..HttpStream::default()
         }
     }
 
-    /// A segment from the client.
+    /// A connection older than the programs, first seen at a segment that begins a request.
     #[inline(always)]
-    pub fn asks<P: Payload>(&mut self, segment: &Segment, payload: &P, now: impl Now) -> Change {
-        let mut change = Change::default();
+    pub fn from_request(pod: u32, request: &Segment) -> HttpStream {
+        HttpStream {
+            pod,
+            next_request: request.sequence,
+            client_end: request.sequence,
+            engine_end: request.acknowledged,
+            ..HttpStream::default()
+        }
+    }
+
+    /// Applies a segment from the client.
+    #[inline(always)]
+    pub fn on_client_segment<P: Payload>(
+        &mut self,
+        segment: &Segment,
+        payload: &P,
+        now: impl Clock,
+    ) -> HttpChange {
+        let mut change = HttpChange::default();
         if segment.has(TCP_RST) {
-            self.cut(&mut change, now);
-            change.gone = true;
+            self.abort(&mut change, now);
+            change.ended = true;
             return change;
         }
         if segment.has(TCP_SYN) {
             if self.syn != segment.sequence {
-                // The port is used again: the older connection ended unseen.
-                self.cut(&mut change, now);
-                *self = Stream::opened(self.pod, segment);
+                // The port is used again: the end of the older connection was not seen.
+                self.abort(&mut change, now);
+                *self = HttpStream::from_syn(self.pod, segment);
             }
             return change;
         }
         if segment.length > 0 {
             let end = segment.sequence.wrapping_add(segment.length);
             let open = self.phase == IDLE || (self.phase == BODY && self.flags & ENDLESS != 0);
-            if open && segment.sequence == self.due && self.flags & OPAQUE == 0 {
+            if open && segment.sequence == self.next_request && self.flags & OPAQUE == 0 {
                 self.begin(&mut change, payload, end, now);
             }
-            if after(end, self.asked) {
+            if after(end, self.client_end) {
                 if !change.started && (self.phase == WAITING || self.phase == HEAD) {
-                    self.wait_for(&mut change, end.wrapping_sub(self.asked));
+                    self.add_waiting(&mut change, end.wrapping_sub(self.client_end));
                 }
-                self.asked = end;
+                self.client_end = end;
             }
         }
         if segment.has(TCP_FIN) {
             self.flags |= FIN_TO_POD;
-            change.gone = self.flags & FIN_FROM_POD != 0;
+            change.ended = self.flags & FIN_FROM_POD != 0;
         }
         change
     }
 
-    /// Bytes of a request without an answer.
+    /// Adds bytes of the request whose answer has not begun.
     #[inline(always)]
-    fn wait_for(&mut self, change: &mut Change, bytes: u32) {
+    fn add_waiting(&mut self, change: &mut HttpChange, bytes: u32) {
         self.waiting_bytes = self.waiting_bytes.wrapping_add(bytes);
-        change.asked_bytes = bytes;
+        change.request_bytes = bytes;
     }
 
-    /// The answer begins with its body, or will never come. Not with its head: an engine sends that of
-    /// a stream at once, and the request waits all the same.
+    /// Ends the waiting of a request: the body of its answer began, or there will be none. The head does
+    /// not count: an engine sends that of a stream at once, while the request still waits.
     #[inline(always)]
-    fn answer(&mut self, change: &mut Change) {
+    fn end_waiting(&mut self, change: &mut HttpChange) {
         change.answered = true;
-        change.answered_bytes = self.waiting_bytes;
+        change.answered_request_bytes = self.waiting_bytes;
         self.waiting_bytes = 0;
     }
 
-    /// New bytes where a request is due.
+    /// Applies new bytes at the position of the next request.
     #[inline(always)]
-    fn begin<P: Payload>(&mut self, change: &mut Change, payload: &P, end: u32, now: impl Now) {
+    fn begin<P: Payload>(
+        &mut self,
+        change: &mut HttpChange,
+        payload: &P,
+        end: u32,
+        now: impl Clock,
+    ) {
         let first = payload.first();
         if begins_request(first) {
             if self.phase == BODY {
@@ -142,29 +160,30 @@ impl Stream {
             self.phase = WAITING;
             self.started_ns = now();
             change.started = true;
-            // The rest of it may have come before its beginning.
-            let known = if after(self.asked, end) { self.asked } else { end };
-            self.wait_for(change, known.wrapping_sub(self.due));
+            // Later segments of it may have arrived before its first.
+            let known = if after(self.client_end, end) { self.client_end } else { end };
+            self.add_waiting(change, known.wrapping_sub(self.next_request));
         } else if self.flags & SEEN == 0 {
             self.flags |= OPAQUE;
         } else {
-            // The rest of a body whose answer came before its end.
-            self.due = if after(self.asked, end) { self.asked } else { end };
+            // The rest of a request whose answer began before its end.
+            self.next_request = if after(self.client_end, end) { self.client_end } else { end };
         }
     }
 
-    /// Reads what a segment from the engine has of an answer's head, before
-    /// [`Stream::answers`] takes the segment; how many bytes that is.
+    /// Reads the part of an answer's head that a segment holds, and returns its length in bytes. Call it
+    /// before [`HttpStream::on_engine_segment`].
     ///
-    /// Apart from it so that the kernel's verifier meets the loop on one path only.
+    /// It is a separate function so that the verifier meets its loop on one path only.
     #[inline(always)]
-    pub fn reads_head<P: Payload>(&mut self, segment: &Segment, payload: &mut P) -> u32 {
-        let begins = self.phase == WAITING || (self.phase == IDLE && self.asked != self.due);
+    pub fn read_head<P: Payload>(&mut self, segment: &Segment, payload: &mut P) -> u32 {
+        let begins =
+            self.phase == WAITING || (self.phase == IDLE && self.client_end != self.next_request);
         if self.flags & OPAQUE != 0 || !(begins || self.phase == HEAD) {
             return 0;
         }
         let end = segment.sequence.wrapping_add(segment.length);
-        if segment.length == 0 || !after(end, self.answered) {
+        if segment.length == 0 || !after(end, self.engine_end) {
             return 0;
         }
         if begins {
@@ -174,86 +193,87 @@ impl Stream {
         payload.scan(known, &mut self.head)
     }
 
-    /// How many of the engine's segment's bytes were seen before.
+    /// The number of bytes of an engine's segment that were seen before.
     #[inline(always)]
     fn known_of(&self, segment: &Segment) -> u32 {
-        let known = self.answered.wrapping_sub(segment.sequence);
+        let known = self.engine_end.wrapping_sub(segment.sequence);
         if known < segment.length { known } else { 0 }
     }
 
-    /// A segment from the engine, of which `head` bytes are an answer's head.
+    /// Applies a segment from the engine, of which the first `head` new bytes are the head of an answer.
     #[inline(always)]
-    pub fn answers<P: Payload>(
+    pub fn on_engine_segment<P: Payload>(
         &mut self,
         segment: &Segment,
         head: u32,
         payload: &P,
-        now: impl Now,
-    ) -> Change {
-        let mut change = Change::default();
+        now: impl Clock,
+    ) -> HttpChange {
+        let mut change = HttpChange::default();
         if segment.has(TCP_RST) {
-            self.cut(&mut change, now);
-            change.gone = true;
+            self.abort(&mut change, now);
+            change.ended = true;
             return change;
         }
         if segment.has(TCP_SYN) {
-            self.answered = segment.sequence.wrapping_add(1);
+            self.engine_end = segment.sequence.wrapping_add(1);
             return change;
         }
         if segment.length > 0 && self.flags & OPAQUE == 0 {
             let end = segment.sequence.wrapping_add(segment.length);
-            if after(end, self.answered) {
+            if after(end, self.engine_end) {
                 let length = segment.length.wrapping_sub(self.known_of(segment));
-                self.answered = end;
-                self.fresh(&mut change, length, head, payload, now);
+                self.engine_end = end;
+                self.apply_new_bytes(&mut change, length, head, payload, now);
             }
         }
         if segment.has(TCP_FIN) {
             if self.phase == BODY && self.flags & ENDLESS != 0 {
                 self.finish(&mut change, now);
             } else {
-                self.cut(&mut change, now);
+                self.abort(&mut change, now);
             }
             self.flags |= FIN_FROM_POD;
-            change.gone = self.flags & FIN_TO_POD != 0;
+            change.ended = self.flags & FIN_TO_POD != 0;
         }
         change
     }
 
-    /// New bytes of the engine: `length` of them, and the first `head` are an answer's head.
+    /// Applies `length` new bytes from the engine, of which the first `head` are the head of an answer.
     #[inline(always)]
-    fn fresh<P: Payload>(
+    fn apply_new_bytes<P: Payload>(
         &mut self,
-        change: &mut Change,
+        change: &mut HttpChange,
         length: u32,
         head: u32,
         payload: &P,
-        now: impl Now,
+        now: impl Clock,
     ) {
-        if self.phase == IDLE && !self.wake(change) {
+        if self.phase == IDLE && !self.reopen(change) {
             return;
         }
         if self.phase == WAITING {
             self.phase = HEAD;
         }
         let body = length.wrapping_sub(head);
-        if self.phase == HEAD && !self.frame(change, body, now) {
+        if self.phase == HEAD && !self.apply_head(change, body, now) {
             return;
         }
         if body > 0 {
-            self.advance(change, length, payload, now);
+            self.apply_body(change, length, payload, now);
         }
     }
 
-    /// The engine speaks though no request is outstanding. False if that is nothing to follow.
+    /// Handles bytes from the engine while no request is outstanding. Returns false if they are not an
+    /// answer.
     #[inline(always)]
-    fn wake(&mut self, change: &mut Change) -> bool {
-        if self.asked != self.due {
-            // The request's first segment was missed; its answer still counts.
+    fn reopen(&mut self, change: &mut HttpChange) -> bool {
+        if self.client_end != self.next_request {
+            // The first segment of the request was missed; its answer still counts.
             change.started = true;
             self.flags = (self.flags & !PER_REQUEST) | SEEN | UNTIMED;
             self.phase = WAITING;
-            self.wait_for(change, self.asked.wrapping_sub(self.due));
+            self.add_waiting(change, self.client_end.wrapping_sub(self.next_request));
             return true;
         }
         if self.flags & SEEN == 0 {
@@ -270,9 +290,9 @@ impl Stream {
         true
     }
 
-    /// Decides from the head how the answer ends; false if there is no body to follow here.
+    /// Decides from the head how the answer ends. Returns false if no body follows in this segment.
     #[inline(always)]
-    fn frame(&mut self, change: &mut Change, body: u32, now: impl Now) -> bool {
+    fn apply_head(&mut self, change: &mut HttpChange, body: u32, now: impl Clock) -> bool {
         let ended = self.head.found & HeadScan::END != 0;
         if !ended && body == 0 {
             return false;
@@ -281,7 +301,7 @@ impl Stream {
             self.phase = WAITING;
             if self.head.status == 101 {
                 self.finish(change, now);
-                self.answer(change);
+                self.end_waiting(change);
                 self.flags |= OPAQUE;
             }
             return false;
@@ -289,7 +309,7 @@ impl Stream {
         self.phase = BODY;
         self.tail = HEAD_END;
         self.last_ns = now();
-        self.due = self.asked;
+        self.next_request = self.client_end;
         let silent = self.flags & BODILESS != 0
             || self.head.status == 204
             || self.head.status == 304
@@ -301,24 +321,24 @@ impl Stream {
         } else if silent {
             self.finish(change, now);
             return false;
-        } else if self.head.found & HeadScan::LENGTH != 0 && self.head.content_length < LONGEST {
+        } else if self.head.found & HeadScan::LENGTH != 0 && self.head.content_length < MAX_LENGTH {
             self.flags |= SIZED;
             self.answer_end =
-                self.answered.wrapping_sub(body).wrapping_add(self.head.content_length as u32);
+                self.engine_end.wrapping_sub(body).wrapping_add(self.head.content_length as u32);
         } else {
             self.flags |= ENDLESS;
         }
         true
     }
 
-    /// New bytes of the body; `length` of them with what is left of the head.
+    /// Applies new bytes of the body; `length` includes the head's bytes of this segment.
     #[inline(always)]
-    fn advance<P: Payload>(
+    fn apply_body<P: Payload>(
         &mut self,
-        change: &mut Change,
+        change: &mut HttpChange,
         length: u32,
         payload: &P,
-        now: impl Now,
+        now: impl Clock,
     ) {
         let chunked = self.flags & CHUNKED != 0;
         let begins = self.flags & BEGUN == 0;
@@ -334,7 +354,7 @@ impl Stream {
         }
         if begins {
             self.flags |= BEGUN;
-            self.answer(change);
+            self.end_waiting(change);
             change.stream_started = chunked;
         }
         if chunked {
@@ -346,28 +366,28 @@ impl Stream {
             if self.tail & SEVEN_BYTES == LAST_CHUNK {
                 self.finish(change, now);
             }
-        } else if self.flags & SIZED != 0 && !after(self.answer_end, self.answered) {
+        } else if self.flags & SIZED != 0 && !after(self.answer_end, self.engine_end) {
             self.finish(change, now);
         }
     }
 
-    /// The connection ends with whatever is outstanding.
+    /// Ends an outstanding request, because the connection ends.
     #[inline(always)]
-    fn cut(&mut self, change: &mut Change, now: impl Now) {
+    fn abort(&mut self, change: &mut HttpChange, now: impl Clock) {
         if self.phase != IDLE {
             change.aborted = true;
             if self.phase != BODY {
-                self.answer(change);
+                self.end_waiting(change);
             }
             self.finish(change, now);
         }
     }
 
     #[inline(always)]
-    fn finish(&mut self, change: &mut Change, now: impl Now) {
+    fn finish(&mut self, change: &mut HttpChange, now: impl Clock) {
         change.finished = true;
         if self.phase == BODY && self.flags & BEGUN == 0 {
-            self.answer(change);
+            self.end_waiting(change);
         }
         if self.phase == BODY && self.flags & CHUNKED != 0 && self.flags & BEGUN != 0 {
             change.stream_ended = true;
@@ -376,7 +396,7 @@ impl Stream {
             change.duration_ns = now().wrapping_sub(self.started_ns);
         }
         self.phase = IDLE;
-        self.due = self.asked;
+        self.next_request = self.client_end;
     }
 }
 

@@ -1,4 +1,4 @@
-//! One TCP segment and its payload, as the state of a connection looks at them.
+//! A TCP segment and its payload, as input to the state of a connection.
 
 use super::HeadScan;
 
@@ -24,22 +24,22 @@ impl Segment {
     }
 }
 
-/// The payload of a segment, read only where it matters.
+/// The payload of a segment. Bytes are loaded only when they are needed.
 pub trait Payload {
-    /// The first four bytes, zeros where there are fewer.
+    /// The first four bytes; zeros if there are fewer.
     fn first(&self) -> [u8; 4];
-    /// Has `head` read on from `skip`; how many bytes it read.
+    /// Lets `head` read the payload from `skip` on; returns the number of bytes that it read.
     fn scan(&mut self, skip: u32, head: &mut HeadScan) -> u32;
     /// The last `count` bytes (1 to 8) as a big-endian number.
     fn last(&self, count: u32) -> u64;
 }
 
-/// Tells the time, in nanoseconds. Asked only where it matters: it costs as much as a look-up.
-pub trait Now: Fn() -> u64 + Copy {}
+/// Returns the time in nanoseconds. Called only when needed: it costs as much as a map lookup.
+pub trait Clock: Fn() -> u64 + Copy {}
 
-impl<F: Fn() -> u64 + Copy> Now for F {}
+impl<F: Fn() -> u64 + Copy> Clock for F {}
 
-/// Whether a payload that begins with `first` begins a request of HTTP/1.
+/// Whether a payload that begins with `first` begins an HTTP/1 request.
 #[inline(always)]
 pub fn begins_request(first: [u8; 4]) -> bool {
     // The preface of HTTP/2 is "PRI ", which is none of these.

@@ -1,40 +1,22 @@
-//! `pd-router agent`: loads the kernel half, tells it the pods, reads what it counts, serves it.
+//! `pd-router agent`: loads the eBPF programs, gives them the pods, reads their counters, serves them.
 //!
-//! Reading order: [`follow`] and [`ticks`] (what the agent does), [`pods`] (who there is),
-//! [`attach`] (where they are), [`kernel`] (the programs),
-//! [`registry`] and [`described`] (what the maps are told; [`learn`] and [`owners`] know the ports
-//! that no manifest names), [`sampler`], [`pairs`] and [`loads`] (what they say).
+//! Reading order: [`reconcile`] and [`tick_loop`] (what the agent does), [`pods`] (the pods and what
+//! the maps hold of them), [`attachments`] (the interfaces), [`bpf`] (programs and maps),
+//! [`counters`] (what was counted, and rates), [`rdma`] (RDMA devices), [`node_state`] and [`api`]
+//! (what is served), [`host`] (privileges, file systems and netlink).
 
-mod attach;
+mod api;
+mod attachments;
 pub mod bpf;
-mod capabilities;
-mod cgroup;
-mod described;
-mod follow;
-pub mod kernel;
-mod kubepods;
-mod kv;
-mod learn;
-mod link_speed;
-mod links;
-mod loads;
-pub mod maps;
-mod metrics;
-mod netlink;
-mod owners;
-mod pairs;
+mod counters;
+pub mod flags;
+mod host;
+mod node_info;
+mod node_state;
 mod pods;
-mod queue_pairs;
 pub mod rdma;
-mod recent;
-mod registry;
-mod sampler;
-mod seed;
-mod server;
-pub mod settings;
-mod ticks;
-mod view;
-mod wire;
+mod reconcile;
+mod tick_loop;
 
 use std::borrow::Cow;
 use std::future::Future;
@@ -47,33 +29,37 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tracing::warn;
 
-use attach::Attachments;
-use kernel::Programs;
-use learn::Bootstrap;
-use loads::Names;
-use maps::Maps;
-use owners::Listening;
-use pods::{KnownPod, PodSource};
-use registry::Registry;
-use sampler::Sampler;
-use settings::AgentFlags;
-use view::View;
+use attachments::Attachments;
+use bpf::maps::{self, Maps};
+use bpf::programs::{self, Programs};
+use counters::links::NodeLinks;
+use counters::rolling_stats::RollingStats;
+use counters::sampler::Sampler;
+use flags::AgentFlags;
+use host::netlink::Netlink;
+use host::{capabilities, mounts};
+use node_info::NodeInfo;
+use node_state::NodeState;
+use pods::control_ports::{BootstrapServer, ControlPorts};
+use pods::listening_ports::ListeningPorts;
+use pods::registry::Registry;
+use pods::source::{self, KnownPod, PodSource};
 
 use crate::feedback::publish::Publisher;
 
-/// How often all is read that is a rate or a time over the last moment, at ticks: twice before what goes on
-/// is told again. What requests a pod has is read at every tick.
-const RATES_EVERY: Duration = Duration::from_millis(50);
-/// How often interfaces and routes are looked at again, and silent answers are looked for.
-const FOLLOW_EVERY: Duration = Duration::from_secs(1);
+/// Interval between two readings of every counter. It is half of the interval at which gateways get
+/// the values of active streams again. The requests of pods are read at every tick.
+const FULL_READ_INTERVAL: Duration = Duration::from_millis(50);
+/// Interval at which interfaces and routes are read again, and silent answers are looked for.
+const RECONCILE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the tasks beside the ticks tell.
-enum News {
-    Controls(learn::Told),
-    Listening(Listening),
+/// Ports that a task beside the ticks has found.
+enum PortUpdate {
+    Control(ControlPorts),
+    Listening(ListeningPorts),
 }
 
-/// The agent's parts, all on one thread but for the server's view.
+/// The agent's parts. All stay on one thread but for the state, which the server reads too.
 struct Agent {
     flags: AgentFlags,
     programs: Programs,
@@ -81,56 +67,59 @@ struct Agent {
     registry: Registry,
     attachments: Attachments,
     source: Box<dyn PodSource>,
-    /// Not known before the source has been read: what the maps say of them holds until then.
+    /// `None` until the source has been read once; the maps keep their contents until then.
     pods: Option<Vec<KnownPod>>,
-    /// The maps have been told the pods once: what is asked before knows of none.
+    /// True once the maps hold the pods.
     ready: Arc<AtomicBool>,
-    /// What the start could not do.
+    /// What could not be set up at the start, and what is not counted for that reason.
     missing: Vec<String>,
-    unseen: Vec<String>,
-    /// Whose bootstrap servers are asked, and whose listening ports are looked for.
-    bootstraps: watch::Sender<Vec<Bootstrap>>,
-    hosted: watch::Sender<Vec<Arc<str>>>,
-    view: Arc<Mutex<View>>,
+    /// Pods whose packets cannot be counted, and why.
+    uncounted_pods: Vec<String>,
+    /// Bootstrap servers to ask for control ports.
+    bootstrap_servers: watch::Sender<Vec<BootstrapServer>>,
+    /// UIDs of the host-network pods whose listening ports are to be found.
+    host_network_pods: watch::Sender<Vec<Arc<str>>>,
+    state: Arc<Mutex<NodeState>>,
     publisher: Publisher,
 }
 
-/// Removes every pin and program of these flags' directory.
+/// Detaches every program and removes every pin of the directory that the flags name.
 ///
 /// # Errors
 /// A pin cannot be removed.
 pub fn cleanup(flags: &AgentFlags) -> Result<()> {
-    let names = netlink::Netlink::default().links()?.into_iter().map(|link| link.name);
-    kernel::cleanup(&flags.pin_dir, names)
+    let names = Netlink::default().interfaces()?.into_iter().map(|interface| interface.name);
+    programs::cleanup(&flags.pin_dir, names)
         .with_context(|| format!("removing {}", flags.pin_dir.display()))
 }
 
-/// Mounts what the node lacks, for an agent that may not.
+/// Mounts the file systems that the node lacks, for an agent that has no privilege to mount them.
 ///
 /// # Errors
-/// It cannot be mounted.
+/// A file system cannot be mounted.
 pub fn prepare_node(flags: &AgentFlags) -> Result<()> {
     let cgroup = flags.cgroup.as_ref().context("--cgroup names no directory")?;
-    cgroup::prepare(&flags.pin_dir, cgroup)
+    mounts::prepare(&flags.pin_dir, cgroup)
 }
 
-/// Runs until what `shutdown` makes is ready. Programs and counters stay for the next agent.
+/// Runs until the future that `shutdown` returns is ready. Programs and counters stay for the next
+/// agent.
 ///
-/// To be called on a thread that starts no other before: privileges are given up here.
+/// Call it before the process starts other threads: it drops privileges of the calling thread.
 ///
 /// # Errors
-/// The programs cannot be loaded, or the port not be bound.
+/// The programs cannot be loaded, or the port cannot be bound.
 pub fn run<S: Future<Output = ()>>(
     flags: AgentFlags,
     shutdown: impl FnOnce() -> Result<S>,
 ) -> Result<()> {
-    cgroup::bpf_file_system(&flags.pin_dir)?;
+    mounts::bpf_file_system(&flags.pin_dir)?;
     let mut missing = Vec::new();
-    if let Err(error) = cgroup::trace_file_system() {
-        missing.push(format!("tracefs: {error}; connections older than the agent are not seen"));
+    if let Err(error) = mounts::trace_file_system() {
+        missing.push(format!("tracefs: {error}; connections older than the agent are not counted"));
     }
-    let cgroup = flags.cgroup.clone().map_or_else(cgroup::root, Ok);
-    missing.extend(capabilities::reduce().context("giving up privileges")?);
+    let cgroup = flags.cgroup.clone().map_or_else(mounts::cgroup_root, Ok);
+    missing.extend(capabilities::reduce().context("dropping privileges")?);
     let mut agent = Agent::new(flags, missing)?;
     agent.start(cgroup);
     tokio::runtime::Builder::new_current_thread()
@@ -140,42 +129,41 @@ pub fn run<S: Future<Output = ()>>(
         .block_on(async { agent.serve(shutdown()?).await })
 }
 
-/// The object: the one that this binary carries, or the one that a flag names.
+/// The eBPF object: the file that a flag names, else the one that the binary carries.
 fn object(flags: &AgentFlags) -> Result<Cow<'static, [u8]>> {
     match &flags.object {
         Some(path) => Ok(std::fs::read(path)
-            .with_context(|| format!("reading the kernel half from {}", path.display()))?
+            .with_context(|| format!("reading the eBPF object {}", path.display()))?
             .into()),
         None => match EMBEDDED {
             Some(object) => Ok(object.into()),
-            None => bail!("this binary carries no kernel half: --object names one"),
+            None => bail!("this binary carries no eBPF object: name one with --object"),
         },
     }
 }
 
 #[cfg(feature = "embed-ebpf")]
-const EMBEDDED: Option<&[u8]> = Some(kernel::EMBEDDED);
+const EMBEDDED: Option<&[u8]> = Some(programs::EMBEDDED);
 #[cfg(not(feature = "embed-ebpf"))]
 const EMBEDDED: Option<&[u8]> = None;
 
 impl Agent {
     fn new(flags: AgentFlags, mut missing: Vec<String>) -> Result<Agent> {
-        let source = pods::open(&flags)?;
+        let source = source::open(&flags)?;
         let object = object(&flags)?;
-        if maps::is_foreign(&flags.pin_dir) {
-            warn!("the pinned maps are of another layout: counting starts anew");
+        if maps::has_other_layout(&flags.pin_dir) {
+            warn!("pinned maps have another layout; counters start from zero");
             cleanup(&flags)?;
         }
         let (programs, refused) = Programs::load(&object, &flags.pin_dir, flags.tc)?;
         missing.extend(refused);
         let maps = Maps::open(&flags.pin_dir)?;
         let registry = Registry::adopt(&maps, flags.kv_ports)?;
-        let names = Names { node: flags.node_name.clone(), ..Names::default() };
-        let view = View {
+        let state = NodeState {
             sampler: Sampler::new(flags.idle_window),
-            recent: recent::Recent::default(),
-            links: links::Links::default(),
-            names,
+            stats: RollingStats::default(),
+            links: NodeLinks::default(),
+            node: NodeInfo { name: flags.node_name.clone(), ..NodeInfo::default() },
             rdma: None,
         };
         Ok(Agent {
@@ -187,10 +175,10 @@ impl Agent {
             pods: None,
             ready: Arc::default(),
             missing,
-            unseen: Vec::new(),
-            bootstraps: watch::Sender::default(),
-            hosted: watch::Sender::default(),
-            view: Arc::new(Mutex::new(view)),
+            uncounted_pods: Vec::new(),
+            bootstrap_servers: watch::Sender::default(),
+            host_network_pods: watch::Sender::default(),
+            state: Arc::new(Mutex::new(state)),
             publisher: Publisher::new(rand::random()),
             flags,
         })

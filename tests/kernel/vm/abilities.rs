@@ -6,8 +6,8 @@ use netns::{Namespace, Node, Topology};
 use router_common::maps::PINNED;
 use router_tests::agent::Agent;
 use router_tests::node_manifests::prefill;
-use router_userspace::agent::kernel::{Attached, Hook, Programs};
-use router_userspace::agent::settings::{TcMode, XdpWish};
+use router_userspace::agent::bpf::programs::{AttachOutcome, Hook, Programs};
+use router_userspace::agent::flags::{TcMode, XdpWish};
 
 use super::{found, kernel};
 
@@ -74,9 +74,9 @@ fn tc_attaches_by_tcx_from_six_six_on_and_by_clsact_everywhere() {
     });
     let has_tcx = kernel() >= (6, 6);
     let expected = |how| if has_tcx { [Some(how); 4] } else { [None; 4] };
-    assert_eq!(tcx, expected(Attached::New));
+    assert_eq!(tcx, expected(AttachOutcome::New));
     // The second takes the pinned links over: not a packet goes by uncounted.
-    assert_eq!(again, expected(Attached::TakenOver));
+    assert_eq!(again, expected(AttachOutcome::TakenOver));
     let (clsact, again) = netns.run(move || {
         let (mut programs, _) = load(TcMode::Clsact);
         let attach = |programs: &mut Programs| {
@@ -84,8 +84,8 @@ fn tc_attaches_by_tcx_from_six_six_on_and_by_clsact_everywhere() {
         };
         (attach(&mut programs), attach(&mut programs))
     });
-    assert_eq!(clsact, [Attached::New; 4]);
-    assert_eq!(again, [Attached::TakenOver; 4]);
+    assert_eq!(clsact, [AttachOutcome::New; 4]);
+    assert_eq!(again, [AttachOutcome::TakenOver; 4]);
     let filters = netns.sh("tc filter show dev v0 ingress; tc filter show dev v0 egress");
     for hook in HOOKS {
         let filter = format!(" {} direct-action", hook.program());
@@ -104,7 +104,7 @@ fn xdp_attaches_natively_and_generically_and_is_taken_over() {
             let second = load(TcMode::Auto).0.attach_xdp(index, wish).expect("attaching again");
             (first, second, programs.detach_xdp(index))
         });
-        assert_eq!(how, (Attached::New, Attached::TakenOver, true), "{name}");
+        assert_eq!(how, (AttachOutcome::New, AttachOutcome::TakenOver, true), "{name}");
         found(&format!("XDP {name}"), "pinned link");
     }
 }
@@ -123,12 +123,12 @@ fn sock_ops_and_the_tracepoint_attach_and_are_taken_over_where_they_can_be_pinne
         let after = next.attach_sock_state().expect("attaching again");
         ((first, second), (before, after))
     });
-    assert_eq!(sock_ops, (Attached::New, Attached::TakenOver));
+    assert_eq!(sock_ops, (AttachOutcome::New, AttachOutcome::TakenOver));
     // Links of tracepoints came with 5.15.
     let expected = if kernel() >= (5, 15) {
-        (Attached::New, Attached::TakenOver)
+        (AttachOutcome::New, AttachOutcome::TakenOver)
     } else {
-        (Attached::Replaced, Attached::Replaced)
+        (AttachOutcome::Replaced, AttachOutcome::Replaced)
     };
     assert_eq!(tracepoint, expected);
     found("sock_ops", "pinned link");

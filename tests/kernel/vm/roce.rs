@@ -52,9 +52,12 @@ fn agent(rig: &Rig) -> Agent<'_> {
     let flags = ["--xdp", "native", "--uplink", "wa", "--uplink", "wb"];
     let agent = Agent::start_with(&rig.node, &pods, &flags);
     let loads = agent.loads();
-    let devices = loads["devices"].as_array().expect("devices");
+    let interfaces = loads["interfaces"].as_array().expect("interfaces");
     for link in ["wa", "wb"] {
-        let by = devices.iter().find(|device| device["name"] == link).map(|device| &device["by"]);
+        let by = interfaces
+            .iter()
+            .find(|interface| interface["name"] == link)
+            .map(|interface| &interface["counted_by"]);
         assert_eq!(by, Some(&"xdp native".into()), "{loads:#}");
     }
     agent

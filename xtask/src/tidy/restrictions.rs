@@ -13,7 +13,7 @@ struct Restriction {
 const USERSPACE: &str = "router-userspace/src/";
 
 const RESTRICTIONS: [Restriction; 4] = [
-    Restriction { subject: "aya", words: &["aya"], files: &["agent/kernel.rs"] },
+    Restriction { subject: "aya", words: &["aya"], files: &["agent/bpf/programs.rs"] },
     Restriction {
         subject: "the Kubernetes client",
         words: &["kube"],
@@ -22,7 +22,7 @@ const RESTRICTIONS: [Restriction; 4] = [
             "control/lead.rs",
             "control/status.rs",
             "control/fronts/mod.rs",
-            "agent/pods.rs",
+            "agent/pods/source.rs",
         ],
     },
     Restriction {
@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn a_restricted_library_outside_its_files_is_refused() {
         for (file, code) in [
-            ("agent/kernel.rs", "use aya::Ebpf;"),
+            ("agent/bpf/programs.rs", "use aya::Ebpf;"),
             ("control/kube.rs", "use kube::{Api, Client};"),
             ("http_client/mod.rs", "use hyper_util::{rt::TokioIo, client::legacy::Client};"),
             ("config.rs", "fn f() { let x = std::env::var(\"X\"); }"),

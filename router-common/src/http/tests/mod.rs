@@ -9,7 +9,7 @@ use super::*;
 
 struct Bytes<'a>(&'a [u8]);
 
-impl Window for Bytes<'_> {
+impl HeadBytes for Bytes<'_> {
     fn byte(&self, index: u32) -> u8 {
         self.0[index as usize]
     }
@@ -40,8 +40,8 @@ impl Payload for Bytes<'_> {
 struct Totals {
     started: u32,
     answered: u32,
-    asked_bytes: u32,
-    answered_bytes: u32,
+    request_bytes: u32,
+    answered_request_bytes: u32,
     finished: u32,
     aborted: u32,
     reopened: u32,
@@ -60,7 +60,7 @@ impl Totals {
 
 /// A connection whose ends start at sequences that wrap soon.
 struct Replay {
-    stream: Stream,
+    stream: HttpStream,
     totals: Totals,
     now: u64,
 }
@@ -72,22 +72,22 @@ impl Replay {
     fn new() -> Replay {
         let syn = Segment { sequence: CLIENT - 1, acknowledged: 0, length: 0, flags: TCP_SYN };
         let mut replay =
-            Replay { stream: Stream::opened(7, &syn), totals: Totals::default(), now: 1_000 };
+            Replay { stream: HttpStream::from_syn(7, &syn), totals: Totals::default(), now: 1_000 };
         replay.engine_segment(0, b"", TCP_SYN);
         replay
     }
 
-    fn add(&mut self, change: Change) {
+    fn add(&mut self, change: HttpChange) {
         let totals = &mut self.totals;
         totals.started += change.started as u32;
         totals.answered += change.answered as u32;
-        totals.asked_bytes += change.asked_bytes;
-        totals.answered_bytes += change.answered_bytes;
+        totals.request_bytes += change.request_bytes;
+        totals.answered_request_bytes += change.answered_request_bytes;
         totals.finished += change.finished as u32;
         totals.aborted += change.aborted as u32;
         totals.reopened += change.reopened as u32;
         totals.streams += change.stream_started as i32 - change.stream_ended as i32;
-        totals.gone |= change.gone;
+        totals.gone |= change.ended;
         totals.ttft.extend((change.ttft_ns > 0).then_some(change.ttft_ns));
         totals.itl.extend((change.itl_ns > 0).then_some(change.itl_ns));
         totals.durations.extend((change.duration_ns > 0).then_some(change.duration_ns));
@@ -100,7 +100,7 @@ impl Replay {
             length: bytes.len() as u32,
             flags,
         };
-        let change = self.stream.asks(&segment, &Bytes(bytes), || self.now);
+        let change = self.stream.on_client_segment(&segment, &Bytes(bytes), || self.now);
         self.add(change);
     }
 
@@ -113,8 +113,8 @@ impl Replay {
             flags,
         };
         let mut payload = Bytes(bytes);
-        let head = self.stream.reads_head(&segment, &mut payload);
-        let change = self.stream.answers(&segment, head, &payload, || self.now);
+        let head = self.stream.read_head(&segment, &mut payload);
+        let change = self.stream.on_engine_segment(&segment, head, &payload, || self.now);
         self.add(change);
     }
 
@@ -152,7 +152,8 @@ fn a_stream_times_its_first_chunk_and_the_gaps_and_ends_with_the_empty_chunk() {
     replay.now += 10;
     replay.engine(0, STREAM_HEAD);
     assert_eq!(replay.totals.ttft, [0; 0], "a head is not a token");
-    let waits = |replay: &Replay| replay.totals.asked_bytes - replay.totals.answered_bytes;
+    let waits =
+        |replay: &Replay| replay.totals.request_bytes - replay.totals.answered_request_bytes;
     assert_eq!((replay.totals.answered, waits(&replay)), (0, 27), "and it waits for one");
     let mut at = STREAM_HEAD.len() as u32;
     for gap in [90, 20, 30] {
@@ -313,9 +314,9 @@ fn a_port_used_again_ends_the_older_connections_request() {
     let mut replay = Replay::new();
     replay.client(0, GET, 0);
     let syn = Segment { sequence: 5, acknowledged: 0, length: 0, flags: TCP_SYN };
-    let change = replay.stream.asks(&syn, &Bytes(b""), || 2_000);
+    let change = replay.stream.on_client_segment(&syn, &Bytes(b""), || 2_000);
     assert!(change.finished && change.aborted);
-    assert_eq!(replay.stream, Stream::opened(7, &syn));
+    assert_eq!(replay.stream, HttpStream::from_syn(7, &syn));
 }
 
 #[test]
@@ -384,7 +385,7 @@ proptest! {
         prop_assert_eq!(replay.totals.started, requests);
         prop_assert_eq!(replay.totals.finished, requests);
         prop_assert_eq!(replay.totals.answered, requests);
-        prop_assert_eq!([replay.totals.asked_bytes, replay.totals.answered_bytes], [asked; 2]);
+        prop_assert_eq!([replay.totals.request_bytes, replay.totals.answered_request_bytes], [asked; 2]);
         prop_assert_eq!((replay.totals.aborted, replay.totals.reopened), (0, 0));
         prop_assert_eq!(replay.totals.ttft.len() as u32, requests);
     }

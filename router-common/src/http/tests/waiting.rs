@@ -5,7 +5,8 @@ use super::*;
 #[test]
 fn the_bytes_of_a_request_wait_until_its_answer_begins() {
     let mut replay = Replay::new();
-    let waiting = |replay: &Replay| replay.totals.asked_bytes - replay.totals.answered_bytes;
+    let waiting =
+        |replay: &Replay| replay.totals.request_bytes - replay.totals.answered_request_bytes;
     replay.client(0, GET, 0);
     replay.client(GET.len() as u32, &[b'x'; 1_000], 0);
     assert_eq!(waiting(&replay), GET.len() as u32 + 1_000);
@@ -18,7 +19,8 @@ fn the_bytes_of_a_request_wait_until_its_answer_begins() {
 
 #[test]
 fn a_request_whose_answer_is_a_head_alone_waits_no_longer_when_its_connection_ends() {
-    let waits = |replay: &Replay| replay.totals.asked_bytes - replay.totals.answered_bytes;
+    let waits =
+        |replay: &Replay| replay.totals.request_bytes - replay.totals.answered_request_bytes;
     for (head, flags) in
         [(STREAM_HEAD, TCP_RST), (&b"HTTP/1.1 200 OK\r\n\r\n"[..], TCP_FIN), (STREAM_HEAD, TCP_FIN)]
     {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use router_common::flow::{Connection, FlowKey};
+use router_common::flow::{FlowKey, OpenConnection};
 
 /// What MPA's request or reply and its private data have at most (RFC 5044, 7.1: 20 and 512
 /// bytes), and the SYN.
@@ -24,7 +24,12 @@ pub(in crate::agent) struct IwarpConnections {
 impl IwarpConnections {
     /// Whether this is one: the connection manager says so, or a pod that uses iWARP has it and it
     /// fell silent after no more than a set-up.
-    pub(in crate::agent) fn has(&self, flow: &FlowKey, seen: &Connection, now: Duration) -> bool {
+    pub(in crate::agent) fn has(
+        &self,
+        flow: &FlowKey,
+        seen: &OpenConnection,
+        now: Duration,
+    ) -> bool {
         if seen.established == 0 || self.ends.is_empty() && self.pods.is_empty() {
             return false;
         }
@@ -62,14 +67,14 @@ mod tests {
         }
     }
 
-    fn seen(pod: u32, acked: u64, received: u64, age: Duration) -> Connection {
-        Connection {
+    fn seen(pod: u32, acked: u64, received: u64, age: Duration) -> OpenConnection {
+        OpenConnection {
             pair: PairKey { pod, peer: 9, class: 0 },
             established: 1,
             acked,
             received,
             since_ns: (NOW - age).as_nanos() as u64,
-            ..Connection::default()
+            ..OpenConnection::default()
         }
     }
 
@@ -80,7 +85,7 @@ mod tests {
         let new = seen(1, 0, 0, Duration::ZERO);
         assert!(taken.has(&flow(), &new, NOW));
         assert!(!taken.has(&FlowKey { remote_port: 40_001, ..flow() }, &new, NOW));
-        assert!(!taken.has(&flow(), &Connection { established: 0, ..new }, NOW));
+        assert!(!taken.has(&flow(), &OpenConnection { established: 0, ..new }, NOW));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use router_core::provenance::Measured;
 use serde::Serialize;
 
-use crate::agent::kubepods::pod_of;
+use crate::agent::host::pod_cgroup::pod_of;
 use crate::agent::rdma::netlink::QueuePair;
 
 /// Owners that are told apart on one device; what the others moved is nobody's.

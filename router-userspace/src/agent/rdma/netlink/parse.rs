@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::protocol::*;
-use crate::agent::wire::{Message, attributes, messages, number, text};
+use crate::agent::host::netlink_socket::{Message, attributes, messages, number, text};
 
 /// Limits of what is taken from one answer.
 pub(in crate::agent) const MAX_DEVICES: usize = 64;

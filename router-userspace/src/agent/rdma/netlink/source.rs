@@ -5,7 +5,7 @@ use std::io;
 use nix::sys::socket::SockProtocol;
 
 use super::protocol::{CHARDEV_TYPE, DEV_INDEX, NldevCommand, PORT_INDEX};
-use crate::agent::wire::{DUMP, Line, push_attribute};
+use crate::agent::host::netlink_socket::{DUMP, NetlinkSocket, push_attribute};
 
 /// What answers questions about RDMA devices.
 pub trait NetlinkSource: Send {
@@ -24,11 +24,11 @@ pub trait NetlinkSource: Send {
 
 /// The running kernel.
 #[derive(Debug)]
-pub struct KernelNetlink(Line);
+pub struct KernelNetlink(NetlinkSocket);
 
 impl Default for KernelNetlink {
     fn default() -> KernelNetlink {
-        KernelNetlink(Line::new(SockProtocol::NetlinkRDMA))
+        KernelNetlink(NetlinkSocket::new(SockProtocol::NetlinkRDMA))
     }
 }
 
@@ -49,6 +49,6 @@ impl NetlinkSource for KernelNetlink {
             push_attribute(&mut body, CHARDEV_TYPE, b"uverbs\0");
         }
         let flags = if command.is_dump() { DUMP } else { 0 };
-        self.0.ask(command.kind(), flags, &body)
+        self.0.request(command.kind(), flags, &body)
     }
 }

@@ -9,7 +9,7 @@ use router_core::frame::{DeviceKind, DeviceRecord, PodRecord};
 use router_core::provenance::{Measured, Provenance};
 
 use super::rdma_report::{DeviceReport, HolderReport, RdmaReport};
-use crate::agent::links::LinkUse;
+use crate::agent::host::link_use::LinkUse;
 
 /// A pod's part in what RDMA devices move.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -1,0 +1,5 @@
+//! The BPF programs and maps: the object is loaded, pinned and attached here and nowhere else.
+
+pub mod maps;
+pub mod programs;
+pub mod syscall;

@@ -1,0 +1,196 @@
+//! Makes the maps and the attached programs match the pods: at the start, and at every change.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use anyhow::Context;
+use router_common::flow::ProgramSettings;
+use router_common::maps::LAYOUT;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::attachments::{self, AttachPlan};
+use super::host::capabilities;
+use super::node_info::NodeInfo;
+use super::pods::registered_pod::RegisteredPod;
+use super::pods::{control_ports, existing_connections};
+use super::rdma::netlink::KernelNetlink;
+use super::rdma::{HostPaths, Rdma, RdmaWatcher};
+use super::{Agent, PortUpdate};
+
+impl Agent {
+    /// Writes the settings and the pods, attaches the programs, then enters the connections that
+    /// existed before. In this order no connection is counted twice.
+    pub(super) fn start(&mut self, cgroup: io::Result<PathBuf>) {
+        let settings = |sock_ops| ProgramSettings {
+            layout: LAYOUT,
+            sock_ops,
+            kv_first: self.flags.kv_ports.0,
+            kv_last: self.flags.kv_ports.1,
+        };
+        // Written before sock_ops is attached: the tracepoint must not count the same connections.
+        let with_sock_ops = settings(1);
+        let without_sock_ops = settings(0);
+        self.write_settings(with_sock_ops);
+        self.pods = self.source.poll();
+        self.reconcile(false);
+        let sock_ops =
+            cgroup.context("no cgroup2").and_then(|cgroup| self.programs.attach_sock_ops(&cgroup));
+        if let Err(error) = sock_ops {
+            self.write_settings(without_sock_ops);
+            self.missing.push(format!(
+                "sock_ops: {error:#}; bytes, round trips and retransmits per peer are not counted"
+            ));
+        }
+        if let Err(error) = self.programs.attach_sock_state() {
+            let hint = if capabilities::perf_events_need_sys_admin() {
+                " (kernel.perf_event_paranoid is above 2, which requires CAP_SYS_ADMIN)"
+            } else {
+                ""
+            };
+            self.missing.push(format!(
+                "inet_sock_set_state: {error:#}{hint}; ends of older connections are not counted"
+            ));
+        }
+        if let Err(error) = capabilities::drop_attach_only() {
+            self.missing.push(format!("privileges that are not needed cannot be dropped: {error}"));
+        }
+        self.start_rdma();
+        self.reconcile(true);
+        for missing in &self.missing {
+            warn!(missing, "not measured");
+        }
+    }
+
+    fn start_rdma(&mut self) {
+        let paths = HostPaths { sysfs: self.flags.sysfs.clone(), ..HostPaths::default() };
+        let speeds = self.flags.rdma_speed.clone();
+        let mut rdma = Rdma::new(Box::new(KernelNetlink::default()), &paths, speeds);
+        rdma.page_bytes(self.flags.kv_page_bytes);
+        match RdmaWatcher::start(rdma) {
+            Ok(watcher) => {
+                self.state.lock().rdma = Some(watcher);
+            }
+            Err(error) => self.missing.push(format!("RDMA: cannot start its thread: {error}")),
+        }
+    }
+
+    fn write_settings(&mut self, settings: ProgramSettings) {
+        if let Err(error) = self.maps.settings.set(&0, &settings) {
+            self.missing.push(format!("settings cannot be written: {error}"));
+        }
+    }
+
+    /// Makes the maps and the attached programs match the pods. With `enter_existing`, connections
+    /// that are older than the programs are entered even if no pod is new; the programs must be
+    /// attached by then.
+    pub(super) fn reconcile(&mut self, enter_existing: bool) {
+        let Some(pods) = &self.pods else { return };
+        let plan = match attachments::plan(&self.flags, pods) {
+            Ok(plan) => plan,
+            Err(error) => {
+                warn!(%error, "cannot list interfaces");
+                AttachPlan::default()
+            }
+        };
+        let uncounted: Vec<String> =
+            plan.uncounted_pods.iter().cloned().chain(self.pods_bypassing_interfaces()).collect();
+        if uncounted != self.uncounted_pods {
+            uncounted.iter().for_each(|reason| warn!(reason, "pod not counted"));
+            self.uncounted_pods = uncounted;
+        }
+        self.attachments.reconcile(&plan, &self.flags, &mut self.programs, &self.maps);
+        let new_pods = match self.registry.sync(&self.maps, plan.placed) {
+            Ok(new_pods) => new_pods,
+            Err(error) => {
+                warn!(%error, "cannot write pods to the maps");
+                return;
+            }
+        };
+        if enter_existing || !new_pods.is_empty() {
+            match existing_connections::enter(&self.maps, &self.registry) {
+                Ok(0) => {}
+                Ok(count) => info!(count, "existing connections entered"),
+                Err(error) => warn!(%error, "cannot enter existing connections"),
+            }
+            self.read(|sampler, maps| sampler.read_preexisting(maps));
+        }
+        let mut pods: Vec<RegisteredPod> = self.registry.pods().cloned().collect();
+        pods.sort_by_key(|pod| pod.id);
+        let node = NodeInfo {
+            pods,
+            learned_ports: self.registry.learned_ports.clone(),
+            interfaces: self.attachments.interfaces.clone(),
+            missing: self.missing.iter().chain(&self.uncounted_pods).cloned().collect(),
+            name: self.flags.node_name.clone(),
+        };
+        self.request_ports(&node.pods);
+        self.state.lock().set_node(node, &self.flags.link_speed);
+        self.ready.store(true, Ordering::Relaxed);
+    }
+
+    /// Local pods whose sockets move bytes while no interface of the node shows their packets.
+    fn pods_bypassing_interfaces(&self) -> Vec<String> {
+        let state = self.state.lock();
+        let sampler = &state.sampler;
+        let has_socket_bytes = |id: u32| {
+            // A pod's connections to itself pass no interface.
+            let own = sampler.pairs.iter().filter(|(key, _)| key.pod == id && key.peer != id);
+            own.map(|(_, pair)| pair.stats.tx_bytes + pair.stats.rx_bytes).sum::<u64>() > 0
+        };
+        let has_no_packets = |id| {
+            let traffic = sampler.pods.get(&id).map(|pod| pod.traffic);
+            traffic.is_some_and(|traffic| traffic.rx_packets + traffic.tx_packets == 0)
+        };
+        let local = self.registry.pods().filter(|pod| pod.placed.local);
+        local
+            .filter(|pod| {
+                !pod.placed.pod.host_network && has_no_packets(pod.id) && has_socket_bytes(pod.id)
+            })
+            .map(|pod| {
+                format!(
+                    "{}: its connections move bytes, but no interface of the node shows its packets \
+                     (an interface of its own?): requests and latencies are not counted",
+                    pod.placed.pod.name
+                )
+            })
+            .collect()
+    }
+
+    /// Sets which ports the tasks look for: control ports of every prefill if a pod of this node can
+    /// connect to them, and listening ports of this node's host-network pods.
+    fn request_ports(&mut self, pods: &[RegisteredPod]) {
+        let mut local = pods.iter().filter(|pod| pod.placed.local).peekable();
+        let known = pods.iter().map(|pod| &pod.placed.pod);
+        let servers = match local.peek() {
+            Some(_) => control_ports::bootstrap_servers(known),
+            None => Vec::new(),
+        };
+        let host_network = local.filter(|pod| pod.placed.pod.host_network);
+        let host_network = host_network.map(|pod| Arc::clone(&pod.placed.pod.uid)).collect();
+        send_if_changed(&self.bootstrap_servers, servers);
+        send_if_changed(&self.host_network_pods, host_network);
+        let control = &mut self.registry.learned_ports.control;
+        control.retain(|uid, _| pods.iter().any(|pod| pod.placed.pod.uid == *uid));
+    }
+
+    pub(super) fn apply_ports(&mut self, update: PortUpdate) {
+        let learned = &mut self.registry.learned_ports;
+        match update {
+            PortUpdate::Control(ports) => _ = learned.control.insert(ports.uid, ports.addresses),
+            PortUpdate::Listening(ports) => learned.listening = ports,
+        }
+        self.reconcile(false);
+    }
+}
+
+/// Replaces the watched value, and wakes its receivers if it changed.
+fn send_if_changed<T: PartialEq>(sender: &watch::Sender<T>, next: T) {
+    sender.send_if_modified(|last| {
+        let modified = *last != next;
+        *last = next;
+        modified
+    });
+}

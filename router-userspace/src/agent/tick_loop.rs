@@ -1,0 +1,169 @@
+//! The agent's loop: reads counters and publishes them at every tick, and applies port updates.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use super::api::server::{self, Server};
+use super::bpf::maps::Maps;
+use super::counters::sampler::Sampler;
+use super::pods::control_ports::{self, ControlPorts};
+use super::pods::listening_ports::{self, ListeningPorts};
+use super::{Agent, FULL_READ_INTERVAL, PortUpdate, RECONCILE_INTERVAL};
+use crate::control::POLL_INTERVAL;
+use crate::feedback::publish::AgentUpdate;
+use crate::token::Guard;
+
+/// Maximum number of port updates that wait for the loop. When it is reached, their senders wait.
+const MAX_PORT_UPDATES: usize = 64;
+
+impl Agent {
+    /// Reads at every tick, and serves, until `shutdown` is ready.
+    pub(super) async fn serve(&mut self, shutdown: impl Future<Output = ()>) -> Result<()> {
+        let guard = Guard::new(self.flags.token_file.as_deref(), self.flags.without_token);
+        let address = self.flags.listen;
+        if !server::may_listen(address, &guard) {
+            bail!("--listen {address} is not a loopback address: --token-file is required");
+        }
+        self.read_all();
+        let listener =
+            TcpListener::bind(address).await.with_context(|| format!("binding {address}"))?;
+        info!(address = %listener.local_addr()?, "serving");
+        let state = Arc::clone(&self.state);
+        let snapshot = move || state.lock().loads();
+        let publisher = self.publisher.clone();
+        let ready = Arc::clone(&self.ready);
+        let server = Server { guard, ready, snapshot, publisher }.serve(listener);
+        let (control_sender, control) = mpsc::channel(MAX_PORT_UPDATES);
+        let control_task = control_ports::watch(self.bootstrap_servers.subscribe(), control_sender);
+        let (listening_sender, listening) = mpsc::channel(MAX_PORT_UPDATES);
+        let listening_task =
+            listening_ports::watch(self.host_network_pods.subscribe(), listening_sender);
+        let forward_log = self.programs.log().context("opening the log of the programs")?;
+        tokio::select! {
+            () = shutdown => {}
+            () = server => {}
+            () = control_task => {}
+            () = listening_task => {}
+            () = self.tick_loop(control, listening, forward_log) => {}
+        }
+        info!("stopping; programs and counters stay for the next agent");
+        Ok(())
+    }
+
+    async fn tick_loop(
+        &mut self,
+        mut control: mpsc::Receiver<ControlPorts>,
+        mut listening: mpsc::Receiver<ListeningPorts>,
+        mut forward_log: impl FnMut(),
+    ) {
+        let every = |period| {
+            let mut ticks = interval(period);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            ticks
+        };
+        let (mut ticks, mut next_full_read) = (every(self.flags.tick), Instant::now());
+        let (mut source, mut reconcile) = (every(POLL_INTERVAL), every(RECONCILE_INTERVAL));
+        loop {
+            tokio::select! {
+                biased;
+                _ = ticks.tick() => {
+                    let now = Instant::now();
+                    if now >= next_full_read {
+                        // At the next tick after it is due, so that it needs no timer of its own.
+                        next_full_read = now.max(next_full_read + FULL_READ_INTERVAL);
+                        self.read_counters();
+                        self.publish();
+                    } else {
+                        self.read_requests();
+                    }
+                }
+                _ = source.tick() => {
+                    if let Some(pods) = self.source.poll() {
+                        self.pods = Some(pods);
+                        self.reconcile(false);
+                    }
+                }
+                Some(ports) = control.recv() => self.apply_ports(PortUpdate::Control(ports)),
+                Some(ports) = listening.recv() => self.apply_ports(PortUpdate::Listening(ports)),
+                _ = reconcile.tick() => {
+                    forward_log();
+                    self.reconcile(false);
+                    self.sweep();
+                }
+            }
+        }
+    }
+
+    fn read_all(&mut self) {
+        self.read(|sampler, maps| sampler.read_preexisting(maps));
+        self.sweep();
+        self.read_counters();
+    }
+
+    /// Reads every counter. Pods are read after their pairs, so that a pod's bytes include those of
+    /// its pairs.
+    fn read_counters(&mut self) {
+        self.read(|sampler, maps| sampler.read_pairs(maps));
+        self.read(|sampler, maps| sampler.read_pods(maps, self.registry.local()));
+        let has_rdma = {
+            let mut state = self.state.lock();
+            state.observe_counters();
+            state.has_rdma()
+        };
+        if has_rdma {
+            self.read(|sampler, maps| sampler.queue_pairs.read(maps));
+            self.state.lock().report_activity_to_rdma();
+        }
+    }
+
+    /// Publishes a report of everything; the publisher sends what changed.
+    fn publish(&self) {
+        let (report, read) = {
+            let state = self.state.lock();
+            (state.report(), state.sampler.read)
+        };
+        self.publisher.tick(AgentUpdate::Full(report), read, Instant::now());
+    }
+
+    /// Reads the requests of the pods, and publishes the pods whose request counts changed.
+    fn read_requests(&self) {
+        let mut changed = Vec::new();
+        self.read(|sampler, maps| {
+            changed = sampler.read_requests(maps)?;
+            Ok(())
+        });
+        let (records, read) = {
+            let mut state = self.state.lock();
+            state.observe_requests(&changed);
+            (state.records(&changed), state.sampler.read)
+        };
+        self.publisher.tick(AgentUpdate::Pods(records), read, Instant::now());
+    }
+
+    fn sweep(&mut self) {
+        let (offloaded, has_rdma) = {
+            let state = self.state.lock();
+            (state.offloaded_connections(), state.has_rdma())
+        };
+        self.read(|sampler, maps| sampler.sweep(maps, &offloaded));
+        if !has_rdma {
+            // Without RDMA devices, once a second is enough; with them, `read_counters` reads these.
+            self.read(|sampler, maps| sampler.queue_pairs.read(maps));
+        }
+    }
+
+    pub(super) fn read(&self, read: impl FnOnce(&mut Sampler, &Maps) -> io::Result<()>) {
+        let mut state = self.state.lock();
+        if let Err(error) = read(&mut state.sampler, &self.maps) {
+            warn!(%error, "cannot read counters");
+        }
+    }
+}
