@@ -1,4 +1,4 @@
-//! What the documents promise: rooms that exist, links that resolve, numbered decisions.
+//! Checks of the documents: modules that exist, links that resolve, chapters, numbered decisions.
 
 use super::tree::{Problem, Tree};
 
@@ -6,7 +6,7 @@ const ARCHITECTURE: &str = "ARCHITECTURE.md";
 const BOOK: &str = "docs/";
 const LONGEST_ARCHITECTURE: usize = 200;
 
-/// Short enough to be read; every room that exists is named, every path named exists.
+/// ARCHITECTURE.md is short enough to be read, names every module, and names no path that is missing.
 pub(super) fn architecture(tree: &Tree) -> Vec<Problem> {
     let Some(text) = tree.text(ARCHITECTURE) else {
         return vec![Problem::new(ARCHITECTURE, 0, "missing")];
@@ -17,9 +17,9 @@ pub(super) fn architecture(tree: &Tree) -> Vec<Problem> {
         let message = format!("{length} lines; {LONGEST_ARCHITECTURE} is the limit");
         problems.push(Problem::new(ARCHITECTURE, length, message));
     }
-    for room in rooms(tree) {
-        if !text.contains(&format!("`{room}`")) {
-            problems.push(Problem::new(ARCHITECTURE, 0, format!("the room `{room}` is not named")));
+    for module in modules(tree) {
+        if !text.contains(&format!("`{module}`")) {
+            problems.push(Problem::new(ARCHITECTURE, 0, format!("the module `{module}` is not named")));
         }
     }
     for (index, line) in text.lines().enumerate() {
@@ -34,22 +34,22 @@ pub(super) fn architecture(tree: &Tree) -> Vec<Problem> {
     problems
 }
 
-/// Crates' roots (`src/`), and of what ships the rooms right below them, as `path/`.
-fn rooms(tree: &Tree) -> Vec<String> {
-    let mut rooms: Vec<String> = tree
+/// Crates' roots (`src/`), and of what ships the modules right below them, as `path/`.
+fn modules(tree: &Tree) -> Vec<String> {
+    let mut modules: Vec<String> = tree
         .rust()
         .filter_map(|(path, _)| {
             let folder = path.strip_suffix("/mod.rs");
-            let folder = folder.filter(|room| {
-                room.starts_with("router-") && room.rsplit('/').nth(1) == Some("src")
+            let folder = folder.filter(|module| {
+                module.starts_with("router-") && module.rsplit('/').nth(1) == Some("src")
             });
             let root = path.strip_suffix("/lib.rs").or_else(|| path.strip_suffix("/main.rs"));
             folder.or(root.filter(|root| root.ends_with("/src")))
         })
         .map(|folder| format!("{folder}/"))
         .collect();
-    rooms.dedup();
-    rooms
+    modules.dedup();
+    modules
 }
 
 /// The text between single backticks.
