@@ -48,7 +48,7 @@ impl Agent {
             .args(["agent", "--kubernetes", "--node-name", NODE, "--pin-dir", &pins])
             .args(["--listen", &listen.to_string(), "--token-file"])
             .arg(&token)
-            // The machine's own interfaces are none of this test's.
+            // The machine's own interfaces are left alone.
             .args(["--uplink", "no-such-interface", "--log-format", "json"])
             .env("KUBECONFIG", cluster.kubeconfig(AGENT_ACCOUNT))
             .stdin(Stdio::null())
@@ -171,7 +171,7 @@ async fn an_agent_knows_its_nodes_pods_and_outlives_an_api_server_that_is_away()
     })
     .await;
     agent.knows("pods that were known stay known", &all[..2]).await;
-    // One that has read something stays ready; one that has not is alive, and is not.
+    // An agent that has read its pods stays ready; a new one is live and not ready.
     assert_eq!(agent.readiness().await, Some((200, "ok\n".to_owned())));
     let second = Agent::start(&cluster);
     let unready = eventually("the second agent answers", SOON, async || second.readiness().await);

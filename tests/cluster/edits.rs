@@ -1,4 +1,4 @@
-//! Objects are edited, broken, deleted and repaired; what is served follows.
+//! Objects are edited, broken, deleted and repaired, and routing follows.
 
 use kube::api::{Api, DeleteParams, DynamicObject, PostParams};
 use router_tests::manifests::{ENGINE_PORT, LISTENER_PORT};
@@ -17,7 +17,7 @@ async fn answers(entrance: &Client, status: u16, why: &str) {
     .await;
 }
 
-/// Deletes an object and hands it back as it can be created again.
+/// Deletes an object and returns it in a form that can be created again.
 async fn take_away(api: &Api<DynamicObject>, name: &str) -> DynamicObject {
     let mut object = api.get(name).await.expect("the object");
     api.delete(name, &DeleteParams::default()).await.expect("deleting it");

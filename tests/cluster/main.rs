@@ -24,9 +24,9 @@ use router_tests::{Balancer, Client, Cluster, Fleet, Gateway, eventually};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
-/// For what needs no more than some milliseconds on an idle machine.
+/// Deadline for what takes milliseconds on an idle machine.
 const SOON: Duration = Duration::from_secs(20);
-/// A Lease is free at first; an old one is waited for.
+/// Deadline for what needs a leader: an old Lease must expire first.
 const ELECTED: Duration = Duration::from_secs(40);
 /// Where `deploy/` puts the gateway.
 const NAMESPACE: &str = "pd-router-system";

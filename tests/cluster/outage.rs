@@ -1,4 +1,4 @@
-//! The control plane goes away, and comes back with another memory; what was read last is served.
+//! The control plane goes away, and comes back with older data; the last known state is served.
 
 use std::time::{Duration, Instant};
 
@@ -13,10 +13,10 @@ const CLIENTS: usize = 4;
 const MORE: usize = 50;
 /// How long the API server is away.
 const AWAY: Duration = Duration::from_secs(60);
-/// Between two looks at what is served meanwhile.
+/// Interval at which served state is checked meanwhile.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Waits until nothing is left to complain about.
+/// Waits until the gateway lists no problem.
 async fn every_watch_goes_on(gateway: &Gateway) {
     eventually("every watch is connected again", ELECTED, async || {
         gateway.fleet().await["problems"].as_array().is_some_and(Vec::is_empty).then_some(())

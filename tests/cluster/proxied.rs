@@ -26,7 +26,7 @@ const GATEWAY: &str = "pd-router-gateway";
 /// Requests of one client, each on a connection of its own.
 const REQUESTS: u64 = 10;
 
-/// A node on which the test itself runs, and a machine that knows no other way than through it.
+/// A node on which the test itself runs, and a machine whose only route leads through it.
 struct Site {
     node: Namespace,
     client: Namespace,
@@ -217,7 +217,7 @@ async fn follows(client: &Namespace) {
 fn the_documents_request_from_another_machine_reaches_every_replica_by_the_services_address() {
     let Site { node, client } = Site::new();
     node.run(move || {
-        // Its threads are born in the node's network, and what it starts is too.
+        // Its threads and processes are started in the node's network.
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.worker_threads(2).enable_all().build().expect("a runtime");
         runtime.block_on(follows(&client));

@@ -20,12 +20,12 @@ const PODS: u64 = (PREFILLS + DECODES) as u64;
 const ROUNDS: usize = 100;
 /// Requests to the API server at a time while the pods are made.
 const AT_ONCE: usize = 32;
-/// For what takes a thousand pods, in a build for tests on a busy machine.
+/// Deadline for what concerns a thousand pods, in a debug build on a busy machine.
 const LONG: Duration = Duration::from_secs(60);
-/// How long the gateway's own pace is looked at.
+/// Time over which the idle gateway's CPU use is measured.
 const IDLE: Duration = Duration::from_secs(2);
-/// What operators are promised is a tenth of it, of programs as they are shipped and a machine that
-/// does nothing else: docs/reference/cluster.md has the figures.
+/// Bound of an event's delay. Operators are promised a tenth of it with release builds on an idle
+/// machine: docs/reference/cluster.md has the figures.
 const MOST: Duration = Duration::from_secs(1);
 /// Of memory, at its highest.
 const MOST_BYTES: u64 = 512 << 20;
@@ -40,7 +40,7 @@ struct Reader<'g> {
 }
 
 impl Reader<'_> {
-    /// When the first fleet of what has not been read yet was served that holds this.
+    /// Time of the first fleet in the unread part of the log that holds this.
     async fn fleet(&mut self, wanted: Held) -> Timestamp {
         eventually(&format!("a fleet of {wanted:?}"), LONG, async || {
             let log = self.gateway.log();
@@ -117,7 +117,7 @@ async fn one_pods_event_among_a_thousand_is_in_the_fleet_within_a_tenth_of_a_sec
     let mut log = Reader { gateway: &gateway, read: 0 };
     log.fleet((PODS, PODS)).await;
     eventually("the gateway knows every engine", LONG, async || {
-        // A fleet of a thousand is some work to tell: the machine is left to the engines.
+        // `/fleet` of a thousand pods is expensive to render: the CPU is left to the engines.
         tokio::time::sleep(Duration::from_millis(500)).await;
         let fleet = gateway.fleet().await.to_string();
         (fleet.matches("page_size").count() as u64 >= PODS).then_some(())

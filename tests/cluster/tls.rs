@@ -82,7 +82,7 @@ async fn a_certificate_is_served_once_it_is_there_and_permitted_and_rotates() {
     assert_eq!(asks(&new).await, Some(200), "the last good one is still served");
     assert_eq!(listener_condition(&gateways, "Programmed").await, "True/Programmed");
 
-    // What may not be read any more is not served any more.
+    // A Secret that may not be read any more is not served any more.
     let resource =
         resource("gateway.networking.k8s.io/v1beta1", "ReferenceGrant", "referencegrants");
     let grants: Api<DynamicObject> = Api::namespaced_with(scene.client.clone(), "vault", &resource);

@@ -11,7 +11,7 @@ const UP: u64 = 3_333_337;
 const DOWN: u64 = 5_000_011;
 
 /// A client outside and a pod on the same node both exchange bytes with a pod, and every counter
-/// says exactly that.
+/// is exact.
 fn exact(topology: Topology, v6: bool) {
     let node = Node::new(topology);
     let (one, other) = (node.pod(2), node.pod(3));

@@ -79,7 +79,7 @@ pub(crate) fn ask(
     (status.expect("a status"), body.unwrap_or_default())
 }
 
-/// One request to both legs, as a gateway sends it, with a prompt of so many sentences.
+/// One request to both legs, as a gateway sends it, with a prompt of this many sentences.
 pub(crate) fn generate(node: &Node, prefill: IpAddr, decode: IpAddr, sentences: usize) {
     static ROOM: AtomicU64 = AtomicU64::new(1_000);
     let body = json!({

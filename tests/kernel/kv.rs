@@ -67,7 +67,7 @@ fn kv_bytes_of_every_pair_are_what_the_engines_moved() {
     assert!(!classes.contains(&"other"), "{classes:?}");
 }
 
-/// Peer, KV bytes and transfers, as the engine itself says.
+/// Peer, KV bytes and transfers, as the engine itself counts them.
 pub(crate) fn sent_by(node: &Node, pod: &PodNetwork) -> Vec<(String, u64, u64)> {
     let kv = page(node, pod.address, "/sim/kv");
     let peers = kv["peers"].as_object().expect("peers");

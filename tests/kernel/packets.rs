@@ -1,5 +1,5 @@
-//! Packets of every shape, run through the programs one by one (BPF_PROG_TEST_RUN): what counts,
-//! and that the verdict is always to go on.
+//! Packets of every shape, run through the programs one by one (BPF_PROG_TEST_RUN): what is counted,
+//! and that every packet passes.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;

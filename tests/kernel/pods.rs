@@ -1,4 +1,4 @@
-//! Pods that appear, leave, and come back as others.
+//! Pods that are created, deleted, and replaced at the same address.
 
 use std::io::Write;
 

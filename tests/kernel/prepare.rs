@@ -10,7 +10,7 @@ struct Cgroup(PathBuf);
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Fails only where something of the test has not ended, which the test then says.
+        // It fails only if a process of the test has not ended, which fails the test.
         let _ = std::fs::remove_dir(&self.0);
     }
 }

@@ -1,4 +1,4 @@
-//! What the agent holds on to, what it says it lacks, and what goes on without it.
+//! Privileges that the agent keeps, those that it reports as missing, and what works without them.
 
 use netns::{Node, Topology};
 use router_tests::agent::{Agent, count, pair, pod};

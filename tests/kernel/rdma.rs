@@ -1,4 +1,4 @@
-//! RDMA devices that netlink does not tell of, from a sysfs of the test's own: there is none here.
+//! RDMA devices that netlink does not list, from a sysfs of the test's own: this machine has none.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use router_tests::agent::Agent;
 use router_tests::node_manifests::prefill;
 use serde_json::Value;
 
-/// No device of any machine is called so.
+/// A name that no device of any machine has.
 const UPSTREAM: &str = "erdma_test_1";
 const SILENT: &str = "siw_test_1";
 

@@ -137,7 +137,7 @@ fn an_answer_that_continues_after_its_end_is_in_flight_again() {
     assert_eq!(count(&p0["aborted"]), 0);
 }
 
-/// What the packet socket says of one connection: requests that begin, and bodies' segments.
+/// One connection as a packet socket sees it: requests that begin, and bodies' segments.
 pub(crate) fn by_packets(seen: &[Seen]) -> (Vec<Duration>, Vec<Duration>) {
     let (mut ttft, mut itl) = (Vec::new(), Vec::new());
     let mut asked = None;

@@ -1,5 +1,5 @@
-//! RoCEv2 over an uplink: what `/v1/loads` and the metrics say of queue pairs, and what the log
-//! says when there are too many of them.
+//! RoCEv2 over an uplink: queue pairs in `/v1/loads` and in the metrics, and the log when there are
+//! too many of them.
 #![expect(unsafe_code, reason = "an address of a packet socket is a struct of the kernel's")]
 
 use std::net::IpAddr;

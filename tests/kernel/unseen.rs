@@ -1,4 +1,4 @@
-//! What the node does not see is named, and what it sees of it is right all the same.
+//! A pod whose traffic does not pass the node is named, and its connections are counted.
 
 use std::io::Read;
 

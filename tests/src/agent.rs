@@ -15,7 +15,7 @@ use crate::folder::Folder;
 use crate::node_manifests::{NODE, NodeManifests, PodEntry};
 use crate::patience;
 
-/// Longer than any wait takes on a usual machine, and a busy one.
+/// Deadline of every wait, for a machine of usual speed.
 const USUAL_PATIENCE: Duration = Duration::from_secs(120);
 
 pub struct Agent<'a> {
@@ -23,7 +23,7 @@ pub struct Agent<'a> {
     pub manifests: NodeManifests,
     flags: Vec<String>,
     port: u16,
-    /// Its stderr, of all processes that it had.
+    /// Holds the stderr of all its processes.
     log: Folder,
     child: Child,
 }
@@ -82,7 +82,7 @@ impl<'a> Agent<'a> {
         Agent::start_at(self.node, pods, &flags, port)
     }
 
-    /// Waits until the agent is ready. One that ends instead is not waited for.
+    /// Waits until the agent is ready. It fails at once if the agent ends.
     fn until_ready(&mut self) {
         let start = Instant::now();
         while self.get("/readyz").is_none() {
@@ -100,7 +100,7 @@ impl<'a> Agent<'a> {
         serde_json::from_str(&body).expect("JSON")
     }
 
-    /// Waits until `/v1/loads` holds what is waited for, and returns it.
+    /// Waits until `holds` is true of `/v1/loads`, and returns that.
     pub fn until(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let start = Instant::now();
         loop {

@@ -1,8 +1,7 @@
-//! What a cloud's load balancer and kube-proxy do, played: an address for each Service of type
-//! LoadBalancer, and connections from there to the port of the gateways that its spec names.
+//! A load balancer in this process, in place of a cloud's and kube-proxy: an address for each Service
+//! of type LoadBalancer, and connections from there to the port of the gateways that its spec names.
 //!
-//! In this process, since most tests need no more and so no root and no network of their own. The
-//! kernel's own way, by rules, is what `tests/cluster/proxied.rs` takes.
+//! It needs neither root nor a network namespace. `tests/cluster/proxied.rs` tests the kernel's rules.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -46,12 +45,12 @@ impl Balancer {
         Balancer { backends, _task: tokio_util::task::AbortOnDropHandle::new(task) }
     }
 
-    /// A gateway is ready.
+    /// Adds a gateway that is ready.
     pub fn add(&self, gateway: IpAddr) {
         self.backends.lock().push(gateway);
     }
 
-    /// It is not any more: new connections go elsewhere, those there are stay.
+    /// Removes a gateway: new connections go to others, open ones stay.
     pub fn remove(&self, gateway: IpAddr) {
         self.backends.lock().retain(|known| *known != gateway);
     }
@@ -62,7 +61,7 @@ impl Backends {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection to the first gateway that takes one, beginning with another each time.
+    /// A connection to the first gateway that accepts one; each call begins with the next gateway.
     async fn connect(&self, port: u16) -> Option<TcpStream> {
         let backends = {
             let mut backends = self.lock();

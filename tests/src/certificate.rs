@@ -1,4 +1,4 @@
-//! Certificates that sign themselves, and curl that trusts one of them.
+//! Self-signed certificates, and curl that trusts one of them.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -16,7 +16,7 @@ pub struct Certificate {
 /// What curl saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// Nothing where there was no answer: why is in `error`.
+    /// `None` where there was no answer; `error` has the reason.
     pub status: Option<u16>,
     /// `1.1` or `2`.
     pub version: String,
@@ -25,7 +25,7 @@ pub struct Seen {
 }
 
 impl Certificate {
-    /// Makes one for `host`.
+    /// Makes a certificate for `host`.
     ///
     /// # Panics
     /// openssl is missing.
@@ -55,7 +55,7 @@ impl Certificate {
         self.folder.path().join("tls.crt")
     }
 
-    /// The Secret with it.
+    /// The Secret with this certificate and its key.
     #[must_use]
     pub fn secret(&self, namespace: &str, name: &str) -> String {
         secret(namespace, name, &self.certificate, &self.key)

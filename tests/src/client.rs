@@ -1,4 +1,4 @@
-//! A small HTTP client: one connection a request, so that what a test drops is closed.
+//! A small HTTP client with one connection for each request: dropping an answer closes its connection.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::sse::{Event, Reader};
 
-/// How long a test waits for any one thing before it gives up.
+/// Deadline of every wait.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Sends requests to one address.
@@ -59,7 +59,7 @@ impl Drop for Connection {
 /// How a body ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// As HTTP says: the last chunk or all of the announced length.
+    /// By the rules of HTTP: the last chunk has come, or all of the announced length.
     Clean,
     /// The connection broke, or an event was left unfinished.
     Cut,
@@ -144,7 +144,7 @@ impl Client {
         self.post_bytes(path, body.to_string()).await
     }
 
-    /// Posts bytes that are called JSON and reads the whole answer.
+    /// Posts bytes with the content type of JSON and reads the whole answer.
     pub async fn post_bytes(&self, path: &str, body: impl Into<Bytes>) -> Answer {
         self.send(self.json_request(path, body)).await.answer().await
     }
@@ -187,7 +187,7 @@ impl Answer {
         message.unwrap_or_else(|| panic!("no error object: {body}")).to_owned()
     }
 
-    /// Hands itself back if it has that status.
+    /// Returns itself if it has that status.
     ///
     /// # Panics
     /// It has another.

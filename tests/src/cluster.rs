@@ -27,7 +27,7 @@ const ETCD_PEER_PORT: u16 = 2380;
 const API_PORT: u16 = 6443;
 /// A busy machine starts an API server slowly.
 const START: Duration = Duration::from_secs(120);
-/// Who may do everything.
+/// User who may do everything.
 pub const ADMIN: &str = "admin";
 
 /// A cluster of one API server. Ends with the test.
@@ -105,7 +105,7 @@ impl Cluster {
         self.etcd = Some(Process::start(self.folder.path(), "etcd", &mut etcd));
     }
 
-    /// Stops the control plane, keeps what it knows, and starts it again.
+    /// Stops the control plane, copies its data, and starts it again.
     ///
     /// # Panics
     /// Its data cannot be copied.
@@ -113,8 +113,8 @@ impl Cluster {
         self.change_data(ETCD_DATA, SNAPSHOT).await;
     }
 
-    /// Stops the control plane, and starts it with what it knew at [`Cluster::snapshot`]: everything
-    /// since, its count of versions too, has never been.
+    /// Stops the control plane, and starts it with the data of [`Cluster::snapshot`]: all later
+    /// changes are lost, and resource versions go back.
     ///
     /// # Panics
     /// There is no snapshot.

@@ -9,7 +9,7 @@ use crate::gateway::Gateway;
 use crate::loopback::Loopback;
 use crate::manifests::{BOOTSTRAP_PORT, ENGINE_PORT, Manifests, Pod};
 
-/// How soon a thing must show that would otherwise take the engine's 300 seconds.
+/// Bound for what would take the engine's timeout of 300 s if it did not work.
 pub const SOON: Duration = Duration::from_secs(3);
 
 /// One engine and its pod.
@@ -33,7 +33,7 @@ impl Fleet {
         Fleet::start_with(prefills, decodes, Config::instant).await
     }
 
-    /// Engines whose settings `change` has seen.
+    /// Engines with settings that `change` makes.
     pub async fn start_with(
         prefills: usize,
         decodes: usize,
@@ -129,12 +129,12 @@ impl Engine {
         Engine { pod: Pod::new(name, role, address.ip()), address, sim }
     }
 
-    /// Does this to the next request that generates.
+    /// Applies the action to the next request that generates.
     pub fn once(&self, action: Action) {
         self.sim.script(Script::once(action));
     }
 
-    /// Does this to every request that generates, until [`Engine::heal`].
+    /// Applies the action to every request that generates, until [`Engine::heal`].
     pub fn always(&self, action: Action) {
         self.sim.script(Script::always(action));
     }
@@ -175,13 +175,13 @@ impl Engine {
         self.sim.aborts()
     }
 
-    /// Requests that it holds now.
+    /// Number of requests that it has now.
     #[must_use]
     pub fn held(&self) -> usize {
         self.sim.occupancy().legs
     }
 
-    /// Waits until that many requests that generate have arrived, and hands them out.
+    /// Waits until `count` requests that generate have arrived, and returns them.
     pub async fn legs_arrived(&self, count: usize) -> Vec<Received> {
         let what = format!("{count} requests at {}", self.pod.name);
         eventually(&what, Duration::from_secs(30), async || {

@@ -1,4 +1,4 @@
-//! A folder of one test, gone with it.
+//! A folder of one test, removed with it.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};

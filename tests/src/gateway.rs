@@ -157,7 +157,7 @@ impl Gateway {
         metric(&text, name, labels)
     }
 
-    /// Asks it to stop, as Kubernetes does.
+    /// Sends SIGTERM, as Kubernetes does.
     ///
     /// # Panics
     /// It has ended already.
@@ -254,7 +254,7 @@ impl Drop for Gateway {
 /// Runs the program to its end, for flags that are wrong or print something.
 ///
 /// # Panics
-/// It does not start, or does not end within ten seconds.
+/// It does not start, or does not end in time.
 #[must_use]
 pub fn run_to_end(words: &[&str]) -> (ExitStatus, String) {
     let mut child = Command::new(program())

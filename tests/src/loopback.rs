@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// A process that holds this UDP port of an address holds the address.
 const CLAIM_PORT: u16 = 65_521;
 
-/// Addresses given out by this process; where to look next.
+/// Number of addresses that this process has claimed: where to look next.
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// An address in 127.0.0.0/8 of which no other holder exists; given back on drop.
@@ -17,7 +17,7 @@ pub struct Loopback {
 }
 
 impl Loopback {
-    /// Claims the next free one. Processes begin at different places and skip what is taken.
+    /// Claims the next free address. Processes begin at different ones and skip those in use.
     ///
     /// # Panics
     /// No address is free.
@@ -26,7 +26,7 @@ impl Loopback {
         let start = std::process::id().wrapping_mul(97);
         for _ in 0..100_000 {
             let place = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-            // The second byte is never 0: 127.0.x.y is where people and the demo put things.
+            // The second byte is never 0: 127.0.x.y is where people and the demo listen.
             let [_, low, third, last] = place.to_be_bytes();
             let address = Ipv4Addr::new(127, low.max(1), third, last.clamp(1, 254));
             if let Ok(claim) = UdpSocket::bind(SocketAddr::new(address.into(), CLAIM_PORT)) {

@@ -1,4 +1,4 @@
-//! What a process of a test costs, by `/proc`.
+//! CPU time and memory of a process, from `/proc`.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub fn resident_bytes(pid: u32) -> u64 {
     status_bytes(pid, "VmRSS:")
 }
 
-/// The most that its resident memory has been, in bytes.
+/// Its peak resident memory, in bytes.
 ///
 /// # Panics
 /// It has ended.

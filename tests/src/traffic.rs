@@ -1,4 +1,4 @@
-//! Traffic whose every byte the test knows.
+//! TCP traffic of known bytes.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};

@@ -12,7 +12,7 @@ fn device<'v>(loads: &'v Value, name: &str) -> &'v Value {
     devices.iter().find(|device| device["device"] == name).unwrap_or(&Value::Null)
 }
 
-/// A pod's line of the RDMA part.
+/// A pod's entry in the RDMA part of `/v1/loads`.
 fn held<'v>(loads: &'v Value, name: &str) -> &'v Value {
     let pods = loads["rdma"]["pods"].as_array().expect("pods with RDMA");
     let name = format!("default/{name}");

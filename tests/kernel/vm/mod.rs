@@ -1,5 +1,5 @@
-//! What needs a machine of its own, with modules, cgroups and RDMA devices to play with:
-//! `cargo xtask test kernels` boots one for every kernel. What is found goes into its matrix.
+//! Tests that need a machine of their own, with modules, cgroups and RDMA devices:
+//! `cargo xtask test kernels` boots one for every kernel. Findings go into its matrix.
 
 mod abilities;
 mod attribution;

@@ -1,4 +1,4 @@
-//! What a kernel answers about RDMA, as it stands on the wire, for tests that have no RDMA.
+//! A kernel's answers about RDMA, byte for byte, for tests without RDMA.
 //!
 //! `cargo xtask test kernels --filter recorded | sed -n 's/^5.10[^ ]* *recorded //p'` is what
 //! router-userspace/src/agent/rdma/tests/recorded/linux-5.10.txt has below its first lines.

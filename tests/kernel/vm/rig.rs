@@ -15,7 +15,7 @@ use serde_json::Value;
 /// The devices are of the machine's own network, and so of one test at a time.
 static MACHINE: Mutex<()> = Mutex::new(());
 
-/// Who writes and reads, and whose memory it is.
+/// The end that writes and reads, and the end whose memory is written and read.
 pub(super) const CLIENT: &str = "10.7.0.1";
 pub(super) const SERVER: &str = "10.7.0.2";
 /// Longer than any wait takes on a usual machine.
@@ -30,7 +30,7 @@ pub(super) const UIDS: [&str; 3] = [
 
 /// The two ends of the wire.
 const LINKS: [&str; 2] = ["wa", "wb"];
-/// Behind any that the agent takes.
+/// Priority of the filter that drops packets, behind those of the agent.
 const PRIORITY: u32 = 60_000;
 
 /// Where packets are lost.
@@ -40,7 +40,7 @@ pub(super) enum Loss {
     BehindCounting,
 }
 
-/// A wire that loses packets, until this goes.
+/// A link that loses packets, until this value is dropped.
 pub(super) struct Losing<'a> {
     rig: &'a Rig,
     side: Loss,
@@ -81,7 +81,7 @@ pub(super) struct Rig {
 }
 
 impl Rig {
-    /// Lays the wire and makes the devices where they are not there yet.
+    /// Makes the link and the devices unless they exist.
     pub(super) fn new() -> Rig {
         let machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
         let node = Node::machine();
@@ -158,7 +158,7 @@ impl Rig {
     pub(super) fn traffic(&self, pods: (usize, usize), server: &str, client: &str) {
         let server = self.serve(pods.1, server, 18_515);
         self.start(pods.0, client).done();
-        // It ends with its client, rping's in no good mood.
+        // It ends with its client. rping's server exits with an error then.
         server.ended();
     }
 
