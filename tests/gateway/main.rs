@@ -18,6 +18,7 @@ mod http2;
 mod limits;
 mod logprobs;
 mod logs;
+mod memory;
 mod poison;
 mod policies;
 mod ranks;

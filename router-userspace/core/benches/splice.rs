@@ -11,7 +11,7 @@ use std::hint::black_box;
 use bytes::Bytes;
 use router_core::pair::Pair;
 use router_core::sglang::{
-    Attempt, BootstrapAddress, Endpoint, Request, Rid, Room, fault, merge, sse,
+    Attempt, BootstrapAddress, Endpoint, Request, Rid, Room, SplicedBody, fault, merge, sse,
 };
 
 fn main() {
@@ -75,7 +75,7 @@ fn events() {
     });
 }
 
-fn inject(request: &Request) -> Pair<Bytes> {
+fn inject(request: &Request) -> Pair<SplicedBody> {
     request.inject(&Attempt {
         bootstrap: &BootstrapAddress { host: String::new(), port: 8998 },
         rooms: &[Room::from_random(0x1234_5678_9abc_def0)],

@@ -73,12 +73,14 @@ fn decode(legs: &Pair<Bytes>) -> &Bytes {
 fn inject(request: &Request) -> Pair<Bytes> {
     let rooms: Vec<Room> = (0..request.rooms() as u64).map(Room::from_random).collect();
     let rids: Vec<Rid> = (0..rooms.len() as u128).map(Rid::from_random).collect();
-    request.inject(&Attempt {
-        bootstrap: &BootstrapAddress { host: "h".into(), port: 1 },
-        rooms: &rooms,
-        rids: &rids,
-        dp: Pair::default(),
-    })
+    request
+        .inject(&Attempt {
+            bootstrap: &BootstrapAddress { host: "h".into(), port: 1 },
+            rooms: &rooms,
+            rids: &rids,
+            dp: Pair::default(),
+        })
+        .map(|body| body.to_bytes())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The gateway's only HTTP client: pooled keep-alive connections to engines and backends.
 
 pub(crate) mod reclaimable;
+mod whole;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,22 +9,24 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Response, Uri};
-use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Either, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use router_core::fleet::Worker;
+use router_core::sglang::SplicedBody;
 
 use self::reclaimable::ReclaimableBody;
+use self::whole::WholeBody;
 use crate::config::Settings;
 
-/// What is sent to a backend: bytes at hand, or the client's body as it comes.
-pub(crate) type Outgoing = Either<Full<Bytes>, Limited<ReclaimableBody<Incoming>>>;
+/// The body of a request to a backend: known bytes, or the client's body as it arrives.
+pub(crate) type Outgoing = Either<WholeBody, Limited<ReclaimableBody<Incoming>>>;
 
-/// A body of bytes at hand.
-pub(crate) fn whole(bytes: Bytes) -> Outgoing {
-    Either::Left(Full::new(bytes))
+/// A body of known bytes.
+pub(crate) fn whole(body: impl Into<SplicedBody>) -> Outgoing {
+    Either::Left(WholeBody::new(body.into()))
 }
 
 /// Why no answer's head came.

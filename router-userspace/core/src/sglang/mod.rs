@@ -23,7 +23,7 @@
 //!     dp: Default::default(),
 //! });
 //! assert_eq!(
-//!     legs.decode,
+//!     legs.decode.to_bytes(),
 //!     concat!(
 //!         r#"{"model":"m","messages":[],"top_p":0.90,"bootstrap_host":"10.0.0.7","#,
 //!         r#""bootstrap_port":8998,"bootstrap_room":42,"#,
@@ -61,3 +61,4 @@ pub use json::MAX_DEPTH;
 pub use rendezvous::{Attempt, BootstrapAddress, Rid, Room, ranks_by_field};
 pub use request::{MAX_MEMBERS, Request};
 pub use samples::{MAX_SAMPLES, MAX_SEQUENCES};
+pub use splice::SplicedBody;

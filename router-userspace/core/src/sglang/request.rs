@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::json::{Raw, SyntaxError, scan};
 use super::prompt::PromptShape;
 use super::samples::MAX_SEQUENCES;
-use super::splice::{MarkKind, MarkedBody, Recipient};
+use super::splice::{MAX_COPIED_BYTES, MarkKind, MarkedBody, Recipient, SplicedBody, Templates};
 use super::{Attempt, Endpoint, Invalid, Rid};
 use crate::pair::Pair;
 use body_reader::{BodyReader, any_true, lax_bool};
@@ -83,7 +83,15 @@ impl Request {
             return_logprob: fields.return_logprob.is_some_and(any_true),
             include_usage: option("include_usage") == Some(true),
             continuous_usage: option("continuous_usage_stats") == Some(true),
-            marked: MarkedBody { body: Bytes::new(), marks, members, tail, fan_out: samples > 1 },
+            marked: MarkedBody {
+                body: Bytes::new(),
+                marks,
+                members,
+                tail,
+                fan_out: samples > 1,
+                max_copied_bytes: MAX_COPIED_BYTES,
+                templates: Templates::default(),
+            },
         };
         Ok(request.with_body(body))
     }
@@ -173,11 +181,12 @@ impl Request {
     ///
     /// Each body is the client's bytes without engine control, followed by the attempt's members.
     /// Prefill gets `stream: false` and no `stream_options`, so that it reports a failure by its
-    /// status. Equal bodies share one allocation.
+    /// status. Long bodies of all
+    /// legs, samples and attempts share the client's buffer.
     ///
     /// All n samples keep the client's seed. A fixed seed makes n equal samples, as it does when
     /// one engine samples n times.
-    pub fn inject(&self, attempt: &Attempt<'_>) -> Pair<Bytes> {
+    pub fn inject(&self, attempt: &Attempt<'_>) -> Pair<SplicedBody> {
         let list = self.prompt.batch.is_some();
         let mut prefill = Vec::with_capacity(256);
         attempt.write(self.endpoint, list, &mut prefill);
@@ -201,7 +210,7 @@ impl Request {
     ///
     /// `n` stays, because such an engine samples n times itself. It then gives the samples ids of
     /// its own, so a request with n > 1 can only be aborted by closing its connection.
-    pub fn plain(&self, rids: &[Rid]) -> Bytes {
+    pub fn plain(&self, rids: &[Rid]) -> SplicedBody {
         let mut added = Vec::with_capacity(64);
         Rid::write(rids, self.endpoint, self.prompt.batch.is_some(), &mut added);
         self.marked.write(Recipient::Single, &added)

@@ -1,8 +1,13 @@
 //! Removes members from the client's bytes and appends new ones; all other bytes stay unchanged.
 
 use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+
+/// Bodies up to this many bytes are written into one buffer: copying them is cheaper than sending
+/// several pieces.
+pub(super) const MAX_COPIED_BYTES: usize = 8 << 10;
 
 /// What a marked range of the body contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +69,83 @@ fn action(role: MarkKind, recipient: Recipient, fan_out: bool) -> Edit {
     }
 }
 
+/// A body for an engine: slices of the client's bytes with the gateway's members between them.
+///
+/// A long body shares the client's buffer with every other leg and sample of its request, so that
+/// its memory does not grow with their number.
+#[derive(Clone, Debug)]
+pub struct SplicedBody(Pieces);
+
+#[derive(Clone, Debug)]
+enum Pieces {
+    Copied(Bytes),
+    Shared { template: Arc<Template>, added: Bytes },
+}
+
+/// What all bodies of one request for one recipient share.
+#[derive(Debug)]
+struct Template {
+    /// The client's bytes up to where the gateway's members go.
+    before: Vec<Bytes>,
+    /// The rest of the client's bytes.
+    after: Bytes,
+    /// Whether a member stands before the gateway's.
+    follows_member: bool,
+}
+
+impl SplicedBody {
+    /// Number of bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            Pieces::Copied(whole) => whole.len(),
+            Pieces::Shared { template, added } => {
+                let before: usize = template.before.iter().map(Bytes::len).sum();
+                before + added.len() + template.after.len()
+            }
+        }
+    }
+
+    /// Whether it holds no bytes, which no body of an engine does.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The piece number `at`, counted from 0; `None` after the last. No bytes are copied.
+    #[must_use]
+    pub fn piece(&self, at: usize) -> Option<Bytes> {
+        match &self.0 {
+            Pieces::Copied(whole) => (at == 0).then(|| whole.clone()),
+            Pieces::Shared { template, added } => match at.checked_sub(template.before.len()) {
+                None => Some(template.before[at].clone()),
+                Some(0) => Some(added.clone()),
+                Some(1) => Some(template.after.clone()),
+                Some(_) => None,
+            },
+        }
+    }
+
+    /// All bytes in one buffer, which copies a long body.
+    #[must_use]
+    pub fn to_bytes(&self) -> Bytes {
+        match &self.0 {
+            Pieces::Copied(whole) => whole.clone(),
+            Pieces::Shared { .. } => {
+                let mut whole = Vec::with_capacity(self.len());
+                (0..).map_while(|at| self.piece(at)).for_each(|piece| whole.extend(&piece));
+                whole.into()
+            }
+        }
+    }
+}
+
+impl From<Bytes> for SplicedBody {
+    fn from(whole: Bytes) -> SplicedBody {
+        SplicedBody(Pieces::Copied(whole))
+    }
+}
+
 /// The client's body with its marks, in order of position.
 #[derive(Clone, Debug)]
 pub(super) struct MarkedBody {
@@ -75,6 +157,27 @@ pub(super) struct MarkedBody {
     pub(super) tail: usize,
     /// Whether more than one sample is requested.
     pub(super) fan_out: bool,
+    /// Bodies up to this many bytes are copied; [`MAX_COPIED_BYTES`] but for tests.
+    pub(super) max_copied_bytes: usize,
+    /// Made at first use, one a recipient.
+    pub(super) templates: Templates,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Templates {
+    prefill: OnceLock<Arc<Template>>,
+    decode: OnceLock<Arc<Template>>,
+    single: OnceLock<Arc<Template>>,
+}
+
+impl Templates {
+    fn of(&self, recipient: Recipient) -> &OnceLock<Arc<Template>> {
+        match recipient {
+            Recipient::Prefill => &self.prefill,
+            Recipient::Decode => &self.decode,
+            Recipient::Single => &self.single,
+        }
+    }
 }
 
 impl MarkedBody {
@@ -86,18 +189,49 @@ impl MarkedBody {
     }
 
     /// The body for `recipient`, with `added` (members, without a leading comma) appended.
-    pub(super) fn write(&self, recipient: Recipient, added: &[u8]) -> Bytes {
-        let body = &self.body[..];
+    pub(super) fn write(&self, recipient: Recipient, added: &[u8]) -> SplicedBody {
+        if self.body.len() > self.max_copied_bytes {
+            let template = self.templates.of(recipient).get_or_init(|| self.template(recipient));
+            let comma = template.follows_member && !added.is_empty();
+            let comma: &[u8] = if comma { b"," } else { b"" };
+            let added = Bytes::from([comma, added].concat());
+            return SplicedBody(Pieces::Shared { template: Arc::clone(template), added });
+        }
         // A replacement is at most four bytes longer than the value (`1` to `false`).
-        let mut out = Vec::with_capacity(body.len() + added.len() + 1 + 4 * self.marks.len());
-        let mut at = 0;
-        let mut cut = 0;
+        let longest = self.body.len() + added.len() + 1 + 4 * self.marks.len();
+        let mut out = Vec::with_capacity(longest);
+        let cut = self.edit(recipient, |piece| match piece {
+            Piece::Kept(range) => out.extend_from_slice(&self.body[range]),
+            Piece::Replaced(with) => out.extend_from_slice(with),
+        });
+        if self.members > cut && !added.is_empty() {
+            out.push(b',');
+        }
+        out.extend_from_slice(added);
+        out.extend_from_slice(&self.body[self.tail..]);
+        SplicedBody(Pieces::Copied(out.into()))
+    }
+
+    fn template(&self, recipient: Recipient) -> Arc<Template> {
+        let mut before = Vec::new();
+        let cut = self.edit(recipient, |piece| match piece {
+            Piece::Kept(range) if range.is_empty() => {}
+            Piece::Kept(range) => before.push(self.body.slice(range)),
+            Piece::Replaced(with) => before.push(Bytes::from_static(with)),
+        });
+        let follows_member = self.members > cut;
+        Arc::new(Template { before, after: self.body.slice(self.tail..), follows_member })
+    }
+
+    /// Passes the pieces up to the tail to `push`, and returns how many members were cut.
+    fn edit(&self, recipient: Recipient, mut push: impl FnMut(Piece)) -> usize {
+        let (mut at, mut cut) = (0, 0);
         for mark in &self.marks {
             match action(mark.role, recipient, self.fan_out) {
                 Edit::Keep => {}
                 Edit::Replace(with) => {
-                    out.extend_from_slice(&body[at..mark.value.start]);
-                    out.extend_from_slice(with);
+                    push(Piece::Kept(at..mark.value.start));
+                    push(Piece::Replaced(with));
                     at = mark.value.end;
                 }
                 Edit::Cut => {
@@ -109,18 +243,18 @@ impl MarkedBody {
                     } else {
                         (place.key, place.after.unwrap_or(mark.value.end))
                     };
-                    out.extend_from_slice(&body[at..start]);
+                    push(Piece::Kept(at..start));
                     at = end;
                     cut += 1;
                 }
             }
         }
-        out.extend_from_slice(&body[at..self.tail]);
-        if self.members > cut && !added.is_empty() {
-            out.push(b',');
-        }
-        out.extend_from_slice(added);
-        out.extend_from_slice(&body[self.tail..]);
-        Bytes::from(out)
+        push(Piece::Kept(at..self.tail));
+        cut
     }
+}
+
+enum Piece {
+    Kept(Range<usize>),
+    Replaced(&'static [u8]),
 }

@@ -10,7 +10,8 @@ use hyper::body::Incoming;
 use router_core::fleet::{Lease, RankAssignment, Worker};
 use router_core::pair::{Leg, Pair};
 use router_core::sglang::{
-    Attempt, BootstrapAddress, Endpoint, Request, Rid, Room, fault as engine, ranks_by_field,
+    Attempt, BootstrapAddress, Endpoint, Request, Rid, Room, SplicedBody, fault as engine,
+    ranks_by_field,
 };
 use tokio::sync::oneshot;
 use tokio::time::{Instant, interval_at, timeout};
@@ -132,7 +133,7 @@ impl Dispatch {
     async fn race(
         self: &Arc<Self>,
         order: &Order,
-        body: Bytes,
+        body: SplicedBody,
         mut flight: Flight,
     ) -> Result<Begun, Reject> {
         let worker = Arc::clone(flight.worker());
@@ -202,7 +203,7 @@ impl Dispatch {
         order: &Order,
         leg: Option<Leg>,
         worker: &Arc<Worker>,
-        body: Bytes,
+        body: SplicedBody,
     ) -> Result<Opened, Fault> {
         let opened = async {
             let response = self.head(order, leg, worker, body).await?;
@@ -228,7 +229,7 @@ impl Dispatch {
         order: &Order,
         leg: Option<Leg>,
         worker: &Arc<Worker>,
-        body: Bytes,
+        body: SplicedBody,
     ) -> Result<Response<Incoming>, Fault> {
         let (path, headers) = (order.path.clone(), order.headers.clone());
         let to = worker.authority.clone();
@@ -248,7 +249,7 @@ impl Dispatch {
         self: &Arc<Self>,
         order: &Order,
         places: &Places,
-        body: Bytes,
+        body: SplicedBody,
         names: &[String],
     ) -> PrefillLeg {
         let (tell, outcome) = oneshot::channel();
@@ -276,7 +277,7 @@ impl Dispatch {
         &self,
         order: &PrefillOrder,
         worker: &Arc<Worker>,
-        body: Bytes,
+        body: SplicedBody,
     ) -> Result<Bytes, Fault> {
         let fault = |kind| Fault { leg: Some(Leg::Prefill), worker: Arc::clone(worker), kind };
         let limit = self.timeouts.prefill_timeout;

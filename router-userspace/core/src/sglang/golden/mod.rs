@@ -78,12 +78,13 @@ impl Case {
     fn bodies(&self, sample: usize) -> Pair<Bytes> {
         let rooms: Vec<Room> =
             (0..self.request.rooms() as u64).map(|i| Room::from_random(1000 + i)).collect();
-        self.request.inject(&Attempt {
+        let legs = self.request.inject(&Attempt {
             bootstrap: &BootstrapAddress::new("10.0.0.7".parse().unwrap(), 34000),
             rooms: &rooms,
             rids: &self.rids(sample),
             dp: Pair::default(),
-        })
+        });
+        legs.map(|body| body.to_bytes())
     }
 
     fn event(&mut self, sample: usize, event: &str) {
@@ -101,7 +102,7 @@ impl Case {
         match kind {
             "prefill" => Some(text(&self.bodies(sample).prefill)),
             "decode" => Some(text(&self.bodies(sample).decode)),
-            "single" => Some(text(&self.request.plain(&self.rids(0)))),
+            "single" => Some(text(&self.request.plain(&self.rids(0)).to_bytes())),
             "prefill-answer" => {
                 let answer = Bytes::from(body.to_owned());
                 self.prompts[sample] = Some(InputLogprobs::from_prefill(&answer).unwrap());

@@ -21,13 +21,18 @@ pub(super) fn attempt(request: &Request) -> Pair<String> {
     let rooms: Vec<Room> = (0..request.rooms() as u64).map(|i| Room::from_random(5 + i)).collect();
     let rids: Vec<Rid> = (0..rooms.len() as u128).map(|i| Rid::from_random(9 + i)).collect();
     let bootstrap = BootstrapAddress { host: "h".into(), port: 1 };
-    let legs = request.inject(&Attempt {
-        bootstrap: &bootstrap,
-        rooms: &rooms,
-        rids: &rids,
-        dp: Pair::default(),
-    });
-    legs.map(|body| String::from_utf8(body.to_vec()).unwrap())
+    let attempt =
+        Attempt { bootstrap: &bootstrap, rooms: &rooms, rids: &rids, dp: Pair::default() };
+    let mut shared = request.clone();
+    shared.marked.max_copied_bytes = 0;
+    let text = |body: SplicedBody| {
+        let whole = body.to_bytes();
+        assert_eq!(whole.len(), body.len());
+        String::from_utf8(whole.to_vec()).unwrap()
+    };
+    let legs = request.inject(&attempt).map(text);
+    assert_eq!(shared.inject(&attempt).map(text), legs);
+    legs
 }
 
 /// The decode body of a chat request, with the attempt's members written as `+`.
@@ -70,7 +75,7 @@ fn every_control_key_is_removed() {
         "decode_tp_size",
     ] {
         for endpoint in Endpoint::ALL {
-            let plain = ok(endpoint, &format!(r#"{{"{key}":1,"z":2}}"#)).plain(&[]);
+            let plain = ok(endpoint, &format!(r#"{{"{key}":1,"z":2}}"#)).plain(&[]).to_bytes();
             assert_eq!(plain.iter().filter(|&&b| b == b'1').count(), 0, "{endpoint} {key}");
         }
     }
@@ -98,15 +103,25 @@ fn only_decode_streams() {
 }
 
 #[test]
-fn equal_bodies_share_one_allocation() {
-    let request = ok(Endpoint::Chat, r#"{"messages":[],"stream":false}"#);
-    let legs = request.inject(&Attempt {
-        bootstrap: &BootstrapAddress { host: "h".into(), port: 1 },
-        rooms: &[Room::from_random(1)],
-        rids: &[Rid::from_random(1)],
-        dp: Pair::default(),
-    });
-    assert_eq!(legs.prefill.as_ptr(), legs.decode.as_ptr());
+fn a_long_body_is_not_copied_for_legs_and_samples() {
+    let prompt = "a".repeat(MAX_COPIED_BYTES);
+    let body = format!(r#"{{"rid":"mine","prompt":"{prompt}","n":2,"stream":true}}"#);
+    let request = ok(Endpoint::Completions, &body);
+    let client = request.body().as_ptr_range();
+    for _sample in 0..2 {
+        let legs = request.inject(&Attempt {
+            bootstrap: &BootstrapAddress { host: "h".into(), port: 1 },
+            rooms: &[Room::from_random(1)],
+            rids: &[Rid::from_random(1)],
+            dp: Pair::default(),
+        });
+        for leg in [legs.prefill, legs.decode] {
+            let pieces = (0..).map_while(|at| leg.piece(at));
+            let copied = pieces.filter(|piece| !client.contains(&piece.as_ptr()));
+            let copied: usize = copied.map(|piece| piece.len()).sum();
+            assert!(copied < 256, "{copied} bytes are not the client's buffer");
+        }
+    }
 }
 
 #[test]
@@ -206,7 +221,7 @@ fn n_becomes_one_for_a_pair_and_stays_for_a_single_engine() {
     assert_eq!(legs.decode, format!(r#"{{"n" : 1,"prompt":"a", "best_of":1,{ADDED}}}"#));
     assert_eq!(legs.prefill, legs.decode);
     assert_eq!(
-        completions.plain(&[Rid::from_random(1)]),
+        completions.plain(&[Rid::from_random(1)]).to_bytes(),
         r#"{"n" : 3,"prompt":"a", "best_of":3,"rid":"00000000000000000000000000000001"}"#
     );
     let generate =
@@ -285,6 +300,7 @@ fn forced_ranks_reach_their_leg() {
         rids: &[Rid::from_random(9)],
         dp: Pair { prefill: Some(2), decode: Some(3) },
     });
+    let legs = legs.map(|body| body.to_bytes());
     assert_eq!(
         legs.prefill,
         format!(r#"{{{ADDED},"routed_dp_rank":2,"disagg_prefill_dp_rank":2}}"#)
