@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 use router_core::fleet::{
-    EngineRates, Links, Load, MAX_RANKS, Member, Pool, RateEstimators, ReportedLoad, Role, Usage,
-    Worker, cache_of,
+    EngineRates, LinkTable, Load, MAX_RANKS, Member, Pool, RateEstimators, ReportedLoad, Role,
+    Usage, Worker, cache_of,
 };
 use router_core::schedule::{
     AgentTrust, Assumptions, Candidate, Chosen, Estimate, Objective, Policy, step_us_of_idle,
@@ -35,7 +35,7 @@ pub(crate) struct SchedulerView {
     pub(crate) assumptions: Assumptions,
     /// Engines are asked so often.
     pub(crate) poll_ms: u64,
-    links: Arc<Mutex<Links>>,
+    links: Arc<Mutex<LinkTable>>,
     prefixes: Arc<Mutex<PrefixIndex>>,
 }
 
@@ -52,7 +52,7 @@ impl SchedulerView {
             aim: Objective::default(),
             assumptions: Assumptions::USUAL,
             poll_ms: interval_ms,
-            links: Arc::new(Mutex::new(Links::new(PAIRS))),
+            links: Arc::new(Mutex::new(LinkTable::new(PAIRS))),
             prefixes: Arc::new(Mutex::new(PrefixIndex::new(PREFIXES))),
         }
     }
@@ -63,7 +63,7 @@ impl SchedulerView {
     }
 
     /// The facts about pairs. Held for one choice or one frame's changes.
-    pub(crate) fn links(&self) -> MutexGuard<'_, Links> {
+    pub(crate) fn links(&self) -> MutexGuard<'_, LinkTable> {
         self.links.lock()
     }
 

@@ -1,8 +1,8 @@
 //! What a choice costs at 10, 100 and 1,000 workers of each leg.
 //!
-//! `look and choose` is what a gateway does for each request: it looks at workers (leases, what
-//! agents and engines told, learned rates), as far as a pool of that size is looked at, and chooses
-//! a pair. `choose alone` has all candidates before it already.
+//! `collect and choose` is what a gateway does for each request: it collects candidates (leases, loads
+//! of agents and engines, estimated rates), a sample in large pools, and chooses a pair. `choose alone`
+//! starts with all candidates collected.
 #![expect(unsafe_code, reason = "counting allocations takes a global allocator")]
 
 mod measure;
@@ -11,7 +11,8 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use router_core::fleet::{
-    EngineLoad, EngineRates, Limits, Links, Load, RateEstimators, Usage, Weight, Worker, WorkerKey,
+    EngineLoad, EngineRates, LinkTable, Load, RateEstimators, Usage, Weight, Worker, WorkerKey,
+    WorkerLimits,
 };
 use router_core::pair::Pair;
 use router_core::schedule::{
@@ -35,26 +36,26 @@ fn measure(name: &str, operation: impl FnMut(u64)) {
     println!("{name:<52} {:>9.2} {allocations:>7.2}", ns / 1000.0);
 }
 
-/// As many prefills as decodes, with leases, loads and links as a busy fleet has them.
+/// As many prefills as decodes, with the leases, loads and links of a busy fleet.
 struct Fleet {
     workers: Pair<Vec<Arc<Worker>>>,
     caches: Vec<(u64, usize)>,
     pool: EngineRates,
-    links: Links,
+    links: LinkTable,
     index: PrefixIndex,
     blocks: Vec<u64>,
 }
 
 const WEIGHT: Usage =
     Weight { requests: 1, prompt_bytes: 150_000, kv_tokens: 40_000, exchanges: 1, wire_bytes: 0 };
-const LIMITS: Limits = Limits { requests: 500, kv_tokens: 4_000_000 };
+const LIMITS: WorkerLimits = WorkerLimits { requests: 500, kv_tokens: 4_000_000 };
 
 impl Fleet {
     fn new(count: usize) -> Fleet {
         let workers = Pair { prefill: busy("p", count), decode: busy("d", count) };
-        let mut links = Links::new(8192);
+        let mut links = LinkTable::new(8192);
         for (prefill, decode) in workers.prefill.iter().zip(&workers.decode).take(500) {
-            links.transferred(prefill.identity, decode.identity, 1e6, 1.0, 0);
+            links.on_transfer(prefill.identity, decode.identity, 1e6, 1.0, 0);
         }
         let caches = workers.prefill.iter().enumerate().map(|(at, worker)| (worker.identity, at));
         let mut caches: Vec<(u64, usize)> = caches.collect();
@@ -85,13 +86,13 @@ impl Fleet {
         ChoiceInput { demand, links, candidates, now_ms, ..ChoiceInput::of(&[], &[], draw) }
     }
 
-    /// The whole of a gateway's choice.
+    /// Measures all of a gateway's choice.
     fn measured(&self) {
         let mut all = Pair { prefill: Vec::new(), decode: Vec::new() };
         let count = self.caches.len();
         for (name, known) in [("known prompt", true), ("new prompt", false)] {
             let demand = self.demand(known);
-            measure(&format!("look and choose, {name}, {count} x {count}"), |round| {
+            measure(&format!("collect and choose, {name}, {count} x {count}"), |round| {
                 let draw = draw_of(round);
                 let holder = |cache| {
                     let at = self.caches.binary_search_by_key(&cache, |(cache, _)| *cache).ok()?;
@@ -110,7 +111,7 @@ impl Fleet {
         }
     }
 
-    /// Over all candidates of both legs.
+    /// Measures the choice among all candidates of both legs.
     fn alone(&self, policy: Policy) {
         let count = self.caches.len();
         let (mut prefill, mut decode) = (Vec::new(), Vec::new());
@@ -140,14 +141,14 @@ fn busy(name: &str, count: usize) -> Vec<Arc<Worker>> {
             kv_tokens: noise % 200_000,
             ..Usage::default()
         };
-        // It counts for as long as the fleet is measured.
-        std::mem::forget(worker.try_lease(weight, Limits::NONE, None));
+        // The lease counts for the whole measurement.
+        std::mem::forget(worker.try_lease(weight, WorkerLimits::NONE, None));
         worker.prefill_queue().push(weight.prompt_bytes as f32, 0);
         worker.rate_estimators.on_prefill(90_000.0, 1500.0, 1500.0, 0);
         worker.rate_estimators.on_decode_step(18_000.0, 0);
-        let told =
+        let report =
             EngineLoad { running: Some(20), total_tokens: Some(90_000), ..Default::default() };
-        worker.engine.set(told, weight, 0);
+        worker.engine.set(report, weight, 0);
         let load = Load {
             others_requests: (noise % 9) as f32,
             others_waiting_bytes: (noise % 100_000) as f32,
@@ -163,7 +164,7 @@ fn busy(name: &str, count: usize) -> Vec<Arc<Worker>> {
     (0..count).map(worker).collect()
 }
 
-/// Looks at workers as a gateway does.
+/// Collects candidates as a gateway does.
 fn gather(
     order: SampleOrder,
     workers: &[Arc<Worker>],

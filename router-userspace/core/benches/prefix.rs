@@ -1,4 +1,4 @@
-//! What the prefix index costs for a prompt of 128k tokens, hashing and lookup apart.
+//! Cost of the prefix index for a prompt of 128k tokens: hashing, lookup and insertion.
 #![expect(unsafe_code, reason = "counting allocations takes a global allocator")]
 
 mod measure;
@@ -18,7 +18,7 @@ fn main() {
         blocks.clear();
         BlockHasher::new(0).write(black_box(&prompt), &mut blocks);
     });
-    // As a gateway sizes it, with a thousand workers and 200,000 blocks of other prompts in it.
+    // Sized as in a gateway, with a thousand workers and 200,000 blocks of other prompts.
     let size = IndexCapacity { blocks: 1 << 18, caches: 4096, cache_bytes: 1 << 40 };
     let mut index = PrefixIndex::new(size);
     for worker in 0..1000u64 {
@@ -32,10 +32,10 @@ fn main() {
     measure("prefix: look up 128k tokens, held by 3", |_| {
         black_box(index.lookup(black_box(&blocks)));
     });
-    measure("prefix: look up 128k tokens, held by nobody", |_| {
+    measure("prefix: look up 128k tokens, in no cache", |_| {
         black_box(index.lookup(black_box(&other)));
     });
-    measure("prefix: remember 128k tokens", |_| index.insert(5, black_box(&blocks)));
+    measure("prefix: insert 128k tokens", |_| index.insert(5, black_box(&blocks)));
 }
 
 fn measure(name: &str, operation: impl FnMut(u64)) {

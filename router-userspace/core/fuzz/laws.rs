@@ -1,6 +1,5 @@
-//! What holds of any bytes whatever: called by the unit tests and by the fuzz targets alike.
-//!
-//! A law that is broken is a panic.
+//! Properties that hold for any input bytes, used by the unit tests and the fuzz targets. A violated
+//! property panics.
 
 use bytes::{Bytes, BytesMut};
 use router_core::frame::{self, MAX_FRAME_BYTES};
@@ -8,15 +7,15 @@ use router_core::pair::Pair;
 use router_core::sglang::{Attempt, BootstrapAddress, Endpoint, Request, Rid, Room};
 use serde::de::IgnoredAny;
 
-/// Of a stream of load frames: it is read the same however it is cut, and what is let through is
-/// within its bounds and comes back from its own bytes.
+/// Load frames: the result does not depend on how the stream is cut, and an accepted frame is within
+/// its bounds and equals the result of decoding its own encoding.
 pub(crate) fn frame(bytes: &[u8]) {
     let whole = frames([bytes]);
     for cut in [bytes.len() / 2, bytes.len().min(3), bytes.len().saturating_sub(1)] {
         let (head, tail) = bytes.split_at(cut);
         assert_eq!(frames([head, tail]), whole, "cut at {cut}");
     }
-    // The bytes as the content of one frame, too: a length of chance is hardly ever right.
+    // The input as the content of one frame, too: a random length is hardly ever right.
     for content in whole.iter().map(|frame| &frame[..]).chain([bytes]) {
         if let Ok(frame) = frame::decode(content) {
             let mut again = BytesMut::new();
@@ -28,7 +27,7 @@ pub(crate) fn frame(bytes: &[u8]) {
     }
 }
 
-/// The frames that a stream in these pieces holds, up to what can be no frame.
+/// Returns the frames of a stream in these pieces, up to the first malformed one.
 fn frames<const N: usize>(pieces: [&[u8]; N]) -> Vec<Bytes> {
     let (mut stream, mut frames) = (BytesMut::new(), Vec::new());
     for piece in pieces {
@@ -40,20 +39,20 @@ fn frames<const N: usize>(pieces: [&[u8]; N]) -> Vec<Bytes> {
     frames
 }
 
-/// Of a request, its endpoint by the first byte: what is accepted makes bodies that are JSON for
-/// another parser too, and to inject into them once more, the same, changes nothing.
+/// Requests, with the endpoint chosen by the first byte: an accepted request yields bodies that are
+/// JSON for another parser, and injecting into them again changes nothing.
 pub(crate) fn request(bytes: &[u8]) {
     let Some((first, body)) = bytes.split_first() else { return };
     let endpoint = Endpoint::ALL[usize::from(*first) % Endpoint::ALL.len()];
     let Ok(request) = Request::parse(endpoint, Bytes::copy_from_slice(body)) else { return };
-    assert!(serde_json::from_slice::<IgnoredAny>(body).is_ok(), "let through, and no JSON");
+    assert!(serde_json::from_slice::<IgnoredAny>(body).is_ok(), "accepted, but not JSON");
     let prompt: usize = request.prompt_text().map(<[u8]>::len).sum();
     assert!(prompt <= body.len());
     let once = inject(&request);
     for (of, streams) in [(prefill as Leg, false), (decode, request.stream())] {
         let leg = of(&once);
         assert!(serde_json::from_slice::<IgnoredAny>(leg).is_ok(), "{leg:?}");
-        let again = Request::parse(endpoint, leg.clone()).expect("what was made is accepted");
+        let again = Request::parse(endpoint, leg.clone()).expect("an injected body is accepted");
         assert_eq!((again.stream(), again.samples()), (streams, 1));
         assert_eq!(again.rooms(), request.rooms());
         assert_eq!(of(&inject(&again)), leg);

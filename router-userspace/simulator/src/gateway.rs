@@ -11,8 +11,8 @@ use crate::engine::Engine;
 use crate::history::History;
 use crate::view::{View, Views};
 use router_core::fleet::{
-    EngineRates, Limits, Link, LinkPrior, Links, Load, PrefillQueue, RateEstimators, ReportedLoad,
-    Usage,
+    EngineRates, Link, LinkPrior, LinkTable, Load, PrefillQueue, RateEstimators, ReportedLoad,
+    Usage, WorkerLimits,
 };
 use router_core::pair::Pair;
 use router_core::schedule::{
@@ -82,7 +82,7 @@ pub(crate) struct Gateway {
     past: Vec<History<(Usage, u64)>>,
     prompts: Vec<u64>,
     queues: Vec<PrefillQueue>,
-    limits: Limits,
+    limits: WorkerLimits,
     /// Requests that wait for room, in order.
     pub(crate) waiting: VecDeque<usize>,
     dead: Vec<bool>,
@@ -90,7 +90,7 @@ pub(crate) struct Gateway {
     workers: Vec<RateEstimators>,
     assumptions: Assumptions,
     index: PrefixIndex,
-    links: Links,
+    links: LinkTable,
     /// When its poll of each interval falls.
     phase: f64,
 }
@@ -126,7 +126,10 @@ impl Gateway {
             prompts: vec![0; workers],
             queues: vec![PrefillQueue::default(); workers],
             // As engines tell them when asked.
-            limits: Limits { requests: engine.max_running as u64, kv_tokens: engine.kv_tokens },
+            limits: WorkerLimits {
+                requests: engine.max_running as u64,
+                kv_tokens: engine.kv_tokens,
+            },
             waiting: VecDeque::new(),
             past: (0..workers).map(|_| History::default()).collect(),
             dead: vec![false; workers],
@@ -134,7 +137,7 @@ impl Gateway {
             workers: (0..workers).map(|_| RateEstimators::default()).collect(),
             assumptions,
             index: PrefixIndex::new(capacity),
-            links: Links::new(1024),
+            links: LinkTable::new(1024),
         }
     }
 
@@ -241,7 +244,7 @@ impl Gateway {
     /// An agent measured a transfer.
     pub(crate) fn heard(&mut self, pair: Pair<usize>, prompt: f32, bytes: f32, ms: f32, now: f64) {
         let (prefill, decode) = (identity(pair.prefill), identity(pair.decode));
-        self.links.transferred(prefill, decode, bytes, ms, now as u64);
+        self.links.on_transfer(prefill, decode, bytes, ms, now as u64);
         self.pool.on_kv_transfer(prompt, bytes, now as u64);
     }
 
@@ -315,7 +318,7 @@ impl Gateway {
         Candidate {
             id,
             usage: self.usage[id],
-            limits: if id < self.prefills { Limits::NONE } else { self.limits },
+            limits: if id < self.prefills { WorkerLimits::NONE } else { self.limits },
             queue_head: self.queues[id].head(now as u64),
             group: 0,
             worker: identity(id),

@@ -249,7 +249,7 @@ fn topology(port: u16) -> [Object; 4] {
 
 #[cfg(test)]
 mod tests {
-    use router_core::fleet::{Fleet, Port, Profile, Role};
+    use router_core::fleet::{Fleet, ListenPort, Profile, Role};
     use router_core::route::{Head, Target, find};
 
     use super::*;
@@ -275,7 +275,7 @@ mod tests {
         assert!(!engines.poll(&mut index), "addresses stay");
         let fleet = index.build(&Fleet::default());
         assert_eq!(fleet.problems, []);
-        assert_eq!(fleet.ports(), [Port { number: 30000, secure: false }]);
+        assert_eq!(fleet.ports(), [ListenPort { number: 30000, secure: false }]);
         let pool = &fleet.pools[0];
         assert_eq!(pool.profile, Profile::Pd);
         let seen: Vec<(Role, String, Option<String>)> = pool

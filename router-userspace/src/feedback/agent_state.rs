@@ -203,12 +203,12 @@ impl AgentState {
                     let (p, d) = (prefill.worker.identity, decode.worker.identity);
                     let links = links.get_or_insert_with(|| view.links());
                     if let Some(rtt_us) = pair.rtt_us.value() {
-                        links.round_trip(p, d, rtt_us, now_ms);
+                        links.on_round_trip(p, d, rtt_us, now_ms);
                     }
                     let speed = pair.transfer_bytes_per_s.value();
                     if let Some(speed) = speed.filter(|_| own.role == Role::Prefill) {
                         let ms = pair.transfer_us as f32 / 1000.0;
-                        links.transferred(p, d, speed / 1000.0 * ms, ms, now_ms);
+                        links.on_transfer(p, d, speed / 1000.0 * ms, ms, now_ms);
                     }
                 }
             }

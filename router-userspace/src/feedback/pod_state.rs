@@ -81,7 +81,7 @@ impl PodState {
 
     /// Marks the workers' loads as still valid at `valid_us`.
     pub(super) fn refresh(&self, valid_us: u64) {
-        self.workers.iter().for_each(|pod_worker| pod_worker.worker.load.holds(valid_us));
+        self.workers.iter().for_each(|pod_worker| pod_worker.worker.load.refresh(valid_us));
     }
 }
 

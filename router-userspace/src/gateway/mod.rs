@@ -20,7 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use router_core::fleet::{EngineInfo, Fleet, Port, WorkerKey};
+use router_core::fleet::{EngineInfo, Fleet, ListenPort, WorkerKey};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -179,7 +179,8 @@ impl Parts {
     /// What is done with a new snapshot, and the ports that it wants open.
     fn publisher(
         &self,
-    ) -> (impl Fn(Fleet, Certificates) + Send + Sync + 'static, watch::Receiver<Vec<Port>>) {
+    ) -> (impl Fn(Fleet, Certificates) + Send + Sync + 'static, watch::Receiver<Vec<ListenPort>>)
+    {
         let (ports, wanted) = watch::channel(Vec::new());
         let (gateway, probes) = (Arc::clone(&self.gateway), Arc::clone(&self.probes));
         let polls = Arc::clone(&self.polls);
@@ -227,7 +228,7 @@ fn count(n: usize) -> i64 {
 /// Opens and closes listeners as `ports` changes, until `shutdown`.
 async fn follow_ports(
     mut listeners: Listeners,
-    mut ports: watch::Receiver<Vec<Port>>,
+    mut ports: watch::Receiver<Vec<ListenPort>>,
     readiness: &Readiness,
     shutdown: &CancellationToken,
 ) -> Listeners {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use router_core::fleet::{Phase, Port, Verdict};
+use router_core::fleet::{ListenPort, Phase, Verdict};
 use tokio_util::sync::CancellationToken;
 
 use super::fleet_handle::FleetHandle;
@@ -12,7 +12,7 @@ use super::fleet_handle::FleetHandle;
 /// Which of the ports that the fleet wants are open.
 #[derive(Default)]
 pub(crate) struct OpenPorts {
-    pub(crate) open: Vec<Port>,
+    pub(crate) open: Vec<ListenPort>,
     /// Why the other ports could not be opened.
     pub(crate) failures: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! How a pure operation is measured: the best of several runs, and what it allocates.
+//! Measures an operation: the best time of several rounds, and its allocations.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,14 +31,14 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static GLOBAL: Counting = Counting;
 
-/// Of one operation.
+/// The cost of one operation.
 pub(crate) struct Cost {
     pub(crate) ns: f64,
     pub(crate) allocations: f64,
 }
 
-/// Runs `operation`, which is told the number of the run, for about 150 ms in all, after some
-/// runs that are not counted. The best of ten rounds: other programs only ever make it slower.
+/// Runs `operation` with the number of the run, for about 150 ms, after some runs to warm up. Returns
+/// the best of ten rounds, since other programs only make a round slower.
 pub(crate) fn cost(mut operation: impl FnMut(u64)) -> Cost {
     let (mut round, started) = (0, Instant::now());
     while started.elapsed() < Duration::from_millis(10) {

@@ -1,47 +1,48 @@
-//! [`AdaptiveEwma`]: a rate that is learned from what is measured, and forgotten when nothing is.
+//! [`AdaptiveEwma`]: a moving average of a measured rate whose evidence decays with time.
 //!
-//! One word, so that a reader never sees half of a change: the mean, the weight of its evidence,
-//! how long that holds and when the last of it came. Time is an argument, in milliseconds of the
-//! caller's clock.
+//! Mean, weight, number of confirmations and time of the last observation share one atomic word, so
+//! that a reader never sees a partial update. Time is an argument, in milliseconds of the caller's
+//! clock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Evidence that nobody renews loses half of its weight in this time: what is steady always, what
-/// may change at any moment once it was confirmed often enough.
+/// Time in which evidence loses half of its weight if nothing renews it. A volatile quantity reaches
+/// this half-life only after [`MAX_CONFIRMATIONS`].
 pub const HALF_LIFE_MS: u64 = 10_000;
-/// The same for what was seen for the first time of something that may change at any moment.
+/// Half-life of the first observation of a volatile quantity.
 pub const FRESH_HALF_LIFE_MS: u64 = 100;
-/// Confirmations that count: with so many it is [`HALF_LIFE_MS`].
-const MOST_HOLD: u8 = 27;
-/// Evidence is confirmed by what comes when it has faded for so many of its half-lives.
-const FADED_HALF_LIVES: u32 = 2;
-/// What is so many half-lives old counts for nothing. Without that the last of much evidence would keep what
-/// looked very bad from looking like any other for as long again.
-const FORGOTTEN_HALF_LIVES: u32 = 8;
-/// What differs by more than this factor, either way, is another state of things.
-const ALIKE: f32 = 2.0;
-/// The same, of what many do: closer, so that one in trouble is none of them.
-const USUAL: f32 = 1.5;
+/// Maximum number of confirmations that are counted. With these the half-life is [`HALF_LIFE_MS`].
+const MAX_CONFIRMATIONS: u8 = 27;
+/// An observation that agrees confirms the estimate only after this many half-lives.
+const CONFIRM_AFTER_HALF_LIVES: u32 = 2;
+/// Evidence of this many half-lives counts for nothing. Without this limit the remainder of heavy
+/// evidence would keep a worker that was very slow apart from the others for as long again.
+const EXPIRE_AFTER_HALF_LIVES: u32 = 8;
+/// A volatile quantity that differs by more than this factor, up or down, has changed its state.
+const VOLATILE_TOLERANCE: f32 = 2.0;
+/// A sample that differs by more than this factor from the consensus of many does not belong to it.
+/// It is closer than [`VOLATILE_TOLERANCE`] to exclude one slow worker from its pool's consensus.
+const CONSENSUS_TOLERANCE: f32 = 1.5;
 
 // The parts of the word. No sign is kept: means and weights are positive.
 const TICK_BITS: u32 = 22;
-const HOLD_BITS: u32 = 5;
+const CONFIRMATION_BITS: u32 = 5;
 const WEIGHT_BITS: u32 = 15;
 const MEAN_BITS: u32 = 22;
-const _: () = assert!(TICK_BITS + HOLD_BITS + WEIGHT_BITS + MEAN_BITS == u64::BITS);
+const _: () = assert!(TICK_BITS + CONFIRMATION_BITS + WEIGHT_BITS + MEAN_BITS == u64::BITS);
 /// Ticks of the time of the last evidence: 16 ms, wrapping after 18 hours.
 const TICK_SHIFT: u32 = 4;
 const TICK_MASK: u32 = (1 << TICK_BITS) - 1;
 
-/// A ratio of two measured sums, for example microseconds a byte.
+/// A ratio of two measured sums, for example microseconds per byte.
 #[derive(Debug, Default)]
 pub struct AdaptiveEwma(AtomicU64);
 
-/// What is believed before anything was measured, and how much evidence outweighs it.
+/// The value that is assumed before any measurement, and its weight.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Prior {
     pub value: f32,
-    /// In the unit of the evidence: bytes, where microseconds a byte are learned.
+    /// In the unit of the evidence, for example bytes where the rate is microseconds per byte.
     pub weight: f32,
 }
 
@@ -49,14 +50,14 @@ pub struct Prior {
 struct Evidence {
     mean: f32,
     weight: f32,
-    /// How often it was confirmed: what its half-life goes by.
-    hold: u8,
+    /// Number of confirmations, which determines the half-life.
+    confirmations: u8,
     tick: u32,
 }
 
-/// New evidence, and how much of the past counts beside it.
+/// A new measurement, and the maximum weight of the past beside it.
 #[derive(Clone, Copy)]
-struct Sample {
+struct Observation {
     amount: f32,
     per: f32,
     memory: f32,
@@ -67,18 +68,19 @@ impl Evidence {
     fn unpack(word: u64) -> Evidence {
         let part = |shift: u32, bits: u32| (word >> shift) as u32 & ((1 << bits) - 1);
         Evidence {
-            mean: widened(part(TICK_BITS + HOLD_BITS + WEIGHT_BITS, MEAN_BITS), MEAN_BITS),
-            weight: widened(part(TICK_BITS + HOLD_BITS, WEIGHT_BITS), WEIGHT_BITS),
-            hold: part(TICK_BITS, HOLD_BITS) as u8,
+            mean: widen(part(TICK_BITS + CONFIRMATION_BITS + WEIGHT_BITS, MEAN_BITS), MEAN_BITS),
+            weight: widen(part(TICK_BITS + CONFIRMATION_BITS, WEIGHT_BITS), WEIGHT_BITS),
+            confirmations: part(TICK_BITS, CONFIRMATION_BITS) as u8,
             tick: part(0, TICK_BITS),
         }
     }
 
-    /// Nothing where it is too large for the word.
+    /// Returns `None` if a number is too large for the word.
     fn pack(self) -> Option<u64> {
-        let mean = u64::from(narrowed(self.mean, MEAN_BITS)?);
-        let weight = u64::from(narrowed(self.weight, WEIGHT_BITS)?);
-        let above = (((mean << WEIGHT_BITS) | weight) << HOLD_BITS) | u64::from(self.hold);
+        let mean = u64::from(narrow(self.mean, MEAN_BITS)?);
+        let weight = u64::from(narrow(self.weight, WEIGHT_BITS)?);
+        let above =
+            (((mean << WEIGHT_BITS) | weight) << CONFIRMATION_BITS) | u64::from(self.confirmations);
         Some((above << TICK_BITS) | u64::from(self.tick))
     }
 
@@ -87,71 +89,72 @@ impl Evidence {
     }
 
     fn weight_at(self, tick: u32) -> f32 {
-        let (age_ms, half_life_ms) = (self.age_ms(tick), half_life_ms(self.hold));
-        let is_forgotten = age_ms as f32 >= half_life_ms * FORGOTTEN_HALF_LIVES as f32;
-        if is_forgotten { 0.0 } else { self.weight * fading(age_ms, half_life_ms) }
+        let (age_ms, half_life_ms) = (self.age_ms(tick), half_life_ms(self.confirmations));
+        let is_expired = age_ms as f32 >= half_life_ms * EXPIRE_AFTER_HALF_LIVES as f32;
+        if is_expired { 0.0 } else { self.weight * decay(age_ms, half_life_ms) }
     }
 
-    /// With `sample` beside it, of what is steady.
-    fn steady(self, sample: Sample) -> Evidence {
-        self.with(sample, self.weight_at(sample.tick), MOST_HOLD)
+    /// Update rule for steady quantities: the weighted mean of both.
+    fn steady(self, new: Observation) -> Evidence {
+        self.with(new, self.weight_at(new.tick), MAX_CONFIRMATIONS)
     }
 
-    /// The same of what may change at any moment. What is alike confirms it, and all of it counts
-    /// again; what is not begins anew, beside as much as is as fresh.
-    fn followed(self, sample: Sample) -> Evidence {
-        let age_ms = self.age_ms(sample.tick);
-        if self.differs(sample, ALIKE) {
-            return self.with(sample, self.weight * fading(age_ms, FRESH_HALF_LIFE_MS as f32), 0);
+    /// Update rule for volatile quantities: an agreeing observation restores the full weight; after
+    /// a disagreeing one the past counts only as far as [`FRESH_HALF_LIFE_MS`] leaves it.
+    fn volatile(self, new: Observation) -> Evidence {
+        let age_ms = self.age_ms(new.tick);
+        if self.differs(new, VOLATILE_TOLERANCE) {
+            return self.with(new, self.weight * decay(age_ms, FRESH_HALF_LIFE_MS as f32), 0);
         }
-        let faded = age_ms as f32 >= half_life_ms(self.hold) * FADED_HALF_LIVES as f32;
-        self.with(sample, self.weight, (self.hold + u8::from(faded)).min(MOST_HOLD))
+        let decayed =
+            age_ms as f32 >= half_life_ms(self.confirmations) * CONFIRM_AFTER_HALF_LIVES as f32;
+        self.with(new, self.weight, (self.confirmations + u8::from(decayed)).min(MAX_CONFIRMATIONS))
     }
 
-    /// The same of what most do. What differs speaks against it, and takes its place once nothing
-    /// speaks for it any more.
-    fn voted(self, sample: Sample) -> Evidence {
-        let weight = self.weight_at(sample.tick);
-        match self.differs(sample, USUAL) {
-            true if weight > sample.per => {
-                Evidence { weight: weight - sample.per, tick: sample.tick, ..self }
+    /// Update rule for a consensus: a disagreeing observation reduces the weight, and replaces the
+    /// estimate once no weight is left.
+    fn consensus(self, new: Observation) -> Evidence {
+        let weight = self.weight_at(new.tick);
+        match self.differs(new, CONSENSUS_TOLERANCE) {
+            true if weight > new.per => {
+                Evidence { weight: weight - new.per, tick: new.tick, ..self }
             }
-            true => self.with(sample, 0.0, MOST_HOLD),
-            false => self.with(sample, weight, MOST_HOLD),
+            true => self.with(new, 0.0, MAX_CONFIRMATIONS),
+            false => self.with(new, weight, MAX_CONFIRMATIONS),
         }
     }
 
-    fn differs(self, sample: Sample, factor: f32) -> bool {
-        let seen = sample.amount / sample.per;
+    fn differs(self, new: Observation, factor: f32) -> bool {
+        let seen = new.amount / new.per;
         seen > self.mean * factor || seen * factor < self.mean
     }
 
-    /// As much of it as `kept` says, and a sample.
-    fn with(self, sample: Sample, kept: f32, hold: u8) -> Evidence {
-        let kept = kept.min(sample.memory);
-        let weight = kept + sample.per;
-        let mean = (self.mean * kept + sample.amount) / weight;
-        Evidence { mean, weight, hold, tick: sample.tick }
+    /// The mean of the evidence with weight `kept` and a new observation.
+    fn with(self, new: Observation, kept: f32, confirmations: u8) -> Evidence {
+        let kept = kept.min(new.memory);
+        let weight = kept + new.per;
+        let mean = (self.mean * kept + new.amount) / weight;
+        Evidence { mean, weight, confirmations, tick: new.tick }
     }
 }
 
-/// The upper bits of a positive number, rounded; nothing of one that is infinite then.
-fn narrowed(number: f32, bits: u32) -> Option<u32> {
+/// Returns the upper bits of a positive number, rounded, or `None` if that is infinite.
+fn narrow(number: f32, bits: u32) -> Option<u32> {
     let shift = u32::BITS - 1 - bits;
     let upper = number.to_bits().checked_add(1 << (shift - 1))? >> shift;
-    widened(upper, bits).is_finite().then_some(upper)
+    widen(upper, bits).is_finite().then_some(upper)
 }
 
-fn widened(upper: u32, bits: u32) -> f32 {
+fn widen(upper: u32, bits: u32) -> f32 {
     f32::from_bits(upper << (u32::BITS - 1 - bits))
 }
 
-fn half_life_ms(hold: u8) -> f32 {
+fn half_life_ms(confirmations: u8) -> f32 {
     // Four confirmations double it.
-    (FRESH_HALF_LIFE_MS as f32 * (f32::from(hold) / 4.0).exp2()).min(HALF_LIFE_MS as f32)
+    (FRESH_HALF_LIFE_MS as f32 * (f32::from(confirmations) / 4.0).exp2()).min(HALF_LIFE_MS as f32)
 }
 
-fn fading(age_ms: u32, half_life_ms: f32) -> f32 {
+fn decay(age_ms: u32, half_life_ms: f32) -> f32 {
     if age_ms == 0 { 1.0 } else { (-(age_ms as f32) / half_life_ms).exp2() }
 }
 
@@ -160,8 +163,8 @@ fn tick_of(now_ms: u64) -> u32 {
 }
 
 impl AdaptiveEwma {
-    /// Adds `amount` over `per` units to what is steady. `memory`, in the same units, is how much
-    /// of the past counts beside it. What is not positive and finite is no evidence.
+    /// Adds an observation of `amount` per `per` units of a steady quantity. `memory`, in the same
+    /// units, is the maximum weight of the past. Values that are not positive and finite are ignored.
     ///
     /// ```
     /// use router_core::fleet::{AdaptiveEwma, Prior};
@@ -172,43 +175,48 @@ impl AdaptiveEwma {
     /// assert_eq!(us_per_byte.value(prior, 0), 15.0);
     /// ```
     pub fn observe_steady(&self, amount: f32, per: f32, memory: f32, now_ms: u64) {
-        self.learn(amount, per, memory, now_ms, Evidence::steady);
+        self.observe(amount, per, memory, now_ms, Evidence::steady);
     }
 
-    /// The same for what may change at any moment and is avoided when it looks bad, so that
-    /// nobody sees it mended. Evidence fades with [`FRESH_HALF_LIFE_MS`] at first, and each time
-    /// that it has faded and is seen again, the half-life grows by a fifth, up to
-    /// [`HALF_LIFE_MS`]: what lasts is tried more and more rarely. Evidence of another state of
-    /// things takes the place of what is older.
+    /// Adds an observation of a volatile quantity: one whose source is avoided while it looks bad and
+    /// therefore yields no observation of its recovery.
+    ///
+    /// Evidence decays with [`FRESH_HALF_LIFE_MS`] at first. Each time that it has decayed and is
+    /// confirmed, the half-life grows by a fifth, up to [`HALF_LIFE_MS`]: a lasting problem is
+    /// retried more and more rarely. An observation that disagrees replaces older evidence.
+    ///
+    /// For the arguments see [`AdaptiveEwma::observe_steady`].
     pub fn observe_volatile(&self, amount: f32, per: f32, memory: f32, now_ms: u64) {
-        self.learn(amount, per, memory, now_ms, Evidence::followed);
+        self.observe(amount, per, memory, now_ms, Evidence::volatile);
     }
 
-    /// The same of what many do, of whom some may be in trouble for a while: what most samples say,
-    /// give or take a half.
+    /// Adds an observation of a quantity of many workers, some of which may be slow for a while. The
+    /// estimate follows the majority of the observations, within a factor of 1.5.
+    ///
+    /// For the arguments see [`AdaptiveEwma::observe_steady`].
     pub fn observe_consensus(&self, amount: f32, per: f32, memory: f32, now_ms: u64) {
-        self.learn(amount, per, memory, now_ms, Evidence::voted);
+        self.observe(amount, per, memory, now_ms, Evidence::consensus);
     }
 
-    fn learn(
+    fn observe(
         &self,
         amount: f32,
         per: f32,
         memory: f32,
         now_ms: u64,
-        beside: impl Fn(Evidence, Sample) -> Evidence,
+        beside: impl Fn(Evidence, Observation) -> Evidence,
     ) {
         let sound = |x: f32| x.is_finite() && x > 0.0;
         if !(sound(amount) && sound(per) && sound(memory)) {
             return;
         }
-        let sample = Sample { amount, per, memory, tick: tick_of(now_ms) };
-        let next = |word| beside(Evidence::unpack(word), sample).pack();
-        // An overflow leaves the old evidence, which is the better one.
+        let new = Observation { amount, per, memory, tick: tick_of(now_ms) };
+        let next = |word| beside(Evidence::unpack(word), new).pack();
+        // An overflow leaves the old evidence unchanged.
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
     }
 
-    /// The mean of the evidence and the prior, by weight.
+    /// Returns the weighted mean of the evidence and the prior.
     pub fn value(&self, prior: Prior, now_ms: u64) -> f32 {
         let evidence = Evidence::unpack(self.0.load(Ordering::Relaxed));
         if evidence.weight == 0.0 {
@@ -218,13 +226,13 @@ impl AdaptiveEwma {
         (evidence.mean * weight + prior.value * prior.weight) / (weight + prior.weight)
     }
 
-    /// The mean of the evidence alone, as `/fleet` shows it.
+    /// Returns the mean of the evidence alone, as the admin API shows it; `None` without evidence.
     pub fn mean(&self) -> Option<f32> {
         let evidence = Evidence::unpack(self.0.load(Ordering::Relaxed));
         (evidence.weight > 0.0).then_some(evidence.mean)
     }
 
-    /// When the last evidence came, as far as it can be told: for the choice of what to forget.
+    /// Age of the last observation; meaningless without any. Used to choose a slot to evict.
     pub(super) fn age_ms(&self, now_ms: u64) -> u32 {
         Evidence::unpack(self.0.load(Ordering::Relaxed)).age_ms(tick_of(now_ms))
     }
@@ -237,7 +245,7 @@ mod tests {
     const PRIOR: Prior = Prior { value: 10.0, weight: 1.0 };
 
     #[test]
-    fn evidence_outweighs_the_prior_and_fades_back_to_it() {
+    fn evidence_outweighs_the_prior_and_decays_back_to_it() {
         let rate = AdaptiveEwma::default();
         assert_eq!(rate.value(PRIOR, 0), 10.0);
         assert_eq!(rate.mean(), None);
@@ -246,17 +254,17 @@ mod tests {
         }
         assert!((rate.value(PRIOR, 0) - 50.0).abs() < 1.0, "{}", rate.value(PRIOR, 0));
         let mut last = rate.value(PRIOR, 0);
-        for half_lives in 1..u64::from(FORGOTTEN_HALF_LIVES) {
+        for half_lives in 1..u64::from(EXPIRE_AFTER_HALF_LIVES) {
             let now = rate.value(PRIOR, half_lives * HALF_LIFE_MS);
             assert!(now < last);
             last = now;
         }
         assert!(last < 30.0, "{last}");
-        assert_eq!(rate.value(PRIOR, u64::from(FORGOTTEN_HALF_LIVES) * HALF_LIFE_MS), 10.0);
+        assert_eq!(rate.value(PRIOR, u64::from(EXPIRE_AFTER_HALF_LIVES) * HALF_LIFE_MS), 10.0);
     }
 
     #[test]
-    fn the_recent_past_counts_for_more_than_the_distant_one() {
+    fn recent_observations_outweigh_old_ones() {
         let rate = AdaptiveEwma::default();
         for _ in 0..1000 {
             rate.observe_steady(5.0, 1.0, 10.0, 0);
@@ -267,33 +275,33 @@ mod tests {
         assert!(rate.value(PRIOR, 0) > 17.0, "{}", rate.value(PRIOR, 0));
     }
 
-    /// When it looks nearly like any other: a twentieth worse.
-    fn tried_after_ms(rate: &AdaptiveEwma, from_ms: u64) -> u64 {
-        let tried =
+    /// Time until the rate is within 5 % of the prior, when the worker would be tried again.
+    fn retried_after_ms(rate: &AdaptiveEwma, from_ms: u64) -> u64 {
+        let retried =
             (from_ms..).step_by(16).find(|now| rate.value(PRIOR, *now) < PRIOR.value * 1.05);
-        tried.unwrap() - from_ms
+        retried.unwrap() - from_ms
     }
 
     #[test]
-    fn what_is_seen_again_and_again_holds_longer_each_time() {
+    fn each_confirmation_of_a_bad_rate_lengthens_its_half_life() {
         let rate = AdaptiveEwma::default();
         for _ in 0..20 {
             rate.observe_volatile(60.0, 1.0, 16.0, 0);
         }
         let (mut now, mut before, mut trials) = (0, 0, 0);
         while now < 600_000 {
-            let waits = tried_after_ms(&rate, now);
+            let waits = retried_after_ms(&rate, now);
             assert!(waits >= before, "{waits} ms after {before} ms");
             assert!(waits <= 900 + now / 4, "avoided for {waits} ms after {now} ms");
             (now, before, trials) = (now + waits, waits, trials + 1);
             rate.observe_volatile(60.0, 1.0, 16.0, now);
-            assert!(rate.value(PRIOR, now) > 50.0, "one more is enough to know it again");
+            assert!(rate.value(PRIOR, now) > 50.0, "one observation restores the estimate");
         }
         assert!(trials < 35, "{trials} trials in ten minutes");
     }
 
     #[test]
-    fn one_good_trial_mends_what_is_long_known_for_bad() {
+    fn one_good_observation_resets_a_long_confirmed_bad_rate() {
         let rate = AdaptiveEwma::default();
         for second in 0..600 {
             rate.observe_volatile(60.0, 1.0, 16.0, second * 1000);
@@ -301,7 +309,7 @@ mod tests {
         assert!(rate.value(PRIOR, 599_000) > 50.0);
         rate.observe_volatile(9.0, 1.0, 16.0, 601_000);
         assert!(rate.value(PRIOR, 601_000) < 10.0, "{}", rate.value(PRIOR, 601_000));
-        // What is steady takes more than one to be told otherwise.
+        // A steady quantity needs more than one observation to change.
         let steady = AdaptiveEwma::default();
         for second in 0..600 {
             steady.observe_steady(60.0, 1.0, 16.0, second * 1000);
@@ -311,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn what_most_say_is_not_moved_by_the_trouble_of_a_few() {
+    fn a_consensus_ignores_a_minority() {
         let usual = AdaptiveEwma::default();
         for _ in 0..50 {
             usual.observe_consensus(5.0, 1.0, 64.0, 0);
@@ -320,7 +328,7 @@ mod tests {
             usual.observe_consensus(30.0, 1.0, 64.0, 0);
         }
         assert_eq!(usual.mean(), Some(5.0));
-        // When it is what all do, it is usual soon.
+        // Once all observations agree on a new value, it replaces the consensus.
         for _ in 0..70 {
             usual.observe_consensus(30.0, 1.0, 64.0, 0);
         }
@@ -328,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_no_evidence() {
+    fn invalid_numbers_are_ignored() {
         let rate = AdaptiveEwma::default();
         for wrong in [f32::NAN, f32::INFINITY, 0.0, -1.0] {
             rate.observe_steady(wrong, 1.0, 10.0, 0);
@@ -340,7 +348,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn a_value_stays_between_the_prior_and_what_was_seen(
+        fn a_value_stays_between_the_prior_and_the_observations(
             seen in proptest::collection::vec((0.1f32..1e6, 1.0f32..1e6, 0u64..60_000), 1..50),
         ) {
             let rate = AdaptiveEwma::default();

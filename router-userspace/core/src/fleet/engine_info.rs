@@ -1,30 +1,30 @@
-//! [`EngineInfo`]: what an engine says of itself, as far as pairing and admission read it.
+//! [`EngineInfo`]: the fields of an engine's `/server_info` that pairing and admission use.
 
 use serde::Serialize;
 
-/// What one engine reported of itself. `None` is "not told", never a default.
+/// What an engine reported about itself. `None` means that the field was not reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct EngineInfo {
     pub model_path: Option<String>,
     pub served_model_name: Option<String>,
     pub kv_cache_dtype: Option<String>,
-    /// Tokens a KV page.
+    /// Tokens per KV page.
     pub page_size: Option<u32>,
     pub max_running_requests: Option<u32>,
     pub max_total_num_tokens: Option<u64>,
-    /// `prefill`, `decode` or `null`, as `/server_info` spells it.
+    /// `prefill`, `decode` or `null`, as in `/server_info`.
     pub disaggregation_mode: Option<String>,
     pub disaggregation_bootstrap_port: Option<u16>,
     pub dp_size: Option<u32>,
-    /// Whether prefill spreads requests over its DP ranks by `room % dp_size`.
+    /// Whether the engine assigns a request to DP rank `bootstrap_room % dp_size`.
     pub follow_bootstrap_room: Option<bool>,
     /// The engine's version, for example `0.5.12.post1`.
     pub version: Option<String>,
 }
 
 impl EngineInfo {
-    /// Whether KV computed by one of the two engines can be used by the other: same model,
-    /// KV dtype and page size. What either did not tell does not separate them.
+    /// Whether one of the two engines can use the KV cache of the other: model, KV dtype and page size
+    /// are equal. A field that one engine did not report does not separate them.
     pub fn is_compatible_with(&self, other: &EngineInfo) -> bool {
         fn agree<T: PartialEq>(a: &Option<T>, b: &Option<T>) -> bool {
             match (a, b) {
@@ -37,15 +37,15 @@ impl EngineInfo {
             && agree(&self.page_size, &other.page_size)
     }
 
-    /// Whether everything that decides about fitting is the same, what was not told included.
-    pub(super) fn same_kind(&self, other: &EngineInfo) -> bool {
+    /// Whether all fields that decide compatibility are equal, unreported ones included.
+    pub(super) fn has_same_compatibility_fields(&self, other: &EngineInfo) -> bool {
         self.model_path == other.model_path
             && self.kv_cache_dtype == other.kv_cache_dtype
             && self.page_size == other.page_size
             && self.served_model_name == other.served_model_name
     }
 
-    /// Whether a request that names `model` means this engine.
+    /// Whether this engine serves requests that name `model`.
     pub fn serves(&self, model: &str) -> bool {
         self.served_model_name.as_deref() == Some(model)
             || self.model_path.as_deref() == Some(model)
@@ -57,11 +57,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_page_size_does_not_fit_and_silence_does() {
-        let told = EngineInfo { page_size: Some(64), ..EngineInfo::default() };
+    fn another_page_size_is_incompatible_and_an_unreported_one_is_not() {
+        let reported = EngineInfo { page_size: Some(64), ..EngineInfo::default() };
         let other = EngineInfo { page_size: Some(1), ..EngineInfo::default() };
-        assert!(!told.is_compatible_with(&other));
-        assert!(told.is_compatible_with(&EngineInfo::default()));
-        assert!(told.is_compatible_with(&told));
+        assert!(!reported.is_compatible_with(&other));
+        assert!(reported.is_compatible_with(&EngineInfo::default()));
+        assert!(reported.is_compatible_with(&reported));
     }
 }

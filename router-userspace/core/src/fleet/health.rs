@@ -1,30 +1,30 @@
-//! [`Health`]: whether a worker answers, learned from requests and probes.
+//! [`Health`]: whether a worker answers, observed by requests and probes.
 //!
-//! One word, so that a reader never sees half of a change. Time is an argument, in
+//! The state is one atomic word, so that a reader never sees a partial update. Time is an argument, in
 //! milliseconds of the caller's monotonic clock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
-/// What is thought of a worker.
+/// The health of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// Nobody has spoken with it yet.
+    /// No request or probe has been sent to it yet.
     Unknown,
     Up,
-    /// Answers probes and fails requests: the breaker is open.
+    /// It answers probes and fails requests: the circuit breaker is open.
     Failing,
-    /// Cannot be reached, or does not answer.
+    /// It cannot be reached or does not answer.
     Down,
 }
 
-/// Server errors in a row that open the breaker.
+/// Consecutive server errors that open the circuit breaker.
 pub const ERRORS_TO_OPEN: u64 = 5;
-/// Failed probes in a row that take a worker out.
+/// Consecutive failed probes after which a worker is down.
 pub const PROBES_TO_OPEN: u64 = 2;
-/// How long an opened breaker ignores good probes: the engine answers probes and fails requests.
+/// Time for which an open breaker ignores successful probes, which succeed while requests fail.
 pub const OPEN_MS: u64 = 2_000;
 
 const STATE: u64 = 0b11;
@@ -35,10 +35,10 @@ const COUNT_SHIFT: u32 = 2;
 const COUNT: u64 = 0xff;
 const UNTIL_SHIFT: u32 = 10;
 
-/// In place of the failures in a row of a worker that is down: it leaves probes unanswered.
+/// Value of the failure count of a worker that is down because it leaves probes unanswered.
 const SILENT: u64 = 1;
 
-/// The state, the failures in a row, and until when good probes are ignored, in one word.
+/// The state, the consecutive failures, and the time until which good probes are ignored, in one word.
 #[derive(Debug, Default)]
 pub struct Health(AtomicU64);
 
@@ -56,17 +56,17 @@ impl Health {
         }
     }
 
-    /// Whether the worker leaves probes unanswered: frozen, or its host is gone. One that refuses
-    /// connections or says that it is not ready may well finish what it holds, as engines do that
-    /// shut down.
+    /// Whether the worker leaves probes unanswered, because it is frozen or its host is gone. A worker
+    /// that refuses connections or reports that it is not ready is not silent: an engine that shuts
+    /// down still finishes its running requests.
     pub fn is_silent(&self) -> bool {
         let word = self.0.load(Ordering::Relaxed);
         word & STATE == DOWN && (word >> COUNT_SHIFT) & COUNT == SILENT
     }
 
-    /// A request was answered, whatever the client's share in it: the worker works.
+    /// Records that the worker answered a request, also with a client error.
     pub fn answered(&self) {
-        // A plain read first: this runs once a request, and a shared word should stay shared.
+        // Read first: this runs once per request, and a write would move the cache line.
         let word = self.0.load(Ordering::Relaxed);
         if word & STATE == UP && (word >> COUNT_SHIFT) & COUNT == 0 {
             return;
@@ -78,8 +78,8 @@ impl Health {
         });
     }
 
-    /// The connection was refused, reset or never made. Out at once; the next good probe
-    /// brings it back.
+    /// Records that the connection was refused, reset or never established. The worker is down until
+    /// the next successful probe.
     pub fn unreachable(&self) {
         self.update(|state, count, _| match state {
             DOWN => (DOWN, count, 0),
@@ -87,7 +87,7 @@ impl Health {
         });
     }
 
-    /// The worker itself answered with a server error.
+    /// Records that the worker answered with a server error.
     pub fn errored(&self, now_ms: u64) {
         self.update(|state, count, until| match state {
             DOWN | FAILING => (state, count, until),
@@ -96,7 +96,7 @@ impl Health {
         });
     }
 
-    /// A probe was answered well.
+    /// Records a successful probe.
     pub fn probe_passed(&self, now_ms: u64) {
         self.update(|state, count, until| match state {
             FAILING if now_ms < until => (FAILING, count, until),
@@ -105,25 +105,25 @@ impl Health {
         });
     }
 
-    /// The worker itself says that it is not ready: out at once, a second word is not needed.
+    /// Records that the worker reports not to be ready. It is down at once, without a second probe.
     pub fn not_ready(&self) {
         self.unreachable();
     }
 
-    /// The connection of a probe broke.
+    /// Records that the connection of a probe failed.
     pub fn probe_failed(&self) {
-        self.missed(0);
+        self.probe_missed(0);
     }
 
-    /// A probe was not answered in time.
-    pub fn probe_lost(&self) {
-        self.missed(SILENT);
+    /// Records that a probe was not answered in time.
+    pub fn probe_timed_out(&self) {
+        self.probe_missed(SILENT);
     }
 
-    fn missed(&self, how: u64) {
+    fn probe_missed(&self, kind: u64) {
         self.update(|state, count, until| match state {
             UP if count + 1 < PROBES_TO_OPEN => (UP, count + 1, until),
-            _ => (DOWN, how, 0),
+            _ => (DOWN, kind, 0),
         });
     }
 
@@ -133,7 +133,7 @@ impl Health {
                 f(word & STATE, (word >> COUNT_SHIFT) & COUNT, word >> UNTIL_SHIFT);
             Some(pack(state, count, until))
         };
-        // The closure never declines, so the update cannot fail.
+        // `next` never returns `None`, so the update cannot fail.
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
     }
 }
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refused_connection_takes_a_worker_out_until_a_probe_passes() {
+    fn a_refused_connection_takes_a_worker_down_until_a_probe_passes() {
         let health = Health::default();
         assert_eq!(health.verdict(), Verdict::Unknown);
         health.probe_passed(1);
@@ -151,13 +151,13 @@ mod tests {
         health.unreachable();
         assert_eq!(health.verdict(), Verdict::Down);
         health.answered();
-        assert_eq!(health.verdict(), Verdict::Down, "an old answer says nothing of the present");
+        assert_eq!(health.verdict(), Verdict::Down, "a late answer does not bring it back");
         health.probe_passed(2);
         assert_eq!(health.verdict(), Verdict::Up);
     }
 
     #[test]
-    fn errors_in_a_row_open_the_breaker_for_a_while_and_a_good_answer_forgets_them() {
+    fn consecutive_errors_open_the_breaker_and_a_good_answer_resets_them() {
         let health = Health::default();
         health.probe_passed(0);
         for _ in 0..ERRORS_TO_OPEN - 1 {
@@ -178,26 +178,26 @@ mod tests {
     }
 
     #[test]
-    fn who_refuses_or_is_not_ready_is_not_silent() {
+    fn only_a_timed_out_probe_makes_a_worker_silent() {
         let health = Health::default();
         health.unreachable();
         assert!(!health.is_silent());
-        health.probe_lost();
+        health.probe_timed_out();
         assert!(health.is_silent());
         health.unreachable();
         health.answered();
-        assert!(health.is_silent(), "only a probe takes it back");
+        assert!(health.is_silent(), "only a probe changes it");
         health.probe_failed();
         assert!(!health.is_silent());
         health.probe_passed(0);
-        health.probe_lost();
-        assert!(!health.is_silent(), "one lost probe says nothing");
-        health.probe_lost();
+        health.probe_timed_out();
+        assert!(!health.is_silent(), "one timeout is not enough");
+        health.probe_timed_out();
         assert!(health.is_silent());
     }
 
     #[test]
-    fn a_worker_that_says_it_is_not_ready_is_believed_at_once() {
+    fn a_worker_that_reports_not_ready_is_down_at_once() {
         let health = Health::default();
         health.probe_passed(0);
         health.not_ready();
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn one_lost_probe_is_no_verdict() {
+    fn one_failed_probe_does_not_take_a_worker_down() {
         let health = Health::default();
         health.probe_passed(0);
         health.probe_failed();

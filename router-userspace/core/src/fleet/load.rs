@@ -1,61 +1,61 @@
-//! [`Load`]: what an agent measured of one worker, beside what the gateway knows itself.
+//! [`Load`]: what an agent measured at one worker, without this gateway's own share.
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use serde::Serialize;
 
-/// A load that is older than this is not believed any more: three heartbeats were missed.
+/// A load that is older than this is stale and not used: three heartbeats were missed.
 pub const STALE_MS: f32 = 300.0;
 
-/// The kernel's view of one worker, less the gateway's own share in it.
+/// The kernel's measurements of one worker.
 ///
-/// Counts of other gateways' requests are what the kernel saw at the pod less the leases that
-/// the gateway held when the frame came; never below zero.
+/// The requests of others are those that the kernel counted at the pod less the leases that this
+/// gateway held at the time of the measurement, and never below zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Load {
-    /// Since it was measured, on the agent's clock and on the way.
+    /// Age of the measurement: on the agent and in transit.
     pub age_ms: f32,
-    /// Requests of others whose answer has not ended.
+    /// Requests of other gateways whose response has not ended.
     pub others_requests: f32,
-    /// Bytes of the requests of others whose answer has not begun.
+    /// Bytes of the requests of other gateways whose response has not started.
     pub others_waiting_bytes: f32,
-    /// Mean time between two segments of streamed answers; 0 where nothing streams.
+    /// Mean time between two segments of streamed responses; 0 without streams.
     pub itl_us: f32,
-    /// Link speed less what was measured to be used, KV cache excepted.
+    /// Link speed less the measured traffic other than KV cache. 0 is unknown.
     pub tx_free_bytes_per_ms: f32,
     pub rx_free_bytes_per_ms: f32,
-    /// KV cache on its way, out of this worker and into it.
+    /// Measured speed of the KV cache that this worker sends and receives.
     pub tx_kv_bytes_per_ms: f32,
     pub rx_kv_bytes_per_ms: f32,
 }
 
 impl Load {
-    /// Whether it is too old to be believed.
+    /// Whether the load is too old to be used.
     pub fn is_stale(&self) -> bool {
-        // Written so that an age that is no number is stale.
+        // Written so that an age of NaN is stale.
         !matches!(self.age_ms.partial_cmp(&STALE_MS), Some(std::cmp::Ordering::Less))
     }
 }
 
-/// Words that a load takes: two numbers each.
+/// Words of a load, with two numbers each.
 const WORDS: usize = 4;
-/// A reader that meets so many changes in a row knows nothing for this once.
-const TRIES: usize = 8;
+/// Attempts of a reader to get a consistent load. After these it gets none.
+const MAX_READS: usize = 8;
 
-/// A worker's load, written by whoever listens to its agent and read whole by every choice.
+/// A worker's load, written by the subscriber of its agent and read by every choice (a seqlock).
 ///
-/// Its age is counted from when it was last told or said to be as before.
+/// Its age counts from the last frame that set or refreshed it.
 #[derive(Debug, Default)]
 pub struct LoadCell {
-    /// Odd while it is written.
+    /// Odd during a write.
     version: AtomicU64,
     words: [AtomicU64; WORDS],
-    /// Microseconds of the gateway's clock as of which the words hold; 0 is never.
-    holds_us: AtomicU64,
+    /// Time of the last set or refresh, in microseconds of the gateway's clock; 0 is never.
+    valid_us: AtomicU64,
 }
 
 impl LoadCell {
-    /// Takes in a load as of `holds_us`. Of two writers at once the first one counts.
+    /// Stores a load that is valid at `valid_us`. Of two concurrent writers the first one wins.
     ///
     /// ```
     /// use router_core::fleet::{Load, LoadCell};
@@ -66,7 +66,7 @@ impl LoadCell {
     /// let load = cell.get(7_000).unwrap();
     /// assert_eq!((load.others_requests, load.age_ms), (3.0, 2.0));
     /// ```
-    pub fn set(&self, load: &Load, holds_us: u64) {
+    pub fn set(&self, load: &Load, valid_us: u64) {
         let version = self.version.load(Ordering::Relaxed);
         let odd = version.wrapping_add(1);
         let free = version.is_multiple_of(2)
@@ -83,31 +83,31 @@ impl LoadCell {
             word.store(value, Ordering::Relaxed);
         }
         self.version.store(odd.wrapping_add(1), Ordering::Release);
-        self.holds(holds_us);
+        self.refresh(valid_us);
     }
 
-    /// What was told holds as of `holds_us` too.
-    pub fn holds(&self, holds_us: u64) {
-        self.holds_us.fetch_max(holds_us.max(1), Ordering::Release);
+    /// Refreshes the load: it is still valid at `valid_us`.
+    pub fn refresh(&self, valid_us: u64) {
+        self.valid_us.fetch_max(valid_us.max(1), Ordering::Release);
     }
 
-    /// Forgets what was told: nobody measures this worker any more.
+    /// Removes the load: no agent measures this worker any more.
     pub fn clear(&self) {
-        self.holds_us.store(0, Ordering::Release);
+        self.valid_us.store(0, Ordering::Release);
     }
 
-    /// The load, with its age; `None` where nothing was ever told.
+    /// Returns the load with its age; `None` without a load.
     pub fn get(&self, now_us: u64) -> Option<Load> {
-        // Before the words: what is read after it is at least as young.
-        let holds_us = self.holds_us.load(Ordering::Acquire);
-        if holds_us == 0 {
+        // Read before the words, so that the words are at least as recent.
+        let valid_us = self.valid_us.load(Ordering::Acquire);
+        if valid_us == 0 {
             return None;
         }
-        let age_ms = now_us.saturating_sub(holds_us) as f32 / 1000.0;
-        (0..TRIES).find_map(|_| self.whole(age_ms))
+        let age_ms = now_us.saturating_sub(valid_us) as f32 / 1000.0;
+        (0..MAX_READS).find_map(|_| self.read(age_ms))
     }
 
-    fn whole(&self, age_ms: f32) -> Option<Load> {
+    fn read(&self, age_ms: f32) -> Option<Load> {
         let before = self.version.load(Ordering::Acquire);
         let words = [0, 1, 2, 3].map(|at: usize| self.words[at].load(Ordering::Relaxed));
         fence(Ordering::Acquire);
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_load_is_never_half_of_one_and_half_of_another() {
+    fn a_reader_never_sees_a_mix_of_two_loads() {
         let cell = LoadCell::default();
         let of = |value: f32| Load {
             age_ms: 0.0,
@@ -175,11 +175,11 @@ mod tests {
     }
 
     #[test]
-    fn a_heartbeat_makes_a_load_younger_and_a_late_one_no_older() {
+    fn a_refresh_makes_a_load_younger_and_a_late_one_does_nothing() {
         let cell = LoadCell::default();
         cell.set(&Load::default(), 10_000);
-        cell.holds(400_000);
-        cell.holds(20_000);
+        cell.refresh(400_000);
+        cell.refresh(20_000);
         assert_eq!(cell.get(450_000).unwrap().age_ms, 50.0);
         assert!(cell.get(800_000).unwrap().is_stale());
         cell.clear();
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_load_and_one_of_no_age_are_stale() {
+    fn an_old_load_and_one_of_invalid_age_are_stale() {
         assert!(!Load { age_ms: 299.0, ..Load::default() }.is_stale());
         for age_ms in [300.0, f32::INFINITY, f32::NAN] {
             assert!(Load { age_ms, ..Load::default() }.is_stale());

@@ -1,7 +1,7 @@
-//! The fleet: one immutable snapshot of the topology, and the live workers beneath it.
+//! The fleet: one immutable snapshot of the topology, and the live workers that it refers to.
 //!
-//! Topology (roles, readiness, which engines fit) is swapped whole; load and health change
-//! inside each [`Worker`], which outlives the snapshots that name it.
+//! The topology (roles, readiness, compatible engines) is replaced as a whole. Load and health change
+//! inside each [`Worker`], which outlives the snapshots that refer to it.
 
 mod adaptive_ewma;
 mod agents;
@@ -26,7 +26,7 @@ pub use engine_info::EngineInfo;
 pub use engine_load::{EngineLoad, EngineLoadCell, RankLoad, ReportedLoad};
 pub use health::{ERRORS_TO_OPEN, Health, OPEN_MS, PROBES_TO_OPEN, Verdict};
 pub use lease_history::LeaseHistory;
-pub use links::{Link, LinkPrior, Links};
+pub use links::{Link, LinkPrior, LinkTable};
 pub use load::{Load, LoadCell, STALE_MS};
 pub use pool::{
     CompatibleSet, Excluded, Member, ObjectName, Phase, Pool, Profile, Role, host_text,
@@ -36,5 +36,5 @@ pub use problem::Problem;
 pub use ranks::{MAX_RANKS, RankAssignment, Ranks, Steering};
 pub use rates::{EngineRates, RateEstimators};
 pub use service::ServiceBackend;
-pub use snapshot::{Fleet, Port};
-pub use worker::{Lease, Limits, Released, Usage, Weight, Worker, WorkerKey, cache_of};
+pub use snapshot::{Fleet, ListenPort};
+pub use worker::{Lease, Released, Usage, Weight, Worker, WorkerKey, WorkerLimits, cache_of};

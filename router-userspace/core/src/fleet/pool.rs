@@ -1,4 +1,4 @@
-//! [`Pool`]: the workers of one InferencePool, their roles, and which of them fit together.
+//! [`Pool`]: the workers of one InferencePool, their roles, and which of them are compatible.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -33,67 +33,67 @@ impl Serialize for ObjectName {
 pub enum Role {
     Prefill,
     Decode,
-    /// Both at once: an ordinary server of a pool without a PD split.
+    /// Prefill and decode: an ordinary server in a pool without disaggregation.
     Unified,
 }
 
-/// Where a pod is in its life, as its status tells.
+/// The lifecycle phase of a pod, from its status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     Ready,
     NotReady,
-    /// Marked for deletion: finishes what it holds, takes nothing new.
+    /// Marked for deletion: it finishes its requests and gets no new ones.
     Draining,
 }
 
-/// One worker's place in a pool. The worker lives on; this is made anew with each snapshot.
+/// A worker's membership in a pool. Each snapshot creates it again; the worker outlives it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Member {
     pub worker: Arc<Worker>,
     pub role: Role,
     pub phase: Phase,
-    /// Where decode asks for this prefill's KV cache.
+    /// The bootstrap server where decodes request this prefill's KV cache.
     pub bootstrap: Option<SocketAddr>,
     /// Pods of one group are preferred for each other.
     pub group: Option<Arc<str>>,
-    /// `None` until the engine has been asked.
+    /// `None` until the engine has answered a probe.
     pub engine_info: Option<Arc<EngineInfo>>,
-    /// The node that the pod runs on, where that is told.
+    /// The node that the pod runs on, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<Arc<str>>,
 }
 
 impl Member {
-    /// The data-parallel ranks that a request can be sent to.
+    /// Returns the data-parallel ranks that a request can be assigned to.
     pub fn ranks(&self) -> Option<Ranks> {
         Ranks::of(self.engine_info.as_deref()?, self.role)
     }
 }
 
-/// Engines whose KV caches fit together; indices into [`Pool::members`].
+/// Engines that can use each other's KV caches, as indices into [`Pool::members`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CompatibleSet {
-    /// Names that a request may call this model by. Empty: not told.
+    /// Names of the model in requests. Empty means unknown.
     pub models: Vec<Arc<str>>,
     pub prefill: Vec<usize>,
     pub decode: Vec<usize>,
     pub unified: Vec<usize>,
-    /// The prefix caches of `prefill` by [`cache_of`], one for each rank that can be steered to,
-    /// sorted; each with the position in `prefill` of whose it is.
+    /// The prefix caches of `prefill` by [`cache_of`], one per rank that a request can be assigned to,
+    /// sorted. Each has the position of its worker in `prefill`.
     #[serde(skip)]
     pub caches: Vec<(u64, usize)>,
 }
 
 impl CompatibleSet {
-    /// The position in `prefill` of whose cache it is.
+    /// Returns the position in `prefill` of the worker of `cache`.
     pub fn holder(&self, cache: u64) -> Option<usize> {
         let at = self.caches.binary_search_by_key(&cache, |(cache, _)| *cache).ok()?;
         Some(self.caches[at].1)
     }
 }
 
-/// A member that no request reaches, or a selected pod that is no worker, and why.
+/// A member that gets no requests, or a selected pod that is not a worker, with the reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Excluded {
     /// `namespace/pod`.
@@ -105,9 +105,9 @@ pub struct Excluded {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Profile {
-    /// Prefill and decode apart: every request takes a pair.
+    /// Disaggregated: every request uses a prefill and a decode.
     Pd,
-    /// Every worker serves a request alone.
+    /// Every worker serves requests alone.
     Single,
 }
 
@@ -116,26 +116,26 @@ pub enum Profile {
 pub struct Pool {
     pub name: ObjectName,
     pub profile: Profile,
-    /// The engine, as `modelServerRuntime` spells it. `sglang` where nothing is said.
+    /// The engine as in `modelServerRuntime`; `sglang` if the field is absent.
     pub runtime: Arc<str>,
-    /// The engines speak HTTP/2 without TLS (`appProtocol: kubernetes.io/h2c`).
+    /// The engines use HTTP/2 without TLS (`appProtocol: kubernetes.io/h2c`).
     pub h2c: bool,
     pub members: Vec<Member>,
     pub compatible_sets: Vec<CompatibleSet>,
     pub excluded: Vec<Excluded>,
-    /// The groups of `members` as numbers, which a choice compares; 0 is none.
+    /// The groups of `members` as numbers, in the same order; 0 is no group.
     #[serde(skip)]
     pub groups: Vec<u64>,
-    /// What was learned of its engines together. It outlives the snapshot.
+    /// The estimators over all its engines. They outlive the snapshot.
     #[serde(skip)]
     pub rate_estimators: Arc<RateEstimators>,
 }
 
 impl Pool {
-    /// Sorts `members` into sets that fit together; what fits nowhere is named.
+    /// Sorts `members` into compatible sets and lists the members that have none, with the reason.
     ///
-    /// An engine that has not told its facts joins the only set there is; among several it
-    /// is left out, since a wrong pair is worse than an idle engine.
+    /// An engine that has not reported its info joins the set if there is only one. Among several sets
+    /// it is excluded, since an incompatible pair is worse than an idle engine.
     pub fn new(name: ObjectName, profile: Profile, members: Vec<Member>) -> Pool {
         let mut pool = Pool {
             name,
@@ -148,120 +148,129 @@ impl Pool {
             excluded: Vec::new(),
             rate_estimators: Arc::new(RateEstimators::of_pool()),
         };
-        let (told, silent): (Vec<usize>, Vec<usize>) =
+        let (reported, unreported): (Vec<usize>, Vec<usize>) =
             (0..pool.members.len()).partition(|&i| pool.members[i].engine_info.is_some());
-        // One member of each kind that a set holds: comparing with all would cost the square of
-        // a large pool, and most engines of a set tell the same.
-        let mut kinds: Vec<Vec<usize>> = Vec::new();
-        for index in told {
-            pool.place(index, &mut kinds);
+        // One member per distinct info in a set. Comparing with all members would be quadratic in the
+        // pool, and most engines of a set report the same info.
+        let mut representatives: Vec<Vec<usize>> = Vec::new();
+        for index in reported {
+            pool.add_to_compatible_set(index, &mut representatives);
         }
-        if pool.compatible_sets.is_empty() && !silent.is_empty() {
+        if pool.compatible_sets.is_empty() && !unreported.is_empty() {
             pool.compatible_sets.push(CompatibleSet::default());
         }
-        for index in silent {
+        for index in unreported {
             if pool.compatible_sets.len() == 1 {
-                pool.join(0, index);
+                pool.add_to_set(0, index);
             } else {
-                pool.leave_out(index, "has not told its model yet, and the pool holds several");
+                pool.exclude(
+                    index,
+                    "has not reported its model yet, and the pool has several models",
+                );
             }
         }
-        pool.name_half_pairs();
-        pool.name_caches();
+        pool.exclude_incomplete_sets();
+        pool.list_caches();
         pool
     }
 
-    /// The sets that serve `model`. Where the pool holds one set, it serves every name, since
-    /// the engine itself ignores the name; among several, an unknown name means none.
+    /// Returns the sets that serve `model`. A pool with one model serves every name, since the engine
+    /// ignores it. In a pool with several models an unknown name has no set.
     pub fn serving<'a>(
         &'a self,
         model: Option<&'a str>,
     ) -> impl Iterator<Item = &'a CompatibleSet> + 'a {
         let same = |a: &CompatibleSet, b: &CompatibleSet| a.models == b.models;
         let one_model = self.compatible_sets.windows(2).all(|pair| same(&pair[0], &pair[1]));
-        self.compatible_sets.iter().filter(move |fit| {
-            one_model || model.is_none_or(|name| fit.models.iter().any(|m| &**m == name))
+        self.compatible_sets.iter().filter(move |set| {
+            one_model || model.is_none_or(|name| set.models.iter().any(|m| &**m == name))
         })
     }
 
-    fn place(&mut self, index: usize, kinds: &mut Vec<Vec<usize>>) {
-        let Some(facts) = &self.members[index].engine_info else { return };
-        let of = |seat: &usize| self.members[*seat].engine_info.as_deref();
-        let found = kinds.iter().position(|seats| {
-            seats.iter().filter_map(of).all(|other| {
-                other.is_compatible_with(facts)
-                    && other.served_model_name == facts.served_model_name
+    fn add_to_compatible_set(&mut self, index: usize, representatives: &mut Vec<Vec<usize>>) {
+        let Some(info) = &self.members[index].engine_info else { return };
+        let of = |index: &usize| self.members[*index].engine_info.as_deref();
+        let found = representatives.iter().position(|members| {
+            members.iter().filter_map(of).all(|other| {
+                other.is_compatible_with(info) && other.served_model_name == info.served_model_name
             })
         });
         let at = found.unwrap_or_else(|| {
             self.compatible_sets.push(CompatibleSet::default());
-            kinds.push(Vec::new());
-            kinds.len() - 1
+            representatives.push(Vec::new());
+            representatives.len() - 1
         });
-        if !kinds[at].iter().filter_map(of).any(|other| other.same_kind(facts)) {
-            kinds[at].push(index);
+        if !representatives[at]
+            .iter()
+            .filter_map(of)
+            .any(|other| other.has_same_compatibility_fields(info))
+        {
+            representatives[at].push(index);
         }
-        self.join(at, index);
+        self.add_to_set(at, index);
     }
 
-    fn join(&mut self, at: usize, index: usize) {
-        let fit = &mut self.compatible_sets[at];
+    fn add_to_set(&mut self, at: usize, index: usize) {
+        let set = &mut self.compatible_sets[at];
         match self.members[index].role {
-            Role::Prefill => fit.prefill.push(index),
-            Role::Decode => fit.decode.push(index),
-            Role::Unified => fit.unified.push(index),
+            Role::Prefill => set.prefill.push(index),
+            Role::Decode => set.decode.push(index),
+            Role::Unified => set.unified.push(index),
         }
-        let Some(facts) = &self.members[index].engine_info else { return };
-        for name in [&facts.served_model_name, &facts.model_path].into_iter().flatten() {
-            if !fit.models.iter().any(|known| **known == **name) {
-                fit.models.push(name.as_str().into());
+        let Some(info) = &self.members[index].engine_info else { return };
+        for name in [&info.served_model_name, &info.model_path].into_iter().flatten() {
+            if !set.models.iter().any(|known| **known == **name) {
+                set.models.push(name.as_str().into());
             }
         }
     }
 
-    fn name_caches(&mut self) {
-        for fit in &mut self.compatible_sets {
-            let members = fit.prefill.iter().map(|&index| &self.members[index]).enumerate();
+    fn list_caches(&mut self) {
+        for set in &mut self.compatible_sets {
+            let members = set.prefill.iter().map(|&index| &self.members[index]).enumerate();
             let caches = members.flat_map(|(at, member)| {
                 let count = member.ranks().map_or(1, |ranks| ranks.count);
                 (0..count).map(move |rank| (cache_of(member.worker.identity, rank), at))
             });
-            fit.caches = caches.collect();
-            fit.caches.sort_unstable();
+            set.caches = caches.collect();
+            set.caches.sort_unstable();
         }
     }
 
-    fn leave_out(&mut self, index: usize, reason: &str) {
+    fn exclude(&mut self, index: usize, reason: &str) {
         let worker = Arc::clone(&self.members[index].worker.name);
         self.excluded.push(Excluded { worker, reason: reason.to_owned() });
     }
 
-    fn name_half_pairs(&mut self) {
+    fn exclude_incomplete_sets(&mut self) {
         if self.profile != Profile::Pd {
             return;
         }
-        for fit in std::mem::take(&mut self.compatible_sets) {
-            if fit.prefill.is_empty() || fit.decode.is_empty() {
-                let missing = if fit.prefill.is_empty() { "prefill" } else { "decode" };
-                let facts = self.describe(&fit);
-                for &index in fit.prefill.iter().chain(&fit.decode) {
-                    self.leave_out(index, &format!("no {missing} of this pool fits {facts}"));
+        for set in std::mem::take(&mut self.compatible_sets) {
+            if set.prefill.is_empty() || set.decode.is_empty() {
+                let missing = if set.prefill.is_empty() { "prefill" } else { "decode" };
+                let info = self.describe(&set);
+                for &index in set.prefill.iter().chain(&set.decode) {
+                    self.exclude(
+                        index,
+                        &format!("no {missing} of this pool is compatible with {info}"),
+                    );
                 }
             }
-            self.compatible_sets.push(fit);
+            self.compatible_sets.push(set);
         }
     }
 
-    fn describe(&self, fit: &CompatibleSet) -> String {
-        let mut seats = fit.prefill.iter().chain(&fit.decode);
-        let told = seats.find_map(|&index| self.members[index].engine_info.as_ref());
-        let Some(facts) = told else { return "it".to_owned() };
+    fn describe(&self, set: &CompatibleSet) -> String {
+        let mut members = set.prefill.iter().chain(&set.decode);
+        let reported = members.find_map(|&index| self.members[index].engine_info.as_ref());
+        let Some(info) = reported else { return "it".to_owned() };
         let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "unknown".to_owned());
         format!(
             "model {}, KV dtype {}, page size {}",
-            text(&facts.model_path),
-            text(&facts.kv_cache_dtype),
-            facts.page_size.map_or("unknown".to_owned(), |size| size.to_string()),
+            text(&info.model_path),
+            text(&info.kv_cache_dtype),
+            info.page_size.map_or("unknown".to_owned(), |size| size.to_string()),
         )
     }
 }
@@ -271,7 +280,7 @@ fn group_number(label: &str) -> u64 {
     fnv1a_nonzero(label.bytes())
 }
 
-/// The host of a URL or of `bootstrap_host`: IPv6 stands in brackets.
+/// Formats an address as the host of a URL or of `bootstrap_host`: IPv6 is in brackets.
 pub fn host_text(address: IpAddr) -> String {
     match address {
         IpAddr::V4(v4) => v4.to_string(),
@@ -284,12 +293,12 @@ mod tests {
     use super::super::WorkerKey;
     use super::*;
 
-    fn member(name: &str, role: Role, facts: Option<EngineInfo>) -> Member {
+    fn member(name: &str, role: Role, info: Option<EngineInfo>) -> Member {
         let key = WorkerKey { uid: name.into(), port: 8000 };
         let worker = Arc::new(Worker::new(key, name, ([127, 0, 0, 1], 8000).into()));
-        let facts = facts.map(Arc::new);
+        let info = info.map(Arc::new);
         let (bootstrap, group, node) = (None, None, None);
-        Member { worker, role, phase: Phase::Ready, bootstrap, group, engine_info: facts, node }
+        Member { worker, role, phase: Phase::Ready, bootstrap, group, engine_info: info, node }
     }
 
     fn model(path: &str, page_size: u32) -> Option<EngineInfo> {
@@ -303,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rollout_that_mixes_page_sizes_pairs_like_with_like() {
+    fn a_rollout_with_two_page_sizes_has_two_compatible_sets() {
         let pool = pool(vec![
             member("p-old", Role::Prefill, model("qwen", 1)),
             member("p-new", Role::Prefill, model("qwen", 64)),
@@ -327,7 +336,7 @@ mod tests {
             member("p-b", Role::Prefill, model("b", 1)),
             member("d-b", Role::Decode, model("b", 1)),
         ]);
-        let serving = |name| pool.serving(name).map(|fit| fit.decode.clone()).collect::<Vec<_>>();
+        let serving = |name| pool.serving(name).map(|set| set.decode.clone()).collect::<Vec<_>>();
         assert_eq!(serving(Some("b")), [vec![3]]);
         assert!(serving(Some("c")).is_empty());
         assert_eq!(serving(None).len(), 2);
@@ -343,35 +352,35 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_numbers_and_every_rank_has_a_cache_that_is_found() {
+    fn groups_are_numbers_and_every_rank_s_cache_is_found() {
         let ranked = |name: &str| {
-            let facts = EngineInfo {
+            let info = EngineInfo {
                 dp_size: Some(2),
                 follow_bootstrap_room: Some(true),
                 ..model("m", 1).unwrap_or_default()
             };
-            Member { group: Some("rack-1".into()), ..member(name, Role::Prefill, Some(facts)) }
+            Member { group: Some("rack-1".into()), ..member(name, Role::Prefill, Some(info)) }
         };
         let decode = Member { group: Some("rack-1".into()), ..member("d", Role::Decode, None) };
         let pool = pool(vec![ranked("a"), decode, ranked("b"), member("c", Role::Prefill, None)]);
         assert!(pool.groups[0] > 0 && pool.groups[..3].iter().all(|g| *g == pool.groups[0]));
         assert_eq!(pool.groups[3], 0);
-        let fit = &pool.compatible_sets[0];
-        assert_eq!(fit.caches.len(), 5, "two ranks each, and one that has told nothing");
+        let set = &pool.compatible_sets[0];
+        assert_eq!(set.caches.len(), 5, "two ranks each, and one without info");
         let at =
-            |index: usize, rank| fit.holder(cache_of(pool.members[index].worker.identity, rank));
+            |index: usize, rank| set.holder(cache_of(pool.members[index].worker.identity, rank));
         assert_eq!([at(0, 0), at(0, 1), at(2, 1), at(3, 0)], [Some(0), Some(0), Some(1), Some(2)]);
-        assert_eq!(at(1, 0), None, "a decode is nobody's cache");
+        assert_eq!(at(1, 0), None, "a decode has no prefix cache");
     }
 
     #[test]
-    fn an_engine_that_told_nothing_is_left_out_among_several_models() {
+    fn an_engine_without_info_is_excluded_among_several_models() {
         let pool = pool(vec![
             member("p-a", Role::Prefill, model("a", 1)),
             member("d-b", Role::Decode, model("b", 1)),
             member("d-x", Role::Decode, None),
         ]);
-        assert!(pool.excluded.iter().any(|unfit| &*unfit.worker == "d-x"));
-        assert!(pool.compatible_sets.iter().all(|fit| !fit.decode.contains(&2)));
+        assert!(pool.excluded.iter().any(|excluded| &*excluded.worker == "d-x"));
+        assert!(pool.compatible_sets.iter().all(|set| !set.decode.contains(&2)));
     }
 }

@@ -1,19 +1,19 @@
-//! [`PrefillQueue`]: the prompts that a prefill was sent, in order, and for how long the first is at work.
+//! [`PrefillQueue`]: the prompts sent to one prefill, and how long the first has been running.
 
 use std::collections::VecDeque;
 
 use serde::Serialize;
 
-/// The prompt that a prefill computes now, as far as one gateway can tell.
+/// The prompt that a prefill computes now, as estimated by one gateway.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct QueueHead {
-    /// Its work in bytes of uncached prompt.
+    /// Work of the prompt in bytes of uncached prompt.
     pub work_bytes: f32,
-    /// Since the one before it was done, or since it came to an idle worker.
+    /// Time since the prompt before it ended, or since it arrived at an idle worker.
     pub busy_ms: f32,
 }
 
-/// One gateway's prompts at one prefill. As long as the leases on the worker are many.
+/// One gateway's prompts at one prefill, in order. Bounded by the leases on the worker.
 #[derive(Clone, Debug, Default)]
 pub struct PrefillQueue {
     jobs: VecDeque<(u64, f32)>,
@@ -22,7 +22,7 @@ pub struct PrefillQueue {
 }
 
 impl PrefillQueue {
-    /// A prompt was sent; the answer is the ticket to leave with.
+    /// Adds a prompt that was sent. Returns the ticket for [`PrefillQueue::remove`].
     ///
     /// ```
     /// use router_core::fleet::PrefillQueue;
@@ -43,8 +43,8 @@ impl PrefillQueue {
         self.tickets
     }
 
-    /// The prompt was computed, or given up. The next one is at work from now on where it was
-    /// the first.
+    /// Removes a prompt that was computed or abandoned. If it was the head, the next prompt runs from
+    /// now on.
     pub fn remove(&mut self, ticket: u64, now_ms: u64) {
         let Some(at) = self.jobs.iter().position(|job| job.0 == ticket) else { return };
         self.jobs.remove(at);
@@ -53,7 +53,7 @@ impl PrefillQueue {
         }
     }
 
-    /// The first prompt; nothing of nothing where the line is empty.
+    /// Returns the head of the queue; all zero if the queue is empty.
     pub fn head(&self, now_ms: u64) -> QueueHead {
         let Some(&(_, work_bytes)) = self.jobs.front() else { return QueueHead::default() };
         QueueHead { work_bytes, busy_ms: now_ms.saturating_sub(self.since_ms) as f32 }
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_leaves_out_of_turn_does_not_reset_the_clock() {
+    fn removing_a_later_prompt_does_not_reset_the_head_s_time() {
         let mut queue = PrefillQueue::default();
         let first = queue.push(10.0, 100);
         let second = queue.push(20.0, 110);
@@ -75,6 +75,6 @@ mod tests {
         queue.remove(first, 180);
         assert_eq!(queue.head(200), QueueHead::default());
         queue.push(30.0, 300);
-        assert_eq!(queue.head(290).busy_ms, 0.0, "a clock that lags says nothing");
+        assert_eq!(queue.head(290).busy_ms, 0.0, "a clock that goes back yields no time");
     }
 }

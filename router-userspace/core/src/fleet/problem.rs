@@ -1,25 +1,25 @@
-//! [`Problem`]: what of the operator's objects is not as it should be, and where.
+//! [`Problem`]: what is wrong with one of the operator's objects, and where.
 
 use std::fmt;
 use std::sync::Arc;
 
 use serde::Serialize;
 
-/// One complaint about one object.
+/// One problem of one object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Problem {
-    /// The file, or `cluster`.
+    /// The file that holds the object, or `cluster`.
     pub source: Arc<str>,
-    /// The position in the file, counted from 1.
+    /// The number of the YAML document in the file, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub document: Option<u32>,
-    /// `Kind namespace/name`, where it could be read.
+    /// `Kind namespace/name`, if it could be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub object: Option<Arc<str>>,
     /// The path of the field, for example `spec.rules[0].backendRefs[0]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub field: Option<Arc<str>>,
-    /// A word for metrics and conditions, in the Gateway API's spelling where it has one.
+    /// A CamelCase reason for metrics and conditions; the Gateway API's where it defines one.
     pub code: &'static str,
     /// What is wrong, what happens now, and what to do.
     pub reason: Arc<str>,

@@ -1,23 +1,23 @@
-//! [`Ranks`]: the data-parallel ranks of an engine, as far as a request can be sent to one.
+//! [`Ranks`]: the data-parallel ranks of an engine that a request can be assigned to.
 
 use serde::Serialize;
 
 use super::{EngineInfo, Role};
 
-/// An engine of more ranks chooses among them itself.
+/// Maximum number of ranks that are scheduled on. An engine with more ranks chooses by itself.
 pub const MAX_RANKS: u32 = 64;
 
-/// How an engine is told the rank that a request is for.
+/// How a request is assigned to a rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Steering {
-    /// It takes `room % count`.
+    /// The engine uses rank `bootstrap_room % count`.
     Room,
-    /// It takes the rank that a field names, whatever the room.
+    /// A field of the request names the rank, regardless of the bootstrap room.
     Field,
 }
 
-/// Ranks that can be steered to.
+/// The ranks of an engine, and how a request is assigned to one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Ranks {
     /// At least 2.
@@ -26,17 +26,18 @@ pub struct Ranks {
 }
 
 impl Ranks {
-    /// The ranks of an engine in `role`; `None` where it has one, too many, or chooses itself.
+    /// Returns the ranks of an engine in `role`; `None` if it has one rank, more than [`MAX_RANKS`], or
+    /// chooses by itself.
     ///
-    /// Prefill follows the room unless it says otherwise, and its decodes look there for the KV
-    /// cache. Decode takes `routed_dp_rank` in versions that know it; 0.4 spreads requests by
-    /// room on both sides; what is between the two is left alone.
-    pub fn of(facts: &EngineInfo, role: Role) -> Option<Ranks> {
-        let count = facts.dp_size.filter(|count| (2..=MAX_RANKS).contains(count))?;
-        let version = facts.version.as_deref().and_then(numbers);
+    /// Prefill follows the bootstrap room unless it reports otherwise, and decodes look for the KV
+    /// cache at that rank. Decode takes the field `routed_dp_rank` from 0.5.10 on. Version 0.4 follows
+    /// the bootstrap room on both sides. Between the two versions the engine chooses.
+    pub fn of(info: &EngineInfo, role: Role) -> Option<Ranks> {
+        let count = info.dp_size.filter(|count| (2..=MAX_RANKS).contains(count))?;
+        let version = info.version.as_deref().and_then(numbers);
         let knows_field = version.is_some_and(|version| version >= FIELD_SINCE);
         let old = version.is_some_and(|version| version < [0, 5, 0]);
-        let steering = match (role, facts.follow_bootstrap_room) {
+        let steering = match (role, info.follow_bootstrap_room) {
             (Role::Unified, _) => return None,
             (Role::Prefill, Some(true)) => Steering::Room,
             (Role::Decode, _) if knows_field => Steering::Field,
@@ -48,7 +49,7 @@ impl Ranks {
         Some(Ranks { count, steering })
     }
 
-    /// Whether one room can lead to rank `mine` here and to rank `theirs` there.
+    /// Whether one bootstrap room can lead to rank `mine` here and to rank `theirs` of `other`.
     pub fn meet(&self, mine: u32, other: &Ranks, theirs: u32) -> bool {
         let both = self.steering == Steering::Room && other.steering == Steering::Room;
         let common = divisor(self.count, other.count);
@@ -56,7 +57,7 @@ impl Ranks {
     }
 }
 
-/// A rank that a request is steered to.
+/// The rank that a request is assigned to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct RankAssignment {
     pub ranks: Ranks,
@@ -66,7 +67,7 @@ pub struct RankAssignment {
 /// The first version whose requests have `routed_dp_rank`.
 const FIELD_SINCE: [u32; 3] = [0, 5, 10];
 
-/// The three leading numbers of a version: `0.5.12.post1` is 0, 5, 12.
+/// Returns the first three numbers of a version: 0, 5, 12 for `0.5.12.post1`.
 fn numbers(version: &str) -> Option<[u32; 3]> {
     let mut parts = version.split('.').map(|part| {
         let digits = part.bytes().take_while(u8::is_ascii_digit).count();
@@ -93,8 +94,8 @@ mod tests {
     }
 
     #[test]
-    fn each_version_is_steered_as_it_can_be() {
-        let by = |facts: &EngineInfo, role| Ranks::of(facts, role).map(|ranks| ranks.steering);
+    fn steering_depends_on_role_and_version() {
+        let by = |info: &EngineInfo, role| Ranks::of(info, role).map(|ranks| ranks.steering);
         let new = engine(4, "0.5.12.post1", Some(true));
         assert_eq!(by(&new, Role::Prefill), Some(Steering::Room));
         assert_eq!(by(&new, Role::Decode), Some(Steering::Field));
@@ -112,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn two_that_go_by_room_meet_where_their_ranks_agree() {
+    fn two_engines_that_follow_the_room_meet_if_their_ranks_agree() {
         let ranks = |count, steering| Ranks { count, steering };
         let (four, six) = (ranks(4, Steering::Room), ranks(6, Steering::Room));
         assert!(four.meet(1, &six, 3) && !four.meet(1, &six, 2));

@@ -1,43 +1,44 @@
-//! [`EngineRates`]: how fast engines are, and what their requests are like, as far as it was measured.
+//! [`EngineRates`]: the speed of engines and the size of their requests, estimated from measurements.
 
 use serde::Serialize;
 use serde::ser::{SerializeStruct, Serializer};
 
 use super::adaptive_ewma::{AdaptiveEwma, Prior};
 
-/// Bytes of prompt work that weigh as much as the prior: a request or two.
+/// Weight of the prior in bytes of prompt work: one or two requests.
 const WORK_PRIOR_BYTES: f32 = 64e3;
-/// How much of the past counts beside new evidence, in bytes of prompt work.
+/// Maximum weight of the past beside new evidence, in bytes of prompt work.
 const WORK_MEMORY_BYTES: f32 = 1e6;
-/// The same two for what is counted in requests.
+/// Weight of the prior of quantities that are counted per request, in requests.
 const REQUEST_PRIOR: f32 = 4.0;
+/// Maximum weight of the past of quantities that are counted per request, in requests.
 const REQUEST_MEMORY: f32 = 200.0;
-/// Evidence of prefill counts for no more than so many times what was expected, either way.
-const MOST_SURPRISE: f32 = 3.0;
-/// A step time follows the engine faster than a mean of requests does.
+/// A prefill time is clamped to this factor of the predicted time, up or down.
+const MAX_SURPRISE: f32 = 3.0;
+/// Maximum weight of past decode steps. It is small so that the estimate follows the engine quickly.
 const STEP_MEMORY: f32 = 16.0;
-/// A pool remembers so many times what one worker does. What was assumed before weighs little beside
-/// it then: else a worker of which nothing is known would look worse, or better, than the others.
+/// A pool's maximum weight of the past relative to one worker's. With it the initial assumptions count
+/// little in a pool; otherwise a worker without data would look different from the others.
 const POOL_MEMORY: f32 = 16.0;
 
-/// What is believed now, evidence and priors mixed.
+/// Current estimates: the evidence mixed with the priors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct EngineRates {
-    /// Prefill of one byte of prompt at the begin of a prompt, cached bytes not counted.
+    /// Prefill time of one uncached byte at the start of a prompt.
     pub prefill_us_per_byte: f32,
-    /// One decode step of an engine that decodes a single short request.
+    /// Decode step of an engine that decodes one short request.
     pub step_us: f32,
-    /// KV cache that prefill sends for one byte of prompt.
+    /// Bytes of KV cache per byte of prompt.
     pub kv_bytes_per_byte: f32,
-    /// Tokens of an answer.
+    /// Tokens of a response.
     pub output_tokens: f32,
-    /// KV tokens of a request, by the gateway's own estimate.
+    /// KV tokens of a request, as the gateway estimates them.
     pub request_tokens: f32,
-    /// The part of a prompt that no prefix cache holds.
+    /// Share of a prompt that no prefix cache holds.
     pub uncached_share: f32,
 }
 
-/// The evidence for each of the [`EngineRates`], of one worker or of a whole pool.
+/// The estimators behind [`EngineRates`], of one worker or of a whole pool.
 #[derive(Debug, Default)]
 pub struct RateEstimators {
     is_pool: bool,
@@ -50,7 +51,7 @@ pub struct RateEstimators {
 }
 
 impl RateEstimators {
-    /// That of a pool's workers together.
+    /// Creates the estimators of a pool, over all its workers.
     pub fn of_pool() -> RateEstimators {
         RateEstimators { is_pool: true, ..RateEstimators::default() }
     }
@@ -59,10 +60,11 @@ impl RateEstimators {
         if self.is_pool { of_one * POOL_MEMORY } else { of_one }
     }
 
-    /// `work_bytes` of prompts, the ones that waited before it included, took `ms` where `usual`
-    /// were expected. One that took many times as long waited for something else.
-    pub fn on_prefill(&self, work_bytes: f32, ms: f32, usual_ms: f32, now_ms: u64) {
-        let ms = ms.min(usual_ms * MOST_SURPRISE).max(usual_ms / MOST_SURPRISE);
+    /// Records that a prompt and those before it in the queue, of `work_bytes` together, took `ms`, and
+    /// `predicted_ms` were predicted. The time is clamped, since one that took many times as long waited
+    /// for something other than prefill.
+    pub fn on_prefill(&self, work_bytes: f32, ms: f32, predicted_ms: f32, now_ms: u64) {
+        let ms = ms.min(predicted_ms * MAX_SURPRISE).max(predicted_ms / MAX_SURPRISE);
         self.prefill.observe_steady(
             ms * 1000.0,
             work_bytes,
@@ -71,17 +73,17 @@ impl RateEstimators {
         );
     }
 
-    /// A decode step of a worker took as long as one of an idle engine that takes `step_us`.
+    /// Records a decode step of a worker, converted to the `step_us` of an idle engine.
     pub fn on_decode_step(&self, step_us: f32, now_ms: u64) {
         self.step.observe_volatile(step_us, 1.0, STEP_MEMORY, now_ms);
     }
 
-    /// The same of a pool, whose engines differ: of what is usual there.
+    /// Records a decode step of one of a pool's engines. The estimate follows the majority of them.
     pub fn on_pool_decode_step(&self, step_us: f32, now_ms: u64) {
         self.step.observe_consensus(step_us, 1.0, self.memory(STEP_MEMORY), now_ms);
     }
 
-    /// The KV cache of `prompt_bytes` was `kv_bytes`.
+    /// Records that the KV cache of `prompt_bytes` had `kv_bytes`.
     pub fn on_kv_transfer(&self, prompt_bytes: f32, kv_bytes: f32, now_ms: u64) {
         self.kv_bytes.observe_steady(
             kv_bytes,
@@ -91,27 +93,30 @@ impl RateEstimators {
         );
     }
 
-    /// An answer ended after `tokens`.
+    /// Records a response of `tokens`.
     pub fn on_response(&self, tokens: f32, now_ms: u64) {
         self.output.observe_steady(tokens, 1.0, REQUEST_MEMORY, now_ms);
     }
 
-    /// A request of `kv_tokens` was sent, of whose `prompt_bytes` `uncached_bytes` are new.
+    /// Records a request of `kv_tokens` that was sent. Of its `prompt_bytes`, `uncached_bytes` are not
+    /// cached.
     pub fn on_request(&self, kv_tokens: f32, prompt_bytes: f32, uncached_bytes: f32, now_ms: u64) {
         self.request.observe_steady(kv_tokens, 1.0, REQUEST_MEMORY, now_ms);
         self.uncached.observe_steady(uncached_bytes, prompt_bytes, WORK_MEMORY_BYTES, now_ms);
     }
 
-    /// [`EngineRates::request_tokens`] alone.
+    /// Returns [`EngineRates::request_tokens`] alone.
     pub fn request_tokens(&self, prior: &EngineRates, now_ms: u64) -> f32 {
         let prior = Prior { value: prior.request_tokens, weight: REQUEST_PRIOR };
         self.request.value(prior, now_ms)
     }
 
-    /// What is believed now. A worker's prior is its pool; a pool's prior is a setting.
+    /// Returns the current estimates. A worker's prior are its pool's rates, a pool's prior are the
+    /// initial assumptions.
     pub fn rates(&self, prior: &EngineRates, now_ms: u64) -> EngineRates {
-        let mix =
-            |learned: &AdaptiveEwma, value, weight| learned.value(Prior { value, weight }, now_ms);
+        let mix = |estimator: &AdaptiveEwma, value, weight| {
+            estimator.value(Prior { value, weight }, now_ms)
+        };
         EngineRates {
             prefill_us_per_byte: mix(&self.prefill, prior.prefill_us_per_byte, WORK_PRIOR_BYTES),
             step_us: mix(&self.step, prior.step_us, 1.0),
@@ -124,7 +129,7 @@ impl RateEstimators {
 }
 
 impl Serialize for RateEstimators {
-    /// The evidence alone: a rate of which nothing was measured is `null`.
+    /// Writes the evidence without priors: a rate without measurements is `null`.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut fields = serializer.serialize_struct("RateEstimators", 6)?;
         fields.serialize_field("prefill_us_per_byte", &self.prefill.mean())?;
@@ -142,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_worker_is_as_its_pool_until_it_shows_otherwise() {
+    fn a_worker_has_its_pool_s_rates_until_it_is_measured() {
         let prior = EngineRates { prefill_us_per_byte: 40.0, ..EngineRates::default() };
         let (pool, worker) = (RateEstimators::default(), RateEstimators::default());
         for _ in 0..50 {
@@ -158,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_is_not_held_for_slow_because_one_of_it_is() {
+    fn one_slow_worker_does_not_change_the_pool_s_step() {
         let assumed = EngineRates { step_us: 20_000.0, ..EngineRates::default() };
         let pool = RateEstimators::of_pool();
         (0..300).for_each(|_| pool.on_pool_decode_step(5_000.0, 0));
@@ -171,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_of_which_nothing_is_known_is_not_held_for_what_was_assumed() {
+    fn a_worker_without_data_has_the_pool_s_rate_and_not_the_assumption() {
         let assumed = EngineRates { step_us: 20_000.0, ..EngineRates::default() };
         let (pool, worker) = (RateEstimators::of_pool(), RateEstimators::default());
         for _ in 0..500 {

@@ -6,13 +6,13 @@ use serde::Serialize;
 
 use super::{ObjectName, Worker};
 
-/// One port of a Service and the endpoints that are ready behind it.
+/// One port of a Service and its ready endpoints.
 #[derive(Clone, Debug, Serialize)]
 pub struct ServiceBackend {
     pub name: ObjectName,
     pub port: u16,
-    /// The backend speaks HTTP/2 without TLS (`appProtocol: kubernetes.io/h2c`).
+    /// The backend uses HTTP/2 without TLS (`appProtocol: kubernetes.io/h2c`).
     pub h2c: bool,
-    /// Sorted by address; empty is a 503.
+    /// Sorted by address. Without endpoints a request gets 503.
     pub endpoints: Vec<Arc<Worker>>,
 }

@@ -1,4 +1,4 @@
-//! [`Worker`]: one engine's HTTP endpoint, its live counts, and the [`Lease`] that counts.
+//! [`Worker`]: one engine's HTTP endpoint with its live state, and the [`Lease`] that counts a request.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -18,43 +18,43 @@ use super::ranks::MAX_RANKS;
 use super::rates::RateEstimators;
 use crate::fnv::fnv1a_nonzero;
 
-/// What makes a worker the same worker: the pod's UID and the port. The same address with a
-/// new UID is another worker.
+/// The identity of a worker: the pod's UID and the port. The same address with a new UID is another
+/// worker.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct WorkerKey {
     pub uid: Arc<str>,
     pub port: u16,
 }
 
-/// One engine's HTTP endpoint. Lives as long as anybody holds it, across reconfigurations.
+/// One engine's HTTP endpoint. It lives as long as a snapshot or a lease refers to it.
 #[derive(Debug)]
 pub struct Worker {
     pub key: WorkerKey,
     /// `namespace/pod`.
     pub name: Arc<str>,
     pub address: SocketAddr,
-    /// `address` as it stands in a URL, made once.
+    /// `address` as the authority of a URL.
     pub authority: Authority,
-    /// `key`, hashed: the same in every snapshot and every gateway.
+    /// Hash of `key`: the same in every snapshot and every gateway.
     pub identity: u64,
     pub health: Health,
-    /// What an agent measured of it.
+    /// The last measurements of an agent.
     pub load: LoadCell,
-    /// What this gateway had on it lately.
+    /// This gateway's recent leases on the worker.
     pub lease_history: LeaseHistory,
-    /// What was learned of it.
+    /// Estimators of the worker's speed.
     pub rate_estimators: RateEstimators,
-    /// What its engine tells.
+    /// The engine's last report about its load.
     pub engine: EngineLoadCell,
     prefill_queue: Mutex<PrefillQueue>,
-    counts: Counts,
-    /// The part of the leases that was steered to each data-parallel rank.
-    ranks: OnceLock<Box<[Counts; MAX_RANKS as usize]>>,
+    counts: UsageCounters,
+    /// Usage of each data-parallel rank, by leases that name one.
+    ranks: OnceLock<Box<[UsageCounters; MAX_RANKS as usize]>>,
 }
 
-/// A sum of weights that many change at once.
+/// A sum of weights that many threads change concurrently.
 #[derive(Debug, Default)]
-struct Counts {
+struct UsageCounters {
     requests: AtomicU64,
     prompt_bytes: AtomicU64,
     kv_tokens: AtomicU64,
@@ -62,9 +62,9 @@ struct Counts {
     wire_bytes: AtomicU64,
 }
 
-impl Counts {
-    const fn new() -> Counts {
-        Counts {
+impl UsageCounters {
+    const fn new() -> UsageCounters {
+        UsageCounters {
             requests: AtomicU64::new(0),
             prompt_bytes: AtomicU64::new(0),
             kv_tokens: AtomicU64::new(0),
@@ -73,7 +73,7 @@ impl Counts {
         }
     }
 
-    fn now(&self) -> Usage {
+    fn load(&self) -> Usage {
         Usage {
             requests: self.requests.load(Ordering::Relaxed),
             prompt_bytes: self.prompt_bytes.load(Ordering::Relaxed),
@@ -83,7 +83,7 @@ impl Counts {
         }
     }
 
-    /// Says what it was before.
+    /// Returns the sum before the addition.
     fn add(&self, weight: Weight) -> Usage {
         Usage {
             requests: self.requests.fetch_add(weight.requests, Ordering::Relaxed),
@@ -94,7 +94,7 @@ impl Counts {
         }
     }
 
-    fn take(&self, weight: Weight) {
+    fn subtract(&self, weight: Weight) {
         self.requests.fetch_sub(weight.requests, Ordering::Relaxed);
         self.prompt_bytes.fetch_sub(weight.prompt_bytes, Ordering::Relaxed);
         self.kv_tokens.fetch_sub(weight.kv_tokens, Ordering::Relaxed);
@@ -103,15 +103,16 @@ impl Counts {
     }
 }
 
-/// What one request weighs on a worker.
+/// The share of a worker's capacity that one request uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Weight {
     pub requests: u64,
     pub prompt_bytes: u64,
     pub kv_tokens: u64,
-    /// HTTP requests, and the bytes of their bodies: what the kernel counts at the pod.
+    /// HTTP requests as the kernel counts them at the pod.
     #[serde(skip)]
     pub exchanges: u64,
+    /// Bytes of the HTTP requests' bodies.
     #[serde(skip)]
     pub wire_bytes: u64,
 }
@@ -119,18 +120,18 @@ pub struct Weight {
 /// The sum of the leases on a worker.
 pub type Usage = Weight;
 
-/// What a worker takes at once. `u64::MAX` is no limit.
+/// The capacity of a worker. `u64::MAX` is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Limits {
+pub struct WorkerLimits {
     pub requests: u64,
     pub kv_tokens: u64,
 }
 
-impl Limits {
-    pub const NONE: Limits = Limits { requests: u64::MAX, kv_tokens: u64::MAX };
+impl WorkerLimits {
+    pub const NONE: WorkerLimits = WorkerLimits { requests: u64::MAX, kv_tokens: u64::MAX };
 
-    /// Whether `weight` fits beside `usage`. An idle worker takes any single request: a prompt
-    /// that is larger than the whole cache is the engine's to refuse.
+    /// Whether there is capacity for `weight` beside `usage`. An idle worker admits any single request:
+    /// the engine itself rejects a prompt that is larger than its cache.
     pub fn admit(&self, usage: Usage, weight: Weight) -> bool {
         usage.requests == 0
             || (usage.requests.saturating_add(weight.requests) <= self.requests
@@ -138,8 +139,8 @@ impl Limits {
     }
 }
 
-/// Called with the worker whenever a lease on it ends, so that a waiting request can look again.
-pub type Released = Arc<dyn Fn(&Worker) + Send + Sync>;
+/// Called with the worker when a lease on it ends, to wake a queued request.
+pub type OnRelease = Arc<dyn Fn(&Worker) + Send + Sync>;
 
 impl Worker {
     pub fn new(key: WorkerKey, name: impl Into<Arc<str>>, address: SocketAddr) -> Worker {
@@ -155,46 +156,46 @@ impl Worker {
             engine: EngineLoadCell::default(),
             key,
             prefill_queue: Mutex::default(),
-            counts: Counts::default(),
+            counts: UsageCounters::default(),
             ranks: OnceLock::new(),
         }
     }
 
-    /// What the leases on this worker add up to now.
+    /// Returns the sum of the leases on this worker.
     pub fn usage(&self) -> Usage {
-        self.counts.now()
+        self.counts.load()
     }
 
-    /// The prompts that this gateway sent a prefill and that are not computed yet, in order.
+    /// Locks the queue of prompts that this gateway sent to this prefill and that are not computed yet.
     pub fn prefill_queue(&self) -> MutexGuard<'_, PrefillQueue> {
         // Nothing that can panic runs under the lock.
         self.prefill_queue.lock()
     }
 
-    /// What the leases that were steered to a rank add up to now.
+    /// Returns the sum of the leases that name this rank.
     pub fn usage_of_rank(&self, rank: u32) -> Usage {
-        self.rank(rank).map(Counts::now).unwrap_or_default()
+        self.rank(rank).map(UsageCounters::load).unwrap_or_default()
     }
 
-    fn rank(&self, rank: u32) -> Option<&Counts> {
+    fn rank(&self, rank: u32) -> Option<&UsageCounters> {
         self.ranks.get()?.get(rank as usize)
     }
 
-    /// Counts a request until the lease is dropped, or `None` where it does not fit.
+    /// Counts a request until the lease is dropped. Returns `None` without capacity.
     ///
-    /// Two racing requests can both be counted for a moment and one of them leaves again: the
-    /// limit is never exceeded by what stays.
+    /// Two concurrent requests can both be counted for a moment before one of them is rejected. The
+    /// leases that are returned never exceed the limits.
     pub fn try_lease(
         self: &Arc<Worker>,
         weight: Weight,
-        limits: Limits,
-        released: Option<Released>,
+        limits: WorkerLimits,
+        on_release: Option<OnRelease>,
     ) -> Option<Lease> {
         let before = self.counts.add(weight);
         if limits.admit(before, weight) {
-            return Some(Lease { worker: Arc::clone(self), weight, rank: None, released });
+            return Some(Lease { worker: Arc::clone(self), weight, rank: None, on_release });
         }
-        self.counts.take(weight);
+        self.counts.subtract(weight);
         None
     }
 }
@@ -209,18 +210,19 @@ fn identity(key: &WorkerKey) -> u64 {
     fnv1a_nonzero(key.uid.bytes().chain(key.port.to_be_bytes()))
 }
 
-/// Whose prefix cache a data-parallel rank of a worker has: its own; rank 0 has the worker's.
+/// Returns the identity of the prefix cache of a worker's data-parallel rank. That of rank 0 is the
+/// worker's identity.
 pub fn cache_of(identity: u64, rank: u32) -> u64 {
     identity ^ u64::from(rank).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// Counts one request on one worker until dropped.
+/// Counts one request on one worker until it is dropped.
 #[must_use = "a dropped lease counts nothing"]
 pub struct Lease {
     worker: Arc<Worker>,
     weight: Weight,
     rank: Option<u32>,
-    released: Option<Released>,
+    on_release: Option<OnRelease>,
 }
 
 impl Lease {
@@ -228,12 +230,12 @@ impl Lease {
         &self.worker
     }
 
-    /// Counts it on a data-parallel rank as well.
+    /// Counts the request on a data-parallel rank as well.
     pub fn at_rank(mut self, rank: Option<u32>) -> Lease {
         let counts = || {
             self.worker
                 .ranks
-                .get_or_init(|| Box::new([const { Counts::new() }; MAX_RANKS as usize]))
+                .get_or_init(|| Box::new([const { UsageCounters::new() }; MAX_RANKS as usize]))
         };
         if let (Some(rank), None) = (rank.filter(|rank| *rank < MAX_RANKS), self.rank) {
             counts()[rank as usize].add(self.weight);
@@ -242,32 +244,32 @@ impl Lease {
         self
     }
 
-    /// The rank that the request is steered to; `None` leaves it to the engine.
+    /// Returns the rank that the request is assigned to; `None` if the engine chooses.
     pub fn rank(&self) -> Option<u32> {
         self.rank
     }
 
-    /// Takes the count back without telling anybody: the place was never used, and whoever gives
-    /// it back may hold what the told one needs.
-    pub fn withdraw(mut self) {
-        self.released = None;
+    /// Ends the lease without calling [`OnRelease`]: the request was never sent, and the caller can hold
+    /// a lock that the callback takes.
+    pub fn cancel(mut self) {
+        self.on_release = None;
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.worker.counts.take(self.weight);
+        self.worker.counts.subtract(self.weight);
         if let Some(rank) = self.rank.and_then(|rank| self.worker.rank(rank)) {
-            rank.take(self.weight);
+            rank.subtract(self.weight);
         }
-        if let Some(released) = &self.released {
-            released(&self.worker);
+        if let Some(on_release) = &self.on_release {
+            on_release(&self.worker);
         }
     }
 }
 
 impl Serialize for Worker {
-    /// The worker as `/fleet` shows it, with its counts and health of this moment.
+    /// Writes the worker as the admin API's `/fleet` shows it, with its current usage and health.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut fields = serializer.serialize_struct("Worker", 5)?;
         fields.serialize_field("name", &self.name)?;
@@ -303,44 +305,45 @@ mod tests {
         Weight { requests: 1, prompt_bytes: 100, kv_tokens: 40, exchanges: 1, wire_bytes: 120 };
 
     #[test]
-    fn a_lease_counts_until_dropped_and_then_tells() {
+    fn a_lease_counts_until_dropped_and_then_calls_back() {
         let worker = worker();
-        let told = Arc::new(AtomicUsize::new(0));
-        let hear = Arc::clone(&told);
-        let released: Released = Arc::new(move |_| {
-            hear.fetch_add(1, Ordering::Relaxed);
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&calls);
+        let on_release: OnRelease = Arc::new(move |_| {
+            counter.fetch_add(1, Ordering::Relaxed);
         });
-        let lease = worker.try_lease(ONE, Limits::NONE, Some(released)).unwrap();
+        let lease = worker.try_lease(ONE, WorkerLimits::NONE, Some(on_release)).unwrap();
         assert_eq!(worker.usage(), ONE);
         drop(lease);
         assert_eq!(worker.usage(), Usage::default());
-        assert_eq!(told.load(Ordering::Relaxed), 1);
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
     }
 
     #[test]
-    fn a_withdrawn_lease_leaves_in_silence() {
+    fn a_cancelled_lease_does_not_call_back() {
         let worker = worker();
-        let released: Released = Arc::new(|_| panic!("told"));
-        worker.try_lease(ONE, Limits::NONE, Some(released)).unwrap().withdraw();
+        let on_release: OnRelease = Arc::new(|_| panic!("called back"));
+        worker.try_lease(ONE, WorkerLimits::NONE, Some(on_release)).unwrap().cancel();
         assert_eq!(worker.usage(), Usage::default());
     }
 
     #[test]
     fn a_lease_counts_on_its_rank_too() {
         let worker = worker();
-        let lease = worker.try_lease(ONE, Limits::NONE, None).unwrap().at_rank(Some(3));
+        let lease = worker.try_lease(ONE, WorkerLimits::NONE, None).unwrap().at_rank(Some(3));
         assert_eq!((worker.usage(), worker.usage_of_rank(3)), (ONE, ONE));
         assert_eq!((worker.usage_of_rank(2), worker.usage_of_rank(9_999)), Default::default());
         drop(lease);
         assert_eq!((worker.usage(), worker.usage_of_rank(3)), Default::default());
-        let beyond = worker.try_lease(ONE, Limits::NONE, None).unwrap().at_rank(Some(MAX_RANKS));
+        let beyond =
+            worker.try_lease(ONE, WorkerLimits::NONE, None).unwrap().at_rank(Some(MAX_RANKS));
         assert_eq!(beyond.rank(), None);
     }
 
     #[test]
-    fn what_does_not_fit_leaves_no_trace() {
+    fn a_rejected_request_is_not_counted() {
         let worker = worker();
-        let limits = Limits { requests: 8, kv_tokens: 60 };
+        let limits = WorkerLimits { requests: 8, kv_tokens: 60 };
         let first = worker.try_lease(ONE, limits, None).unwrap();
         assert!(worker.try_lease(ONE, limits, None).is_none());
         assert_eq!(worker.usage(), ONE);
@@ -349,8 +352,10 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_worker_takes_a_request_that_is_larger_than_its_cache() {
+    fn an_idle_worker_admits_a_request_larger_than_its_cache() {
         let huge = Weight { kv_tokens: 1_000_000, ..ONE };
-        assert!(worker().try_lease(huge, Limits { requests: 1, kv_tokens: 10 }, None).is_some());
+        assert!(
+            worker().try_lease(huge, WorkerLimits { requests: 1, kv_tokens: 10 }, None).is_some()
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! [`Candidate`]: a worker that could serve a request, as plain data.
 
 use super::assumptions::Assumptions;
-use crate::fleet::{EngineRates, Limits, Load, QueueHead, ReportedLoad, Usage, cache_of};
+use crate::fleet::{EngineRates, Load, QueueHead, ReportedLoad, Usage, WorkerLimits, cache_of};
 
 /// A worker that is eligible for the request and has capacity for it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -11,7 +11,7 @@ pub struct Candidate {
     /// The leases on the worker. A prefill lease counts the work of its prompt in bytes.
     pub usage: Usage,
     /// What the engine runs at once, as it reported. Requests beyond it queue at the engine.
-    pub limits: Limits,
+    pub limits: WorkerLimits,
     /// The prompt that a prefill computes now.
     pub queue_head: QueueHead,
     /// Pods of one group are preferred for each other. `0` is no group.
@@ -75,7 +75,7 @@ impl Default for Candidate {
         Candidate {
             id: 0,
             usage: Usage::default(),
-            limits: Limits::NONE,
+            limits: WorkerLimits::NONE,
             queue_head: QueueHead::default(),
             group: 0,
             worker: 0,

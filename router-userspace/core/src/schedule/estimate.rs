@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::candidate::Candidate;
 use super::demand::Demand;
 use super::fallback_load::FallbackLoad;
-use crate::fleet::{EngineRates, Limits, Link, Load, QueueHead};
+use crate::fleet::{EngineRates, Link, Load, QueueHead, WorkerLimits};
 use crate::pair::Pair;
 
 /// Engines send KV cache after each chunk of prefill, so where prefill is slower than the link only
@@ -168,7 +168,7 @@ impl Estimator<'_> {
     /// Decode steps until there is capacity, if streams end evenly over the duration of an answer
     /// and each frees its share of the KV tokens.
     fn admission_steps(&self, candidate: &Candidate, streams: f32, batch: f32) -> f32 {
-        let Limits { requests, kv_tokens } = candidate.limits;
+        let WorkerLimits { requests, kv_tokens } = candidate.limits;
         let tokens_over = batch + self.demand.kv_tokens as f32 - kv_tokens as f32;
         let streams_over = streams + 1.0 - requests as f32;
         if streams < 1.0 || (tokens_over <= 0.0 && streams_over <= 0.0) {

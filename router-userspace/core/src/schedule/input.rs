@@ -7,7 +7,7 @@ use super::candidate::Candidate;
 use super::demand::Demand;
 use super::draw::Draw;
 use super::estimate::Estimate;
-use crate::fleet::Links;
+use crate::fleet::LinkTable;
 use crate::pair::Pair;
 
 /// What the choice optimises.
@@ -38,7 +38,7 @@ pub struct ChoiceInput<'a> {
     pub demand: Demand,
     pub candidates: Pair<&'a [Candidate]>,
     /// Measured links by pair of workers; `None` without measurements.
-    pub links: Option<&'a Links>,
+    pub links: Option<&'a LinkTable>,
     pub assumptions: &'a Assumptions,
     pub objective: Objective,
     pub now_ms: u64,

@@ -5,7 +5,7 @@ pub const BLOCK_BYTES: usize = 2048;
 /// Maximum number of blocks of a prompt that are hashed (8 MiB). The rest counts as not cached.
 pub const MAX_BLOCKS: usize = 4096;
 
-/// Blocks that tell one conversation from another: 8 KiB.
+/// Blocks that identify a conversation: 8 KiB.
 const KEY_BLOCKS: usize = 4;
 /// [`prefix_key`] covers this many bytes. A prompt of which less is known is a new conversation.
 pub const KEY_BYTES: u64 = (KEY_BLOCKS * BLOCK_BYTES) as u64;

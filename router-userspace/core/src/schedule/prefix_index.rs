@@ -49,7 +49,7 @@ struct CacheSlot {
 pub struct IndexCapacity {
     /// Maximum number of blocks in the index, 48 bytes each.
     pub blocks: usize,
-    /// Maximum number of caches that are told apart.
+    /// Maximum number of caches that the index distinguishes.
     pub caches: usize,
     /// Bytes of prompt that one engine's cache is assumed to hold.
     pub cache_bytes: u64,

@@ -1,7 +1,7 @@
-//! What every policy keeps to, and what the predicted one is for.
+//! Properties of every policy, and of `predicted` in particular.
 
 use super::*;
-use crate::fleet::{EngineRates, Limits, Links, Load, QueueHead, ReportedLoad, Usage};
+use crate::fleet::{EngineRates, LinkTable, Load, QueueHead, ReportedLoad, Usage, WorkerLimits};
 
 fn idle(id: usize, group: u64) -> Candidate {
     Candidate { id, group, worker: id as u64 + 1, ..Candidate::default() }
@@ -14,7 +14,7 @@ fn draws() -> impl Iterator<Item = Draw> {
     })
 }
 
-/// How many of a thousand choices fall on each candidate, by id.
+/// Number of a thousand choices that fall on each candidate, by id.
 fn tally(policy: Policy, input: ChoiceInput<'_>) -> [usize; 16] {
     let mut seen = [0; 16];
     for draw in draws() {
@@ -53,7 +53,7 @@ fn a_decode_of_the_same_group_is_preferred_and_any_other_taken_without_one() {
 }
 
 #[test]
-fn nobody_to_choose_from_is_no_choice() {
+fn a_leg_without_candidates_has_no_choice() {
     for policy in Policy::ALL {
         assert_eq!(choose(policy, &ChoiceInput::of(&[idle(0, 0)], &[], DRAW)), None);
         assert_eq!(choose(policy, &ChoiceInput::of(&[], &[idle(0, 0)], DRAW)), None);
@@ -97,11 +97,11 @@ fn exploration_is_bounded_and_never_joins_a_longer_queue() {
 }
 
 #[test]
-fn a_slow_link_moves_the_decode_and_an_old_memory_of_it_does_not() {
+fn a_slow_link_moves_the_decode_until_the_measurement_expires() {
     let (prefill, decode) = ([idle(0, 0)], [idle(1, 0), idle(2, 0)]);
-    let mut links = Links::new(64);
+    let mut links = LinkTable::new(64);
     for _ in 0..50 {
-        links.transferred(1, 2, 1e6, 100.0, 0);
+        links.on_transfer(1, 2, 1e6, 100.0, 0);
     }
     let input = ChoiceInput {
         demand: DEMAND,
@@ -114,7 +114,7 @@ fn a_slow_link_moves_the_decode_and_an_old_memory_of_it_does_not() {
 }
 
 #[test]
-fn the_cached_prefix_is_worth_a_short_queue_and_not_a_long_one() {
+fn a_cached_prefix_outweighs_a_short_queue_and_not_a_long_one() {
     let mut blocks = Vec::new();
     BlockHasher::new(0).write(&[5; 40_000], &mut blocks);
     let size = IndexCapacity { blocks: 1024, caches: 8, cache_bytes: 1 << 20 };
@@ -138,7 +138,7 @@ fn the_cached_prefix_is_worth_a_short_queue_and_not_a_long_one() {
 }
 
 #[test]
-fn two_gateways_that_know_nothing_name_the_same_prefill() {
+fn two_gateways_without_data_choose_the_same_prefill() {
     let decode = [idle(9, 0)];
     let prefill: Vec<Candidate> = (0..8).map(|id| idle(id, 0)).collect();
     let turned: Vec<Candidate> = prefill.iter().rev().copied().collect();
@@ -161,7 +161,7 @@ fn two_gateways_that_know_nothing_name_the_same_prefill() {
 }
 
 #[test]
-fn a_silent_agent_costs_a_penalty_and_neither_blinds_nor_wins() {
+fn a_worker_without_a_fresh_load_gets_the_median_and_a_penalty() {
     let busy = |bytes| Some(Load { others_waiting_bytes: bytes, ..Load::default() });
     let mut prefill = [idle(0, 0), idle(1, 0), idle(2, 0)];
     let decode = [idle(3, 0)];
@@ -180,7 +180,7 @@ fn a_silent_agent_costs_a_penalty_and_neither_blinds_nor_wins() {
 }
 
 #[test]
-fn a_target_that_one_pair_meets_is_met() {
+fn a_pair_that_meets_the_targets_is_chosen() {
     let prefill = [idle(0, 0)];
     let mut decode = [idle(1, 0), idle(2, 0)];
     // The second is better on the whole, but its step is over the target.
@@ -195,12 +195,12 @@ fn a_target_that_one_pair_meets_is_met() {
 }
 
 #[test]
-fn a_wait_for_room_is_told_and_avoided() {
+fn a_wait_for_decode_capacity_is_predicted_and_avoided() {
     let prefill = [idle(0, 0)];
     let mut decode = [idle(1, 0), idle(2, 0)];
-    // The emptier of the two has no room, since its engine is smaller.
+    // The emptier of the two has no capacity, since its engine is smaller.
     decode[0].usage = Usage { requests: 2, prompt_bytes: 0, kv_tokens: 20_000, ..Usage::default() };
-    decode[0].limits = Limits { requests: 100, kv_tokens: 25_000 };
+    decode[0].limits = WorkerLimits { requests: 100, kv_tokens: 25_000 };
     decode[1].usage = Usage { requests: 3, prompt_bytes: 0, kv_tokens: 30_000, ..Usage::default() };
     let input = ChoiceInput { demand: DEMAND, ..ChoiceInput::of(&prefill, &decode, DRAW) };
     assert!(tally(Policy::Predicted, input)[2] > 985);
@@ -211,52 +211,56 @@ fn a_wait_for_room_is_told_and_avoided() {
 }
 
 #[test]
-fn room_is_what_is_left_by_all_who_are_known() {
-    let limits = Limits { requests: 10, kv_tokens: 50_000 };
+fn capacity_is_what_all_known_requests_leave() {
+    let limits = WorkerLimits { requests: 10, kv_tokens: 50_000 };
     let usage = Usage { requests: 2, prompt_bytes: 0, kv_tokens: 20_000, ..Usage::default() };
     let alone = Candidate { limits, usage, measured: true, ..idle(1, 0) };
     let weight = |kv_tokens| Usage { requests: 1, prompt_bytes: 0, kv_tokens, ..Usage::default() };
-    let room = |of: Candidate, tokens| of.admits(weight(tokens), AgentTrust::Trusted);
-    assert!(room(alone, 30_000) && !room(alone, 30_001));
+    let admits = |of: Candidate, tokens| of.admits(weight(tokens), AgentTrust::Trusted);
+    assert!(admits(alone, 30_000) && !admits(alone, 30_001));
     let load = Some(Load { others_requests: 3.0, ..Load::default() });
     let shared = Candidate { load, ..alone };
-    assert!(room(shared, 6_000) && !room(shared, 6_001), "8,000 tokens each");
+    assert!(admits(shared, 6_000) && !admits(shared, 6_001), "8,000 tokens each");
     let old = load.map(|load| Load { age_ms: 1e6, ..load });
-    assert!(room(Candidate { load: old, ..alone }, 30_000));
+    assert!(admits(Candidate { load: old, ..alone }, 30_000));
     let empty = Candidate { limits, ..idle(1, 0) };
-    assert!(room(empty, 1 << 40), "an idle engine refuses by itself");
+    assert!(admits(empty, 1 << 40), "an idle engine rejects by itself");
     let full = Candidate { load: Some(Load { others_requests: 8.0, ..Load::default() }), ..alone };
-    assert!(!room(full, 1), "two of ours and eight of others");
+    assert!(!admits(full, 1), "two of this gateway and eight of others");
 }
 
 #[test]
-fn an_engine_that_told_counts_where_no_agent_does_and_when_patience_is_over() {
-    let limits = Limits { requests: 10, kv_tokens: 50_000 };
+fn the_engine_s_report_counts_without_an_agent_and_after_trust_expires() {
+    let limits = WorkerLimits { requests: 10, kv_tokens: 50_000 };
     let usage = Usage { requests: 2, kv_tokens: 20_000, ..Usage::default() };
-    // Of 45,000 tokens 40,000 were ours when it told; since then half of ours ended.
+    // Of 45,000 reported tokens 40,000 were this gateway's; half of those have ended since.
     let then = Usage { requests: 4, kv_tokens: 40_000, ..Usage::default() };
     let reported = Some(ReportedLoad::excluding(5, 45_000, then));
-    let told = Candidate { limits, usage, reported, ..idle(1, 0) };
-    let room = |of: Candidate, kv_tokens, patience| {
-        of.admits(Usage { requests: 1, kv_tokens, ..Usage::default() }, patience)
+    let reporting = Candidate { limits, usage, reported, ..idle(1, 0) };
+    let admits = |of: Candidate, kv_tokens, trust| {
+        of.admits(Usage { requests: 1, kv_tokens, ..Usage::default() }, trust)
     };
-    assert!(room(told, 25_000, AgentTrust::Trusted), "what ended since is not taken for others'");
-    assert!(!room(told, 25_001, AgentTrust::Trusted));
-    let lying = Load { others_requests: 1e9, ..Load::default() };
-    let measured = Candidate { load: Some(lying), measured: true, ..told };
-    assert!(!room(measured, 1, AgentTrust::Trusted));
     assert!(
-        room(measured, 25_000, AgentTrust::Expired) && !room(measured, 25_001, AgentTrust::Expired)
+        admits(reporting, 25_000, AgentTrust::Trusted),
+        "requests that ended since are not counted as others'"
+    );
+    assert!(!admits(reporting, 25_001, AgentTrust::Trusted));
+    let lying = Load { others_requests: 1e9, ..Load::default() };
+    let measured = Candidate { load: Some(lying), measured: true, ..reporting };
+    assert!(!admits(measured, 1, AgentTrust::Trusted));
+    assert!(
+        admits(measured, 25_000, AgentTrust::Expired)
+            && !admits(measured, 25_001, AgentTrust::Expired)
     );
     let silent = Candidate { reported: None, ..measured };
     assert!(
-        room(silent, 30_000, AgentTrust::Expired) && !room(silent, 30_001, AgentTrust::Expired)
+        admits(silent, 30_000, AgentTrust::Expired) && !admits(silent, 30_001, AgentTrust::Expired)
     );
     assert_eq!(AgentTrust::after(3_000, 1_000), AgentTrust::Trusted);
     assert_eq!(AgentTrust::after(3_001, 1_000), AgentTrust::Expired);
 }
 
-/// The share of a leg's workers that have less to do than the chosen one.
+/// Share of a leg's workers that are less busy than the chosen one.
 fn better(all: &[Candidate], chosen: usize) -> f64 {
     let busy = |candidate: &Candidate| candidate.usage.prompt_bytes + candidate.usage.kv_tokens;
     let less = all.iter().filter(|other| busy(other) < busy(&all[chosen])).count();
@@ -264,7 +268,7 @@ fn better(all: &[Candidate], chosen: usize) -> f64 {
 }
 
 #[test]
-fn a_part_of_a_large_pool_is_nearly_as_good_as_all_of_it() {
+fn a_sample_of_a_large_pool_is_nearly_as_good_as_all_of_it() {
     let legs = |leg: u64, draw: Draw| -> Vec<Candidate> {
         let busy = |id: usize| Draw { chance: draw.chance ^ (id as u64) << 7 ^ leg, turn: 0 };
         let usage = |id: usize| match (leg, busy(id).second().below(100_000) as u64) {
@@ -303,7 +307,7 @@ fn a_part_of_a_large_pool_is_nearly_as_good_as_all_of_it() {
 }
 
 #[test]
-fn a_prompt_that_is_half_done_is_half_a_queue_at_least() {
+fn a_running_prompt_counts_as_at_most_half_done() {
     let mut prefill = [idle(0, 0), idle(1, 0)];
     let decode = [idle(2, 0)];
     for (at, busy_ms) in [(0, 0.0), (1, 700.0)] {
@@ -320,12 +324,12 @@ fn a_prompt_that_is_half_done_is_half_a_queue_at_least() {
         choose(Policy::Predicted, &input).unwrap().estimate.unwrap().wait_ms
     };
     assert!((wait_ms(700.0) - 1100.0).abs() < 1.0, "1,800 ms of work: {}", wait_ms(700.0));
-    assert!((wait_ms(1e9) - 900.0).abs() < 1.0, "late is not done: {}", wait_ms(1e9));
+    assert!((wait_ms(1e9) - 900.0).abs() < 1.0, "an overdue prompt is not done: {}", wait_ms(1e9));
 }
 
 proptest::proptest! {
     #[test]
-    fn no_numbers_break_a_choice(
+    fn any_numbers_yield_a_repeatable_choice(
         legs in proptest::collection::vec(
             (0u64..1 << 50, 0u64..1 << 40, proptest::num::f32::ANY, proptest::num::f32::ANY),
             1..40,
@@ -344,7 +348,7 @@ proptest::proptest! {
                 rx_kv_bytes_per_ms: y,
                 ..Load::default()
             };
-            let limits = Limits { requests: tokens % 100, kv_tokens: tokens };
+            let limits = WorkerLimits { requests: tokens % 100, kv_tokens: tokens };
             let head = QueueHead { work_bytes: y, busy_ms: x };
             let load = (bytes % 5 > 0).then_some(load);
             Candidate { usage, load, limits, queue_head: head, rates, ..idle(id, bytes % 3) }

@@ -1,6 +1,6 @@
 //! Every kind of bad document, and what is said of it.
 
-use router_core::fleet::Port;
+use router_core::fleet::ListenPort;
 
 use super::super::golden::fleet;
 use super::*;
@@ -82,7 +82,7 @@ fn a_field_that_has_no_effect_is_named_and_the_rest_is_served() {
     says(&format!("{POD}spec:\n  containers: []\n  nodeNam: x\n"), &["spec.nodeNam", "not known"]);
     let gateway = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata:\n  name: g\nspec:\n  gatewayClassName: c\n  addresses:\n  - value: 10.0.0.1\n  listeners:\n  - name: http\n    port: 80\n    protocol: HTTP\n";
     says(gateway, &["Gateway default/g", "spec.addresses", "has no effect"]);
-    assert_eq!(fleet(gateway).ports(), [Port { number: 80, secure: false }]);
+    assert_eq!(fleet(gateway).ports(), [ListenPort { number: 80, secure: false }]);
     let backend = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata:\n  name: r\nspec:\n  parentRefs: []\n  rules:\n  - retry: {attempts: 3}\n";
     let said = problems(backend).join("\n");
     assert!(said.contains("spec.rules[0].retry: is not known to pd-router"), "{said}");

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use router_core::fleet::{Fleet, Port, Profile, Role};
+use router_core::fleet::{Fleet, ListenPort, Profile, Role};
 use router_core::route::{Head, Target, find};
 
 use super::tests::Scratch;
@@ -21,7 +21,7 @@ fn load(path: &Path) -> Fleet {
 /// The two prefills, the decode, the route and the timeout of the documents.
 fn assert_documented(fleet: &Fleet) {
     assert_eq!(fleet.problems, []);
-    assert_eq!(fleet.ports(), [Port { number: 8080, secure: false }]);
+    assert_eq!(fleet.ports(), [ListenPort { number: 8080, secure: false }]);
     let headers = http::HeaderMap::new();
     let method = http::Method::POST;
     let mut head = Head {

@@ -1,7 +1,7 @@
 //! What holds of every build: order does not matter, workers outlive fleets, facts change fits.
 
 use proptest::prelude::*;
-use router_core::fleet::{Limits, Member, Weight};
+use router_core::fleet::{Member, Weight, WorkerLimits};
 
 use super::super::document::{self, Content};
 use super::super::golden;
@@ -97,7 +97,7 @@ fn member(fleet: &Fleet) -> &Member {
 fn a_worker_and_its_leases_outlive_the_fleet_that_named_it() {
     let first = fleet_after(&Fleet::default(), &pod("p", "u", "10.0.0.1"));
     let weight = Weight { requests: 1, ..Weight::default() };
-    let lease = member(&first).worker.try_lease(weight, Limits::NONE, None).unwrap();
+    let lease = member(&first).worker.try_lease(weight, WorkerLimits::NONE, None).unwrap();
     let second = fleet_after(&first, &pod("p", "u", "10.0.0.1"));
     assert!(Arc::ptr_eq(&member(&first).worker, &member(&second).worker));
     assert_eq!(member(&second).worker.usage().requests, 1);

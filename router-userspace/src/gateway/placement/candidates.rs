@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use router_core::fleet::{
-    EngineInfo, Limits, Load, MAX_RANKS, Member, Phase, QueueHead, ReportedLoad, Role, Verdict,
-    Worker,
+    EngineInfo, Load, MAX_RANKS, Member, Phase, QueueHead, ReportedLoad, Role, Verdict, Worker,
+    WorkerLimits,
 };
 use router_core::schedule::{Candidate, CandidateSet, Draw, Policy, SampleOrder};
 
@@ -112,11 +112,11 @@ impl Seating<'_> {
         }
     }
 
-    pub(super) fn limits_of(&self, member: &Member) -> Limits {
+    pub(super) fn limits_of(&self, member: &Member) -> WorkerLimits {
         let usual = u64::from(self.limits.max_requests_per_worker);
         let facts = member.engine_info.as_deref();
         match member.role {
-            Role::Decode => Limits {
+            Role::Decode => WorkerLimits {
                 // What it tells now counts more than what it told at its start.
                 requests: member
                     .worker
@@ -131,7 +131,7 @@ impl Seating<'_> {
                     .or(facts.and_then(kv_tokens_of_all_ranks))
                     .unwrap_or(u64::MAX),
             },
-            Role::Prefill | Role::Unified => Limits { requests: usual, kv_tokens: u64::MAX },
+            Role::Prefill | Role::Unified => WorkerLimits { requests: usual, kv_tokens: u64::MAX },
         }
     }
 }
@@ -161,7 +161,7 @@ impl Place {
         let whole = Candidate { id: self.id(), ..*whole };
         let Some(rank) = self.rank else { return whole };
         // As old as what is known of the whole: where that is too old, there is none.
-        let told = whole.reported.and_then(|_| worker.engine.of_rank(rank));
+        let told = whole.reported.and_then(|_| worker.engine.rank(rank));
         let share = told.map_or(1.0 / count as f32, |told| told.others_share);
         let load = whole.load.map(|load| Load {
             others_requests: load.others_requests * share,
@@ -189,7 +189,7 @@ fn kv_tokens_of_all_ranks(facts: &EngineInfo) -> Option<u64> {
     Some(facts.max_total_num_tokens?.saturating_mul(ranks))
 }
 
-fn limits_of_rank(limits: Limits, count: u32) -> Limits {
+fn limits_of_rank(limits: WorkerLimits, count: u32) -> WorkerLimits {
     let each = |all: u64| if all == u64::MAX { all } else { all.div_ceil(u64::from(count)) };
-    Limits { requests: each(limits.requests), kv_tokens: each(limits.kv_tokens) }
+    WorkerLimits { requests: each(limits.requests), kv_tokens: each(limits.kv_tokens) }
 }

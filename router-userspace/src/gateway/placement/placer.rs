@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use router_core::fleet::{
-    CompatibleSet, Lease, Pool, Profile, RankAssignment, Released, Weight, Worker, cache_of,
+    CompatibleSet, Lease, OnRelease, Pool, Profile, RankAssignment, Weight, Worker, cache_of,
 };
 use router_core::pair::Pair;
 use router_core::schedule::{self, AgentTrust, Candidate, ChoiceInput, Chosen, Draw, Estimate};
@@ -96,7 +96,11 @@ pub(crate) struct Seating<'a> {
 impl Seating<'_> {
     /// Takes places for the request, or says why there are none. It runs under a lock, and where
     /// `scratch` is large enough it allocates nothing.
-    pub(crate) fn take(&self, released: &Released, scratch: &mut Scratch) -> Result<Taken, NoSeat> {
+    pub(crate) fn take(
+        &self,
+        released: &OnRelease,
+        scratch: &mut Scratch,
+    ) -> Result<Taken, NoSeat> {
         let serving = || self.pool.serving(self.ask.model.as_deref());
         let count = serving().count();
         if count == 0 {
@@ -152,7 +156,7 @@ impl Seating<'_> {
     fn in_fit(
         &self,
         fit: &CompatibleSet,
-        released: &Released,
+        released: &OnRelease,
         scratch: &mut Scratch,
     ) -> Result<Taken, NoSeat> {
         match self.pool.profile {
@@ -175,7 +179,7 @@ impl Seating<'_> {
                     // that tells of its end would wait for itself.
                     None => {
                         let worker = Arc::clone(prefill.worker());
-                        prefill.withdraw();
+                        prefill.cancel();
                         worker.lease_history.record(self.view.clock.now_ms(), worker.usage());
                         Err(NoSeat::Full)
                     }
@@ -217,7 +221,7 @@ impl Seating<'_> {
         schedule::choose(self.view.policy, &input).ok_or(NoSeat::Full)
     }
 
-    fn lease(&self, place: Place, weight: Weight, released: &Released) -> Option<Lease> {
+    fn lease(&self, place: Place, weight: Weight, released: &OnRelease) -> Option<Lease> {
         let member = &self.pool.members[place.member];
         let worker = &member.worker;
         let released = Some(Arc::clone(released));

@@ -11,7 +11,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
-use router_core::fleet::{EngineRates, ObjectName, Pool, Released, Worker, WorkerKey};
+use router_core::fleet::{EngineRates, ObjectName, OnRelease, Pool, Worker, WorkerKey};
 use router_core::schedule::{AgentTrust, Draw};
 use router_core::sglang::Request;
 use tokio::sync::Notify;
@@ -57,7 +57,7 @@ pub(crate) struct Admission {
     /// The last choice that was predicted, to be looked at.
     last: Mutex<Option<Arc<Choice>>>,
     /// Called by every lease that ends.
-    released: Released,
+    released: OnRelease,
 }
 
 impl Admission {
@@ -267,7 +267,7 @@ impl Drop for Place {
     }
 }
 
-fn released(admission: Weak<Admission>) -> Released {
+fn released(admission: Weak<Admission>) -> OnRelease {
     Arc::new(move |worker: &Worker| {
         if let Some(admission) = admission.upgrade() {
             worker.lease_history.record(admission.view.clock.now_ms(), worker.usage());

@@ -11,7 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{Either, Limited};
 use hyper::body::Incoming;
 use router_core::fleet::{
-    Lease, Limits, Member, ObjectName, Phase, Pool, ServiceBackend, Verdict, Weight, Worker,
+    Lease, Member, ObjectName, Phase, Pool, ServiceBackend, Verdict, Weight, Worker, WorkerLimits,
 };
 use router_core::schedule::{Candidate, Draw, Policy};
 use router_core::sglang::headers;
@@ -163,7 +163,7 @@ fn nobody(of: &ObjectName) -> Reject {
 fn lease(worker: &Arc<Worker>, of: &ObjectName) -> Result<Lease, Reject> {
     let weight = Weight { requests: 1, exchanges: 1, ..Weight::default() };
     // No limit is set here, so there is always room.
-    worker.try_lease(weight, Limits::NONE, None).ok_or_else(|| nobody(of))
+    worker.try_lease(weight, WorkerLimits::NONE, None).ok_or_else(|| nobody(of))
 }
 
 /// A ready member, one that answers probes where there is one.

@@ -11,7 +11,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use prometheus_client::metrics::gauge::Gauge;
-use router_core::fleet::Port;
+use router_core::fleet::ListenPort;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -47,7 +47,7 @@ pub(crate) struct Listeners {
     tasks: TaskTracker,
     /// By port and whether clients speak TLS there. Cancelled to close the port and end its
     /// connections once they are idle.
-    open: HashMap<Port, CancellationToken>,
+    open: HashMap<ListenPort, CancellationToken>,
 }
 
 impl Listeners {
@@ -79,7 +79,7 @@ impl Listeners {
     /// a closed port finish what they serve.
     ///
     /// Returns the ports that could not be opened, and why; they are tried again at the next call.
-    pub(crate) fn reconcile(&mut self, ports: &[Port]) -> Vec<(u16, io::Error)> {
+    pub(crate) fn reconcile(&mut self, ports: &[ListenPort]) -> Vec<(u16, io::Error)> {
         self.open.retain(|port, closing| {
             let keep = ports.contains(port);
             if !keep {
@@ -95,7 +95,7 @@ impl Listeners {
             }
             match bind(SocketAddr::new(self.address, port.number), self.send_timeout) {
                 Ok(listener) => {
-                    let Port { number, secure } = port;
+                    let ListenPort { number, secure } = port;
                     tracing::info!(address = %self.address, port = number, secure, "listener opened");
                     let closing = CancellationToken::new();
                     self.open.insert(port, closing.clone());
@@ -108,7 +108,7 @@ impl Listeners {
     }
 
     /// The ports that are open.
-    pub(crate) fn ports(&self) -> Vec<Port> {
+    pub(crate) fn ports(&self) -> Vec<ListenPort> {
         self.open.keys().copied().collect()
     }
 
@@ -122,7 +122,7 @@ impl Listeners {
         tokio::time::timeout(limit, self.tasks.wait()).await.is_ok()
     }
 
-    fn acceptor(&self, port: Port, closing: CancellationToken) -> Acceptor {
+    fn acceptor(&self, port: ListenPort, closing: CancellationToken) -> Acceptor {
         Acceptor {
             port: port.number,
             tls: port.secure.then(|| tls::acceptor(self.service.fleet(), port.number)),

@@ -197,7 +197,7 @@ impl Prober {
                 worker.health.unreachable();
             }
             (Err(Failed::NotReady), _) | (_, Err(Failed::NotReady)) => worker.health.not_ready(),
-            (Err(Failed::Late), _) => worker.health.probe_lost(),
+            (Err(Failed::Late), _) => worker.health.probe_timed_out(),
             _ => worker.health.probe_failed(),
         }
     }

@@ -1,6 +1,6 @@
 //! Each condition and its reason, as a table of cases.
 
-use router_core::fleet::Port;
+use router_core::fleet::ListenPort;
 
 use super::super::super::golden;
 use super::super::Exposure;
@@ -130,7 +130,7 @@ fn a_gateway_is_programmed_once_its_service_leads_here_and_has_an_address() {
         let fleet = index.build(&Fleet::default());
         assert_eq!(
             fleet.ports(),
-            services.first().map(|_| Port { number: 20_080, secure: false }).as_slice()
+            services.first().map(|_| ListenPort { number: 20_080, secure: false }).as_slice()
         );
         let all = index.standings(&fleet);
         let told = told(&all, Kind::Gateway);
