@@ -37,4 +37,4 @@ pub use ranks::{MAX_RANKS, RankAssignment, Ranks, Steering};
 pub use rates::{EngineRates, RateEstimators};
 pub use service::ServiceBackend;
 pub use snapshot::{Fleet, ListenPort};
-pub use worker::{Lease, Released, Usage, Weight, Worker, WorkerKey, WorkerLimits, cache_of};
+pub use worker::{Lease, OnRelease, Usage, Weight, Worker, WorkerKey, WorkerLimits, cache_of};
