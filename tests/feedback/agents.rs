@@ -1,4 +1,4 @@
-//! Agents that die, are cut off, come back, or were never agents: no request fails for it.
+//! Agents that die, are cut off, come back, or send nonsense: no request fails.
 
 use std::net::IpAddr;
 
@@ -17,7 +17,7 @@ fn site() -> Site {
     site
 }
 
-/// What was told of an engine is too old to be believed.
+/// Waits until the reported load of an engine is stale.
 fn stale(gateway: &SiteGateway) {
     wait("loads are stale", || {
         let age = gateway.load_of("prefill-0")["load"]["age_ms"].as_f64()?;
@@ -25,8 +25,8 @@ fn stale(gateway: &SiteGateway) {
     });
 }
 
-/// Drops whatever the machine outside and the agent send each other. Engines are reached through
-/// the same interface, and stay so.
+/// Drops all packets between the machine outside and the agent. Engines stay reachable through the
+/// same interface.
 fn cut_off(site: &Site) {
     let IpAddr::V4(agent) = site.agent_address().ip() else { panic!("IPv4") };
     // tc's cheapest filter, which every kernel has that the agent runs on: a word of the frame (30
@@ -46,7 +46,7 @@ fn joined_again(site: &Site) {
 }
 
 #[test]
-fn an_agent_that_is_killed_cut_off_and_started_again_costs_no_request() {
+fn an_agent_that_is_killed_cut_off_and_restarted_fails_no_request() {
     let mut site = site();
     site.agent("");
     let flag = format!("--agent {}", site.agent_address());
@@ -61,11 +61,11 @@ fn an_agent_that_is_killed_cut_off_and_started_again_costs_no_request() {
     site.restart_agent();
     gateways.iter().for_each(|gateway| gateway.until_loads_fresh(4));
 
-    // Cut off without a word: the connections stand and nothing comes.
+    // Cut off without a reset: connections stay open and nothing arrives.
     cut_off(&site);
     gateways.iter().for_each(stale);
     crowd.until_more(40);
-    // Also for one that starts now, which nobody could reach before.
+    // A new agent that was never reachable is no different.
     site.kill_agent();
     site.restart_agent();
     crowd.until_more(40);
@@ -77,7 +77,7 @@ fn an_agent_that_is_killed_cut_off_and_started_again_costs_no_request() {
 }
 
 #[test]
-fn agents_that_lie_flood_or_say_nothing_cost_no_request_and_the_true_one_is_heard() {
+fn agents_that_lie_flood_or_stay_silent_fail_no_request_and_the_real_one_counts() {
     let mut site = site();
     site.agent("");
     let uids: Vec<String> =
@@ -88,8 +88,8 @@ fn agents_that_lie_flood_or_say_nothing_cost_no_request_and_the_true_one_is_hear
         .zip(8_000..)
         .map(|(lie, port)| {
             let at = ([127, 0, 0, 9], port).into();
-            // The ones whose frames are good tell of pods that nobody has.
-            let uids = if lie == Lie::Nonsense { uids.clone() } else { vec!["nobody".to_owned()] };
+            // Agents whose frames are valid report pods that no pool has.
+            let uids = if lie == Lie::Nonsense { uids.clone() } else { vec!["unknown".to_owned()] };
             (lie, Liar::start(&site.node.outside, at, lie, uids))
         })
         .collect();
@@ -112,7 +112,7 @@ fn agents_that_lie_flood_or_say_nothing_cost_no_request_and_the_true_one_is_hear
         let name = format!("pd_router_feedback_errors_total{{reason=\"{reason}\"}}");
         assert!(gateway.metric(&name) > 0.0, "{reason}");
     }
-    let told = gateway.load_of("prefill-0");
-    assert!(told["kernel"]["in_flight"].as_u64() < Some(1_000), "a lie was believed: {told:#}");
+    let load = gateway.load_of("prefill-0");
+    assert!(load["kernel"]["in_flight"].as_u64() < Some(1_000), "a lie was believed: {load:#}");
     assert!(gateway.metric("pd_router_agents ") >= 1.0 + LIES.len() as f64);
 }

@@ -1,4 +1,4 @@
-//! Agents that are none: they answer with garbage, floods, lies, or nothing.
+//! False agents: they answer with garbage, floods, lies, or nothing.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,24 +10,24 @@ use netns::Namespace;
 use router_core::frame::{Body, Delta, Frame, LoadReport, PodRecord, pod_id};
 use router_core::provenance::Measured;
 
-/// What a false agent does to whoever subscribes.
+/// What a false agent sends to a subscriber.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lie {
-    /// Bytes of chance behind a good head.
+    /// Random bytes behind a valid head.
     Garbage,
-    /// Good frames with some bytes changed by chance.
+    /// Valid frames with some bytes changed at random.
     Changed,
-    /// Good frames, without a pause.
+    /// Valid frames, without a pause.
     Flood,
     /// An answer's head, and then nothing.
     Silence,
-    /// Says that idle engines are full, one byte at a time.
+    /// Reports idle engines as full, one byte at a time.
     Slowly,
     /// Counts that no engine has.
     Nonsense,
-    /// Not an answer of HTTP.
+    /// An answer that is not HTTP.
     NoHttp,
-    /// A frame of a length that nobody sends.
+    /// A frame of a length that no agent sends.
     Endless,
 }
 
@@ -42,7 +42,7 @@ pub(crate) const LIES: [Lie; 8] = [
     Lie::Endless,
 ];
 
-/// Serves until dropped; counts who came.
+/// Serves until dropped, and counts its subscribers.
 pub(crate) struct Liar {
     pub(crate) address: SocketAddr,
     pub(crate) visits: Arc<AtomicU64>,
@@ -112,7 +112,7 @@ fn tell(
             }
             Lie::Garbage => {
                 let noise: Vec<u8> = (0..508).map(|_| chance() as u8).collect();
-                // Behind lengths that are believed, so that the frames themselves are read.
+                // Behind a valid length, so that the frame itself is parsed.
                 [&508u32.to_le_bytes()[..], &noise].concat()
             }
             Lie::Changed => {
@@ -142,7 +142,7 @@ fn tell(
     Ok(())
 }
 
-/// A frame that is one, of counts that are none.
+/// A valid frame with impossible counts.
 fn frame(sequence: u64, lie: Lie, uids: &[String]) -> Vec<u8> {
     let pods = uids.iter().map(|uid| PodRecord {
         pod: pod_id(uid),

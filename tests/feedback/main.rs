@@ -1,5 +1,5 @@
-//! The loop from the kernel to the choice: gateways, an agent and engines in network namespaces of
-//! the test's own, and trouble that only the kernel sees. Needs root and BPF.
+//! From the kernel's counters to the choice of a pair: gateways, an agent and engines in network
+//! namespaces of the test's own, and trouble that only the kernel sees. Needs root and BPF.
 
 mod agents;
 mod liar;

@@ -1,4 +1,4 @@
-//! Round trips as sockets measure them, not smoothed: a change shows at once.
+//! Round trips that sockets measure, not smoothed ones: a change shows at once.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -29,7 +29,7 @@ fn round_trip(site: &Site) -> Option<u64> {
 }
 
 #[test]
-fn a_way_that_becomes_slow_has_long_round_trips_at_once() {
+fn a_path_that_becomes_slow_has_long_round_trips_at_once() {
     let mut site = Site::new();
     site.engine("prefill", true, "");
     site.agent("");

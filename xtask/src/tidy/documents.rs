@@ -19,7 +19,11 @@ pub(super) fn architecture(tree: &Tree) -> Vec<Problem> {
     }
     for module in modules(tree) {
         if !text.contains(&format!("`{module}`")) {
-            problems.push(Problem::new(ARCHITECTURE, 0, format!("the module `{module}` is not named")));
+            problems.push(Problem::new(
+                ARCHITECTURE,
+                0,
+                format!("the module `{module}` is not named"),
+            ));
         }
     }
     for (index, line) in text.lines().enumerate() {
