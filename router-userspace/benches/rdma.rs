@@ -1,7 +1,7 @@
-//! What one round of sampling RDMA costs: 4 devices and 1,000 queue pairs, on recorded answers.
+//! Cost of one RDMA sample: 4 devices and 1,000 queue pairs, on hand-built answers.
 //!
-//! `cargo xtask bench rdma`. The answers are laid out as the kernel's are, erdma's counters of both
-//! driver families among them; the kernel's own time to answer is not in the figures.
+//! `cargo xtask bench rdma`. The answers have the kernel's layout and include erdma's counters of
+//! both driver families. The figures exclude the kernel's time to answer.
 
 #[path = "../src/agent/rdma/tests/golden.rs"]
 mod golden;
@@ -109,7 +109,7 @@ fn trees(root: &Path) -> HostPaths {
 }
 
 fn main() {
-    // `cargo test --benches` would run this too: it is told by this flag.
+    // `cargo test --benches` runs this binary without this flag.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
@@ -126,14 +126,14 @@ fn main() {
         ("counters alone, and their report", Duration::from_millis(101)),
     ] {
         let looks = step < Duration::from_secs(1);
-        rdma.look_every(if looks { Duration::from_secs(1_000_000) } else { Duration::ZERO });
-        rdma.round(now, &activity);
+        rdma.set_scan_interval(if looks { Duration::from_secs(1_000_000) } else { Duration::ZERO });
+        rdma.sample(now, &activity);
         let cpu = cpu_time();
         let mut times: Vec<Duration> = (0..ROUNDS)
             .map(|_| {
                 now += step;
                 let start = Instant::now();
-                assert_eq!(rdma.round(now, &activity), !looks, "what this round is to do");
+                assert_eq!(rdma.sample(now, &activity), !looks, "what this round is to do");
                 let report = rdma.report(now);
                 let took = start.elapsed();
                 assert_eq!(report.devices.len(), DEVICES as usize);

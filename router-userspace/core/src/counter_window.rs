@@ -1,18 +1,18 @@
-//! [`CounterWindow`]: what counters grew by over the last moment, for rates that follow at once.
+//! [`CounterWindow`]: how much counters grew over a short interval, for rates that react at once.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Readings of `N` counters that only grow, of the last moment. Bounded by its span and step.
+/// Recent readings of `N` monotonic counters. Its size is bounded by its span and step.
 #[derive(Clone, Debug)]
 pub struct CounterWindow<const N: usize> {
     span: Duration,
     step: Duration,
-    kept: VecDeque<(Duration, [u64; N])>,
+    readings: VecDeque<(Duration, [u64; N])>,
     newest: Option<(Duration, [u64; N])>,
 }
 
-/// By how much counters grew, and in which time.
+/// How much counters grew, and in which time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Growth<const N: usize> {
     pub deltas: [u64; N],
@@ -20,7 +20,7 @@ pub struct Growth<const N: usize> {
 }
 
 impl<const N: usize> Growth<N> {
-    /// Of one counter.
+    /// The growth of one counter per second.
     pub fn per_second(&self, counter: usize) -> f64 {
         let seconds = self.elapsed.as_secs_f64();
         if seconds > 0.0 { self.deltas[counter] as f64 / seconds } else { 0.0 }
@@ -28,36 +28,36 @@ impl<const N: usize> Growth<N> {
 }
 
 impl<const N: usize> CounterWindow<N> {
-    /// Readings go back `span`, in at most `span / step` steps and two.
+    /// Keeps readings for `span`, at least `step` apart: at most `span / step + 2`.
     pub fn new(span: Duration, step: Duration) -> CounterWindow<N> {
-        CounterWindow { span, step, kept: VecDeque::new(), newest: None }
+        CounterWindow { span, step, readings: VecDeque::new(), newest: None }
     }
 
-    /// Adds what was read `at`, on any clock that goes forward. A counter that went back (a new
-    /// pod under an old id) begins the window anew.
+    /// Adds a reading taken at `at`, a time of any monotonic clock. If a counter went back (a new pod
+    /// with an old id), all older readings are dropped.
     pub fn push(&mut self, at: Duration, counters: [u64; N]) {
         let went_back = |(_, last): &(Duration, [u64; N])| {
             last.iter().zip(&counters).any(|(last, now)| now < last)
         };
         if self.newest.as_ref().is_some_and(went_back) {
-            self.kept.clear();
+            self.readings.clear();
         }
         let far = |(last, _): &(Duration, [u64; N])| at.saturating_sub(*last) >= self.step;
-        if self.kept.back().is_none_or(far) {
-            self.kept.push_back((at, counters));
+        if self.readings.back().is_none_or(far) {
+            self.readings.push_back((at, counters));
         }
-        while self.kept.get(1).is_some_and(|(next, _)| at.saturating_sub(*next) >= self.span) {
-            self.kept.pop_front();
+        while self.readings.get(1).is_some_and(|(next, _)| at.saturating_sub(*next) >= self.span) {
+            self.readings.pop_front();
         }
         self.newest = Some((at, counters));
     }
 
-    /// The counters as they were last read.
+    /// The last reading.
     pub fn newest(&self) -> Option<&[u64; N]> {
         self.newest.as_ref().map(|(_, counters)| counters)
     }
 
-    /// What grew between the oldest reading that is kept and the newest.
+    /// The growth between the oldest and the newest reading.
     ///
     /// ```
     /// use std::time::Duration;
@@ -69,12 +69,15 @@ impl<const N: usize> CounterWindow<N> {
     /// assert_eq!(window.growth().unwrap().per_second(0), 10_000.0);
     /// ```
     pub fn growth(&self) -> Option<Growth<N>> {
-        let ((then, older), (now, newer)) = (self.kept.front()?, self.newest.as_ref()?);
+        let ((then, older), (now, newer)) = (self.readings.front()?, self.newest.as_ref()?);
         let mut deltas = [0; N];
         for ((delta, newer), older) in deltas.iter_mut().zip(newer).zip(older) {
             *delta = newer.saturating_sub(*older);
         }
-        Some(Growth { deltas, elapsed: now.checked_sub(*then).filter(|gone| !gone.is_zero())? })
+        Some(Growth {
+            deltas,
+            elapsed: now.checked_sub(*then).filter(|elapsed| !elapsed.is_zero())?,
+        })
     }
 }
 
@@ -85,19 +88,19 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn what_is_older_than_the_span_is_forgotten_and_the_trail_stays_short() {
+    fn readings_older_than_the_span_are_dropped() {
         let mut window = CounterWindow::new(MS * 200, MS * 20);
         for tick in 0..1_000u32 {
-            // Fast, and slow since a moment ago.
+            // Fast at first, and unchanged for the last second.
             let count = if tick < 900 { u64::from(tick) * 100 } else { 90_000 };
             window.push(MS * 10 * tick, [count]);
         }
-        assert!(window.kept.len() <= 12, "{}", window.kept.len());
+        assert!(window.readings.len() <= 12, "{}", window.readings.len());
         assert_eq!(window.growth().unwrap().deltas, [0]);
     }
 
     #[test]
-    fn a_counter_that_went_back_begins_anew() {
+    fn a_counter_that_went_back_restarts_the_window() {
         let mut window = CounterWindow::new(MS * 200, MS);
         window.push(MS, [500, 1]);
         window.push(MS * 2, [3, 2]);

@@ -1,10 +1,10 @@
-//! [`Pair`]: one thing per leg, the word the project is about.
+//! [`Pair`]: one value for the prefill leg and one for the decode leg.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// Which half of a PD pair a thing belongs to.
+/// The prefill or the decode half of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Leg {
@@ -36,7 +36,7 @@ impl fmt::Display for Leg {
     }
 }
 
-/// One thing for the prefill leg and one for the decode leg.
+/// One value for the prefill leg and one for the decode leg.
 ///
 /// ```
 /// use router_core::pair::{Leg, Pair};

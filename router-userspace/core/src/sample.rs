@@ -1,4 +1,4 @@
-//! Two readings of a pod's counters and the time between: rates, latencies and one load score.
+//! Rates and latencies of a pod, from two readings of its counters and the time between.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use router_common::histogram::{BUCKETS, floor_us};
 
-/// A sum of times and how many they are.
+/// A sum of durations, and their number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DurationSum {
     pub sum: Duration,
@@ -14,7 +14,7 @@ pub struct DurationSum {
 }
 
 impl DurationSum {
-    /// The mean of what was added since `older`.
+    /// The mean of the durations added since `older`.
     fn mean_since(self, older: DurationSum) -> Option<Duration> {
         let samples = self.samples.checked_sub(older.samples).filter(|samples| *samples > 0)?;
         let nanos = self.sum.checked_sub(older.sum)?.as_nanos() / u128::from(samples);
@@ -22,14 +22,14 @@ impl DurationSum {
     }
 }
 
-/// A pod's counters at one moment. All but the gauges only grow.
+/// A pod's counters at one moment. All fields are monotonic unless they are called a gauge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodReading {
     pub started: u64,
     pub finished: u64,
-    /// Requests whose answer has not ended: a gauge.
+    /// Gauge: requests whose response has not ended.
     pub in_flight: u64,
-    /// Bytes of the requests whose answer has not begun: a gauge.
+    /// Gauge: bytes of the requests whose response has not started.
     pub waiting_bytes: u64,
     pub ttft: DurationSum,
     pub itl: DurationSum,
@@ -58,7 +58,7 @@ impl Default for PodReading {
     }
 }
 
-/// What happened between two readings. `None`: nothing was there to measure.
+/// What happened between two readings. `None` means that there was nothing to measure.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SampledRates {
     /// Per second.
@@ -75,8 +75,8 @@ pub struct SampledRates {
     pub duration: Option<Duration>,
 }
 
-/// SampledRates between `older` and `newer`, `elapsed` apart. Counters that went back (a new pod under
-/// an old name) count as nothing.
+/// Rates between `older` and `newer`, `elapsed` apart. A counter that went back (a new pod with an
+/// old name) gives a rate of 0.
 ///
 /// ```
 /// use std::time::Duration;
@@ -106,7 +106,7 @@ pub fn rates(older: &PodReading, newer: &PodReading, elapsed: Duration) -> Sampl
     }
 }
 
-/// The upper bound of the bucket below which `share` of the times since `older` lie.
+/// The upper bound of the bucket that holds the `share` quantile of the durations since `older`.
 fn quantile(older: &[u64; BUCKETS], newer: &[u64; BUCKETS], share: f64) -> Option<Duration> {
     let grown = |index: usize| newer[index].saturating_sub(older[index]);
     let total: u64 = (0..BUCKETS).map(grown).sum();
@@ -122,8 +122,8 @@ fn quantile(older: &[u64; BUCKETS], newer: &[u64; BUCKETS], share: f64) -> Optio
     Some(Duration::from_micros(floor_us(index + 1)))
 }
 
-/// Seconds in which a pod would finish what it has in flight (Little's law). `None` if it never
-/// finished anything, 0 if it is idle.
+/// Seconds in which a pod would finish its requests in flight (Little's law); 0 if it has none, `None`
+/// if it has not finished any request.
 pub fn drain_seconds(in_flight: u64, rates: &SampledRates) -> Option<f64> {
     if in_flight == 0 {
         return Some(0.0);
@@ -134,43 +134,43 @@ pub fn drain_seconds(in_flight: u64, rates: &SampledRates) -> Option<f64> {
     rates.duration.map(|duration| duration.as_secs_f64() * in_flight as f64)
 }
 
-/// The readings of the last while, kept apart by at least a step so that they are few. Readings
-/// are shared: one that says what the one before said is no second one.
+/// Recent readings, at least a step apart so that their number is bounded. Equal consecutive readings
+/// share one allocation.
 #[derive(Clone, Debug)]
 pub struct ReadingWindow {
     span: Duration,
     step: Duration,
-    kept: VecDeque<(Duration, Arc<PodReading>)>,
+    readings: VecDeque<(Duration, Arc<PodReading>)>,
     newest: Option<(Duration, Arc<PodReading>)>,
 }
 
 impl ReadingWindow {
-    /// Readings go back `span`, in at most `span / step` steps and two.
+    /// Keeps readings for `span`, at least `step` apart: at most `span / step + 2`.
     pub fn new(span: Duration, step: Duration) -> ReadingWindow {
-        ReadingWindow { span, step, kept: VecDeque::new(), newest: None }
+        ReadingWindow { span, step, readings: VecDeque::new(), newest: None }
     }
 
-    /// Adds what was read `at`, on any clock that goes forward.
+    /// Adds a reading taken at `at`, a time of any monotonic clock.
     pub fn push(&mut self, at: Duration, reading: Arc<PodReading>) {
         let far = |(last, _): &(Duration, _)| at.saturating_sub(*last) >= self.step;
-        if self.kept.back().is_none_or(far) {
-            self.kept.push_back((at, Arc::clone(&reading)));
+        if self.readings.back().is_none_or(far) {
+            self.readings.push_back((at, Arc::clone(&reading)));
         }
-        // The oldest may be older than the span; the one after it must not be.
-        while self.kept.get(1).is_some_and(|(next, _)| at.saturating_sub(*next) >= self.span) {
-            self.kept.pop_front();
+        // Only the oldest reading may be older than the span.
+        while self.readings.get(1).is_some_and(|(next, _)| at.saturating_sub(*next) >= self.span) {
+            self.readings.pop_front();
         }
         self.newest = Some((at, reading));
     }
 
-    /// The newest reading and when it was read.
+    /// The newest reading, and its time.
     pub fn newest(&self) -> Option<&(Duration, Arc<PodReading>)> {
         self.newest.as_ref()
     }
 
-    /// SampledRates from the oldest reading to the newest.
+    /// The rates between the oldest and the newest reading.
     pub fn rates(&self) -> SampledRates {
-        match (self.kept.front(), &self.newest) {
+        match (self.readings.front(), &self.newest) {
             (Some((then, older)), Some((now, newer))) if !Arc::ptr_eq(older, newer) => {
                 rates(older, newer, now.saturating_sub(*then))
             }
@@ -188,12 +188,12 @@ mod tests {
     }
 
     #[test]
-    fn a_window_forgets_what_is_older_than_its_span() {
+    fn readings_older_than_the_span_are_dropped() {
         let mut window = ReadingWindow::new(Duration::from_secs(1), Duration::from_millis(50));
         for tick in 0..1_000u32 {
             window.push(Duration::from_millis(10) * tick, reading(u64::from(tick)).into());
         }
-        assert!(window.kept.len() <= 22, "{} readings", window.kept.len());
+        assert!(window.readings.len() <= 22, "{} readings", window.readings.len());
         assert!((window.rates().answers - 100.0).abs() < 1.0, "{:?}", window.rates());
         let (_, last) = window.newest().cloned().expect("a reading");
         for tick in 1_000..1_200u32 {
@@ -202,13 +202,13 @@ mod tests {
         assert_eq!(
             window.rates(),
             SampledRates::default(),
-            "a second in which nothing was counted"
+            "the counters did not change for a second"
         );
         assert_eq!(rates(&last, &last, Duration::from_secs(1)), SampledRates::default());
     }
 
     #[test]
-    fn latencies_are_those_between_the_readings() {
+    fn latencies_are_means_between_the_readings() {
         let ttft = DurationSum { sum: Duration::from_secs(10), samples: 10 };
         let mut older = PodReading { ttft, ..PodReading::default() };
         older.ttft_us[40] = 10;
@@ -223,13 +223,13 @@ mod tests {
     }
 
     #[test]
-    fn counters_that_went_back_count_as_nothing() {
+    fn counters_that_went_back_have_a_rate_of_zero() {
         let rates = rates(&reading(50), &reading(3), Duration::from_secs(1));
         assert_eq!((rates.requests, rates.answers), (0.0, 0.0));
     }
 
     #[test]
-    fn the_time_to_drain_follows_the_answers_or_is_unknown() {
+    fn the_time_to_drain_follows_the_response_rate_or_is_unknown() {
         let busy = SampledRates { answers: 4.0, ..SampledRates::default() };
         assert_eq!(drain_seconds(8, &busy), Some(2.0));
         assert_eq!(drain_seconds(0, &SampledRates::default()), Some(0.0));

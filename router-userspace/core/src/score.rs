@@ -1,30 +1,30 @@
-//! The load score: how busy a pod is, as one number from 0 (idle) to 1 (saturated).
+//! The load score: how busy a pod is, from 0 (idle) to 1 (saturated).
 //!
-//! Four terms, each from 0 to 1, of which any that is 1 alone saturates the pod, and which add up
-//! where several are between: `1 - (1 - requests)(1 - latency)(1 - link)(1 - loss)`.
+//! The score combines four terms from 0 to 1. A single term of 1 saturates the pod, and partial terms
+//! accumulate: `1 - (1 - requests)(1 - latency)(1 - link)(1 - loss)`.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// So many requests in flight are half of what there can be.
+/// Number of requests in flight at which the request term is 0.5.
 pub const HALF_REQUESTS: f64 = 32.0;
-/// A latency of so many times the pod's own baseline is saturation.
+/// Multiple of the pod's baseline latency at which the latency term is 1.
 pub const SATURATED_LATENCY: f64 = 4.0;
-/// The part of what is sent that is sent again at which a path is saturated.
+/// Share of retransmitted segments at which the loss term is 1.
 pub const SATURATED_LOSS: f64 = 0.05;
-/// A baseline forgets half of how good things were in this time.
+/// Half-life of a baseline: time in which it moves halfway to a higher latency.
 pub const BASELINE_HALF_LIFE: Duration = Duration::from_secs(600);
 
-/// What the score is made of; `None` is not measured, and says nothing.
+/// The inputs of a score. `None` means not measured, and does not raise the score.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ScoreInputs {
     pub in_flight: u64,
-    /// The latency of now over the baseline.
+    /// Current latency divided by the baseline.
     pub slowdown: Option<f64>,
-    /// Of the busier direction of the link, 0 to 1.
+    /// Utilisation of the busier direction of the link, 0 to 1.
     pub link_use: Option<f64>,
-    /// Segments that were sent again, of those that were sent.
+    /// Retransmitted segments divided by sent segments.
     pub loss: Option<f64>,
 }
 
@@ -61,21 +61,21 @@ impl Score {
         }
     }
 
-    /// All terms in one.
+    /// The combined score.
     pub fn total(&self) -> f64 {
         let idle = [self.requests, self.latency, self.link, self.loss];
         1.0 - idle.iter().map(|term| 1.0 - term).product::<f64>()
     }
 }
 
-/// What a latency is when its pod is at ease: the best that was seen, slowly forgotten.
+/// A pod's latency without load: the lowest one seen, which decays upwards slowly.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Baseline {
     best: Option<Duration>,
 }
 
 impl Baseline {
-    /// Takes in what was measured over the last `elapsed`.
+    /// Adds the latency measured over the last `elapsed`.
     pub fn observe(&mut self, latency: Duration, elapsed: Duration) {
         self.best = Some(match self.best {
             Some(best) if latency > best => {
@@ -87,7 +87,7 @@ impl Baseline {
         });
     }
 
-    /// How many times longer than at ease `latency` is.
+    /// `latency` divided by the baseline.
     pub fn slowdown(&self, latency: Duration) -> Option<f64> {
         let best = self.best.filter(|best| !best.is_zero())?;
         Some(latency.as_secs_f64() / best.as_secs_f64())
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_term_alone_saturates_and_halves_add_up() {
+    fn one_term_saturates_and_partial_terms_accumulate() {
         let late = ScoreInputs { slowdown: Some(9.0), ..ScoreInputs::default() };
         assert_eq!(Score::of(&late).total(), 1.0);
         let both = ScoreInputs { in_flight: 32, link_use: Some(0.5), ..ScoreInputs::default() };
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_baseline_takes_better_times_at_once_and_worse_ones_slowly() {
+    fn a_baseline_follows_lower_latencies_at_once_and_higher_ones_slowly() {
         let mut baseline = Baseline::default();
         let (ms, second) = (Duration::from_millis(10), Duration::from_secs(1));
         assert_eq!(baseline.slowdown(ms), None);
@@ -120,7 +120,10 @@ mod tests {
         for _ in 0..10 {
             baseline.observe(ms * 4, second);
         }
-        assert!(baseline.slowdown(ms * 4).unwrap() > 3.8, "a busy minute is no new baseline");
+        assert!(
+            baseline.slowdown(ms * 4).unwrap() > 3.8,
+            "ten busy seconds do not change the baseline"
+        );
         for _ in 0..3_600 {
             baseline.observe(ms * 4, second);
         }
@@ -129,7 +132,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn a_score_is_within_0_and_1_and_grows_with_each_sign(
+        fn a_score_is_within_0_and_1_and_grows_with_each_input(
             in_flight in 0u64..100_000, slow in 0.0f64..20.0, link in 0.0f64..2.0,
             loss in 0.0f64..1.0,
         ) {

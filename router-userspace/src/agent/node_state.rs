@@ -98,7 +98,7 @@ impl NodeState {
         };
         let pods = self.node.pods.iter().filter(|pod| report.uses_iwarp(&pod.placed.pod.uid));
         IwarpConnections {
-            ends: report.taken.iter().copied().collect(),
+            endpoints: report.iwarp_endpoints.iter().copied().collect(),
             pods: pods.map(|pod| pod.id).collect(),
         }
     }
@@ -127,14 +127,15 @@ impl NodeState {
                 *total = total.wrapping_add(bytes);
                 if decodes.contains(&key.pod) {
                     // The sender's count is live; the receiver's is not.
-                    let asked = activity.asked.entry(Arc::clone(uid)).or_default();
-                    asked.control_bytes = asked.control_bytes.wrapping_add(counters.stats.tx_bytes);
-                    asked.requests =
+                    let requests = activity.kv_requests.entry(Arc::clone(uid)).or_default();
+                    requests.control_bytes =
+                        requests.control_bytes.wrapping_add(counters.stats.tx_bytes);
+                    requests.requests =
                         self.sampler.pods.get(&key.pod).map_or(0, |pod| pod.http.started);
                 }
             }
         }
         activity.arrivals = self.sampler.queue_pairs.arrivals().collect();
-        watcher.tell(activity);
+        watcher.set_activity(activity);
     }
 }

@@ -68,7 +68,7 @@ impl Agent {
         let paths = HostPaths { sysfs: self.flags.sysfs.clone(), ..HostPaths::default() };
         let speeds = self.flags.rdma_speed.clone();
         let mut rdma = Rdma::new(Box::new(KernelNetlink::default()), &paths, speeds);
-        rdma.page_bytes(self.flags.kv_page_bytes);
+        rdma.set_page_bytes(self.flags.kv_page_bytes);
         match RdmaWatcher::start(rdma) {
             Ok(watcher) => {
                 self.state.lock().rdma = Some(watcher);

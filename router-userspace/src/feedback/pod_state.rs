@@ -92,7 +92,7 @@ fn is_accepted(node: Option<&Arc<str>>, worker: &PodWorker) -> bool {
 
 /// Bytes of requests received, and bytes of KV cache sent.
 pub(super) fn transfer_totals(record: &PodRecord) -> (u64, u64) {
-    (record.asked_bytes, record.kv_tx_bytes)
+    (record.request_bytes, record.kv_tx_bytes)
 }
 
 /// The scheduler's load of a pod, without this gateway's own requests.

@@ -117,7 +117,7 @@ fn rdma_answers_of_the_kernel_are_recorded() {
     let understood = rig.node.netns.run(|| {
         let mut rdma =
             Rdma::new(Box::<KernelNetlink>::default(), &HostPaths::default(), Vec::new());
-        rdma.round(Duration::from_secs(1), &Activity::default());
+        rdma.sample(Duration::from_secs(1), &Activity::default());
         rdma.report(Duration::from_secs(1))
     });
     let found: Vec<(&str, &str)> =

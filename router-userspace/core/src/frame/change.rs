@@ -1,41 +1,40 @@
-//! What changed between two reports, so that a frame tells no more than that.
+//! Deltas between two reports.
 
 use std::cmp::Ordering;
 
 use super::{Delta, DeviceRecord, LatencyRecord, LoadReport, PairId, PairRecord, PodRecord};
 use crate::provenance::Measured;
 
-/// Below this, in bytes a second or microseconds, a rate or a time is as good as none.
+/// Rates in bytes per second and times in microseconds below this are treated as equal.
 const NOISE_FLOOR: f32 = 64.0;
 
-/// By how much values must differ that are not the same: what is measured always differs a little.
+/// How much values must differ to count as changed. Measured values always differ a little.
 #[derive(Clone, Copy)]
 struct Tolerance {
-    /// Of a rate or a time.
+    /// Relative difference of rates and times.
     share: f32,
-    /// Of a score or a utilisation, from 0 to 1.
+    /// Absolute difference of scores and utilisations, which are from 0 to 1.
     part: f32,
 }
 
-/// Where all that goes on is told anyway, and in between.
+/// For deltas that repeat active records, and for the deltas in between.
 const FINE: Tolerance = Tolerance { share: 0.05, part: 0.01 };
 const COARSE: Tolerance = Tolerance { share: 0.3, part: 0.1 };
 
 impl LoadReport {
-    /// Brings the records into the order that [`LoadReport::delta_to`] needs: call it once they are all
-    /// there.
+    /// Sorts the records, as [`LoadReport::delta_to`] requires.
     pub fn sort(&mut self) {
         self.pods.sort_by_key(|pod| pod.pod);
         self.pairs.sort_by(|a, b| a.key.cmp(&b.key));
         self.devices.sort_by(|a, b| a.name.cmp(&b.name));
     }
 
-    /// What is to be told to who knows `self` so that they know `newer`, both sorted. With `again`,
-    /// what is going on is told even where it goes on as before: a transfer, a stream. Without it rates and
-    /// times must differ by three tenths, with it by a twentieth.
-    pub fn delta_to(&self, newer: &LoadReport, again: bool) -> Delta {
+    /// The delta that turns `self` into `newer`; both must be sorted. Rates and times count as changed
+    /// if they differ by 30 %. With `repeats` 5 % is enough, and records of active transfers and
+    /// streams are included even if they did not change.
+    pub fn delta_to(&self, newer: &LoadReport, repeats: bool) -> Delta {
         let mut delta = Delta::default();
-        let same = if again { FINE } else { COARSE };
+        let tolerance = if repeats { FINE } else { COARSE };
         merge(
             &self.pods,
             &newer.pods,
@@ -43,7 +42,7 @@ impl LoadReport {
             |old, new| match new {
                 Some(new)
                     if old.is_none_or(|old| {
-                        again && is_active(new) || same.differs_pod(old, new)
+                        repeats && is_active(new) || tolerance.differs_pod(old, new)
                     }) =>
                 {
                     delta.pods.push(new.clone());
@@ -59,7 +58,7 @@ impl LoadReport {
             |old, new| match new {
                 Some(new)
                     if old.is_none_or(|old| {
-                        again && new.transfer_us > 0 || same.differs_pair(old, new)
+                        repeats && new.transfer_us > 0 || tolerance.differs_pair(old, new)
                     }) =>
                 {
                     delta.pairs.push(new.clone());
@@ -74,7 +73,7 @@ impl LoadReport {
             |a, b| a.name.cmp(&b.name),
             |old, new| {
                 if let Some(new) = new
-                    && old.is_none_or(|old| same.differs_device(old, new))
+                    && old.is_none_or(|old| tolerance.differs_device(old, new))
                 {
                     delta.devices.push(new.clone());
                 }
@@ -83,16 +82,16 @@ impl LoadReport {
         delta
     }
 
-    /// Takes in what changed, as [`LoadReport::delta_to`] tells it; the report stays sorted.
+    /// Applies a delta from [`LoadReport::delta_to`]; the report stays sorted.
     pub fn apply(&mut self, delta: &Delta) {
-        renew(&mut self.pods, &delta.pods, |pod| &pod.pod);
+        upsert(&mut self.pods, &delta.pods, |pod| &pod.pod);
         self.pods.retain(|pod| delta.gone_pods.binary_search(&pod.pod).is_err());
-        renew(&mut self.pairs, &delta.pairs, |pair| &pair.key);
+        upsert(&mut self.pairs, &delta.pairs, |pair| &pair.key);
         self.pairs.retain(|pair| delta.gone_pairs.binary_search(&pair.key).is_err());
-        renew(&mut self.devices, &delta.devices, |device| &device.name);
+        upsert(&mut self.devices, &delta.devices, |device| &device.name);
     }
 
-    /// The same report, `later_us` later.
+    /// The report with all ages increased by `later_us`.
     #[must_use]
     pub fn aged(mut self, later_us: u32) -> LoadReport {
         let ages = self.pods.iter_mut().map(|pod| &mut pod.age_us);
@@ -125,8 +124,8 @@ impl Ord for PairId {
     }
 }
 
-/// Puts records in their places in a sorted list: mostly they take those of the ones before.
-fn renew<T: Clone, K: Ord>(list: &mut Vec<T>, records: &[T], key: impl Fn(&T) -> &K) {
+/// Inserts records into a sorted list, or replaces those with the same key.
+fn upsert<T: Clone, K: Ord>(list: &mut Vec<T>, records: &[T], key: impl Fn(&T) -> &K) {
     for record in records {
         match list.binary_search_by(|known| key(known).cmp(key(record))) {
             Ok(at) => list[at] = record.clone(),
@@ -135,7 +134,7 @@ fn renew<T: Clone, K: Ord>(list: &mut Vec<T>, records: &[T], key: impl Fn(&T) ->
     }
 }
 
-/// Walks two sorted lists side by side: each record with its counterpart.
+/// Walks two sorted lists in parallel and calls `each` with every record and its counterpart.
 fn merge<T>(
     older: &[T],
     newer: &[T],
@@ -156,7 +155,7 @@ fn merge<T>(
     }
 }
 
-/// Whether a pod does something that is evidence even where it stays the same.
+/// Whether an unchanged record is still evidence of the pod's speed.
 fn is_active(pod: &PodRecord) -> bool {
     pod.itl.samples > 0 || pod.kv_tx_bytes_per_s.value > NOISE_FLOOR
 }
@@ -236,12 +235,12 @@ mod tests {
     }
 
     #[test]
-    fn a_delta_tells_what_is_new_other_and_gone_and_nothing_else() {
+    fn a_delta_has_new_changed_and_gone_records_only() {
         let older = report(vec![pod(1, 0), pod(2, 5), pod(3, 1)]);
         let newer = report(vec![pod(4, 0), pod(2, 6), pod(1, 0)]);
         let delta = older.delta_to(&newer, false);
-        let told: Vec<u64> = delta.pods.iter().map(|pod| pod.pod).collect();
-        assert_eq!((told, delta.gone_pods.clone()), (vec![2, 4], vec![3]));
+        let sent: Vec<u64> = delta.pods.iter().map(|pod| pod.pod).collect();
+        assert_eq!((sent, delta.gone_pods.clone()), (vec![2, 4], vec![3]));
         let mut known = older;
         known.apply(&delta);
         assert_eq!(known, newer);
@@ -249,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_is_no_change_and_what_goes_on_is_told_again_when_asked() {
+    fn noise_is_no_change_and_active_records_repeat_on_request() {
         let rate = |value| PairRecord { tx_bytes_per_s: value, ..PairRecord::default() };
         let with = |pair| LoadReport { pairs: vec![pair], ..LoadReport::default() };
         let older = with(rate(1e6));
@@ -264,7 +263,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn who_applies_deltas_knows_the_same_pods_and_counts(
+        fn applied_deltas_give_the_same_pods_and_counts(
             steps in proptest::collection::vec(
                 proptest::collection::btree_map(0u64..12, 0u32..4, 0..8), 1..10),
         ) {

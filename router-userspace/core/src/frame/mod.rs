@@ -1,10 +1,10 @@
-//! The load frame: what an agent tells every gateway of its node, many times a second.
+//! The load frame: what an agent sends to every gateway about its node, many times a second.
 //!
-//! A stream is a row of frames, each behind its length (`u32`, little-endian, as all numbers).
-//! The first is a [`Body::Full`] report; then come [`Body::Delta`]s, with the records that
-//! changed, and [`Body::Heartbeat`]s where none did. Sequences go up by one; after a gap the
-//! sender begins anew with a full report. Times are the agent's own, and every record says how old
-//! its values were when the frame was sent: no two clocks are ever compared.
+//! A stream is a sequence of frames, each prefixed with its length (`u32`; all numbers are
+//! little-endian). The first frame is [`Body::Full`]. It is followed by [`Body::Delta`] frames with
+//! the records that changed, and by [`Body::Heartbeat`] frames if none did. Sequence numbers increase
+//! by one; after a gap the stream must restart with a full frame. Every record carries the age of
+//! its values at the time of sending, so clocks of two machines are never compared.
 //!
 //! ```
 //! use router_core::frame::{Body, Frame, PodRecord, LoadReport, decode, split_frame};
@@ -31,54 +31,54 @@ use serde::Serialize;
 pub use record::{Class, DeviceKind, DeviceRecord, LatencyRecord, PairId, PairRecord, PodRecord};
 use wire::{Encode, FrameReader};
 
-/// Raised by every change of what the bytes mean.
+/// Version of the encoding. It changes whenever the meaning of the bytes changes.
 pub const VERSION: u8 = 1;
-/// The longest frame, its length not counted.
+/// Maximum size of a frame without its length prefix.
 pub const MAX_FRAME_BYTES: usize = 1 << 20;
-/// What stands before a frame: its length.
+/// Size of the length prefix.
 pub const LENGTH_BYTES: usize = 4;
-/// Records of one frame, kind by kind.
+/// Maximum number of records of each kind in one frame.
 pub const MAX_PODS: usize = 1024;
 pub const MAX_PAIRS: usize = 8192;
 pub const MAX_DEVICES: usize = 256;
-/// The longest name, in bytes: that of a node in Kubernetes.
+/// Maximum size of a name in bytes: that of a Kubernetes node name.
 pub const MAX_NAME_BYTES: usize = 253;
 
-/// Why bytes are no frame.
+/// Why bytes are not a valid frame.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    #[error("a frame of {0} bytes is over the limit of {MAX_FRAME_BYTES}")]
+    #[error("the frame has {0} bytes; the maximum is {MAX_FRAME_BYTES}")]
     TooLong(usize),
     #[error("the frame ends within {0}")]
     Truncated(&'static str),
-    #[error("version {0} of the frame is not known; this is version {VERSION}")]
+    #[error("frame version {0} is not supported; expected {VERSION}")]
     Version(u8),
-    #[error("{value} is no {field}")]
+    #[error("{field} has the unknown value {value}")]
     Unknown { field: &'static str, value: u8 },
-    #[error("{count} {field} are over the limit of {limit}")]
+    #[error("the frame has {count} {field}; the maximum is {limit}")]
     TooMany { field: &'static str, count: usize, limit: usize },
     #[error("{0} is out of range")]
     OutOfRange(&'static str),
-    #[error("{0} bytes follow the end of the frame")]
+    #[error("{0} extra bytes follow the frame")]
     Trailing(usize),
 }
 
 /// One frame.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Frame {
-    /// Drawn when the agent starts: another instance counts from the beginning.
+    /// Random number of the agent process. A restarted agent has another one.
     pub instance: u64,
     pub sequence: u64,
-    /// On the agent's clock, from when it started.
+    /// Time of sending on the agent's clock, since it started.
     pub sent_us: u64,
-    /// How old the last reading of the pods' requests is, and that of the other counters by at most the
-    /// 50 ms between two of theirs: what a frame does not repeat was the same then. It grows where an
-    /// agent cannot read.
+    /// Age of the last reading of the pods' requests. Other counters are read every 50 ms, so they may
+    /// be up to 50 ms older. Values that a frame does not repeat were unchanged at that reading. The
+    /// age grows while an agent cannot read its counters.
     pub read_age_us: u32,
     pub body: Body,
 }
 
-/// What a frame tells.
+/// The content of a frame.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Body {
     /// Nothing changed.
@@ -88,7 +88,7 @@ pub enum Body {
     Delta(Delta),
 }
 
-/// Everything that an agent knows.
+/// The complete state of an agent's node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct LoadReport {
     pub node: String,
@@ -97,7 +97,7 @@ pub struct LoadReport {
     pub devices: Vec<DeviceRecord>,
 }
 
-/// What changed since the frame before.
+/// The changes since the previous frame.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Delta {
     pub pods: Vec<PodRecord>,
@@ -112,8 +112,8 @@ const FULL: u8 = 1;
 const DELTA: u8 = 2;
 
 impl Frame {
-    /// Appends the frame to `out`, behind its length. Records beyond the limits are left out: a
-    /// frame is never one that [`decode`] refuses.
+    /// Appends the length prefix and the frame to `out`. Records beyond the limits are dropped, so
+    /// [`decode`] accepts every encoded frame.
     pub fn encode(&self, out: &mut BytesMut) {
         let start = out.len();
         0u32.put(out);
@@ -149,20 +149,22 @@ impl Frame {
     }
 }
 
-/// Takes the next frame's bytes, its length not among them; `None`: there is no whole one yet.
+/// Removes the next frame from `stream` and returns it without the length prefix; `None` if it is not
+/// complete yet.
 ///
 /// # Errors
-/// The announced length is over the limit: what follows cannot be trusted either.
+/// The length prefix is over the limit. The rest of the stream is unusable.
 pub fn split_frame(stream: &mut BytesMut) -> Result<Option<Bytes>, FrameError> {
     let Some(length) = first_frame(stream)?.map(<[u8]>::len) else { return Ok(None) };
     stream.advance(LENGTH_BYTES);
     Ok(Some(stream.split_to(length).freeze()))
 }
 
-/// The same of bytes that stay where they are: its length is in the four bytes before it.
+/// Returns the first frame of `stream` without the length prefix, and leaves `stream` unchanged;
+/// `None` if it is not complete yet.
 ///
 /// # Errors
-/// As [`split_frame`].
+/// The length prefix is over the limit. The rest of the stream is unusable.
 pub fn first_frame(stream: &[u8]) -> Result<Option<&[u8]>, FrameError> {
     let Some((head, rest)) = stream.split_first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
     let length = u32::from_le_bytes(*head) as usize;
@@ -172,10 +174,10 @@ pub fn first_frame(stream: &[u8]) -> Result<Option<&[u8]>, FrameError> {
     Ok(rest.get(..length))
 }
 
-/// Reads a frame as [`split_frame`] hands it out. Every number is checked for its range.
+/// Decodes a frame without its length prefix. The range of every number is checked.
 ///
 /// # Errors
-/// Says which field is wrong and how.
+/// The field that is wrong, and how.
 pub fn decode(bytes: &[u8]) -> Result<Frame, FrameError> {
     if bytes.len() > MAX_FRAME_BYTES {
         return Err(FrameError::TooLong(bytes.len()));

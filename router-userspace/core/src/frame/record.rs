@@ -7,11 +7,11 @@ use super::FrameError;
 use super::wire::{Bounded, Encode, FrameReader, put_text};
 use crate::provenance::{Measured, Provenance};
 
-/// The oldest age that is told: an hour.
+/// Maximum age: one hour.
 pub(super) const MAX_AGE_US: u32 = 3_600_000_000;
 const MAX_REQUESTS: u32 = 10_000_000;
 const MAX_BYTES: u64 = 1 << 50;
-/// Ten terabytes a second.
+/// Ten terabytes per second.
 const MAX_RATE: f32 = 1e13;
 const MAX_TIME_US: f32 = 3.6e9;
 
@@ -33,23 +33,23 @@ impl Encode for Measured<f32> {
 }
 
 impl Bounded for Measured<f32> {
-    fn is_at_most(self, most: Measured<f32>) -> bool {
-        self.value <= most.value
+    fn is_at_most(self, max: Measured<f32>) -> bool {
+        self.value <= max.value
     }
 
-    fn bounded(self, most: Measured<f32>) -> Measured<f32> {
+    fn bounded(self, max: Measured<f32>) -> Measured<f32> {
         match self.value.is_finite() {
-            true => Measured { value: self.value.bounded(most.value), ..self },
+            true => Measured { value: self.value.bounded(max.value), ..self },
             false => Measured::unknown(),
         }
     }
 }
 
-/// Declares a record with its bytes: the fields in their order, each up to its bound.
+/// Declares a record and its encoding: the fields in order, each with its maximum.
 macro_rules! record {
     (
         $(#[$about:meta])*
-        $name:ident { $($(#[$what:meta])* $field:ident: $kind:ty $(= $most:expr)?,)+ }
+        $name:ident { $($(#[$what:meta])* $field:ident: $kind:ty $(= $max:expr)?,)+ }
     ) => {
         $(#[$about])*
         #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -59,24 +59,24 @@ macro_rules! record {
 
         impl Encode for $name {
             fn put(&self, out: &mut BytesMut) {
-                $(record!(@bound self $field $($most)?).put(out);)+
+                $(record!(@bound self $field $($max)?).put(out);)+
             }
 
             fn get(from: &mut FrameReader<'_>, _: &'static str) -> Result<$name, FrameError> {
-                Ok($name { $($field: record!(@get from $field $($most)?),)+ })
+                Ok($name { $($field: record!(@get from $field $($max)?),)+ })
             }
         }
     };
     (@bound $record:ident $field:ident) => { $record.$field };
-    (@bound $record:ident $field:ident $most:expr) => { $record.$field.bounded($most) };
+    (@bound $record:ident $field:ident $max:expr) => { $record.$field.bounded($max) };
     (@get $from:ident $field:ident) => { Encode::get($from, stringify!($field))? };
-    (@get $from:ident $field:ident $most:expr) => {
-        $from.at_most(stringify!($field), $most)?
+    (@get $from:ident $field:ident $max:expr) => {
+        $from.at_most(stringify!($field), $max)?
     };
 }
 
 record! {
-    /// Times of one kind over the last fraction of a second. No samples: the times say nothing.
+    /// Latencies over a fraction of a second. Without samples the latencies are meaningless.
     LatencyRecord {
         mean_us: f32 = MAX_TIME_US,
         p99_us: f32 = MAX_TIME_US,
@@ -90,44 +90,46 @@ record! {
         /// See [`pod_id`](super::pod_id).
         pod: u64,
         age_us: u32 = MAX_AGE_US,
-        /// Requests whose answer has not ended, whose answer has not begun, and chunked answers
-        /// under way.
+        /// Requests whose response has not ended.
         in_flight: u32 = MAX_REQUESTS,
+        /// Requests whose response has not started.
         waiting: u32 = MAX_REQUESTS,
+        /// Chunked responses that have not ended.
         streaming: u32 = MAX_REQUESTS,
-        /// Bytes of the requests whose answer has not begun, their heads included.
+        /// Bytes of the requests whose response has not started, including their heads.
         waiting_bytes: u64 = MAX_BYTES,
-        /// Bytes of all requests, and of the KV cache that this pod sent, since it is known: how
-        /// much KV cache a byte of prompt makes.
-        asked_bytes: u64,
+        /// Total bytes of all requests. Together with `kv_tx_bytes` it gives the size of KV cache per
+        /// byte of prompt.
+        request_bytes: u64,
+        /// Total bytes of KV cache that this pod sent.
         kv_tx_bytes: u64,
-        /// From a request's first byte to its answer's.
+        /// Time from a request's first byte to the first byte of its response.
         ttft: LatencyRecord,
-        /// Between two segments of a streamed answer; where streams have fallen silent, at least
-        /// as long as the silence.
+        /// Time between two segments of a streamed response. While streams are silent it is at least as
+        /// long as the silence.
         itl: LatencyRecord,
-        /// On the pod's own interface.
+        /// Traffic of the pod's own interface.
         tx_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
         rx_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
         retransmits_per_s: Measured<f32> = Measured::exact(MAX_RATE),
-        /// KV cache out of this pod and into it, over TCP and RDMA.
+        /// KV cache that this pod sends and receives, over TCP and RDMA.
         kv_tx_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
         kv_rx_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
-        /// What RDMA devices moved for this pod, whatever it was.
+        /// All traffic of this pod on RDMA devices.
         rdma_tx_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
         rdma_rx_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
-        /// The narrowest link between the pod and others, and what everybody uses of it.
+        /// Speed of the slowest link between the pod and other nodes, and its use by all pods.
         link_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
         link_tx_used_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
         link_rx_used_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
-        /// 0 idle to 1 saturated.
+        /// Load score: 0 idle, 1 saturated.
         score: Measured<f32> = Measured::exact(1.0),
     }
 }
 
 record! {
-    /// Which pair: a pod of the agent's node, a peer (0: everybody who is no known pod), and what
-    /// they talk about.
+    /// A pod of the agent's node, a peer (0 for all peers that are not known pods), and the class of
+    /// their connections.
     PairId {
         pod: u64,
         peer: u64,
@@ -136,19 +138,19 @@ record! {
 }
 
 record! {
-    /// What a pod and a peer moved.
+    /// Traffic between a pod and a peer.
     PairRecord {
         key: PairId,
         age_us: u32 = MAX_AGE_US,
-        /// Connections.
+        /// Open connections.
         open: u32 = MAX_REQUESTS,
         tx_bytes_per_s: f32 = MAX_RATE,
         rx_bytes_per_s: f32 = MAX_RATE,
         retransmits_per_s: f32 = MAX_RATE,
-        /// Round trips, as the pod's sockets measure them.
+        /// Mean round trip time, measured by the pod's sockets.
         rtt_us: Measured<f32> = Measured::exact(MAX_TIME_US),
-        /// How fast data went while it moved, and for how long it did, over the last fraction of
-        /// a second.
+        /// Throughput while data was moving, and the time for which it was moving, over a fraction of a
+        /// second.
         transfer_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
         transfer_us: u32 = MAX_AGE_US,
     }
@@ -162,7 +164,7 @@ pub enum Class {
     Other,
     /// Requests to an engine.
     Engine,
-    /// The bootstrap server of a prefill.
+    /// Requests to a prefill's bootstrap server.
     Bootstrap,
     /// KV cache.
     Kv,
@@ -194,11 +196,11 @@ impl Encode for Class {
     }
 }
 
-/// What a device is to the node.
+/// The role of a network device on the node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceKind {
-    /// An interface towards other nodes.
+    /// An interface to other nodes.
     #[default]
     Uplink,
     /// The host's end of a pod's interface.
@@ -232,7 +234,7 @@ impl Encode for String {
 }
 
 record! {
-    /// One device of the node.
+    /// One network device of the node.
     DeviceRecord {
         name: String,
         kind: DeviceKind,
@@ -240,7 +242,7 @@ record! {
         speed_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
         tx_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
         rx_bytes_per_s: Measured<f32> = Measured::exact(MAX_RATE),
-        /// Of the busier direction, 0 to 1.
+        /// Utilisation of the busier direction, 0 to 1.
         utilisation: Measured<f32> = Measured::exact(1.0),
     }
 }

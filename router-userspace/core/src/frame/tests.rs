@@ -5,13 +5,13 @@ use proptest::prelude::*;
 use super::*;
 use crate::provenance::{Measured, Provenance};
 
-fn value(most: f32) -> impl Strategy<Value = Measured<f32>> {
+fn value(max: f32) -> impl Strategy<Value = Measured<f32>> {
     let provenance = prop_oneof![
         Just(Provenance::Unknown),
         Just(Provenance::Estimated),
         Just(Provenance::Exact)
     ];
-    (0.0..=most, provenance).prop_map(|(value, provenance)| Measured { value, provenance })
+    (0.0..=max, provenance).prop_map(|(value, provenance)| Measured { value, provenance })
 }
 
 fn pod() -> impl Strategy<Value = PodRecord> {
@@ -25,7 +25,7 @@ fn pod() -> impl Strategy<Value = PodRecord> {
             waiting: in_flight / 2,
             streaming: in_flight / 3,
             waiting_bytes,
-            asked_bytes: pod,
+            request_bytes: pod,
             kv_tx_bytes: waiting_bytes,
             ttft: LatencyRecord {
                 mean_us: v[0].value,

@@ -1,31 +1,31 @@
-//! How values become bytes and bytes values again, one function each way and type.
+//! Encoding and decoding of the values in a frame.
 
 use bytes::{BufMut, BytesMut};
 
 use super::{FrameError, MAX_NAME_BYTES};
 
-/// A value of the frame.
+/// A value that can be encoded in a frame.
 pub(super) trait Encode: Sized {
     fn put(&self, out: &mut BytesMut);
 
-    /// Reads one; `field` names it where it is wrong.
+    /// Decodes a value; `field` names it in errors.
     fn get(from: &mut FrameReader<'_>, field: &'static str) -> Result<Self, FrameError>;
 }
 
-/// A type whose values have an upper bound.
+/// A type with a maximum value.
 pub(super) trait Bounded: Encode + PartialOrd + Copy {
-    /// NaN is of no order, and so not at most anything.
-    fn is_at_most(self, most: Self) -> bool {
-        self <= most
+    /// False for NaN.
+    fn is_at_most(self, max: Self) -> bool {
+        self <= max
     }
 
-    /// The nearest value that [`FrameReader::at_most`] takes.
-    fn bounded(self, most: Self) -> Self {
-        if self <= most { self } else { most }
+    /// The nearest value that [`FrameReader::at_most`] accepts.
+    fn bounded(self, max: Self) -> Self {
+        if self <= max { self } else { max }
     }
 }
 
-/// What is left to read.
+/// The bytes that are not decoded yet.
 pub(super) struct FrameReader<'a>(&'a [u8]);
 
 impl<'a> FrameReader<'a> {
@@ -43,14 +43,14 @@ impl<'a> FrameReader<'a> {
         Ok(*head)
     }
 
-    /// A value that is refused beyond `most`.
+    /// Decodes a value and rejects it if it is over `max`.
     pub(super) fn at_most<T: Bounded>(
         &mut self,
         field: &'static str,
-        most: T,
+        max: T,
     ) -> Result<T, FrameError> {
         let value = T::get(self, field)?;
-        if value.is_at_most(most) { Ok(value) } else { Err(FrameError::OutOfRange(field)) }
+        if value.is_at_most(max) { Ok(value) } else { Err(FrameError::OutOfRange(field)) }
     }
 
     pub(super) fn text(&mut self, field: &'static str) -> Result<String, FrameError> {
@@ -63,7 +63,7 @@ impl<'a> FrameReader<'a> {
         String::from_utf8(text.to_vec()).map_err(|_| FrameError::OutOfRange(field))
     }
 
-    /// A list behind its length, which is checked before anything is set aside for it.
+    /// Decodes a list with a length prefix, which is checked before memory is allocated.
     pub(super) fn list<T: Encode>(
         &mut self,
         field: &'static str,
@@ -73,7 +73,7 @@ impl<'a> FrameReader<'a> {
         if count > limit {
             return Err(FrameError::TooMany { field, count, limit });
         }
-        // Every record has bytes: a count that the rest cannot hold reserves nothing for them.
+        // A record has at least one byte, so a count beyond the remaining bytes allocates no more.
         let mut list = Vec::with_capacity(count.min(self.left()));
         for _ in 0..count {
             list.push(T::get(self, field)?);
@@ -82,7 +82,7 @@ impl<'a> FrameReader<'a> {
     }
 }
 
-/// As much of a text as fits, cut between characters.
+/// Encodes a text, truncated at a character boundary to [`MAX_NAME_BYTES`].
 pub(super) fn put_text(text: &str, out: &mut BytesMut) {
     let text = &text[..text.floor_char_boundary(MAX_NAME_BYTES)];
     out.put_u8(u8::try_from(text.len()).unwrap_or_default());
@@ -141,8 +141,8 @@ impl Encode for f32 {
 }
 
 impl Bounded for f32 {
-    fn bounded(self, most: f32) -> f32 {
-        // What is no number or negative was never measured.
-        if self > 0.0 { self.min(most) } else { 0.0 }
+    fn bounded(self, max: f32) -> f32 {
+        // NaN and negative values become 0.
+        if self > 0.0 { self.min(max) } else { 0.0 }
     }
 }

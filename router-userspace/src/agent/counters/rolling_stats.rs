@@ -163,7 +163,7 @@ impl RollingStats {
             waiting: count(http.waiting()),
             streaming: count(streaming),
             waiting_bytes: http.waiting_bytes(),
-            asked_bytes: http.request_bytes,
+            request_bytes: http.request_bytes,
             kv_tx_bytes: kv.sent,
             ttft: latency(rates.ttft, rates.ttft_p99, rates.ttft_samples),
             itl: with_silence(latency(rates.itl, rates.itl_p99, rates.itl_samples), silence),

@@ -215,7 +215,7 @@ impl Sampler {
         self.connections = connections.len();
         self.offloaded.clear();
         for (flow, connection) in &connections {
-            if offloaded.has(flow, connection, now) {
+            if offloaded.contains(flow, connection, now) {
                 *self.offloaded.entry(connection.pair).or_default() += 1;
             }
         }

@@ -1,4 +1,4 @@
-//! One RDMA device: its ports, who holds its queue pairs, and what was whose.
+//! One RDMA device: its ports, the owners of its queue pairs, and whose traffic it carried.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -16,68 +16,68 @@ use super::netlink::{self, DeviceInfo, QueuePair};
 use super::port::{ConfiguredSpeeds, PortContext, RdmaPort};
 use super::sysfs::Sysfs;
 
-/// Peers that are told apart on one device.
+/// Maximum number of peers of one device.
 const MAX_PEERS: usize = 4_096;
-/// `enum ib_qp_state`: ready to receive, and to send.
+/// `enum ib_qp_state`: ready to receive, ready to send.
 const ACTIVE: [u8; 2] = [2, 3];
 
-/// A device.
+/// An RDMA device.
 #[derive(Debug)]
 pub(super) struct RdmaDevice {
-    pub(super) found: DeviceInfo,
-    /// Netlink knows it.
-    pub(super) by_netlink: bool,
-    /// Empty where it is unknown.
+    pub(super) info: DeviceInfo,
+    /// Whether netlink lists the device. If not, it is known from sysfs alone.
+    pub(super) is_in_netlink: bool,
+    /// Empty if unknown.
     pub(super) driver: &'static str,
     pub(super) ports: Vec<RdmaPort>,
-    /// `None` while the queue pairs cannot be listed.
+    /// `None` if the queue pairs cannot be listed.
     pub(super) holders: Option<Holders>,
     pub(super) ledger: Ledger,
     /// Active queue pairs with a known peer, by owner and the peer's address.
     pub(super) peers: BTreeMap<(Owner, IpAddr), u32>,
-    /// Owners of queue pairs by number, those of the last look too.
-    pub(super) numbers: HashMap<u32, Owner>,
-    /// Both ends of connections that the connection manager has.
-    pub(super) ends: Vec<(std::net::SocketAddr, std::net::SocketAddr)>,
+    /// Owners by queue pair number, including those of the previous scan.
+    pub(super) owner_by_number: HashMap<u32, Owner>,
+    /// Local and remote address of the connection manager's connections.
+    pub(super) endpoints: Vec<(std::net::SocketAddr, std::net::SocketAddr)>,
     sequences: HashMap<u32, u64>,
-    /// Bytes out and in that are in the ledger.
-    settled: (u64, u64),
+    /// Bytes sent and received that the ledger contains.
+    attributed: (u64, u64),
 }
 
 impl RdmaDevice {
-    pub(super) fn new(found: DeviceInfo, by_netlink: bool, driver: &'static str) -> RdmaDevice {
+    pub(super) fn new(info: DeviceInfo, is_in_netlink: bool, driver: &'static str) -> RdmaDevice {
         RdmaDevice {
-            found,
-            by_netlink,
+            info,
+            is_in_netlink,
             driver,
             ports: Vec::new(),
             holders: None,
             ledger: Ledger::default(),
             peers: BTreeMap::new(),
-            numbers: HashMap::new(),
-            ends: Vec::new(),
+            owner_by_number: HashMap::new(),
+            endpoints: Vec::new(),
             sequences: HashMap::new(),
-            settled: (0, 0),
+            attributed: (0, 0),
         }
     }
 
-    /// Whether its packets pass the host's network stack too, where tc and XDP count them: those
-    /// of the drivers in software.
+    /// Whether its packets also pass the host's network stack, where tc and XDP count them. That is
+    /// so for software drivers.
     pub(super) fn is_seen_by_host(&self) -> bool {
         matches!(self.driver, "rxe" | "siw")
     }
 
-    pub(super) fn is_held(&self) -> bool {
-        // Where nobody can say, somebody may.
+    pub(super) fn is_in_use(&self) -> bool {
+        // If the holders are unknown, assume that the device is in use.
         self.holders.as_ref().is_none_or(|holders| holders.active() > 0)
     }
 
     pub(super) fn index(&self) -> Option<u32> {
-        self.by_netlink.then_some(self.found.index)
+        self.is_in_netlink.then_some(self.info.index)
     }
 
-    /// Looks at ports, links and their speeds.
-    pub(super) fn look(
+    /// Updates the ports, their interfaces and their speeds.
+    pub(super) fn discover_ports(
         &mut self,
         source: &mut dyn NetlinkSource,
         sysfs: &Sysfs,
@@ -87,29 +87,29 @@ impl RdmaDevice {
             self.index().and_then(|index| source.ask(NldevCommand::Ports, Some(index), None).ok());
         let mut found = answer.map(netlink::ports).unwrap_or_default();
         if found.is_empty() {
-            let numbers = 1..=self.found.ports.max(1);
-            found = numbers.filter_map(|number| sysfs.port(&self.found, number)).collect();
+            let numbers = 1..=self.info.ports.max(1);
+            found = numbers.filter_map(|number| sysfs.port(&self.info, number)).collect();
         }
         self.ports.retain(|port| found.iter().any(|found| found.number == port.number));
         for mut port in found {
             if port.interface.is_none() {
-                // It is in another network namespace, or the driver did not tell the kernel.
-                let name = sysfs.interface(&self.found, port.number);
+                // The interface is in another network namespace, or the driver did not register it.
+                let name = sysfs.interface(&self.info, port.number);
                 port.interface = name.map(|name| (0, name));
             }
-            let known = self.ports.iter().position(|known| known.number == port.number);
-            let at = known.unwrap_or_else(|| {
+            let existing = self.ports.iter().position(|known| known.number == port.number);
+            let at = existing.unwrap_or_else(|| {
                 self.ports.push(RdmaPort::new(port.number));
                 self.ports.len() - 1
             });
-            let of =
-                PortContext { device: &self.found.name, index: None, driver: "", is_held: false };
-            self.ports[at].describe(port, of, sysfs, speeds);
+            let context =
+                PortContext { device: &self.info.name, index: None, driver: "", is_in_use: false };
+            self.ports[at].describe(port, context, sysfs, speeds);
         }
     }
 
-    /// Looks at the queue pairs, and enters what moved since the last look.
-    pub(super) fn count(
+    /// Lists the queue pairs, and attributes the traffic since the previous scan to their owners.
+    pub(super) fn scan_queue_pairs(
         &mut self,
         at: Duration,
         source: &mut dyn NetlinkSource,
@@ -123,37 +123,41 @@ impl RdmaDevice {
         let pairs = netlink::queue_pairs(answer);
         let holders = Holders::count(&pairs, owners);
         let before = self.holders.take().unwrap_or_else(|| holders.clone());
-        self.settle(&before, &holders);
+        self.attribute_growth(&before, &holders);
         self.holders = Some(holders);
-        if self.has_worked(&pairs) {
-            self.ports.iter_mut().for_each(|port| port.watch.worked(at, ActivityEvidence::Sure));
+        if self.has_advanced(&pairs) {
+            self.ports
+                .iter_mut()
+                .for_each(|port| port.staleness.on_activity(at, ActivityEvidence::Certain));
         }
-        let older = std::mem::take(&mut self.numbers);
-        self.numbers = numbers(&pairs, owners);
-        self.connections(index, source, &pairs, owners);
+        let older = std::mem::take(&mut self.owner_by_number);
+        self.owner_by_number = owner_by_number(&pairs, owners);
+        self.scan_connections(index, source, &pairs, owners);
         for (number, owner) in older {
-            self.numbers.entry(number).or_insert(owner);
+            self.owner_by_number.entry(number).or_insert(owner);
         }
     }
 
-    /// Enters what was counted since the last time.
-    fn settle(&mut self, before: &Holders, after: &Holders) {
+    /// Attributes the bytes that the ports counted since the last call.
+    fn attribute_growth(&mut self, before: &Holders, after: &Holders) {
         let sum = |counter| {
-            let grown = self.ports.iter().map(|port| port.meter.grown(counter).unwrap_or_default());
+            let grown =
+                self.ports.iter().map(|port| port.history.total(counter).unwrap_or_default());
             grown.fold(0, u64::wrapping_add)
         };
         let now = (sum(Counter::TxBytes), sum(Counter::RxBytes));
         let jumped = self.ports.iter_mut().fold(false, |jumped, port| port.take_jump() | jumped);
         let provenance = if jumped { Provenance::Estimated } else { Provenance::Exact };
-        let (tx, rx) = (now.0.wrapping_sub(self.settled.0), now.1.wrapping_sub(self.settled.1));
-        self.ledger.settle(before, after, (tx, rx), provenance);
-        self.settled = now;
+        let (tx, rx) =
+            (now.0.wrapping_sub(self.attributed.0), now.1.wrapping_sub(self.attributed.1));
+        self.ledger.attribute(before, after, (tx, rx), provenance);
+        self.attributed = now;
         let holders = [before, after];
-        self.ledger.make_room(|owner| holders.iter().any(|held| held.has(owner)));
+        self.ledger.evict(|owner| holders.iter().any(|held| held.contains(owner)));
     }
 
-    /// Whether a queue pair that was ready to send then and is now has sent or received.
-    fn has_worked(&mut self, pairs: &[QueuePair]) -> bool {
+    /// Whether the sequence numbers of a queue pair advanced that is, and was, ready to send.
+    fn has_advanced(&mut self, pairs: &[QueuePair]) -> bool {
         let ready = pairs.iter().filter(|pair| pair.state == 3 && pair.kind > 1);
         let sequences: HashMap<u32, u64> = ready
             .map(|pair| {
@@ -168,8 +172,8 @@ impl RdmaDevice {
         self.sequences.iter().any(moved)
     }
 
-    /// Asks the connection manager for peers.
-    fn connections(
+    /// Lists the connection manager's connections, for peers and endpoints.
+    fn scan_connections(
         &mut self,
         index: u32,
         source: &mut dyn NetlinkSource,
@@ -177,13 +181,13 @@ impl RdmaDevice {
         owners: &mut OwnerLookup<'_>,
     ) {
         self.peers.clear();
-        self.ends.clear();
+        self.endpoints.clear();
         let Ok(answer) = source.ask(NldevCommand::ConnectionIds, Some(index), None) else { return };
         let active: HashMap<u32, bool> =
             pairs.iter().map(|pair| (pair.number, ACTIVE.contains(&pair.state))).collect();
         for id in netlink::connection_ids(answer) {
             let Some(destination) = id.destination else { continue };
-            self.ends.extend(id.source.map(|source| (source, destination)));
+            self.endpoints.extend(id.source.map(|source| (source, destination)));
             let is_active = id.queue_pair.and_then(|number| active.get(&number));
             if is_active != Some(&true) {
                 continue;
@@ -197,7 +201,7 @@ impl RdmaDevice {
     }
 }
 
-fn numbers(pairs: &[QueuePair], owners: &mut OwnerLookup<'_>) -> HashMap<u32, Owner> {
+fn owner_by_number(pairs: &[QueuePair], owners: &mut OwnerLookup<'_>) -> HashMap<u32, Owner> {
     let user = pairs.iter().filter_map(|pair| Some((pair.number, pair.pid?)));
     user.map(|(number, pid)| (number, owners.of(pid).clone())).collect()
 }

@@ -1,12 +1,12 @@
-//! Asks erdma's installer driver to fetch a device's counters, as `eadm stat` does.
+//! [`ErdmaDriver`]: makes erdma's installer driver refresh a device's counters, as `eadm stat` does.
 //!
 //! The driver that Alibaba Cloud's installer builds (erdma_ioctl.h there, as in the kernels of
-//! OpenAnolis) has a file `/dev/erdma`. Its `STAT_DEV` makes the device write its counters where
-//! reads by netlink and sysfs then find them; so the answer's own layout, which differs between
-//! versions, is not needed. The driver copies a message of its own size both ways and does not look
-//! at the caller's: the buffer is therefore many times larger than any known version's message.
-//! Upstream's driver has no such file, and needs none: every read asks the device.
-#![expect(unsafe_code, reason = "an ioctl has no other door")]
+//! OpenAnolis) has a device file `/dev/erdma`. Its `STAT_DEV` makes the device write its counters
+//! where later reads by netlink and sysfs find them. The layout of the reply differs between
+//! versions and is not needed. The driver copies a message of its own size in both directions and
+//! ignores the caller's size, so the buffer is many times larger than the message of any known
+//! version. Upstream's driver has no such file and needs none: every read asks the device.
+#![expect(unsafe_code, reason = "an ioctl needs a raw call")]
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -17,38 +17,39 @@ use std::time::Duration;
 /// `enum erdma_cmd`, `enum erdma_stat_type`.
 const STAT: libc::c_ulong = 3;
 const STAT_DEV: u32 = 2;
-/// Bytes of the message of the version that is known, which are part of the request's number.
-const MESSAGE: usize = 4_144;
+/// Message size in bytes of the known version. It is part of the request number.
+const MESSAGE_BYTES: usize = 4_144;
 /// `_IOWR('k', STAT, struct erdma_ioctl_msg)`.
-const REQUEST: libc::c_ulong = (3 << 30) | ((MESSAGE as libc::c_ulong) << 16) | (0x6b << 8) | STAT;
-/// A driver that refused is asked again after this.
-const AGAIN: Duration = Duration::from_secs(30);
-/// Words of the buffer: 64 KiB.
-const ROOM: usize = 8 << 10;
-/// Where the name of the device goes (NUL and all), and where the status comes back.
+const REQUEST: libc::c_ulong =
+    (3 << 30) | ((MESSAGE_BYTES as libc::c_ulong) << 16) | (0x6b << 8) | STAT;
+/// Time after which a driver that refused is asked again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(30);
+/// Buffer size in words of 8 bytes: 64 KiB.
+const BUFFER_WORDS: usize = 8 << 10;
+/// Offsets in the message: the device name with its NUL, and the returned status.
 const NAME: std::ops::Range<usize> = 4..25;
 const STATUS: usize = 40;
 
-/// The driver's file, opened when it is needed first.
+/// The driver's device file, opened on first use.
 #[derive(Debug)]
-pub(super) struct Driver {
+pub(super) struct ErdmaDriver {
     path: PathBuf,
     file: Option<File>,
-    /// Why it is not asked, and until when.
+    /// Why the driver refused, and when to ask again.
     refusal: Option<(String, Duration)>,
 }
 
-impl Driver {
-    pub(super) fn new(path: &Path) -> Driver {
-        Driver { path: path.to_owned(), file: None, refusal: None }
+impl ErdmaDriver {
+    pub(super) fn new(path: &Path) -> ErdmaDriver {
+        ErdmaDriver { path: path.to_owned(), file: None, refusal: None }
     }
 
-    /// Why nothing can be refreshed, once that was tried.
+    /// Why counters cannot be refreshed; `None` until a refresh fails.
     pub(super) fn refusal(&self) -> Option<&str> {
         self.refusal.as_ref().map(|(why, _)| why.as_str())
     }
 
-    /// Makes the device write its counters where a read finds them; whether it did.
+    /// Makes the device write its counters where a read finds them. Returns whether it did.
     pub(super) fn refresh(&mut self, at: Duration, device: &str) -> bool {
         if self.refusal.as_ref().is_some_and(|(_, until)| at < *until) {
             return false;
@@ -60,7 +61,7 @@ impl Driver {
             }
             Err(error) => {
                 let why = format!("{}: {error}", self.path.display());
-                self.refusal = Some((why, at + AGAIN));
+                self.refusal = Some((why, at + RETRY_INTERVAL));
                 false
             }
         }
@@ -81,19 +82,21 @@ impl Driver {
         self.file = Some(file);
         match status(&buffer) {
             0 => Ok(()),
-            status => Err(io::Error::other(format!("the driver answers with status {status}"))),
+            status => Err(io::Error::other(format!(
+                "the erdma driver returned status {status}; expected 0"
+            ))),
         }
     }
 }
 
-/// `struct erdma_ioctl_msg` that asks for a device's counters.
+/// A `struct erdma_ioctl_msg` that requests a device's counters.
 fn message(device: &str) -> io::Result<Vec<u64>> {
     let mut bytes = vec![0u8; NAME.end];
     bytes[..4].copy_from_slice(&STAT_DEV.to_ne_bytes());
     let name = bytes[NAME].get_mut(..device.len()).filter(|_| device.len() < NAME.len());
-    let name = name.ok_or_else(|| io::Error::other("a device name that is too long"))?;
+    let name = name.ok_or_else(|| io::Error::other("the device name is longer than 20 bytes"))?;
     name.copy_from_slice(device.as_bytes());
-    bytes.resize(ROOM * 8, 0);
+    bytes.resize(BUFFER_WORDS * 8, 0);
     let words = bytes.as_chunks::<8>().0.iter();
     Ok(words.map(|word| u64::from_ne_bytes(*word)).collect())
 }
@@ -109,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_question_names_the_device() {
+    fn the_message_names_the_device() {
         let words = message("erdma_0").expect("a message");
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         assert_eq!(bytes.len(), 64 << 10);
@@ -132,17 +135,17 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_missing_or_another_is_said_and_asked_again_much_later() {
+    fn a_refusal_is_reported_and_retried_after_the_interval() {
         let tree = Tree::new();
         let (now, soon) = (Duration::from_secs(1), Duration::from_secs(2));
-        let mut driver = Driver::new(&tree.root().join("erdma"));
+        let mut driver = ErdmaDriver::new(&tree.root().join("erdma"));
         assert!(!driver.refresh(now, "erdma_0"));
         let missing = driver.refusal().expect("a reason").to_owned();
         assert!(missing.contains("erdma"), "{missing}");
         tree.write("erdma", "");
         assert!(!driver.refresh(soon, "erdma_0"));
-        assert_eq!(driver.refusal(), Some(&*missing), "it was not asked");
-        assert!(!driver.refresh(now + AGAIN, "erdma_0"), "a plain file knows no such request");
+        assert_eq!(driver.refusal(), Some(&*missing), "not retried yet");
+        assert!(!driver.refresh(now + RETRY_INTERVAL, "erdma_0"), "a plain file has no such ioctl");
         assert_ne!(driver.refusal(), Some(&*missing));
     }
 }

@@ -35,17 +35,17 @@ pub use attribution::{ArrivedTraffic, KvRequests, QueuePairEntry};
 pub(super) use attribution::IwarpConnections;
 pub(super) use watcher::RdmaWatcher;
 
-/// Devices, ports and links are looked for this often.
-const FIND_EVERY: Duration = Duration::from_secs(1);
-/// Queue pairs are looked at this often at first; a watcher sets its own pace.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Interval between two searches for devices, ports and links.
+const DISCOVERY_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval between two scans of the queue pairs, until [`Rdma::set_scan_interval`] changes it.
+const QUEUE_PAIR_SCAN_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Where this process finds the host.
+/// Paths of the host's file systems as this process sees them.
 #[derive(Clone, Debug)]
 pub struct HostPaths {
     pub sysfs: PathBuf,
     pub proc: PathBuf,
-    /// The file of erdma's installer driver.
+    /// The character device of erdma's installer driver.
     pub erdma: PathBuf,
 }
 
@@ -55,68 +55,70 @@ impl Default for HostPaths {
     }
 }
 
-/// Bits a second that are configured: of one device, or of all that are not named.
+/// A configured link speed in bits per second: of the named device, or of all devices without an
+/// entry of their own.
 pub type ConfiguredSpeed = (Option<String>, u64);
 
-/// What the rest of the agent saw, which tells whether queue pairs work and for whom.
+/// What the rest of the agent observed: evidence that queue pairs are active, and for which pods.
 #[derive(Clone, Debug, Default)]
 pub struct Activity {
-    /// KV control payload that pods, by UID, sent and received so far.
+    /// KV control payload in bytes that each pod has sent and received, by UID.
     pub control: HashMap<Arc<str>, u64>,
-    /// What decodes, by UID, asked their prefills for.
-    pub asked: HashMap<Arc<str>, KvRequests>,
-    /// RoCEv2 that arrived, by queue pair.
+    /// KV cache that each decode has requested from its prefills, by UID.
+    pub kv_requests: HashMap<Arc<str>, KvRequests>,
+    /// RoCEv2 traffic that arrived, by queue pair.
     pub arrivals: Vec<QueuePairEntry>,
 }
 
-/// The devices of this node.
+/// The RDMA devices of this node.
 pub struct Rdma {
     source: Box<dyn NetlinkSource>,
     sysfs: Sysfs,
     processes: ProcessTable,
-    erdma: erdma::Driver,
+    erdma: erdma::ErdmaDriver,
     speeds: Vec<ConfiguredSpeed>,
     devices: Vec<RdmaDevice>,
-    seen: Arrivals,
+    arrivals: Arrivals,
     estimates: KvEstimates,
-    control: HashMap<Arc<str>, u64>,
-    /// Why netlink does not answer.
-    refusal: Option<String>,
-    look_every: Duration,
-    next_look: Duration,
-    next_find: Duration,
+    last_control: HashMap<Arc<str>, u64>,
+    /// Why RDMA netlink failed last.
+    netlink_error: Option<String>,
+    scan_interval: Duration,
+    next_scan: Duration,
+    next_discovery: Duration,
 }
 
 impl Rdma {
     pub fn new(
         source: Box<dyn NetlinkSource>,
-        roots: &HostPaths,
+        paths: &HostPaths,
         speeds: Vec<ConfiguredSpeed>,
     ) -> Rdma {
         Rdma {
             source,
-            sysfs: Sysfs::new(&roots.sysfs),
-            processes: ProcessTable::new(&roots.proc),
-            erdma: erdma::Driver::new(&roots.erdma),
+            sysfs: Sysfs::new(&paths.sysfs),
+            processes: ProcessTable::new(&paths.proc),
+            erdma: erdma::ErdmaDriver::new(&paths.erdma),
             speeds,
             devices: Vec::new(),
-            seen: Arrivals::default(),
+            arrivals: Arrivals::default(),
             estimates: KvEstimates::default(),
-            control: HashMap::new(),
-            refusal: None,
-            look_every: LOOK_EVERY,
-            next_look: Duration::ZERO,
-            next_find: Duration::ZERO,
+            last_control: HashMap::new(),
+            netlink_error: None,
+            scan_interval: QUEUE_PAIR_SCAN_INTERVAL,
+            next_scan: Duration::ZERO,
+            next_discovery: Duration::ZERO,
         }
     }
 
-    /// How often queue pairs are looked at.
-    pub fn look_every(&mut self, every: Duration) {
-        self.look_every = every;
+    /// Sets the interval between two scans of the queue pairs.
+    pub fn set_scan_interval(&mut self, interval: Duration) {
+        self.scan_interval = interval;
     }
 
-    /// Bytes of KV cache that one page has on one rank, for estimates where nothing counts.
-    pub fn page_bytes(&mut self, bytes: Option<u64>) {
+    /// Sets the size of a KV cache page on one rank. It is needed to estimate transfers that no
+    /// counter shows.
+    pub fn set_page_bytes(&mut self, bytes: Option<u64>) {
         self.estimates = KvEstimates::new(bytes);
     }
 
@@ -124,63 +126,64 @@ impl Rdma {
         !self.devices.is_empty()
     }
 
-    /// Reads what is due `at`, on any clock that goes forward; whether queue pairs were counted.
-    pub fn round(&mut self, at: Duration, activity: &Activity) -> bool {
-        if at >= self.next_find {
-            self.next_find = at + FIND_EVERY;
-            self.find();
+    /// Reads what is due at `at`, a time of any monotonic clock. Returns whether the queue pairs were
+    /// scanned.
+    pub fn sample(&mut self, at: Duration, activity: &Activity) -> bool {
+        if at >= self.next_discovery {
+            self.next_discovery = at + DISCOVERY_INTERVAL;
+            self.discover();
         }
-        let looks = at >= self.next_look;
-        if looks {
-            self.next_look = at + self.look_every;
+        let scans = at >= self.next_scan;
+        if scans {
+            self.next_scan = at + self.scan_interval;
         }
         let erdma = &mut self.erdma;
         for device in &mut self.devices {
-            let (index, is_held) = (device.index(), device.is_held());
-            let of =
-                PortContext { device: &device.found.name, index, driver: device.driver, is_held };
+            let (index, is_in_use) = (device.index(), device.is_in_use());
+            let context =
+                PortContext { device: &device.info.name, index, driver: device.driver, is_in_use };
             for port in device.ports.iter_mut().filter(|port| port.is_due(at)) {
                 let mut refresh = |name: &str| erdma.refresh(at, name);
-                port.sample(at, of, &mut *self.source, &self.sysfs, &mut refresh);
+                port.sample(at, context, &mut *self.source, &self.sysfs, &mut refresh);
             }
         }
-        if looks {
+        if scans {
             let mut owners = OwnerLookup::new(&self.processes);
             for device in &mut self.devices {
-                device.count(at, &mut *self.source, &mut owners);
+                device.scan_queue_pairs(at, &mut *self.source, &mut owners);
             }
-            self.likely_work(at, activity);
-            self.estimates.enter(at, &activity.asked);
-            self.seen.enter(at, &activity.arrivals, &self.devices, &self.sysfs);
+            self.observe_control_messages(at, activity);
+            self.estimates.record(at, &activity.kv_requests);
+            self.arrivals.record(at, &activity.arrivals, &self.devices, &self.sysfs);
         }
-        looks
+        scans
     }
 
-    /// Devices that came, went or changed.
-    fn find(&mut self) {
+    /// Finds devices that were added, removed or changed.
+    fn discover(&mut self) {
         let answer = self.source.ask(NldevCommand::Devices, None, None).map(netlink::devices);
-        let (told, refusal) = match answer {
-            Ok(told) => (told, None),
+        let (listed, netlink_error) = match answer {
+            Ok(listed) => (listed, None),
             Err(error) => (Vec::new(), Some(error.to_string())),
         };
-        self.refusal = refusal;
-        let others = self.sysfs.devices(|name| told.iter().all(|told| told.name != name));
-        let found: Vec<(DeviceInfo, bool)> = told
+        self.netlink_error = netlink_error;
+        let others = self.sysfs.devices(|name| listed.iter().all(|device| device.name != name));
+        let found: Vec<(DeviceInfo, bool)> = listed
             .into_iter()
             .map(|device| (device, true))
             .chain(others.into_iter().map(|device| (device, false)))
             .collect();
-        let is_same = |device: &RdmaDevice, (found, by_netlink): &(DeviceInfo, bool)| {
-            let known = &device.found;
-            let same = device.by_netlink == *by_netlink && known.index == found.index;
+        let is_same = |device: &RdmaDevice, (found, is_in_netlink): &(DeviceInfo, bool)| {
+            let known = &device.info;
+            let same = device.is_in_netlink == *is_in_netlink && known.index == found.index;
             same && known.name == found.name
         };
         self.devices.retain(|device| found.iter().any(|found| is_same(device, found)));
         for found in found {
             if !self.devices.iter().any(|device| is_same(device, &found)) {
-                let (found, by_netlink) = found;
-                let driver = self.driver(&found, by_netlink);
-                self.devices.push(RdmaDevice::new(found, by_netlink, driver));
+                let (found, is_in_netlink) = found;
+                let driver = self.driver(&found, is_in_netlink);
+                self.devices.push(RdmaDevice::new(found, is_in_netlink, driver));
             }
         }
         let speeds = &self.speeds;
@@ -189,21 +192,21 @@ impl Rdma {
             named.or(speeds.iter().find(|(device, _)| device.is_none())).map(|(_, speed)| *speed)
         };
         for device in &mut self.devices {
-            device.look(&mut *self.source, &self.sysfs, &set);
+            device.discover_ports(&mut *self.source, &self.sysfs, &set);
         }
     }
 
-    fn driver(&mut self, device: &DeviceInfo, by_netlink: bool) -> &'static str {
-        let index = by_netlink.then_some(device.index);
+    fn driver(&mut self, device: &DeviceInfo, is_in_netlink: bool) -> &'static str {
+        let index = is_in_netlink.then_some(device.index);
         let answer =
             index.and_then(|index| self.source.ask(NldevCommand::Driver, Some(index), None).ok());
         let driver = answer.and_then(netlink::driver);
         driver.or_else(|| self.sysfs.driver(&device.name)).unwrap_or_default()
     }
 
-    /// KV control messages of a pod are a sign of work on the devices that it holds.
-    fn likely_work(&mut self, at: Duration, activity: &Activity) {
-        let moved = |uid: &Arc<str>| activity.control.get(uid) > self.control.get(uid);
+    /// Takes KV control messages of a pod as evidence of activity on the devices that it uses.
+    fn observe_control_messages(&mut self, at: Duration, activity: &Activity) {
+        let moved = |uid: &Arc<str>| activity.control.get(uid) > self.last_control.get(uid);
         for device in &mut self.devices {
             let holders = device.holders.iter().flat_map(|holders| holders.iter());
             let mut pods = holders.filter_map(|(owner, states)| match owner {
@@ -214,13 +217,13 @@ impl Rdma {
                 device
                     .ports
                     .iter_mut()
-                    .for_each(|port| port.watch.worked(at, ActivityEvidence::Likely));
+                    .for_each(|port| port.staleness.on_activity(at, ActivityEvidence::Likely));
             }
         }
-        self.control.clone_from(&activity.control);
+        self.last_control.clone_from(&activity.control);
     }
 
-    /// What is known `at`.
+    /// The report as of `at`.
     pub fn report(&self, at: Duration) -> RdmaReport {
         RdmaReport::new(self, at)
     }

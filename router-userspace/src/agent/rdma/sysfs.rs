@@ -1,4 +1,4 @@
-//! What sysfs tells of RDMA devices: all of it where netlink does not, and always the link's rate.
+//! [`Sysfs`]: RDMA devices in sysfs. It is the fallback for netlink, and the source of link rates.
 //!
 //! Layout: Documentation/ABI/stable/sysfs-class-infiniband.
 
@@ -12,9 +12,9 @@ use super::counters::DeviceCounters;
 use super::counters::names;
 use super::netlink::{DeviceInfo, MAX_COUNTERS, MAX_DEVICES, MAX_PORTS, PortInfo};
 
-/// No attribute that is read here is longer.
+/// Maximum size of an attribute that is read here.
 const MAX_VALUE_BYTES: u64 = 128;
-/// GIDs of a port; rxe and mlx5 have rooms for 1,024 and 256, mostly empty.
+/// Maximum number of GIDs of a port. The tables of rxe and mlx5 have 1,024 and 256 entries.
 const MAX_GIDS: usize = 1_024;
 
 /// The tree, usually `/sys`.
@@ -23,12 +23,12 @@ pub(super) struct Sysfs {
     root: PathBuf,
 }
 
-/// A port's counters from both folders.
+/// A port's counters from `counters` and `hw_counters`.
 #[derive(Debug, Default)]
 pub(super) struct SysfsCounters {
     pub(super) counters: DeviceCounters,
-    /// The names are those whose values a read may not refresh.
-    pub(super) may_stand_still: bool,
+    /// The driver may not refresh them on a read.
+    pub(super) may_be_stale: bool,
 }
 
 impl Sysfs {
@@ -36,7 +36,7 @@ impl Sysfs {
         Sysfs { root: root.to_owned() }
     }
 
-    /// The devices that are wanted, by name; a device has no index here.
+    /// The devices whose name `wanted` accepts, sorted by name. Their index is 0.
     pub(super) fn devices(&self, wanted: impl Fn(&str) -> bool) -> Vec<DeviceInfo> {
         let mut names: Vec<String> = listed(&self.root.join("class/infiniband"), MAX_DEVICES);
         names.retain(|name| wanted(name));
@@ -68,7 +68,7 @@ impl Sysfs {
         Some(PortInfo { number, state, interface })
     }
 
-    /// The interface: the one of a GID, else the one whose address the device's GUID was made of.
+    /// The port's network interface: that of a GID, else the one whose MAC address the GUID contains.
     pub(super) fn interface(&self, device: &DeviceInfo, number: u32) -> Option<String> {
         let path = self.port_path(&device.name, number)?.join("gid_attrs/ndevs");
         let of_gid = listed(&path, 16).into_iter().find_map(|entry| read(&path.join(entry)));
@@ -86,19 +86,19 @@ impl Sysfs {
         read(&path).and_then(|text| text.parse().ok()).unwrap_or_default()
     }
 
-    /// Bits a second that the port says it does, and that its interface says.
+    /// The port's rate in bits per second.
     pub(super) fn rate(&self, device: &str, number: u32) -> Option<u64> {
         rate(&read(&self.port_path(device, number)?.join("rate"))?)
     }
 
-    /// Bits a second of a network interface; `None` where it does not know.
+    /// The speed of a network interface in bits per second; `None` if unknown.
     pub(super) fn interface_rate(&self, interface: &str) -> Option<u64> {
         let path = self.root.join("class/net").join(interface).join("speed");
         let megabits: i64 = read(&path)?.parse().ok()?;
         u64::try_from(megabits).ok().filter(|rate| *rate > 0).map(|rate| rate * 1_000_000)
     }
 
-    /// The addresses that a device's GIDs are made of, which RoCEv2 has in its packets.
+    /// The IP addresses in a device's GIDs, which RoCEv2 packets carry.
     pub(super) fn addresses(&self, device: &DeviceInfo) -> Vec<IpAddr> {
         let gids = (1..=device.ports).filter_map(|number| {
             let folder = self.port_path(&device.name, number)?.join("gids");
@@ -110,7 +110,7 @@ impl Sysfs {
         gids.flatten().collect()
     }
 
-    /// For how long a reading stays as it is.
+    /// Time for which the kernel caches the port's counters.
     pub(super) fn lifespan(&self, device: &str, number: u32) -> Option<Duration> {
         let path = self.port_path(device, number)?.join("hw_counters/lifespan");
         let milliseconds: u64 = read(&path)?.parse().ok()?;
@@ -123,19 +123,19 @@ impl Sysfs {
         let hardware = values(&path.join("hw_counters"), |name| names::hardware(name).is_some());
         let by_name = || hardware.iter().map(|(name, value)| (name.as_str(), *value));
         SysfsCounters {
-            counters: names::of_hardware(by_name()).or(self.standard(device, number)),
-            may_stand_still: names::may_stand_still(by_name().map(|(name, _)| name)),
+            counters: names::from_hardware(by_name()).or(self.standard(device, number)),
+            may_be_stale: names::may_be_stale(by_name().map(|(name, _)| name)),
         }
     }
 
-    /// The counters that InfiniBand's specification names, which netlink does not have.
+    /// The standard counters of the InfiniBand specification, which netlink does not have.
     pub(super) fn standard(&self, device: &str, number: u32) -> DeviceCounters {
         let Some(path) = self.port_path(device, number) else { return DeviceCounters::default() };
         let found = values(&path.join("counters"), |name| names::standard(name).is_some());
-        names::of_standard(found.iter().map(|(name, value)| (name.as_str(), *value)))
+        names::from_standard(found.iter().map(|(name, value)| (name.as_str(), *value)))
     }
 
-    /// The driver by its link, else by what its counters are called.
+    /// The driver: from the `device/driver` link, else guessed from counter names.
     pub(super) fn driver(&self, device: &str) -> Option<&'static str> {
         let path = self.device(device)?;
         if let Ok(link) = std::fs::read_link(path.join("device/driver")) {
@@ -157,7 +157,7 @@ impl Sysfs {
     }
 
     fn device(&self, name: &str) -> Option<PathBuf> {
-        // A name comes from the kernel, and is one folder here or none.
+        // A device name is one path component; anything else is rejected.
         let plain = !name.is_empty() && !name.contains('/') && !name.starts_with('.');
         plain.then(|| self.root.join("class/infiniband").join(name))
     }
@@ -189,7 +189,7 @@ fn values(folder: &Path, wanted: impl Fn(&str) -> bool) -> Vec<(String, u64)> {
         .collect()
 }
 
-/// `100 Gb/sec (4X EDR)` in bits a second.
+/// Parses `100 Gb/sec (4X EDR)` as bits per second.
 fn rate(text: &str) -> Option<u64> {
     let gigabits: f64 = text.strip_suffix(')')?.split(" Gb/sec").next()?.trim().parse().ok()?;
     let sane = gigabits.is_finite() && (0.1..=10_000.0).contains(&gigabits);
@@ -201,7 +201,7 @@ fn guid(text: &str) -> Option<u64> {
     u64::from_str_radix(&text.replace(':', ""), 16).ok()
 }
 
-/// The Ethernet address of which a GUID was made (RFC 4291, appendix A); `None` for others.
+/// The MAC address in a modified EUI-64 (RFC 4291, appendix A); `None` for other GUIDs.
 fn address_of_guid(guid: u64) -> Option<String> {
     let [a, b, c, ff, fe, d, e, f] = guid.to_be_bytes();
     let made = ff == 0xff && fe == 0xfe;
@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tree_of_erdmas_installer_is_read() {
+    fn the_tree_of_erdmas_installer_driver_is_read() {
         let tree = Tree::new();
         tree.erdma("erdma_0", &[("hw_tx_bytes_cnt", 7), ("hw_rx_bytes_cnt", 8), ("cmdq_comp", 1)]);
         let sysfs = Sysfs::new(tree.root());
@@ -228,7 +228,7 @@ mod tests {
         assert_eq!(sysfs.lifespan("erdma_0", 1), Some(Duration::from_millis(10)));
         let counted = sysfs.counters("erdma_0", 1);
         assert_eq!(counted.counters.get(Counter::TxBytes), Some(7));
-        assert!(counted.may_stand_still);
+        assert!(counted.may_be_stale);
     }
 
     #[test]
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_unknown() {
+    fn malformed_values_are_unknown() {
         assert_eq!(rate("2.5 Gb/sec (1X SDR)"), Some(2_500_000_000));
         for text in
             ["", "fast", "Gb/sec ()", "inf Gb/sec (1X)", "-1 Gb/sec (1X)", "nan Gb/sec (1X)"]

@@ -1,4 +1,4 @@
-//! The thread that asks for RDMA: a driver's firmware may take its time, and nothing else waits.
+//! [`RdmaWatcher`]: samples RDMA on a thread of its own, since a driver's firmware may be slow.
 
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -11,22 +11,25 @@ use tracing::{info, warn};
 use super::report::RdmaReport;
 use super::{Activity, Rdma};
 
-/// Between two rounds while there are devices, and while there are none.
-const ROUND: Duration = Duration::from_millis(25);
-const LOOKOUT: Duration = Duration::from_secs(5);
-/// Looking at queue pairs may take one part in this many of the time, within these bounds: on some
-/// devices each of them is a command to the firmware.
-const PART: u32 = 25;
-const LOOKS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Interval between two samples while the node has devices.
+const SAMPLING_INTERVAL: Duration = Duration::from_millis(25);
+/// Interval between two searches while the node has none.
+const IDLE_INTERVAL: Duration = Duration::from_secs(5);
+/// A scan of the queue pairs may take 1/25 of the time: on some devices each queue pair is a command
+/// to the firmware.
+const SCAN_COST_DIVISOR: u32 = 25;
+/// Bounds of the interval between two scans.
+const MIN_SCAN_INTERVAL: Duration = Duration::from_millis(100);
+const MAX_SCAN_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What the thread and the agent share.
+/// State shared by the thread and the agent.
 #[derive(Debug, Default)]
 struct WatcherState {
     activity: Mutex<Arc<Activity>>,
     report: Mutex<(Option<Instant>, Arc<RdmaReport>)>,
 }
 
-/// Owns the thread; it ends with this.
+/// Owns the thread, which stops when this is dropped.
 #[derive(Debug)]
 pub(in crate::agent) struct RdmaWatcher {
     shared: Arc<WatcherState>,
@@ -36,23 +39,23 @@ pub(in crate::agent) struct RdmaWatcher {
 
 impl RdmaWatcher {
     /// # Errors
-    /// No thread can be had.
+    /// The thread cannot be started.
     pub(in crate::agent) fn start(rdma: Rdma) -> std::io::Result<RdmaWatcher> {
         let shared = Arc::new(WatcherState::default());
         let (stop, stopped) = channel::<()>();
         let for_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("rdma".to_owned()).spawn(move || {
-            let mut rounds = SamplingLoop { rdma, start: Instant::now(), missing: Vec::new() };
+            let mut sampling = SamplingLoop { rdma, start: Instant::now(), missing: Vec::new() };
             let mut wait = Duration::ZERO;
             while stopped.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
-                wait = rounds.next(&for_thread);
+                wait = sampling.next(&for_thread);
             }
         })?;
         Ok(RdmaWatcher { shared, stop: Some(stop), thread: Some(thread) })
     }
 
-    /// Tells what the rest of the agent saw.
-    pub(in crate::agent) fn tell(&self, activity: Activity) {
+    /// Passes on what the rest of the agent observed.
+    pub(in crate::agent) fn set_activity(&self, activity: Activity) {
         *self.shared.activity.lock() = Arc::new(activity);
     }
 
@@ -60,10 +63,10 @@ impl RdmaWatcher {
         !self.report().0.devices.is_empty()
     }
 
-    /// What is known, and how long ago that was.
+    /// The last report, and its age.
     pub(in crate::agent) fn report(&self) -> (Arc<RdmaReport>, Duration) {
         let report = self.shared.report.lock();
-        (Arc::clone(&report.1), report.0.map(|made| made.elapsed()).unwrap_or_default())
+        (Arc::clone(&report.1), report.0.map(|made_at| made_at.elapsed()).unwrap_or_default())
     }
 }
 
@@ -83,24 +86,26 @@ struct SamplingLoop {
 }
 
 impl SamplingLoop {
-    /// One round; how long to wait for the next.
+    /// Takes one sample. Returns the time to wait before the next.
     fn next(&mut self, shared: &WatcherState) -> Duration {
         let activity = Arc::clone(&shared.activity.lock());
-        let begun = Instant::now();
-        if self.rdma.round(begun - self.start, &activity) {
-            let took = begun.elapsed();
-            self.rdma.look_every((took * PART).clamp(LOOKS.0, LOOKS.1));
+        let started = Instant::now();
+        if self.rdma.sample(started - self.start, &activity) {
+            let took = started.elapsed();
+            self.rdma.set_scan_interval(
+                (took * SCAN_COST_DIVISOR).clamp(MIN_SCAN_INTERVAL, MAX_SCAN_INTERVAL),
+            );
         }
         let report = self.rdma.report(self.start.elapsed());
         if report.missing != self.missing {
-            let news = report.missing.iter().filter(|line| !self.missing.contains(line));
-            news.for_each(|line| warn!("{line}"));
-            let healed = self.missing.iter().filter(|line| !report.missing.contains(line));
-            healed.for_each(|line| info!(was = line, "no longer so"));
+            let added = report.missing.iter().filter(|reason| !self.missing.contains(reason));
+            added.for_each(|reason| warn!(reason, "RDMA measurement is incomplete"));
+            let resolved = self.missing.iter().filter(|reason| !report.missing.contains(reason));
+            resolved.for_each(|reason| info!(reason, "RDMA measurement is restored"));
             self.missing.clone_from(&report.missing);
         }
-        let made = Some(Instant::now());
-        *shared.report.lock() = (made, Arc::new(report));
-        if self.rdma.has_devices() { ROUND } else { LOOKOUT }
+        let made_at = Some(Instant::now());
+        *shared.report.lock() = (made_at, Arc::new(report));
+        if self.rdma.has_devices() { SAMPLING_INTERVAL } else { IDLE_INTERVAL }
     }
 }

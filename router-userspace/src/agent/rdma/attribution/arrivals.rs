@@ -1,4 +1,5 @@
-//! RoCEv2 that the kernel half counted as it arrived, by the owner of the queue pair it came for.
+//! [`Arrivals`]: RoCEv2 traffic that the eBPF programs counted on arrival, by the owner of the
+//! destination queue pair.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
@@ -11,85 +12,87 @@ use super::qp_owners::Owner;
 use crate::agent::rdma::device::RdmaDevice;
 use crate::agent::rdma::sysfs::Sysfs;
 
-/// Pairs of an owner and a peer that are told apart.
+/// Maximum number of pairs of an owner and a peer.
 const MAX_PEERS: usize = 8_192;
-/// For how long a device's addresses are remembered: its table of GIDs may have 1,024 entries.
-const ADDRESSES_FOR: Duration = Duration::from_secs(5);
+/// Time for which a device's addresses are cached: its GID table may have 1,024 entries.
+const ADDRESS_CACHE_TIME: Duration = Duration::from_secs(5);
 
-/// One entry of the map of queue pairs.
+/// One entry of the BPF map of queue pairs.
 pub type QueuePairEntry = (QueuePairKey, QueuePairStats);
 
-/// What arrived for an owner from one address.
+/// Traffic that arrived for one owner from one address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ArrivedTraffic {
     pub packets: u64,
-    /// Of the packets, those that were sent again: they count in nothing that follows.
+    /// Retransmitted packets. They are not in the counters below.
     pub repeated: u64,
-    /// Without headers: SENDs, WRITEs, and answers to own READs.
+    /// Payload of SENDs, WRITEs, and responses to own READs, without headers.
     pub payload_bytes: u64,
     pub writes: u64,
-    /// As the requests announced them.
+    /// Bytes that the WRITE requests announced.
     pub write_bytes: u64,
     pub reads: u64,
     pub read_bytes: u64,
 }
 
-/// The device's name, whose queue pair it was, and where it came from.
+/// The device's name, the owner of the queue pair, and the source address.
 pub(in crate::agent) type ArrivalKey = (String, Owner, IpAddr);
 
-/// What arrived so far.
+/// Traffic that arrived since the agent started.
 #[derive(Debug, Default)]
 pub(in crate::agent) struct Arrivals {
     last: HashMap<QueuePairKey, QueuePairStats>,
-    has_begun: bool,
-    /// Addresses of devices by name, and when they were read.
+    has_baseline: bool,
+    /// The devices' addresses by device name, and when they were read.
     addresses: HashMap<String, (Duration, Vec<IpAddr>)>,
     pub(in crate::agent) arrived: BTreeMap<ArrivalKey, ArrivedTraffic>,
 }
 
 impl Arrivals {
-    /// Enters what came since the last time. What an agent before saw is nobody's.
-    pub(in crate::agent) fn enter(
+    /// Adds the traffic since the last call to its owners. Traffic from before the first call is not
+    /// attributed.
+    pub(in crate::agent) fn record(
         &mut self,
         at: Duration,
         arrivals: &[QueuePairEntry],
         devices: &[RdmaDevice],
         sysfs: &Sysfs,
     ) {
-        self.addresses.retain(|name, _| devices.iter().any(|device| device.found.name == *name));
-        for device in devices.iter().filter(|device| !device.numbers.is_empty()) {
-            let known = self.addresses.get(&device.found.name);
-            let is_old = known.is_none_or(|(read, _)| at.saturating_sub(*read) > ADDRESSES_FOR);
+        self.addresses.retain(|name, _| devices.iter().any(|device| device.info.name == *name));
+        for device in devices.iter().filter(|device| !device.owner_by_number.is_empty()) {
+            let known = self.addresses.get(&device.info.name);
+            let is_old =
+                known.is_none_or(|(read, _)| at.saturating_sub(*read) > ADDRESS_CACHE_TIME);
             if is_old && !arrivals.is_empty() {
-                let addresses = (at, sysfs.addresses(&device.found));
-                self.addresses.insert(device.found.name.clone(), addresses);
+                let addresses = (at, sysfs.addresses(&device.info));
+                self.addresses.insert(device.info.name.clone(), addresses);
             }
         }
         for (key, stats) in arrivals {
             let before = self.last.insert(*key, *stats);
-            if before.is_none() && !self.has_begun {
+            if before.is_none() && !self.has_baseline {
                 continue;
             }
             let destination = canonical(key.destination);
             let owner = devices.iter().find_map(|device| {
-                let owner = device.numbers.get(&key.queue_pair)?;
-                let (_, addresses) = self.addresses.get(&device.found.name)?;
+                let owner = device.owner_by_number.get(&key.queue_pair)?;
+                let (_, addresses) = self.addresses.get(&device.info.name)?;
                 addresses.contains(&destination).then_some((device, owner))
             });
             let Some((device, owner)) = owner else { continue };
-            let entry = (device.found.name.clone(), owner.clone(), canonical(key.source));
+            let entry = (device.info.name.clone(), owner.clone(), canonical(key.source));
             if self.arrived.len() < MAX_PEERS || self.arrived.contains_key(&entry) {
                 add(self.arrived.entry(entry).or_default(), stats, &before.unwrap_or_default());
             }
         }
-        self.has_begun = true;
+        self.has_baseline = true;
         if self.last.len() > arrivals.len() {
             let known: HashMap<QueuePairKey, QueuePairStats> = arrivals.iter().copied().collect();
             self.last.retain(|key, _| known.contains_key(key));
         }
     }
 
-    /// What arrived for an owner at a device.
+    /// Traffic that arrived for an owner on a device, by source address.
     pub(in crate::agent) fn of<'a>(
         &'a self,
         device: &'a str,

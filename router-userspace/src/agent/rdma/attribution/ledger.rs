@@ -6,12 +6,12 @@ use router_core::provenance::Provenance;
 
 use super::qp_owners::{Holders, MAX_OWNERS, Owner};
 
-/// Bytes that an owner moved.
+/// Bytes that one owner sent and received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::agent) struct MovedBytes {
     pub(in crate::agent) tx: u64,
     pub(in crate::agent) rx: u64,
-    /// A part of it was split by queue pairs.
+    /// Whether a part was split by queue pairs.
     pub(in crate::agent) is_estimated: bool,
 }
 
@@ -23,17 +23,17 @@ impl MovedBytes {
     }
 }
 
-/// What was moved by whom, since the agent sees the device.
+/// Bytes by owner since the agent first saw the device.
 #[derive(Clone, Debug, Default)]
 pub(in crate::agent) struct Ledger {
     entries: BTreeMap<Owner, MovedBytes>,
-    /// While nobody had a queue pair that could.
-    pub(in crate::agent) nobodys: MovedBytes,
+    /// Bytes counted while no owner had an active queue pair.
+    pub(in crate::agent) unattributed: MovedBytes,
 }
 
 impl Ledger {
-    /// Enters what moved between two looks at the queue pairs.
-    pub(in crate::agent) fn settle(
+    /// Attributes the bytes counted between two scans of the queue pairs.
+    pub(in crate::agent) fn attribute(
         &mut self,
         before: &Holders,
         after: &Holders,
@@ -43,7 +43,7 @@ impl Ledger {
         let holders = before.union(after);
         let all = u128::from(holders.active());
         if all == 0 {
-            self.nobodys.add(tx, rx, counted);
+            self.unattributed.add(tx, rx, counted);
             return;
         }
         let (mut tx_left, mut rx_left) = (tx, rx);
@@ -58,10 +58,10 @@ impl Ledger {
             if self.entries.len() < MAX_OWNERS || self.entries.contains_key(owner) {
                 self.entries.entry(owner.clone()).or_default().add(tx, rx, provenance);
             } else {
-                self.nobodys.add(tx, rx, provenance);
+                self.unattributed.add(tx, rx, provenance);
             }
         }
-        // What the division left over: less than a byte for each owner.
+        // The remainder of the division: less than a byte per owner.
         if let Some((owner, _)) = holders.iter().find(|(_, states)| states.active() > 0)
             && let Some(moved) = self.entries.get_mut(owner)
         {
@@ -73,10 +73,10 @@ impl Ledger {
         self.entries.get(owner).copied().unwrap_or_default()
     }
 
-    /// Makes room: those that hold nothing go, once there are too many to keep all.
-    pub(in crate::agent) fn make_room(&mut self, holds: impl Fn(&Owner) -> bool) {
+    /// Removes owners for which `is_current` is false, once there are [`MAX_OWNERS`].
+    pub(in crate::agent) fn evict(&mut self, is_current: impl Fn(&Owner) -> bool) {
         if self.entries.len() >= MAX_OWNERS {
-            self.entries.retain(|owner, _| holds(owner));
+            self.entries.retain(|owner, _| is_current(owner));
         }
     }
 
@@ -101,30 +101,30 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_lost_in_a_split_and_it_stays_an_estimate() {
+    fn a_split_loses_no_byte_and_stays_estimated() {
         let both = holders(&[(pod("a"), 1), (pod("b"), 2)]);
         let mut ledger = Ledger::default();
-        ledger.settle(&both, &both, (1_000, 10), Provenance::Exact);
+        ledger.attribute(&both, &both, (1_000, 10), Provenance::Exact);
         let (a, b) = (ledger.of(&pod("a")), ledger.of(&pod("b")));
         assert_eq!((a.tx + b.tx, a.rx + b.rx), (1_000, 10));
         assert_eq!(b.tx, 666);
         let alone = holders(&[(pod("a"), 1)]);
-        ledger.settle(&alone, &alone, (5, 5), Provenance::Exact);
+        ledger.attribute(&alone, &alone, (5, 5), Provenance::Exact);
         assert_eq!(ledger.of(&pod("a")).tx, a.tx + 5);
-        assert!(ledger.of(&pod("a")).is_estimated, "a sum with an estimate in it is one");
+        assert!(ledger.of(&pod("a")).is_estimated, "a sum with an estimated part is estimated");
     }
 
     #[test]
-    fn a_pod_that_came_or_went_between_two_looks_shares_what_moved() {
+    fn a_pod_that_started_or_ended_between_two_scans_shares_the_bytes() {
         let (a, both) = (holders(&[(pod("a"), 4)]), holders(&[(pod("a"), 4), (pod("b"), 4)]));
         let mut ledger = Ledger::default();
-        ledger.settle(&a, &both, (100, 0), Provenance::Exact);
+        ledger.attribute(&a, &both, (100, 0), Provenance::Exact);
         assert!(ledger.of(&pod("a")).is_estimated);
         assert_eq!(ledger.of(&pod("b")).tx, 50);
         let mut ledger = Ledger::default();
-        ledger.settle(&a, &Holders::default(), (100, 0), Provenance::Exact);
+        ledger.attribute(&a, &Holders::default(), (100, 0), Provenance::Exact);
         assert_eq!(ledger.of(&pod("a")), MovedBytes { tx: 100, rx: 0, is_estimated: false });
-        ledger.settle(&Holders::default(), &Holders::default(), (7, 0), Provenance::Exact);
-        assert_eq!(ledger.nobodys.tx, 7);
+        ledger.attribute(&Holders::default(), &Holders::default(), (7, 0), Provenance::Exact);
+        assert_eq!(ledger.unattributed.tx, 7);
     }
 }

@@ -1,4 +1,4 @@
-//! Whose a queue pair is: from its process to the pod, by the cgroups that kubelet makes.
+//! Owners of queue pairs: from a process to its pod, by the cgroups that the kubelet creates.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -13,28 +13,28 @@ use serde::Serialize;
 use crate::agent::host::pod_cgroup::pod_of;
 use crate::agent::rdma::netlink::QueuePair;
 
-/// Owners that are told apart on one device; what the others moved is nobody's.
+/// Maximum number of owners of one device; the traffic of further owners is not attributed.
 pub(in crate::agent) const MAX_OWNERS: usize = 1_024;
 /// `enum ib_qp_type`: the management queue pairs that every port has.
 const MANAGEMENT: [u8; 2] = [0, 1];
 /// `enum ib_qp_state`.
 const READY_TO_RECEIVE: u8 = 2;
 const READY_TO_SEND: u8 = 3;
-/// A line for each of the dozen hierarchies of cgroup v1, and a path each.
+/// Maximum size of a `cgroup` file: one line with a path for each of the hierarchies of cgroup v1.
 const MAX_FILE_BYTES: u64 = 64 << 10;
-/// The inode of the PID namespace that sees all (`PROC_PID_INIT_INO`).
+/// The inode of the host's PID namespace (`PROC_PID_INIT_INO`).
 const HOST_PID_NAMESPACE: u64 = 0xefff_fffc;
 
-/// Who holds a queue pair.
+/// The owner of a queue pair.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(in crate::agent) enum Owner {
-    /// The pod's UID, as the API has it.
+    /// A process of the pod with this UID.
     Pod(Arc<str>),
-    /// A process of no pod.
+    /// A process outside any pod.
     Host,
     /// The kernel: SMC-R, NFS, the connection manager.
     Kernel,
-    /// A process that this PID namespace does not see.
+    /// A process that this PID namespace does not show.
     Unseen,
 }
 
@@ -49,7 +49,7 @@ impl ProcessTable {
         ProcessTable { root: root.to_owned() }
     }
 
-    /// Whether processes of all pods are seen: the pod of the agent has `hostPID`.
+    /// Whether the processes of all pods are visible: the agent's pod has `hostPID`.
     pub(in crate::agent) fn sees_all(&self) -> bool {
         let namespace = std::fs::metadata(self.root.join("self/ns/pid"));
         namespace.is_ok_and(|namespace| namespace.ino() == HOST_PID_NAMESPACE)
@@ -61,27 +61,27 @@ impl ProcessTable {
             .and_then(|file| file.take(MAX_FILE_BYTES).read_to_string(&mut text));
         match read {
             Ok(_) => pod_of(&text).map_or(Owner::Host, |uid| Owner::Pod(uid.into())),
-            // It ended between the two questions; its queue pairs go with it.
+            // The process ended after the queue pairs were listed.
             Err(_) => Owner::Unseen,
         }
     }
 }
 
-/// Owners of one round: each process is looked up once, and none is remembered, for its number
-/// may be another's in the next round.
+/// The owners of processes within one scan. Each process is looked up once. Nothing is kept for the
+/// next scan, since a process id may be reused.
 #[derive(Debug)]
 pub(in crate::agent) struct OwnerLookup<'a> {
     processes: &'a ProcessTable,
-    known: HashMap<u32, Owner>,
+    cache: HashMap<u32, Owner>,
 }
 
 impl OwnerLookup<'_> {
     pub(in crate::agent) fn new(processes: &ProcessTable) -> OwnerLookup<'_> {
-        OwnerLookup { processes, known: HashMap::new() }
+        OwnerLookup { processes, cache: HashMap::new() }
     }
 
     pub(in crate::agent) fn of(&mut self, pid: u32) -> &Owner {
-        self.known.entry(pid).or_insert_with(|| self.processes.owner(pid))
+        self.cache.entry(pid).or_insert_with(|| self.processes.owner(pid))
     }
 }
 
@@ -92,7 +92,7 @@ pub(in crate::agent) struct QueuePairStates {
     pub(in crate::agent) init: u32,
     pub(in crate::agent) ready_to_receive: u32,
     pub(in crate::agent) ready_to_send: u32,
-    /// Send queue drained, or in error.
+    /// The send queue is drained or in error.
     pub(in crate::agent) send_stopped: u32,
     pub(in crate::agent) error: u32,
 }
@@ -110,13 +110,13 @@ impl QueuePairStates {
         *slot += 1;
     }
 
-    /// Those that can move anything: ready to send, or at least to receive.
+    /// Queue pairs that can move data: ready to receive or ready to send.
     pub(in crate::agent) fn active(&self) -> u32 {
         self.ready_to_send + self.ready_to_receive
     }
 }
 
-/// A device's queue pairs by owner, the management ones left out.
+/// A device's queue pairs by owner, without management queue pairs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::agent) struct Holders(pub(super) BTreeMap<Owner, QueuePairStates>);
 
@@ -138,13 +138,13 @@ impl Holders {
         self.0.iter()
     }
 
-    /// Queue pairs that can move anything.
+    /// Queue pairs that can move data.
     pub(in crate::agent) fn active(&self) -> u32 {
         self.0.values().map(QueuePairStates::active).sum()
     }
 
-    /// How much of the device's traffic is this owner's: all of it where nobody else has an active
-    /// queue pair, else as many parts as it has of those.
+    /// The owner's share of the device's traffic: its share of the active queue pairs. It is exact if
+    /// no other owner has any.
     pub(in crate::agent) fn share(&self, owner: &Owner) -> Measured<f64> {
         let own = self.0.get(owner).map_or(0, QueuePairStates::active);
         match self.active() {
@@ -155,7 +155,7 @@ impl Holders {
         }
     }
 
-    pub(in crate::agent) fn has(&self, owner: &Owner) -> bool {
+    pub(in crate::agent) fn contains(&self, owner: &Owner) -> bool {
         self.0.contains_key(owner)
     }
 
@@ -190,7 +190,7 @@ mod tests {
     const UID: &str = "7b3a1d52-9c0e-4f4e-8a56-0d9f2b6c1e77";
 
     #[test]
-    fn a_process_is_a_pods_or_the_hosts_or_gone() {
+    fn a_process_belongs_to_a_pod_or_the_host_or_is_unseen() {
         let tree = Tree::new();
         tree.write("10/cgroup", &format!("0::/kubepods/pod{UID}/x\n"));
         tree.write("11/cgroup", "0::/system.slice/sshd.service\n");
@@ -213,20 +213,20 @@ mod tests {
     }
 
     #[test]
-    fn one_pod_alone_is_exact_and_two_are_split_by_queue_pairs() {
+    fn one_owner_is_exact_and_two_are_split_by_queue_pairs() {
         let alone = holders(&[(pod("a"), 8), (pod("idle"), 0)]);
         assert_eq!(alone.share(&pod("a")), Measured::exact(1.0));
         assert_eq!(alone.share(&pod("idle")), Measured::exact(0.0));
         let both = holders(&[(pod("a"), 6), (pod("b"), 2)]);
         assert_eq!(both.share(&pod("a")), Measured::estimated(0.75));
         assert_eq!(both.share(&pod("b")), Measured::estimated(0.25));
-        // The kernel's queue pairs (SMC-R) move bytes too.
+        // Queue pairs of the kernel (SMC-R) move data too.
         let kernel = holders(&[(pod("a"), 1), (Owner::Kernel, 1)]);
         assert_eq!(kernel.share(&pod("a")).provenance(), Provenance::Estimated);
     }
 
     #[test]
-    fn states_are_counted_and_management_is_not() {
+    fn states_are_counted_without_management_queue_pairs() {
         let processes = ProcessTable::new(std::path::Path::new("/nowhere"));
         let pair = |kind, state| QueuePair { kind, state, is_kernel: true, ..Default::default() };
         let pairs: Vec<QueuePair> =

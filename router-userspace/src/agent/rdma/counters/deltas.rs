@@ -1,27 +1,26 @@
-//! Two readings of a device and the time between: growth, wraps, resets, rates.
+//! [`CounterHistory`]: a device's readings over time, as deltas and rates, across wraps and resets.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::device_counters::{COUNTER_COUNT, Counter, DeviceCounters};
 
-/// Rates are over the last second, in steps so that readings are few.
+/// Rates are averages over the last second. Readings are kept in steps, which bounds their number.
 const SPAN: Duration = Duration::from_secs(1);
 const STEP: Duration = Duration::from_millis(50);
-/// What no device of these days does: 1.6 Tbit/s, in bytes a second and so in anything smaller.
-const FASTEST: u128 = 200_000_000_000;
-/// Growth that is believed however short the time.
+/// A rate that no current device reaches: 1.6 Tbit/s in bytes per second. Larger deltas are resets.
+const MAX_RATE: u128 = 200_000_000_000;
+/// A delta that is plausible after any time.
 const SLACK: u128 = 64 << 20;
 
-/// What a reading said beside the one before.
+/// How a reading differs from the previous one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::agent) enum ReadingChange {
-    /// The first one.
+    /// There is no previous reading.
     First,
     Unchanged,
     Advanced,
-    /// Counters went back by more than a wrap: the device began anew, and nothing is known of
-    /// the time between.
+    /// A counter went back by more than a wrap: the device was reset, and the delta is unknown.
     Reset,
 }
 
@@ -29,47 +28,47 @@ pub(in crate::agent) enum ReadingChange {
 #[derive(Clone, Debug, Default)]
 pub(in crate::agent) struct CounterHistory {
     last: Option<(Duration, DeviceCounters)>,
-    /// What was counted since the first reading, wraps undone.
-    grown: [u64; COUNTER_COUNT],
-    kept: VecDeque<(Duration, [u64; COUNTER_COUNT])>,
+    /// The sum of all deltas since the first reading.
+    totals: [u64; COUNTER_COUNT],
+    readings: VecDeque<(Duration, [u64; COUNTER_COUNT])>,
     resets: u64,
 }
 
 impl CounterHistory {
-    /// Whether nothing was read yet.
+    /// Whether there was no reading yet.
     pub(in crate::agent) fn is_new(&self) -> bool {
         self.last.is_none()
     }
 
-    /// Adds a reading made `at`; `is_narrow` names the counters of 32 bits.
+    /// Adds a reading taken at `at`. `is_32_bit` returns whether a counter wraps at 32 bits.
     pub(in crate::agent) fn push(
         &mut self,
         at: Duration,
         counters: DeviceCounters,
-        is_narrow: impl Fn(usize) -> bool,
+        is_32_bit: impl Fn(usize) -> bool,
     ) -> ReadingChange {
         let Some((then, last)) = self.last.replace((at, counters)) else {
             self.keep(at);
             return ReadingChange::First;
         };
-        let most = FASTEST * at.saturating_sub(then).as_micros() / 1_000_000 + SLACK;
-        let mut grown = [0; COUNTER_COUNT];
+        let max = MAX_RATE * at.saturating_sub(then).as_micros() / 1_000_000 + SLACK;
+        let mut deltas = [0; COUNTER_COUNT];
         for (index, old, new) in last.zip(&counters) {
-            match growth(old, new, is_narrow(index), most) {
-                Some(growth) => grown[index] = growth,
+            match delta(old, new, is_32_bit(index), max) {
+                Some(delta) => deltas[index] = delta,
                 None => {
-                    self.kept.clear();
+                    self.readings.clear();
                     self.keep(at);
                     self.resets += 1;
                     return ReadingChange::Reset;
                 }
             }
         }
-        for (total, grown) in self.grown.iter_mut().zip(grown) {
-            *total = total.wrapping_add(grown);
+        for (total, delta) in self.totals.iter_mut().zip(deltas) {
+            *total = total.wrapping_add(delta);
         }
         self.keep(at);
-        if grown.iter().any(|grown| *grown > 0) {
+        if deltas.iter().any(|delta| *delta > 0) {
             ReadingChange::Advanced
         } else {
             ReadingChange::Unchanged
@@ -78,39 +77,40 @@ impl CounterHistory {
 
     fn keep(&mut self, at: Duration) {
         let near = |(then, _): &(Duration, _)| at.saturating_sub(*then) < STEP;
-        // The newest is always there: it takes the place of one that is near the one before it.
-        if self.kept.len() > 1 && self.kept.get(self.kept.len() - 2).is_some_and(near) {
-            self.kept.pop_back();
+        // The newest reading is always kept: it replaces the last one if that is less than a step old.
+        if self.readings.len() > 1 && self.readings.get(self.readings.len() - 2).is_some_and(near) {
+            self.readings.pop_back();
         }
-        self.kept.push_back((at, self.grown));
-        while self.kept.get(1).is_some_and(|(next, _)| at.saturating_sub(*next) >= SPAN) {
-            self.kept.pop_front();
+        self.readings.push_back((at, self.totals));
+        while self.readings.get(1).is_some_and(|(next, _)| at.saturating_sub(*next) >= SPAN) {
+            self.readings.pop_front();
         }
     }
 
-    /// Forgets the past for rates: what comes next has been counted over an unknown time.
+    /// Restarts the rates at `at`: the last delta was counted over an unknown time.
     pub(in crate::agent) fn restart(&mut self, at: Duration) {
-        self.kept.clear();
+        self.readings.clear();
         self.keep(at);
     }
 
-    /// What was counted since the first reading; `None` where the device does not count it.
-    pub(in crate::agent) fn grown(&self, counter: Counter) -> Option<u64> {
+    /// The sum of all deltas since the first reading; `None` if the device does not count it.
+    pub(in crate::agent) fn total(&self, counter: Counter) -> Option<u64> {
         self.last.as_ref()?.1.get(counter)?;
-        Some(self.grown[counter as usize])
+        Some(self.totals[counter as usize])
     }
 
-    /// Per second, over the last second; unknown until there are two readings.
+    /// The rate per second over the last second; `None` before the second reading.
     pub(in crate::agent) fn rate(&self, counter: Counter) -> Option<f64> {
         self.rate_over(counter, SPAN)
     }
 
-    /// The same over a shorter time, or over as much of it as was read.
+    /// The rate per second over `span`, or over the time since the first reading if that is shorter.
     pub(in crate::agent) fn rate_over(&self, counter: Counter, span: Duration) -> Option<f64> {
         self.last.as_ref()?.1.get(counter)?;
-        let (now, newer) = self.kept.back()?;
+        let (now, newer) = self.readings.back()?;
         let far = |(then, _): &&(Duration, _)| now.saturating_sub(*then) >= span;
-        let (then, older) = self.kept.iter().rev().find(far).or_else(|| self.kept.front())?;
+        let (then, older) =
+            self.readings.iter().rev().find(far).or_else(|| self.readings.front())?;
         let seconds = now.saturating_sub(*then).as_secs_f64();
         let index = counter as usize;
         (seconds > 0.0).then(|| newer[index].wrapping_sub(older[index]) as f64 / seconds)
@@ -120,22 +120,22 @@ impl CounterHistory {
         self.resets
     }
 
-    /// The counters as they were last read.
+    /// The last reading.
     pub(in crate::agent) fn counters(&self) -> DeviceCounters {
         self.last.map(|(_, counters)| counters).unwrap_or_default()
     }
 }
 
-/// How far a counter came from `old` to `new`; `None` if no wrap explains it.
-fn growth(old: u64, new: u64, narrow: bool, most: u128) -> Option<u64> {
+/// The delta from `old` to `new`; `None` if a wrap does not explain a decrease.
+fn delta(old: u64, new: u64, is_32_bit: bool, max: u128) -> Option<u64> {
     if new >= old {
         return Some(new - old);
     }
-    let wrapped = match narrow {
+    let wrapped = match is_32_bit {
         true => new.wrapping_sub(old) & u64::from(u32::MAX),
         false => new.wrapping_sub(old),
     };
-    (u128::from(wrapped) <= most).then_some(wrapped)
+    (u128::from(wrapped) <= max).then_some(wrapped)
 }
 
 #[cfg(test)]
@@ -153,58 +153,58 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_those_of_the_last_second() {
-        let mut meter = CounterHistory::default();
-        assert_eq!(meter.push(at(0), tx(1_000), |_| false), ReadingChange::First);
-        assert_eq!(meter.rate(Counter::TxBytes), None, "one reading is no rate");
+    fn rates_are_averages_over_the_last_second() {
+        let mut history = CounterHistory::default();
+        assert_eq!(history.push(at(0), tx(1_000), |_| false), ReadingChange::First);
+        assert_eq!(history.rate(Counter::TxBytes), None, "one reading is no rate");
         for tick in 1..=200 {
-            meter.push(at(tick * 20), tx(1_000 + tick * 100), |_| false);
+            history.push(at(tick * 20), tx(1_000 + tick * 100), |_| false);
         }
-        let rate = meter.rate(Counter::TxBytes).expect("a rate");
+        let rate = history.rate(Counter::TxBytes).expect("a rate");
         assert!((rate - 5_000.0).abs() < 1.0, "{rate}");
-        assert!(meter.kept.len() <= 30, "{}", meter.kept.len());
-        assert_eq!(meter.grown(Counter::TxBytes), Some(20_000));
-        meter.push(at(4_010), tx(21_000 + 9_000), |_| false);
-        let recent = meter.rate_over(Counter::TxBytes, at(100)).expect("a rate");
+        assert!(history.readings.len() <= 30, "{}", history.readings.len());
+        assert_eq!(history.total(Counter::TxBytes), Some(20_000));
+        history.push(at(4_010), tx(21_000 + 9_000), |_| false);
+        let recent = history.rate_over(Counter::TxBytes, at(100)).expect("a rate");
         assert!(recent > 60_000.0, "{recent}");
-        assert_eq!(meter.rate(Counter::RxBytes), None, "not counted is not zero");
-        assert_eq!(meter.push(at(4_020), tx(30_000), |_| false), ReadingChange::Unchanged);
+        assert_eq!(history.rate(Counter::RxBytes), None, "not counted is not zero");
+        assert_eq!(history.push(at(4_020), tx(30_000), |_| false), ReadingChange::Unchanged);
     }
 
     #[test]
-    fn a_wrap_goes_on_and_a_reset_begins_anew() {
-        let mut meter = CounterHistory::default();
-        meter.push(at(0), tx(u64::MAX - 10), |_| false);
-        assert_eq!(meter.push(at(1_000), tx(89), |_| false), ReadingChange::Advanced);
-        assert_eq!(meter.grown(Counter::TxBytes), Some(100));
-        assert_eq!(meter.push(at(2_000), tx(12 << 40), |_| false), ReadingChange::Advanced);
-        let before = meter.grown(Counter::TxBytes);
-        assert_eq!(meter.push(at(3_000), tx(5), |_| false), ReadingChange::Reset);
-        assert_eq!((meter.grown(Counter::TxBytes), meter.resets()), (before, 1));
-        assert_eq!(meter.rate(Counter::TxBytes), None, "nothing is known across a reset");
-        assert_eq!(meter.push(at(4_000), tx(55), |_| false), ReadingChange::Advanced);
-        assert_eq!(meter.rate(Counter::TxBytes), Some(50.0));
+    fn a_wrap_continues_and_a_reset_restarts_the_rates() {
+        let mut history = CounterHistory::default();
+        history.push(at(0), tx(u64::MAX - 10), |_| false);
+        assert_eq!(history.push(at(1_000), tx(89), |_| false), ReadingChange::Advanced);
+        assert_eq!(history.total(Counter::TxBytes), Some(100));
+        assert_eq!(history.push(at(2_000), tx(12 << 40), |_| false), ReadingChange::Advanced);
+        let before = history.total(Counter::TxBytes);
+        assert_eq!(history.push(at(3_000), tx(5), |_| false), ReadingChange::Reset);
+        assert_eq!((history.total(Counter::TxBytes), history.resets()), (before, 1));
+        assert_eq!(history.rate(Counter::TxBytes), None, "nothing is known across a reset");
+        assert_eq!(history.push(at(4_000), tx(55), |_| false), ReadingChange::Advanced);
+        assert_eq!(history.rate(Counter::TxBytes), Some(50.0));
     }
 
     #[test]
-    fn a_counter_of_32_bits_wraps_there() {
+    fn a_32_bit_counter_wraps_at_32_bits() {
         let near = u64::from(u32::MAX) - 4;
         let (mut narrow, mut wide) = (CounterHistory::default(), CounterHistory::default());
         narrow.push(at(0), tx(near), |_| true);
         assert_eq!(narrow.push(at(100), tx(5), |_| true), ReadingChange::Advanced);
-        assert_eq!(narrow.grown(Counter::TxBytes), Some(10));
+        assert_eq!(narrow.total(Counter::TxBytes), Some(10));
         wide.push(at(0), tx(near), |_| false);
         assert_eq!(wide.push(at(100), tx(5), |_| false), ReadingChange::Reset);
     }
 
     #[test]
-    fn a_restart_hides_a_jump_from_the_rates_and_not_from_the_sum() {
-        let mut meter = CounterHistory::default();
-        meter.push(at(0), tx(0), |_| false);
-        meter.push(at(100), tx(1 << 40), |_| false);
-        meter.restart(at(100));
-        meter.push(at(1_100), tx((1 << 40) + 300), |_| false);
-        assert_eq!(meter.rate(Counter::TxBytes), Some(300.0));
-        assert_eq!(meter.grown(Counter::TxBytes), Some((1 << 40) + 300));
+    fn a_restart_excludes_a_jump_from_rates_but_not_from_totals() {
+        let mut history = CounterHistory::default();
+        history.push(at(0), tx(0), |_| false);
+        history.push(at(100), tx(1 << 40), |_| false);
+        history.restart(at(100));
+        history.push(at(1_100), tx((1 << 40) + 300), |_| false);
+        assert_eq!(history.rate(Counter::TxBytes), Some(300.0));
+        assert_eq!(history.total(Counter::TxBytes), Some((1 << 40) + 300));
     }
 }

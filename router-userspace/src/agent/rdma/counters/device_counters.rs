@@ -1,8 +1,8 @@
-//! What an RDMA device counts, whatever its driver calls it; what it does not count is unknown.
+//! [`DeviceCounters`]: a device's counters under names common to all drivers.
 
 use serde::Serialize;
 
-/// A counter that some driver has.
+/// A counter that at least one driver has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::agent) enum Counter {
     TxBytes,
@@ -13,21 +13,21 @@ pub(in crate::agent) enum Counter {
     TxRequests,
     /// Requests of peers.
     RxRequests,
-    /// Dropped by the device's limit of bandwidth.
+    /// Dropped by the device's bandwidth limit.
     TxDropsBandwidth,
     RxDropsBandwidth,
-    /// Dropped by its limit of packets.
+    /// Dropped by the device's packet rate limit.
     TxDropsPackets,
     RxDropsPackets,
-    /// Dropped for any other reason that the device tells.
+    /// Dropped for any other reason that the device counts.
     TxDropsOther,
     RxDropsOther,
 }
 
-/// How many there are.
+/// The number of variants of [`Counter`].
 pub(in crate::agent) const COUNTER_COUNT: usize = 12;
 
-/// Values by counter. `None`: the device does not tell, which is not zero.
+/// Values by counter. `None` means that the device does not count it, which is not zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::agent) struct DeviceCounters([Option<u64>; COUNTER_COUNT]);
 
@@ -36,13 +36,13 @@ impl DeviceCounters {
         self.0[counter as usize]
     }
 
-    /// Adds to what is there: some drivers count IPv4 and IPv6, or each kind of request, apart.
+    /// Adds to a counter. Some drivers count IPv4 and IPv6, or each kind of request, separately.
     pub(in crate::agent) fn add(&mut self, counter: Counter, value: u64) {
         let slot = &mut self.0[counter as usize];
         *slot = Some(slot.unwrap_or_default().wrapping_add(value));
     }
 
-    /// Takes from `other` what is unknown here.
+    /// Fills counters that are unknown here from `other`.
     pub(in crate::agent) fn or(mut self, other: DeviceCounters) -> DeviceCounters {
         for (slot, other) in self.0.iter_mut().zip(other.0) {
             *slot = slot.or(other);
@@ -50,7 +50,7 @@ impl DeviceCounters {
         self
     }
 
-    /// Both values of each counter that both have.
+    /// The index and both values of each counter that both have.
     pub(in crate::agent) fn zip(
         &self,
         other: &DeviceCounters,
@@ -59,13 +59,13 @@ impl DeviceCounters {
         pairs.filter_map(|(index, (one, other))| Some((index, (*one)?, other?)))
     }
 
-    /// Whether anything of it is traffic.
+    /// Whether both byte counters are known.
     pub(in crate::agent) fn has_bytes(&self) -> bool {
         self.get(Counter::TxBytes).is_some() && self.get(Counter::RxBytes).is_some()
     }
 
-    /// As `/v1/loads` shows them.
-    pub(in crate::agent) fn named(&self) -> CounterValues {
+    /// The counters by name, for `/v1/loads`.
+    pub(in crate::agent) fn values(&self) -> CounterValues {
         CounterValues {
             tx_bytes: self.get(Counter::TxBytes),
             rx_bytes: self.get(Counter::RxBytes),
@@ -83,7 +83,7 @@ impl DeviceCounters {
     }
 }
 
-/// Counters by name; null where the device does not tell.
+/// Counters by name; null if the device does not count them.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(in crate::agent) struct CounterValues {
     pub(in crate::agent) tx_bytes: Option<u64>,

@@ -1,4 +1,4 @@
-//! What the drivers call their counters.
+//! The counter names of each driver.
 //!
 //! Sources: each driver's `rdma_stat_desc` table in drivers/infiniband, and the InfiniBand
 //! specification (16.1.3.5) for the standard ones, which count data in words of four bytes.
@@ -7,10 +7,10 @@ use super::device_counters::{Counter, DeviceCounters};
 
 /// Bytes of the unit of `port_xmit_data` and `port_rcv_data`.
 const WORD: u64 = 4;
-/// A standard counter of 32 bits stays there when it is full.
-const FULL: u64 = u32::MAX as u64;
+/// A standard 32-bit counter stops at this value.
+const SATURATED: u64 = u32::MAX as u64;
 
-/// What a name of `hw_counters` means.
+/// The counter that a name in `hw_counters` stands for.
 pub(in crate::agent) fn hardware(name: &str) -> Option<Counter> {
     Some(match name {
         // erdma upstream, then as its installer has it; bnxt_re and efa; rxe from 7.2; mlx5's
@@ -53,7 +53,7 @@ pub(in crate::agent) fn hardware(name: &str) -> Option<Counter> {
     })
 }
 
-/// What a name of `counters` means, and how many units one of it is.
+/// The counter that a name in `counters` stands for, and its unit in bytes or packets.
 pub(in crate::agent) fn standard(name: &str) -> Option<(Counter, u64)> {
     Some(match name {
         "port_xmit_data" => (Counter::TxBytes, WORD),
@@ -66,8 +66,8 @@ pub(in crate::agent) fn standard(name: &str) -> Option<(Counter, u64)> {
     })
 }
 
-/// Counters of `hw_counters`.
-pub(in crate::agent) fn of_hardware<'a>(
+/// The counters of `hw_counters`.
+pub(in crate::agent) fn from_hardware<'a>(
     named: impl Iterator<Item = (&'a str, u64)>,
 ) -> DeviceCounters {
     let mut counters = DeviceCounters::default();
@@ -79,12 +79,12 @@ pub(in crate::agent) fn of_hardware<'a>(
     counters
 }
 
-/// Counters of `counters`; one that is full is unknown.
-pub(in crate::agent) fn of_standard<'a>(
+/// The counters of `counters`; a saturated one is unknown.
+pub(in crate::agent) fn from_standard<'a>(
     named: impl Iterator<Item = (&'a str, u64)>,
 ) -> DeviceCounters {
     let mut counters = DeviceCounters::default();
-    for (name, value) in named.filter(|(_, value)| *value != FULL) {
+    for (name, value) in named.filter(|(_, value)| *value != SATURATED) {
         if let Some((counter, unit)) = standard(name) {
             counters.add(counter, value.wrapping_mul(unit));
         }
@@ -92,13 +92,14 @@ pub(in crate::agent) fn of_standard<'a>(
     counters
 }
 
-/// Which of a device's counters have 32 bits: mlx5's counters of requests.
-pub(in crate::agent) fn is_narrow(driver: &str, counter: usize) -> bool {
+/// Whether a counter has 32 bits: mlx5's request counters do.
+pub(in crate::agent) fn is_32_bit(driver: &str, counter: usize) -> bool {
     driver == "mlx5" && counter == Counter::RxRequests as usize
 }
 
-/// Whether the names are those of erdma's installer, whose counters a read may not refresh.
-pub(in crate::agent) fn may_stand_still<'a>(mut names: impl Iterator<Item = &'a str>) -> bool {
+/// Whether the names are those of erdma's installer driver, which may not refresh counters on a
+/// read.
+pub(in crate::agent) fn may_be_stale<'a>(mut names: impl Iterator<Item = &'a str>) -> bool {
     names.any(|name| name == "hw_tx_bytes_cnt")
 }
 
@@ -108,12 +109,12 @@ mod tests {
 
     /// A family's names with their bytes out and in.
     fn bytes(named: &[(&'static str, u64)]) -> (Option<u64>, Option<u64>) {
-        let counters = of_hardware(named.iter().copied());
+        let counters = from_hardware(named.iter().copied());
         (counters.get(Counter::TxBytes), counters.get(Counter::RxBytes))
     }
 
     #[test]
-    fn every_family_has_its_bytes() {
+    fn byte_counters_of_every_driver_are_recognised() {
         for [tx, rx] in [
             ["tx_bytes_cnt", "rx_bytes_cnt"],
             ["hw_tx_bytes_cnt", "hw_rx_bytes_cnt"],
@@ -128,18 +129,19 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_counts_packets_alone_has_unknown_bytes() {
-        let rxe = of_hardware([("sent_pkts", 9), ("rcvd_pkts", 8), ("rdma_sends", 2)].into_iter());
+    fn bytes_are_unknown_if_only_packets_are_counted() {
+        let rxe =
+            from_hardware([("sent_pkts", 9), ("rcvd_pkts", 8), ("rdma_sends", 2)].into_iter());
         assert_eq!(rxe.get(Counter::TxBytes), None);
         assert_eq!(rxe.get(Counter::TxPackets), Some(9));
-        assert_eq!(rxe.named().rx_bytes, None, "not zero");
+        assert_eq!(rxe.values().rx_bytes, None, "not zero");
         assert!(!rxe.has_bytes());
     }
 
     #[test]
-    fn standard_counters_are_in_words_and_unknown_when_full() {
-        let data = [("port_xmit_data", 10), ("port_rcv_data", FULL), ("port_rcv_packets", 7)];
-        let counters = of_standard(data.into_iter());
+    fn standard_counters_count_words_and_are_unknown_when_saturated() {
+        let data = [("port_xmit_data", 10), ("port_rcv_data", SATURATED), ("port_rcv_packets", 7)];
+        let counters = from_standard(data.into_iter());
         assert_eq!(counters.get(Counter::TxBytes), Some(40));
         assert_eq!(counters.get(Counter::RxBytes), None);
         assert_eq!(counters.get(Counter::RxPackets), Some(7));
@@ -147,14 +149,14 @@ mod tests {
 
     #[test]
     fn the_hardware_counter_wins_over_the_standard_one() {
-        let standard = of_standard([("port_xmit_data", 10), ("port_rcv_data", 20)].into_iter());
-        let both = of_hardware([("tx_bytes", 7)].into_iter()).or(standard);
+        let standard = from_standard([("port_xmit_data", 10), ("port_rcv_data", 20)].into_iter());
+        let both = from_hardware([("tx_bytes", 7)].into_iter()).or(standard);
         assert_eq!(both.get(Counter::TxBytes), Some(7));
         assert_eq!(both.get(Counter::RxBytes), Some(80));
     }
 
     #[test]
-    fn drops_by_limit_are_told_apart() {
+    fn drops_are_distinguished_by_limit() {
         let named = [
             ("hw_bps_limit_drop_cnt", 1),
             ("hw_pps_limit_drop_cnt", 2),
@@ -163,14 +165,14 @@ mod tests {
             ("hw_rx_pps_limit_drop_cnt", 5),
             ("hw_rx_disable_drop_cnt", 6),
         ];
-        let named_now = of_hardware(named.into_iter()).named();
+        let named_now = from_hardware(named.into_iter()).values();
         assert_eq!(named_now.tx_drops_bandwidth, Some(1));
         assert_eq!(named_now.tx_drops_packets, Some(2));
         assert_eq!(named_now.tx_drops_other, Some(3));
         assert_eq!(named_now.rx_drops_bandwidth, Some(4));
         assert_eq!(named_now.rx_drops_packets, Some(5));
         assert_eq!(named_now.rx_drops_other, Some(6));
-        assert!(may_stand_still(["hw_tx_bytes_cnt"].into_iter()));
-        assert!(!may_stand_still(["tx_bytes_cnt"].into_iter()));
+        assert!(may_be_stale(["hw_tx_bytes_cnt"].into_iter()));
+        assert!(!may_be_stale(["tx_bytes_cnt"].into_iter()));
     }
 }

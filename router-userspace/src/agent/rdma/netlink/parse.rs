@@ -1,14 +1,14 @@
-//! RDMA netlink's answers, read: devices, ports, counters, queue pairs, connection identifiers.
+//! Parses answers of RDMA netlink: devices, ports, counters, queue pairs, connection identifiers.
 //!
-//! Which attributes an answer holds is what drivers/infiniband/core/nldev.c puts there. An answer
-//! that is cut or senseless gives less, never a panic, and nothing grows beyond the limits below.
+//! drivers/infiniband/core/nldev.c defines the attributes. A truncated or malformed answer yields
+//! fewer entries, never a panic, and no list grows beyond the limits below.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::protocol::*;
 use crate::agent::host::netlink_socket::{Message, attributes, messages, number, text};
 
-/// Limits of what is taken from one answer.
+/// Maximum number of entries taken from one answer.
 pub(in crate::agent) const MAX_DEVICES: usize = 64;
 pub(in crate::agent) const MAX_PORTS: usize = 16;
 pub(in crate::agent) const MAX_COUNTERS: usize = 512;
@@ -22,7 +22,7 @@ pub(in crate::agent) struct DeviceInfo {
     pub(in crate::agent) name: String,
     pub(in crate::agent) ports: u32,
     pub(in crate::agent) guid: u64,
-    /// `ib`, `roce`, `iw`, `opa`, `usnic`; empty where the kernel does not say.
+    /// `ib`, `roce`, `iw`, `opa`, `usnic`; empty if the kernel does not report it.
     pub(in crate::agent) protocol: String,
 }
 
@@ -32,7 +32,7 @@ pub(in crate::agent) struct PortInfo {
     pub(in crate::agent) number: u32,
     /// `enum ib_port_state`: 4 is active.
     pub(in crate::agent) state: u8,
-    /// The network interface, if it is in this network namespace.
+    /// The index and name of the network interface, if it is in this network namespace.
     pub(in crate::agent) interface: Option<(u32, String)>,
 }
 
@@ -44,10 +44,10 @@ pub(in crate::agent) struct QueuePair {
     pub(in crate::agent) kind: u8,
     /// `enum ib_qp_state`.
     pub(in crate::agent) state: u8,
-    /// Packet sequence numbers, which grow with what is sent and received where a device tells.
+    /// Packet sequence numbers, which advance with traffic if the device reports them.
     pub(in crate::agent) send_sequence: u32,
     pub(in crate::agent) receive_sequence: u32,
-    /// `None` for the kernel's own, and for processes that this PID namespace does not see.
+    /// `None` for queue pairs of the kernel and of processes outside this PID namespace.
     pub(in crate::agent) pid: Option<u32>,
     pub(in crate::agent) is_kernel: bool,
 }
@@ -62,7 +62,7 @@ pub(in crate::agent) struct ConnectionId {
 }
 
 fn of(answer: &[u8], command: NldevCommand) -> impl Iterator<Item = Message<'_>> {
-    // The answer about one port is typed as one about a device.
+    // The kernel types the answer about one port as an answer about a device.
     let kinds = [command.kind(), NldevCommand::Devices.kind()];
     messages(answer).filter(move |message| kinds.contains(&message.kind))
 }
@@ -183,11 +183,11 @@ fn connection_id(entry: &[u8]) -> ConnectionId {
     id
 }
 
-/// `enum rdma_driver_id` (ib_user_ioctl_verbs.h) in words.
+/// The driver's name by `enum rdma_driver_id` (ib_user_ioctl_verbs.h).
 pub(in crate::agent) fn driver(answer: &[u8]) -> Option<&'static str> {
     let message = of(answer, NldevCommand::Driver).next()?;
     let (_, value) = attributes(message.body).find(|(kind, _)| *kind == UVERBS_DRIVER_ID)?;
-    // The kernel puts 32 bits into an attribute that its header documents with 64.
+    // The kernel writes 32 bits, although the header documents 64.
     Some(match number(value)? {
         1 => "mlx5",
         2 => "mlx4",

@@ -1,16 +1,17 @@
-//! The commands and attributes of RDMA netlink that are used (include/uapi/rdma/rdma_netlink.h).
+//! The RDMA netlink commands and attributes that the agent uses
+//! (include/uapi/rdma/rdma_netlink.h).
 
 /// `RDMA_NL_GET_TYPE(RDMA_NL_NLDEV, 0)`.
 const NLDEV: u16 = 5 << 10;
 
-/// What is asked.
+/// A command of RDMA netlink's nldev client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum NldevCommand {
     Devices,
     Ports,
     QueuePairs,
     ConnectionIds,
-    /// Which driver: that of the device's uverbs file.
+    /// The driver of the device's uverbs file.
     Driver,
     Counters,
 }

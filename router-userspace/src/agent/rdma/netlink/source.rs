@@ -1,4 +1,4 @@
-//! Asking the kernel by RDMA netlink, behind an interface that recorded answers fit as well.
+//! [`NetlinkSource`]: sends requests by RDMA netlink. Tests replace the kernel with recorded answers.
 
 use std::io;
 
@@ -7,13 +7,13 @@ use nix::sys::socket::SockProtocol;
 use super::protocol::{CHARDEV_TYPE, DEV_INDEX, NldevCommand, PORT_INDEX};
 use crate::agent::host::netlink_socket::{DUMP, NetlinkSocket, push_attribute};
 
-/// What answers questions about RDMA devices.
+/// Answers RDMA netlink requests.
 pub trait NetlinkSource: Send {
-    /// The answer's messages, one after another.
+    /// Sends one request and returns the messages of the answer, concatenated.
     ///
     /// # Errors
-    /// The kernel's: `EINVAL` for a device that is gone or does not count, `EPROTONOSUPPORT`
-    /// without RDMA.
+    /// The kernel's error: `EINVAL` for a device that was removed or has no counters,
+    /// `EPROTONOSUPPORT` without RDMA.
     fn ask(
         &mut self,
         command: NldevCommand,

@@ -1,4 +1,4 @@
-//! What load frames tell of RDMA: a pod's part in it, and the devices.
+//! RDMA in load frames: the rates of each pod, and the devices.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,51 +11,51 @@ use router_core::provenance::{Measured, Provenance};
 use super::rdma_report::{DeviceReport, HolderReport, RdmaReport};
 use crate::agent::host::link_use::LinkUse;
 
-/// A pod's part in what RDMA devices move.
+/// A pod's share of the traffic of RDMA devices.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(in crate::agent) struct PodRdmaRates {
-    /// It has queue pairs on a device whose traffic the host does not see.
+    /// Whether it has queue pairs on a device whose traffic bypasses the host's network stack.
     pub(in crate::agent) is_offloaded: bool,
     pub(in crate::agent) tx: Measured<f32>,
     pub(in crate::agent) rx: Measured<f32>,
-    /// What it sent since it is known, where that is.
+    /// Bytes that it sent since the agent first saw it, if counted exactly.
     pub(in crate::agent) sent: Option<u64>,
-    /// The devices together that carry its transfers past the host; `None` where their speed or
-    /// their use is not known.
+    /// Speed and use of the devices that carry its transfers past the host's network stack; `None` if
+    /// unknown.
     pub(in crate::agent) link: Option<LinkUse>,
 }
 
-/// Parts by the pods' UIDs.
+/// The rates of each pod, by UID.
 pub(in crate::agent) fn pod_rates(report: &RdmaReport) -> HashMap<Arc<str>, PodRdmaRates> {
-    let mut parts: HashMap<Arc<str>, (DeviceSum, DeviceSum)> = HashMap::new();
+    let mut sums: HashMap<Arc<str>, (DeviceSum, DeviceSum)> = HashMap::new();
     for device in &report.devices {
         for holder in &device.holders {
             let Some(uid) = &holder.uid else { continue };
-            let (all, past) = parts.entry(Arc::clone(uid)).or_default();
+            let (all, offloaded) = sums.entry(Arc::clone(uid)).or_default();
             all.add(device, holder);
             if !device.seen_by_host && holder.queue_pairs.active() > 0 {
-                past.add(device, holder);
+                offloaded.add(device, holder);
             }
         }
     }
-    let part = |(uid, (all, past)): (Arc<str>, (DeviceSum, DeviceSum))| {
-        let guessed = report.estimates.get(&uid).map(|(_, rate)| *rate).unwrap_or_default();
-        let rx = if all.rx.value().is_some() { all.rx } else { guessed };
+    let rates = |(uid, (all, offloaded)): (Arc<str>, (DeviceSum, DeviceSum))| {
+        let estimated = report.estimates.get(&uid).map(|(_, rate)| *rate).unwrap_or_default();
+        let rx = if all.rx.value().is_some() { all.rx } else { estimated };
         let is_exact = all.sent.provenance() == Provenance::Exact;
         let sent = all.sent.value().filter(|_| is_exact);
-        let part = PodRdmaRates {
-            is_offloaded: past.devices > 0,
+        let rates = PodRdmaRates {
+            is_offloaded: offloaded.devices > 0,
             tx: narrowed(all.tx),
             rx: narrowed(rx),
             sent: sent.map(|sent| sent as u64),
-            link: past.link(),
+            link: offloaded.link(),
         };
-        (uid, part)
+        (uid, rates)
     };
-    parts.into_iter().map(part).collect()
+    sums.into_iter().map(rates).collect()
 }
 
-/// Devices that a pod holds, added up.
+/// The sum of the devices on which a pod has queue pairs.
 #[derive(Clone, Copy, Debug)]
 struct DeviceSum {
     devices: u32,
@@ -85,7 +85,7 @@ impl Default for DeviceSum {
 impl DeviceSum {
     fn add(&mut self, device: &DeviceReport, holder: &HolderReport) {
         self.devices += 1;
-        let (tx, rx) = device.recent;
+        let (tx, rx) = device.frame_rates;
         self.tx = self.tx.plus(tx.times(holder.share));
         self.rx = self.rx.plus(rx.times(holder.share));
         self.sent = self.sent.plus(holder.tx_bytes);
@@ -100,16 +100,16 @@ impl DeviceSum {
     }
 }
 
-/// Bytes a second.
+/// The link's speed in bytes per second.
 fn speed(device: &DeviceReport) -> Measured<f64> {
     let speed = device.speed_bits_per_second.map(|bits| bits as f64 / 8.0);
     Measured::new(speed, Provenance::Exact)
 }
 
-/// The devices as `ago` after the report.
+/// The device records of a report that is `ago` old.
 pub(in crate::agent) fn device_records(report: &RdmaReport, ago: Duration) -> Vec<DeviceRecord> {
     let record = |device: &DeviceReport| {
-        let (tx, rx) = device.recent;
+        let (tx, rx) = device.frame_rates;
         let busier = tx.or_higher(rx);
         let known = busier.value().zip(speed(device).value()).filter(|(_, speed)| *speed > 0.0);
         let utilisation = known.map(|(used, speed)| (used / speed).min(1.0));
@@ -131,7 +131,8 @@ fn narrowed(measured: Measured<f64>) -> Measured<f32> {
     measured.map(|value| value as f32)
 }
 
-/// What RDMA moves for a prefill or a decode is KV cache, as far as anybody knows: an estimate.
+/// Adds the RDMA rates to a pod's record. RDMA traffic of a prefill or decode is taken to be KV cache,
+/// so the sum is an estimate.
 pub(in crate::agent) fn with_rdma(
     mut record: PodRecord,
     role: Option<Role>,

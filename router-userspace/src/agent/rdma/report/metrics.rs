@@ -1,4 +1,4 @@
-//! RDMA in Prometheus' text format. What is unknown has no line: a series that is absent is not 0.
+//! RDMA in Prometheus' text format. An unknown value has no series, since it is not 0.
 
 use std::fmt::{self, Write};
 
@@ -31,18 +31,30 @@ const DEVICES: [DeviceMetric; 14] = [
     ("transmit_requests_total", "counter", "ActivityEvidence requests", |device| {
         count(device.counters.tx_requests)
     }),
-    ("transmit_drops_bandwidth_total", "counter", "Dropped by the limit of bandwidth", |device| {
-        count(device.counters.tx_drops_bandwidth)
-    }),
-    ("receive_drops_bandwidth_total", "counter", "Dropped by the limit of bandwidth", |device| {
-        count(device.counters.rx_drops_bandwidth)
-    }),
-    ("transmit_drops_packets_total", "counter", "Dropped by the limit of packets", |device| {
-        count(device.counters.tx_drops_packets)
-    }),
-    ("receive_drops_packets_total", "counter", "Dropped by the limit of packets", |device| {
-        count(device.counters.rx_drops_packets)
-    }),
+    (
+        "transmit_drops_bandwidth_total",
+        "counter",
+        "Packets dropped by the bandwidth limit",
+        |device| count(device.counters.tx_drops_bandwidth),
+    ),
+    (
+        "receive_drops_bandwidth_total",
+        "counter",
+        "Packets dropped by the bandwidth limit",
+        |device| count(device.counters.rx_drops_bandwidth),
+    ),
+    (
+        "transmit_drops_packets_total",
+        "counter",
+        "Packets dropped by the packet rate limit",
+        |device| count(device.counters.tx_drops_packets),
+    ),
+    (
+        "receive_drops_packets_total",
+        "counter",
+        "Packets dropped by the packet rate limit",
+        |device| count(device.counters.rx_drops_packets),
+    ),
     ("speed_bits_per_second", "gauge", "Speed of the link", |device| {
         count(device.speed_bits_per_second)
     }),
@@ -58,26 +70,34 @@ const DEVICES: [DeviceMetric; 14] = [
         "1 if the device counts bytes and its counters are up to date, else 0",
         |device| Some(if device.bytes_provenance == Provenance::Exact { 1.0 } else { 0.0 }),
     ),
-    ("age_seconds", "gauge", "Since the counters were read", |device| Some(device.age_ms / 1e3)),
+    ("age_seconds", "gauge", "Time since the counters were read", |device| {
+        Some(device.age_ms / 1e3)
+    }),
 ];
 
 const PODS: [RdmaPodMetric; 3] = [
-    ("transmit_bytes_total", "counter", "The pod's part of what its devices sent", |pod| {
-        pod.tx_bytes
-    }),
-    ("receive_bytes_total", "counter", "The pod's part of what its devices received", |pod| {
-        pod.rx_bytes
-    }),
-    ("queue_pairs", "gauge", "Queue pairs that can move something", |pod| {
+    (
+        "transmit_bytes_total",
+        "counter",
+        "The pod's share of the bytes that its devices sent",
+        |pod| pod.tx_bytes,
+    ),
+    (
+        "receive_bytes_total",
+        "counter",
+        "The pod's share of the bytes that its devices received",
+        |pod| pod.rx_bytes,
+    ),
+    ("queue_pairs", "gauge", "Queue pairs that can move data", |pod| {
         Measured::new(Some(f64::from(pod.active_queue_pairs)), Provenance::Exact)
     }),
 ];
 
 const PAIRS: [RdmaPairMetric; 2] = [
-    ("transmit_bytes_per_second", "The pair's part of what the pod sends", |pair| {
+    ("transmit_bytes_per_second", "The pair's share of the pod's sent bytes", |pair| {
         pair.tx_bytes_per_second
     }),
-    ("receive_bytes_per_second", "The pair's part of what the pod receives", |pair| {
+    ("receive_bytes_per_second", "The pair's share of the pod's received bytes", |pair| {
         pair.rx_bytes_per_second
     }),
 ];
@@ -139,7 +159,7 @@ mod tests {
     use crate::agent::rdma::tests::rounds::ONE;
 
     #[test]
-    fn what_is_known_has_a_line_with_how_and_what_is_not_has_none() {
+    fn known_values_have_a_provenance_label_and_unknown_ones_no_series() {
         let mut node = Node::new("rxe0", 14, "roce");
         node.process(10, ONE);
         node.pairs(&[(17, 3, 0, 10)]);

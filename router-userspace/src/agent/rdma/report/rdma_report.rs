@@ -1,4 +1,5 @@
-//! What `/v1/loads` and `/metrics` show of RDMA: by device, by pod and by pair.
+//! [`RdmaReport`]: the state of all devices at one moment, the source of `/v1/loads`, `/metrics` and
+//! load frames.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,20 +16,20 @@ use crate::agent::rdma::counters::{Counter, CounterValues, Freshness};
 use crate::agent::rdma::device::RdmaDevice;
 use crate::agent::rdma::port::{RdmaPort, ReadMethod, SpeedSource};
 
-/// All of it.
+/// The state of all RDMA devices at one moment.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct RdmaReport {
     pub devices: Vec<DeviceReport>,
-    /// What cannot be measured, and why.
+    /// What cannot be measured, with the reason.
     #[serde(skip)]
     pub(in crate::agent) missing: Vec<String>,
-    /// KV cache that pods received by the pages they asked for, and per second.
+    /// Estimated KV cache that pods received in total and per second, by UID.
     #[serde(skip)]
     pub(in crate::agent) estimates:
         std::collections::HashMap<Arc<str>, (Measured<f64>, Measured<f64>)>,
-    /// Both ends of connections that RDMA has taken over from TCP (iWARP).
+    /// Local and remote address of iWARP connections.
     #[serde(skip)]
-    pub(in crate::agent) taken: Vec<(std::net::SocketAddr, std::net::SocketAddr)>,
+    pub(in crate::agent) iwarp_endpoints: Vec<(std::net::SocketAddr, std::net::SocketAddr)>,
 }
 
 /// One port of one device.
@@ -37,11 +38,11 @@ pub struct DeviceReport {
     pub device: String,
     pub port: u32,
     pub driver: &'static str,
-    /// `ib`, `roce`, `iw`; empty where it is unknown.
+    /// `ib`, `roce`, `iw`; empty if unknown.
     protocol: String,
     pub(in crate::agent) interface: Option<String>,
     active: bool,
-    /// Its packets pass the host's network stack as well, and are counted there.
+    /// Whether its packets also pass the host's network stack and are counted there.
     pub(in crate::agent) seen_by_host: bool,
     pub(in crate::agent) speed_bits_per_second: Option<u64>,
     speed_source: SpeedSource,
@@ -51,15 +52,15 @@ pub struct DeviceReport {
     pub(in crate::agent) bytes_provenance: Provenance,
     pub(in crate::agent) counters: CounterValues,
     pub(in crate::agent) rates: RateReport,
-    /// Bytes out and in per second, over the last moment.
+    /// Bytes sent and received per second, averaged over the interval of load frames.
     #[serde(skip)]
-    pub(in crate::agent) recent: (Measured<f64>, Measured<f64>),
+    pub(in crate::agent) frame_rates: (Measured<f64>, Measured<f64>),
     resets: u64,
     pub(in crate::agent) holders: Vec<HolderReport>,
     pub(in crate::agent) age_ms: f64,
 }
 
-/// Per second, over the last second; utilisation is a share of the link's speed.
+/// Rates per second over the last second. Utilisation is a share of the link's speed.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(in crate::agent) struct RateReport {
     pub(in crate::agent) tx_bytes: Measured<f64>,
@@ -70,33 +71,34 @@ pub(in crate::agent) struct RateReport {
     pub(in crate::agent) rx_utilisation: Measured<f64>,
 }
 
-/// Who has queue pairs on a device, or had.
+/// An owner that has or had queue pairs on a device.
 #[derive(Clone, Debug, Serialize)]
 pub(in crate::agent) struct HolderReport {
-    /// `pod`, `host` (a process of no pod), `kernel` or `unseen`.
+    /// `pod`, `host` (a process outside any pod), `kernel` or `unseen`.
     owner: &'static str,
-    /// Filled in where the pod is known.
+    /// The pod's name, if it is known.
     pub(in crate::agent) pod: Option<Arc<str>>,
     pub(in crate::agent) uid: Option<Arc<str>>,
     pub(in crate::agent) queue_pairs: QueuePairStates,
     pub(in crate::agent) share: Measured<f64>,
-    /// Since the agent sees the device.
+    /// Bytes since the agent first saw the device.
     pub(in crate::agent) tx_bytes: Measured<f64>,
     pub(in crate::agent) rx_bytes: Measured<f64>,
     pub(in crate::agent) tx_bytes_per_second: Measured<f64>,
     pub(in crate::agent) rx_bytes_per_second: Measured<f64>,
-    /// RoCEv2 that the kernel half saw arrive; in `rx_bytes` already where the device counts.
+    /// RoCEv2 traffic that the eBPF programs counted. `rx_bytes` includes it if the device counts
+    /// bytes.
     pub(in crate::agent) arrived: Option<ArrivedTraffic>,
     pub(in crate::agent) peers: Vec<PeerReport>,
 }
 
-/// Whom a holder is connected to.
+/// A peer of a holder.
 #[derive(Clone, Debug, Serialize)]
 pub(in crate::agent) struct PeerReport {
     pub(in crate::agent) address: IpAddr,
-    /// Filled in where a pod has the address.
+    /// The name of the pod with this address, if known.
     pub(in crate::agent) pod: Option<Arc<str>>,
-    /// Active ones that the connection manager made.
+    /// Active queue pairs that the connection manager created.
     queue_pairs: u32,
     pub(in crate::agent) tx_bytes_per_second: Measured<f64>,
     pub(in crate::agent) rx_bytes_per_second: Measured<f64>,
@@ -115,20 +117,20 @@ impl RdmaReport {
         let ports = rdma.devices.iter().flat_map(|device| {
             device.ports.iter().map(move |port| port_report(rdma, device, port, at))
         });
-        let taken = rdma.devices.iter().filter(|device| device.found.protocol == "iw");
+        let iwarp = rdma.devices.iter().filter(|device| device.info.protocol == "iw");
         RdmaReport {
             devices: ports.collect(),
             missing: missing(rdma),
             estimates: rdma.estimates.all(),
-            taken: taken.flat_map(|device| device.ends.iter().copied()).collect(),
+            iwarp_endpoints: iwarp.flat_map(|device| device.endpoints.iter().copied()).collect(),
         }
     }
 }
 
 fn port_report(rdma: &Rdma, device: &RdmaDevice, port: &RdmaPort, at: Duration) -> DeviceReport {
-    let is_held = device.is_held();
-    let rate = |counter| port.rate(counter, is_held);
-    let provenance = port.bytes_provenance(is_held);
+    let is_in_use = device.is_in_use();
+    let rate = |counter| port.rate(counter, is_in_use);
+    let provenance = port.bytes_provenance(is_in_use);
     let bytes = |counter| match provenance {
         Provenance::Unknown => Measured::unknown(),
         _ => rate(counter),
@@ -147,30 +149,30 @@ fn port_report(rdma: &Rdma, device: &RdmaDevice, port: &RdmaPort, at: Duration) 
         rx_utilisation: used(rx_bytes),
     };
     DeviceReport {
-        device: device.found.name.clone(),
+        device: device.info.name.clone(),
         port: port.number,
         driver: device.driver,
-        protocol: device.found.protocol.clone(),
+        protocol: device.info.protocol.clone(),
         interface: port.interface.as_ref().map(|(_, name)| name.clone()),
         active: port.state == 4,
         seen_by_host: device.is_seen_by_host(),
         speed_bits_per_second: (port.speed > 0).then_some(port.speed),
         speed_source: port.speed_source,
-        read_method: port.by,
-        freshness: port.watch.verdict(is_held),
+        read_method: port.read_method,
+        freshness: port.staleness.verdict(is_in_use),
         bytes_provenance: provenance,
-        counters: port.meter.counters().named(),
+        counters: port.history.counters().values(),
         rates,
-        recent: match provenance {
+        frame_rates: match provenance {
             Provenance::Unknown => (Measured::unknown(), Measured::unknown()),
             _ => {
-                let recent = |counter| port.recent(counter, is_held);
+                let recent = |counter| port.recent(counter, is_in_use);
                 (recent(Counter::TxBytes), recent(Counter::RxBytes))
             }
         },
-        resets: port.meter.resets(),
+        resets: port.history.resets(),
         holders: holders(rdma, device, port, (tx_bytes, rx_bytes), provenance),
-        age_ms: port.read.map_or(0.0, |read| at.saturating_sub(read).as_secs_f64() * 1e3),
+        age_ms: port.read_at.map_or(0.0, |read| at.saturating_sub(read).as_secs_f64() * 1e3),
     }
 }
 
@@ -181,14 +183,14 @@ fn holders(
     rates: (Measured<f64>, Measured<f64>),
     provenance: Provenance,
 ) -> Vec<HolderReport> {
-    // Shares are a device's; the first port shows them, so that nothing is there twice.
+    // Shares belong to the device; only its first port lists them, so that nothing counts twice.
     let is_first = device.ports.first().is_some_and(|first| first.number == port.number);
     let Some(held) = device.holders.as_ref().filter(|_| is_first) else { return Vec::new() };
     let mut owners: BTreeMap<&Owner, QueuePairStates> = held.iter().map(|(o, s)| (o, *s)).collect();
     for (owner, _) in device.ledger.iter() {
         owners.entry(owner).or_default();
     }
-    let of_device = |owner: &Owner| rdma.seen.of(&device.found.name, owner).collect::<Vec<_>>();
+    let of_device = |owner: &Owner| rdma.arrivals.of(&device.info.name, owner).collect::<Vec<_>>();
     let report = |(owner, queue_pairs): (&Owner, QueuePairStates)| {
         let share = held.share(owner);
         let moved = device.ledger.of(owner);
@@ -253,51 +255,52 @@ fn peers(
     peers.into_iter().map(report).collect()
 }
 
-/// In words, for the log and for whoever asks.
+/// What cannot be measured, as sentences for logs and `/v1/loads`.
 fn missing(rdma: &Rdma) -> Vec<String> {
     let mut missing = Vec::new();
     if rdma.devices.is_empty() {
         return missing;
     }
-    let by_netlink = rdma.devices.iter().any(|device| device.by_netlink);
-    if by_netlink && !rdma.processes.sees_all() {
+    let is_in_netlink = rdma.devices.iter().any(|device| device.is_in_netlink);
+    if is_in_netlink && !rdma.processes.sees_all() {
         missing.push(
-            "RDMA by pod: queue pairs name processes, and this PID namespace does not see all of \
-             them; the agent's pod needs hostPID"
+            "RDMA by pod: this PID namespace does not show the processes that own queue pairs; set \
+             hostPID in the agent's pod"
                 .to_owned(),
         );
     }
     for device in &rdma.devices {
-        let name = &device.found.name;
-        if !device.by_netlink {
-            let why = rdma.refusal.as_deref().unwrap_or("it has no such device");
+        let name = &device.info.name;
+        if !device.is_in_netlink {
+            let why = rdma.netlink_error.as_deref().unwrap_or("it does not list the device");
             missing.push(format!(
-                "RDMA netlink: {why}; {name} is read from sysfs, and its traffic is not told by pod"
+                "RDMA netlink: {why}; {name} is read from sysfs, and its traffic cannot be split by pod"
             ));
         } else if device.holders.is_none() {
             missing.push(format!("RDMA by pod: queue pairs of {name} cannot be listed"));
         }
         for port in &device.ports {
             let what = format!("RDMA bytes of {name}, port {}", port.number);
-            if port.read.is_some() && !port.meter.counters().has_bytes() {
+            if port.read_at.is_some() && !port.history.counters().has_bytes() {
                 let driver = if device.driver.is_empty() { "unknown" } else { device.driver };
                 missing.push(format!("{what}: the driver ({driver}) does not count them"));
                 continue;
             }
-            let doubt = match port.watch.verdict(device.is_held()) {
-                Freshness::Stale => "its counters stand still while queue pairs work",
+            let reason = match port.staleness.verdict(device.is_in_use()) {
+                Freshness::Stale => "the counters do not advance although queue pairs are active",
                 Freshness::Unproven => {
-                    "nothing shows whether its counters stand still or are not refreshed"
+                    "the counters do not advance, and it is unknown whether the device is idle"
                 }
                 Freshness::Unread | Freshness::Moving | Freshness::Idle => continue,
             };
-            missing.push(format!("{what}: {doubt}{}", because(rdma)));
+            missing.push(format!("{what}: {reason}{}", refresh_error(rdma)));
         }
     }
     missing
 }
 
-fn because(rdma: &Rdma) -> String {
+fn refresh_error(rdma: &Rdma) -> String {
     let refusal = rdma.erdma.refusal();
-    refusal.map_or_else(String::new, |refusal| format!("; they cannot be refreshed by {refusal}"))
+    refusal
+        .map_or_else(String::new, |refusal| format!("; the driver cannot refresh them: {refusal}"))
 }

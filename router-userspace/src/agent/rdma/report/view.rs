@@ -1,4 +1,4 @@
-//! A report with the pods' names: what `/v1/loads` has under `rdma`.
+//! [`RdmaLoad`]: a report with pod names, shown under `rdma` in `/v1/loads`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -12,8 +12,8 @@ use router_core::provenance::Measured;
 use super::rdma_report::{DeviceReport, HolderReport, RdmaReport};
 use crate::agent::rdma::attribution::ArrivedTraffic;
 
-/// RDMA by device, by pod and by pair. Rates of a device that the host sees (`seen_by_host`) are in
-/// the pods' and pairs' TCP/IP figures as well: the two are not to be added up.
+/// RDMA by device, by pod and by pair. The TCP/IP rates of pods and pairs include the traffic of
+/// devices with `seen_by_host`, so do not add the two.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(in crate::agent) struct RdmaLoad {
     pub(in crate::agent) devices: Vec<DeviceReport>,
@@ -21,25 +21,25 @@ pub(in crate::agent) struct RdmaLoad {
     pub(in crate::agent) pairs: Vec<PairRdma>,
 }
 
-/// A pod that has queue pairs, or had.
+/// A pod that has or had queue pairs.
 #[derive(Clone, Debug, Serialize)]
 pub(in crate::agent) struct PodRdma {
     pub(in crate::agent) pod: Arc<str>,
     pub(in crate::agent) uid: Arc<str>,
     pub(in crate::agent) devices: Vec<String>,
-    /// That can move something.
+    /// Queue pairs that can move data.
     pub(in crate::agent) active_queue_pairs: u32,
     pub(in crate::agent) tx_bytes: Measured<f64>,
     pub(in crate::agent) rx_bytes: Measured<f64>,
     pub(in crate::agent) tx_bytes_per_second: Measured<f64>,
     pub(in crate::agent) rx_bytes_per_second: Measured<f64>,
-    /// Of the busiest of its devices, whoever uses it.
+    /// Utilisation of the busiest of its devices, by all of their users.
     pub(in crate::agent) tx_utilisation: Measured<f64>,
     pub(in crate::agent) rx_utilisation: Measured<f64>,
     pub(in crate::agent) arrived: Option<ArrivedTraffic>,
 }
 
-/// A pod and a peer, where the connection manager or the packets tell of it.
+/// A pod and a peer, from the connection manager or from packets.
 #[derive(Clone, Debug, Serialize)]
 pub(in crate::agent) struct PairRdma {
     pub(in crate::agent) pod: Arc<str>,
@@ -50,7 +50,7 @@ pub(in crate::agent) struct PairRdma {
     pub(in crate::agent) arrived: Option<ArrivedTraffic>,
 }
 
-/// Who is who: names of local pods by UID, and of all by address.
+/// Pod names: of local pods by UID, and of all pods by address.
 #[derive(Debug, Default)]
 pub(in crate::agent) struct PodNames {
     pub(in crate::agent) by_uid: HashMap<Arc<str>, Arc<str>>,
@@ -58,7 +58,7 @@ pub(in crate::agent) struct PodNames {
 }
 
 impl RdmaLoad {
-    /// `report` as it was `ago`.
+    /// Adds names to a report that is `ago` old.
     pub(in crate::agent) fn new(report: &RdmaReport, ago: Duration, names: &PodNames) -> RdmaLoad {
         let mut load = RdmaLoad { devices: report.devices.clone(), ..RdmaLoad::default() };
         for device in &mut load.devices {
@@ -83,7 +83,7 @@ impl RdmaLoad {
         load.pods = pods.into_values().collect();
         for pod in &mut load.pods {
             let Some((bytes, per_second)) = report.estimates.get(&pod.uid) else { continue };
-            // Only where nothing was counted: the two are one transfer.
+            // The estimate replaces a missing count; both describe the same transfer.
             if pod.rx_bytes_per_second.value().is_none() && pod.active_queue_pairs > 0 {
                 (pod.rx_bytes, pod.rx_bytes_per_second) = (*bytes, *per_second);
             }
@@ -113,19 +113,19 @@ fn add_pod(
         rx_utilisation: device.rates.rx_utilisation,
         arrived: holder.arrived,
     };
-    let Some(known) = pods.get_mut(uid) else {
+    let Some(sum) = pods.get_mut(uid) else {
         pods.insert(Arc::clone(uid), own);
         return;
     };
-    known.devices.extend(own.devices);
-    known.active_queue_pairs += own.active_queue_pairs;
-    known.tx_bytes = known.tx_bytes.plus(own.tx_bytes);
-    known.rx_bytes = known.rx_bytes.plus(own.rx_bytes);
-    known.tx_bytes_per_second = known.tx_bytes_per_second.plus(own.tx_bytes_per_second);
-    known.rx_bytes_per_second = known.rx_bytes_per_second.plus(own.rx_bytes_per_second);
-    known.tx_utilisation = known.tx_utilisation.or_higher(own.tx_utilisation);
-    known.rx_utilisation = known.rx_utilisation.or_higher(own.rx_utilisation);
-    known.arrived = both(known.arrived, own.arrived);
+    sum.devices.extend(own.devices);
+    sum.active_queue_pairs += own.active_queue_pairs;
+    sum.tx_bytes = sum.tx_bytes.plus(own.tx_bytes);
+    sum.rx_bytes = sum.rx_bytes.plus(own.rx_bytes);
+    sum.tx_bytes_per_second = sum.tx_bytes_per_second.plus(own.tx_bytes_per_second);
+    sum.rx_bytes_per_second = sum.rx_bytes_per_second.plus(own.rx_bytes_per_second);
+    sum.tx_utilisation = sum.tx_utilisation.or_higher(own.tx_utilisation);
+    sum.rx_utilisation = sum.rx_utilisation.or_higher(own.rx_utilisation);
+    sum.arrived = both(sum.arrived, own.arrived);
 }
 
 fn add_pairs(
@@ -144,10 +144,10 @@ fn add_pairs(
         };
         match pairs.get_mut(&(Arc::clone(pod), peer.address)) {
             None => _ = pairs.insert((Arc::clone(pod), peer.address), own),
-            Some(known) => {
-                known.tx_bytes_per_second = known.tx_bytes_per_second.plus(own.tx_bytes_per_second);
-                known.rx_bytes_per_second = known.rx_bytes_per_second.plus(own.rx_bytes_per_second);
-                known.arrived = both(known.arrived, own.arrived);
+            Some(sum) => {
+                sum.tx_bytes_per_second = sum.tx_bytes_per_second.plus(own.tx_bytes_per_second);
+                sum.rx_bytes_per_second = sum.rx_bytes_per_second.plus(own.rx_bytes_per_second);
+                sum.arrived = both(sum.arrived, own.arrived);
             }
         }
     }

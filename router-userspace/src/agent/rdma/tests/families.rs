@@ -1,4 +1,4 @@
-//! The drivers that no virtual machine has: counters that stand still, wrap, begin anew.
+//! Drivers that no virtual machine has: counters that are stale, wrap or reset.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::super::counters::Freshness;
 use super::node::{Node, of};
 use super::rounds::ONE;
 
-/// As `cat hw_counters/*` of erdma's installer driver shows them, those that matter set.
+/// The counters of erdma's installer driver, with the relevant ones set.
 fn installer(tx: u64, rx: u64) -> Vec<(&'static str, u64)> {
     vec![
         ("listen_create_cnt", 2),
@@ -44,7 +44,7 @@ fn unknown() -> (Measured<f64>, Measured<f64>) {
 }
 
 #[test]
-fn the_installers_counters_that_stand_still_are_unknown_and_not_zero() {
+fn unchanged_counters_of_the_installers_driver_are_unknown_not_zero() {
     let mut node = held();
     node.counts(&installer(1 << 40, 1 << 30));
     node.second();
@@ -56,16 +56,16 @@ fn the_installers_counters_that_stand_still_are_unknown_and_not_zero() {
     );
     assert_eq!((device.rates.tx_bytes, device.rates.rx_bytes), unknown());
     assert_eq!(of(device, ONE).tx_bytes_per_second, Measured::unknown());
-    let [said] =
+    let [reason] =
         &report.missing.iter().filter(|line| line.contains("erdma_0")).collect::<Vec<_>>()[..]
     else {
         panic!("{:?}", report.missing)
     };
-    assert!(said.contains("not refreshed") && said.contains("dev-erdma"), "{said}");
+    assert!(reason.contains("cannot refresh") && reason.contains("dev-erdma"), "{reason}");
 }
 
 #[test]
-fn control_messages_without_bytes_make_them_stale() {
+fn control_messages_without_bytes_make_counters_stale() {
     let mut node = held();
     node.counts(&installer(1 << 40, 0));
     for second in 0..8 {
@@ -76,7 +76,7 @@ fn control_messages_without_bytes_make_them_stale() {
 }
 
 #[test]
-fn the_installers_counters_that_move_by_themselves_are_believed() {
+fn counters_of_the_installers_driver_that_advance_on_reads_are_exact() {
     let mut node = held();
     for second in 0..5 {
         node.counts(&installer(second * 1_000_000, 0));
@@ -87,14 +87,14 @@ fn the_installers_counters_that_move_by_themselves_are_believed() {
     assert_eq!((device.freshness, device.bytes_provenance), (Freshness::Moving, Provenance::Exact));
     assert_eq!(device.rates.tx_bytes, Measured::exact(1_000_000.0));
     assert_eq!(device.counters.tx_drops_bandwidth, Some(3));
-    // From now on standing still is being idle.
+    // From now on unchanged counters mean idle.
     let device = node.device();
     assert_eq!(device.freshness, Freshness::Idle);
     assert_eq!(of(&device, ONE).tx_bytes_per_second, Measured::exact(0.0));
 }
 
 #[test]
-fn a_device_without_queue_pairs_is_idle_whoever_made_its_driver() {
+fn a_device_without_queue_pairs_is_idle_with_any_driver() {
     let mut node = Node::new("erdma_0", 19, "iw");
     node.counts(&installer(1, 1));
     node.second();
@@ -102,7 +102,7 @@ fn a_device_without_queue_pairs_is_idle_whoever_made_its_driver() {
 }
 
 #[test]
-fn upstreams_counters_that_stand_still_while_sequence_numbers_move_are_stale() {
+fn unchanged_counters_with_advancing_sequence_numbers_are_stale() {
     let mut node = held();
     node.counts(&[("tx_bytes_cnt", 9), ("rx_bytes_cnt", 9)]);
     for second in 0..4 {
@@ -115,9 +115,9 @@ fn upstreams_counters_that_stand_still_while_sequence_numbers_move_are_stale() {
         (device.freshness, device.bytes_provenance),
         (Freshness::Stale, Provenance::Unknown)
     );
-    let said =
-        report.missing.iter().any(|line| line.contains("stand still while queue pairs work"));
-    assert!(said, "{:?}", report.missing);
+    let is_reported =
+        report.missing.iter().any(|line| line.contains("although queue pairs are active"));
+    assert!(is_reported, "{:?}", report.missing);
     node.counts(&[("tx_bytes_cnt", 1 << 30), ("rx_bytes_cnt", 9)]);
     let device = node.device();
     assert_eq!(device.freshness, Freshness::Moving);
@@ -127,7 +127,7 @@ fn upstreams_counters_that_stand_still_while_sequence_numbers_move_are_stale() {
 }
 
 #[test]
-fn a_wrap_and_a_reset_are_no_rates_of_their_own() {
+fn a_wrap_or_a_reset_gives_no_wrong_rate() {
     let mut node = held();
     node.counts(&[("tx_bytes_cnt", u64::MAX - 99), ("rx_bytes_cnt", 0)]);
     node.second();
@@ -165,7 +165,7 @@ fn mlx5_has_its_bytes_from_the_standard_folder_and_requests_of_32_bits() {
 }
 
 #[test]
-fn a_rate_that_is_a_placeholder_gives_way_to_the_interface_and_to_the_flag() {
+fn a_placeholder_speed_is_replaced_by_the_interface_speed_or_the_flag() {
     let sped = |speeds| {
         let node = Node::with("erdma_0", 19, "iw", speeds);
         node.tree.erdma("erdma_0", &[]);

@@ -1,4 +1,4 @@
-//! What load frames tell of RDMA, and what of it the scheduler takes for a link.
+//! RDMA in load frames, and which link the scheduler uses.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ fn node(name: &'static str, driver: u32, protocol: &str) -> Node {
     node
 }
 
-/// The parts of both pods once the device moved 1,000 bytes a second out and none in.
+/// The rates of both pods after the device sent 1,000 bytes per second and received none.
 fn moved(node: &mut Node, names: [&'static str; 2]) -> (PodRdmaRates, PodRdmaRates) {
     node.counts(&[(names[0], 0), (names[1], 0)]);
     node.second();
@@ -31,7 +31,7 @@ fn moved(node: &mut Node, names: [&'static str; 2]) -> (PodRdmaRates, PodRdmaRat
 }
 
 #[test]
-fn a_pods_transfers_take_the_device_that_passes_the_host_by() {
+fn transfers_use_the_device_that_bypasses_the_host() {
     let mut node = node("erdma_0", 19, "iw");
     node.pairs(&[(5, 3, 0, 10)]);
     let (one, two) = moved(&mut node, ["tx_bytes_cnt", "rx_bytes_cnt"]);
@@ -47,7 +47,7 @@ fn a_pods_transfers_take_the_device_that_passes_the_host_by() {
 }
 
 #[test]
-fn two_pods_have_parts_and_one_link() {
+fn two_pods_split_the_rates_and_share_the_link() {
     let mut node = node("erdma_0", 19, "iw");
     node.pairs(&[(5, 3, 0, 10), (6, 3, 0, 11), (7, 3, 0, 11), (8, 3, 0, 11)]);
     let (one, two) = moved(&mut node, ["tx_bytes_cnt", "rx_bytes_cnt"]);
@@ -57,7 +57,7 @@ fn two_pods_have_parts_and_one_link() {
 }
 
 #[test]
-fn unknown_bytes_are_no_free_link() {
+fn unknown_bytes_give_no_link() {
     let mut node = node("erdma_0", 19, "iw");
     node.pairs(&[(5, 3, 0, 10)]);
     node.counts(&[("hw_tx_bytes_cnt", 7), ("hw_rx_bytes_cnt", 7)]);
@@ -72,7 +72,7 @@ fn unknown_bytes_are_no_free_link() {
 }
 
 #[test]
-fn what_the_host_sees_takes_the_interface_and_is_not_added_to_it() {
+fn a_device_seen_by_the_host_uses_the_interface_and_counts_once() {
     let mut node = node("rxe0", 14, "roce");
     node.pairs(&[(5, 3, 0, 10)]);
     let (one, _) = moved(&mut node, ["sent_bytes", "rcvd_bytes"]);
@@ -81,7 +81,7 @@ fn what_the_host_sees_takes_the_interface_and_is_not_added_to_it() {
 }
 
 #[test]
-fn a_prefills_sends_and_a_decodes_receives_are_kv_cache_by_estimate() {
+fn bytes_sent_by_prefills_and_received_by_decodes_are_estimated_kv_cache() {
     let part = PodRdmaRates {
         is_offloaded: true,
         tx: Measured::exact(100.0),
@@ -105,15 +105,15 @@ fn a_prefills_sends_and_a_decodes_receives_are_kv_cache_by_estimate() {
 }
 
 #[test]
-fn a_decode_that_is_not_counted_has_the_estimate_of_its_pages() {
+fn a_decode_without_counters_gets_the_page_estimate() {
     let mut node = node("rxe0", 14, "roce");
-    node.rdma.page_bytes(Some(1_000));
+    node.rdma.set_page_bytes(Some(1_000));
     node.pairs(&[(5, 3, 0, 10)]);
     node.counts(&[("sent_pkts", 0), ("rcvd_pkts", 0)]);
     for bytes in [0, 528] {
         let asked =
             super::super::KvRequests { control_bytes: bytes, requests: u64::from(bytes > 0) };
-        node.activity.asked = [(Arc::from(ONE), asked)].into();
+        node.activity.kv_requests = [(Arc::from(ONE), asked)].into();
         node.second();
     }
     let part = pod_rates(&node.rdma.report(node.now))[ONE];

@@ -1,4 +1,4 @@
-//! Answers of RDMA netlink as nldev.c lays them out, built by hand: there is no such device here.
+//! Hand-built answers of RDMA netlink in the layout of nldev.c.
 
 use std::net::SocketAddr;
 
@@ -91,7 +91,7 @@ pub(crate) fn counters(index: u32, name: &str, values: &[(&str, u64)]) -> Vec<u8
     answer.nest(80, |table| values.iter().fold(table, entry)).done()
 }
 
-/// A queue pair of a process; of the kernel if `pid` is 0; of nobody known if it is `u32::MAX`.
+/// A queue pair of a process; of the kernel if `pid` is 0, without an owner if it is `u32::MAX`.
 #[derive(Clone, Copy)]
 pub(crate) struct Pair {
     pub(crate) number: u32,
@@ -119,7 +119,7 @@ pub(crate) fn queue_pairs(index: u32, name: &str, pairs: &[Pair]) -> Vec<u8> {
         let answer = Answer::new(10).u32(1, index).text(2, name);
         answer.nest(19, |table| pairs.iter().fold(table, entry)).done()
     };
-    // The kernel fills 4 KiB at a time.
+    // The kernel fills messages of 4 KiB.
     pairs.chunks(40).flat_map(message).collect()
 }
 

@@ -1,4 +1,4 @@
-//! RDMA as a whole, on answers and trees made by hand, and on those of real kernels.
+//! Tests of the whole RDMA module, on hand-built answers and on recordings of real kernels.
 
 mod families;
 mod frames;

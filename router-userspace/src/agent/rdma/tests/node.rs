@@ -1,4 +1,4 @@
-//! A node made by hand: recorded answers that a test may change, and the trees beside them.
+//! A simulated node: netlink answers that a test may change, and its sysfs and proc trees.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,11 +15,11 @@ use super::tree::Tree;
 
 type Question = (NldevCommand, Option<u32>, Option<u32>);
 
-/// Answers by question; a question without one is refused as the kernel does.
+/// Answers by request; a request without an answer gets `EINVAL`, as from the kernel.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Answers(Arc<Mutex<HashMap<Question, Vec<u8>>>>);
 
-/// Plays the answers back.
+/// Replays the answers.
 #[derive(Debug)]
 struct Player {
     answers: Answers,
@@ -82,7 +82,7 @@ impl Node {
         node
     }
 
-    /// What a kernel once answered, and what its trees had beside that.
+    /// A node from a recording of a real kernel.
     pub(crate) fn recorded(text: &str) -> Node {
         let (tree, answers) = (Tree::new(), Answers::default());
         for line in text.lines().filter(|line| !line.starts_with('#')) {
@@ -107,23 +107,23 @@ impl Node {
 
     fn of(tree: Tree, answers: Answers, name: &'static str, speeds: Vec<ConfiguredSpeed>) -> Node {
         let player = Player { answers: answers.clone(), last: Vec::new() };
-        let roots = HostPaths {
+        let paths = HostPaths {
             sysfs: tree.root().to_owned(),
             proc: tree.root().join("proc"),
             erdma: tree.root().join("dev-erdma"),
         };
-        let rdma = Rdma::new(Box::new(player), &roots, speeds);
+        let rdma = Rdma::new(Box::new(player), &paths, speeds);
         let (now, activity) = (Duration::from_secs(1), Activity::default());
         Node { tree, answers, name, rdma, now, activity }
     }
 
-    /// What the device counts from now on.
+    /// Sets the counters that the device reports.
     pub(crate) fn counts(&self, values: &[(&str, u64)]) {
         let answer = golden::counters(0, self.name, values);
         self.answers.set(NldevCommand::Counters, Some(0), Some(1), answer);
     }
 
-    /// Queue pairs: number, state, what was sent, process.
+    /// Sets the queue pairs: number, state, sent sequence number, process.
     pub(crate) fn pairs(&mut self, pairs: &[(u32, u8, u32, u32)]) {
         let pairs: Vec<Pair> = pairs
             .iter()
@@ -149,7 +149,7 @@ impl Node {
         self.answers.set(NldevCommand::ConnectionIds, Some(0), None, answer);
     }
 
-    /// Netlink answers no more.
+    /// Makes netlink fail.
     pub(crate) fn without_netlink(&self) {
         self.answers.remove(NldevCommand::Devices, None, None);
     }
@@ -158,16 +158,16 @@ impl Node {
         self.answers.set(NldevCommand::Devices, None, None, Vec::new());
     }
 
-    /// A process of a pod.
+    /// Adds a process of a pod.
     pub(crate) fn process(&self, pid: u32, pod: &str) {
         let cgroup = format!("0::/kubepods/burstable/pod{pod}/container\n");
         self.tree.write(&format!("proc/{pid}/cgroup"), &cgroup);
     }
 
-    /// A second passes, and everything is read.
+    /// Advances the clock by a second and samples.
     pub(crate) fn second(&mut self) -> RdmaReport {
         self.now += Duration::from_secs(1);
-        self.rdma.round(self.now, &self.activity);
+        self.rdma.sample(self.now, &self.activity);
         self.rdma.report(self.now)
     }
 
@@ -176,7 +176,7 @@ impl Node {
     }
 }
 
-/// A recorded question, and the answer that stands behind it in hexadecimal digits.
+/// Parses a recorded request and its answer in hexadecimal digits.
 fn question(command: &str, rest: &str) -> (Question, Vec<u8>) {
     let all = [
         NldevCommand::Devices,
@@ -193,7 +193,7 @@ fn question(command: &str, rest: &str) -> (Question, Vec<u8>) {
     ((named.expect(command), device.parse().ok(), port.parse().ok()), answer)
 }
 
-/// The holder of a pod.
+/// The pod's holder entry.
 pub(crate) fn of<'a>(device: &'a DeviceReport, pod: &str) -> &'a HolderReport {
     let mut holders = device.holders.iter();
     holders.find(|holder| holder.uid.as_deref() == Some(pod)).expect("the pod holds queue pairs")

@@ -1,4 +1,4 @@
-//! What kernels really answered, recorded under ib_write_bw in a virtual machine of each.
+//! Answers of real kernels, recorded during ib_write_bw in a virtual machine per kernel.
 
 use router_core::provenance::{Measured, Provenance};
 
@@ -11,7 +11,7 @@ const NEWEST: &str = include_str!("recorded/linux-7.3.txt");
 const WRITER: &str = "11111111-2222-4333-8444-555555555501";
 const WRITTEN: &str = "11111111-2222-4333-8444-555555555502";
 
-/// Both devices, the first one first.
+/// Both devices, sorted by name.
 fn devices(node: &mut Node) -> [DeviceReport; 2] {
     let mut devices = node.second().devices;
     devices.sort_by(|a, b| a.device.cmp(&b.device));
@@ -30,7 +30,7 @@ fn real_answers_name_devices_links_queue_pairs_pods_and_peers() {
             assert_eq!((&*device.device, device.driver), (name, "rxe"));
             assert_eq!((device.interface.as_deref(), device.seen_by_host), (Some(link), true));
             assert_eq!(device.speed_bits_per_second, Some(10_000_000_000));
-            // The kernel's own queue pair is for management, and nobody's.
+            // The kernel's queue pair is a management queue pair and has no holder.
             assert_eq!(device.holders.len(), 1, "{device:#?}");
             let held = of(device, pod);
             assert_eq!((held.queue_pairs.ready_to_send, held.queue_pairs.active()), (1, 1));
@@ -46,18 +46,18 @@ fn real_counters_by_netlink_are_those_of_sysfs() {
     for (text, bytes) in [(OLDEST, Provenance::Unknown), (NEWEST, Provenance::Exact)] {
         let mut node = Node::recorded(text);
         node.second();
-        let by_netlink = devices(&mut node);
+        let from_netlink = devices(&mut node);
         node.without_netlink();
         node.second();
-        let by_sysfs = devices(&mut node);
+        let from_sysfs = devices(&mut node);
         let folder = |device: &str| format!("counters class/infiniband/{device}/");
-        for (told, read) in by_netlink.iter().zip(&by_sysfs) {
-            assert_eq!((told.bytes_provenance, read.bytes_provenance), (bytes, bytes));
-            assert_eq!(told.counters.tx_bytes.is_some(), bytes == Provenance::Exact);
-            // perftest had not begun to write when it was recorded.
-            assert!(told.counters.tx_packets > Some(0), "{told:#?}");
-            assert_eq!(format!("{:?}", told.counters), format!("{:?}", read.counters));
-            let line = text.lines().find(|line| line.starts_with(&folder(&told.device)));
+        for (listed, read) in from_netlink.iter().zip(&from_sysfs) {
+            assert_eq!((listed.bytes_provenance, read.bytes_provenance), (bytes, bytes));
+            assert_eq!(listed.counters.tx_bytes.is_some(), bytes == Provenance::Exact);
+            // The recording was made before perftest started to write.
+            assert!(listed.counters.tx_packets > Some(0), "{listed:#?}");
+            assert_eq!(format!("{:?}", listed.counters), format!("{:?}", read.counters));
+            let line = text.lines().find(|line| line.starts_with(&folder(&listed.device)));
             let named = line.expect("counters").split(' ').skip(2);
             let known = named.filter_map(|counter| names::hardware(counter.split('=').next()?));
             assert!(known.count() >= 4, "{line:?}");

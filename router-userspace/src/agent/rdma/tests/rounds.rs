@@ -1,4 +1,4 @@
-//! Rounds of sampling: whose bytes they are, and what is said where that is not known.
+//! Sampling: attribution of bytes to owners, and what is reported if it is unknown.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ fn tx_rx(tx: u64, rx: u64) -> [(&'static str, u64); 2] {
 }
 
 #[test]
-fn a_pod_alone_on_a_device_has_all_of_it_exactly() {
+fn a_pod_alone_on_a_device_gets_exact_bytes() {
     let mut node = Node::with("erdma_0", 19, "iw", vec![(None, 8_000_000)]);
     node.process(10, ONE);
     node.pairs(&[(5, SENDS, 0, 10), (6, SENDS, 0, 10), (7, 1, 0, 10)]);
@@ -47,7 +47,7 @@ fn a_pod_alone_on_a_device_has_all_of_it_exactly() {
 }
 
 #[test]
-fn two_pods_share_by_queue_pairs_and_it_is_said_to_be_an_estimate() {
+fn two_pods_share_by_queue_pairs_as_an_estimate() {
     let mut node = Node::new("mlx5_0", 1, "roce");
     node.process(10, ONE);
     node.process(11, TWO);
@@ -63,7 +63,7 @@ fn two_pods_share_by_queue_pairs_and_it_is_said_to_be_an_estimate() {
 }
 
 #[test]
-fn a_pod_whose_queue_pairs_go_away_keeps_what_it_moved() {
+fn a_pod_keeps_its_bytes_after_its_queue_pairs_are_gone() {
     let mut node = Node::new("erdma_0", 19, "iw");
     node.process(10, ONE);
     node.pairs(&[(5, SENDS, 0, 10)]);
@@ -80,7 +80,7 @@ fn a_pod_whose_queue_pairs_go_away_keeps_what_it_moved() {
 }
 
 #[test]
-fn a_process_that_is_not_seen_makes_it_unknown_whose_it_is() {
+fn an_invisible_process_makes_the_owner_unknown() {
     let mut node = Node::new("erdma_0", 19, "iw");
     node.pairs(&[(5, SENDS, 0, u32::MAX)]);
     node.counts(&tx_rx(0, 0));
@@ -92,7 +92,7 @@ fn a_process_that_is_not_seen_makes_it_unknown_whose_it_is() {
 }
 
 #[test]
-fn peers_are_told_by_the_connection_manager() {
+fn peers_come_from_the_connection_manager() {
     let mut node = Node::new("erdma_0", 19, "iw");
     node.process(10, ONE);
     node.pairs(&[(5, SENDS, 0, 10), (6, SENDS, 0, 10)]);
@@ -104,7 +104,7 @@ fn peers_are_told_by_the_connection_manager() {
     node.device();
     node.counts(&tx_rx(100, 0));
     let report = node.second();
-    assert_eq!(report.taken.len(), 2, "iWARP has taken over both connections");
+    assert_eq!(report.iwarp_endpoints.len(), 2, "iWARP has taken over both connections");
     assert!(report.uses_iwarp(ONE) && !report.uses_iwarp(TWO));
     let pod = Arc::<str>::from("default/prefill");
     let names = PodNames {
@@ -161,9 +161,9 @@ fn rocev2_that_arrives_goes_to_the_pod_of_its_queue_pair_at_that_address() {
 }
 
 #[test]
-fn a_decode_whose_device_does_not_count_is_estimated_by_the_pages_it_asked_for() {
+fn a_decode_without_device_counters_is_estimated_by_requested_pages() {
     let mut node = Node::new("rxe0", 14, "roce");
-    node.rdma.page_bytes(Some(65_536));
+    node.rdma.set_page_bytes(Some(65_536));
     node.process(10, ONE);
     node.pairs(&[(17, SENDS, 0, 10)]);
     let names = PodNames {
@@ -171,7 +171,7 @@ fn a_decode_whose_device_does_not_count_is_estimated_by_the_pages_it_asked_for()
         by_address: HashMap::new(),
     };
     let mut asked = |control_bytes, requests, counted: Option<u64>| {
-        node.activity.asked = [(ONE.into(), KvRequests { control_bytes, requests })].into();
+        node.activity.kv_requests = [(ONE.into(), KvRequests { control_bytes, requests })].into();
         let packets = [("sent_pkts", 0), ("rcvd_pkts", 0)];
         let bytes = counted.map(|bytes| [("sent_bytes", 0), ("rcvd_bytes", bytes)]);
         let all: Vec<_> = packets.into_iter().chain(bytes.into_iter().flatten()).collect();
@@ -183,7 +183,7 @@ fn a_decode_whose_device_does_not_count_is_estimated_by_the_pages_it_asked_for()
     let pod = asked(128 + 400, 1, None);
     assert_eq!(pod.rx_bytes_per_second, estimated(100.0 * 65_536.0));
     assert_eq!(pod.tx_bytes_per_second, Measured::unknown());
-    // What is counted is not guessed as well.
+    // Counted bytes are not estimated in addition.
     asked(128 + 400, 1, Some(5));
     asked(128 + 400, 1, Some(5));
     let pod = asked(128 + 800, 1, Some(1_005));
@@ -196,7 +196,7 @@ fn gid(host: u8) -> String {
 }
 
 #[test]
-fn a_device_that_goes_is_forgotten_and_one_that_returns_begins_anew() {
+fn a_removed_device_is_dropped_and_a_returning_one_restarts() {
     let mut node = Node::new("erdma_0", 19, "iw");
     node.counts(&tx_rx(50, 0));
     node.device();
@@ -206,7 +206,7 @@ fn a_device_that_goes_is_forgotten_and_one_that_returns_begins_anew() {
 }
 
 #[test]
-fn without_netlink_sysfs_tells_what_it_has_and_says_what_is_lost() {
+fn without_netlink_sysfs_is_used_and_the_missing_split_is_reported() {
     let mut node = Node::new("erdma_0", 19, "iw");
     node.without_netlink();
     node.tree.erdma("erdma_0", &[("tx_bytes_cnt", 5), ("rx_bytes_cnt", 6)]);
@@ -217,6 +217,6 @@ fn without_netlink_sysfs_tells_what_it_has_and_says_what_is_lost() {
     assert_eq!((device.driver, device.rates.tx_bytes), ("erdma", exact(100.0)));
     assert_eq!(device.interface.as_deref(), Some("eth1"));
     assert!(device.holders.is_empty());
-    let lost = report.missing.iter().any(|line| line.contains("not told by pod"));
-    assert!(lost, "{:?}", report.missing);
+    let is_reported = report.missing.iter().any(|line| line.contains("cannot be split by pod"));
+    assert!(is_reported, "{:?}", report.missing);
 }

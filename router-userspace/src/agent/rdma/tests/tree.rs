@@ -1,4 +1,4 @@
-//! A sysfs and proc of one's own for tests, in a folder that goes with it.
+//! A temporary sysfs and proc tree for tests.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
