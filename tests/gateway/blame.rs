@@ -103,7 +103,7 @@ async fn a_decode_that_came_back_serves_within_a_second() {
     let fleet = Fleet::start(1, 2).await;
     let gateway = fleet.gateway_with(&FLAGS).await;
     let down = Duration::from_millis(600);
-    fleet.decode[0].once(Action::Restart { down_ms: 600, empty_ms: 0 });
+    fleet.decode[0].once(Action::Restart { down_ms: 600, registry_delay_ms: 0 });
     struck(&gateway, &fleet.decode[0]).await;
     let start = Instant::now();
     eventually("decode-0 serves again", Duration::from_secs(10), async || {
@@ -121,7 +121,7 @@ async fn a_prefill_that_came_back_serves_when_its_registry_is_full() {
     let gateway = fleet.gateway_with(&FLAGS).await;
     // From before it restarts: what comes until it is struck may take long on a busy machine.
     let start = Instant::now();
-    fleet.prefill[0].once(Action::Restart { down_ms: 100, empty_ms: 1500 });
+    fleet.prefill[0].once(Action::Restart { down_ms: 100, registry_delay_ms: 1500 });
     struck(&gateway, &fleet.prefill[0]).await;
     eventually("prefill-0 serves again", Duration::from_secs(10), async || {
         ask(&gateway, 1).await;

@@ -100,7 +100,7 @@ async fn a_restarted_engine_has_nothing_cached() {
     };
     assert_eq!(cached().await, 0.0);
     assert!(cached().await > 20_000.0, "the prefill was sent all of it before");
-    fleet.prefill[0].once(Action::Restart { down_ms: 700, empty_ms: 0 });
+    fleet.prefill[0].once(Action::Restart { down_ms: 700, registry_delay_ms: 0 });
     gateway.client.post(CHAT, &chat("hi")).await;
     for up in [1.0, 2.0] {
         eventually(&format!("{up} engines are up"), SOON, async || {

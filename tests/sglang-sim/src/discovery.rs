@@ -118,7 +118,7 @@ async fn dp_size(process: &Process, bootstrap: &str) -> Result<u64, DiscoveryErr
     if let Some(prefill) = process.prefills.known().get(bootstrap) {
         return Ok(prefill.dp_size);
     }
-    let size = if process.is_old() {
+    let size = if process.is_0_4() {
         size_0_4(process, bootstrap).await
     } else {
         size_0_5(process, bootstrap).await
@@ -146,9 +146,9 @@ async fn size_0_5(process: &Process, bootstrap: &str) -> Result<u64, DiscoveryEr
         if let Some(info) = process.prefills.get_json(bootstrap, path).await {
             let config = &process.config;
             let page_size = info["page_size"].as_u64();
-            let fits = page_size.is_none_or(|size| size == u64::from(config.page_size))
+            let matches = page_size.is_none_or(|size| size == u64::from(config.page_size))
                 && info["kv_cache_dtype"].as_str().is_none_or(|d| d == config.kv_cache_dtype);
-            return if fits {
+            return if matches {
                 Ok(info["dp_size"].as_u64().unwrap_or(1).max(1))
             } else {
                 Err(DiscoveryError::Mismatch)
@@ -170,11 +170,11 @@ pub(crate) async fn find_rank(
     process: &Arc<Process>,
     bootstrap: &str,
     room: u64,
-    wanted: Option<u64>,
+    forced_rank: Option<u64>,
     own: SocketAddr,
 ) -> Result<SocketAddr, DiscoveryError> {
     let size = dp_size(process, bootstrap).await?;
-    let rank = wanted.unwrap_or(room % size);
+    let rank = forced_rank.unwrap_or(room % size);
     if let Some(address) = process
         .prefills
         .known()
@@ -183,7 +183,7 @@ pub(crate) async fn find_rank(
     {
         return Ok(address);
     }
-    let path = if process.is_old() {
+    let path = if process.is_0_4() {
         format!("/route?engine_rank=0&target_dp_group={rank}")
     } else {
         format!("/route?prefill_dp_rank={rank}&prefill_cp_rank=0&target_tp_rank=0&target_pp_rank=0")
@@ -202,8 +202,8 @@ pub(crate) async fn find_rank(
         prefill.ranks.insert(rank, address);
     }
     if let Some(data) = process.data {
-        let hello = control::registration(own, data, process.is_old());
-        process.outboxes.send(process, address, hello);
+        let registration = control::registration(own, data, process.is_0_4());
+        process.outboxes.send(process, address, registration);
     }
     Ok(address)
 }

@@ -139,9 +139,9 @@ impl Engine {
         loop {
             let process = self.supervisor.process();
             process.ended().await;
-            let mut returning = self.supervisor.returning.subscribe();
+            let mut restarting = self.supervisor.restarting.subscribe();
             // The sender lives as long as the supervisor.
-            let _ = returning.wait_for(|returning| !returning).await;
+            let _ = restarting.wait_for(|restarting| !restarting).await;
             if Arc::ptr_eq(&process, &self.supervisor.process()) {
                 return;
             }

@@ -64,7 +64,7 @@ pub(crate) struct ProcessParts {
     pub(crate) data: Option<SocketAddr>,
     pub(crate) bootstrap: Option<SocketAddr>,
     /// Additional time until the registry is complete.
-    pub(crate) empty: Duration,
+    pub(crate) registry_delay: Duration,
 }
 
 impl Process {
@@ -79,7 +79,7 @@ impl Process {
             slots: Arc::default(),
             data: parts.data,
             bootstrap: parts.bootstrap,
-            registry: BootstrapRegistry::new(ready_at + parts.empty),
+            registry: BootstrapRegistry::new(ready_at + parts.registry_delay),
             prefills: KnownPrefills::new(&parts.config),
             http: Gauge::default(),
             responses: Mutex::default(),
@@ -135,7 +135,7 @@ impl Process {
         self.token.cancelled().await;
     }
 
-    pub(crate) fn is_old(&self) -> bool {
+    pub(crate) fn is_0_4(&self) -> bool {
         self.config.version == Version::V0_4_10
     }
 

@@ -146,10 +146,10 @@ impl Rank {
     pub(crate) fn fail_receivers(&self, bootstrap: &str, peer: Option<SocketAddr>) {
         let reason =
             format!("Losing connection with prefill instance (bootstrap_addr: {bootstrap})");
-        let theirs = |r: &&Arc<TransferReceiver>| {
+        let affected = |r: &&Arc<TransferReceiver>| {
             r.bootstrap == bootstrap && peer.is_none_or(|peer| peer == r.peer)
         };
-        for receiver in self.receivers().values().filter(theirs) {
+        for receiver in self.receivers().values().filter(affected) {
             receiver.state.send_if_modified(|state| {
                 let waiting = *state == TransferState::Waiting;
                 if waiting {
@@ -174,7 +174,7 @@ impl RoomGuard {
         loop {
             let changed = {
                 let rooms = self.rank.rooms();
-                let room_state = rooms.get(&self.room).expect("a room with a leg stays");
+                let room_state = rooms.get(&self.room).expect("a room with a leg is not removed");
                 if let Some(reason) = &room_state.failed {
                     return Err(reason.clone());
                 }
@@ -192,7 +192,7 @@ impl RoomGuard {
         loop {
             let changed = {
                 let rooms = self.rank.rooms();
-                let room_state = rooms.get(&self.room).expect("a room with a leg stays");
+                let room_state = rooms.get(&self.room).expect("a room with a leg is not removed");
                 if let Some(reason) = &room_state.failed {
                     return reason.clone();
                 }
@@ -231,7 +231,7 @@ pub(crate) struct ReceiverGuard {
 impl Drop for ReceiverGuard {
     fn drop(&mut self) {
         let mut receivers = self.rank.receivers();
-        if receivers.get(&self.room).is_some_and(|now| Arc::ptr_eq(now, &self.receiver)) {
+        if receivers.get(&self.room).is_some_and(|current| Arc::ptr_eq(current, &self.receiver)) {
             receivers.remove(&self.room);
         }
     }

@@ -202,7 +202,7 @@ impl Recorder {
 
 impl RequestRecord {
     /// A handle that records nothing.
-    pub(crate) fn nowhere(recorder: &Arc<Recorder>) -> RequestRecord {
+    pub(crate) fn unrecorded(recorder: &Arc<Recorder>) -> RequestRecord {
         RequestRecord { recorder: Arc::clone(recorder), sequence: None }
     }
 

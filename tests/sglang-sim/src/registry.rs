@@ -54,7 +54,7 @@ pub(crate) fn answer(
     request: &Request<()>,
     body: &Bytes,
 ) -> Response<Reply> {
-    let old = process.is_old();
+    let old = process.is_0_4();
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/health") => plain(StatusCode::OK, "OK"),
         (&Method::GET, "/route") if old => route_0_4(process, request.uri().query()),

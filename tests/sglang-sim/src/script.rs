@@ -59,8 +59,8 @@ pub enum Action {
     FirstEventError { message: String },
     /// Prefill and token times are multiplied by this factor.
     Slow { factor: f64 },
-    /// The engine dies, restarts after `down_ms`, and its registry is complete `empty_ms` later.
-    Restart { down_ms: u64, empty_ms: u64 },
+    /// The engine dies, restarts after `down_ms`, and its registry is complete `registry_delay_ms` later.
+    Restart { down_ms: u64, registry_delay_ms: u64 },
     /// The request is read and never answered.
     HangHead,
 }
@@ -78,7 +78,7 @@ struct Parameters {
     #[serde(skip_serializing_if = "Option::is_none")]
     down_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    empty_ms: Option<u64>,
+    registry_delay_ms: Option<u64>,
 }
 
 impl<'de> Deserialize<'de> for Action {
@@ -137,7 +137,7 @@ impl Action {
             },
             "restart" => Action::Restart {
                 down_ms: given.down_ms.unwrap_or(200),
-                empty_ms: given.empty_ms.unwrap_or(0),
+                registry_delay_ms: given.registry_delay_ms.unwrap_or(0),
             },
             "hang_head" => Action::HangHead,
             other => return Err(format!("unknown action {other:?}")),
@@ -179,8 +179,9 @@ impl Serialize for Action {
                     | Action::DropMidStream { after } => given.after = Some(*after),
                     Action::Freeze { ms } | Action::FreezeScheduler { ms } => given.ms = *ms,
                     Action::FirstEventError { message } => given.message = Some(message.clone()),
-                    Action::Restart { down_ms, empty_ms } => {
-                        (given.down_ms, given.empty_ms) = (Some(*down_ms), Some(*empty_ms));
+                    Action::Restart { down_ms, registry_delay_ms } => {
+                        (given.down_ms, given.registry_delay_ms) =
+                            (Some(*down_ms), Some(*registry_delay_ms));
                     }
                     _ => return self.name().serialize(serializer),
                 }
@@ -258,7 +259,7 @@ mod tests {
             Action::Freeze { ms: Some(5) },
             Action::Status { status: 503, body: "busy".into() },
             Action::Slow { factor: 3.0 },
-            Action::Restart { down_ms: 1, empty_ms: 2 },
+            Action::Restart { down_ms: 1, registry_delay_ms: 2 },
         ] {
             let text = serde_json::to_string(&Script::once(action.clone())).unwrap();
             assert_eq!(script(&text).unwrap().action, action, "{text}");

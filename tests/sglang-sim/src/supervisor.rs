@@ -28,7 +28,7 @@ pub(crate) struct Supervisor {
     pub(crate) bootstrap: Option<SocketAddr>,
     process: Mutex<Arc<Process>>,
     /// True while the engine is down and a script will restart it.
-    pub(crate) returning: watch::Sender<bool>,
+    pub(crate) restarting: watch::Sender<bool>,
 }
 
 /// The listeners of one engine process.
@@ -72,14 +72,14 @@ fn start_process(
     supervisor: &Weak<Supervisor>,
     shared: (&Arc<Config>, &Arc<Recorder>),
     listeners: Listeners,
-    empty: Duration,
+    registry_delay: Duration,
 ) -> io::Result<Arc<Process>> {
     let (config, recorder) = shared;
-    let nowhere = SocketAddr::new(config.host, 0);
+    let unused = SocketAddr::new(config.host, 0);
     let mut ranks = Vec::new();
     for rank in 0..config.dp_size.max(1) {
         let control = listeners.control.get(rank).map(|l| advertised(config, l)).transpose()?;
-        ranks.push(Arc::new(Rank::new(control.unwrap_or(nowhere), config)));
+        ranks.push(Arc::new(Rank::new(control.unwrap_or(unused), config)));
     }
     let process = Process::new(ProcessParts {
         config: Arc::clone(config),
@@ -88,7 +88,7 @@ fn start_process(
         ranks,
         data: listeners.data.as_ref().map(|l| advertised(config, l)).transpose()?,
         bootstrap: listeners.bootstrap.as_ref().map(|l| advertised(config, l)).transpose()?,
-        empty,
+        registry_delay,
     });
     process.spawn(http::serve(Arc::clone(&process), HttpServer::Api, listeners.api));
     if let Some(listener) = listeners.bootstrap {
@@ -125,7 +125,7 @@ impl Supervisor {
                 bootstrap,
                 process: Mutex::new(process),
                 scripts: ActiveScripts::default(),
-                returning: watch::Sender::new(false),
+                restarting: watch::Sender::new(false),
                 config: Arc::clone(&config),
                 recorder: Arc::clone(&recorder),
             }
@@ -141,11 +141,11 @@ impl Supervisor {
     }
 
     /// Starts a new process on the old addresses.
-    pub(crate) async fn restart(self: &Arc<Self>, empty: Duration) -> io::Result<()> {
+    pub(crate) async fn restart(self: &Arc<Self>, registry_delay: Duration) -> io::Result<()> {
         let bootstrap = self.bootstrap.map_or(0, |address| address.port());
         let listeners = Listeners::open(&self.config, self.address.port(), bootstrap).await?;
         let shared = (&self.config, &self.recorder);
-        let process = start_process(&Arc::downgrade(self), shared, listeners, empty)?;
+        let process = start_process(&Arc::downgrade(self), shared, listeners, registry_delay)?;
         *self.process.lock() = process;
         self.recorder.notify();
         Ok(())
@@ -156,19 +156,19 @@ impl Supervisor {
         self: &Arc<Self>,
         process: &Arc<Process>,
         down: Duration,
-        empty: Duration,
+        registry_delay: Duration,
     ) {
-        let (supervisor, dying) = (Arc::downgrade(self), Arc::clone(process));
-        self.returning.send_replace(true);
-        dying.kill();
+        let (supervisor, old_process) = (Arc::downgrade(self), Arc::clone(process));
+        self.restarting.send_replace(true);
+        old_process.kill();
         // Not a task of the process, because it outlives it. It ends when the engine is dropped.
         let task = async move {
-            dying.tasks_finished().await;
+            old_process.tasks_finished().await;
             sleep(down).await;
             let Some(supervisor) = supervisor.upgrade() else { return };
             // The ports were free a moment ago. If another process took one, the engine stays down.
-            let _ = supervisor.restart(empty).await;
-            supervisor.returning.send_replace(false);
+            let _ = supervisor.restart(registry_delay).await;
+            supervisor.restarting.send_replace(false);
         };
         tokio::spawn(task);
     }
@@ -182,6 +182,6 @@ fn empty_process(config: &Arc<Config>, recorder: &Arc<Recorder>) -> Arc<Process>
         ranks: Vec::new(),
         data: None,
         bootstrap: None,
-        empty: Duration::ZERO,
+        registry_delay: Duration::ZERO,
     })
 }

@@ -26,7 +26,7 @@ async fn abort(engine: &Engine, rid: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn an_abort_strikes_every_id_that_begins_with_a_known_one() {
+async fn an_abort_ends_every_request_whose_id_starts_with_an_existing_id() {
     let engine = start(endless(Role::Unified)).await;
     let runs = ["run-1", "run-10", "other"]
         .map(|rid| named(generate(rid, 100_000), rid))
@@ -34,11 +34,11 @@ async fn an_abort_strikes_every_id_that_begins_with_a_known_one() {
         .map(|(engine, body)| async move { post(engine, "/generate", &body).await });
     let [first, longer, other] = runs;
     let aborting = async {
-        assert!(engine.until(SOON, |e| e.occupancy().running == 3).await);
+        assert!(engine.until(DEADLINE, |e| e.occupancy().running == 3).await);
         assert_eq!(abort(&engine, "run").await.status, 200);
-        assert_eq!(engine.occupancy().legs, 3, "an id that no request has strikes nothing");
+        assert_eq!(engine.occupancy().legs, 3, "an unknown id aborts nothing");
         assert_eq!(abort(&engine, "run-1").await.status, 200);
-        assert!(engine.until(SOON, |e| e.occupancy().legs == 1).await);
+        assert!(engine.until(DEADLINE, |e| e.occupancy().legs == 1).await);
         post(&engine, "/abort_request", &json!({"abort_all": true})).await;
     };
     let (first, longer, other, ()) = tokio::join!(first, longer, other, aborting);
@@ -66,11 +66,11 @@ async fn a_batch_with_one_id_numbers_its_sequences() {
 }
 
 #[tokio::test]
-async fn an_id_in_use_is_refused() {
+async fn an_id_in_use_is_rejected() {
     let engine = start(endless(Role::Unified)).await;
     let body = named(generate("a", 100_000), "twice");
     let second = async {
-        assert!(engine.until(SOON, |e| e.occupancy().running == 1).await);
+        assert!(engine.until(DEADLINE, |e| e.occupancy().running == 1).await);
         let second = post(&engine, "/generate", &body).await;
         abort(&engine, "twice").await;
         second
@@ -81,16 +81,16 @@ async fn an_id_in_use_is_refused() {
 }
 
 #[tokio::test]
-async fn an_abort_on_decode_ends_the_prefill_of_the_new_engine() {
+async fn an_abort_on_decode_ends_the_prefill_leg_on_0_5_only() {
     for (version, notified) in [(Version::V0_5, true), (Version::V0_4_10, false)] {
         let mut slow = Config { prefill_tokens_per_second: 20, ..config(Role::Prefill, version) };
-        slow.timing.bootstrap_timeout = SOON;
+        slow.timing.bootstrap_timeout = DEADLINE;
         let pair =
             Pair { prefill: start(slow).await, decode: start(config(Role::Decode, version)).await };
         let body = pair.meet(named(generate(&"word ".repeat(20), 3), "leg"), 1);
         let started = Instant::now();
         let aborting = async {
-            assert!(pair.prefill.until(SOON, |e| e.occupancy().running == 1).await);
+            assert!(pair.prefill.until(DEADLINE, |e| e.occupancy().running == 1).await);
             abort(&pair.decode, "leg").await;
         };
         let ((prefill, decode), ()) = tokio::join!(pair.both("/generate", &body), aborting);
@@ -102,21 +102,21 @@ async fn an_abort_on_decode_ends_the_prefill_of_the_new_engine() {
         } else {
             assert_eq!(prefill.status, 200, "it pushes to a decode that does not want it");
         }
-        assert!(started.elapsed() < SOON);
+        assert!(started.elapsed() < DEADLINE);
     }
 }
 
 #[tokio::test]
-async fn an_abort_on_prefill_leaves_the_old_decode_waiting() {
+async fn an_abort_on_prefill_leaves_a_0_4_decode_waiting() {
     for (version, notified) in [(Version::V0_5, true), (Version::V0_4_10, false)] {
         let slow = Config { prefill_tokens_per_second: 40, ..config(Role::Prefill, version) };
-        let mut patient = config(Role::Decode, version);
-        patient.timing.waiting_timeout = Duration::from_secs(2);
-        let pair = Pair { prefill: start(slow).await, decode: start(patient).await };
+        let mut long_wait = config(Role::Decode, version);
+        long_wait.timing.waiting_timeout = Duration::from_secs(2);
+        let pair = Pair { prefill: start(slow).await, decode: start(long_wait).await };
         let body = pair.meet(named(generate(&"word ".repeat(10), 3), "leg"), 1);
         let started = Instant::now();
         let aborting = async {
-            assert!(pair.prefill.until(SOON, |e| e.occupancy().running == 1).await);
+            assert!(pair.prefill.until(DEADLINE, |e| e.occupancy().running == 1).await);
             abort(&pair.prefill, "leg").await;
         };
         let ((_, decode), ()) = tokio::join!(pair.both("/generate", &body), aborting);
@@ -127,21 +127,21 @@ async fn an_abort_on_prefill_leaves_the_old_decode_waiting() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_stream_is_missed_later() {
+async fn the_disconnect_of_a_non_streaming_client_is_noticed_by_polling() {
     let engine = start(endless(Role::Unified)).await;
     let body = generate("a", 100_000);
     let asking = send(engine.address(), "/generate", &body);
     let left = tokio::time::timeout(Duration::from_millis(100), asking).await;
     assert!(left.is_err());
     let gone = Instant::now();
-    assert!(engine.until(SOON, |e| e.occupancy().legs == 0).await);
-    let least = impatient().disconnect_poll - Duration::from_millis(20);
+    assert!(engine.until(DEADLINE, |e| e.occupancy().legs == 0).await);
+    let least = short_timeouts().disconnect_poll - Duration::from_millis(20);
     assert!(gone.elapsed() >= least, "{:?}", gone.elapsed());
     assert_eq!(engine.received()[0].outcome, "client gone");
 }
 
 #[tokio::test]
-async fn administration_wants_the_admin_key_and_the_rest_the_other() {
+async fn administration_needs_the_admin_key_and_other_paths_the_api_key() {
     let keys = Config {
         api_key: Some("user".into()),
         admin_api_key: Some("admin".into()),

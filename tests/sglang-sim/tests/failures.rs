@@ -1,4 +1,4 @@
-//! What was seen of a real pair when something fails, row by row, with timeouts lowered.
+//! Failures as they were observed on a real pair, case by case, with short timeouts.
 
 mod pair;
 
@@ -10,7 +10,7 @@ use sglang_sim::{Config, Role, Timing, Version};
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The leg failed with 500 and this text, when its timeout was over and not before.
+/// Asserts that the leg failed with 500 and this text, when its timeout was over and not before.
 fn assert_timed_out(answer: &Answer, took: Duration, texts: &[&str]) {
     assert_eq!(answer.status, 500, "{answer:?}");
     for text in texts {
@@ -46,7 +46,7 @@ async fn rooms_that_differ_time_out_on_both_sides() {
 }
 
 #[tokio::test]
-async fn without_a_room_both_refuse_at_once() {
+async fn without_a_room_both_legs_get_400() {
     let pair = pair(Version::V0_5).await;
     let (prefill, decode) = pair.both("/generate", &generate("a", 3)).await;
     for answer in [prefill, decode] {
@@ -60,7 +60,7 @@ async fn without_a_room_both_refuse_at_once() {
 }
 
 #[tokio::test]
-async fn a_leg_alone_times_out() {
+async fn a_leg_without_its_peer_times_out() {
     let pair = pair(Version::V0_5).await;
     let body = pair.meet(generate("a", 3), 1);
     let (prefill, took) = timed(post(&pair.prefill, "/generate", &body)).await;
@@ -70,7 +70,7 @@ async fn a_leg_alone_times_out() {
 }
 
 #[tokio::test]
-async fn a_dead_decode_shows_as_prefills_timeout() {
+async fn a_dead_decode_shows_as_a_timeout_of_prefill() {
     let pair = pair(Version::V0_5).await;
     pair.decode.kill().await;
     let body = pair.meet(generate("a", 3), 1);
@@ -81,7 +81,7 @@ async fn a_dead_decode_shows_as_prefills_timeout() {
 }
 
 #[tokio::test]
-async fn a_registry_that_cannot_be_reached_fails_decodes_handshake() {
+async fn an_unreachable_registry_fails_the_handshake_of_decode() {
     for version in [Version::V0_4_10, Version::V0_5] {
         let pair = pair(version).await;
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -100,14 +100,14 @@ async fn a_registry_that_cannot_be_reached_fails_decodes_handshake() {
 }
 
 #[tokio::test]
-async fn a_prefill_killed_in_the_middle_is_noticed_by_the_heartbeat() {
+async fn a_prefill_killed_during_a_request_is_noticed_by_the_heartbeat() {
     let slow = Config { prefill_tokens_per_second: 10, ..config(Role::Prefill, Version::V0_5) };
-    let mut patient = config(Role::Decode, Version::V0_5);
-    patient.timing.waiting_timeout = SOON;
-    let pair = Pair { prefill: start(slow).await, decode: start(patient).await };
+    let mut long_wait = config(Role::Decode, Version::V0_5);
+    long_wait.timing.waiting_timeout = DEADLINE;
+    let pair = Pair { prefill: start(slow).await, decode: start(long_wait).await };
     let body = pair.meet(streaming(generate(&"long ".repeat(100), 3)), 1);
     let killing = async {
-        assert!(pair.prefill.until(SOON, |e| e.occupancy().running == 1).await);
+        assert!(pair.prefill.until(DEADLINE, |e| e.occupancy().running == 1).await);
         pair.prefill.kill().await;
     };
     let (decode, prefill, ()) = tokio::join!(
@@ -127,7 +127,7 @@ async fn a_prefill_killed_in_the_middle_is_noticed_by_the_heartbeat() {
 }
 
 #[tokio::test]
-async fn a_frozen_prefill_scheduler_is_not_seen_by_the_heartbeat() {
+async fn a_frozen_prefill_scheduler_is_not_noticed_by_the_heartbeat() {
     let pair = pair(Version::V0_5).await;
     pair.prefill.freeze_scheduler();
     let body = pair.meet(streaming(generate("a", 3)), 1);
@@ -142,14 +142,14 @@ async fn a_frozen_prefill_scheduler_is_not_seen_by_the_heartbeat() {
     assert_eq!(get_at(address, "/health").await.text(), "OK");
     let (health, took) = timed(get(&pair.prefill, "/health")).await;
     assert_eq!(health.status, 503);
-    assert!(took >= impatient().health_timeout, "{took:?}");
+    assert!(took >= short_timeouts().health_timeout, "{took:?}");
     assert_eq!(get(&pair.prefill, "/ready").await.status, 200);
     pair.prefill.thaw_scheduler();
     assert_eq!(get(&pair.prefill, "/health").await.status, 200);
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_the_stream_is_noticed_late_and_its_kv_freed() {
+async fn the_disconnect_of_a_streaming_client_frees_its_kv_after_a_delay() {
     let slow =
         Config { inter_token: Duration::from_millis(10), ..config(Role::Decode, Version::V0_5) };
     let pair = Pair {
@@ -161,19 +161,19 @@ async fn a_client_that_leaves_the_stream_is_noticed_late_and_its_kv_freed() {
     let prefill = post(&pair.prefill, "/generate", &body);
     let leaving = async {
         let head = send(pair.decode.address(), "/generate", &body).await.unwrap();
-        assert!(pair.decode.until(SOON, |e| e.occupancy().running == 1).await);
+        assert!(pair.decode.until(DEADLINE, |e| e.occupancy().running == 1).await);
         drop(head);
         Instant::now()
     };
     let (_, left) = tokio::join!(prefill, leaving);
-    assert!(pair.decode.until(SOON, |e| e.occupancy().legs == 0).await);
-    assert!(left.elapsed() >= impatient().disconnect_stream, "{:?}", left.elapsed());
+    assert!(pair.decode.until(DEADLINE, |e| e.occupancy().legs == 0).await);
+    assert!(left.elapsed() >= short_timeouts().disconnect_stream, "{:?}", left.elapsed());
     assert_eq!(pair.decode.occupancy().tokens, 0);
     assert_eq!(pair.decode.received()[0].outcome, "client gone");
 }
 
 #[tokio::test]
-async fn n_of_two_with_one_room_fails_on_both_sides() {
+async fn two_samples_with_one_room_fail_on_both_sides() {
     let pair = pair(Version::V0_5).await;
     let mut body = pair.meet(chat("a", 3), 1);
     body["n"] = json!(2);
@@ -183,20 +183,20 @@ async fn n_of_two_with_one_room_fails_on_both_sides() {
 }
 
 #[tokio::test]
-async fn a_room_of_two_to_the_63_kills_the_prefill() {
+async fn a_room_of_2_to_the_63_kills_the_prefill() {
     for room in [json!(1u64 << 63), json!(u64::MAX), json!("9223372036854775808"), json!(1e300)] {
         let pair = pair(Version::V0_5).await;
         let mut body = pair.meet(generate("a", 3), 1);
         body["bootstrap_room"] = room;
         let sent = send(pair.prefill.address(), "/generate", &body).await;
-        assert!(sent.is_err(), "no head comes from a dead engine");
+        assert!(sent.is_err(), "a dead engine answered");
         assert!(!pair.prefill.is_alive());
         assert!(pair.decode.is_alive());
     }
 }
 
 #[tokio::test]
-async fn either_side_may_be_restarted_and_serves_the_first_request() {
+async fn a_restarted_prefill_or_decode_serves_its_first_request() {
     for version in [Version::V0_4_10, Version::V0_5] {
         let pair = pair(version).await;
         for (room, restarted) in [(1, None), (2, Some(&pair.prefill)), (3, Some(&pair.decode))] {
@@ -212,7 +212,7 @@ async fn either_side_may_be_restarted_and_serves_the_first_request() {
 }
 
 #[tokio::test]
-async fn errors_of_streams_come_inside_a_200() {
+async fn stream_errors_are_events_inside_a_200() {
     let pair = pair(Version::V0_5).await;
     let body = pair.meet(streaming(chat("a", 3)), 1);
     let decode = post(&pair.decode, "/v1/chat/completions", &body).await;
@@ -228,7 +228,7 @@ async fn errors_of_streams_come_inside_a_200() {
 }
 
 #[tokio::test]
-async fn the_old_engine_answers_a_failed_leg_with_200_and_abort() {
+async fn a_0_4_engine_answers_a_failed_leg_with_200_and_abort() {
     let pair = pair(Version::V0_4_10).await;
     let body = pair.meet(generate("a", 3), 1);
     let decode = post(&pair.decode, "/generate", &body).await;
@@ -253,7 +253,7 @@ async fn the_old_engine_answers_a_failed_leg_with_200_and_abort() {
 }
 
 #[tokio::test]
-async fn the_old_engine_breaks_off_a_stream_that_its_queue_refuses() {
+async fn a_0_4_engine_breaks_off_a_stream_that_its_full_queue_rejects() {
     let full = Config {
         max_running_requests: 1,
         max_queued_requests: Some(0),
@@ -263,7 +263,7 @@ async fn the_old_engine_breaks_off_a_stream_that_its_queue_refuses() {
     let engine = start(full).await;
     let body = generate("busy", 40);
     let second = async {
-        assert!(engine.until(SOON, |e| e.occupancy().running == 1).await);
+        assert!(engine.until(DEADLINE, |e| e.occupancy().running == 1).await);
         post(&engine, "/v1/chat/completions", &streaming(chat("a", 2))).await
     };
     let (_, refused) = tokio::join!(post(&engine, "/generate", &body), second);
@@ -271,7 +271,7 @@ async fn the_old_engine_breaks_off_a_stream_that_its_queue_refuses() {
 }
 
 #[tokio::test]
-async fn a_full_queue_refuses_with_503() {
+async fn a_full_queue_answers_503() {
     let narrow = Config {
         max_running_requests: 1,
         max_queued_requests: Some(1),
@@ -281,7 +281,7 @@ async fn a_full_queue_refuses_with_503() {
     let engine = start(narrow).await;
     let body = generate("busy", 40);
     let third = async {
-        assert!(engine.until(SOON, |e| e.occupancy().queued == 1).await);
+        assert!(engine.until(DEADLINE, |e| e.occupancy().queued == 1).await);
         let refused = post(&engine, "/generate", &body).await;
         let streamed = post(&engine, "/v1/chat/completions", &streaming(chat("a", 2))).await;
         (refused, streamed)
@@ -297,7 +297,7 @@ async fn a_full_queue_refuses_with_503() {
 }
 
 #[tokio::test]
-async fn a_decode_without_kv_room_keeps_the_next_request_waiting() {
+async fn a_decode_without_free_kv_queues_the_next_request() {
     let small = Config {
         max_total_tokens: 40,
         inter_token: Duration::from_millis(5),
@@ -321,7 +321,7 @@ async fn a_decode_without_kv_room_keeps_the_next_request_waiting() {
 }
 
 #[tokio::test]
-async fn pages_that_differ_crash_the_new_decode() {
+async fn different_page_sizes_crash_a_0_5_decode() {
     let pair = Pair {
         prefill: start(Config { page_size: 64, ..config(Role::Prefill, Version::V0_5) }).await,
         decode: start(config(Role::Decode, Version::V0_5)).await,
@@ -332,7 +332,7 @@ async fn pages_that_differ_crash_the_new_decode() {
 }
 
 #[tokio::test]
-async fn a_frozen_engine_keeps_its_ports_open_and_goes_on_when_thawed() {
+async fn a_frozen_engine_keeps_its_ports_open_and_answers_when_thawed() {
     let engine = start(config(Role::Unified, Version::V0_5)).await;
     engine.freeze();
     let connected = tokio::net::TcpStream::connect(engine.address()).await;
@@ -346,11 +346,11 @@ async fn a_frozen_engine_keeps_its_ports_open_and_goes_on_when_thawed() {
 }
 
 #[tokio::test]
-async fn an_engine_that_starts_slowly_says_so() {
+async fn a_starting_engine_answers_503() {
     let delay = Duration::from_millis(300);
     let slow = Config {
         start_delay: delay,
-        timing: Timing { health_pause: Duration::from_millis(10), ..impatient() },
+        timing: Timing { health_pause: Duration::from_millis(10), ..short_timeouts() },
         ..config(Role::Prefill, Version::V0_5)
     };
     let (prefill, started) = (start(slow).await, Instant::now());

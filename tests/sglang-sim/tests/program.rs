@@ -1,6 +1,6 @@
-//! The program: its line, its signals, its death.
+//! The program: its first line, its signals, its exit status.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod pair;
 
@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use pair::*;
 use serde_json::json;
 
-/// A child that does not outlive the test.
+/// A child process that is killed when the test ends.
 struct Program {
     child: Child,
     line: String,
@@ -44,7 +44,7 @@ impl Drop for Program {
 }
 
 #[test]
-fn it_says_that_it_is_ready_and_ends_with_0() {
+fn it_prints_that_it_is_ready_and_exits_with_0_on_sigterm() {
     let mut prefill = Program::start(&["--role", "prefill", "--host", "127.0.0.1"]);
     assert!(prefill.line.starts_with("sglang-sim prefill ready on 127.0.0.1:"), "{}", prefill.line);
     assert!(prefill.line.contains(" bootstrap 127.0.0.1:"));
@@ -53,7 +53,7 @@ fn it_says_that_it_is_ready_and_ends_with_0() {
 }
 
 #[tokio::test]
-async fn a_scripted_death_ends_the_process() {
+async fn a_scripted_death_exits_with_137() {
     let mut unified = Program::start(&["--role", "unified", "--instant", "--engine", "0.5"]);
     let address = unified.address();
     let ready = get_at(address, "/ready").await;

@@ -1,4 +1,4 @@
-//! Two legs meet: rooms, KV bytes, batches, and the answer's dependence on all of it.
+//! The rendezvous of two legs: rooms, KV bytes, batches, and how the answer depends on all of them.
 
 mod pair;
 
@@ -29,7 +29,7 @@ async fn a_pair_answers_what_an_ordinary_server_answers() {
 }
 
 #[tokio::test]
-async fn the_kv_of_every_prompt_moves_over_pooled_connections() {
+async fn kv_is_transferred_over_pooled_connections() {
     let pair = pair(Version::V0_5).await;
     let mut tokens = 0;
     for room in 0..5 {
@@ -48,7 +48,7 @@ async fn the_kv_of_every_prompt_moves_over_pooled_connections() {
 }
 
 #[tokio::test]
-async fn either_leg_may_be_late() {
+async fn either_leg_may_arrive_first() {
     let pair = pair(Version::V0_5).await;
     for (room, prefill_first) in [(1, true), (2, false)] {
         let body = pair.meet(generate("late", 3), room);
@@ -59,7 +59,7 @@ async fn either_leg_may_be_late() {
         };
         let waiting = post(first, "/generate", &body);
         let late = async {
-            assert!(first.until(SOON, |e| e.occupancy().legs == 1).await);
+            assert!(first.until(DEADLINE, |e| e.occupancy().legs == 1).await);
             post(second, "/generate", &body).await
         };
         let (one, other) = tokio::join!(waiting, late);
@@ -69,7 +69,7 @@ async fn either_leg_may_be_late() {
 }
 
 #[tokio::test]
-async fn rooms_are_numbers_or_their_strings_and_may_be_used_again() {
+async fn a_room_is_a_number_or_its_string_and_may_be_reused() {
     let pair = pair(Version::V0_5).await;
     for room in [json!("1301"), json!(1301), json!((1u64 << 63) - 1), json!(0)] {
         let mut body = pair.meet(generate("room", 3), 0);
@@ -81,7 +81,7 @@ async fn rooms_are_numbers_or_their_strings_and_may_be_used_again() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_not_given_is_the_engines_own() {
+async fn a_missing_bootstrap_port_is_the_engines_own() {
     let prefill = start(config(Role::Prefill, Version::V0_5)).await;
     let bootstrap_port = prefill.bootstrap_address().unwrap().port();
     let decode = Config { bootstrap_port, ..config(Role::Decode, Version::V0_5) };
@@ -94,7 +94,7 @@ async fn a_port_that_is_not_given_is_the_engines_own() {
 }
 
 #[tokio::test]
-async fn a_batch_takes_lists_or_counts_rooms_on() {
+async fn a_batch_takes_lists_or_numbers_its_rooms_upwards() {
     let pair = pair(Version::V0_5).await;
     let texts = json!({"text": ["one", "two words", "three more words"],
         "sampling_params": {"max_new_tokens": 3}});
@@ -116,7 +116,7 @@ async fn a_batch_takes_lists_or_counts_rooms_on() {
 }
 
 #[tokio::test]
-async fn the_old_engine_cannot_spread_one_room_over_a_batch() {
+async fn a_0_4_engine_fails_on_one_room_for_a_batch() {
     let pair = pair(Version::V0_4_10).await;
     let body = pair.meet(json!({"prompt": ["one", "two"], "max_tokens": 3}), 4);
     let answer = post(&pair.decode, "/v1/completions", &body).await;
@@ -154,7 +154,7 @@ async fn a_live_duplicate_room_gives_one_the_others_answer_and_hangs_the_other()
     ];
     let (a, b) = (pair.meet(a, 7), pair.meet(b, 7));
     let second = async {
-        assert!(pair.prefill.until(SOON, |e| e.occupancy().running == 1).await);
+        assert!(pair.prefill.until(DEADLINE, |e| e.occupancy().running == 1).await);
         pair.both("/generate", &b).await
     };
     let ((_, first), (_, second)) = tokio::join!(pair.both("/generate", &a), second);

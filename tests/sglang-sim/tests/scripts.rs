@@ -1,4 +1,4 @@
-//! Every way in which an engine can be told to go wrong.
+//! Every failure that a script can inject.
 
 mod pair;
 
@@ -37,13 +37,13 @@ async fn death_in_the_middle_cuts_after_whole_events_or_in_one() {
         (Action::DropMidStream { after: 2 }, true),
     ] {
         let engine = unified().await;
-        let lives = matches!(action, Action::DropMidStream { .. });
+        let survives = matches!(action, Action::DropMidStream { .. });
         engine.script(Script::once(action.clone()));
         let (text, reset) = raw(&engine, &streaming(generate("a", 30))).await;
         assert!(reset, "{action:?}");
         assert_eq!(text.matches("data: ").count(), if whole { 2 } else { 3 }, "{action:?}: {text}");
         assert_eq!(text.trim_end_matches("\r\n").ends_with("\n\n"), whole, "{action:?}: {text}");
-        assert_eq!(engine.is_alive(), lives);
+        assert_eq!(engine.is_alive(), survives);
     }
 }
 
@@ -56,7 +56,7 @@ async fn a_dropped_connection_leaves_the_engine_alive() {
 }
 
 #[tokio::test]
-async fn a_scripted_status_comes_at_once_and_as_often_as_said() {
+async fn a_scripted_status_applies_as_often_as_requested() {
     let engine = unified().await;
     over_http(
         &engine,
@@ -78,7 +78,7 @@ async fn a_scripted_status_comes_at_once_and_as_often_as_said() {
 }
 
 #[tokio::test]
-async fn a_first_event_that_is_an_error_stands_in_a_200() {
+async fn a_scripted_first_event_error_comes_inside_a_200() {
     let engine = unified().await;
     engine.script(Script::always(Action::FirstEventError { message: "no memory".into() }));
     let streamed = post(&engine, "/v1/chat/completions", &streaming(chat("a", 3))).await;
@@ -92,7 +92,7 @@ async fn a_first_event_that_is_an_error_stands_in_a_200() {
 }
 
 #[tokio::test]
-async fn a_leg_that_never_meets_times_out_while_others_go_on() {
+async fn a_leg_without_rendezvous_times_out_and_others_are_served() {
     let pair = pair(Version::V0_5).await;
     pair.prefill.script(Script::once(Action::NeverRendezvous));
     let body = pair.meet(generate("a", 3), 1);
@@ -104,7 +104,7 @@ async fn a_leg_that_never_meets_times_out_while_others_go_on() {
 }
 
 #[tokio::test]
-async fn slow_is_a_factor() {
+async fn slow_multiplies_the_duration() {
     let steady = Config { inter_token: Duration::from_millis(2), ..Config::new(Role::Unified) };
     let engine = start(steady).await;
     engine.script(Script::once(Action::Slow { factor: 20.0 }));
@@ -132,7 +132,7 @@ async fn a_frozen_engine_thaws_after_its_time() {
 }
 
 #[tokio::test]
-async fn a_hanging_head_never_comes() {
+async fn a_scripted_hang_never_answers() {
     let engine = unified().await;
     engine.script(Script::once(Action::HangHead));
     let body = generate("a", 2);
@@ -151,23 +151,26 @@ async fn a_restart_comes_back_on_the_same_ports_with_an_empty_registry() {
     let pair = Pair { prefill, decode };
     let warm = pair.both("/generate", &pair.meet(generate("a", 2), 1)).await;
     text_of(&warm.1);
-    over_http(&pair.prefill, json!({"action": {"restart": {"down_ms": 100, "empty_ms": 150}}}))
-        .await;
+    over_http(
+        &pair.prefill,
+        json!({"action": {"restart": {"down_ms": 100, "registry_delay_ms": 150}}}),
+    )
+    .await;
     let body = pair.meet(generate("a", 2), 2);
     assert!(send(pair.prefill.address(), "/generate", &body).await.is_err());
     assert!(!pair.prefill.is_alive());
-    assert!(pair.prefill.until(SOON, Engine::is_alive).await);
+    assert!(pair.prefill.until(DEADLINE, Engine::is_alive).await);
     let bootstrap = pair.prefill.bootstrap_address().unwrap();
     let path = "/route?prefill_dp_rank=0&prefill_cp_rank=0&target_tp_rank=0&target_pp_rank=0";
     assert_eq!(get_at(bootstrap, path).await.status, 503);
     let (_, decode) = pair.both("/generate", &pair.meet(generate("a", 2), 3)).await;
     text_of(&decode);
     assert_eq!(get_at(bootstrap, path).await.status, 200);
-    assert_eq!(pair.prefill.received_on("/generate").len(), 3, "what tests look at survives");
+    assert_eq!(pair.prefill.received_on("/generate").len(), 3, "records survive a restart");
 }
 
 #[tokio::test]
-async fn what_arrived_is_told_over_http_byte_for_byte() {
+async fn received_requests_are_listed_byte_for_byte() {
     let engine = unified().await;
     let text = r#"{"text":"a", "sampling_params" : {"max_new_tokens":2},"big":1.00e5}"#;
     let answer = post_raw(&engine, text).await;

@@ -1,6 +1,6 @@
 //! The shapes of SGLang's answers, streamed and not.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod pair;
 
@@ -43,7 +43,7 @@ async fn the_documents_request_gets_the_documents_shape() {
 }
 
 #[tokio::test]
-async fn the_new_engine_adds_metadata_and_reasoning_tokens() {
+async fn a_0_5_engine_adds_metadata_and_reasoning_tokens() {
     let engine = unified(Version::V0_5).await;
     let answer = post(&engine, "/v1/chat/completions", &chat("a", 3)).await.json();
     assert_eq!(answer["metadata"], json!({"weight_version": "default"}));
@@ -79,7 +79,7 @@ async fn a_chat_stream_is_role_content_finish_usage_done() {
 }
 
 #[tokio::test]
-async fn continuous_usage_stands_in_every_content_chunk() {
+async fn continuous_usage_is_in_every_content_chunk() {
     let engine = unified(Version::V0_5).await;
     let mut body = streaming(chat("a stream", 4));
     body["stream_options"] = json!({"include_usage": true, "continuous_usage_stats": true});
@@ -90,7 +90,7 @@ async fn continuous_usage_stands_in_every_content_chunk() {
 }
 
 #[tokio::test]
-async fn samples_have_indices_and_the_prompt_counts_once() {
+async fn samples_are_indexed_and_the_prompt_counts_once() {
     let engine = unified(Version::V0_5).await;
     let mut body = chat("pick", 6);
     let single = post(&engine, "/v1/chat/completions", &body).await.json();
@@ -137,7 +137,7 @@ async fn generate_streams_the_text_so_far_with_an_index_in_batches() {
 }
 
 #[tokio::test]
-async fn logprobs_of_the_prompt_are_prefills_and_of_the_answer_decodes() {
+async fn prefill_returns_the_logprobs_of_the_prompt_and_decode_those_of_the_answer() {
     let pair = pair(Version::V0_5).await;
     let mut body = generate("what is the probability of this", 4);
     body["return_logprob"] = json!(true);
@@ -177,7 +177,7 @@ async fn without_a_start_the_prompt_has_no_logprobs() {
 }
 
 #[tokio::test]
-async fn what_no_sampler_can_do_is_refused_in_the_engines_words() {
+async fn invalid_sampling_parameters_get_the_engines_message() {
     let engine = unified(Version::V0_5).await;
     let mut body = generate("a", 4);
     body["sampling_params"]["top_p"] = json!(7);
@@ -190,7 +190,7 @@ async fn what_no_sampler_can_do_is_refused_in_the_engines_words() {
 }
 
 #[tokio::test]
-async fn openai_logprobs_are_of_the_answer() {
+async fn openai_logprobs_cover_the_answer() {
     let engine = unified(Version::V0_5).await;
     let mut body = chat("a", 3);
     body["logprobs"] = json!(true);
@@ -229,7 +229,7 @@ async fn a_stop_string_ends_the_answer_before_it() {
 }
 
 #[tokio::test]
-async fn an_answer_ends_by_itself_unless_told_not_to() {
+async fn an_answer_ends_by_itself_unless_eos_is_ignored() {
     let short = Config { natural_length: 4, ..config(Role::Unified, Version::V0_5) };
     let engine = start(short).await;
     let mut body = generate("end", 50);
@@ -315,7 +315,7 @@ async fn messages_come_in_anthropics_shape_over_a_pair() {
 }
 
 #[tokio::test]
-async fn wrong_requests_are_refused_as_the_engine_does() {
+async fn invalid_requests_get_the_engines_status() {
     let engine = unified(Version::V0_5).await;
     let cases = [
         ("/v1/chat/completions", json!({"model": "m"}), 400),
@@ -338,7 +338,7 @@ async fn wrong_requests_are_refused_as_the_engine_does() {
 }
 
 #[tokio::test]
-async fn embeddings_are_an_ordinary_servers() {
+async fn an_ordinary_server_answers_embeddings() {
     let engine = unified(Version::V0_5).await;
     let body = json!({"model": "m", "input": ["one", "two"]});
     let answer = post(&engine, "/v1/embeddings", &body).await.json();

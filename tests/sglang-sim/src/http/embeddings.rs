@@ -65,7 +65,7 @@ async fn embed(exchange: &Exchange) -> Response<Reply> {
             json!({"embedding": embedding(input), "index": index, "object": "embedding"})
         })
         .collect();
-    let usage = super::sequence::usage_of(tokens, 0, process.is_old());
+    let usage = super::sequence::usage_of(tokens, 0, process.is_0_4());
     let model = body["model"].as_str().unwrap_or("default");
     let value = json!({"data": data, "model": model, "object": "list", "usage": usage});
     reply_json(StatusCode::OK, &value)

@@ -53,7 +53,7 @@ pub(crate) fn error_response(
 }
 
 /// The error response for an aborted sequence of a request that is not streamed.
-pub(crate) fn raised(finish: &Finish, old: bool) -> Option<(StatusCode, String, &str)> {
+pub(crate) fn error_of(finish: &Finish, old: bool) -> Option<(StatusCode, String, &str)> {
     let Finish::Abort { message, status: Some(code) } = finish else { return None };
     // 0.4 answers a failure with status 500 as an ordinary response.
     if old && *code == 500 {
@@ -64,8 +64,8 @@ pub(crate) fn raised(finish: &Finish, old: bool) -> Option<(StatusCode, String, 
     Some((status, kind, message))
 }
 
-fn refuse(api: Api, refusal: RequestError, stream: bool) -> Response<Reply> {
-    match refusal {
+fn reject(api: Api, rejection: RequestError, stream: bool) -> Response<Reply> {
+    match rejection {
         RequestError::Value(message) if api == Api::Generate && stream => {
             stream::value_error(&message)
         }
@@ -89,11 +89,11 @@ fn refuse(api: Api, refusal: RequestError, stream: bool) -> Response<Reply> {
 }
 
 /// Applies the script actions that change how legs run.
-fn action(request: &mut ParsedRequest, action: Option<&Action>) {
+fn apply_to_legs(request: &mut ParsedRequest, action: Option<&Action>) {
     for spec in &mut request.specs {
         match action {
             Some(Action::NeverRendezvous) => spec.never_rendezvous = true,
-            Some(Action::Slow { factor }) => spec.slow = *factor,
+            Some(Action::Slow { factor }) => spec.slow_factor = *factor,
             _ => {}
         }
     }
@@ -105,9 +105,9 @@ pub(crate) async fn answer(exchange: &Exchange, api: Api) -> Response<Reply> {
     let parsed = parse::read(process, api, exchange.head.headers(), &exchange.body);
     let mut request = match parsed {
         Ok(request) => request,
-        Err(refusal) => {
+        Err(rejection) => {
             let body: Value = serde_json::from_slice(&exchange.body).unwrap_or_default();
-            let response = refuse(api, refusal, body["stream"] == true);
+            let response = reject(api, rejection, body["stream"] == true);
             exchange.record.outcome(format!("error {}", response.status().as_u16()));
             return response;
         }
@@ -115,7 +115,7 @@ pub(crate) async fn answer(exchange: &Exchange, api: Api) -> Response<Reply> {
     if let Some(Action::FirstEventError { message }) = &exchange.action {
         return first_event_error(&request, message);
     }
-    action(&mut request, exchange.action.as_ref());
+    apply_to_legs(&mut request, exchange.action.as_ref());
     let numbers = request.specs.iter().filter_map(|spec| match spec.room {
         Some(leg::Room::Number(room)) => Some(room),
         _ => None,
@@ -129,11 +129,11 @@ pub(crate) async fn answer(exchange: &Exchange, api: Api) -> Response<Reply> {
         let Some(guard) = process.register_leg(&spec.rid) else {
             let message = format!("Duplicate request ID detected: {}", spec.rid);
             exchange.record.outcome("error 400");
-            return refuse(api, RequestError::Value(message), request.stream);
+            return reject(api, RequestError::Value(message), request.stream);
         };
         guards.push(guard);
     }
-    let outputs = begin(exchange, &request, guards);
+    let outputs = start_legs(exchange, &request, guards);
     if request.stream {
         return stream::answer(exchange, request, outputs).await;
     }
@@ -143,7 +143,7 @@ pub(crate) async fn answer(exchange: &Exchange, api: Api) -> Response<Reply> {
 }
 
 /// Starts all legs of a request.
-fn begin(
+fn start_legs(
     exchange: &Exchange,
     request: &ParsedRequest,
     guards: Vec<LegGuard>,
@@ -214,17 +214,17 @@ async fn collect(
     let logprobs = request.logprobs.as_ref();
     let mut sequences: Vec<Sequence> =
         request.specs.iter().map(|spec| Sequence::new(process, spec, logprobs)).collect();
-    let mut open = sequences.len();
-    while open > 0 {
+    let mut running = sequences.len();
+    while running > 0 {
         // A closed channel means that the leg died with the engine.
         let Some(output) = outputs.recv().await else { return std::future::pending().await };
         let sequence = &mut sequences[output.index];
         sequence.add(output);
         if let Some(finish) = &sequence.finish {
-            if let Some((status, kind, message)) = raised(finish, process.is_old()) {
+            if let Some((status, kind, message)) = error_of(finish, process.is_0_4()) {
                 return error_response(request.api, status, &kind, message);
             }
-            open -= 1;
+            running -= 1;
         }
     }
     whole(process, request, &sequences)
@@ -235,7 +235,7 @@ fn whole(
     request: &ParsedRequest,
     sequences: &[Sequence],
 ) -> Response<Reply> {
-    let old = process.is_old();
+    let old = process.is_0_4();
     let value = match request.api {
         Api::Generate if request.batch => {
             sequences.iter().map(|sequence| sequence.generate_json(old, None)).collect()

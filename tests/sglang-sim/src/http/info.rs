@@ -26,11 +26,11 @@ pub(crate) async fn health(process: &Arc<Process>) -> Response<Reply> {
     let deadline = Instant::now() + process.config.timing.health_timeout;
     let before = process.stats.tokens_emitted.load(Relaxed);
     let answered = Arc::new(AtomicBool::new(false));
-    let (probe, said) = (Arc::clone(process), Arc::clone(&answered));
+    let (probe, done) = (Arc::clone(process), Arc::clone(&answered));
     process.spawn(async move {
         probe.wait_for_scheduler().await;
         let _pass = probe.ranks[0].forward.lock().await;
-        said.store(true, Relaxed);
+        done.store(true, Relaxed);
     });
     while Instant::now() < deadline {
         sleep(process.config.timing.health_pause).await;
@@ -75,7 +75,7 @@ pub(crate) fn server_info(process: &Process) -> Response<Reply> {
         "enable_dp_attention": config.dp_size > 1, "enable_metrics": true, "status": "ready",
         "internal_states": states, "version": config.version.number(),
     });
-    if !process.is_old() {
+    if !process.is_0_4() {
         let method =
             if config.role == Role::Prefill { "follow_bootstrap_room" } else { "round_robin" };
         info["load_balance_method"] = json!(method);
@@ -89,7 +89,7 @@ pub(crate) fn model_info(process: &Process) -> Response<Reply> {
         "model_path": process.config.model_path, "tokenizer_path": process.config.model_path,
         "is_generation": true, "preferred_sampling_params": null,
     });
-    if !process.is_old() {
+    if !process.is_0_4() {
         info["weight_version"] = json!("default");
         info["has_image_understanding"] = json!(false);
         info["has_audio_understanding"] = json!(false);
@@ -105,7 +105,7 @@ fn card(process: &Process) -> Value {
         "id": name, "object": "model", "created": now_seconds(), "owned_by": "sglang",
         "root": name, "max_model_len": process.config.context_length,
     });
-    if !process.is_old() {
+    if !process.is_0_4() {
         card["parent"] = Value::Null;
     }
     card

@@ -84,7 +84,7 @@ fn sources(process: &Process) -> Vec<GaugeSource> {
     fn count(read: impl Fn(&Rank) -> usize + 'static) -> Box<dyn Fn(&Rank) -> f64> {
         Box::new(move |rank| read(rank) as f64)
     }
-    let old = process.is_old();
+    let old = process.is_0_4();
     let capacity = process.config.max_total_tokens.max(1);
     let slots = process.config.max_running_requests.max(1);
     let mut sources: Vec<GaugeSource> = vec![
@@ -132,7 +132,7 @@ pub(crate) fn answer(process: &Process) -> Response<Reply> {
         text: String::with_capacity(8 << 10),
         model: process.config.model_name().replace('\\', "\\\\").replace('"', "\\\""),
         engine: process.config.role.engine_type(),
-        old: process.is_old(),
+        old: process.is_0_4(),
         ranks: process.ranks.len(),
     };
     for (name, read) in sources(process) {

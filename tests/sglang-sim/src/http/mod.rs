@@ -149,16 +149,16 @@ async fn exchange(
         return Ok(sim::answer(&process, &head, &body));
     }
     if server == HttpServer::Api
-        && let Some(refusal) = check_keys(&process, head.headers(), path)
+        && let Some(rejection) = check_keys(&process, head.headers(), path)
     {
-        return Ok(refusal);
+        return Ok(rejection);
     }
     let generates = server == HttpServer::Api && generates(head.method(), path);
     let record = match server {
         HttpServer::Api => {
             process.recorder.receive(head.method(), head.uri(), head.headers(), &body)
         }
-        HttpServer::Bootstrap => RequestRecord::nowhere(&process.recorder),
+        HttpServer::Bootstrap => RequestRecord::unrecorded(&process.recorder),
     };
     let action = process
         .supervisor
@@ -201,8 +201,8 @@ async fn apply_action(
     let supervisor = process.supervisor.upgrade()?;
     match action {
         Action::DieBeforeHead => process.kill(),
-        Action::Restart { down_ms, empty_ms } => {
-            supervisor.restart_later(process, millis(*down_ms), millis(*empty_ms));
+        Action::Restart { down_ms, registry_delay_ms } => {
+            supervisor.restart_later(process, millis(*down_ms), millis(*registry_delay_ms));
         }
         Action::DropBeforeHead => {
             reset.store(true, Relaxed);
@@ -268,7 +268,7 @@ fn generates(method: &Method, path: &str) -> bool {
 }
 
 async fn route_generation(exchange: &Exchange) -> Option<Response<Reply>> {
-    let old = exchange.process.is_old();
+    let old = exchange.process.is_0_4();
     let path = exchange.head.uri().path();
     if path != "/generate" && !generation::is_json(exchange.head.headers()) {
         return Some(generation::not_json());
@@ -286,7 +286,7 @@ async fn route_generation(exchange: &Exchange) -> Option<Response<Reply>> {
 
 async fn route(exchange: &Exchange) -> Option<Response<Reply>> {
     let process = &exchange.process;
-    let old = process.is_old();
+    let old = process.is_0_4();
     let (head, body) = (&exchange.head, &exchange.body);
     let get = head.method() == Method::GET;
     let post = head.method() == Method::POST;

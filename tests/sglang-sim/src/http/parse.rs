@@ -249,7 +249,7 @@ pub(crate) fn read(
         api,
         stream: body["stream"] == true,
         include_usage: options["include_usage"] == true,
-        continuous_usage: options["continuous_usage_stats"] == true && !process.is_old(),
+        continuous_usage: options["continuous_usage_stats"] == true && !process.is_0_4(),
         model: body["model"].as_str().unwrap_or("default").to_owned(),
         specs,
         n,
@@ -271,10 +271,10 @@ fn verify(sampling: &Value) -> Result<(), RequestError> {
         ("frequency_penalty", |given| (-2.0..=2.0).contains(&given), "in [-2, 2]"),
         ("presence_penalty", |given| (-2.0..=2.0).contains(&given), "in [-2, 2]"),
     ];
-    for (name, fits, says) in BOUNDS {
+    for (name, is_valid, range) in BOUNDS {
         let given = &sampling[name];
-        if given.as_f64().is_some_and(|number| !fits(number)) {
-            return Err(value_error(&format!("{name} must be {says}, got {given}.")));
+        if given.as_f64().is_some_and(|number| !is_valid(number)) {
+            return Err(value_error(&format!("{name} must be {range}, got {given}.")));
         }
     }
     Ok(())
@@ -318,7 +318,7 @@ fn specs(
                 ignore_eos: sampling["ignore_eos"] == true,
                 stop: api.stop(sampling),
                 sample: sample as u64,
-                slow: 1.0,
+                slow_factor: 1.0,
                 // All samples and a warm-up copy share one room, so none of them gets its KV.
                 never_rendezvous: n > 1 && process.config.disaggregated(),
             });

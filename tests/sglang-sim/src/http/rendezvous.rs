@@ -101,7 +101,7 @@ fn spread<T>(
             (0..prompts * n).map(|position| one(&list[position / n], 0)).collect()
         }
         // 0.4 indexes the single value.
-        _ if batch && process.is_old() => {
+        _ if batch && process.is_0_4() => {
             Err(RequestError::Crash("'int' object is not subscriptable".into()))
         }
         // 0.5 numbers the rooms of a batch upwards from the given one.
@@ -143,7 +143,7 @@ fn routed_rank(
     body: &Value,
     headers: &HeaderMap,
 ) -> Result<Option<u64>, RequestError> {
-    if process.is_old() {
+    if process.is_0_4() {
         return Ok(body["data_parallel_rank"].as_u64());
     }
     if let Some(value) = headers.get("x-data-parallel-rank").filter(|_| api != Api::Generate) {

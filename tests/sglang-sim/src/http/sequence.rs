@@ -109,7 +109,7 @@ impl Sequence {
             finish: None,
             logprobs: Vec::new(),
             input: logprobs.map(|wanted| {
-                Input::new(&spec.prompt, wanted, process.config.role, process.is_old())
+                Input::new(&spec.prompt, wanted, process.config.role, process.is_0_4())
             }),
             started: Instant::now(),
         }

@@ -19,7 +19,7 @@ use crate::leg::{Finish, Output};
 use crate::process::Process;
 use crate::script::Action;
 
-use super::generation::{error_object, raised};
+use super::generation::{error_object, error_of};
 use super::parse::{Api, ParsedRequest};
 use super::sequence::{Sequence, now_seconds, usage, usage_of};
 use super::{BoxError, Exchange, Reply, anthropic, full, responses};
@@ -84,19 +84,19 @@ pub(crate) struct StreamState {
     outputs: mpsc::Receiver<Output>,
     pub(crate) sequences: Vec<Sequence>,
     /// Tokens of each sequence whose log probabilities have been sent.
-    shown: Vec<usize>,
+    logprobs_sent: Vec<usize>,
     /// Sequences whose end is sent after all others, as chat does.
     finished: Vec<usize>,
     queue: VecDeque<Bytes>,
-    open: usize,
-    over: bool,
+    running: usize,
+    ended: bool,
     broken: bool,
     sent: usize,
     action: Option<Action>,
     reset: Arc<std::sync::atomic::AtomicBool>,
     created: u64,
     pub(crate) response_id: String,
-    numbered: std::cell::Cell<u64>,
+    next_number: std::cell::Cell<u64>,
 }
 
 /// Starts a streamed response.
@@ -110,28 +110,28 @@ pub(crate) async fn answer(
     let sequences: Vec<Sequence> =
         request.specs.iter().map(|spec| Sequence::new(&process, spec, logprobs)).collect();
     // 0.4, and `/generate` of both versions, send the head before the first output.
-    let eager = request.api == Api::Generate || process.is_old();
+    let eager = request.api == Api::Generate || process.is_0_4();
     let mut state = StreamState {
-        shown: vec![0; sequences.len()],
+        logprobs_sent: vec![0; sequences.len()],
         finished: Vec::new(),
-        open: sequences.len(),
+        running: sequences.len(),
         response_id: responses::new_id(&request),
         process,
         request,
         outputs,
         sequences,
         queue: VecDeque::new(),
-        over: false,
+        ended: false,
         broken: false,
         sent: 0,
         action: exchange.action.clone(),
         reset: Arc::clone(&exchange.reset),
         created: now_seconds(),
-        numbered: std::cell::Cell::new(0),
+        next_number: std::cell::Cell::new(0),
     };
-    state.begin();
+    state.push_opening_events();
     if !eager {
-        state.fill().await;
+        state.fill_queue().await;
     }
     let frames = unfold(state, |mut state| async move {
         let next = state.next().await?;
@@ -147,10 +147,10 @@ impl StreamState {
 
     /// The next sequence number of `/v1/responses`.
     pub(crate) fn number(&self) -> u64 {
-        self.numbered.replace(self.numbered.get() + 1)
+        self.next_number.replace(self.next_number.get() + 1)
     }
 
-    fn begin(&mut self) {
+    fn push_opening_events(&mut self) {
         if self.request.api == Api::Responses {
             let events = responses::opening(self);
             self.queue.extend(events);
@@ -158,16 +158,16 @@ impl StreamState {
     }
 
     /// Waits until there is an event to send or the stream ends.
-    async fn fill(&mut self) {
-        while self.queue.is_empty() && !self.over {
+    async fn fill_queue(&mut self) {
+        while self.queue.is_empty() && !self.ended {
             // A closed channel means that the legs died with the engine.
             let Some(output) = self.outputs.recv().await else { return pending().await };
-            self.take(output);
+            self.add_output(output);
         }
     }
 
     async fn next(&mut self) -> Option<Result<Bytes, BoxError>> {
-        self.fill().await;
+        self.fill_queue().await;
         let event = self.queue.pop_front();
         match self.action {
             Some(Action::DieMidStream { after }) if self.sent >= after => {
@@ -205,7 +205,7 @@ impl StreamState {
     }
 
     fn close(&mut self) {
-        self.over = true;
+        self.ended = true;
         match self.request.api {
             Api::Responses => {}
             Api::Messages => {
@@ -216,12 +216,12 @@ impl StreamState {
         }
     }
 
-    fn take(&mut self, output: Output) {
-        let old = self.process.is_old();
+    fn add_output(&mut self, output: Output) {
+        let old = self.process.is_0_4();
         let index = output.index;
         let new = self.sequences[index].add(output);
         if let Some(finish) = self.sequences[index].finish.clone() {
-            self.open -= 1;
+            self.running -= 1;
             if self.failed(&finish, old) {
                 return;
             }
@@ -243,19 +243,19 @@ impl StreamState {
                 self.queue.extend(events);
             }
         }
-        if self.open == 0 {
+        if self.running == 0 {
             self.tail(old);
         }
     }
 
     /// Whether this end of a sequence ends the stream as a failure.
     fn failed(&mut self, finish: &Finish, old: bool) -> bool {
-        let Some((status, kind, message)) = raised(finish, old) else { return false };
+        let Some((status, kind, message)) = error_of(finish, old) else { return false };
         let code = status.as_u16();
         let error = match self.request.api {
             // An exception other than ValueError breaks the stream of 0.4.
             _ if old && code != 400 => {
-                (self.over, self.broken) = (true, true);
+                (self.ended, self.broken) = (true, true);
                 return true;
             }
             Api::Generate if old => event(&json!({"error": {"message": message}})),
@@ -273,8 +273,8 @@ impl StreamState {
         for index in std::mem::take(&mut self.finished) {
             let Some(finish) = self.sequences[index].finish.clone() else { continue };
             let delta = if old { json!({"role": null, "content": null}) } else { json!({}) };
-            let ended = (json!(finish.kind()), finish.matched());
-            self.chat_chunk(index, delta, Value::Null, ended, old);
+            let finish = (json!(finish.kind()), finish.matched());
+            self.chat_chunk(index, delta, Value::Null, finish, old);
         }
         match self.request.api {
             Api::Chat if self.request.include_usage => {
@@ -341,37 +341,37 @@ impl StreamState {
     }
 
     fn chat(&mut self, index: usize, new: &str, old: bool) {
-        let ended = || (Value::Null, Value::Null);
+        let not_finished = || (Value::Null, Value::Null);
         let sequence = &self.sequences[index];
         let logprobs = if self.request.logprobs.is_some() {
-            sequence.chat_logprobs(self.shown[index])
+            sequence.chat_logprobs(self.logprobs_sent[index])
         } else {
             Value::Null
         };
-        let first = self.shown[index] == 0;
-        self.shown[index] = sequence.ids.len().max(1);
+        let first = self.logprobs_sent[index] == 0;
+        self.logprobs_sent[index] = sequence.ids.len().max(1);
         if sequence.finish.is_some() {
             self.finished.push(index);
         }
         if first {
             let delta = json!({"role": "assistant", "content": ""});
-            self.chat_chunk(index, delta, Value::Null, ended(), old);
+            self.chat_chunk(index, delta, Value::Null, not_finished(), old);
         }
         if !new.is_empty() {
             let delta =
                 if old { json!({"role": null, "content": new}) } else { json!({"content": new}) };
-            self.chat_chunk(index, delta, logprobs, ended(), old);
+            self.chat_chunk(index, delta, logprobs, not_finished(), old);
         }
     }
 
     fn completion(&mut self, index: usize, new: &str, old: bool) {
         let sequence = &self.sequences[index];
         let logprobs = if self.request.logprobs.is_some() {
-            sequence.completion_logprobs(self.shown[index])
+            sequence.completion_logprobs(self.logprobs_sent[index])
         } else {
             Value::Null
         };
-        self.shown[index] = sequence.ids.len();
+        self.logprobs_sent[index] = sequence.ids.len();
         let finish = sequence.finish.as_ref();
         let chunk = json!({
             "id": sequence.rid, "object": "text_completion", "created": self.created,

@@ -27,7 +27,7 @@ const STRIDE: u64 = 0x9E37_79B9_7F4A_7C15;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PrefillResult {
     pub(crate) prompt_hash: u64,
-    pub(crate) first: u32,
+    pub(crate) first_token: u32,
 }
 
 /// Received KV, by slot.
@@ -50,16 +50,16 @@ impl KvSlots {
         KvSlot { slots: Arc::clone(self), number }
     }
 
-    fn fill(&self, number: u64, computed: PrefillResult) {
+    fn fill(&self, number: u64, result: PrefillResult) {
         let mut inner = self.0.lock();
         if let Some(slot) = inner.1.get_mut(&number) {
-            *slot = Some(computed);
+            *slot = Some(result);
         }
     }
 }
 
 impl KvSlot {
-    pub(crate) fn computed(&self) -> Option<PrefillResult> {
+    pub(crate) fn result(&self) -> Option<PrefillResult> {
         let inner = self.slots.0.lock();
         inner.1.get(&self.number).copied().flatten()
     }
@@ -142,7 +142,7 @@ async fn receive(process: &Process, socket: &mut EngineSocket, peer: IpAddr) -> 
         traffic.corrupt_transfers += u64::from(!intact);
     });
     process.stats.received(length);
-    process.slots.fill(slot, PrefillResult { prompt_hash, first });
+    process.slots.fill(slot, PrefillResult { prompt_hash, first_token: first });
     socket.write_u8(1).await?;
     socket.flush().await
 }
@@ -176,7 +176,7 @@ impl ConnectionPool {
 pub(crate) async fn push(
     process: &Process,
     transfer_info: &TransferInfo,
-    computed: PrefillResult,
+    result: PrefillResult,
     prompt_tokens: usize,
 ) -> io::Result<u64> {
     let peer = transfer_info.data;
@@ -186,19 +186,19 @@ pub(crate) async fn push(
     header.extend_from_slice(&transfer_info.slot.to_be_bytes());
     header.extend_from_slice(&transfer_info.room.to_be_bytes());
     header.extend_from_slice(&length.to_be_bytes());
-    header.extend_from_slice(&computed.first.to_be_bytes());
+    header.extend_from_slice(&result.first_token.to_be_bytes());
     header.extend_from_slice(&u32::try_from(prompt_tokens).unwrap_or(u32::MAX).to_be_bytes());
 
     // A pooled connection may have died while idle; that does not fail the transfer.
     if let Some(mut socket) = process.pool.idle(peer)
-        && write(&mut socket, &header, computed.prompt_hash, length).await.is_ok()
+        && write(&mut socket, &header, result.prompt_hash, length).await.is_ok()
     {
         process.pool.put_back(peer, socket);
     } else {
         let stream = connect(process.config.host, peer, process.config.timing.peer_timeout).await?;
         process.recorder.kv(peer.ip(), |traffic| traffic.connections += 1);
         let mut socket = EngineSocket::new(stream, Arc::clone(&process.sockets));
-        write(&mut socket, &header, computed.prompt_hash, length).await?;
+        write(&mut socket, &header, result.prompt_hash, length).await?;
         process.pool.put_back(peer, socket);
     }
     process.recorder.kv(peer.ip(), |traffic| {

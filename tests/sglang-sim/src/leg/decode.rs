@@ -41,16 +41,16 @@ impl RunningLeg<'_> {
         if self.skips_transfer() {
             let _reservation = self.reserve().await?;
             let _running = self.rank.gauges.running.enter();
-            return Ok(self.generate(self.computed()).await);
+            return Ok(self.generate(self.prefill_result()).await);
         }
         self.process.recorder.room(room);
         let preallocating = self.rank.gauges.prealloc.enter();
         let peer = self.handshake(room).await?;
         let _reservation = self.reserve().await?;
         drop(preallocating);
-        let computed = self.receive(room, peer).await?;
+        let result = self.receive(room, peer).await?;
         let _running = self.rank.gauges.running.enter();
-        Ok(self.generate(computed).await)
+        Ok(self.generate(result).await)
     }
 
     fn bootstrap_address(&self) -> String {
@@ -62,15 +62,15 @@ impl RunningLeg<'_> {
     }
 
     fn check_capacity(&self) -> Result<(), Finish> {
-        let (tokens, most) = (self.spec.prompt.len(), self.process.config.max_total_tokens);
-        if tokens <= most {
+        let (tokens, max) = (self.spec.prompt.len(), self.process.config.max_total_tokens);
+        if tokens <= max {
             return Ok(());
         }
         let message = format!(
-            "Request {} exceeds the maximum number of tokens: {tokens} > {most}",
+            "Request {} exceeds the maximum number of tokens: {tokens} > {max}",
             self.spec.rid
         );
-        let status = (!self.process.is_old()).then_some(400);
+        let status = (!self.process.is_0_4()).then_some(400);
         Err(Finish::Abort { message, status })
     }
 
@@ -93,13 +93,13 @@ impl RunningLeg<'_> {
         }
         let bootstrap = self.bootstrap_address();
         let own = self.rank.control;
-        let room_state =
+        let lookup =
             discovery::find_rank(self.process, &bootstrap, room, self.spec.prefill_rank, own);
-        let met = tokio::select! {
-            met = room_state => met,
+        let result = tokio::select! {
+            result = lookup => result,
             () = self.aborted.cancelled() => Err(DiscoveryError::Reason("Aborted by AbortReq.".into())),
         };
-        match met {
+        match result {
             Ok(address) => Ok(address),
             Err(DiscoveryError::Reason(reason)) => {
                 self.process.stats.bootstrap_failed();
@@ -117,7 +117,7 @@ impl RunningLeg<'_> {
         let config = &self.process.config;
         let gauges = &self.rank.gauges;
         let full = self.rank.running.available_permits() == 0;
-        if config.max_queued_requests.is_some_and(|most| full && gauges.queued.now() >= most) {
+        if config.max_queued_requests.is_some_and(|max| full && gauges.queued.now() >= max) {
             return Err(Finish::abort(503, "The request queue is full."));
         }
         let prompt = self.spec.prompt.len();
@@ -173,7 +173,7 @@ impl RunningLeg<'_> {
                 self.process.stats.allocated(started.elapsed());
                 // The room is done but the slot is empty: another request with this room got the
                 // bytes.
-                return slot.computed().ok_or_else(|| {
+                return slot.result().ok_or_else(|| {
                     let message = "Metadata corruption detected - bootstrap_room mismatch";
                     Finish::abort(500, message)
                 });
@@ -182,7 +182,7 @@ impl RunningLeg<'_> {
             Ok(TransferState::Waiting) | Err(_) => timed_out(room, started.elapsed()),
         };
         self.process.stats.transfer_failed();
-        if self.aborted.is_cancelled() && !self.process.is_old() && !self.spec.never_rendezvous {
+        if self.aborted.is_cancelled() && !self.process.is_0_4() && !self.spec.never_rendezvous {
             self.process.outboxes.send(self.process, peer, control::abort(room, self.rank.control));
         }
         Err(self.decode_failure("transfer", &reason))
@@ -193,7 +193,7 @@ impl RunningLeg<'_> {
         let transfer_info = TransferInfo { room, control: self.rank.control, data, slot };
         let pages = self.spec.prompt.len().div_ceil(self.process.config.page_size.max(1) as usize);
         let pages = u32::try_from(pages).unwrap_or(u32::MAX);
-        let message = control::transfer_info(&transfer_info, pages, self.process.is_old());
+        let message = control::transfer_info(&transfer_info, pages, self.process.is_0_4());
         self.process.outboxes.send(self.process, peer, message);
     }
 }

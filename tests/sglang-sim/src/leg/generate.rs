@@ -13,8 +13,8 @@ const END_OF_TEXT: u32 = 151_645;
 
 impl RunningLeg<'_> {
     /// Generates from the result of prefill, until the answer ends or is aborted.
-    pub(super) async fn generate(&self, computed: PrefillResult) -> Finish {
-        let natural = model::length(computed.prompt_hash, self.process.config.natural_length);
+    pub(super) async fn generate(&self, result: PrefillResult) -> Finish {
+        let natural = model::length(result.prompt_hash, self.process.config.natural_length);
         let limit = self.spec.max_new_tokens;
         let mut writing = StopScanner::default();
         let mut last = Instant::now();
@@ -37,8 +37,8 @@ impl RunningLeg<'_> {
             let ended = position >= natural && !self.spec.ignore_eos;
             let id = match position {
                 _ if ended => END_OF_TEXT,
-                0 => computed.first,
-                _ => model::token(computed.prompt_hash, self.spec.sample, position),
+                0 => result.first_token,
+                _ => model::token(result.prompt_hash, self.spec.sample, position),
             };
             let (text, matched) =
                 if ended { (String::new(), None) } else { writing.add(id, &self.spec.stop) };

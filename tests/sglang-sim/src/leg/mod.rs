@@ -71,7 +71,7 @@ fn rank_of(process: &Arc<Process>, spec: &LegSpec) -> Result<Arc<Rank>, Finish> 
             return Err(Finish::abort(400, message));
         }
         (Some(wanted), _) => wanted,
-        (None, Some(rank)) if process.config.role == Role::Prefill || process.is_old() => rank,
+        (None, Some(rank)) if process.config.role == Role::Prefill || process.is_0_4() => rank,
         _ => process.next_rank() as u64,
     };
     Ok(Arc::clone(&process.ranks[rank as usize]))
@@ -81,7 +81,7 @@ impl RunningLeg<'_> {
     fn missing_room(&self) -> Finish {
         // The message of 0.4 has this typo, and no status.
         let (word, status) =
-            if self.process.is_old() { ("boostrap", None) } else { ("bootstrap", Some(400)) };
+            if self.process.is_0_4() { ("boostrap", None) } else { ("bootstrap", Some(400)) };
         let message = format!(
             "Invalid request: Disaggregated request received without {word} room id. \
              req.rid='{}'",
@@ -96,14 +96,14 @@ impl RunningLeg<'_> {
     }
 
     fn scaled(&self, time: Duration) -> Duration {
-        time.mul_f64(self.spec.slow)
+        time.mul_f64(self.spec.slow_factor)
     }
 
     /// Waits for a running slot, unless the queue is full.
     async fn slot(&self) -> Result<(tokio::sync::OwnedSemaphorePermit, GaugeGuard), Finish> {
         let gauges = &self.rank.gauges;
-        if self.process.config.max_queued_requests.is_some_and(|most| {
-            self.rank.running.available_permits() == 0 && gauges.queued.now() >= most
+        if self.process.config.max_queued_requests.is_some_and(|max| {
+            self.rank.running.available_permits() == 0 && gauges.queued.now() >= max
         }) {
             return Err(Finish::abort(503, "The request queue is full."));
         }
@@ -113,7 +113,7 @@ impl RunningLeg<'_> {
             permit = Arc::clone(&self.rank.running).acquire_owned() => permit,
             () = self.aborted.cancelled() => {
                 let message =
-                    if self.process.is_old() { "Abort before prefill" } else { "Abort in waiting queue" };
+                    if self.process.is_0_4() { "Abort before prefill" } else { "Abort in waiting queue" };
                 return Err(Finish::Abort { message: message.into(), status: None });
             }
         };
@@ -131,12 +131,12 @@ impl RunningLeg<'_> {
             let time = Duration::from_secs_f64(self.spec.prompt.len() as f64 / speed as f64);
             tokio::time::sleep(self.scaled(time)).await;
         }
-        self.computed()
+        self.prefill_result()
     }
 
-    fn computed(&self) -> PrefillResult {
+    fn prefill_result(&self) -> PrefillResult {
         let prompt_hash = model::hash_prompt(&self.spec.prompt);
-        PrefillResult { prompt_hash, first: model::token(prompt_hash, self.spec.sample, 0) }
+        PrefillResult { prompt_hash, first_token: model::token(prompt_hash, self.spec.sample, 0) }
     }
 
     async fn emit(&self, token: Option<Token>, finish: Option<Finish>) {

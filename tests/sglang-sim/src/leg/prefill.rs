@@ -30,8 +30,8 @@ impl RunningLeg<'_> {
         if self.skips_transfer() {
             let (_slot, _running) = self.slot().await?;
             let _tokens = self.rank.gauges.tokens.enter_with(self.spec.prompt.len());
-            let computed = self.forward().await;
-            return Ok(self.answer(computed).await);
+            let result = self.forward().await;
+            return Ok(self.answer(result).await);
         }
         self.process.recorder.room(room);
         self.check_forced_rank(room)?;
@@ -41,9 +41,9 @@ impl RunningLeg<'_> {
         let waited = self.slot().await;
         let (_slot, _running) = waited.inspect_err(|_| self.notify_decode(&room_guard))?;
         let _tokens = self.rank.gauges.tokens.enter_with(self.spec.prompt.len());
-        let computed = self.forward().await;
-        self.transfer(&room_guard, computed).await?;
-        Ok(self.answer(computed).await)
+        let result = self.forward().await;
+        self.transfer(&room_guard, result).await?;
+        Ok(self.answer(result).await)
     }
 
     /// A prefill that follows bootstrap rooms rejects a forced rank that the room does not lead to.
@@ -52,7 +52,7 @@ impl RunningLeg<'_> {
         let Some(forced) = self.spec.routed_rank.filter(|rank| *rank != room % size) else {
             return Ok(());
         };
-        if self.process.is_old() || self.spec.prefill_rank.is_some() {
+        if self.process.is_0_4() || self.spec.prefill_rank.is_some() {
             return Ok(());
         }
         Err(self.prefill_failure(
@@ -85,14 +85,14 @@ impl RunningLeg<'_> {
         let _pending = gauges.pending_tokens.enter_with(self.spec.prompt.len());
         let limit = self.process.config.timing.bootstrap_timeout;
         let started = Instant::now();
-        let room_state = async {
+        let bootstrapped = async {
             if self.spec.never_rendezvous {
                 return std::future::pending().await;
             }
             room_guard.bootstrapped().await
         };
         let outcome = tokio::select! {
-            outcome = timeout(limit, room_state) => outcome,
+            outcome = timeout(limit, bootstrapped) => outcome,
             () = self.aborted.cancelled() => {
                 self.notify_decode(room_guard);
                 return Err(self.prefill_failure("bootstrap", "Aborted by AbortReq."));
@@ -116,7 +116,7 @@ impl RunningLeg<'_> {
 
     /// Notifies the decode that no KV will come. 0.4 lets the decode wait.
     fn notify_decode(&self, room_guard: &RoomGuard) {
-        if self.process.is_old() {
+        if self.process.is_0_4() {
             return;
         }
         if let Some(transfer_info) = room_guard.take_transfer_info() {
@@ -128,7 +128,7 @@ impl RunningLeg<'_> {
     async fn transfer(
         &self,
         room_guard: &RoomGuard,
-        computed: data::PrefillResult,
+        result: data::PrefillResult,
     ) -> Result<(), Finish> {
         let _inflight = self.rank.gauges.inflight.enter();
         if self.aborted.is_cancelled() {
@@ -139,7 +139,7 @@ impl RunningLeg<'_> {
         let Some(transfer_info) = room_guard.take_transfer_info() else { return Ok(()) };
         let started = Instant::now();
         let pushed = tokio::select! {
-            pushed = data::push(self.process, &transfer_info, computed, self.spec.prompt.len()) => pushed,
+            pushed = data::push(self.process, &transfer_info, result, self.spec.prompt.len()) => pushed,
             reason = room_guard.failure() => return Err(self.prefill_failure("transfer", &reason)),
         };
         self.process.wait_for_scheduler().await;
@@ -163,10 +163,10 @@ impl RunningLeg<'_> {
         }
     }
 
-    async fn answer(&self, computed: data::PrefillResult) -> Finish {
-        let text = Detokenizer::default().push(computed.first);
-        let logprob = model::logprob(computed.first, 0);
-        let token = Token { id: computed.first, text, logprob };
+    async fn answer(&self, result: data::PrefillResult) -> Finish {
+        let text = Detokenizer::default().push(result.first_token);
+        let logprob = model::logprob(result.first_token, 0);
+        let token = Token { id: result.first_token, text, logprob };
         self.emit(Some(token), Some(Finish::Length(0))).await;
         self.process.stats.done(self.spec.prompt.len(), 1, self.started.elapsed());
         Finish::Length(0)

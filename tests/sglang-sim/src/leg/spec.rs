@@ -25,7 +25,7 @@ pub(crate) struct LegSpec {
     /// The index of the sample, from 0 to n - 1.
     pub(crate) sample: u64,
     /// Factor on all times.
-    pub(crate) slow: f64,
+    pub(crate) slow_factor: f64,
     /// The leg runs into its timeout, because of a script or because n > 1 in a pair.
     pub(crate) never_rendezvous: bool,
 }

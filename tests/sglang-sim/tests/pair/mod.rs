@@ -1,7 +1,7 @@
-//! A prefill and a decode, and a client that talks to either.
+//! A prefill and a decode, and a client for both.
 
-#![allow(dead_code, unreachable_pub, reason = "every test file uses another part of it")]
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses only a part")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,11 +16,11 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 use sglang_sim::{Config, Engine, Role, Timing, Version};
 
-/// Limit of every wait for something that should come at once.
-pub const SOON: Duration = Duration::from_secs(5);
+/// Timeout of every wait for something that should happen at once.
+pub const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Times lowered so that a failure takes less than a second.
-pub fn impatient() -> Timing {
+/// Timeouts that are short enough for a failure to take less than a second.
+pub fn short_timeouts() -> Timing {
     Timing {
         bootstrap_timeout: Duration::from_millis(500),
         waiting_timeout: Duration::from_millis(500),
@@ -36,7 +36,7 @@ pub fn impatient() -> Timing {
 }
 
 pub fn config(role: Role, version: Version) -> Config {
-    Config { version, timing: impatient(), ..Config::new(role) }
+    Config { version, timing: short_timeouts(), ..Config::new(role) }
 }
 
 pub async fn start(config: Config) -> Engine {
@@ -56,13 +56,13 @@ pub async fn pair(version: Version) -> Pair {
     }
 }
 
-/// An answer read to its end.
+/// A complete answer.
 #[derive(Debug)]
 pub struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
-    /// The connection ended before the body did.
+    /// The connection ended before the body was complete.
     pub broken: bool,
 }
 
@@ -104,7 +104,7 @@ fn request(to: SocketAddr, method: Method, path: &str, body: Bytes) -> Request<F
         .unwrap()
 }
 
-/// Sends; `Err` if there was no head.
+/// Sends a request. `Err` if no response head arrives.
 pub async fn send(
     to: SocketAddr,
     path: &str,
@@ -158,7 +158,7 @@ impl Pair {
         body
     }
 
-    /// The same body to both legs.
+    /// Sends one body to both legs.
     pub async fn both(&self, path: &str, body: &Value) -> (Answer, Answer) {
         tokio::join!(post(&self.prefill, path, body), post(&self.decode, path, body))
     }
@@ -180,13 +180,13 @@ pub fn streaming(mut body: Value) -> Value {
     body
 }
 
-/// The text of `/generate`.
+/// The text of a `/generate` answer.
 pub fn text_of(answer: &Answer) -> String {
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     answer.json()["text"].as_str().unwrap().to_owned()
 }
 
-/// The raw end of a connection: what was read, and whether a reset ended it.
+/// The bytes of a raw connection, and whether a reset ended it.
 pub async fn raw(engine: &Engine, body: &Value) -> (String, bool) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(engine.address()).await.unwrap();
@@ -209,7 +209,7 @@ pub async fn raw(engine: &Engine, body: &Value) -> (String, bool) {
     }
 }
 
-/// A body as it stands, over HTTP/2.
+/// Sends a body unchanged, over HTTP/2.
 pub async fn post_raw(engine: &Engine, body: &str) -> Answer {
     let client: Client<_, Full<Bytes>> =
         Client::builder(TokioExecutor::new()).http2_only(true).build_http();

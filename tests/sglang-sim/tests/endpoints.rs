@@ -1,4 +1,4 @@
-//! What an engine says of itself, by role and version, and its DP ranks.
+//! What an engine reports about itself, by role and version, and its DP ranks.
 
 mod pair;
 
@@ -46,7 +46,7 @@ async fn each_version_has_its_own_endpoints() {
 }
 
 #[tokio::test]
-async fn server_info_tells_role_and_what_must_fit() {
+async fn server_info_reports_the_role_and_the_values_that_must_match() {
     let prefill = start(Config {
         page_size: 64,
         kv_cache_dtype: "fp8_e5m2".into(),
@@ -69,7 +69,7 @@ async fn server_info_tells_role_and_what_must_fit() {
 }
 
 #[tokio::test]
-async fn the_registry_wants_the_parameters_of_its_version() {
+async fn the_registry_requires_the_parameters_of_its_version() {
     let engines = [Version::V0_4_10, Version::V0_5].map(|version| config(Role::Prefill, version));
     let [old, new] = engines.map(start);
     let (engine_old, engine_new) = (old.await, new.await);
@@ -91,12 +91,13 @@ async fn the_registry_wants_the_parameters_of_its_version() {
     assert_eq!((&info["dp_size"], &info["follow_bootstrap_room"]), (&json!(1), &json!(true)));
     let rank = "/route?prefill_dp_rank=0&prefill_cp_rank=0&target_tp_rank=0&target_pp_rank=0";
     assert_eq!(get_at(new, rank).await.json()["rank_ip"], "127.0.0.1");
-    let nobody = "/route?prefill_dp_rank=5&prefill_cp_rank=0&target_tp_rank=0&target_pp_rank=0";
-    assert_eq!(get_at(new, nobody).await.status, 404);
+    let missing_rank =
+        "/route?prefill_dp_rank=5&prefill_cp_rank=0&target_tp_rank=0&target_pp_rank=0";
+    assert_eq!(get_at(new, missing_rank).await.status, 404);
 }
 
 #[tokio::test]
-async fn the_registry_remembers_ranks_of_rooms() {
+async fn the_registry_stores_ranks_of_rooms() {
     let prefill = start(config(Role::Prefill, Version::V0_5)).await;
     let bootstrap = prefill.bootstrap_address().unwrap();
     let body = json!({"bootstrap_room": 9, "dp_rank": 3});
@@ -108,7 +109,7 @@ async fn the_registry_remembers_ranks_of_rooms() {
 }
 
 #[tokio::test]
-async fn metrics_have_the_names_of_role_and_version() {
+async fn metric_names_depend_on_role_and_version() {
     for (version, present, absent) in [
         (
             Version::V0_5,
@@ -148,7 +149,7 @@ async fn metrics_have_the_names_of_role_and_version() {
 }
 
 #[tokio::test]
-async fn rooms_choose_the_prefill_rank_and_a_forced_rank_conflicts() {
+async fn a_room_selects_the_prefill_rank_and_another_forced_rank_is_an_error() {
     let ranked = |role| Config { dp_size: 4, ..config(role, Version::V0_5) };
     let pair = Pair {
         prefill: start(ranked(Role::Prefill)).await,
@@ -179,9 +180,9 @@ async fn rooms_choose_the_prefill_rank_and_a_forced_rank_conflicts() {
 }
 
 #[tokio::test]
-async fn health_takes_its_time_on_the_new_engine() {
+async fn health_takes_at_least_the_pause_on_0_5() {
     let engine = start(config(Role::Prefill, Version::V0_5)).await;
     let started = std::time::Instant::now();
     assert_eq!(status(&engine, "/health").await, 200);
-    assert!(started.elapsed() >= impatient().health_pause);
+    assert!(started.elapsed() >= short_timeouts().health_pause);
 }
