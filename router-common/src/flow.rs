@@ -6,7 +6,7 @@ use crate::histogram::BUCKETS;
 
 /// The address of a pod, with a port if several pods share the address (hostNetwork).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct PodAddress {
     pub address: [u8; 16],
     /// 0 for a pod with an address of its own.
@@ -32,7 +32,7 @@ pub const ROLE_UNIFIED: u32 = 3;
 
 /// A pod, as the agent writes it for the programs.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Pod {
     /// Index into the per-pod arrays for a local pod; a number above them for a remote one.
     pub id: u32,
@@ -48,7 +48,7 @@ pub struct Pod {
 
 /// A port of one pod.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct PodPort {
     pub pod: u32,
     pub port: u16,
@@ -70,7 +70,7 @@ pub const CLASSES: u32 = 5;
 
 /// The settings of the programs, and the layout version of the pinned maps.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct ProgramSettings {
     pub layout: u64,
     /// 1 if the sock_ops program counts connections, 0 if the tracepoint does.
@@ -82,7 +82,7 @@ pub struct ProgramSettings {
 
 /// An interface towards other nodes.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Uplink {
     /// 1 if XDP counts what arrives, so that tc must not.
     pub xdp: u32,
@@ -90,7 +90,7 @@ pub struct Uplink {
 
 /// A TCP connection, from the side of a local pod.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct FlowKey {
     pub local: [u8; 16],
     pub remote: [u8; 16],
@@ -100,7 +100,19 @@ pub struct FlowKey {
 
 /// A local pod, a peer and a traffic class. Peer 0 stands for all peers that are not known pods.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    bytemuck::Pod,
+    bytemuck::Zeroable,
+)]
 pub struct PairKey {
     pub pod: u32,
     pub peer: u32,
@@ -114,7 +126,7 @@ pub const OWNER_TRACEPOINT: u32 = 2;
 
 /// An open connection, and how much of it is already in the counters of its pair.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct OpenConnection {
     pub pair: PairKey,
     pub owner: u32,
@@ -136,7 +148,7 @@ pub struct OpenConnection {
 
 /// Counters of the connections between a pod and a peer.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct PairStats {
     /// Connection attempts and accepted connections.
     pub opened: u64,
@@ -162,7 +174,7 @@ pub struct PairStats {
 
 /// Packets of a local pod on the interface that carries it, including retransmits.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct PodTraffic {
     pub rx_packets: u64,
     pub rx_bytes: u64,
@@ -181,7 +193,7 @@ pub struct PodTraffic {
 
 /// HTTP requests to a local pod's engine.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct PodHttp {
     pub started: u64,
     /// Requests whose answer began, and requests that ended without one.
@@ -259,7 +271,7 @@ impl PodHttp {
 
 /// A RoCEv2 queue pair as its packets name it. All zero stands for those that do not fit into the map.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct QueuePairKey {
     pub source: [u8; 16],
     pub destination: [u8; 16],
@@ -268,7 +280,7 @@ pub struct QueuePairKey {
 
 /// RoCEv2 packets to one queue pair.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct QueuePairStats {
     pub packets: u64,
     /// Retransmitted packets. They are not in the counters below.
@@ -286,7 +298,7 @@ pub struct QueuePairStats {
 
 /// Numbers of details that were not counted because a map was full, or a header unknown.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Losses {
     /// Connections that were counted when they closed, not while they were open.
     pub connections: u64,

@@ -24,7 +24,7 @@ fn distance(from: u32, to: u32) -> u32 {
 
 /// The sequence numbers that have arrived.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct SequenceWindow {
     highest: u32,
     has_begun: u32,
@@ -88,7 +88,7 @@ fn distance_of_words(from: u32, to: u32) -> u32 {
 
 /// A READ request. If a response is lost, the requester asks for the rest alone.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct ReadRequest {
     pub address: u64,
     pub number: u32,
@@ -114,7 +114,7 @@ impl ReadRequest {
 
 /// The sequence numbers of one queue pair.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Sequences {
     pub requests: SequenceWindow,
     /// Responses to the READs of the queue pair itself.
@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_in_order_are_new_across_their_wrap_and_once_each() {
+    fn numbers_in_order_are_new_once_even_across_the_wrap() {
         let mut window = SequenceWindow::NEW;
         for number in NUMBERS - 3_000..NUMBERS + 3_000 {
             assert!(window.admits(number), "{number}");
@@ -174,14 +174,14 @@ mod tests {
     }
 
     #[test]
-    fn a_jump_ahead_is_new_and_forgets_what_stood_in_its_place() {
+    fn a_jump_ahead_is_new_and_clears_the_skipped_numbers() {
         let mut window = SequenceWindow::NEW;
         assert!(window.admits(5));
         for jump in [1, 63, 64, 65, 960, 1_023, 1_024, 70_000, HALF - 1] {
             let (before, number) = (window.highest, window.highest + jump);
             assert!(window.admits(number), "by {jump}");
             assert!(!window.admits(number), "by {jump}, again");
-            // What was passed over may come later.
+            // Skipped numbers may arrive late.
             if (2..=REMEMBERED).contains(&jump) {
                 assert!(window.admits(before + 1), "by {jump}, overtaken");
                 assert!(!window.admits(before), "by {jump}, before");
@@ -190,23 +190,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_far_back_is_a_repeat_and_farther_back_another_queue_pair() {
+    fn a_number_far_back_is_a_retransmit_and_one_farther_back_a_new_queue_pair() {
         let mut window = SequenceWindow::NEW;
         (100_000..102_000).for_each(|number| assert!(window.admits(number)));
         assert!(!window.admits(101_999 - REMEMBERED - 1));
         assert!(!window.admits(101_999 - REPEATS));
-        assert!(window.admits(101_999 - REPEATS - 1), "a new life");
-        assert!(window.admits(101_999), "of which nothing came yet");
+        assert!(window.admits(101_999 - REPEATS - 1), "a new queue pair");
+        assert!(window.admits(101_999), "which has no numbers yet");
     }
 
     #[test]
-    fn a_read_that_is_asked_for_again_counts_once_whole_or_in_part() {
+    fn a_repeated_read_counts_once_whether_whole_or_in_part() {
         let read = |number, address, length| ReadRequest { address, number, length };
         let mut sequences = Sequences::NEW;
         let first = read(100, 0x7000, 65_536);
         assert!(sequences.admits_read(&first));
         assert!(!sequences.admits_read(&first));
-        // The answers up to 110 came, in packets of 1,024 bytes.
+        // The responses up to 110 arrived, in packets of 1,024 bytes.
         let rest = read(110, 0x7000 + 10 * 1_024, 65_536 - 10 * 1_024);
         assert!(!sequences.admits_read(&rest));
         assert!(!sequences.admits_read(&read(120, 0x7000 + 20 * 1_024, 65_536 - 20 * 1_024)));
@@ -214,16 +214,16 @@ mod tests {
         let second = read(164, 0x7000, 65_536);
         assert!(sequences.admits_read(&second));
         assert!(sequences.admits_read(&read(228, 0x7000 + 60_000, 5_536)));
-        // Both again after the first's rest, as everything from there on is.
+        // Both again after the rest of the first: everything from there on is sent again.
         assert!(!sequences.admits_read(&rest) && !sequences.admits_read(&second));
         assert!(sequences.admits_read(&read(260, 0x7000, 64)));
-        // Behind others, and never seen: it may be the rest of one before.
+        // A lower number that never arrived: it may be the rest of an earlier READ.
         assert!(!sequences.admits_read(&read(250, 0x9000, 64)));
     }
 
     proptest! {
-        /// A sender that goes back to what was lost: each number counts once, wherever packets
-        /// were lost, before the counting or behind it.
+        /// If a sender goes back to a lost packet, each number counts once, whether packets were lost before
+        /// or after they were counted.
         #[test]
         fn going_back_counts_each_number_once(
             start in 0u32..1 << 24,

@@ -11,7 +11,7 @@ pub trait HeadBytes {
 
 /// The state of reading the head of an answer, which may span several segments.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct HeadScan {
     /// The last sixteen bytes, as two numbers.
     pub high: u64,

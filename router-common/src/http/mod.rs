@@ -22,7 +22,7 @@ use head::{HEAD_END, LAST_CHUNK, MAX_LENGTH, SEVEN_BYTES};
 
 /// One HTTP connection to a local pod's engine.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct HttpStream {
     pub pod: u32,
     pub phase: u32,

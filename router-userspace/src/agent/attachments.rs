@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::bpf::maps::Maps;
 use super::bpf::programs::{AttachOutcome, Hook, Programs};
-use super::flags::{AgentFlags, XdpWish};
+use super::flags::{AgentFlags, XdpPolicy};
 use super::host::netlink::{Interface, Netlink};
 use super::pods::registered_pod::PlacedPod;
 use super::pods::source::KnownPod;
@@ -215,24 +215,24 @@ fn log_attached(how: AttachOutcome, program: &str, interface: &str) {
 /// Decides for or against XDP on an uplink; returns the hook that counts there, and the reason.
 fn attach_xdp(
     link: &Interface,
-    wish: XdpWish,
+    policy: XdpPolicy,
     programs: &mut Programs,
     maps: &Maps,
 ) -> (&'static str, String) {
-    let reason = match wish {
-        XdpWish::Off => Err("--xdp off".to_owned()),
-        XdpWish::Native | XdpWish::Generic => Ok("set by --xdp".to_owned()),
-        XdpWish::Auto => worth_xdp(link),
+    let reason = match policy {
+        XdpPolicy::Off => Err("--xdp off".to_owned()),
+        XdpPolicy::Native | XdpPolicy::Generic => Ok("set by --xdp".to_owned()),
+        XdpPolicy::Auto => worth_xdp(link),
     };
     let (counted_by, reason) = match reason {
         Err(reason) => {
             programs.detach_xdp(link.index);
             ("tc", reason)
         }
-        Ok(reason) => match programs.attach_xdp(link.index, wish) {
+        Ok(reason) => match programs.attach_xdp(link.index, policy) {
             Ok(how) => {
                 log_attached(how, "pd_xdp", &link.name);
-                (if wish == XdpWish::Generic { "xdp generic" } else { "xdp native" }, reason)
+                (if policy == XdpPolicy::Generic { "xdp generic" } else { "xdp native" }, reason)
             }
             Err(error) => ("tc", format!("XDP cannot be attached: {error:#}")),
         },

@@ -7,7 +7,7 @@ use router_common::maps::PINNED;
 use router_tests::agent::Agent;
 use router_tests::node_manifests::prefill;
 use router_userspace::agent::bpf::programs::{AttachOutcome, Hook, Programs};
-use router_userspace::agent::flags::{TcMode, XdpWish};
+use router_userspace::agent::flags::{TcMode, XdpPolicy};
 
 use super::{found, kernel};
 
@@ -97,11 +97,11 @@ fn tc_attaches_by_tcx_from_six_six_on_and_by_clsact_everywhere() {
 #[test]
 fn xdp_attaches_natively_and_generically_and_is_taken_over() {
     let (netns, index) = with_veth();
-    for (wish, name) in [(XdpWish::Native, "native"), (XdpWish::Generic, "generic")] {
+    for (policy, name) in [(XdpPolicy::Native, "native"), (XdpPolicy::Generic, "generic")] {
         let how = netns.run(move || {
             let (mut programs, _) = load(TcMode::Auto);
-            let first = programs.attach_xdp(index, wish).expect("attaching");
-            let second = load(TcMode::Auto).0.attach_xdp(index, wish).expect("attaching again");
+            let first = programs.attach_xdp(index, policy).expect("attaching");
+            let second = load(TcMode::Auto).0.attach_xdp(index, policy).expect("attaching again");
             (first, second, programs.detach_xdp(index))
         });
         assert_eq!(how, (AttachOutcome::New, AttachOutcome::TakenOver, true), "{name}");

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use router_common::flow::{
     FlowKey, Losses, OpenConnection, PairKey, PairStats, Pod, PodAddress, PodHttp, PodPort,
     PodTraffic, ProgramSettings, QueuePairKey, QueuePairStats, Uplink,
@@ -11,6 +11,7 @@ use router_common::http::HttpStream;
 use router_common::maps::LAYOUT;
 use router_common::roce::Sequences;
 
+use crate::agent::bpf::programs;
 use crate::agent::bpf::syscall::{MapTable, PerCpuTable};
 
 /// Every map that userspace reads or writes.
@@ -46,7 +47,7 @@ impl Maps {
             connections: MapTable::open(&at("CONNECTIONS"))?,
             preexisting: MapTable::open(&at("PREEXISTING"))?,
             pairs: MapTable::open(&at("PAIRS"))?,
-            pod_traffic: PerCpuTable::open(&at("POD_TRAFFIC"), possible_cpus()?)?,
+            pod_traffic: PerCpuTable::open(&at("POD_TRAFFIC"), programs::possible_cpus()?)?,
             pod_http: MapTable::open(&at("POD_HTTP"))?,
             streams: MapTable::open(&at("STREAMS"))?,
             queue_pairs: MapTable::open(&at("QUEUE_PAIRS"))?,
@@ -64,27 +65,4 @@ pub fn has_other_layout(pins: &Path) -> bool {
     let settings = MapTable::<u32, ProgramSettings>::open(&pins.join("SETTINGS"));
     let layout = settings.and_then(|settings| settings.get(&0)).ok().flatten();
     layout.is_none_or(|found| found.layout != LAYOUT) || Maps::open(pins).is_err()
-}
-
-/// Number of CPUs that per-CPU maps have values for: `0-3` is four.
-fn possible_cpus() -> Result<usize> {
-    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
-    last_cpu(&text).map(|last| last + 1).context("reading the possible CPUs")
-}
-
-fn last_cpu(text: &str) -> Option<usize> {
-    text.trim().rsplit([',', '-']).next()?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_possible_cpu_is_the_last_number() {
-        assert_eq!(last_cpu("0-3\n"), Some(3));
-        assert_eq!(last_cpu("0\n"), Some(0));
-        assert_eq!(last_cpu("0-3,8-15\n"), Some(15));
-        assert_eq!(last_cpu("none"), None);
-    }
 }

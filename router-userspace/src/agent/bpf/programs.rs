@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use aya::programs::links::FdLink;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{
@@ -17,7 +17,7 @@ use aya_log::EbpfLogger;
 use router_common::maps::PINNED;
 
 use crate::agent::bpf::syscall;
-use crate::agent::flags::{TcMode, XdpWish};
+use crate::agent::flags::{TcMode, XdpPolicy};
 
 /// Where a tc program is attached to an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -259,12 +259,12 @@ impl Programs {
     ///
     /// # Errors
     /// The driver has no XDP, or refuses it for its MTU or features.
-    pub fn attach_xdp(&mut self, index: u32, wish: XdpWish) -> Result<AttachOutcome> {
+    pub fn attach_xdp(&mut self, index: u32, policy: XdpPolicy) -> Result<AttachOutcome> {
         let pin = self.links.join(format!("{XDP}_{index}"));
         if self.take_over(XDP, &pin)? {
             return Ok(AttachOutcome::TakenOver);
         }
-        let mode = if wish == XdpWish::Generic { XdpMode::Skb } else { XdpMode::Driver };
+        let mode = if policy == XdpPolicy::Generic { XdpMode::Skb } else { XdpMode::Driver };
         let program: &mut Xdp = self.program(XDP)?;
         let id = program.attach_to_if_index(index, mode)?;
         let link: FdLink = program.take_link(id)?.try_into()?;
@@ -304,6 +304,14 @@ impl Programs {
         std::fs::remove_file(pin).with_context(|| format!("removing {}", pin.display()))?;
         Ok(false)
     }
+}
+
+/// Number of possible CPUs: per-CPU maps have a value for each of them.
+///
+/// # Errors
+/// sysfs does not list the CPUs.
+pub(super) fn possible_cpus() -> Result<usize> {
+    aya::util::nr_cpus().map_err(|(file, error)| anyhow!("reading {file}: {error}"))
 }
 
 /// Detaches and removes everything that is pinned under `pins`, and the clsact filters on `interfaces`.

@@ -5,12 +5,11 @@
 use std::ffi::CString;
 use std::io;
 use std::marker::PhantomData;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use router_common::plain::Plain;
+use bytemuck::Pod;
 
 const MAP_LOOKUP: libc::c_long = 1;
 const MAP_UPDATE: libc::c_long = 2;
@@ -155,7 +154,7 @@ pub struct MapTable<K, V> {
     entries: PhantomData<(K, V)>,
 }
 
-impl<K: Plain, V: Plain> MapTable<K, V> {
+impl<K: Pod, V: Pod> MapTable<K, V> {
     /// Opens a pinned map and checks the sizes of its keys and values.
     ///
     /// # Errors
@@ -194,10 +193,9 @@ impl<K: Plain, V: Plain> MapTable<K, V> {
     /// # Errors
     /// The kernel's, but for a missing key, which is `None`.
     pub fn get(&self, key: &K) -> io::Result<Option<V>> {
-        let mut value = MaybeUninit::<V>::uninit();
-        let found = self.look_up(key, address(value.as_mut_ptr()))?;
-        // SAFETY: the kernel filled all of a value that it found.
-        Ok(found.then(|| unsafe { value.assume_init() }))
+        let mut value = V::zeroed();
+        let found = self.look_up(key, address(&raw mut value))?;
+        Ok(found.then_some(value))
     }
 
     /// Writes `value` under `key`.
@@ -290,7 +288,7 @@ pub struct PerCpuTable<K, V> {
     cpus: usize,
 }
 
-impl<K: Plain, V: Plain> PerCpuTable<K, V> {
+impl<K: Pod, V: Pod> PerCpuTable<K, V> {
     /// As [`MapTable::open`]; `cpus` is the number of possible CPUs.
     ///
     /// # Errors
@@ -306,13 +304,9 @@ impl<K: Plain, V: Plain> PerCpuTable<K, V> {
     /// # Errors
     /// As [`MapTable::get`].
     pub fn get(&self, key: &K) -> io::Result<Option<Vec<V>>> {
-        let mut values = Vec::<V>::with_capacity(self.cpus);
-        if !self.table.look_up(key, address(values.as_mut_ptr()))? {
-            return Ok(None);
-        }
-        // SAFETY: the kernel filled a value for each CPU.
-        unsafe { values.set_len(self.cpus) };
-        Ok(Some(values))
+        let mut values = vec![V::zeroed(); self.cpus];
+        let found = self.table.look_up(key, address(values.as_mut_ptr()))?;
+        Ok(found.then_some(values))
     }
 
     /// Zeroes every CPU's value under `key`.
