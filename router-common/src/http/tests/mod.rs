@@ -1,4 +1,4 @@
-//! Connections replayed segment by segment, with what the counters must say after each.
+//! Replays connections segment by segment, and checks the counters after each.
 
 mod waiting;
 
@@ -46,7 +46,7 @@ struct Totals {
     aborted: u32,
     reopened: u32,
     streams: i32,
-    gone: bool,
+    ended: bool,
     ttft: Vec<u64>,
     itl: Vec<u64>,
     durations: Vec<u64>,
@@ -58,7 +58,7 @@ impl Totals {
     }
 }
 
-/// A connection whose ends start at sequences that wrap soon.
+/// A connection whose sequence numbers wrap soon.
 struct Replay {
     stream: HttpStream,
     totals: Totals,
@@ -87,7 +87,7 @@ impl Replay {
         totals.aborted += change.aborted as u32;
         totals.reopened += change.reopened as u32;
         totals.streams += change.stream_started as i32 - change.stream_ended as i32;
-        totals.gone |= change.ended;
+        totals.ended |= change.ended;
         totals.ttft.extend((change.ttft_ns > 0).then_some(change.ttft_ns));
         totals.itl.extend((change.itl_ns > 0).then_some(change.itl_ns));
         totals.durations.extend((change.duration_ns > 0).then_some(change.duration_ns));
@@ -269,9 +269,9 @@ fn an_answer_without_length_ends_with_the_connection_or_the_next_request() {
     replay.engine(ENDLESS_ANSWER.len() as u32, ENDLESS_ANSWER);
     replay.engine_segment(2 * ENDLESS_ANSWER.len() as u32, b"", TCP_FIN);
     assert_eq!((replay.totals.finished, replay.totals.aborted), (2, 0));
-    assert!(!replay.totals.gone);
+    assert!(!replay.totals.ended);
     replay.client(2 * GET.len() as u32, b"", TCP_FIN);
-    assert!(replay.totals.gone);
+    assert!(replay.totals.ended);
 }
 
 #[test]
@@ -281,7 +281,7 @@ fn a_reset_ends_what_is_outstanding_as_aborted() {
     replay.client(GET.len() as u32, b"", TCP_RST);
     let totals = &replay.totals;
     assert_eq!((totals.in_flight(), totals.aborted, totals.answered), (0, 1, 1));
-    assert!(totals.gone);
+    assert!(totals.ended);
 }
 
 #[test]
@@ -299,7 +299,7 @@ fn a_data_chunk_that_looks_like_the_last_one_reopens_the_answer() {
 }
 
 #[test]
-fn what_is_not_http_counts_nothing() {
+fn other_protocols_are_not_counted() {
     for first in [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], b"\x16\x03\x01\x02\x00"] {
         let mut replay = Replay::new();
         replay.client(0, first, 0);
@@ -310,7 +310,7 @@ fn what_is_not_http_counts_nothing() {
 }
 
 #[test]
-fn a_port_used_again_ends_the_older_connections_request() {
+fn reusing_a_port_ends_the_request_of_the_older_connection() {
     let mut replay = Replay::new();
     replay.client(0, GET, 0);
     let syn = Segment { sequence: 5, acknowledged: 0, length: 0, flags: TCP_SYN };
@@ -329,7 +329,7 @@ fn an_early_answer_leaves_the_rest_of_the_body_uncounted() {
     assert_eq!((replay.totals.started, replay.totals.finished), (2, 1));
 }
 
-/// A request or an answer's segment, by its place in the conversation.
+/// The segments of a conversation: whether the client sends it, its offset and its bytes.
 fn conversation(requests: usize, body: usize) -> Vec<(bool, u32, Vec<u8>)> {
     let (mut asked, mut answered) = (0, 0);
     let mut segments = Vec::new();

@@ -1,4 +1,4 @@
-//! How long a request, and each of its bytes, waits for an answer.
+//! When a request and its bytes stop waiting.
 
 use super::*;
 
@@ -18,7 +18,7 @@ fn the_bytes_of_a_request_wait_until_its_answer_begins() {
 }
 
 #[test]
-fn a_request_whose_answer_is_a_head_alone_waits_no_longer_when_its_connection_ends() {
+fn a_request_with_only_a_response_head_stops_waiting_when_its_connection_ends() {
     let waits =
         |replay: &Replay| replay.totals.request_bytes - replay.totals.answered_request_bytes;
     for (head, flags) in
@@ -38,7 +38,7 @@ fn a_request_whose_answer_is_a_head_alone_waits_no_longer_when_its_connection_en
 }
 
 #[test]
-fn an_answer_of_unknown_end_was_last_heard_of_with_its_newest_byte() {
+fn the_last_byte_of_a_response_of_unknown_length_is_timed() {
     let mut replay = Replay::new();
     replay.client(0, GET, 0);
     replay.now += 500;

@@ -5,31 +5,42 @@ use std::fmt::{self, Write};
 use crate::agent::api::loads::{Loads, PairLoad, PodLoad};
 use crate::agent::counters::queue_pairs::RoceCounts;
 
-/// A metric of every pod: its name, its kind, what it says, where it is.
+/// A metric of every pod: its name, type, help text and value.
 type PodMetric = (&'static str, &'static str, &'static str, fn(&PodLoad) -> f64);
+/// A metric of every pair: its name, type, help text and value.
 type PairMetric = (&'static str, &'static str, &'static str, fn(&PairLoad) -> f64);
 
 const PODS: [PodMetric; 17] = [
-    ("requests_total", "counter", "Requests begun", |pod| pod.started as f64),
-    ("answers_total", "counter", "Answers ended", |pod| pod.finished as f64),
-    ("aborted_total", "counter", "Answers cut short", |pod| pod.aborted as f64),
-    ("requests_in_flight", "gauge", "Requests without the end of an answer", |pod| {
+    ("requests_total", "counter", "Requests that began", |pod| pod.started as f64),
+    ("answers_total", "counter", "Responses that ended", |pod| pod.finished as f64),
+    ("aborted_total", "counter", "Responses that were cut short", |pod| pod.aborted as f64),
+    ("requests_in_flight", "gauge", "Requests whose response has not ended", |pod| {
         pod.in_flight as f64
     }),
-    ("requests_waiting", "gauge", "Requests without an answer", |pod| pod.waiting as f64),
-    ("request_bytes_waiting", "gauge", "Bytes of requests without an answer", |pod| {
+    ("requests_waiting", "gauge", "Requests whose response has not begun", |pod| {
+        pod.waiting as f64
+    }),
+    ("request_bytes_waiting", "gauge", "Bytes of requests whose response has not begun", |pod| {
         pod.waiting_bytes as f64
     }),
-    ("load_score", "gauge", "How busy the pod is, 0 idle to 1 saturated", |pod| pod.score),
-    ("streams", "gauge", "Chunked answers under way", |pod| pod.streaming as f64),
-    ("ttft_seconds_sum", "counter", "Times to the first byte of a body", |pod| {
-        pod.ttft.sum_ms / 1e3
+    ("load_score", "gauge", "Load of the pod, from 0 (idle) to 1 (saturated)", |pod| pod.score),
+    ("streams", "gauge", "Chunked responses that have begun and not ended", |pod| {
+        pod.streaming as f64
     }),
-    ("ttft_seconds_count", "counter", "Answers with a body", |pod| pod.ttft.samples as f64),
-    ("itl_seconds_sum", "counter", "Times between segments of chunked answers", |pod| {
-        pod.itl.sum_ms / 1e3
-    }),
-    ("itl_seconds_count", "counter", "Segments of chunked answers after the first", |pod| {
+    (
+        "ttft_seconds_sum",
+        "counter",
+        "Sum of the times from a request to the first byte of its response body",
+        |pod| pod.ttft.sum_ms / 1e3,
+    ),
+    ("ttft_seconds_count", "counter", "Responses with a body", |pod| pod.ttft.samples as f64),
+    (
+        "itl_seconds_sum",
+        "counter",
+        "Sum of the times between segments of chunked responses",
+        |pod| pod.itl.sum_ms / 1e3,
+    ),
+    ("itl_seconds_count", "counter", "Segments of chunked responses after the first", |pod| {
         pod.itl.samples as f64
     }),
     ("receive_bytes_total", "counter", "IP bytes to the pod", |pod| pod.rx.bytes as f64),
@@ -42,22 +53,30 @@ const PODS: [PodMetric; 17] = [
 ];
 
 const PAIRS: [PairMetric; 7] = [
-    ("connections_opened_total", "counter", "Connects and accepts", |pair| pair.opened as f64),
-    ("connections_failed_total", "counter", "Connects that failed", |pair| pair.failed as f64),
+    (
+        "connections_opened_total",
+        "counter",
+        "Connection attempts and accepted connections",
+        |pair| pair.opened as f64,
+    ),
+    ("connections_failed_total", "counter", "Connection attempts that failed", |pair| {
+        pair.failed as f64
+    }),
     ("connections_closed_total", "counter", "Connections that ended", |pair| pair.closed as f64),
-    ("connections_open", "gauge", "Connections", |pair| pair.open as f64),
+    ("connections_open", "gauge", "Open connections", |pair| pair.open as f64),
     ("acknowledged_bytes_total", "counter", "Payload that the peer acknowledged", |pair| {
         pair.tx_bytes as f64
     }),
     ("received_bytes_total", "counter", "Payload received", |pair| pair.rx_bytes as f64),
-    ("retransmits_total", "counter", "Segments sent again", |pair| pair.retransmits as f64),
+    ("retransmits_total", "counter", "Retransmitted segments", |pair| pair.retransmits as f64),
 ];
 
+/// A RoCEv2 counter: its name, help text and value.
 type RoceMetric = (&'static str, &'static str, fn(&RoceCounts) -> u64);
 
 const ROCE: [RoceMetric; 8] = [
-    ("packets", "RoCEv2 packets that came over uplinks", |counts| counts.packets),
-    ("repeated", "Of the packets, those that came before", |counts| counts.repeated),
+    ("packets", "RoCEv2 packets that arrived over uplinks", |counts| counts.packets),
+    ("repeated", "Retransmitted RoCEv2 packets", |counts| counts.repeated),
     ("messages", "Messages that ended", |counts| counts.messages),
     ("payload_bytes", "Payload of SENDs, WRITEs and READ responses", |counts| counts.payload_bytes),
     ("writes", "WRITE requests", |counts| counts.writes),
@@ -66,7 +85,7 @@ const ROCE: [RoceMetric; 8] = [
     ("read_bytes", "Bytes that READ requests ask for", |counts| counts.read_bytes),
 ];
 
-/// The whole page.
+/// The page of all metrics.
 pub(in crate::agent) fn text(loads: &Loads) -> String {
     let mut page = String::new();
     // Writing to a string cannot fail.
@@ -117,7 +136,7 @@ fn write(page: &mut String, loads: &Loads) -> fmt::Result {
         page,
         "lost_details_total",
         "counter",
-        "Details that found no room in a map, and headers of no known shape",
+        "Details that did not fit into a map, and headers that cannot be parsed",
     )?;
     let lost = loads.lost;
     for (map, count) in [
@@ -129,7 +148,7 @@ fn write(page: &mut String, loads: &Loads) -> fmt::Result {
     ] {
         writeln!(page, "pd_agent_lost_details_total{{map=\"{map}\"}} {count}")?;
     }
-    header(page, "missing", "gauge", "Measurements that this node does not allow")?;
+    header(page, "missing", "gauge", "Number of measurements that are not possible on this node")?;
     writeln!(page, "pd_agent_missing {}", loads.missing.len())
 }
 
