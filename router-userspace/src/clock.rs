@@ -1,4 +1,5 @@
-//! [`Clock`]: milliseconds since the gateway started, for rooms that take time as an argument.
+//! [`Clock`]: the time since the gateway started, for the core crate, which takes time as an
+//! argument.
 
 use std::time::Instant;
 

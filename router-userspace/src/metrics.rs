@@ -1,4 +1,4 @@
-//! Every metric of the gateway: its name, its labels, and where it is counted.
+//! The metrics of the gateway: names, labels and help texts.
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
@@ -14,13 +14,13 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::telemetry;
 
-/// What a client asked for, and what became of it.
+/// One request of a client, and its result.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
     /// The path of a known endpoint, else `other`.
     pub endpoint: &'static str,
     pub code: u16,
-    /// `ok`, or why it failed.
+    /// `ok`, or the reason of the failure.
     pub reason: &'static str,
 }
 
@@ -36,7 +36,7 @@ pub struct LegLabels {
     pub leg: &'static str,
     /// `namespace/pod`.
     pub worker: String,
-    /// `ok`, or why it failed. What is cancelled is not counted.
+    /// `ok`, or the reason of the failure. Cancelled requests are not counted.
     pub outcome: &'static str,
 }
 
@@ -53,7 +53,7 @@ pub struct FeedbackLabels {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct AbortLabels {
-    /// `sent`, `failed`, or `dropped` where the engine knows no name for the request.
+    /// `sent`, `failed`, or `dropped`: too many at once, or the request has no id at the engine.
     pub result: &'static str,
 }
 
@@ -118,7 +118,7 @@ fn latency() -> Histogram {
 }
 
 impl Metrics {
-    /// Makes the metrics and enters them into `registry`.
+    /// Creates the metrics and registers them.
     pub fn new(registry: &mut Registry) -> Metrics {
         let registry = registry.sub_registry_with_prefix("pd_router");
         let latencies = || LatencyFamily::new_with_constructor(latency as fn() -> Histogram);
@@ -152,52 +152,68 @@ impl Metrics {
     }
 
     fn register_requests(&self, registry: &mut Registry) {
-        registry.register("requests", "Requests answered", self.requests.clone());
+        registry.register(
+            "requests",
+            "Requests answered, by status code and reason",
+            self.requests.clone(),
+        );
         registry.register_with_unit(
             "request_duration",
-            "From a request's head to the last byte of its answer",
+            "Time from the head of a request to the last byte of its response",
             Unit::Seconds,
             self.request_duration.clone(),
         );
         registry.register_with_unit(
             "time_to_first_token",
-            "From a request's head to the first event of its streamed answer",
+            "Time from the head of a request to the first event of its streamed response",
             Unit::Seconds,
             self.time_to_first_token.clone(),
         );
         registry.register_with_unit(
             "inter_token_latency",
-            "Mean time between the events of one streamed answer",
+            "Mean time between the events of one streamed response",
             Unit::Seconds,
             self.inter_token_latency.clone(),
         );
-        registry.register("requests_in_flight", "Requests being served", self.in_flight.clone());
-        registry.register("requests_queued", "Requests that wait for room", self.queued.clone());
+        registry.register("requests_in_flight", "Requests in progress", self.in_flight.clone());
+        registry.register(
+            "requests_queued",
+            "Requests that wait for capacity",
+            self.queued.clone(),
+        );
         registry.register("leg_requests", "Requests sent to engines", self.legs.clone());
-        registry.register("retries", "Attempts on another pair", self.retries.clone());
-        registry.register("aborts", "Aborts of abandoned requests", self.aborts.clone());
-        registry.register("connections", "Client connections", self.connections.clone());
+        registry.register(
+            "retries",
+            "Retries on another pair, by the reason of the failed attempt",
+            self.retries.clone(),
+        );
+        registry.register(
+            "aborts",
+            "Aborts of requests whose client has gone or whose attempt failed",
+            self.aborts.clone(),
+        );
+        registry.register("connections", "Open client connections", self.connections.clone());
     }
 
     fn register_fleet(&self, registry: &mut Registry) {
         registry.register(
             "config_problems",
-            "Documents and fields that are not honoured; /fleet names them",
+            "Objects and fields that are invalid or unsupported; /fleet lists them",
             self.config_problems.clone(),
         );
         registry.register(
             "fleet_generation",
-            "Number of the snapshot in force",
+            "Generation of the current snapshot",
             self.fleet_generation.clone(),
         );
         registry.register(
             "worker_up",
-            "1 where the worker is ready and answers",
+            "1 if the worker is ready and answers probes, else 0",
             self.worker_up.clone(),
         );
         registry.register(
             "worker_requests",
-            "Requests that this gateway has on the worker",
+            "Requests of this gateway at the worker",
             self.worker_requests.clone(),
         );
     }
@@ -221,13 +237,13 @@ impl Metrics {
         );
         registry.register_with_unit(
             "worker_load_age",
-            "Age of what the kernel told of the worker",
+            "Age of the worker's load; +Inf if no agent has reported it",
             Unit::Seconds,
             self.worker_load_age.clone(),
         );
         registry.register(
             "worker_load_score",
-            "How busy the worker is by its agent, 0 idle to 1 saturated",
+            "Load of the worker as its agent reported it, from 0 (idle) to 1 (saturated)",
             self.worker_load_score.clone(),
         );
     }

@@ -307,7 +307,7 @@ impl AgentSubscriber {
             .parse()
             .map_err(|_| StreamError::Unreachable("invalid address".to_owned()))?;
         let empty = whole(Bytes::new());
-        let sent = context.upstream.send_over(
+        let sent = context.upstream.send(
             Protocol::Http1,
             authority,
             Method::GET,

@@ -1,4 +1,4 @@
-//! [`FleetHandle`]: the one swapped pointer to the current snapshot.
+//! [`FleetHandle`]: the pointer to the current snapshot of the fleet.
 
 use std::ops::Deref;
 use std::sync::Arc;

@@ -1,10 +1,12 @@
-//! The gateway: listeners, the life of a request, and what it shares.
+//! The gateway: listeners, the life of a request, and the state that requests share.
 //!
-//! Reading order: [`handle`] (a request's life), `generate` (admission and attempts), `dispatch`
-//! (both legs of one attempt), `relay` (the stream back). `admit`, `probe` and `abort` serve them;
-//! `reject` and `fault` name every way to fail.
+//! Reading order: `server/listener` (connections), `request/handle` (one request), `request/generate`
+//! (admission, attempts and retries), `placement` (which pair), `upstream/dispatch` (both legs of one
+//! attempt), `request/relay` (the stream back). `request/reject` and `upstream/fault` have every way to
+//! fail. `workers` probes and polls the engines. This file puts all of them together.
 
 mod admin;
+mod engine_client;
 mod fleet_handle;
 mod placement;
 mod readiness;
@@ -26,16 +28,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::admin::{Admin, AdminState};
+use self::engine_client::EngineClient;
 pub use self::fleet_handle::FleetHandle;
 use self::placement::queue::Admission;
+use self::placement::responses::Responses;
 use self::readiness::Readiness;
-use self::request::handle::Service;
-use self::request::responses::Responses;
+use self::request::handle::RequestService;
 use self::server::listener::Listeners;
 use self::shared::Gateway;
 use self::upstream::abort::Aborter;
 use self::upstream::dispatch::Dispatch;
-use self::workers::engine_load::{Poller, Polls};
+use self::workers::engine_load::{LoadPoller, LoadPolls};
 use self::workers::probe::{Prober, Probes};
 use crate::certificates::Certificates;
 use crate::clock::Clock;
@@ -48,16 +51,17 @@ use crate::scheduler_view::SchedulerView;
 use crate::supervise::Supervisor;
 
 /// Maximum number of engine infos that wait for the next snapshot. Beyond it, probes wait.
-const MAX_FACTS: usize = 1024;
-/// For tasks that only tidy up, once all clients have been served.
-const TIDY_TIMEOUT: Duration = Duration::from_secs(3);
-/// Between two tries to open a port that is taken.
+const MAX_ENGINE_INFOS: usize = 1024;
+/// Time for background tasks to end after the last client was served.
+const CLEANUP_TIMEOUT: Duration = Duration::from_secs(3);
+/// Interval at which opening a port is retried.
 const BIND_RETRY: Duration = Duration::from_secs(1);
 
-/// Serves until `shutdown` is cancelled, then lets running requests finish.
+/// Serves until `shutdown` is cancelled, then lets running requests finish for up to
+/// `--drain-timeout`.
 ///
 /// # Errors
-/// Where the manifests or the admin port cannot be opened at the start.
+/// The manifests cannot be read or the admin port cannot be opened at the start.
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<()> {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
@@ -84,25 +88,26 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<()> 
     ));
     let (publish, ports) = parts.publisher();
     let stopped = stop.clone().cancelled_owned();
-    let followed = control::run(feed, parts.facts, publish, stopped);
-    background.spawn(supervisor.clone().essential("control", followed));
-    let listeners = Listeners::new(&parts.gateway.settings, Service(Arc::clone(&parts.gateway)));
+    let control = control::run(feed, parts.engine_info, publish, stopped);
+    background.spawn(supervisor.clone().essential("control", control));
+    let listeners =
+        Listeners::new(&parts.gateway.settings, RequestService(Arc::clone(&parts.gateway)));
     let listeners = follow_ports(listeners, ports, &parts.readiness, &shutdown).await;
 
     tracing::info!("draining");
     if !listeners.drain(drain_timeout).await {
-        tracing::warn!("--drain-timeout {drain_timeout:?} is over: what still runs is cut");
-        parts.gateway.dispatch.cut.cancel();
-        listeners.drain(TIDY_TIMEOUT).await;
+        tracing::warn!(?drain_timeout, "drain timeout exceeded, aborting remaining requests");
+        parts.gateway.dispatch.drain_exceeded.cancel();
+        listeners.drain(CLEANUP_TIMEOUT).await;
     }
     stop.cancel();
-    parts.probing.cancel();
+    parts.stop_workers.cancel();
     parts.tasks.close();
     background.close();
-    // What is left tidies up: aborts on their way, answers being drained.
-    let tidy = async { tokio::join!(parts.tasks.wait(), background.wait()) };
-    if tokio::time::timeout(TIDY_TIMEOUT, tidy).await.is_err() {
-        tracing::debug!("some background tasks were cut short");
+    // The remaining tasks send aborts and read the rest of prefill answers.
+    let cleanup = async { tokio::join!(parts.tasks.wait(), background.wait()) };
+    if tokio::time::timeout(CLEANUP_TIMEOUT, cleanup).await.is_err() {
+        tracing::debug!(timeout = ?CLEANUP_TIMEOUT, "cleanup timeout exceeded, ending background tasks");
     }
     tracing::info!("drained");
     match supervisor.failed() {
@@ -111,15 +116,16 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<()> 
     }
 }
 
-/// What [`run`] puts together before it serves.
+/// The parts that [`run`] puts together before it serves.
 struct Parts {
     gateway: Arc<Gateway>,
     probes: Arc<Probes>,
-    polls: Arc<Polls>,
+    polls: Arc<LoadPolls>,
     readiness: Arc<Readiness>,
-    facts: mpsc::Receiver<(WorkerKey, EngineInfo)>,
+    engine_info: mpsc::Receiver<(WorkerKey, EngineInfo)>,
     tasks: TaskTracker,
-    probing: CancellationToken,
+    /// Ends the probes, the load polls and the streams of the agents.
+    stop_workers: CancellationToken,
 }
 
 impl Parts {
@@ -127,44 +133,44 @@ impl Parts {
         let fleet = Arc::new(FleetHandle::default());
         let clock = Clock::start();
         let tasks = TaskTracker::new();
-        let probing = CancellationToken::new();
-        let upstream = HttpClient::new(&settings);
+        let stop_workers = CancellationToken::new();
+        let http = HttpClient::new(&settings);
+        let engines = EngineClient::new(http.clone(), settings.engine_api_key.clone());
         let (limits, timeouts) = (settings.limits.clone(), settings.timeouts.clone());
         let view = SchedulerView::new(settings.policy, clock, timeouts.engine_load_interval);
-        let view = view.aiming_at(settings.aim);
+        let view = view.with_objective(settings.aim);
         let admission =
             Admission::new(Arc::clone(&fleet), view.clone(), limits, timeouts.queue_timeout);
-        let (told, facts) = mpsc::channel(MAX_FACTS);
+        let (info_tx, engine_info) = mpsc::channel(MAX_ENGINE_INFOS);
         let waker = Arc::clone(&admission);
         let prober = Prober {
-            upstream: upstream.clone(),
+            engines: engines.clone(),
             timeouts: timeouts.clone(),
-            api_key: settings.engine_api_key.clone(),
             view: view.clone(),
-            facts: told,
+            engine_info: info_tx,
             returned: Arc::new(move || waker.wake()),
         };
-        let probes = Arc::new(Probes::new(prober, tasks.clone(), probing.clone()));
-        let polls = polls(&settings, &upstream, clock, &tasks, &probing);
-        let subscriber = SubscriberContext::new(&settings, &upstream, view, &metrics);
-        let feedback = Subscriptions::new(subscriber, tasks.clone(), &probing)
+        let probes = Arc::new(Probes::new(prober, tasks.clone(), stop_workers.clone()));
+        let polls = polls(&settings, &engines, clock, &tasks, &stop_workers);
+        let subscriber = SubscriberContext::new(&settings, &http, view, &metrics);
+        let feedback = Subscriptions::new(subscriber, tasks.clone(), &stop_workers)
             .context("cannot start the feedback thread")?;
-        let key = settings.engine_api_key.clone();
         let dispatch = Arc::new(Dispatch {
-            aborter: Aborter::new(upstream.clone(), key, tasks.clone(), metrics.clone()),
-            upstream,
+            aborter: Aborter::new(engines.clone(), tasks.clone(), metrics.clone()),
+            engines,
             probes: Arc::clone(&probes),
             tasks: tasks.clone(),
             timeouts,
-            max_answer: settings.limits.max_answer,
+            max_response: settings.limits.max_answer,
             clock,
             metrics: metrics.clone(),
-            cut: CancellationToken::new(),
+            drain_exceeded: CancellationToken::new(),
         });
         let readiness = Arc::new(Readiness::new(Arc::clone(&fleet), shutdown.clone()));
         let body_memory = Arc::new(Semaphore::new(settings.limits.max_body_memory));
         let gateway = Arc::new(Gateway {
             settings,
+            http,
             fleet,
             admission,
             dispatch,
@@ -173,10 +179,10 @@ impl Parts {
             body_memory,
             responses: Responses::default(),
         });
-        Ok(Parts { gateway, probes, polls, readiness, facts, tasks, probing })
+        Ok(Parts { gateway, probes, polls, readiness, engine_info, tasks, stop_workers })
     }
 
-    /// What is done with a new snapshot, and the ports that it wants open.
+    /// Returns the function that publishes a snapshot, and the ports that snapshots want open.
     fn publisher(
         &self,
     ) -> (impl Fn(Fleet, Certificates) + Send + Sync + 'static, watch::Receiver<Vec<ListenPort>>)
@@ -187,16 +193,16 @@ impl Parts {
         let publish = move |fleet: Fleet, certificates: Certificates| {
             gateway.metrics.config_problems.set(count(fleet.problems.len()));
             gateway.metrics.fleet_generation.set(count(fleet.generation as usize));
-            let now = fleet.ports();
+            let wanted = fleet.ports();
             probes.follow(&fleet);
             polls.follow(&fleet);
             gateway.feedback.follow(&fleet);
-            gateway.forget_departed(&fleet);
+            gateway.remove_counters_of_departed(&fleet);
             gateway.fleet.publish(fleet, certificates);
             gateway.admission.wake();
             ports.send_if_modified(|ports| {
-                let changed = *ports != now;
-                *ports = now;
+                let changed = *ports != wanted;
+                *ports = wanted;
                 changed
             });
         };
@@ -206,19 +212,18 @@ impl Parts {
 
 fn polls(
     settings: &Settings,
-    upstream: &HttpClient,
+    engines: &EngineClient,
     clock: Clock,
     tasks: &TaskTracker,
     stop: &CancellationToken,
-) -> Arc<Polls> {
-    let poller = Poller {
-        upstream: upstream.clone(),
-        api_key: settings.engine_api_key.clone(),
+) -> Arc<LoadPolls> {
+    let poller = LoadPoller {
+        engines: engines.clone(),
         clock,
         interval: settings.timeouts.engine_load_interval,
-        patience: settings.timeouts.probe_timeout,
+        timeout: settings.timeouts.probe_timeout,
     };
-    Arc::new(Polls::new(poller, tasks.clone(), stop.clone()))
+    Arc::new(LoadPolls::new(poller, tasks.clone(), stop.clone()))
 }
 
 fn count(n: usize) -> i64 {
@@ -252,7 +257,7 @@ async fn follow_ports(
         }
         tokio::select! {
             changed = ports.changed() => if changed.is_err() {
-                // The control plane ended: what is open stays open.
+                // The control plane has ended: open ports stay open.
                 shutdown.cancelled().await;
                 return listeners;
             },

@@ -6,15 +6,18 @@ use tokio::sync::Semaphore;
 
 use super::fleet_handle::FleetHandle;
 use super::placement::queue::Admission;
-use super::request::responses::Responses;
+use super::placement::responses::Responses;
 use super::upstream::dispatch::Dispatch;
 use crate::config::Settings;
 use crate::feedback::Subscriptions;
+use crate::http_client::HttpClient;
 use crate::metrics::Metrics;
 
 /// State that all requests share.
 pub(crate) struct Gateway {
     pub(crate) settings: Settings,
+    /// Sends requests to the backends of Services.
+    pub(crate) http: HttpClient,
     pub(crate) fleet: Arc<FleetHandle>,
     pub(crate) admission: Arc<Admission>,
     pub(crate) dispatch: Arc<Dispatch>,

@@ -1,9 +1,9 @@
-//! The gateway's only HTTP client: pooled keep-alive connections to engines and backends.
+//! [`HttpClient`]: pooled keep-alive connections to engines, backends and agents. The only module
+//! that may use hyper's client.
 
 pub(crate) mod reclaimable;
 mod whole;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -14,31 +14,30 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use router_core::fleet::Worker;
 use router_core::sglang::SplicedBody;
 
 use self::reclaimable::ReclaimableBody;
 use self::whole::WholeBody;
 use crate::config::Settings;
 
-/// The body of a request to a backend: known bytes, or the client's body as it arrives.
-pub(crate) type Outgoing = Either<WholeBody, Limited<ReclaimableBody<Incoming>>>;
+/// The body of a request: known bytes, or a client's body that is passed on as it arrives.
+pub(crate) type OutgoingBody = Either<WholeBody, Limited<ReclaimableBody<Incoming>>>;
 
 /// A body of known bytes.
-pub(crate) fn whole(body: impl Into<SplicedBody>) -> Outgoing {
+pub(crate) fn whole(body: impl Into<SplicedBody>) -> OutgoingBody {
     Either::Left(WholeBody::new(body.into()))
 }
 
-/// Why no answer's head came.
+/// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SendError {
-    /// No connection was made: nothing was sent.
+    /// The connection was refused: nothing was sent.
     #[error("cannot connect: {0}")]
     Unreachable(String),
-    /// Nobody answered the attempt to connect, not even to refuse it: nothing was sent.
-    #[error("nobody answers: {0}")]
-    Unanswered(String),
-    /// The connection ended before a head came; the worker may have begun.
+    /// The attempt to connect timed out, or no route leads there: nothing was sent.
+    #[error("no answer to the attempt to connect: {0}")]
+    ConnectTimeout(String),
+    /// The connection ended before the answer was read; the server may have begun.
     #[error("the connection broke: {0}")]
     Broken(String),
     /// The client's body is over the limit.
@@ -47,25 +46,25 @@ pub(crate) enum SendError {
 }
 
 impl SendError {
-    /// No connection was made, so that no worker has seen anything of the request.
+    /// Whether no connection was made, so that no server has received any part of the request.
     pub(crate) fn is_unsent(&self) -> bool {
-        matches!(self, SendError::Unreachable(_) | SendError::Unanswered(_))
+        matches!(self, SendError::Unreachable(_) | SendError::ConnectTimeout(_))
     }
 }
 
-/// How a backend is spoken to.
+/// The protocol of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Http1,
-    /// HTTP/2 without TLS, known beforehand.
+    /// HTTP/2 without TLS and without an upgrade (prior knowledge).
     H2c,
 }
 
-/// Connections to every worker, kept alive between requests.
+/// Connections to every server, kept alive between requests; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct HttpClient {
-    http1: Client<HttpConnector, Outgoing>,
-    h2c: Client<HttpConnector, Outgoing>,
+    http1: Client<HttpConnector, OutgoingBody>,
+    h2c: Client<HttpConnector, OutgoingBody>,
 }
 
 impl HttpClient {
@@ -84,8 +83,8 @@ impl HttpClient {
         HttpClient { http1, h2c: client.http2_only(true).build(connector) }
     }
 
-    /// A client for questions that come rarely: no connection is kept.
-    pub(crate) fn sparing(connect_timeout: Duration) -> HttpClient {
+    /// A client for rare requests: connections are not kept alive.
+    pub(crate) fn without_pool(connect_timeout: Duration) -> HttpClient {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(connect_timeout));
         let mut client = Client::builder(TokioExecutor::new());
@@ -94,16 +93,19 @@ impl HttpClient {
         HttpClient { http1, h2c: client.http2_only(true).build(connector) }
     }
 
-    /// The body of the answer to a `GET` if it is a 200, else in words why not.
+    /// Sends a `GET` and returns the body of the answer.
+    ///
+    /// # Errors
+    /// No answer came, its status is not 200, or its body is over `limit` bytes.
     pub(crate) async fn fetch(
         &self,
         authority: Authority,
         path: PathAndQuery,
         limit: usize,
     ) -> Result<Bytes, String> {
-        let (headers, nothing) = (HeaderMap::new(), whole(Bytes::new()));
+        let (headers, empty) = (HeaderMap::new(), whole(Bytes::new()));
         let answer = self
-            .send_over(Protocol::Http1, authority, Method::GET, path, headers, nothing)
+            .send(Protocol::Http1, authority, Method::GET, path, headers, empty)
             .await
             .map_err(|error| error.to_string())?;
         let status = answer.status();
@@ -111,32 +113,22 @@ impl HttpClient {
         if status == http::StatusCode::OK { Ok(body) } else { Err(status.to_string()) }
     }
 
-    /// Sends one request and waits for the answer's head. Dropping the future, or the answer's
+    /// Sends one request and waits for the head of the answer. Dropping the future, or the answer's
     /// body before its end, closes the connection.
     ///
-    /// A connection that the worker closed while it was idle is no error: the client sends
-    /// again on another, as long as nothing of the request was read.
+    /// A kept-alive connection that the server closed while it was idle is no error: the request is
+    /// sent again on another connection, as long as nothing of it was read.
+    ///
+    /// # Errors
+    /// No head came.
     pub(crate) async fn send(
-        &self,
-        worker: &Arc<Worker>,
-        method: Method,
-        path: PathAndQuery,
-        headers: HeaderMap,
-        body: Outgoing,
-    ) -> Result<Response<Incoming>, SendError> {
-        let authority = worker.authority.clone();
-        self.send_over(Protocol::Http1, authority, method, path, headers, body).await
-    }
-
-    /// As [`HttpClient::send`], to any address, in the protocol that it speaks.
-    pub(crate) async fn send_over(
         &self,
         protocol: Protocol,
         authority: Authority,
         method: Method,
         path: PathAndQuery,
         headers: HeaderMap,
-        body: Outgoing,
+        body: OutgoingBody,
     ) -> Result<Response<Incoming>, SendError> {
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(Scheme::HTTP);
@@ -186,13 +178,17 @@ fn send_error(error: Error) -> SendError {
         SendError::BodyTooLarge
     } else if error.is_connect() {
         let why = innermost(&error);
-        if is_unanswered(&error) { SendError::Unanswered(why) } else { SendError::Unreachable(why) }
+        if is_connect_timeout(&error) {
+            SendError::ConnectTimeout(why)
+        } else {
+            SendError::Unreachable(why)
+        }
     } else {
         SendError::Broken(innermost(&error))
     }
 }
 
-fn is_unanswered(error: &(dyn std::error::Error + 'static)) -> bool {
+fn is_connect_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
     use std::io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
     let kinds = chain(error).filter_map(|error| error.downcast_ref::<std::io::Error>());
     kinds
@@ -206,7 +202,7 @@ fn chain<'e>(
     std::iter::successors(Some(error), |error| error.source())
 }
 
-/// The last cause of a chain: the operating system's word rather than three layers around it.
+/// The last cause of an error: the operating system's message, without the layers around it.
 pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     chain(error).last().unwrap_or(error).to_string()
 }

@@ -1,4 +1,5 @@
-//! [`ReclaimableBody`]: a client's body on its way to a backend, which comes back where nothing of it was read.
+//! [`ReclaimableBody`]: a client's body on its way to a backend, which can be reclaimed if no part
+//! of it was read.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -7,20 +8,20 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::oneshot;
 
-/// A body that somebody else may read. Dropped unread, it returns to its owner.
+/// A body that the HTTP client may read. If it is dropped unread, its [`Reclaim`] gets it back.
 pub(crate) struct ReclaimableBody<B> {
-    /// `None` once it has been returned.
+    /// `None` once it has been given back.
     body: Option<B>,
     back: Option<oneshot::Sender<B>>,
 }
 
-/// Where an unread body comes back.
+/// Gets an unread body back.
 pub(crate) struct Reclaim<B>(oneshot::Receiver<B>);
 
 impl<B> ReclaimableBody<B> {
     pub(crate) fn new(body: B) -> (ReclaimableBody<B>, Reclaim<B>) {
-        let (back, owner) = oneshot::channel();
-        (ReclaimableBody { body: Some(body), back: Some(back) }, Reclaim(owner))
+        let (back, reclaim) = oneshot::channel();
+        (ReclaimableBody { body: Some(body), back: Some(back) }, Reclaim(reclaim))
     }
 }
 
@@ -39,7 +40,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for ReclaimableBody<B> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        // Whoever asks may be given a part of it, which could not be sent again.
+        // The reader may get a part of the body, which could not be sent again.
         self.back = None;
         match &mut self.body {
             Some(body) => Pin::new(body).poll_frame(cx),
@@ -59,7 +60,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for ReclaimableBody<B> {
 impl<B> Drop for ReclaimableBody<B> {
     fn drop(&mut self) {
         if let (Some(body), Some(back)) = (self.body.take(), self.back.take()) {
-            // The owner may have left.
+            // The receiver may have been dropped.
             let _ = back.send(body);
         }
     }
@@ -72,13 +73,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_unread_body_comes_back_and_a_read_one_does_not() {
-        let (lent, owner) = ReclaimableBody::new(Full::new(Bytes::from_static(b"a")));
-        drop(lent);
-        let body = owner.returned().expect("it was not read");
-        let (mut lent, owner) = ReclaimableBody::new(body);
-        assert_eq!(lent.frame().await.unwrap().unwrap().into_data().unwrap(), "a");
-        drop(lent);
-        assert!(owner.returned().is_none());
+    async fn an_unread_body_is_reclaimed_and_a_read_one_is_not() {
+        let (sent, reclaim) = ReclaimableBody::new(Full::new(Bytes::from_static(b"a")));
+        drop(sent);
+        let body = reclaim.returned().expect("it was not read");
+        let (mut sent, reclaim) = ReclaimableBody::new(body);
+        assert_eq!(sent.frame().await.unwrap().unwrap().into_data().unwrap(), "a");
+        drop(sent);
+        assert!(reclaim.returned().is_none());
     }
 }

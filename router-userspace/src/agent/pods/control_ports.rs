@@ -73,7 +73,7 @@ pub(in crate::agent) async fn watch(
     mut wanted: watch::Receiver<Vec<BootstrapServer>>,
     ports: mpsc::Sender<ControlPorts>,
 ) {
-    let client = HttpClient::sparing(REQUEST_TIMEOUT);
+    let client = HttpClient::without_pool(REQUEST_TIMEOUT);
     let mut known: BTreeMap<Arc<str>, BootstrapState> = BTreeMap::new();
     loop {
         update_known(&mut known, &wanted.borrow_and_update());

@@ -1,4 +1,4 @@
-//! The admin port: whether the gateway lives and is ready, its metrics, and its fleet.
+//! The admin port: `/livez`, `/readyz`, `/metrics` and `/fleet`.
 
 mod fleet_page;
 
@@ -26,19 +26,19 @@ use super::shared::Gateway;
 use crate::metrics;
 use crate::token::Guard;
 
-/// Connections of probes, scrapers and people at once.
+/// Maximum number of connections to the admin port. When it is reached, new connections wait.
 const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+const UNSPECIFIED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
-/// What the admin port tells of.
+/// The state that the admin port serves.
 #[derive(Clone)]
 pub(crate) struct AdminState {
     pub(crate) readiness: Arc<Readiness>,
     pub(crate) gateway: Arc<Gateway>,
-    /// Locked for a whole answer: gauges of workers are cleared before they are filled anew.
+    /// Locked while `/metrics` is answered: the gauges of the workers are cleared and set again.
     pub(crate) registry: Arc<Mutex<Registry>>,
-    /// Of all but the probes.
+    /// Checks the bearer token of every path but `/livez` and `/readyz`.
     pub(crate) guard: Arc<Guard>,
 }
 
@@ -54,23 +54,24 @@ impl Admin {
 
     /// Serves until `stop`.
     pub(crate) async fn run(self, state: AdminState, stop: CancellationToken) {
-        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let connections = TaskTracker::new();
         loop {
-            let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
             let stream = tokio::select! {
                 accepted = self.0.accept() => match accepted {
                     Ok((stream, _)) => stream,
                     Err(error) => {
-                        tracing::warn!(%error, "admin port cannot accept");
+                        tracing::warn!(%error, "cannot accept admin connection");
                         tokio::time::sleep(Duration::from_millis(50)).await;
                         continue;
                     }
                 },
                 () = stop.cancelled() => return,
             };
-            // A connection that is gone already came to no address: to one outside, for the guard.
-            let at = stream.local_addr().unwrap_or(NOWHERE);
+            // A connection that is gone already has no local address. The guard takes the unspecified
+            // address for one that is reachable from outside.
+            let at = stream.local_addr().unwrap_or(UNSPECIFIED);
             let (state, stop) = (state.clone(), stop.clone());
             connections.spawn(async move {
                 let answer = service_fn(move |request| {
@@ -95,7 +96,7 @@ impl AdminState {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
         }
         let path = request.uri().path();
-        // `/fleet/loads/NAMESPACE/POD` is the part of `/fleet` about one pod's load.
+        // `/fleet/loads/NAMESPACE/POD` is the part of `/fleet` with one pod's load.
         let pod = path.strip_prefix("/fleet/loads/");
         let is_guarded = pod.is_some() || matches!(path, "/metrics" | "/fleet");
         if is_guarded && !self.guard.admits(request.headers(), at) {
@@ -105,11 +106,11 @@ impl AdminState {
             "/livez" => text(StatusCode::OK, "ok\n"),
             "/readyz" => match self.readiness.check() {
                 Ok(()) => text(StatusCode::OK, "ok\n"),
-                Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+                Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
             },
             "/metrics" => {
                 let registry = self.registry.lock();
-                self.gateway.observe();
+                self.gateway.update_gauges();
                 typed(
                     "application/openmetrics-text; version=1.0.0; charset=utf-8",
                     metrics::encode(&registry),

@@ -1,36 +1,55 @@
-//! [`Choice`]: why a pair was taken: its predicted milliseconds beside the next best pair's.
+//! [`ChoiceExplanation`]: why a pair was chosen: its predicted milliseconds beside the next best
+//! pair's. It is the `x-pd-router-choice` header and `last_choice` of `/fleet`.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use http::HeaderValue;
+use router_core::fleet::Worker;
 use router_core::pair::Pair;
-use router_core::schedule::Estimate;
+use router_core::schedule::{Chosen, Estimate};
 use serde::Serialize;
 
-/// Of a worker's name, so many bytes stand in a header: its end tells pods apart.
-const MOST_NAME: usize = 80;
+/// Bytes of a worker's name in the header: the end of the name, which differs between pods.
+const MAX_NAME: usize = 80;
 
-/// A choice that was predicted, with names.
+/// A choice of a policy that predicts, with the names of the workers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(crate) struct Choice {
-    pub(crate) taken: Weighed,
-    pub(crate) runner_up: Option<Weighed>,
-    /// Taken to learn how it does, though the runner-up looked better.
+pub(crate) struct ChoiceExplanation {
+    pub(crate) chosen: ScoredPair,
+    pub(crate) runner_up: Option<ScoredPair>,
+    /// Chosen to measure the pair again, though the runner-up has the lower cost.
     pub(crate) explored: bool,
 }
 
-/// A pair and what it was thought to cost.
+/// A pair and its estimated cost.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(crate) struct Weighed {
+pub(crate) struct ScoredPair {
     pub(crate) pair: Pair<Arc<str>>,
     pub(crate) estimate: Estimate,
 }
 
-impl Choice {
+impl ChoiceExplanation {
+    /// Explains `chosen`; `worker_of` maps a candidate's id to its worker. `None` if the policy does
+    /// not predict.
+    pub(crate) fn new<'w>(
+        chosen: &Chosen,
+        worker_of: impl Fn(usize) -> &'w Arc<Worker>,
+    ) -> Option<ChoiceExplanation> {
+        let named = |(pair, estimate): (Pair<usize>, Estimate)| {
+            let pair = pair.map(|id| Arc::clone(&worker_of(id).name));
+            ScoredPair { pair, estimate }
+        };
+        Some(ChoiceExplanation {
+            chosen: named((chosen.pair, chosen.estimate?)),
+            runner_up: chosen.runner_up.map(named),
+            explored: chosen.explored,
+        })
+    }
+
     /// Both pairs and their terms in milliseconds, in less than 800 bytes.
     pub(crate) fn header(&self) -> Option<HeaderValue> {
-        let mut text = self.taken.text();
+        let mut text = self.chosen.text();
         if self.explored {
             text.push_str(" explored");
         }
@@ -42,7 +61,7 @@ impl Choice {
     }
 }
 
-impl Weighed {
+impl ScoredPair {
     fn text(&self) -> String {
         let Estimate {
             wait_ms,
@@ -76,7 +95,7 @@ impl Weighed {
 }
 
 fn end_of(name: &str) -> &str {
-    let mut at = name.len().saturating_sub(MOST_NAME);
+    let mut at = name.len().saturating_sub(MAX_NAME);
     while !name.is_char_boundary(at) {
         at += 1;
     }
@@ -87,7 +106,7 @@ fn end_of(name: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn weighed(name: &str, ms: f32) -> Weighed {
+    fn weighed(name: &str, ms: f32) -> ScoredPair {
         let estimate = Estimate {
             wait_ms: ms,
             admission_ms: ms,
@@ -99,19 +118,21 @@ mod tests {
             batch_cost_ms: ms,
             ..Estimate::default()
         };
-        Weighed { pair: Pair { prefill: name.into(), decode: name.into() }, estimate }
+        ScoredPair { pair: Pair { prefill: name.into(), decode: name.into() }, estimate }
     }
 
     #[test]
     fn a_header_names_both_pairs_and_stays_small_whatever_the_numbers() {
         let small = weighed("default/p", 1.25);
-        let choice = Choice { taken: small.clone(), runner_up: Some(small), explored: false };
+        let choice =
+            ChoiceExplanation { chosen: small.clone(), runner_up: Some(small), explored: false };
         let text = choice.header().unwrap();
         let text = text.to_str().unwrap();
         assert!(text.starts_with("default/p default/p ttft="), "{text}");
         assert!(text.contains(" wait=1.2 ") && text.contains("; not default/p "), "{text}");
         let long = weighed(&"n".repeat(400), f32::MAX);
-        let choice = Choice { taken: long.clone(), runner_up: Some(long), explored: true };
+        let choice =
+            ChoiceExplanation { chosen: long.clone(), runner_up: Some(long), explored: true };
         assert!(choice.header().unwrap().len() < 800);
     }
 }

@@ -1,6 +1,8 @@
-//! Which workers serve a request: choosing and leasing a pair, and the queue while all are full.
+//! Which workers serve a request: choosing and leasing a pair, the queue while all are full, and
+//! what requests teach the scheduler.
 
-pub(crate) mod candidates;
 pub(crate) mod explain;
+pub(crate) mod observe;
 pub(crate) mod placer;
 pub(crate) mod queue;
+pub(crate) mod responses;

@@ -1,9 +1,8 @@
-//! Admission: a request takes its places at once, or waits in its line for somebody's lease
-//! to end.
+//! [`Admission`]: a request gets its workers at once, or waits in a queue until a lease ends.
 //!
-//! A prefill that is sent before its decode has room only runs down its bootstrap clock, so the
-//! wait is here. Lines are first come first served, one for each pool and model, so that a
-//! full model does not hold up another.
+//! A prefill that is sent before its decode has capacity only uses up its bootstrap timeout, so
+//! requests wait here. Queues are first come, first served. Each pool and model has its own, so that
+//! a full model does not delay another.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
@@ -17,20 +16,37 @@ use router_core::sglang::Request;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use super::explain::Choice;
-use super::placer::{Ask, NoSeat, Scratch, Seating, Seats, Taken};
+use super::explain::ChoiceExplanation;
+use super::observe::DecodeObservation;
+use super::placer::{
+    CandidateBuffers, Leased, Placement, PlacementError, PlacementRequest, Placer,
+};
 use crate::config::LimitFlags;
 use crate::gateway::fleet_handle::FleetHandle;
-use crate::gateway::request::reject::Reject;
-use crate::scheduler_view::{Lesson, SchedulerView};
+use crate::scheduler_view::SchedulerView;
 
-/// One pool's model: who waits for the same workers waits in the same line. A request that only
-/// one worker can serve waits in a line for that one.
-type LineKey = (ObjectName, Option<Arc<str>>, Option<WorkerKey>);
+/// The requests that wait for the same workers: those of one pool and model. A request that only one
+/// worker can serve waits in a queue for that worker.
+type QueueKey = (ObjectName, Option<Arc<str>>, Option<WorkerKey>);
 
-/// Room that others leave is told by agents and engines alone, and to nobody: the first of a line
-/// looks so often itself, which is how often frames come.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// Capacity that other gateways free produces no wake-up, so the head of a queue polls at the
+/// interval of the load frames.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Why a request gets no workers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum AdmissionError {
+    /// No worker of the pool is ready.
+    NoWorkerReady(ObjectName),
+    /// The pool does not serve this model.
+    ModelNotFound(String),
+    /// As many requests wait for the pool as are allowed to.
+    QueueFull,
+    /// The request has waited this long, the longest that is allowed.
+    QueueTimeout(Duration),
+    /// The request's own deadline passed while it waited.
+    Deadline,
+}
 
 #[derive(Debug)]
 struct Waiter {
@@ -38,14 +54,14 @@ struct Waiter {
     turn: Arc<Notify>,
 }
 
-/// Who waits, and what a choice needs, under one lock.
+/// The waiting requests, and the memory that a choice needs, under one lock.
 #[derive(Debug, Default)]
-struct Lines {
-    waiting: HashMap<LineKey, VecDeque<Waiter>>,
-    scratch: Scratch,
+struct Queues {
+    waiting: HashMap<QueueKey, VecDeque<Waiter>>,
+    buffers: CandidateBuffers,
 }
 
-/// Gives requests their places, in order.
+/// Gives requests their workers, in order.
 pub(crate) struct Admission {
     fleet: Arc<FleetHandle>,
     view: SchedulerView,
@@ -53,10 +69,10 @@ pub(crate) struct Admission {
     queue_timeout: Duration,
     turn: AtomicU64,
     waiting: AtomicUsize,
-    lines: Mutex<Lines>,
-    /// The last choice that was predicted, to be looked at.
-    last: Mutex<Option<Arc<Choice>>>,
-    /// Called by every lease that ends.
+    queues: Mutex<Queues>,
+    /// The last choice of a policy that predicts, for `/fleet`.
+    last_choice: Mutex<Option<Arc<ChoiceExplanation>>>,
+    /// Called by every lease when it ends.
     released: OnRelease,
 }
 
@@ -75,191 +91,207 @@ impl Admission {
             queue_timeout,
             turn: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
-            lines: Mutex::default(),
-            last: Mutex::default(),
+            queues: Mutex::default(),
+            last_choice: Mutex::default(),
         })
     }
 
-    /// Places for `ask` in the pool: at once, or after a wait.
+    /// Leases the workers for `request`: at once, or after a wait.
     ///
     /// # Errors
-    /// Nobody ready, another model, the line full, or the deadline (the queue's or the
-    /// request's, whichever is first).
+    /// No worker is ready, the model is unknown, the queue is full, or the earlier of the queue's
+    /// timeout and the request's `deadline` has passed.
     pub(crate) async fn admit(
         self: &Arc<Self>,
         pool: &Pool,
-        ask: &Ask,
+        request: &PlacementRequest,
         deadline: Option<Instant>,
-    ) -> Result<Seats, Reject> {
+    ) -> Result<Placement, AdmissionError> {
         let since = Instant::now();
-        let seating = self.seating(pool, ask, AgentTrust::Trusted);
-        let place = {
-            let mut lines = self.lock();
-            // Usually nobody waits anywhere, and no line has to be named.
-            let line_is_empty = lines.waiting.is_empty()
-                || lines.waiting.get(&line_key(pool, ask)).is_none_or(VecDeque::is_empty);
-            let taken = if line_is_empty {
-                seating.take(&self.released, &mut lines.scratch)
+        let placer = self.placer(pool, request, AgentTrust::Trusted);
+        let ticket = {
+            let mut queues = self.lock();
+            // Usually no request waits, and no key has to be made.
+            let is_empty = queues.waiting.is_empty()
+                || queues.waiting.get(&queue_key(pool, request)).is_none_or(VecDeque::is_empty);
+            let leased = if is_empty {
+                placer.lease(&self.released, &mut queues.buffers)
             } else {
-                Err(NoSeat::Full)
+                Err(PlacementError::Full)
             };
-            match taken {
-                Err(NoSeat::Full) => self.join(&mut lines.waiting, line_key(pool, ask))?,
-                taken => {
-                    drop(lines);
-                    let seats = taken.map(|taken| self.seats(&seating, taken));
-                    return seats.map_err(|why| refused(why, &pool.name, ask));
+            match leased {
+                Err(PlacementError::Full) => {
+                    self.join(&mut queues.waiting, queue_key(pool, request))?
+                }
+                leased => {
+                    drop(queues);
+                    let placement = leased.map(|leased| self.finish(&placer, leased));
+                    return placement.map_err(|why| refused(why, &pool.name, request));
                 }
             }
         };
         let queue_deadline = since + self.queue_timeout;
         let until = deadline.map_or(queue_deadline, |deadline| deadline.min(queue_deadline));
-        // Only the first of a line is called.
-        if timeout_at(until, place.turn.notified()).await.is_ok() {
+        // Only the head of a queue is woken.
+        if timeout_at(until, ticket.turn.notified()).await.is_ok() {
             loop {
-                if let Some(seats) = place.try_again(ask, since) {
-                    return seats;
+                if let Some(placement) = ticket.try_again(request, since) {
+                    return placement;
                 }
-                let again = Instant::now() + LOOK_AGAIN;
-                let called = timeout_at(until.min(again), place.turn.notified()).await;
-                if called.is_err() && Instant::now() >= until {
+                let again = Instant::now() + POLL_INTERVAL;
+                let woken = timeout_at(until.min(again), ticket.turn.notified()).await;
+                if woken.is_err() && Instant::now() >= until {
                     break;
                 }
             }
         }
         Err(match deadline {
-            Some(deadline) if deadline <= queue_deadline => Reject::Deadline,
-            _ => Reject::QueueTimeout(self.queue_timeout),
+            Some(deadline) if deadline <= queue_deadline => AdmissionError::Deadline,
+            _ => AdmissionError::QueueTimeout(self.queue_timeout),
         })
     }
 
-    /// What the answer that these places give is to teach.
-    pub(crate) fn lesson(&self, pool: &Pool, seats: &Seats) -> Option<Lesson> {
-        let worker = Arc::clone(seats.leases().last()?.worker());
-        Some(Lesson { view: self.view.clone(), pool: Arc::clone(&pool.rate_estimators), worker })
+    /// What the stream of the placement's answering worker is to be observed with.
+    pub(crate) fn decode_observation(
+        &self,
+        pool: &Pool,
+        placement: &Placement,
+    ) -> Option<DecodeObservation> {
+        let worker = placement.leases().last()?.worker();
+        Some(DecodeObservation::new(&self.view, pool, worker))
     }
 
-    /// The blocks of a request's prompt, as far as the policy wants them.
+    /// The hashes of the blocks of a request's prompt; empty if the policy does not use prefixes.
     pub(crate) fn blocks(&self, request: &Request) -> Vec<u64> {
         self.view.blocks(request)
     }
 
-    /// What is believed of a pool's engines together.
+    /// The estimated rates of a pool's engines together.
     pub(crate) fn rates(&self, pool: &Pool) -> EngineRates {
         self.view.rates(pool)
     }
 
-    /// The last choice that was predicted.
-    pub(crate) fn last_choice(&self) -> Option<Arc<Choice>> {
-        self.last.lock().clone()
+    /// The last choice of a policy that predicts.
+    pub(crate) fn last_choice(&self) -> Option<Arc<ChoiceExplanation>> {
+        self.last_choice.lock().clone()
     }
 
-    /// How many requests wait.
+    /// The number of requests that wait.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Lets the first of every line look again. Called when a lease ends, a worker comes back,
-    /// or the fleet changes.
+    /// Lets the head of every queue try again. Called when a lease ends, a worker comes back, or the
+    /// fleet changes.
     pub(crate) fn wake(&self) {
-        // Sequentially consistent with the increment in `join`: either the joiner's look at the
-        // workers comes after the lease ended, or this sees that somebody waits.
+        // Sequentially consistent with the increment in `join`: either the joiner examines the
+        // workers after the lease ended, or this load sees that a request waits.
         fence(Ordering::SeqCst);
         if self.waiting.load(Ordering::SeqCst) == 0 {
             return;
         }
-        for line in self.lock().waiting.values() {
-            if let Some(first) = line.front() {
-                first.turn.notify_one();
+        for queue in self.lock().waiting.values() {
+            if let Some(head) = queue.front() {
+                head.turn.notify_one();
             }
         }
     }
 
-    /// To be taken under the lock of the lines: since leases are taken nowhere else, a worker that
-    /// had room when looked at still has it when leased.
-    fn seating<'a>(&'a self, pool: &'a Pool, ask: &'a Ask, patience: AgentTrust) -> Seating<'a> {
+    /// The placer's lease is to be called under the queues' lock: leases are taken nowhere else, so
+    /// a worker that had capacity when it was examined still has it when it is leased.
+    fn placer<'a>(
+        &'a self,
+        pool: &'a Pool,
+        request: &'a PlacementRequest,
+        agent_trust: AgentTrust,
+    ) -> Placer<'a> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let draw = Draw { chance: rand::random(), turn };
-        Seating { pool, ask, view: &self.view, draw, limits: &self.limits, patience }
+        Placer { pool, request, view: &self.view, draw, limits: &self.limits, agent_trust }
     }
 
-    /// What follows from places that were taken, without the lock.
-    fn seats(&self, seating: &Seating<'_>, taken: Taken) -> Seats {
-        let seats = seating.seats(taken);
-        if let Seats::Pair { choice: Some(choice), .. } = &seats {
-            *self.last.lock() = Some(Arc::clone(choice));
+    /// Makes a placement of the leases, without the lock.
+    fn finish(&self, placer: &Placer<'_>, leased: Leased) -> Placement {
+        let placement = placer.finish(leased);
+        if let Placement::Pair { explanation: Some(explanation), .. } = &placement {
+            *self.last_choice.lock() = Some(Arc::clone(explanation));
         }
-        seats
+        placement
     }
 
     fn join(
         self: &Arc<Self>,
-        lines: &mut HashMap<LineKey, VecDeque<Waiter>>,
-        key: LineKey,
-    ) -> Result<Place, Reject> {
-        let in_pool: usize =
-            lines.iter().filter(|(line, _)| line.0 == key.0).map(|(_, line)| line.len()).sum();
-        if in_pool >= self.limits.max_queued {
-            return Err(Reject::QueueFull);
+        queues: &mut HashMap<QueueKey, VecDeque<Waiter>>,
+        key: QueueKey,
+    ) -> Result<QueueTicket, AdmissionError> {
+        let of_pool = queues.iter().filter(|(queue, _)| queue.0 == key.0);
+        let waiting: usize = of_pool.map(|(_, queue)| queue.len()).sum();
+        if waiting >= self.limits.max_queued {
+            return Err(AdmissionError::QueueFull);
         }
         let ticket = self.turn.fetch_add(1, Ordering::Relaxed);
         let turn = Arc::new(Notify::new());
-        // The first of a line looks once more after it is counted: a lease may have ended
-        // between its first look and now.
+        // The head of a queue tries once more after it is counted: a lease may have ended between
+        // its first try and now.
         self.waiting.fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        let line = lines.entry(key.clone()).or_default();
-        if line.is_empty() {
+        let queue = queues.entry(key.clone()).or_default();
+        if queue.is_empty() {
             turn.notify_one();
         }
-        line.push_back(Waiter { ticket, turn: Arc::clone(&turn) });
-        Ok(Place { admission: Arc::clone(self), key, ticket, turn })
+        queue.push_back(Waiter { ticket, turn: Arc::clone(&turn) });
+        Ok(QueueTicket { admission: Arc::clone(self), key, ticket, turn })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Lines> {
-        // Nothing that can panic runs under the lock; the lines are whole in any case.
-        self.lines.lock()
+    fn lock(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock()
     }
 }
 
-/// A place in a line; dropping it leaves the line and lets the next one look.
-struct Place {
+/// A request's place in its queue. Dropping it leaves the queue and lets the next head try.
+struct QueueTicket {
     admission: Arc<Admission>,
-    key: LineKey,
+    key: QueueKey,
     ticket: u64,
     turn: Arc<Notify>,
 }
 
-impl Place {
-    /// `None`: still full, wait on.
-    fn try_again(&self, ask: &Ask, since: Instant) -> Option<Result<Seats, Reject>> {
+impl QueueTicket {
+    /// Tries to lease the workers. `None` if all are still full: wait on.
+    fn try_again(
+        &self,
+        request: &PlacementRequest,
+        since: Instant,
+    ) -> Option<Result<Placement, AdmissionError>> {
         let waited_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let patience = AgentTrust::after(waited_ms, self.admission.view.poll_ms);
+        let agent_trust = AgentTrust::after(waited_ms, self.admission.view.poll_ms);
         let fleet = self.admission.fleet.load();
         let Some(pool) = fleet.pool(&self.key.0) else {
-            return Some(Err(Reject::NobodyReady(self.key.0.clone())));
+            return Some(Err(AdmissionError::NoWorkerReady(self.key.0.clone())));
         };
-        let seating = self.admission.seating(pool, ask, patience);
-        // Under the lock, so that nobody who came later takes the place.
-        let taken = seating.take(&self.admission.released, &mut self.admission.lock().scratch);
-        match taken {
-            Ok(taken) => Some(Ok(self.admission.seats(&seating, taken))),
-            // Nobody is ready for the moment: a rollout; the deadline decides.
-            Err(NoSeat::Full | NoSeat::Nobody) => None,
-            Err(NoSeat::NoModel) => Some(Err(refused(NoSeat::NoModel, &self.key.0, ask))),
+        let placer = self.admission.placer(pool, request, agent_trust);
+        // Under the lock, so that no later request takes the capacity.
+        let leased = placer.lease(&self.admission.released, &mut self.admission.lock().buffers);
+        match leased {
+            Ok(leased) => Some(Ok(self.admission.finish(&placer, leased))),
+            // During a rollout no worker may be ready for a moment: the deadline decides.
+            Err(PlacementError::Full | PlacementError::NotReady) => None,
+            Err(PlacementError::UnknownModel) => {
+                Some(Err(refused(PlacementError::UnknownModel, &self.key.0, request)))
+            }
         }
     }
 }
 
-impl Drop for Place {
+impl Drop for QueueTicket {
     fn drop(&mut self) {
-        let mut lines = self.admission.lock();
-        if let Some(line) = lines.waiting.get_mut(&self.key) {
-            line.retain(|waiter| waiter.ticket != self.ticket);
-            match line.front() {
+        let mut queues = self.admission.lock();
+        if let Some(queue) = queues.waiting.get_mut(&self.key) {
+            queue.retain(|waiter| waiter.ticket != self.ticket);
+            match queue.front() {
                 Some(next) => next.turn.notify_one(),
                 None => {
-                    lines.waiting.remove(&self.key);
+                    queues.waiting.remove(&self.key);
                 }
             }
         }
@@ -276,16 +308,20 @@ fn released(admission: Weak<Admission>) -> OnRelease {
     })
 }
 
-fn line_key(pool: &Pool, ask: &Ask) -> LineKey {
-    let fit = pool.serving(ask.model.as_deref()).next();
-    let only = ask.only.as_ref().map(|worker| worker.key.clone());
-    (pool.name.clone(), fit.and_then(|fit| fit.models.first().cloned()), only)
+fn queue_key(pool: &Pool, request: &PlacementRequest) -> QueueKey {
+    let compatible = pool.serving(request.model.as_deref()).next();
+    let only = request.only.as_ref().map(|worker| worker.key.clone());
+    (pool.name.clone(), compatible.and_then(|compatible| compatible.models.first().cloned()), only)
 }
 
-fn refused(why: NoSeat, pool: &ObjectName, ask: &Ask) -> Reject {
+fn refused(why: PlacementError, pool: &ObjectName, request: &PlacementRequest) -> AdmissionError {
     match why {
-        NoSeat::NoModel => Reject::ModelNotFound(ask.model.clone().unwrap_or_default()),
-        NoSeat::Full | NoSeat::Nobody => Reject::NobodyReady(pool.clone()),
+        PlacementError::UnknownModel => {
+            AdmissionError::ModelNotFound(request.model.clone().unwrap_or_default())
+        }
+        PlacementError::Full | PlacementError::NotReady => {
+            AdmissionError::NoWorkerReady(pool.clone())
+        }
     }
 }
 

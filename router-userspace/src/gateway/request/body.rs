@@ -1,4 +1,4 @@
-//! [`Answer`]: the body of every answer of the gateway; and the reading of requests' bodies.
+//! [`ResponseBody`]: the body of every response of the gateway; and the reading of request bodies.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,32 +16,32 @@ use tokio::time::timeout;
 
 use super::reject::Reject;
 
-/// What a body fails with: the connection to the client is then cut.
+/// The error of a body. It closes the connection to the client.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A body that is relayed as it comes.
-pub(crate) type Relayed = Pin<Box<dyn Body<Data = Bytes, Error = BodyError> + Send>>;
+/// A body that is passed on as it comes.
+pub(crate) type Streamed = Pin<Box<dyn Body<Data = Bytes, Error = BodyError> + Send>>;
 
-/// The body of an answer.
-pub(crate) enum Answer {
-    /// Bytes at hand.
-    Whole(Option<Bytes>),
-    Relayed(Relayed),
+/// The body of a response.
+pub(crate) enum ResponseBody {
+    /// All bytes, known in advance.
+    Full(Option<Bytes>),
+    Streamed(Streamed),
 }
 
-impl Answer {
-    pub(crate) fn whole(bytes: Bytes) -> Answer {
-        Answer::Whole(Some(bytes).filter(|bytes| !bytes.is_empty()))
+impl ResponseBody {
+    pub(crate) fn full(bytes: Bytes) -> ResponseBody {
+        ResponseBody::Full(Some(bytes).filter(|bytes| !bytes.is_empty()))
     }
 
-    pub(crate) fn relayed(
+    pub(crate) fn streamed(
         body: impl Body<Data = Bytes, Error = BodyError> + Send + 'static,
-    ) -> Answer {
-        Answer::Relayed(Box::pin(body))
+    ) -> ResponseBody {
+        ResponseBody::Streamed(Box::pin(body))
     }
 }
 
-impl Body for Answer {
+impl Body for ResponseBody {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -50,87 +50,90 @@ impl Body for Answer {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
-            Answer::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Answer::Relayed(body) => body.as_mut().poll_frame(cx),
+            ResponseBody::Full(bytes) => {
+                Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes))))
+            }
+            ResponseBody::Streamed(body) => body.as_mut().poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Answer::Whole(bytes) => bytes.is_none(),
-            Answer::Relayed(body) => body.is_end_stream(),
+            ResponseBody::Full(bytes) => bytes.is_none(),
+            ResponseBody::Streamed(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Answer::Whole(bytes) => {
+            ResponseBody::Full(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Answer::Relayed(body) => body.size_hint(),
+            ResponseBody::Streamed(body) => body.size_hint(),
         }
     }
 }
 
-/// Reads a request's body whole.
+/// Reads the whole body of a request. The permits are the body's bytes in `memory`, to be kept as long
+/// as the body.
 ///
 /// # Errors
-/// An encoded body, one over `limit` bytes, a client that stops sending, and no room in `memory`,
-/// whose permits are bytes and are held as long as the body.
+/// The body is encoded, is over `limit` bytes, or exceeds the permits of `memory`; the client sends
+/// nothing for `idle_timeout`, or closes the connection.
 pub(crate) async fn read(
     headers: &HeaderMap,
     body: Incoming,
     limit: usize,
-    patience: Duration,
+    idle_timeout: Duration,
     memory: &Arc<Semaphore>,
 ) -> Result<(Bytes, OwnedSemaphorePermit), Reject> {
     if let Some(encoding) = headers.get(CONTENT_ENCODING).filter(|value| *value != "identity") {
         return Err(Reject::EncodedBody(String::from_utf8_lossy(encoding.as_bytes()).into_owned()));
     }
-    let told: Option<usize> =
+    let announced: Option<usize> =
         headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if told.is_some_and(|told| told > limit) {
+    if announced.is_some_and(|length| length > limit) {
         return Err(Reject::BodyTooLarge(limit));
     }
-    collect(body, told, limit, patience, memory).await
+    collect(body, announced, limit, idle_timeout, memory).await
 }
 
 async fn collect(
     mut body: Incoming,
-    told: Option<usize>,
+    announced: Option<usize>,
     limit: usize,
-    patience: Duration,
+    idle_timeout: Duration,
     memory: &Arc<Semaphore>,
 ) -> Result<(Bytes, OwnedSemaphorePermit), Reject> {
-    let mut held = room(memory, 0)?;
+    let mut permits = reserve(memory, 0)?;
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
     while let Some(frame) =
-        timeout(patience, body.frame()).await.map_err(|_| Reject::BodyLate(patience))?
+        timeout(idle_timeout, body.frame()).await.map_err(|_| Reject::BodyTimeout(idle_timeout))?
     {
         let frame = frame.map_err(|error| Reject::BodyBroken(error.to_string()))?;
         let Ok(data) = frame.into_data() else { continue };
         if first.len() + all.len() + data.len() > limit {
             return Err(Reject::BodyTooLarge(limit));
         }
-        held.merge(room(memory, data.len())?);
+        permits.merge(reserve(memory, data.len())?);
         if first.is_empty() && all.is_empty() {
             // A small body comes in one piece and is not copied.
             first = data;
             continue;
         }
         if all.is_empty() {
-            // What the client promised, but no more at once than a piece of what came: memory
-            // is not reserved on a promise alone.
-            all.reserve(told.unwrap_or(0).min(1 << 20).max(first.len() + data.len()));
+            // The announced length, but not more than 1 MiB at once: memory is not allocated for an
+            // announcement alone.
+            all.reserve(announced.unwrap_or(0).min(1 << 20).max(first.len() + data.len()));
             all.extend_from_slice(&std::mem::take(&mut first));
         }
         all.extend_from_slice(&data);
     }
-    Ok((if all.is_empty() { first } else { all.freeze() }, held))
+    Ok((if all.is_empty() { first } else { all.freeze() }, permits))
 }
 
-fn room(memory: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Reject> {
+fn reserve(memory: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Reject> {
     let bytes = u32::try_from(bytes).map_err(|_| Reject::NoMemory)?;
     Arc::clone(memory).try_acquire_many_owned(bytes).map_err(|_| Reject::NoMemory)
 }

@@ -1,5 +1,5 @@
-//! Which paths of a pool are served, and how. What is not in this table does not reach an
-//! engine: its administrative endpoints are not for the public.
+//! Which paths of a pool are served, and how. A path that is not in this table does not reach an
+//! engine: the engines' administrative endpoints are not public.
 
 use http::Method;
 use router_core::fleet::Profile;
@@ -7,25 +7,25 @@ use router_core::sglang::Endpoint;
 
 use super::reject::Reject;
 
-/// What is done with a request to a pool.
+/// How a request to a pool is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Served {
-    /// Sent to a pair, or to one worker of a pool without a split.
+    /// Sent to a pair, or to one unified worker.
     Generate(Endpoint),
-    /// Passed to one worker as it is.
+    /// ProxiedBody to one worker as it is.
     OneWorker,
-    /// The models of the pool, each asked of one worker.
+    /// The models of the pool, each from one worker.
     Models,
-    /// Every worker's information, merged.
+    /// The information of all workers, merged.
     ServerInfo,
-    /// Whether anybody could serve.
+    /// Whether the pool could serve a request.
     Health,
     /// Whether a worker of each role generates.
     HealthGenerate,
 }
 
-/// Paths whose work one engine does alone, with no KV cache to hand over. The engine's PD
-/// servers take no such request.
+/// Paths that one engine serves alone, without a KV cache to transfer. Engines in PD mode refuse
+/// them.
 const WHOLE_ENGINE: [&str; 9] = [
     "/v1/embeddings",
     "/v1/rerank",
@@ -38,10 +38,10 @@ const WHOLE_ENGINE: [&str; 9] = [
     "/v1/decode",
 ];
 
-/// Methods of what the gateway answers itself; hyper leaves the body of an answer to HEAD away.
+/// Methods of the paths that the gateway answers itself. hyper omits the body of an answer to HEAD.
 const READ: &str = "GET, HEAD";
 
-/// What is done with `method path`.
+/// How `method path` is served.
 ///
 /// # Errors
 /// 404 for a path that is not served, 405 for the wrong method, 501 for what a pair cannot do.
@@ -74,8 +74,8 @@ pub(crate) fn serve(profile: Profile, method: &Method, path: &str) -> Result<Ser
     }
 }
 
-/// `/v1/models/NAME`, where the name may hold slashes, but no way out: what stands between the
-/// gateway and the engine may resolve dots (RFC 3986 section 5.2.4).
+/// `/v1/models/NAME`. The name may contain slashes, but no `.` or `..` segment: a proxy between the
+/// gateway and the engine may resolve them (RFC 3986 section 5.2.4).
 fn is_model(path: &str) -> bool {
     let Some(name) = path.strip_prefix("/v1/models/") else { return false };
     let plain = name.to_ascii_lowercase().replace("%2e", ".");
@@ -84,7 +84,7 @@ fn is_model(path: &str) -> bool {
     !segments.any(|segment| matches!(segment, "." | ".."))
 }
 
-/// A name for logs and metrics: only known paths, so that their number is bounded.
+/// The name for logs and metrics: known paths only, so that their number is bounded.
 pub(crate) fn label(served: Served) -> &'static str {
     match served {
         Served::Generate(endpoint) => endpoint.path(),
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_pair_cannot_do_is_said_and_one_engine_does_it() {
+    fn paths_without_a_kv_transfer_are_501_at_a_pair_and_served_by_a_unified_engine() {
         for path in WHOLE_ENGINE {
             assert_eq!(status(Profile::Pd, Method::POST, path), 501, "{path}");
             assert_eq!(status(Profile::Single, Method::POST, path), 200, "{path}");
@@ -139,14 +139,14 @@ mod tests {
     }
 
     #[test]
-    fn a_model_is_asked_for_by_any_name() {
+    fn a_model_is_found_by_any_name() {
         for path in ["/v1/models/m", "/v1/models/Qwen/Qwen3-32B", "/v1/models/Qwen%2FQwen3..5"] {
             assert_eq!(serve(Profile::Pd, &Method::GET, path).unwrap(), Served::OneWorker);
         }
     }
 
     #[test]
-    fn the_wrong_method_is_told_the_right_ones() {
+    fn a_405_lists_allowed_methods() {
         assert_eq!(status(Profile::Pd, Method::HEAD, "/health"), 200);
         let refused = serve(Profile::Pd, &Method::DELETE, "/v1/models").unwrap_err();
         assert_eq!(refused.into_response(None).headers()["allow"], "GET, HEAD");

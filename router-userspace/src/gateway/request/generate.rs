@@ -1,5 +1,4 @@
-//! Generation: admission, attempts on pairs until one is committed to, and the answer made of
-//! its samples.
+//! Generation: admission, attempts until one has begun to answer, and the answer made of its samples.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,35 +10,40 @@ use http::{HeaderMap, HeaderValue, Response};
 use router_core::fleet::{Pool, Weight};
 use router_core::sglang::logprob::InputLogprobs;
 use router_core::sglang::{Endpoint, Request, headers, merge};
-
 use tokio::time::Instant;
 
-use super::body::{self, Answer};
-use super::handle::{Call, Limits, Reply};
+use super::body::{self, ResponseBody};
 use super::info::serves;
 use super::record::Record;
 use super::reject::Reject;
-use super::relay::Patience;
-use super::retry::{Before, Setbacks};
-use crate::gateway::placement::placer::{Ask, Seats};
+use super::relay::StreamLimits;
+use super::retry::{AttemptWorkers, RetryState};
+use super::routed::{Reply, RouteDeadlines, RoutedRequest};
+use crate::gateway::placement::observe::DecodeObservation;
+use crate::gateway::placement::placer::{Placement, PlacementRequest};
 use crate::gateway::shared::Gateway;
-use crate::gateway::upstream::dispatch::{Begun, Order, Places};
-use crate::gateway::upstream::fault::{Fault, Kind};
-use crate::gateway::upstream::first_event::Opened;
+use crate::gateway::upstream::dispatch::{
+    AttemptError, AttemptRequest, PairContext, StartedAttempt,
+};
+use crate::gateway::upstream::fault::{Fault, FaultKind};
+use crate::gateway::upstream::first_event::ResponseStart;
+use crate::gateway::upstream::in_flight::InFlight;
 use crate::gateway::upstream::leg::until;
-use crate::gateway::upstream::source::{Many, Sample, Source};
+use crate::gateway::upstream::source::{MergedSamples, Sample, Source};
 use crate::http_client::Protocol;
 
-/// Between two attempts, times the attempts made: an engine that restarts needs a moment.
+/// Pause before a retry, multiplied by the number of attempts made: an engine that restarts needs a
+/// moment.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
-/// How long an attempt waits for anybody to be up again, and how often it looks.
+/// How long a retry waits for a worker of the pool to be up, and how often it checks.
 const RESTART_GRACE: Duration = Duration::from_secs(1);
-const RESTART_LOOK: Duration = Duration::from_millis(20);
-/// Bytes of a prompt that make a token, for admission only.
+const RESTART_POLL: Duration = Duration::from_millis(20);
+/// Bytes of a prompt per token, for admission only.
 const BYTES_PER_TOKEN: u64 = 4;
-/// Output tokens that are reserved where the client gives no bound, and at most.
+/// Output tokens that are reserved for a request without a limit of its own.
 const EXPECTED_OUTPUT: u32 = 512;
-const MOST_OUTPUT: u32 = 2048;
+/// Maximum number of output tokens that are reserved for a request.
+const MAX_OUTPUT: u32 = 2048;
 
 impl Gateway {
     /// Serves one generating request of a pool.
@@ -47,54 +51,55 @@ impl Gateway {
         self: &Arc<Self>,
         pool: &Arc<Pool>,
         endpoint: Endpoint,
-        call: Call,
+        routed: RoutedRequest,
         record: &mut Record,
     ) -> Result<Reply, Reject> {
         let limit = self.settings.limits.max_body;
-        let patience = self.settings.timeouts.body_timeout;
+        let timeout = self.settings.timeouts.body_timeout;
         let memory = &self.body_memory;
         let (body, _memory) = tokio::select! {
-            body = body::read(&call.parts.headers, call.body, limit, patience, memory) => body?,
-            () = until(call.timeouts.deadline) => return Err(Reject::Deadline),
+            body = body::read(&routed.parts.headers, routed.body, limit, timeout, memory) => body?,
+            () = until(routed.deadlines.request) => return Err(Reject::Deadline),
         };
         let request = Request::parse(endpoint, body)?;
-        let mut ask = Ask {
+        let mut wanted = PlacementRequest {
             blocks: self.admission.blocks(&request),
             model: request.model().map(str::to_owned),
             weight: weight(&request),
             avoid: Vec::new(),
-            only: self.continues(pool, &request)?,
+            only: self.responses.only_worker(pool, &request)?,
         };
-        let (path, headers) = (call.path, call.headers);
+        let (path, headers) = (routed.path, routed.headers);
         let protocol = if pool.h2c { Protocol::H2c } else { Protocol::Http1 };
-        let mut order = Order { request, protocol, path, headers, deadline: None };
-        let mut setbacks = Setbacks::default();
+        let mut attempt = AttemptRequest { request, protocol, path, headers, deadline: None };
+        let mut retries = RetryState::default();
         let mut pool = Arc::clone(pool);
         loop {
             record.attempts += 1;
-            let seats = self.admission.admit(&pool, &ask, call.timeouts.deadline).await?;
-            record.seated(&seats);
-            record.teaches(self.admission.lesson(&pool, &seats));
-            order.deadline = call.timeouts.attempt_deadline();
-            let before = Before::of(&seats);
-            let fault = match self.attempt(&order, seats, call.timeouts).await {
-                Err(Reject::Fault(fault)) => fault,
-                done => return done,
+            let placement = self.admission.admit(&pool, &wanted, routed.deadlines.request).await?;
+            record.set_placement(&placement);
+            let observation = self.admission.decode_observation(&pool, &placement);
+            attempt.deadline = routed.deadlines.attempt_deadline();
+            let workers = AttemptWorkers::of(&placement);
+            let started = self.attempt(&attempt, placement, routed.deadlines, observation).await;
+            let fault = match started {
+                Err(AttemptError::Fault(fault)) => fault,
+                done => return done.map_err(Reject::from),
             };
-            let (fault, again) = self.weigh(&pool, fault, &before, &mut setbacks).await;
-            if !again {
+            let (fault, retry) = self.decide_retry(&pool, fault, &workers, &mut retries).await;
+            if !retry {
                 return Err(Reject::Fault(fault));
             }
             let reason = crate::metrics::ReasonLabels { reason: fault.reason() };
             self.metrics.retries.get_or_create(&reason).inc();
-            tracing::debug!(reason = fault.reason(), detail = fault.detail(), "tries another pair");
-            // A transfer fault may be either worker's.
+            tracing::debug!(reason = fault.reason(), detail = fault.detail(), "retrying");
+            // Either worker may have caused a transfer fault.
             match fault.about_transfer() {
-                true => ask.avoid.extend(before.workers),
-                false => ask.avoid.push(fault.worker),
+                true => wanted.avoid.extend(workers.all),
+                false => wanted.avoid.push(fault.worker),
             }
             tokio::time::sleep(RETRY_PAUSE * record.attempts).await;
-            self.somebody_up(&pool).await;
+            self.wait_until_up(&pool).await;
             // Pods may have come and gone meanwhile.
             if let Some(now) = self.fleet.snapshot().pool(&pool.name) {
                 pool = Arc::clone(now);
@@ -102,59 +107,63 @@ impl Gateway {
         }
     }
 
-    /// Waits a moment where everybody of the pool is down: of a pool of one pair, an engine that
+    /// Waits a moment while all workers of the pool are down: in a pool of one pair, an engine that
     /// restarts must not use up all attempts.
-    async fn somebody_up(&self, pool: &Pool) {
+    async fn wait_until_up(&self, pool: &Pool) {
         let until = Instant::now() + RESTART_GRACE;
         let up = || self.fleet.load().pool(&pool.name).is_none_or(|pool| serves(pool));
         while !up() && Instant::now() < until {
-            tokio::time::sleep(RESTART_LOOK).await;
+            tokio::time::sleep(RESTART_POLL).await;
         }
     }
 
     /// One attempt: every sample of the request on one pair, or on one worker.
     async fn attempt(
         self: &Arc<Self>,
-        order: &Order,
-        seats: Seats,
-        limits: Limits,
-    ) -> Result<Reply, Reject> {
-        let patience = Patience {
-            endpoint: order.request.endpoint(),
+        attempt: &AttemptRequest,
+        placement: Placement,
+        deadlines: RouteDeadlines,
+        observation: Option<DecodeObservation>,
+    ) -> Result<Reply, AttemptError> {
+        let limits = StreamLimits {
+            endpoint: attempt.request.endpoint(),
             idle: self.settings.timeouts.stream_idle_timeout,
-            deadline: limits.attempt_deadline(),
+            deadline: deadlines.attempt_deadline(),
         };
-        let reply = match seats {
-            Seats::One(lease) => {
-                let begun = self.dispatch.begin_alone(order, Arc::new(lease)).await?;
-                self.responses.learn(patience.endpoint, &begun);
-                one(begun, patience)
+        let reply = match placement {
+            Placement::Single(lease) => {
+                let started = self.dispatch.begin_alone(attempt, Arc::new(lease)).await?;
+                if limits.endpoint == Endpoint::Responses
+                    && let Some(id) = started.response.response_id()
+                {
+                    self.responses.remember(id.into(), started.in_flight.worker());
+                }
+                single(started, limits, observation)
             }
-            Seats::Pair { leases, bootstrap, forecast, ranks, .. } => {
+            Placement::Pair { leases, bootstrap, prediction, ranks, .. } => {
                 let leases = leases.map(Arc::new);
-                let places = Places { leases, bootstrap, forecast, ranks };
-                let samples = order.request.samples();
+                let pair = PairContext { leases, bootstrap, prediction, ranks };
+                let samples = attempt.request.samples();
                 if samples == 1 {
-                    one(self.dispatch.begin(order, &places).await?, patience)
+                    single(self.dispatch.begin(attempt, &pair).await?, limits, observation)
                 } else {
-                    // The first failure drops the others, which aborts them.
-                    let begun = (0..samples).map(|_| self.dispatch.begin(order, &places));
-                    many(&order.request, try_join_all(begun).await?, patience)
+                    // The first failure drops the other samples, which aborts them.
+                    let started = (0..samples).map(|_| self.dispatch.begin(attempt, &pair));
+                    merged(&attempt.request, try_join_all(started).await?, limits, observation)
                 }
             }
         };
-        reply.inspect_err(|reject| {
-            // Parts that make no answer: the race could not know.
-            if let Reject::Fault(fault) = reject {
-                self.dispatch.blame(fault);
-            }
+        reply.map_err(|fault| {
+            // The parts of the answer cannot be merged: dispatch has not seen this fault.
+            self.dispatch.blame(&fault);
+            AttemptError::Fault(fault)
         })
     }
 }
 
 fn weight(request: &Request) -> Weight {
     let sequences = request.rooms() as u64 * u64::from(request.samples());
-    let output = request.max_output_tokens().unwrap_or(EXPECTED_OUTPUT).min(MOST_OUTPUT);
+    let output = request.max_output_tokens().unwrap_or(EXPECTED_OUTPUT).min(MAX_OUTPUT);
     let prompt_bytes = request.prompt_bytes() as u64;
     let prompt_tokens = prompt_bytes / BYTES_PER_TOKEN * u64::from(request.samples());
     let exchanges = u64::from(request.samples());
@@ -167,83 +176,93 @@ fn weight(request: &Request) -> Weight {
     }
 }
 
-fn one(begun: Begun, patience: Patience) -> Result<Reply, Reject> {
-    let logprobs = input_logprobs(&begun)?;
-    let Begun { opened, flight, .. } = begun;
-    match opened {
-        Opened::Stream { head, first, events } => {
+/// The reply of one sample, or of an engine that makes all samples itself.
+fn single(
+    started: StartedAttempt,
+    limits: StreamLimits,
+    observation: Option<DecodeObservation>,
+) -> Result<Reply, Fault> {
+    let logprobs = input_logprobs(&started)?;
+    let StartedAttempt { response, in_flight, .. } = started;
+    match response {
+        ResponseStart::Stream { head, first, events } => {
             // An error may be appended to what the engine sends.
             let head = headers::to_client(&head.headers, false);
-            let sample = Sample::new(patience.endpoint, first, events, logprobs, flight);
-            let source = Source::One(Box::new(sample));
-            Ok(Reply::Events { head, source, patience })
+            let sample = Sample::new(limits.endpoint, first, events, logprobs, in_flight);
+            let source = Source::Single(Box::new(sample));
+            Ok(Reply::Events { head, source, limits, observation })
         }
-        Opened::Whole { head, body } => {
-            let merged = logprobs.is_some();
+        ResponseStart::Whole { head, body } => {
+            let is_merged = logprobs.is_some();
             let body = match logprobs {
-                Some(logprobs) => logprobs.merge_json(&body).map_err(|why| {
-                    let worker = Arc::clone(flight.worker());
-                    Fault { leg: flight.leg(), worker, kind: Kind::Malformed(why.to_string()) }
-                })?,
+                Some(logprobs) => logprobs
+                    .merge_json(&body)
+                    .map_err(|why| malformed(&in_flight, &why.to_string()))?,
                 None => body,
             };
-            flight.land();
-            Ok(Reply::Whole(whole(headers::to_client(&head.headers, !merged), body)))
+            in_flight.complete();
+            Ok(Reply::Whole(whole(headers::to_client(&head.headers, !is_merged), body)))
         }
     }
 }
 
-fn many(request: &Request, begun: Vec<Begun>, patience: Patience) -> Result<Reply, Reject> {
+/// The reply merged from n samples.
+fn merged(
+    request: &Request,
+    all: Vec<StartedAttempt>,
+    limits: StreamLimits,
+    observation: Option<DecodeObservation>,
+) -> Result<Reply, Fault> {
     let mut head = None;
     let mut samples = Vec::new();
     let mut parts = Vec::new();
-    let mut flights = Vec::new();
-    for begun in begun {
-        let logprobs = input_logprobs(&begun)?;
-        let Begun { opened, flight, .. } = begun;
-        head.get_or_insert_with(|| headers::to_client(&opened.head().headers, false));
-        match opened {
-            Opened::Stream { first, events, .. } => {
+    let mut whole_in_flight = Vec::new();
+    for started in all {
+        let logprobs = input_logprobs(&started)?;
+        let StartedAttempt { response, in_flight, .. } = started;
+        head.get_or_insert_with(|| headers::to_client(&response.head().headers, false));
+        match response {
+            ResponseStart::Stream { first, events, .. } => {
                 let endpoint = request.endpoint();
-                samples.push(Sample::new(endpoint, first, events, logprobs, flight));
+                samples.push(Sample::new(endpoint, first, events, logprobs, in_flight));
             }
-            Opened::Whole { body, .. } => {
+            ResponseStart::Whole { body, .. } => {
                 let merged = logprobs.map(|logprobs| logprobs.merge_json(&body)).transpose();
                 parts.push(
-                    merged.map_err(|why| malformed(&flight, &why.to_string()))?.unwrap_or(body),
+                    merged.map_err(|why| malformed(&in_flight, &why.to_string()))?.unwrap_or(body),
                 );
-                flights.push(flight);
+                whole_in_flight.push(in_flight);
             }
         }
     }
     let head = head.unwrap_or_default();
     if parts.is_empty() {
-        let source = Source::Many(Box::new(Many::new(request.endpoint(), samples)));
-        return Ok(Reply::Events { head, source, patience });
+        let source = Source::Merged(Box::new(MergedSamples::new(request.endpoint(), samples)));
+        return Ok(Reply::Events { head, source, limits, observation });
     }
     let merged = merge::json(request.endpoint(), request.samples(), request.batch(), &parts);
-    let body = merged.map_err(|why| malformed(&flights[0], &why.to_string()))?;
-    for flight in flights {
-        flight.land();
+    let body = merged.map_err(|why| malformed(&whole_in_flight[0], &why.to_string()))?;
+    for in_flight in whole_in_flight {
+        in_flight.complete();
     }
     Ok(Reply::Whole(whole(head, body)))
 }
 
-fn malformed(flight: &crate::gateway::upstream::in_flight::Flight, why: &str) -> Fault {
-    let worker = Arc::clone(flight.worker());
-    Fault { leg: flight.leg(), worker, kind: Kind::Malformed(why.to_owned()) }
+fn malformed(in_flight: &InFlight, why: &str) -> Fault {
+    let worker = Arc::clone(in_flight.worker());
+    Fault { leg: in_flight.leg(), worker, kind: FaultKind::Malformed(why.to_owned()) }
 }
 
-/// The prompt's logprobs of prefill's answer, where it was waited for.
-fn input_logprobs(begun: &Begun) -> Result<Option<InputLogprobs>, Reject> {
-    let Some(answer) = &begun.prefill_answer else { return Ok(None) };
+/// The prompt's logprobs of prefill's answer, if the client's answer needs them.
+fn input_logprobs(started: &StartedAttempt) -> Result<Option<InputLogprobs>, Fault> {
+    let Some(answer) = &started.prefill_answer else { return Ok(None) };
     let read = InputLogprobs::from_prefill(answer);
-    read.map(Some).map_err(|why| Reject::Fault(malformed(&begun.flight, &why.to_string())))
+    read.map(Some).map_err(|why| malformed(&started.in_flight, &why.to_string()))
 }
 
-fn whole(mut headers: HeaderMap, body: Bytes) -> Response<Answer> {
+fn whole(mut headers: HeaderMap, body: Bytes) -> Response<ResponseBody> {
     headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
-    let mut response = Response::new(Answer::whole(body));
+    let mut response = Response::new(ResponseBody::full(body));
     *response.headers_mut() = headers;
     response
 }

@@ -1,4 +1,4 @@
-//! The life of a request: route, filters, target, answer.
+//! [`RequestService`]: the life of a request: route, filters, target, response.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -11,16 +11,15 @@ use hyper::body::Incoming;
 use router_core::fleet::{Fleet, Pool};
 use router_core::route::{self, Filters, Found, Head, Target};
 use router_core::sglang::{Endpoint, headers};
-use tokio::time::Instant;
 
-use super::body::Answer;
+use super::body::ResponseBody;
 use super::endpoint::{Served, label, serve};
 use super::record::Record;
 use super::reject::Reject;
-use super::relay::{Patience, Relay};
+use super::relay::Relay;
+use super::routed::{Reply, RouteDeadlines, RoutedRequest};
 use crate::gateway::fleet_handle::FleetHandle;
 use crate::gateway::shared::Gateway;
-use crate::gateway::upstream::source::Source;
 use crate::metrics::Metrics;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -29,72 +28,34 @@ const DECODE: HeaderName = HeaderName::from_static("x-pd-router-decode");
 const CHOICE: HeaderName = HeaderName::from_static("x-pd-router-choice");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-pd-router-attempts");
 
-/// What a target answers, before the gateway puts its own headers on.
-pub(crate) enum Reply {
-    Whole(Response<Answer>),
-    /// A backend's answer, passed on as it comes.
-    Passed(Box<Response<super::proxy::Passed>>),
-    Events {
-        head: HeaderMap,
-        source: Source,
-        patience: Patience,
-    },
-}
-
-/// A request on its way to its target.
-pub(crate) struct Call {
-    pub parts: Parts,
-    pub body: Incoming,
-    /// End to end headers, with the route's changes and without engine control.
-    pub headers: HeaderMap,
-    /// As the target shall see it.
-    pub path: PathAndQuery,
-    pub timeouts: Limits,
-}
-
-/// The route's limits on time, as moments and durations.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    pub deadline: Option<Instant>,
-    pub attempt: Option<std::time::Duration>,
-}
-
-impl Limits {
-    /// When an attempt that begins now must be over.
-    pub(crate) fn attempt_deadline(&self) -> Option<Instant> {
-        let attempt = self.attempt.map(|limit| Instant::now() + limit);
-        [self.deadline, attempt].into_iter().flatten().min()
-    }
-}
-
-/// Where a connection came in.
+/// How a connection came in.
 #[derive(Clone, Debug)]
-pub(crate) struct Arrival {
+pub(crate) struct ConnectionInfo {
     port: u16,
     secure: bool,
-    /// The name that a client asked for over TLS.
-    name: Option<Arc<str>>,
+    /// The server name of the client's TLS handshake.
+    server_name: Option<Arc<str>>,
 }
 
-impl Arrival {
-    pub(crate) fn plain(port: u16) -> Arrival {
-        Arrival { port, secure: false, name: None }
+impl ConnectionInfo {
+    pub(crate) fn plain(port: u16) -> ConnectionInfo {
+        ConnectionInfo { port, secure: false, server_name: None }
     }
 
-    pub(crate) fn secure(port: u16, name: Option<&str>) -> Arrival {
-        Arrival { port, secure: true, name: name.map(Into::into) }
+    pub(crate) fn secure(port: u16, server_name: Option<&str>) -> ConnectionInfo {
+        ConnectionInfo { port, secure: true, server_name: server_name.map(Into::into) }
     }
 
-    /// A connection that was made for one listener carries no requests for another (GEP-3567):
-    /// its client has checked the one's certificate alone.
+    /// Refuses a request for one listener on a connection that was made for another (GEP-3567): the
+    /// client has checked only the latter's certificate.
     fn check(&self, fleet: &Fleet, head: &Head<'_>) -> Result<(), Reject> {
         if !self.secure {
             return Ok(());
         }
-        let asked = route::listener(fleet, self.port, self.name.as_deref());
-        let meant = route::listener(fleet, self.port, head.host);
-        match (asked, meant) {
-            (Some(asked), Some(meant)) if std::ptr::eq(asked, meant) => Ok(()),
+        let connected = route::listener(fleet, self.port, self.server_name.as_deref());
+        let requested = route::listener(fleet, self.port, head.host);
+        match (connected, requested) {
+            (Some(connected), Some(requested)) if std::ptr::eq(connected, requested) => Ok(()),
             _ => Err(Reject::Misdirected),
         }
     }
@@ -102,9 +63,9 @@ impl Arrival {
 
 /// Serves requests; cheap to clone into every connection.
 #[derive(Clone)]
-pub(crate) struct Service(pub(crate) Arc<Gateway>);
+pub(crate) struct RequestService(pub(crate) Arc<Gateway>);
 
-impl Service {
+impl RequestService {
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.0.metrics
     }
@@ -113,16 +74,16 @@ impl Service {
         &self.0.fleet
     }
 
-    /// Answers one request, whatever comes.
+    /// Answers one request; every failure is an answer too.
     pub(crate) async fn handle(
         &self,
-        to: &Arrival,
+        connection: &ConnectionInfo,
         request: Request<Incoming>,
-    ) -> Response<Answer> {
+    ) -> Response<ResponseBody> {
         let (parts, body) = request.into_parts();
         let mut record = Record::new(self.0.metrics.clone(), request_id(&parts.headers));
         let fleet = self.0.fleet.snapshot();
-        let reply = self.0.serve(&fleet, to, parts, body, &mut record).await;
+        let reply = self.0.serve(&fleet, connection, parts, body, &mut record).await;
         self.0.answer(reply, record)
     }
 }
@@ -131,55 +92,55 @@ impl Gateway {
     async fn serve(
         self: &Arc<Self>,
         fleet: &Fleet,
-        to: &Arrival,
+        connection: &ConnectionInfo,
         parts: Parts,
         body: Incoming,
         record: &mut Record,
     ) -> Result<(Reply, Filters), Rejected> {
         check_host(&parts)?;
         let head = head_of(&parts);
-        to.check(fleet, &head)?;
-        let found = route::find(fleet, to.port, &head, rand::random()).ok_or(Reject::NoRoute)?;
+        connection.check(fleet, &head)?;
+        let found =
+            route::find(fleet, connection.port, &head, rand::random()).ok_or(Reject::NoRoute)?;
         record.route = Some(Arc::clone(&found.route().name));
-        let target = match found.target {
+        let filters = found.filters.clone();
+        let reply = match found.target {
             Target::Redirect(redirect) => {
                 let location = redirect.location(&head, found.listener, found.prefix);
-                return Ok((redirected(redirect.status, &location)?, found.filters.clone()));
+                redirected(redirect.status, &location)?
             }
             Target::Broken { reason } => Err(Reject::BrokenRoute(reason.to_string()))?,
-            target => target,
-        };
-        let filters = found.filters.clone();
-        let call = self.prepare(&found, parts, body, record)?;
-        let reply = match target {
-            Target::Service(service) => self.pass(service, call, record).await,
-            Target::Pool(pool) => {
-                return self.serve_pool(pool, call, record).await.map(|r| (r, filters));
+            Target::Service(service) => {
+                let request = self.prepare(&found, parts, body, record)?;
+                self.proxy(service, request, record).await?
             }
-            Target::Redirect(_) | Target::Broken { .. } => unreachable!("answered above"),
+            Target::Pool(pool) => {
+                let request = self.prepare(&found, parts, body, record)?;
+                self.serve_pool(pool, request, record).await?
+            }
         };
-        Ok((reply?, filters))
+        Ok((reply, filters))
     }
 
     async fn serve_pool(
         self: &Arc<Self>,
         pool: &Arc<Pool>,
-        call: Call,
+        request: RoutedRequest,
         record: &mut Record,
     ) -> Result<Reply, Rejected> {
-        let served = serve(pool.profile, &call.parts.method, call.path.path())?;
+        let served = serve(pool.profile, &request.parts.method, request.path.path())?;
         record.endpoint = label(served);
         let endpoint = match served {
             Served::Generate(endpoint) => Some(endpoint),
             _ => None,
         };
         let reply = match served {
-            Served::Generate(endpoint) => self.generate(pool, endpoint, call, record).await,
-            Served::OneWorker => self.pass_to_one(pool, call, record).await,
-            Served::Models => self.models(pool, call).await,
-            Served::ServerInfo => self.server_info(pool, call).await,
+            Served::Generate(endpoint) => self.generate(pool, endpoint, request, record).await,
+            Served::OneWorker => self.proxy_to_one(pool, request, record).await,
+            Served::Models => self.models(pool, request).await,
+            Served::ServerInfo => self.server_info(pool, request).await,
             Served::Health => self.health(pool),
-            Served::HealthGenerate => self.health_generate(pool, call).await,
+            Served::HealthGenerate => self.health_generate(pool, request).await,
         };
         reply.map_err(|reject| Rejected { reject, endpoint })
     }
@@ -190,46 +151,46 @@ impl Gateway {
         parts: Parts,
         body: Incoming,
         record: &Record,
-    ) -> Result<Call, Reject> {
+    ) -> Result<RoutedRequest, Reject> {
         let given = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
         let path = PathAndQuery::try_from(found.filters.rewrite(given, found.prefix).as_ref())
-            .map_err(|_| Reject::BrokenRoute("the rewritten path is no path".to_owned()))?;
+            .map_err(|_| Reject::BrokenRoute("the rewritten path is not a path".to_owned()))?;
         let mut headers = Cow::Borrowed(&parts.headers);
         if !found.filters.request.is_empty() {
             found.filters.apply_request(headers.to_mut());
         }
         let service = matches!(found.target, Target::Service(_));
-        // After the filters, so that not even a route sends engine control.
+        // After the filters, so that a route cannot send engine control either.
         let mut headers = match service {
             true => headers::to_backend(&headers),
             false => headers::to_engine(&headers),
         };
         headers.insert(REQUEST_ID, record.request_id.clone());
-        // A backend sees the host that the client named; HTTP/2 names it in the request line.
+        // A backend gets the host that the client named, which HTTP/2 has in the request line.
         let named = parts.uri.authority().filter(|_| service).map(Authority::as_str);
         let host = found.filters.host.as_deref().or(named);
         if let Some(host) = host.and_then(|host| HeaderValue::from_str(host).ok()) {
             headers.insert(HOST, host);
         }
-        let told = found.timeouts();
-        let request = told.request.unwrap_or(self.settings.timeouts.request_timeout);
-        let timeouts = Limits {
-            deadline: (!request.is_zero()).then(|| record.started() + request),
-            attempt: told.backend_request.filter(|limit| !limit.is_zero()),
+        let timeouts = found.timeouts();
+        let request = timeouts.request.unwrap_or(self.settings.timeouts.request_timeout);
+        let deadlines = RouteDeadlines {
+            request: (!request.is_zero()).then(|| record.started() + request),
+            attempt: timeouts.backend_request.filter(|limit| !limit.is_zero()),
         };
-        Ok(Call { parts, body, headers, path, timeouts })
+        Ok(RoutedRequest { parts, body, headers, path, deadlines })
     }
 
-    /// Puts the gateway's own headers on, and hands the record to whatever ends last.
+    /// Adds the gateway's own headers, and passes the record to the body that is sent last.
     fn answer(
         self: &Arc<Self>,
         reply: Result<(Reply, Filters), Rejected>,
         mut record: Record,
-    ) -> Response<Answer> {
+    ) -> Response<ResponseBody> {
         let (reply, filters) = match reply {
             Ok(reply) => reply,
             Err(Rejected { reject, endpoint }) => {
-                record.fails(reject.reason(), reject.detail());
+                record.fail(reject.reason(), reject.detail());
                 (Reply::Whole(reject.into_response(endpoint)), Filters::default())
             }
         };
@@ -241,19 +202,19 @@ impl Gateway {
         }
         let mut response = match reply {
             Reply::Whole(response) => {
-                record.answers(response.status());
-                record.finishes();
+                record.set_status(response.status());
+                record.finish();
                 response
             }
-            Reply::Passed(response) => {
-                record.answers(response.status());
-                response.map(|body| Answer::relayed(body.recorded(record)))
+            Reply::Proxied(response) => {
+                record.set_status(response.status());
+                response.map(|body| ResponseBody::streamed(body.recorded(record)))
             }
-            Reply::Events { head, source, patience } => {
-                record.answers(http::StatusCode::OK);
+            Reply::Events { head, source, limits, observation } => {
+                record.set_status(http::StatusCode::OK);
                 let dispatch = Arc::clone(&self.dispatch);
-                let relay = Relay::new(dispatch, source, patience, record);
-                let mut response = Response::new(Answer::relayed(relay));
+                let relay = Relay::new(dispatch, source, limits, observation, record);
+                let mut response = Response::new(ResponseBody::streamed(relay));
                 *response.headers_mut() = head;
                 response
             }
@@ -266,7 +227,7 @@ impl Gateway {
     }
 }
 
-/// A reject, and the endpoint whose clients read it.
+/// A reject, and the endpoint whose error format its client expects.
 pub(crate) struct Rejected {
     reject: Reject,
     endpoint: Option<Endpoint>,
@@ -278,7 +239,8 @@ impl From<Reject> for Rejected {
     }
 }
 
-/// RFC 9112 section 3.2: routing by a host that others read otherwise is a hole.
+/// Exactly one `Host` (RFC 9112 section 3.2): with two, a proxy before the gateway may route by one
+/// and the gateway by the other.
 fn check_host(parts: &Parts) -> Result<(), Reject> {
     let named = parts.headers.get_all(HOST).iter().count();
     let wanted = usize::from(parts.version == Version::HTTP_11);
@@ -289,7 +251,7 @@ fn head_of(parts: &Parts) -> Head<'_> {
     let named = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
     Head {
         method: &parts.method,
-        // HTTP/2 says it in the request line.
+        // HTTP/2 has the host in the request line.
         host: parts.uri.authority().map(|authority| authority.as_str()).or(named),
         path: parts.uri.path(),
         query: parts.uri.query(),
@@ -306,9 +268,10 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 }
 
 fn redirected(status: http::StatusCode, location: &str) -> Result<Reply, Reject> {
-    let location = HeaderValue::from_str(location)
-        .map_err(|_| Reject::BrokenRoute("the redirect's location is no header".to_owned()))?;
-    let mut response = Response::new(Answer::Whole(None));
+    let location = HeaderValue::from_str(location).map_err(|_| {
+        Reject::BrokenRoute("the redirect's location is not a header value".to_owned())
+    })?;
+    let mut response = Response::new(ResponseBody::Full(None));
     *response.status_mut() = status;
     response.headers_mut().insert(LOCATION, location);
     Ok(Reply::Whole(response))
@@ -321,7 +284,7 @@ fn explain(record: &Record, headers: &mut HeaderMap) {
             headers.insert(name, value);
         }
     }
-    if let Some(value) = record.choice.as_ref().and_then(|choice| choice.header()) {
+    if let Some(value) = record.explanation.as_ref().and_then(|explanation| explanation.header()) {
         headers.insert(CHOICE, value);
     }
     if record.attempts > 0 {

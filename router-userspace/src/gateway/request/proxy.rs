@@ -1,13 +1,11 @@
-//! Plain proxying: a Service behind a route, and engine endpoints that one worker serves.
+//! Plain proxying: to a Service of a route, and to one worker of a pool.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::Response;
 use http::header::HOST;
-use http_body::{Body, Frame, SizeHint};
+use http_body::Body;
 use http_body_util::{Either, Limited};
 use hyper::body::Incoming;
 use router_core::fleet::{
@@ -16,71 +14,71 @@ use router_core::fleet::{
 use router_core::schedule::{Candidate, Draw, Policy};
 use router_core::sglang::headers;
 
-use super::body::BodyError;
-use super::handle::{Call, Reply};
+use super::proxied_body::ProxiedBody;
 use super::record::Record;
 use super::reject::Reject;
+use super::routed::{Reply, RoutedRequest};
 use crate::gateway::shared::Gateway;
 use crate::gateway::upstream::fault::Fault;
 use crate::gateway::upstream::leg::until;
 use crate::http_client::reclaimable::{Reclaim, ReclaimableBody};
-use crate::http_client::{Protocol, SendError, innermost, whole};
+use crate::http_client::{Protocol, SendError, whole};
 
-/// Endpoints that one call is tried on.
-const MAX_FORWARDS: u32 = 2;
+/// Maximum number of endpoints that one request is sent to.
+const MAX_ATTEMPTS: u32 = 2;
 
-/// Where a call goes, and where it goes where that one cannot be reached.
+/// Leases the endpoint of a request, without the one to avoid if there is one.
 type Choose<'a> = &'a (dyn Fn(Option<&Arc<Worker>>) -> Result<Lease, Reject> + Send + Sync);
 
 impl Gateway {
-    /// Passes a request to an endpoint of a Service.
-    pub(crate) async fn pass(
+    /// Proxies a request to an endpoint of a Service.
+    pub(crate) async fn proxy(
         &self,
         service: &Arc<ServiceBackend>,
-        mut call: Call,
+        mut request: RoutedRequest,
         record: &mut Record,
     ) -> Result<Reply, Reject> {
         record.endpoint = "service";
         let protocol = if service.h2c { Protocol::H2c } else { Protocol::Http1 };
         if service.h2c {
-            // The request line names the backend there, and a host beside it must not differ.
-            call.headers.remove(HOST);
+            // HTTP/2 has the host in the request line; a different `Host` header is not allowed.
+            request.headers.remove(HOST);
         }
         let choose = |avoid: Option<&Arc<Worker>>| endpoint_of(service, avoid);
-        self.forward(&choose, protocol, call, record).await
+        self.forward(&choose, protocol, request, record).await
     }
 
-    /// Passes a request to one worker of a pool, whichever is up.
-    pub(crate) async fn pass_to_one(
+    /// Proxies a request to one worker of a pool, one that is up if there is one.
+    pub(crate) async fn proxy_to_one(
         &self,
         pool: &Arc<Pool>,
-        call: Call,
+        request: RoutedRequest,
         record: &mut Record,
     ) -> Result<Reply, Reject> {
         let choose = |avoid: Option<&Arc<Worker>>| {
-            let member = any_up(pool, avoid).ok_or_else(|| nobody(&pool.name))?;
+            let member = any_up(pool, avoid).ok_or_else(|| none_ready(&pool.name))?;
             lease(&member.worker, &pool.name)
         };
-        self.forward(&choose, Protocol::Http1, call, record).await
+        self.forward(&choose, Protocol::Http1, request, record).await
     }
 
-    /// Sends the call on and passes the answer back as it comes.
+    /// Forwards the request and passes the answer back as it comes.
     ///
-    /// A call of which nothing was sent is tried on another endpoint. One that only reads is sent
-    /// again where its connection broke, too: a connection that was kept alive may end at any
-    /// time. A body is passed as it comes, so that one that was begun can be sent only once.
+    /// A request of which nothing was sent is retried on another endpoint. A request that only reads
+    /// is also retried if its connection broke, since a kept-alive connection may end at any time. A
+    /// body is passed on as it comes, so that once it was read it cannot be sent again.
     async fn forward(
         &self,
         choose: Choose<'_>,
         protocol: Protocol,
-        call: Call,
+        request: RoutedRequest,
         record: &mut Record,
     ) -> Result<Reply, Reject> {
         let limit = self.settings.limits.max_body;
-        if call.body.size_hint().lower() > limit as u64 {
+        if request.body.size_hint().lower() > limit as u64 {
             return Err(Reject::BodyTooLarge(limit));
         }
-        let Call { parts, body, headers, path, timeouts } = call;
+        let RoutedRequest { parts, body, headers, path, deadlines } = request;
         let only_reads = body.is_end_stream() && parts.method.is_safe();
         let mut body = Some(body).filter(|_| !only_reads);
         let mut lease = choose(None)?;
@@ -88,15 +86,15 @@ impl Gateway {
             let worker = Arc::clone(lease.worker());
             record.worker = Some(Arc::clone(&worker.name));
             record.attempts += 1;
-            let deadline = timeouts.attempt_deadline();
-            let (outgoing, owner) = match body.take() {
+            let deadline = deadlines.attempt_deadline();
+            let (outgoing, reclaim) = match body.take() {
                 None => (whole(Bytes::new()), None),
                 Some(body) => {
-                    let (lent, owner) = ReclaimableBody::new(body);
-                    (Either::Right(Limited::new(lent, limit)), Some(owner))
+                    let (body, reclaim) = ReclaimableBody::new(body);
+                    (Either::Right(Limited::new(body, limit)), Some(reclaim))
                 }
             };
-            let sent = self.dispatch.upstream.send_over(
+            let sent = self.http.send(
                 protocol,
                 worker.authority.clone(),
                 parts.method.clone(),
@@ -106,16 +104,16 @@ impl Gateway {
             );
             let error = tokio::select! {
                 answer = sent => match answer {
-                    Ok(answer) => return Ok(passed(answer, lease, deadline)),
+                    Ok(answer) => return Ok(proxied(answer, lease, deadline)),
                     Err(SendError::BodyTooLarge) => return Err(Reject::BodyTooLarge(limit)),
                     Err(error) => error,
                 },
                 () = until(deadline) => return Err(Reject::Deadline),
             };
-            body = owner.and_then(Reclaim::returned);
+            body = reclaim.and_then(Reclaim::returned);
             let sendable = only_reads || (error.is_unsent() && body.is_some());
             let other = || choose(Some(&worker)).ok();
-            let again = match sendable && record.attempts < MAX_FORWARDS {
+            let again = match sendable && record.attempts < MAX_ATTEMPTS {
                 true if error.is_unsent() => other(),
                 true => other().or_else(|| choose(None).ok()),
                 false => None,
@@ -123,22 +121,22 @@ impl Gateway {
             let Some(again) = again else {
                 return Err(Fault { leg: None, worker, kind: error.into() }.into());
             };
-            tracing::debug!(worker = %worker.name, %error, "forwards once more");
+            tracing::debug!(worker = %worker.name, reason = %error, "retrying");
             lease = again;
         }
     }
 }
 
-fn passed(
+fn proxied(
     answer: Response<Incoming>,
     lease: Lease,
     deadline: Option<tokio::time::Instant>,
 ) -> Reply {
     let (head, body) = answer.into_parts();
-    let mut response = Response::new(Passed { body, lease: Some(lease), deadline, record: None });
+    let mut response = Response::new(ProxiedBody::new(body, lease, deadline));
     *response.status_mut() = head.status;
     *response.headers_mut() = headers::to_client(&head.headers, true);
-    Reply::Passed(Box::new(response))
+    Reply::Proxied(Box::new(response))
 }
 
 fn endpoint_of(service: &ServiceBackend, avoid: Option<&Arc<Worker>>) -> Result<Lease, Reject> {
@@ -148,7 +146,8 @@ fn endpoint_of(service: &ServiceBackend, avoid: Option<&Arc<Worker>>) -> Result<
         .map(|(id, worker)| Candidate { id, usage: worker.usage(), ..Candidate::default() })
         .collect();
     let draw = Draw { chance: rand::random(), turn: 0 };
-    let chosen = Policy::PowerOfTwo.pick(&candidates, draw).ok_or_else(|| nobody(&service.name))?;
+    let chosen =
+        Policy::PowerOfTwo.pick(&candidates, draw).ok_or_else(|| none_ready(&service.name))?;
     lease(&service.endpoints[chosen], &service.name)
 }
 
@@ -156,17 +155,17 @@ fn is(worker: &Arc<Worker>, avoid: Option<&Arc<Worker>>) -> bool {
     avoid.is_some_and(|avoid| Arc::ptr_eq(avoid, worker))
 }
 
-fn nobody(of: &ObjectName) -> Reject {
-    Reject::NobodyReady(of.clone())
+fn none_ready(of: &ObjectName) -> Reject {
+    Reject::NoWorkerReady(of.clone())
 }
 
 fn lease(worker: &Arc<Worker>, of: &ObjectName) -> Result<Lease, Reject> {
     let weight = Weight { requests: 1, exchanges: 1, ..Weight::default() };
-    // No limit is set here, so there is always room.
-    worker.try_lease(weight, WorkerLimits::NONE, None).ok_or_else(|| nobody(of))
+    // There is no limit here, so there is always capacity.
+    worker.try_lease(weight, WorkerLimits::NONE, None).ok_or_else(|| none_ready(of))
 }
 
-/// A ready member, one that answers probes where there is one.
+/// A ready member, one that answers probes if there is one.
 fn any_up<'p>(pool: &'p Pool, avoid: Option<&Arc<Worker>>) -> Option<&'p Member> {
     let ready = |m: &&Member| m.phase == Phase::Ready && !is(&m.worker, avoid);
     let ready: Vec<&Member> = pool.members.iter().filter(ready).collect();
@@ -174,84 +173,4 @@ fn any_up<'p>(pool: &'p Pool, avoid: Option<&Arc<Worker>>) -> Option<&'p Member>
     let start = rand::random_range(0..ready.len().max(1));
     let walk = || ready[start.min(ready.len())..].iter().chain(&ready[..start.min(ready.len())]);
     walk().find(up).or_else(|| walk().next()).copied()
-}
-
-/// A backend's body on its way to the client; counts on the worker until it ends.
-pub(crate) struct Passed {
-    body: Incoming,
-    lease: Option<Lease>,
-    deadline: Option<tokio::time::Instant>,
-    record: Option<Record>,
-}
-
-impl Passed {
-    /// Ends the story of the request when the body ends.
-    pub(crate) fn recorded(self, record: Record) -> Timed {
-        let deadline = self.deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
-        Timed { passed: Passed { record: Some(record), ..self }, deadline }
-    }
-}
-
-/// [`Passed`], cut at the route's deadline.
-pub(crate) struct Timed {
-    passed: Passed,
-    deadline: Option<Pin<Box<tokio::time::Sleep>>>,
-}
-
-impl Timed {
-    fn ends(&mut self, failure: Option<(&'static str, String)>) {
-        self.passed.lease = None;
-        if let Some(mut record) = self.passed.record.take() {
-            if let Some((reason, detail)) = failure {
-                record.fails(reason, detail);
-            }
-            record.finishes();
-        }
-    }
-}
-
-impl Body for Timed {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        if let Some(deadline) = &mut this.deadline
-            && deadline.as_mut().poll(cx).is_ready()
-        {
-            this.ends(Some(("request_timeout", "cut at the route's deadline".to_owned())));
-            return Poll::Ready(Some(Err("the request took longer than its route allows".into())));
-        }
-        match ready!(Pin::new(&mut this.passed.body).poll_frame(cx)) {
-            Some(Ok(frame)) => Poll::Ready(Some(Ok(frame))),
-            Some(Err(error)) => {
-                this.ends(Some(("engine_broken", innermost(&error))));
-                Poll::Ready(Some(Err(error.into())))
-            }
-            None => {
-                this.ends(None);
-                Poll::Ready(None)
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.passed.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.passed.body.size_hint()
-    }
-}
-
-impl Drop for Timed {
-    fn drop(&mut self) {
-        // hyper does not poll a body whose length is reached, or that has none.
-        if self.passed.body.is_end_stream() {
-            self.ends(None);
-        }
-    }
 }

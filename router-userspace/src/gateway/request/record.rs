@@ -1,17 +1,17 @@
-//! [`Record`]: what became of one request: its log line and its metrics, written when the last
-//! byte has left or the client has.
+//! [`Record`]: the log line and the metrics of one request, written when the last byte was sent or
+//! the client has gone.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
 use tokio::time::Instant;
 
-use crate::gateway::placement::explain::Choice;
-use crate::gateway::placement::placer::Seats;
+use crate::gateway::placement::explain::ChoiceExplanation;
+use crate::gateway::placement::placer::Placement;
 use crate::metrics::{EndpointLabels, Metrics, RequestLabels};
-use crate::scheduler_view::Lesson;
 
-/// One request's story. Written when dropped, however the request ended.
+/// What is logged and counted of one request. Written when dropped, however the request ended.
 pub(crate) struct Record {
     metrics: Metrics,
     started: Instant,
@@ -21,8 +21,8 @@ pub(crate) struct Record {
     pub(crate) prefill: Option<Arc<str>>,
     /// The decode worker, or the one that serves alone.
     pub(crate) worker: Option<Arc<str>>,
-    /// Why this pair, by a policy that predicts.
-    pub(crate) choice: Option<Arc<Choice>>,
+    /// Why this pair was chosen, if the policy predicts.
+    pub(crate) explanation: Option<Arc<ChoiceExplanation>>,
     pub(crate) attempts: u32,
     status: Option<StatusCode>,
     reason: &'static str,
@@ -31,8 +31,6 @@ pub(crate) struct Record {
     last_event: Option<Instant>,
     events: u64,
     finished: bool,
-    /// What is learned of a stream that ended well.
-    lesson: Option<Lesson>,
 }
 
 impl Record {
@@ -46,7 +44,7 @@ impl Record {
             route: None,
             prefill: None,
             worker: None,
-            choice: None,
+            explanation: None,
             attempts: 0,
             status: None,
             reason: "ok",
@@ -55,7 +53,6 @@ impl Record {
             last_event: None,
             events: 0,
             finished: false,
-            lesson: None,
         }
     }
 
@@ -63,34 +60,29 @@ impl Record {
         self.started
     }
 
-    /// Who serves the attempt that begins.
-    pub(crate) fn seated(&mut self, seats: &Seats) {
-        if let Seats::Pair { leases, choice, .. } = seats {
-            self.choice.clone_from(choice);
+    /// The workers of the attempt that begins.
+    pub(crate) fn set_placement(&mut self, placement: &Placement) {
+        if let Placement::Pair { leases, explanation, .. } = placement {
+            self.explanation.clone_from(explanation);
             self.prefill = Some(Arc::clone(&leases.prefill.worker().name));
         }
-        self.worker = seats.leases().last().map(|lease| Arc::clone(&lease.worker().name));
+        self.worker = placement.leases().last().map(|lease| Arc::clone(&lease.worker().name));
     }
 
-    /// Whom the answer's times are evidence of.
-    pub(crate) fn teaches(&mut self, lesson: Option<Lesson>) {
-        self.lesson = lesson;
-    }
-
-    /// The head that the client gets.
-    pub(crate) fn answers(&mut self, status: StatusCode) {
+    /// The status that the client gets.
+    pub(crate) fn set_status(&mut self, status: StatusCode) {
         self.status = Some(status);
     }
 
-    /// Why the request failed; the first cause counts.
-    pub(crate) fn fails(&mut self, reason: &'static str, detail: String) {
+    /// Why the request failed; the first cause is kept.
+    pub(crate) fn fail(&mut self, reason: &'static str, detail: String) {
         if self.detail.is_none() {
             self.reason = reason;
             self.detail = Some(detail);
         }
     }
 
-    /// One event of a stream passes.
+    /// One event of a stream is sent.
     pub(crate) fn event(&mut self, now: Instant) {
         self.first_event.get_or_insert(now);
         self.last_event = Some(now);
@@ -98,8 +90,14 @@ impl Record {
     }
 
     /// The answer is whole.
-    pub(crate) fn finishes(&mut self) {
+    pub(crate) fn finish(&mut self) {
         self.finished = true;
+    }
+
+    /// The number of events of a stream and their mean distance; `None` below two events.
+    pub(crate) fn pace(&self) -> Option<(u64, Duration)> {
+        let gaps = self.events.checked_sub(1).filter(|gaps| *gaps > 0)?;
+        Some((self.events, (self.last_event? - self.first_event?) / gaps as u32))
     }
 
     fn observe(&self, took: f64) {
@@ -111,9 +109,6 @@ impl Record {
             if self.events > 1 {
                 let gap = (last - first).as_secs_f64() / (self.events - 1) as f64;
                 self.metrics.inter_token_latency.get_or_create(&endpoint).observe(gap);
-                if let Some(lesson) = self.lesson.as_ref().filter(|_| self.reason == "ok") {
-                    lesson.answered(self.events, (last - first) / (self.events - 1) as u32);
-                }
             }
         }
     }
@@ -123,10 +118,10 @@ impl Drop for Record {
     fn drop(&mut self) {
         self.metrics.in_flight.dec();
         if !self.finished {
-            self.fails("client_gone", "the client left before its answer was whole".to_owned());
+            self.fail("client_gone", "the client left before its answer was whole".to_owned());
         }
         let took = self.started.elapsed().as_secs_f64();
-        // 499 is nginx's code for a client that left before there was a status.
+        // 499 is nginx's code for a client that closed its connection before it got a status.
         let code = self.status.map_or(499, |status| status.as_u16());
         let labels = RequestLabels { endpoint: self.endpoint, code, reason: self.reason };
         self.metrics.requests.get_or_create(&labels).inc();

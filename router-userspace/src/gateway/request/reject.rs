@@ -9,25 +9,28 @@ use router_core::fleet::ObjectName;
 use router_core::sglang::fault::ClientError;
 use router_core::sglang::{Endpoint, Invalid};
 
-use super::body::Answer;
-use crate::gateway::upstream::fault::{Fault, Kind};
+use super::body::ResponseBody;
+use crate::gateway::placement::queue::AdmissionError;
+use crate::gateway::upstream::dispatch::AttemptError;
+use crate::gateway::upstream::fault::{Fault, FaultKind};
 
-/// The answer's header that carries [`Reject::reason`].
+/// The response header with [`Reject::reason`].
 pub(crate) const REASON: HeaderName = HeaderName::from_static("x-pd-router-reason");
-/// OpenAI's and Anthropic's clients try a 502 again by themselves, unless they read `false` here.
+/// OpenAI's and Anthropic's clients retry a 502 by themselves, unless this header is `false`.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
-/// Why a request gets no answer of an engine.
+/// Why a request gets no answer from an engine.
 #[derive(Debug)]
 pub(crate) enum Reject {
     /// No route of this listener matches.
     NoRoute,
-    /// The route that matches leads nowhere.
+    /// The route that matches has no usable target.
     BrokenRoute(String),
     /// The pool serves no such path to the public.
     UnknownPath(String),
-    /// The methods that this path is served for.
+    /// The path is not served for this method.
     WrongMethod {
+        /// The methods that are served.
         allow: &'static str,
     },
     /// An HTTP/1.1 request names no host, or a request names several.
@@ -38,24 +41,24 @@ pub(crate) enum Reject {
     Unsupported(String),
     EncodedBody(String),
     BodyTooLarge(usize),
-    /// The bodies of all requests together are at their limit.
+    /// The bodies of all requests together have reached `--max-body-memory`.
     NoMemory,
-    BodyLate(Duration),
+    BodyTimeout(Duration),
     BodyBroken(String),
     Invalid(Invalid),
     ModelNotFound(String),
-    NobodyReady(ObjectName),
+    NoWorkerReady(ObjectName),
     QueueFull,
     QueueTimeout(Duration),
-    /// The route's time for the whole request is over.
+    /// The route's timeout for the whole request has passed.
     Deadline,
-    /// The gateway is going and its time to drain is over.
+    /// The gateway is shutting down, and the drain timeout is exceeded.
     Draining,
     Fault(Fault),
 }
 
 impl Reject {
-    /// One short name: the log field, the metric's label and the answer's header.
+    /// The name of the reason: the log field, the metric's label and the response header.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             Reject::NoRoute => "no_route",
@@ -68,11 +71,11 @@ impl Reject {
             Reject::EncodedBody(_) => "encoded_body",
             Reject::BodyTooLarge(_) => "body_too_large",
             Reject::NoMemory => "body_memory",
-            Reject::BodyLate(_) => "body_late",
+            Reject::BodyTimeout(_) => "body_late",
             Reject::BodyBroken(_) => "body_broken",
             Reject::Invalid(_) => "invalid_request",
             Reject::ModelNotFound(_) => "model_not_found",
-            Reject::NobodyReady(_) => "nobody_ready",
+            Reject::NoWorkerReady(_) => "no_worker_ready",
             Reject::QueueFull => "queue_full",
             Reject::QueueTimeout(_) => "queue_timeout",
             Reject::Deadline => "request_timeout",
@@ -92,9 +95,9 @@ impl Reject {
             Reject::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
             Reject::EncodedBody(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Reject::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            Reject::BodyLate(_) => StatusCode::REQUEST_TIMEOUT,
+            Reject::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Reject::BadHost | Reject::BodyBroken(_) | Reject::Invalid(_) => StatusCode::BAD_REQUEST,
-            Reject::NobodyReady(_)
+            Reject::NoWorkerReady(_)
             | Reject::NoMemory
             | Reject::QueueTimeout(_)
             | Reject::Draining => StatusCode::SERVICE_UNAVAILABLE,
@@ -104,10 +107,10 @@ impl Reject {
         }
     }
 
-    /// Whole seconds after which a client may well try again.
+    /// Seconds after which the client may retry.
     fn retry_after(&self) -> Option<u32> {
         match self {
-            Reject::NobodyReady(_)
+            Reject::NoWorkerReady(_)
             | Reject::NoMemory
             | Reject::QueueFull
             | Reject::QueueTimeout(_)
@@ -117,33 +120,33 @@ impl Reject {
         }
     }
 
-    /// For the client. Names no address of an engine.
+    /// The message for the client. It contains no engine's address.
     pub(crate) fn message(&self) -> String {
         match self {
             Reject::NoRoute => "no HTTPRoute matches this request".to_owned(),
             Reject::BrokenRoute(why) => format!("the HTTPRoute cannot be served: {why}"),
             Reject::UnknownPath(path) => format!("{path} is not served here"),
             Reject::WrongMethod { allow } => format!("this path is served for {allow}"),
-            Reject::BadHost => "a request needs one Host header".to_owned(),
+            Reject::BadHost => "a request needs exactly one Host header".to_owned(),
             Reject::Misdirected => {
-                "this connection was made for another host; make one for this".to_owned()
+                "this connection was made for another host; open a new one for this host".to_owned()
             }
             Reject::Unsupported(why) => why.clone(),
             Reject::EncodedBody(encoding) => {
-                format!("content-encoding {encoding} is not supported; send the body as it is")
+                format!("content-encoding {encoding} is not supported; send the body unencoded")
             }
             Reject::BodyTooLarge(limit) => format!("the request body is over {limit} bytes"),
             Reject::NoMemory => "too many large requests at once".to_owned(),
-            Reject::BodyLate(limit) => {
+            Reject::BodyTimeout(limit) => {
                 format!("no part of the request body came within {limit:?}")
             }
             Reject::BodyBroken(why) => format!("the request body could not be read: {why}"),
             Reject::Invalid(invalid) => invalid.message.clone(),
             Reject::ModelNotFound(model) => format!("the model `{model}` does not exist here"),
-            Reject::NobodyReady(pool) => format!("no engine of pool {pool} is ready"),
+            Reject::NoWorkerReady(pool) => format!("no engine of pool {pool} is ready"),
             Reject::QueueFull => "too many requests are waiting for an engine".to_owned(),
             Reject::QueueTimeout(limit) => {
-                format!("no engine had room for the request within {limit:?}")
+                format!("no engine had capacity for the request within {limit:?}")
             }
             Reject::Draining => "the gateway is shutting down".to_owned(),
             Reject::Deadline => "the request took longer than its route allows".to_owned(),
@@ -151,7 +154,7 @@ impl Reject {
         }
     }
 
-    /// For the log: with the operating system's words, which are not the client's business.
+    /// The message for the log: with the operating system's error, which is not for the client.
     pub(crate) fn detail(&self) -> String {
         match self {
             Reject::Fault(fault) => fault.detail(),
@@ -159,19 +162,19 @@ impl Reject {
         }
     }
 
-    /// The error as clients read it.
+    /// The error in the form that clients expect.
     fn error(&self) -> ClientError {
-        let told = ClientError::new(self.status().as_u16(), self.message());
-        let told = ClientError { code: Some(self.reason().to_owned()), ..told };
+        let error = ClientError::new(self.status().as_u16(), self.message());
+        let error = ClientError { code: Some(self.reason().to_owned()), ..error };
         match self {
             Reject::Invalid(invalid) => {
-                ClientError { param: invalid.param.map(str::to_owned), ..told }
+                ClientError { param: invalid.param.map(str::to_owned), ..error }
             }
-            Reject::ModelNotFound(_) => ClientError { param: Some("model".to_owned()), ..told },
-            Reject::Fault(Fault { kind: Kind::Engine { error, .. }, .. }) => {
-                ClientError { kind: error.kind.clone(), param: error.param.clone(), ..told }
+            Reject::ModelNotFound(_) => ClientError { param: Some("model".to_owned()), ..error },
+            Reject::Fault(Fault { kind: FaultKind::Engine { error: engine, .. }, .. }) => {
+                ClientError { kind: engine.kind.clone(), param: engine.param.clone(), ..error }
             }
-            _ => told,
+            _ => error,
         }
     }
 
@@ -180,10 +183,10 @@ impl Reject {
         self.error().events(endpoint)
     }
 
-    /// The answer, in the shape that clients of `endpoint` read.
-    pub(crate) fn into_response(self, endpoint: Option<Endpoint>) -> Response<Answer> {
+    /// The response, in the format that clients of `endpoint` expect.
+    pub(crate) fn into_response(self, endpoint: Option<Endpoint>) -> Response<ResponseBody> {
         let body = self.error().body(endpoint.unwrap_or(Endpoint::Chat));
-        let mut response = Response::new(Answer::whole(body));
+        let mut response = Response::new(ResponseBody::full(body));
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -191,7 +194,7 @@ impl Reject {
         if let Reject::WrongMethod { allow } = self {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
-        if let Reject::Fault(Fault { kind: Kind::Died, .. }) = self {
+        if let Reject::Fault(Fault { kind: FaultKind::Died, .. }) = self {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if let Some(seconds) = self.retry_after() {
@@ -204,6 +207,28 @@ impl Reject {
 impl From<Fault> for Reject {
     fn from(fault: Fault) -> Reject {
         Reject::Fault(fault)
+    }
+}
+
+impl From<AttemptError> for Reject {
+    fn from(error: AttemptError) -> Reject {
+        match error {
+            AttemptError::Fault(fault) => Reject::Fault(fault),
+            AttemptError::Deadline => Reject::Deadline,
+            AttemptError::Draining => Reject::Draining,
+        }
+    }
+}
+
+impl From<AdmissionError> for Reject {
+    fn from(error: AdmissionError) -> Reject {
+        match error {
+            AdmissionError::NoWorkerReady(pool) => Reject::NoWorkerReady(pool),
+            AdmissionError::ModelNotFound(model) => Reject::ModelNotFound(model),
+            AdmissionError::QueueFull => Reject::QueueFull,
+            AdmissionError::QueueTimeout(limit) => Reject::QueueTimeout(limit),
+            AdmissionError::Deadline => Reject::Deadline,
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! [`Relay`]: the body that streams decode's events to the client and keeps the leases.
 //!
-//! Events leave whole and in order, only as fast as the client reads, so that a failure can
-//! always be told in a well-formed event. Dropped early, it aborts both legs.
+//! Events are sent whole and in order, and only as fast as the client reads, so that a failure can
+//! always be sent as a well-formed event. Dropped early, it aborts both legs.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,16 +16,17 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::body::BodyError;
 use super::record::Record;
 use super::reject::Reject;
+use crate::gateway::placement::observe::DecodeObservation;
 use crate::gateway::upstream::dispatch::{Dispatch, Silence};
-use crate::gateway::upstream::fault::{Fault, Kind};
+use crate::gateway::upstream::fault::{Fault, FaultKind};
 use crate::gateway::upstream::source::Source;
 
-/// How often a silent stream is looked at: its limits, and whether its worker still answers.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval at which a stream without events is checked: its limits, and its worker's health.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// When a stream is given up, and how that is said.
+/// When a stream is given up, and the endpoint whose error format is used.
 #[derive(Clone, Copy)]
-pub(crate) struct Patience {
+pub(crate) struct StreamLimits {
     pub endpoint: Endpoint,
     pub idle: Duration,
     pub deadline: Option<Instant>,
@@ -36,10 +37,12 @@ pub(crate) struct Relay {
     dispatch: Arc<Dispatch>,
     /// `None` once the stream is over.
     source: Option<Source>,
-    patience: Patience,
+    limits: StreamLimits,
+    /// Updated when the stream has ended well.
+    observation: Option<DecodeObservation>,
     last: Instant,
     silence: Silence,
-    look: Pin<Box<Sleep>>,
+    check: Pin<Box<Sleep>>,
     record: Record,
 }
 
@@ -47,49 +50,52 @@ impl Relay {
     pub(crate) fn new(
         dispatch: Arc<Dispatch>,
         source: Source,
-        patience: Patience,
+        limits: StreamLimits,
+        observation: Option<DecodeObservation>,
         record: Record,
     ) -> Relay {
         let last = Instant::now();
         let silence = Silence::default();
-        let look = Box::pin(sleep_until(next_look(last, patience)));
-        Relay { dispatch, source: Some(source), patience, last, silence, look, record }
+        let check = Box::pin(sleep_until(next_check(last, limits)));
+        let source = Some(source);
+        Relay { dispatch, source, limits, observation, last, silence, check, record }
     }
 
-    /// Ends the stream with an event that says why.
+    /// Ends the stream with an error event.
     fn fail(&mut self, reject: &Reject) -> Bytes {
         // Dropping the source cancels and aborts what still runs.
         self.source = None;
-        self.record.fails(reject.reason(), reject.detail());
-        self.record.finishes();
-        reject.events(self.patience.endpoint)
+        self.record.fail(reject.reason(), reject.detail());
+        self.record.finish();
+        reject.events(self.limits.endpoint)
     }
 
-    fn fault(&mut self, kind: Kind) -> Option<Reject> {
+    fn fault(&mut self, kind: FaultKind) -> Option<Reject> {
         let source = self.source.as_ref()?;
         let fault = Fault { leg: source.leg(), worker: Arc::clone(source.worker()), kind };
         self.dispatch.blame(&fault);
         Some(Reject::Fault(fault))
     }
 
-    /// What the clock says against the stream.
+    /// Why the stream is to be given up now, if it is.
     fn overdue(&mut self, now: Instant) -> Option<Reject> {
-        if self.patience.deadline.is_some_and(|deadline| now >= deadline) {
+        if self.limits.deadline.is_some_and(|deadline| now >= deadline) {
             return Some(Reject::Deadline);
         }
-        let limit = self.patience.idle;
+        let limit = self.limits.idle;
         if now.duration_since(self.last) >= limit {
-            return self.fault(Kind::Late { waited_for: "the next part of its answer", limit });
+            return self
+                .fault(FaultKind::Timeout { waited_for: "the next part of its answer", limit });
         }
         let silent = self.source.as_ref().is_some_and(|source| source.worker().health.is_silent());
         let lasts = self.silence.lasts(silent, self.dispatch.timeouts.silent_timeout);
-        if lasts { self.fault(Kind::Silent) } else { None }
+        if lasts { self.fault(FaultKind::Silent) } else { None }
     }
 }
 
-fn next_look(now: Instant, patience: Patience) -> Instant {
-    let look = now + LOOK.min(patience.idle);
-    patience.deadline.map_or(look, |deadline| look.min(deadline))
+fn next_check(now: Instant, limits: StreamLimits) -> Instant {
+    let check = now + CHECK_INTERVAL.min(limits.idle);
+    limits.deadline.map_or(check, |deadline| check.min(deadline))
 }
 
 impl Body for Relay {
@@ -101,15 +107,15 @@ impl Body for Relay {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        if this.source.is_some() && this.dispatch.cut.is_cancelled() {
+        if this.source.is_some() && this.dispatch.drain_exceeded.is_cancelled() {
             return Poll::Ready(Some(Ok(Frame::data(this.fail(&Reject::Draining)))));
         }
         let Some(source) = &mut this.source else { return Poll::Ready(None) };
         match source.poll_event(cx) {
             Poll::Ready(Some(Ok(event))) => {
                 this.last = Instant::now();
-                // An engine that is never slow never lets the look below be due.
-                if this.patience.deadline.is_some_and(|deadline| this.last >= deadline) {
+                // The check below runs only while no event is ready.
+                if this.limits.deadline.is_some_and(|deadline| this.last >= deadline) {
                     return Poll::Ready(Some(Ok(Frame::data(this.fail(&Reject::Deadline)))));
                 }
                 this.silence = Silence::default();
@@ -122,19 +128,24 @@ impl Body for Relay {
             }
             Poll::Ready(None) => {
                 if let Some(source) = this.source.take() {
-                    source.land();
+                    source.complete();
                 }
-                this.record.finishes();
+                if let (Some(observation), Some((events, gap))) =
+                    (&this.observation, this.record.pace())
+                {
+                    observation.observe(events, gap);
+                }
+                this.record.finish();
                 return Poll::Ready(None);
             }
             Poll::Pending => {}
         }
-        while this.look.as_mut().poll(cx).is_ready() {
+        while this.check.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             if let Some(reject) = this.overdue(now) {
                 return Poll::Ready(Some(Ok(Frame::data(this.fail(&reject)))));
             }
-            this.look.as_mut().reset(next_look(now, this.patience));
+            this.check.as_mut().reset(next_check(now, this.limits));
         }
         Poll::Pending
     }

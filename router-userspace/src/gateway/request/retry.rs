@@ -1,78 +1,78 @@
-//! Whether a request whose attempt failed is tried on another pair.
+//! Whether a request whose attempt failed is retried on another pair.
 //!
-//! A request may itself be what kills engines, and must not be carried through the pool: after
-//! an engine has died under it, it is told so instead.
+//! A request may itself be what kills engines, and must not kill one after the other: after an engine
+//! has died while it had the request, the client gets an error instead.
 
 use std::sync::Arc;
 
 use router_core::fleet::{Phase, Pool, Verdict, Worker};
 
-use crate::gateway::placement::placer::Seats;
+use crate::gateway::placement::placer::Placement;
 use crate::gateway::shared::Gateway;
-use crate::gateway::upstream::fault::{Fault, Kind};
+use crate::gateway::upstream::fault::{Fault, FaultKind};
 
-/// Connections that may break under one request, and engines that may fall silent, without an
-/// engine's death to explain it.
+/// Maximum number of broken connections and silent engines of one request after which it is still
+/// retried, not counting engines that died.
 const MAX_BROKEN: u32 = 1;
 
-/// What has befallen the attempts of one request.
+/// The failed attempts of one request.
 #[derive(Debug, Default)]
-pub(crate) struct Setbacks {
+pub(crate) struct RetryState {
     attempts: u32,
     broken: u32,
     deaths: u32,
 }
 
-/// The workers of one attempt, as they were before it.
-pub(crate) struct Before {
-    pub workers: Vec<Arc<Worker>>,
-    /// Those that were not known to be down: their death would be news.
+/// The workers of one attempt, and their health before it.
+pub(crate) struct AttemptWorkers {
+    pub all: Vec<Arc<Worker>>,
+    /// The workers that were not known to be down: if one of them is down now, it has died.
     alive: Vec<Arc<Worker>>,
 }
 
-impl Before {
-    pub(crate) fn of(seats: &Seats) -> Before {
-        let workers: Vec<_> = seats.leases().map(|lease| Arc::clone(lease.worker())).collect();
+impl AttemptWorkers {
+    pub(crate) fn of(placement: &Placement) -> AttemptWorkers {
+        let all: Vec<_> = placement.leases().map(|lease| Arc::clone(lease.worker())).collect();
         let alive = |worker: &&Arc<Worker>| worker.health.verdict() != Verdict::Down;
-        let alive = workers.iter().filter(alive).cloned().collect();
-        Before { workers, alive }
+        let alive = all.iter().filter(alive).cloned().collect();
+        AttemptWorkers { all, alive }
     }
 }
 
 impl Gateway {
-    /// The fault as the client is told of it, and whether another pair is tried.
-    pub(crate) async fn weigh(
+    /// Decides whether another pair is tried. Returns the fault as it is reported to the client.
+    pub(crate) async fn decide_retry(
         &self,
         pool: &Pool,
         mut fault: Fault,
-        before: &Before,
-        setbacks: &mut Setbacks,
+        workers: &AttemptWorkers,
+        state: &mut RetryState,
     ) -> (Fault, bool) {
         let limits = &self.settings.limits;
-        setbacks.attempts += 1;
-        if fault.broke() && self.died(pool, &fault.worker, before).await {
-            setbacks.deaths += 1;
-            if setbacks.deaths >= limits.max_deaths {
-                fault.kind = Kind::Died;
+        state.attempts += 1;
+        if fault.broke() && self.died(pool, &fault.worker, workers).await {
+            state.deaths += 1;
+            if state.deaths >= limits.max_deaths {
+                fault.kind = FaultKind::Died;
                 tracing::warn!(
                     worker = %fault.worker.name,
-                    "an engine died under a request, which is not tried on another"
+                    deaths = state.deaths,
+                    "engine died during a request, not retrying"
                 );
             }
-        } else if fault.broke() || matches!(fault.kind, Kind::Silent) {
-            setbacks.broken += 1;
+        } else if fault.broke() || matches!(fault.kind, FaultKind::Silent) {
+            state.broken += 1;
         }
-        let again = fault.retryable()
-            && setbacks.attempts < limits.max_attempts
-            && setbacks.broken <= MAX_BROKEN;
-        (fault, again)
+        let retry =
+            fault.retryable() && state.attempts < limits.max_attempts && state.broken <= MAX_BROKEN;
+        (fault, retry)
     }
 
-    /// Whether the worker died under the request: it lived before, it does not now, and nobody
-    /// has told it to go.
-    async fn died(&self, pool: &Pool, worker: &Arc<Worker>, before: &Before) -> bool {
+    /// Whether the worker died while it had the request: it was alive before, it does not answer now,
+    /// and its pod is not terminating.
+    async fn died(&self, pool: &Pool, worker: &Arc<Worker>, workers: &AttemptWorkers) -> bool {
         let same = |other: &&Arc<Worker>| Arc::ptr_eq(other, worker);
-        if !before.alive.iter().any(|other| same(&other)) {
+        if !workers.alive.iter().any(|other| same(&other)) {
             return false;
         }
         if self.dispatch.probes.answers(worker).await {

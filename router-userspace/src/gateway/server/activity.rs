@@ -1,5 +1,5 @@
-//! [`Visits`]: whether a connection's client waits for an answer, and since when it does not; and
-//! which answers the client does not take.
+//! [`ConnectionActivity`]: the running requests of one connection, since when it is idle, and the
+//! answers that its client does not read.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -14,14 +14,14 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::gateway::request::body::{Answer, BodyError};
+use crate::gateway::request::body::{BodyError, ResponseBody};
 
-/// How often in its time an answer is looked at that its client may not take.
-const LOOKS: u32 = 8;
+/// Number of checks within the send timeout whether a client reads its answer.
+const CHECKS_PER_TIMEOUT: u32 = 8;
 
 /// The requests of one connection.
 #[derive(Debug)]
-pub(crate) struct Visits {
+pub(crate) struct ConnectionActivity {
     state: Mutex<State>,
     begun: Notify,
 }
@@ -29,129 +29,132 @@ pub(crate) struct Visits {
 #[derive(Debug)]
 struct State {
     running: usize,
-    /// How many there ever were.
-    all: u64,
-    /// When the last one ended, or the connection began.
+    /// The number of requests so far.
+    total: u64,
+    /// When the last request ended, or the connection began.
     idle_since: Instant,
-    /// Answers over HTTP/2, by visit.
-    watched: HashMap<u64, Arc<Mutex<Watched>>>,
+    /// Streamed answers over HTTP/2, by the number of their request.
+    streamed: HashMap<u64, Arc<Mutex<StallableAnswer>>>,
 }
 
-impl Visits {
-    pub(crate) fn new() -> Arc<Visits> {
-        let watched = HashMap::new();
-        let state = State { running: 0, all: 0, idle_since: Instant::now(), watched };
-        Arc::new(Visits { state: Mutex::new(state), begun: Notify::new() })
+impl ConnectionActivity {
+    pub(crate) fn new() -> Arc<ConnectionActivity> {
+        let streamed = HashMap::new();
+        let state = State { running: 0, total: 0, idle_since: Instant::now(), streamed };
+        Arc::new(ConnectionActivity { state: Mutex::new(state), begun: Notify::new() })
     }
 
-    /// A request has come; it is over when the visit is dropped.
-    pub(crate) fn begin(self: &Arc<Visits>) -> Visit {
+    /// A request begins; it ends when the guard is dropped.
+    pub(crate) fn begin(self: &Arc<ConnectionActivity>) -> RequestGuard {
         let mut state = self.lock();
-        (state.running, state.all) = (state.running + 1, state.all + 1);
-        let number = state.all;
+        (state.running, state.total) = (state.running + 1, state.total + 1);
+        let number = state.total;
         drop(state);
         self.begun.notify_one();
-        Visit { visits: Arc::clone(self), number }
+        RequestGuard { activity: Arc::clone(self), number }
     }
 
-    /// Since when no request runs; `None` while one does.
+    /// Since when no request runs; `None` while one runs.
     pub(crate) fn idle_since(&self) -> Option<Instant> {
         let state = self.lock();
         (state.running == 0).then_some(state.idle_since)
     }
 
-    /// Resolves once there has been a request.
-    pub(crate) async fn any(&self) {
-        while self.lock().all == 0 {
+    /// Resolves once the first request has begun.
+    pub(crate) async fn first_request(&self) {
+        while self.lock().total == 0 {
             self.begun.notified().await;
         }
     }
 
-    /// Drops answers of which the client has taken nothing for `limit`, for ever. An HTTP/2 client
-    /// may leave one stream's window closed and be alive otherwise: neither is the answer asked
-    /// for its next part then, nor does the kernel see anything wrong.
-    pub(crate) async fn drop_untaken(&self, limit: Duration) {
+    /// Drops answers of which the client has read nothing for `limit`; never resolves. An HTTP/2
+    /// client may keep the window of one stream closed and be alive otherwise: then the answer's body
+    /// is not polled, and the TCP user timeout does not expire.
+    pub(crate) async fn drop_stalled(&self, limit: Duration) {
         loop {
-            tokio::time::sleep((limit / LOOKS).max(Duration::from_millis(10))).await;
-            let watched: Vec<_> = self.lock().watched.values().cloned().collect();
-            for answer in watched {
-                let untaken = watched_lock(&answer).give_up(limit);
-                // What it holds is let go without the lock.
-                drop(untaken);
+            tokio::time::sleep((limit / CHECKS_PER_TIMEOUT).max(Duration::from_millis(10))).await;
+            let streamed: Vec<_> = self.lock().streamed.values().cloned().collect();
+            for answer in streamed {
+                let stalled = lock_answer(&answer).take_stalled(limit);
+                // Its leases are released without the lock.
+                drop(stalled);
             }
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Counts and times are whole whatever panics.
         self.state.lock()
     }
 }
 
-/// One request, from its head to the last byte of its answer.
+/// One running request, from its head to the last byte of its answer.
 #[derive(Debug)]
-pub(crate) struct Visit {
-    visits: Arc<Visits>,
+pub(crate) struct RequestGuard {
+    activity: Arc<ConnectionActivity>,
     number: u64,
 }
 
-impl Visit {
-    /// Lasts until the answer's body is gone.
-    pub(crate) fn with(self, answer: Response<Answer>, version: Version) -> Response<Visited> {
+impl RequestGuard {
+    /// Keeps the guard until the answer's body is dropped.
+    pub(crate) fn track(
+        self,
+        answer: Response<ResponseBody>,
+        version: Version,
+    ) -> Response<TrackedBody> {
         answer.map(|answer| {
-            // Bytes at hand hold no engine; and of HTTP/1.1 the kernel sees the client not read.
+            // A full body keeps no engine busy; and for HTTP/1.1 the TCP user timeout applies.
             let body = match answer {
-                Answer::Relayed(_) if version == Version::HTTP_2 => {
-                    let watched = Watched { answer: Some(answer), offered: None };
-                    let watched = Arc::new(Mutex::new(watched));
-                    let mut state = self.visits.lock();
-                    state.watched.insert(self.number, Arc::clone(&watched));
+                ResponseBody::Streamed(_) if version == Version::HTTP_2 => {
+                    let answer = StallableAnswer { answer: Some(answer), offered: None };
+                    let answer = Arc::new(Mutex::new(answer));
+                    let mut state = self.activity.lock();
+                    state.streamed.insert(self.number, Arc::clone(&answer));
                     drop(state);
-                    Kept::Watched(watched)
+                    TrackedAnswer::Stallable(answer)
                 }
-                answer => Kept::Own(answer),
+                answer => TrackedAnswer::Direct(answer),
             };
-            Visited { body, _visit: self }
+            TrackedBody { body, _guard: self }
         })
     }
 }
 
-impl Drop for Visit {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
-        let mut state = self.visits.lock();
+        let mut state = self.activity.lock();
         state.running -= 1;
         state.idle_since = Instant::now();
-        state.watched.remove(&self.number);
+        state.streamed.remove(&self.number);
     }
 }
 
-/// An answer that its client waits for.
-pub(crate) struct Visited {
-    body: Kept,
-    _visit: Visit,
+/// The body of an answer, with the guard of its request.
+pub(crate) struct TrackedBody {
+    body: TrackedAnswer,
+    _guard: RequestGuard,
 }
 
-enum Kept {
-    Own(Answer),
-    Watched(Arc<Mutex<Watched>>),
+enum TrackedAnswer {
+    Direct(ResponseBody),
+    Stallable(Arc<Mutex<StallableAnswer>>),
 }
 
-/// An answer that is given up where its client takes nothing of it.
-struct Watched {
-    /// `None` once given up.
-    answer: Option<Answer>,
-    /// Since when a part of it waits for the client; `None` while the client waits for the next.
+/// An answer that is dropped if its client does not read it.
+struct StallableAnswer {
+    /// `None` once dropped.
+    answer: Option<ResponseBody>,
+    /// Since when a part waits for the client; `None` while the client waits for the next part.
     offered: Option<Instant>,
 }
 
-impl std::fmt::Debug for Watched {
+impl std::fmt::Debug for StallableAnswer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Watched").field("offered", &self.offered).finish_non_exhaustive()
+        f.debug_struct("StallableAnswer").field("offered", &self.offered).finish_non_exhaustive()
     }
 }
 
-impl Watched {
-    fn give_up(&mut self, limit: Duration) -> Option<Answer> {
+impl StallableAnswer {
+    fn take_stalled(&mut self, limit: Duration) -> Option<ResponseBody> {
         let overdue = self.offered.is_some_and(|since| since.elapsed() >= limit);
         if overdue { self.answer.take() } else { None }
     }
@@ -162,7 +165,7 @@ impl Watched {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.offered = None;
         let Some(answer) = &mut self.answer else {
-            return Poll::Ready(Some(Err("the client has taken nothing for too long".into())));
+            return Poll::Ready(Some(Err("the client has read nothing for too long".into())));
         };
         let part = Pin::new(answer).poll_frame(cx);
         if let Poll::Ready(Some(Ok(_))) = part {
@@ -172,12 +175,11 @@ impl Watched {
     }
 }
 
-fn watched_lock(watched: &Mutex<Watched>) -> MutexGuard<'_, Watched> {
-    // An answer that panicked is dropped by whoever polled it.
-    watched.lock()
+fn lock_answer(answer: &Mutex<StallableAnswer>) -> MutexGuard<'_, StallableAnswer> {
+    answer.lock()
 }
 
-impl Body for Visited {
+impl Body for TrackedBody {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -186,26 +188,26 @@ impl Body for Visited {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.body {
-            Kept::Own(answer) => Pin::new(answer).poll_frame(cx),
-            Kept::Watched(watched) => watched_lock(watched).poll_frame(cx),
+            TrackedAnswer::Direct(answer) => Pin::new(answer).poll_frame(cx),
+            TrackedAnswer::Stallable(answer) => lock_answer(answer).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.body {
-            Kept::Own(answer) => answer.is_end_stream(),
-            Kept::Watched(watched) => {
-                watched_lock(watched).answer.as_ref().is_some_and(Body::is_end_stream)
+            TrackedAnswer::Direct(answer) => answer.is_end_stream(),
+            TrackedAnswer::Stallable(answer) => {
+                lock_answer(answer).answer.as_ref().is_some_and(Body::is_end_stream)
             }
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.body {
-            Kept::Own(answer) => answer.size_hint(),
-            Kept::Watched(watched) => {
-                let watched = watched_lock(watched);
-                watched.answer.as_ref().map_or_else(SizeHint::default, Body::size_hint)
+            TrackedAnswer::Direct(answer) => answer.size_hint(),
+            TrackedAnswer::Stallable(answer) => {
+                let answer = lock_answer(answer);
+                answer.answer.as_ref().map_or_else(SizeHint::default, Body::size_hint)
             }
         }
     }
@@ -218,26 +220,27 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_is_idle_from_its_start_and_between_visits() {
-        let visits = Visits::new();
+    async fn a_connection_is_idle_from_its_start_and_between_requests() {
+        let activity = ConnectionActivity::new();
         let start = Instant::now();
-        assert_eq!(visits.idle_since(), Some(start));
-        let answer = Response::new(Answer::whole(Bytes::from_static(b"a")));
-        let one = visits.begin().with(answer, Version::HTTP_11);
-        let two = visits.begin();
+        assert_eq!(activity.idle_since(), Some(start));
+        let answer = Response::new(ResponseBody::full(Bytes::from_static(b"a")));
+        let one = activity.begin().track(answer, Version::HTTP_11);
+        let two = activity.begin();
         drop(one);
-        assert_eq!(visits.idle_since(), None);
+        assert_eq!(activity.idle_since(), None);
         tokio::time::advance(Duration::from_secs(5)).await;
         drop(two);
-        assert_eq!(visits.idle_since(), Some(start + Duration::from_secs(5)));
+        assert_eq!(activity.idle_since(), Some(start + Duration::from_secs(5)));
     }
 
     #[tokio::test]
-    async fn the_first_visit_is_told_before_and_after_it_began() {
-        let visits = Visits::new();
-        let (told, begun) = tokio::join!(visits.any(), async { drop(visits.begin()) });
-        assert_eq!((told, begun), ((), ()));
-        visits.any().await;
+    async fn first_request_resolves_before_and_after_the_request_begins() {
+        let activity = ConnectionActivity::new();
+        let (resolved, begun) =
+            tokio::join!(activity.first_request(), async { drop(activity.begin()) });
+        assert_eq!((resolved, begun), ((), ()));
+        activity.first_request().await;
     }
 
     /// Two parts, and the number of bodies that live.
@@ -261,27 +264,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_its_client_does_not_take_is_given_up() {
+    async fn an_answer_that_its_client_does_not_read_is_dropped() {
         use http_body_util::BodyExt;
 
-        let visits = Visits::new();
+        let activity = ConnectionActivity::new();
         let held = Arc::new(());
-        let answer = Response::new(Answer::relayed(Counted { _held: Arc::clone(&held), parts: 0 }));
-        let mut taken = visits.begin().with(answer, Version::HTTP_2).into_body();
+        let answer =
+            Response::new(ResponseBody::streamed(Counted { _held: Arc::clone(&held), parts: 0 }));
+        let mut taken = activity.begin().track(answer, Version::HTTP_2).into_body();
         let limit = Duration::from_secs(8);
         let look = async |wait: u64| {
             let until = Duration::from_secs(wait);
-            assert!(tokio::time::timeout(until, visits.drop_untaken(limit)).await.is_err());
+            assert!(tokio::time::timeout(until, activity.drop_stalled(limit)).await.is_err());
             Arc::strong_count(&held) == 2
         };
         assert!(look(20).await, "nothing has been offered yet");
         taken.frame().await.unwrap().unwrap();
-        assert!(look(7).await, "its time is not over");
+        assert!(look(7).await, "the limit is not reached");
         taken.frame().await.unwrap().unwrap();
-        assert!(look(7).await, "it has taken a part since");
-        assert!(!look(3).await, "what the answer holds must be let go");
+        assert!(look(7).await, "the client has read a part since");
+        assert!(!look(3).await, "the answer must be dropped");
         assert!(taken.frame().await.unwrap().is_err());
         drop(taken);
-        assert!(visits.lock().watched.is_empty());
+        assert!(activity.lock().streamed.is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Listeners: one socket a port, opened and closed as Gateways come and go.
+//! [`Listeners`]: one socket per port, opened and closed as Gateways are created and deleted.
 
 use std::collections::HashMap;
 use std::io;
@@ -21,37 +21,36 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::activity::Visits;
+use super::activity::ConnectionActivity;
 use super::tls;
 use crate::config::Settings;
-use crate::gateway::request::handle::{Arrival, Service};
+use crate::gateway::request::handle::{ConnectionInfo, RequestService};
 
-/// Connections that the kernel holds for us while we are busy.
+/// Maximum number of connections that wait in the kernel until they are accepted.
 const BACKLOG: i32 = 4096;
-/// After the system refused a connection (no descriptors left), before the next try.
+/// Pause after accepting failed, for example because no file descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Between two looks whether a quiet client is still there.
+/// Interval of TCP keepalive probes on idle connections.
 const KEEPALIVE: Duration = Duration::from_secs(30);
-/// For the first request of a connection that was accepted before its port closed: it may be on
-/// its way.
+/// Time that a connection that was accepted before its port closed has for its first request, which
+/// may be on its way.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// The open sockets, by port.
 pub(crate) struct Listeners {
     address: IpAddr,
-    service: Service,
-    room: Arc<Semaphore>,
+    service: RequestService,
+    permits: Arc<Semaphore>,
     server: auto::Builder<TokioExecutor>,
     idle_timeout: Duration,
     send_timeout: Duration,
     tasks: TaskTracker,
-    /// By port and whether clients speak TLS there. Cancelled to close the port and end its
-    /// connections once they are idle.
+    /// Cancelled to close the port, and its connections once they are idle.
     open: HashMap<ListenPort, CancellationToken>,
 }
 
 impl Listeners {
-    pub(crate) fn new(settings: &Settings, service: Service) -> Listeners {
+    pub(crate) fn new(settings: &Settings, service: RequestService) -> Listeners {
         let mut server = auto::Builder::new(TokioExecutor::new());
         server
             .http1()
@@ -66,7 +65,7 @@ impl Listeners {
         Listeners {
             address: settings.listen_address,
             service,
-            room: Arc::new(Semaphore::new(settings.limits.max_connections)),
+            permits: Arc::new(Semaphore::new(settings.limits.max_connections)),
             server,
             idle_timeout: settings.timeouts.header_timeout,
             send_timeout: settings.timeouts.send_timeout,
@@ -75,10 +74,10 @@ impl Listeners {
         }
     }
 
-    /// Opens what `ports` names and is not open, closes what it no longer names. Connections of
-    /// a closed port finish what they serve.
+    /// Opens the ports of `ports` that are not open, and closes the open ones that are not in it.
+    /// Connections of a closed port finish the requests that they serve.
     ///
-    /// Returns the ports that could not be opened, and why; they are tried again at the next call.
+    /// Returns the ports that could not be opened, and why; the next call retries them.
     pub(crate) fn reconcile(&mut self, ports: &[ListenPort]) -> Vec<(u16, io::Error)> {
         self.open.retain(|port, closing| {
             let keep = ports.contains(port);
@@ -112,8 +111,8 @@ impl Listeners {
         self.open.keys().copied().collect()
     }
 
-    /// Accepts nothing more and waits until every connection has finished what it serves, or
-    /// `limit` is over. Returns whether all did.
+    /// Accepts no more connections and waits until every connection has finished the requests that it
+    /// serves, for up to `limit`. Returns whether all have.
     pub(crate) async fn drain(&self, limit: Duration) -> bool {
         for closing in self.open.values() {
             closing.cancel();
@@ -128,7 +127,7 @@ impl Listeners {
             tls: port.secure.then(|| tls::acceptor(self.service.fleet(), port.number)),
             closing,
             service: self.service.clone(),
-            room: Arc::clone(&self.room),
+            permits: Arc::clone(&self.permits),
             server: self.server.clone(),
             idle_timeout: self.idle_timeout,
             send_timeout: self.send_timeout,
@@ -142,8 +141,8 @@ struct Acceptor {
     port: u16,
     tls: Option<TlsAcceptor>,
     closing: CancellationToken,
-    service: Service,
-    room: Arc<Semaphore>,
+    service: RequestService,
+    permits: Arc<Semaphore>,
     server: auto::Builder<TokioExecutor>,
     idle_timeout: Duration,
     send_timeout: Duration,
@@ -165,7 +164,7 @@ impl Acceptor {
                 }
             }
         }
-        // Clients whose connections wait in the kernel's backlog believe that they are served.
+        // Connections in the kernel's backlog look established to their clients: they are served too.
         let Ok(listener) = listener.into_std() else { return };
         while let Ok((stream, peer)) = listener.accept() {
             let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
@@ -175,12 +174,12 @@ impl Acceptor {
         }
     }
 
-    /// Serves a connection as soon as there is room for it. Until then no further one is
+    /// Serves a connection as soon as there is a permit for it. Until then no further connection is
     /// accepted, and the next ones stay in the kernel's backlog.
     async fn admit(&self, stream: TcpStream, peer: SocketAddr) {
         let permit = tokio::select! {
             biased;
-            permit = Arc::clone(&self.room).acquire_owned() => permit,
+            permit = Arc::clone(&self.permits).acquire_owned() => permit,
             () = self.closing.cancelled() => return,
         };
         let connection = self.serve(stream, peer);
@@ -191,7 +190,7 @@ impl Acceptor {
     }
 
     fn serve(&self, stream: TcpStream, peer: SocketAddr) -> impl Future<Output = ()> + use<> {
-        let conversation = Conversation {
+        let connection = Connection {
             service: self.service.clone(),
             server: self.server.clone(),
             closing: self.closing.clone(),
@@ -200,27 +199,27 @@ impl Acceptor {
             peer,
         };
         let (port, tls, limit) = (self.port, self.tls.clone(), self.idle_timeout);
-        let counted = Counted::new(&self.service.metrics().connections);
+        let counted = ConnectionCount::new(&self.service.metrics().connections);
         async move {
             let _counted = counted;
             let Some(tls) = tls else {
-                return conversation.hold(stream, Arrival::plain(port)).await;
+                return connection.serve(stream, ConnectionInfo::plain(port)).await;
             };
             match tokio::time::timeout(limit, tls.accept(stream)).await {
                 Ok(Ok(stream)) => {
-                    let arrival = Arrival::secure(port, stream.get_ref().1.server_name());
-                    conversation.hold(stream, arrival).await;
+                    let info = ConnectionInfo::secure(port, stream.get_ref().1.server_name());
+                    connection.serve(stream, info).await;
                 }
-                Ok(Err(error)) => tracing::debug!(%peer, port, %error, "no TLS with this client"),
-                Err(_) => tracing::debug!(%peer, port, "TLS with this client took too long"),
+                Ok(Err(error)) => tracing::debug!(%peer, port, %error, "TLS handshake failed"),
+                Err(_) => tracing::debug!(%peer, port, error = "timeout", "TLS handshake failed"),
             }
         }
     }
 }
 
-/// One connection, from its first byte that is HTTP.
-struct Conversation {
-    service: Service,
+/// One connection, from its first byte of HTTP.
+struct Connection {
+    service: RequestService,
     server: auto::Builder<TokioExecutor>,
     closing: CancellationToken,
     idle_timeout: Duration,
@@ -228,18 +227,22 @@ struct Conversation {
     peer: SocketAddr,
 }
 
-impl Conversation {
-    /// Answers what is asked until either side is done.
-    async fn hold(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, to: Arrival) {
-        let visits = Visits::new();
-        let visited = Arc::clone(&visits);
+impl Connection {
+    /// Serves requests until either side ends the connection.
+    async fn serve(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        info: ConnectionInfo,
+    ) {
+        let activity = ConnectionActivity::new();
+        let requests = Arc::clone(&activity);
         let service = self.service;
         let answer = service_fn(move |request: http::Request<Incoming>| {
-            let (service, visit, to) = (service.clone(), visited.begin(), to.clone());
+            let (service, guard, info) = (service.clone(), requests.begin(), info.clone());
             let version = request.version();
             async move {
-                let answer = service.handle(&to, request).await;
-                Ok::<_, std::convert::Infallible>(visit.with(answer, version))
+                let answer = service.handle(&info, request).await;
+                Ok::<_, std::convert::Infallible>(guard.track(answer, version))
             }
         });
         let connection = self.server.serve_connection(TokioIo::new(stream), answer);
@@ -247,7 +250,7 @@ impl Conversation {
         let served = async {
             tokio::select! {
                 ended = connection.as_mut() => ended,
-                () = over(&visits, self.closing, self.idle_timeout) => {
+                () = port_closed_or_idle(&activity, self.closing, self.idle_timeout) => {
                     connection.as_mut().graceful_shutdown();
                     connection.await
                 }
@@ -255,21 +258,25 @@ impl Conversation {
         };
         let ended = tokio::select! {
             ended = served => ended,
-            () = visits.drop_untaken(self.send_timeout) => return,
+            () = activity.drop_stalled(self.send_timeout) => return,
         };
         if let Err(error) = ended {
-            tracing::debug!(peer = %self.peer, error, "connection ended early");
+            tracing::debug!(peer = %self.peer, error, "connection failed");
         }
     }
 }
 
-/// Resolves when a connection is to end after what it serves: its port closes, or its client has
-/// asked nothing for a while. The latter is hyper's to see for HTTP/1.1, but not while it does not
-/// know the protocol, and never for HTTP/2.
-async fn over(visits: &Visits, closing: CancellationToken, idle_timeout: Duration) {
+/// Resolves when a connection is to end after the requests that it serves: its port closes, or its
+/// client has sent no request for `idle_timeout`. hyper has such a timeout for HTTP/1.1, but not while
+/// it detects the protocol, and not for HTTP/2.
+async fn port_closed_or_idle(
+    activity: &ConnectionActivity,
+    closing: CancellationToken,
+    idle_timeout: Duration,
+) {
     let idle = async {
         loop {
-            let idle_since = visits.idle_since().unwrap_or_else(Instant::now);
+            let idle_since = activity.idle_since().unwrap_or_else(Instant::now);
             if idle_since.elapsed() >= idle_timeout {
                 return;
             }
@@ -277,22 +284,22 @@ async fn over(visits: &Visits, closing: CancellationToken, idle_timeout: Duratio
         }
     };
     if closing.run_until_cancelled(idle).await.is_none() {
-        // No matter whether it came: what runs is served in any case.
-        let _ = tokio::time::timeout(FIRST_REQUEST, visits.any()).await;
+        // Running requests are served whether or not one came in this time.
+        let _ = tokio::time::timeout(FIRST_REQUEST, activity.first_request()).await;
     }
 }
 
 /// Counts a connection until dropped.
-struct Counted(Gauge);
+struct ConnectionCount(Gauge);
 
-impl Counted {
-    fn new(connections: &Gauge) -> Counted {
+impl ConnectionCount {
+    fn new(connections: &Gauge) -> ConnectionCount {
         connections.inc();
-        Counted(connections.clone())
+        ConnectionCount(connections.clone())
     }
 }
 
-impl Drop for Counted {
+impl Drop for ConnectionCount {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -305,8 +312,8 @@ fn bind(address: SocketAddr, send_timeout: Duration) -> io::Result<TcpListener> 
     socket.set_reuse_address(true)?;
     // A small head must not wait for the delayed ACK of the one before.
     socket.set_tcp_nodelay(true)?;
-    // A client that has vanished, or never reads, holds its engines' places: the body of its answer
-    // is not even polled then, so that only the kernel can tell.
+    // A client that has vanished, or never reads, keeps its leases: the body of its answer is not
+    // polled then, so that only the kernel can detect it.
     socket.set_tcp_user_timeout(Some(send_timeout))?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
     socket.set_nonblocking(true)?;

@@ -23,7 +23,7 @@ pub(crate) fn acceptor(fleet: &Arc<FleetHandle>, port: u16) -> TlsAcceptor {
     let resolver = CertificateResolver { fleet: Arc::clone(fleet), port };
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(&VERSIONS)
-        .expect("ring speaks both versions")
+        .expect("ring supports both versions")
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(resolver));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];

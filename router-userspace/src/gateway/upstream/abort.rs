@@ -1,84 +1,66 @@
-//! Aborts: tells an engine that nobody waits for a request any more.
+//! Aborts: requests an engine to stop working on a request whose client has gone.
 //!
-//! An engine notices a dropped connection only after two to four seconds and computes on until
-//! then, so a request that is given up is also aborted by name.
+//! An engine notices a closed connection only after two to four seconds and computes on until then,
+//! so a request that is given up is also aborted by its id.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
-use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method};
 use router_core::fleet::Worker;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
-use crate::http_client::{HttpClient, whole};
+use crate::gateway::engine_client::EngineClient;
 use crate::metrics::{AbortLabels, Metrics};
 
-/// Aborts under way at once; beyond that the dropped connection has to do.
+/// Maximum number of tasks that send aborts. Beyond it, an engine only sees its connection close.
 const MAX_ABORTS: usize = 1024;
-/// Names of one batch that are aborted singly; larger batches end with their connection.
-const MAX_NAMES: usize = 64;
+/// Maximum number of request ids of one attempt that are aborted one by one. For larger batches an
+/// engine only sees its connection close.
+const MAX_RIDS: usize = 64;
 const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
-const ABORT_PATH: PathAndQuery = PathAndQuery::from_static("/abort_request");
 
 /// Sends aborts from tasks of its own.
 #[derive(Debug)]
 pub(crate) struct Aborter {
-    upstream: HttpClient,
-    api_key: Option<HeaderValue>,
+    engines: EngineClient,
     tasks: TaskTracker,
-    room: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     metrics: Metrics,
 }
 
 impl Aborter {
-    pub(crate) fn new(
-        upstream: HttpClient,
-        api_key: Option<HeaderValue>,
-        tasks: TaskTracker,
-        metrics: Metrics,
-    ) -> Arc<Aborter> {
-        let room = Arc::new(Semaphore::new(MAX_ABORTS));
-        Arc::new(Aborter { upstream, api_key, tasks, room, metrics })
+    pub(crate) fn new(engines: EngineClient, tasks: TaskTracker, metrics: Metrics) -> Arc<Aborter> {
+        let permits = Arc::new(Semaphore::new(MAX_ABORTS));
+        Arc::new(Aborter { engines, tasks, permits, metrics })
     }
 
-    fn abort(self: &Arc<Self>, worker: Arc<Worker>, names: Vec<String>) {
-        let permit = Arc::clone(&self.room).try_acquire_owned();
-        let (Ok(permit), 1..=MAX_NAMES) = (permit, names.len()) else {
+    fn abort(self: &Arc<Self>, worker: Arc<Worker>, rids: Vec<String>) {
+        let permit = Arc::clone(&self.permits).try_acquire_owned();
+        let (Ok(permit), 1..=MAX_RIDS) = (permit, rids.len()) else {
             self.count("dropped");
             return;
         };
         let aborter = Arc::clone(self);
         self.tasks.spawn(async move {
-            for name in names {
-                let sent = timeout(ABORT_TIMEOUT, aborter.send(&worker, &name)).await;
+            for rid in rids {
+                let sent = timeout(ABORT_TIMEOUT, aborter.send(&worker, &rid)).await;
                 aborter.count(if sent == Ok(true) { "sent" } else { "failed" });
             }
             drop(permit);
         });
     }
 
-    async fn send(&self, worker: &Arc<Worker>, name: &str) -> bool {
-        let mut headers = HeaderMap::new();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some(key) = &self.api_key {
-            headers.insert(AUTHORIZATION, key.clone());
-        }
-        // A name is made of letters, digits and underscores: nothing to escape.
-        let body = whole(Bytes::from(format!(r#"{{"rid":"{name}"}}"#)));
-        let sent = self.upstream.send(worker, Method::POST, ABORT_PATH, headers, body).await;
-        match sent {
-            Ok(response) if response.status().is_success() => true,
-            Ok(response) => {
-                tracing::debug!(worker = %worker.name, status = response.status().as_u16(), "abort refused");
+    async fn send(&self, worker: &Worker, rid: &str) -> bool {
+        match self.engines.abort(worker, rid).await {
+            Ok(status) if status.is_success() => true,
+            Ok(status) => {
+                tracing::debug!(worker = %worker.name, status = status.as_u16(), "abort refused");
                 false
             }
             Err(error) => {
-                tracing::debug!(worker = %worker.name, %error, "abort not sent");
+                tracing::debug!(worker = %worker.name, %error, "abort failed");
                 false
             }
         }
@@ -89,11 +71,11 @@ impl Aborter {
     }
 }
 
-/// Aborts a request at its engine when dropped before [`AbortGuard::disarm`].
+/// Aborts requests at their engine when dropped, unless [`AbortGuard::disarm`] was called.
 pub(crate) struct AbortGuard {
     aborter: Arc<Aborter>,
     worker: Arc<Worker>,
-    names: Vec<String>,
+    rids: Vec<String>,
     armed: bool,
 }
 
@@ -101,10 +83,10 @@ impl AbortGuard {
     pub(crate) fn new(
         aborter: &Arc<Aborter>,
         worker: &Arc<Worker>,
-        names: Vec<String>,
+        rids: Vec<String>,
     ) -> AbortGuard {
         let (aborter, worker) = (Arc::clone(aborter), Arc::clone(worker));
-        AbortGuard { aborter, worker, names, armed: true }
+        AbortGuard { aborter, worker, rids, armed: true }
     }
 
     /// The engine is done with the request, or never had it.
@@ -116,7 +98,7 @@ impl AbortGuard {
 impl Drop for AbortGuard {
     fn drop(&mut self) {
         if self.armed {
-            self.aborter.abort(Arc::clone(&self.worker), std::mem::take(&mut self.names));
+            self.aborter.abort(Arc::clone(&self.worker), std::mem::take(&mut self.rids));
         }
     }
 }

@@ -1,11 +1,12 @@
-//! Dispatch: one attempt's requests to the engines, and the race between its two legs.
+//! [`Dispatch`]: sends the requests of one attempt to the engines, and waits for the first leg that
+//! answers or fails.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Response};
+use http::{HeaderMap, Response};
 use hyper::body::Incoming;
 use router_core::fleet::{Lease, RankAssignment, Worker};
 use router_core::pair::{Leg, Pair};
@@ -19,282 +20,295 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::abort::{AbortGuard, Aborter};
-use super::fault::{Fault, Kind};
-use super::first_event::{Opened, open};
-use super::in_flight::{Flight, PrefillLeg};
+use super::fault::{Fault, FaultKind};
+use super::first_event::{ResponseStart, read_start};
+use super::in_flight::{InFlight, PrefillLeg};
 use super::leg;
 use crate::clock::Clock;
 use crate::config::TimeoutFlags;
-use crate::gateway::request::reject::Reject;
+use crate::gateway::engine_client::EngineClient;
+use crate::gateway::placement::observe::Prediction;
 use crate::gateway::workers::probe::Probes;
-use crate::http_client::read_body;
-use crate::http_client::{HttpClient, Protocol, whole};
+use crate::http_client::{Protocol, read_body};
 use crate::metrics::{LegLabels, Metrics};
-use crate::scheduler_view::Forecast;
 
-/// How often a waiting attempt looks whether its workers still answer probes.
-const HEALTH_LOOK: Duration = Duration::from_millis(250);
-/// How long the other leg's own word is awaited when one leg speaks of the transfer.
+/// Interval at which a waiting attempt checks whether its workers still answer probes.
+const HEALTH_INTERVAL: Duration = Duration::from_millis(250);
+/// Time to wait for the other leg's error when one leg's error is about the transfer.
 const CAUSE_WAIT: Duration = Duration::from_millis(100);
 
-/// What every attempt of a request sends.
-pub(crate) struct Order {
+/// The request that every attempt sends.
+pub(crate) struct AttemptRequest {
     pub request: Request,
-    /// How the pool's engines are spoken to.
+    /// The protocol of the pool's engines.
     pub protocol: Protocol,
     pub path: PathAndQuery,
-    /// End to end headers, without engine control.
+    /// End-to-end headers, without engine control.
     pub headers: HeaderMap,
     pub deadline: Option<Instant>,
 }
 
-/// A pair with its leases, and where it meets.
-pub(crate) struct Places {
+/// A leased pair, and the bootstrap address at which it meets.
+pub(crate) struct PairContext {
     pub leases: Pair<Arc<Lease>>,
     pub bootstrap: BootstrapAddress,
-    /// What prefill's answer is evidence for.
-    pub forecast: Option<Forecast>,
+    /// Compared with the time that prefill takes.
+    pub prediction: Option<Prediction>,
     pub ranks: Pair<Option<RankAssignment>>,
 }
 
-/// One sample's answer has begun.
-pub(crate) struct Begun {
-    pub opened: Opened,
-    /// Prefill's whole answer, where the client's must be made of both.
+/// Why an attempt got no answer.
+#[derive(Debug)]
+pub(crate) enum AttemptError {
+    /// One leg failed.
+    Fault(Fault),
+    /// The attempt's deadline has passed.
+    Deadline,
+    /// The gateway is shutting down, and the drain timeout is exceeded.
+    Draining,
+}
+
+impl From<Fault> for AttemptError {
+    fn from(fault: Fault) -> AttemptError {
+        AttemptError::Fault(fault)
+    }
+}
+
+/// An attempt whose answer has begun.
+pub(crate) struct StartedAttempt {
+    pub response: ResponseStart,
+    /// Prefill's whole answer, if the client's answer is merged from both.
     pub prefill_answer: Option<Bytes>,
-    pub flight: Flight,
+    pub in_flight: InFlight,
 }
 
 /// Sends requests to engines; shared by all requests.
 pub(crate) struct Dispatch {
-    pub upstream: HttpClient,
+    pub engines: EngineClient,
     pub aborter: Arc<Aborter>,
     pub probes: Arc<Probes>,
     pub tasks: TaskTracker,
     pub timeouts: TimeoutFlags,
-    pub max_answer: usize,
+    /// Maximum size of a whole answer, in bytes.
+    pub max_response: usize,
     pub clock: Clock,
     pub metrics: Metrics,
-    /// Cancelled when the time to drain is over: what still runs ends with an error.
-    pub cut: CancellationToken,
+    /// Cancelled when the drain timeout is exceeded: running requests end with an error.
+    pub drain_exceeded: CancellationToken,
 }
 
 impl Dispatch {
-    /// Sends one sample to both engines of a pair, with a room and a name of its own, and waits
-    /// until decode's answer begins.
+    /// Sends one sample to both engines of a pair, with its own bootstrap rooms and request ids, and
+    /// waits until decode's answer begins. Dropping the future cancels and aborts both legs.
     ///
     /// # Errors
-    /// The first leg that failed; the other one is cancelled and aborted by then. Dropping the
-    /// future cancels and aborts both.
+    /// The first leg failed (the other one is cancelled and aborted by then), the deadline passed, or
+    /// the drain timeout is exceeded.
     pub(crate) async fn begin(
         self: &Arc<Self>,
-        order: &Order,
-        places: &Places,
-    ) -> Result<Begun, Reject> {
-        let count = order.request.rooms();
-        let room = |_| Room::steered(rand::random(), &places.ranks);
+        attempt: &AttemptRequest,
+        pair: &PairContext,
+    ) -> Result<StartedAttempt, AttemptError> {
+        let count = attempt.request.rooms();
+        let room = |_| Room::steered(rand::random(), &pair.ranks);
         let rooms: Vec<Room> = (0..count).map(room).collect();
         let rids: Vec<Rid> = (0..count).map(|_| Rid::from_random(rand::random())).collect();
-        let bodies = order.request.inject(&Attempt {
-            bootstrap: &places.bootstrap,
+        let bodies = attempt.request.inject(&Attempt {
+            bootstrap: &pair.bootstrap,
             rooms: &rooms,
             rids: &rids,
-            dp: ranks_by_field(&places.ranks),
+            dp: ranks_by_field(&pair.ranks),
         });
-        let names: Vec<String> =
-            rids.iter().filter_map(|rid| order.request.endpoint().abort_rid(rid)).collect();
-        let prefill = self.send_prefill(order, places, bodies.prefill, &names);
-        let worker = places.leases.decode.worker();
-        let guard = AbortGuard::new(&self.aborter, worker, names);
-        let flight = Flight::new(prefill, guard, Arc::clone(&places.leases.decode));
-        self.race(order, bodies.decode, flight).await
+        let abort_rids: Vec<String> =
+            rids.iter().filter_map(|rid| attempt.request.endpoint().abort_rid(rid)).collect();
+        let prefill = self.send_prefill(attempt, pair, bodies.prefill, &abort_rids);
+        let worker = pair.leases.decode.worker();
+        let guard = AbortGuard::new(&self.aborter, worker, abort_rids);
+        let in_flight = InFlight::new(prefill, guard, Arc::clone(&pair.leases.decode));
+        self.race(attempt, bodies.decode, in_flight).await
     }
 
     /// Sends a request to one engine that serves alone.
     pub(crate) async fn begin_alone(
         self: &Arc<Self>,
-        order: &Order,
+        attempt: &AttemptRequest,
         lease: Arc<Lease>,
-    ) -> Result<Begun, Reject> {
-        let count = order.request.rooms();
+    ) -> Result<StartedAttempt, AttemptError> {
+        let count = attempt.request.rooms();
         let rids: Vec<Rid> = (0..count).map(|_| Rid::from_random(rand::random())).collect();
-        // An engine that samples n times itself gives the copies names of its own.
-        let endpoint = order.request.endpoint();
-        let names = match order.request.samples() {
+        // An engine that samples n times itself gives the copies ids of its own.
+        let endpoint = attempt.request.endpoint();
+        let abort_rids = match attempt.request.samples() {
             1 => rids.iter().filter_map(|rid| endpoint.abort_rid(rid)).collect(),
             _ => Vec::new(),
         };
-        let guard = AbortGuard::new(&self.aborter, lease.worker(), names);
-        let body = order.request.plain(&rids);
-        self.race(order, body, Flight::alone(guard, lease)).await
+        let guard = AbortGuard::new(&self.aborter, lease.worker(), abort_rids);
+        let body = attempt.request.plain(&rids);
+        self.race(attempt, body, InFlight::alone(guard, lease)).await
     }
 
-    /// Decode's opening against everything that ends the attempt early.
+    /// Waits for the start of decode's response, or for anything that ends the attempt before.
     async fn race(
         self: &Arc<Self>,
-        order: &Order,
+        attempt: &AttemptRequest,
         body: SplicedBody,
-        mut flight: Flight,
-    ) -> Result<Begun, Reject> {
-        let worker = Arc::clone(flight.worker());
-        let leg = flight.leg();
-        let opening = self.opening(order, leg, &worker, body);
-        tokio::pin!(opening);
-        let mut look = interval_at(Instant::now() + HEALTH_LOOK, HEALTH_LOOK);
-        let merges = order.request.wants_logprob_merge();
-        let (mut prefill, mut opened) = (None, None);
+        mut in_flight: InFlight,
+    ) -> Result<StartedAttempt, AttemptError> {
+        let worker = Arc::clone(in_flight.worker());
+        let leg = in_flight.leg();
+        let response_start = self.response_start(attempt, leg, &worker, body);
+        tokio::pin!(response_start);
+        let mut health = interval_at(Instant::now() + HEALTH_INTERVAL, HEALTH_INTERVAL);
+        let merges = attempt.request.wants_logprob_merge();
+        let (mut prefill, mut started) = (None, None);
         let mut silence = Silence::default();
         let fault = loop {
             tokio::select! {
-                // An answer that has begun counts more than a failure that came with it.
+                // An answer that has begun takes precedence over a failure at the same time.
                 biased;
-                answer = &mut opening, if opened.is_none() => match answer {
+                answer = &mut response_start, if started.is_none() => match answer {
                     Ok(answer) => {
                         worker.health.answered();
-                        if !merges || !flight.awaits_prefill() {
-                            return Ok(Begun { opened: answer, prefill_answer: prefill, flight });
+                        if !merges || !in_flight.awaits_prefill() {
+                            return Ok(StartedAttempt { response: answer, prefill_answer: prefill, in_flight });
                         }
-                        opened = Some(answer);
+                        started = Some(answer);
                     }
                     Err(fault) => break fault,
                 },
-                answer = flight.prefill_answer(), if flight.awaits_prefill() => match answer {
+                answer = in_flight.prefill_answer(), if in_flight.awaits_prefill() => match answer {
                     Ok(answer) => {
                         prefill = Some(answer).filter(|_| merges);
-                        if let Some(opened) = opened.take() {
-                            return Ok(Begun { opened, prefill_answer: prefill, flight });
+                        if let Some(started) = started.take() {
+                            return Ok(StartedAttempt { response: started, prefill_answer: prefill, in_flight });
                         }
                     }
                     Err(fault) => break fault,
                 },
-                _ = look.tick() => {
-                    if self.cut.is_cancelled() {
-                        return Err(Reject::Draining);
+                _ = health.tick() => {
+                    if self.drain_exceeded.is_cancelled() {
+                        return Err(AttemptError::Draining);
                     }
-                    let fault = flight.silent();
+                    let fault = in_flight.silent_worker();
                     let lasts = silence.lasts(fault.is_some(), self.timeouts.silent_timeout);
                     if let Some(fault) = fault.filter(|_| lasts) {
                         break fault;
                     }
                 }
-                () = leg::until(order.deadline) => return Err(Reject::Deadline),
+                () = leg::until(attempt.deadline) => return Err(AttemptError::Deadline),
             }
         };
-        let fault = match opened {
-            None => cause(fault, &mut flight, &mut opening).await,
-            // Decode has said its word, and it was no complaint.
+        let fault = match started {
+            None => cause(fault, &mut in_flight, &mut response_start).await,
+            // Decode has answered without an error.
             Some(_) => fault,
         };
-        flight.failed(&fault);
+        in_flight.failed(&fault);
         self.blame(&fault);
-        Err(Reject::Fault(fault))
+        Err(AttemptError::Fault(fault))
     }
 
-    /// Charges the one worker that failed, and has the ones in doubt looked at.
+    /// Updates the health of the one worker that failed, and probes it if it may be down.
     pub(crate) fn blame(&self, fault: &Fault) {
         fault.charge(self.clock.now_ms());
         if fault.wants_probe() {
-            self.probes.look(&fault.worker);
+            self.probes.probe_now(&fault.worker);
         }
     }
 
-    async fn opening(
+    async fn response_start(
         self: &Arc<Self>,
-        order: &Order,
+        attempt: &AttemptRequest,
         leg: Option<Leg>,
         worker: &Arc<Worker>,
         body: SplicedBody,
-    ) -> Result<Opened, Fault> {
-        let opened = async {
-            let response = self.head(order, leg, worker, body).await?;
-            let opened = open(response, &order.request, self.max_answer).await;
-            opened.map_err(|kind| Fault { leg, worker: Arc::clone(worker), kind })
+    ) -> Result<ResponseStart, Fault> {
+        let started = async {
+            let response = self.head(attempt, leg, worker, body).await?;
+            let started = read_start(response, &attempt.request, self.max_response).await;
+            started.map_err(|kind| Fault { leg, worker: Arc::clone(worker), kind })
         };
-        // Only a stream says early that it has begun; a whole answer takes as long as it takes.
+        // Only a stream shows early that it has begun: other answers have no such limit.
         let limit = self.timeouts.first_event_timeout;
-        let opened = if order.request.stream() {
-            let late = Kind::Late { waited_for: "the first event of its answer", limit };
-            let late = Fault { leg, worker: Arc::clone(worker), kind: late };
-            timeout(limit, opened).await.unwrap_or(Err(late))
+        let started = if attempt.request.stream() {
+            let kind = FaultKind::Timeout { waited_for: "the first event of its answer", limit };
+            let fault = Fault { leg, worker: Arc::clone(worker), kind };
+            timeout(limit, started).await.unwrap_or(Err(fault))
         } else {
-            opened.await
+            started.await
         };
-        self.count(leg, worker, opened.as_ref().err());
-        opened
+        self.count(leg, worker, started.as_ref().err());
+        started
     }
 
-    /// Sends one body; an answer that is not a success is a fault.
+    /// Sends one body and returns the answer. A status that is not a success is a fault.
     async fn head(
         &self,
-        order: &Order,
+        attempt: &AttemptRequest,
         leg: Option<Leg>,
         worker: &Arc<Worker>,
         body: SplicedBody,
     ) -> Result<Response<Incoming>, Fault> {
-        let (path, headers) = (order.path.clone(), order.headers.clone());
-        let to = worker.authority.clone();
-        let sent =
-            self.upstream.send_over(order.protocol, to, Method::POST, path, headers, whole(body));
-        let sent = sent.await;
+        let (path, headers) = (attempt.path.clone(), attempt.headers.clone());
+        let sent = self.engines.post(attempt.protocol, worker, path, headers, body).await;
         let fault = |kind| Fault { leg, worker: Arc::clone(worker), kind };
         let response = sent.map_err(|error| fault(error.into()))?;
         if response.status().is_success() {
             return Ok(response);
         }
-        Err(fault(leg::refusal(order.request.endpoint(), response).await))
+        Err(fault(leg::refusal(attempt.request.endpoint(), response).await))
     }
 
-    /// Sends the prefill leg from a task of its own, which drains the answer under its lease.
+    /// Sends the prefill leg from its own task, which reads the whole answer and keeps the lease until
+    /// then.
     fn send_prefill(
         self: &Arc<Self>,
-        order: &Order,
-        places: &Places,
+        attempt: &AttemptRequest,
+        pair: &PairContext,
         body: SplicedBody,
-        names: &[String],
+        abort_rids: &[String],
     ) -> PrefillLeg {
-        let (tell, outcome) = oneshot::channel();
-        let lease = &places.leases.prefill;
-        let forecast = places.forecast.clone();
-        let guard = AbortGuard::new(&self.aborter, lease.worker(), names.to_vec());
+        let (outcome_tx, outcome) = oneshot::channel();
+        let lease = &pair.leases.prefill;
+        let prediction = pair.prediction.clone();
+        let guard = AbortGuard::new(&self.aborter, lease.worker(), abort_rids.to_vec());
         let worker = Arc::clone(lease.worker());
         let dispatch = Arc::clone(self);
         let lease = Arc::clone(lease);
-        let order = order.for_prefill();
+        let request = attempt.for_prefill();
         let task = self.tasks.spawn(async move {
-            let answer = dispatch.prefill(&order, lease.worker(), body).await;
+            let answer = dispatch.prefill(&request, lease.worker(), body).await;
             dispatch.count(Some(Leg::Prefill), lease.worker(), answer.as_ref().err());
-            if let (Some(forecast), Ok(_)) = (&forecast, &answer) {
-                forecast.came(lease.worker());
+            if let (Some(prediction), Ok(_)) = (&prediction, &answer) {
+                prediction.observe(lease.worker());
             }
             drop(lease);
-            // Nobody listens where the client has its answer already.
-            let _ = tell.send(answer);
+            // The receiver is gone if the client has its whole answer already.
+            let _ = outcome_tx.send(answer);
         });
         PrefillLeg::new(worker, outcome, task.abort_handle(), guard)
     }
 
     async fn prefill(
         &self,
-        order: &PrefillOrder,
+        request: &PrefillRequest,
         worker: &Arc<Worker>,
         body: SplicedBody,
     ) -> Result<Bytes, Fault> {
         let fault = |kind| Fault { leg: Some(Leg::Prefill), worker: Arc::clone(worker), kind };
         let limit = self.timeouts.prefill_timeout;
         let answer = async {
-            let (path, headers) = (order.path.clone(), order.headers.clone());
-            let (to, body) = (worker.authority.clone(), whole(body));
-            let sent =
-                self.upstream.send_over(order.protocol, to, Method::POST, path, headers, body);
-            let response = sent.await.map_err(Kind::from)?;
+            let (path, headers) = (request.path.clone(), request.headers.clone());
+            let sent = self.engines.post(request.protocol, worker, path, headers, body);
+            let response = sent.await.map_err(FaultKind::from)?;
             if !response.status().is_success() {
-                return Err(leg::refusal(order.endpoint, response).await);
+                return Err(leg::refusal(request.endpoint, response).await);
             }
-            let body = read_body(response.into_body(), self.max_answer).await;
-            let body = body.map_err(Kind::Broken)?;
-            // Engines up to 0.4 say 200 when the transfer failed.
-            match engine::answer_fault(order.endpoint, &body) {
-                Some(told) => Err(leg::told_late(told)),
+            let body = read_body(response.into_body(), self.max_response).await;
+            let body = body.map_err(FaultKind::Broken)?;
+            // Engines up to 0.4 answer 200 when the transfer has failed.
+            match engine::answer_fault(request.endpoint, &body) {
+                Some(error) => Err(leg::error_after_head(error)),
                 None => Ok(body),
             }
         };
@@ -304,7 +318,7 @@ impl Dispatch {
                 Ok(answer)
             }
             Ok(Err(kind)) => Err(fault(kind)),
-            Err(_) => Err(fault(Kind::Late { waited_for: "its answer", limit })),
+            Err(_) => Err(fault(FaultKind::Timeout { waited_for: "its answer", limit })),
         }
     }
 
@@ -318,17 +332,17 @@ impl Dispatch {
     }
 }
 
-/// What the prefill leg needs of an [`Order`], to live in a task of its own.
-struct PrefillOrder {
+/// The part of an [`AttemptRequest`] that the task of the prefill leg needs.
+struct PrefillRequest {
     endpoint: Endpoint,
     protocol: Protocol,
     path: PathAndQuery,
     headers: HeaderMap,
 }
 
-impl Order {
-    fn for_prefill(&self) -> PrefillOrder {
-        PrefillOrder {
+impl AttemptRequest {
+    fn for_prefill(&self) -> PrefillRequest {
+        PrefillRequest {
             endpoint: self.request.endpoint(),
             protocol: self.protocol,
             path: self.path.clone(),
@@ -337,33 +351,33 @@ impl Order {
     }
 }
 
-/// A leg that speaks of the transfer may only report what the other one did: its own word, if
-/// it comes at once, is the cause.
+/// The cause of a failed attempt. An error about the transfer may be a consequence of the other leg's
+/// failure: if the other leg fails at once with an error of its own, that one is the cause.
 async fn cause(
     fault: Fault,
-    flight: &mut Flight,
-    opening: &mut (impl Future<Output = Result<Opened, Fault>> + Unpin),
+    in_flight: &mut InFlight,
+    response_start: &mut (impl Future<Output = Result<ResponseStart, Fault>> + Unpin),
 ) -> Fault {
     if !fault.about_transfer() {
         return fault;
     }
     let other = match fault.leg {
-        Some(Leg::Decode) if flight.awaits_prefill() => {
-            timeout(CAUSE_WAIT, flight.prefill_answer()).await.ok().and_then(Result::err)
+        Some(Leg::Decode) if in_flight.awaits_prefill() => {
+            timeout(CAUSE_WAIT, in_flight.prefill_answer()).await.ok().and_then(Result::err)
         }
-        Some(Leg::Prefill) => timeout(CAUSE_WAIT, opening).await.ok().and_then(Result::err),
+        Some(Leg::Prefill) => timeout(CAUSE_WAIT, response_start).await.ok().and_then(Result::err),
         _ => None,
     };
     other.filter(|other| !other.about_transfer()).unwrap_or(fault)
 }
 
-/// For how long a worker has been silent, as one of its requests sees it. A busy engine may miss
-/// a probe or two and go on.
+/// How long a worker has been silent while one request waits for it. A busy engine may miss a probe
+/// or two and go on.
 #[derive(Debug, Default)]
 pub(crate) struct Silence(Option<Instant>);
 
 impl Silence {
-    /// Whether it has lasted for `limit`, told whether it is silent now.
+    /// Whether the silence has lasted for `limit`. `silent`: whether the worker is silent now.
     pub(crate) fn lasts(&mut self, silent: bool, limit: Duration) -> bool {
         if !silent {
             self.0 = None;

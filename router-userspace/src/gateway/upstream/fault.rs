@@ -1,4 +1,4 @@
-//! [`Fault`]: what went wrong at one leg's worker, and what follows for retry and blame.
+//! [`Fault`]: the failure of one leg, and what follows from it for retries and the worker's health.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,169 +15,238 @@ pub(crate) struct Fault {
     /// `None` where one worker serves alone.
     pub leg: Option<Leg>,
     pub worker: Arc<Worker>,
-    pub kind: Kind,
+    pub kind: FaultKind,
 }
 
 /// How a leg failed.
 #[derive(Clone, Debug)]
-pub(crate) enum Kind {
+pub(crate) enum FaultKind {
     /// No connection could be made.
     Unreachable(String),
     /// The connection ended before the answer was whole.
     Broken(String),
-    /// The engine lived until it had this request; another pair is not risked.
+    /// The engine died while it had this request: no other pair is tried, so that one request cannot
+    /// kill engine after engine.
     Died,
-    /// No probe is answered any more while the request waits.
+    /// The worker has stopped answering probes while the request waits.
     Silent,
     /// The answer did not come within this limit.
-    Late { waited_for: &'static str, limit: Duration },
+    Timeout { waited_for: &'static str, limit: Duration },
     /// The engine answered with an error, as a status or as an event of a stream.
     Engine { status: StatusCode, error: Box<ClientError>, about_transfer: bool },
-    /// The engine's version drops the room that this endpoint was sent with.
+    /// The engine's version ignores the bootstrap room at this endpoint.
     Unserved(Endpoint),
-    /// The answer is not what this endpoint answers.
+    /// The answer is not valid for this endpoint.
     Malformed(String),
 }
 
-/// Every [`Fault::reason`]: prefill's, decode's, and that of an engine that serves alone.
-pub(crate) const REASONS: [[&str; 3]; 10] = [
-    ["prefill_unreachable", "decode_unreachable", "engine_unreachable"],
-    ["prefill_broken", "decode_broken", "engine_broken"],
-    ["prefill_silent", "decode_silent", "engine_silent"],
-    ["prefill_timeout", "decode_timeout", "engine_timeout"],
-    ["prefill_refused", "decode_refused", "engine_refused"],
-    ["prefill_kv_transfer", "decode_kv_transfer", "engine_kv_transfer"],
-    ["prefill_error", "decode_error", "engine_error"],
-    ["prefill_unserved", "decode_unserved", "engine_unserved"],
-    ["prefill_malformed", "decode_malformed", "engine_malformed"],
-    ["prefill_died", "decode_died", "engine_died"],
-];
+/// The causes that metrics and headers tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FaultReason {
+    Unreachable,
+    Broken,
+    Silent,
+    Timeout,
+    Refused,
+    KvTransfer,
+    Error,
+    Unserved,
+    Malformed,
+    Died,
+}
+
+impl FaultReason {
+    pub(crate) const ALL: [FaultReason; 10] = [
+        FaultReason::Unreachable,
+        FaultReason::Broken,
+        FaultReason::Silent,
+        FaultReason::Timeout,
+        FaultReason::Refused,
+        FaultReason::KvTransfer,
+        FaultReason::Error,
+        FaultReason::Unserved,
+        FaultReason::Malformed,
+        FaultReason::Died,
+    ];
+
+    /// The name of the reason at a leg, or at an engine that serves alone: the metric's label.
+    pub(crate) fn name(self, leg: Option<Leg>) -> &'static str {
+        let (prefill, decode, engine) = match self {
+            FaultReason::Unreachable => {
+                ("prefill_unreachable", "decode_unreachable", "engine_unreachable")
+            }
+            FaultReason::Broken => ("prefill_broken", "decode_broken", "engine_broken"),
+            FaultReason::Silent => ("prefill_silent", "decode_silent", "engine_silent"),
+            FaultReason::Timeout => ("prefill_timeout", "decode_timeout", "engine_timeout"),
+            FaultReason::Refused => ("prefill_refused", "decode_refused", "engine_refused"),
+            FaultReason::KvTransfer => {
+                ("prefill_kv_transfer", "decode_kv_transfer", "engine_kv_transfer")
+            }
+            FaultReason::Error => ("prefill_error", "decode_error", "engine_error"),
+            FaultReason::Unserved => ("prefill_unserved", "decode_unserved", "engine_unserved"),
+            FaultReason::Malformed => ("prefill_malformed", "decode_malformed", "engine_malformed"),
+            FaultReason::Died => ("prefill_died", "decode_died", "engine_died"),
+        };
+        match leg {
+            Some(Leg::Prefill) => prefill,
+            Some(Leg::Decode) => decode,
+            None => engine,
+        }
+    }
+}
 
 impl Fault {
-    /// Whether another pair may be tried while the client has seen nothing.
+    /// Whether the request may be retried on another pair, as long as the client has received
+    /// nothing.
     pub(crate) fn retryable(&self) -> bool {
         match &self.kind {
-            Kind::Unreachable(_) | Kind::Broken(_) | Kind::Silent => true,
-            Kind::Engine { status, about_transfer, .. } => {
+            FaultKind::Unreachable(_) | FaultKind::Broken(_) | FaultKind::Silent => true,
+            FaultKind::Engine { status, about_transfer, .. } => {
                 matches!(*status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE)
                     || (status.is_server_error() && *about_transfer)
             }
-            Kind::Died | Kind::Late { .. } | Kind::Unserved(_) | Kind::Malformed(_) => false,
+            FaultKind::Died
+            | FaultKind::Timeout { .. }
+            | FaultKind::Unserved(_)
+            | FaultKind::Malformed(_) => false,
         }
     }
 
-    /// Tells the worker's health what this failure says of it. A transfer error says nothing:
-    /// a dead prefill shows as decode's 500, and a dead decode as prefill's.
+    /// Updates the worker's health. A transfer error does not change it: a dead prefill shows as
+    /// decode's 500, and a dead decode as prefill's.
     pub(crate) fn charge(&self, now_ms: u64) {
         match &self.kind {
-            Kind::Unreachable(_) => self.worker.health.unreachable(),
-            // A full engine is busy and not ill.
-            Kind::Engine { status: StatusCode::SERVICE_UNAVAILABLE, .. } => {}
-            Kind::Engine { status, about_transfer, .. } if status.is_server_error() => {
+            FaultKind::Unreachable(_) => self.worker.health.unreachable(),
+            // The engine is full, which is not a sign of bad health.
+            FaultKind::Engine { status: StatusCode::SERVICE_UNAVAILABLE, .. } => {}
+            FaultKind::Engine { status, about_transfer, .. } if status.is_server_error() => {
                 if !about_transfer {
                     self.worker.health.errored(now_ms);
                 }
             }
-            Kind::Malformed(_) => self.worker.health.errored(now_ms),
-            Kind::Engine { .. } | Kind::Unserved(_) => self.worker.health.answered(),
-            // Whether a broken or late worker is gone is for a probe to say.
-            Kind::Broken(_) | Kind::Died | Kind::Silent | Kind::Late { .. } => {}
+            FaultKind::Malformed(_) => self.worker.health.errored(now_ms),
+            FaultKind::Engine { .. } | FaultKind::Unserved(_) => self.worker.health.answered(),
+            // A probe finds out whether the worker is down.
+            FaultKind::Broken(_)
+            | FaultKind::Died
+            | FaultKind::Silent
+            | FaultKind::Timeout { .. } => {}
         }
     }
 
-    /// Whether a probe should look at once instead of at its next turn.
+    /// Whether the worker should be probed at once instead of at the end of its interval.
     pub(crate) fn wants_probe(&self) -> bool {
         match &self.kind {
-            Kind::Engine { status, .. } => status.is_server_error(),
+            FaultKind::Engine { status, .. } => status.is_server_error(),
             _ => true,
         }
     }
 
     pub(crate) fn status(&self) -> StatusCode {
         match &self.kind {
-            Kind::Unreachable(_)
-            | Kind::Broken(_)
-            | Kind::Died
-            | Kind::Silent
-            | Kind::Malformed(_) => StatusCode::BAD_GATEWAY,
-            Kind::Late { .. } => StatusCode::GATEWAY_TIMEOUT,
-            Kind::Unserved(_) => StatusCode::NOT_IMPLEMENTED,
-            Kind::Engine { status, .. } => *status,
+            FaultKind::Unreachable(_)
+            | FaultKind::Broken(_)
+            | FaultKind::Died
+            | FaultKind::Silent
+            | FaultKind::Malformed(_) => StatusCode::BAD_GATEWAY,
+            FaultKind::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+            FaultKind::Unserved(_) => StatusCode::NOT_IMPLEMENTED,
+            FaultKind::Engine { status, .. } => *status,
         }
     }
 
-    /// It speaks of bootstrap or KV transfer, so that either leg may be the cause.
+    /// Whether the error is about bootstrap or KV transfer, so that either leg may be the cause.
     pub(crate) fn about_transfer(&self) -> bool {
-        matches!(&self.kind, Kind::Engine { about_transfer: true, .. })
+        matches!(&self.kind, FaultKind::Engine { about_transfer: true, .. })
     }
 
-    /// The connection broke after the request was sent.
+    /// Whether the connection broke after the request was sent.
     pub(crate) fn broke(&self) -> bool {
-        matches!(&self.kind, Kind::Broken(_))
+        matches!(&self.kind, FaultKind::Broken(_))
     }
 
-    /// Nothing of the request is left at the engine: it never came, or was answered.
+    /// Whether the engine has nothing left to abort: the request never came, or was answered.
     pub(crate) fn engine_is_done(&self) -> bool {
-        matches!(&self.kind, Kind::Unreachable(_) | Kind::Engine { .. } | Kind::Unserved(_))
+        matches!(
+            &self.kind,
+            FaultKind::Unreachable(_) | FaultKind::Engine { .. } | FaultKind::Unserved(_)
+        )
     }
 
-    /// The engine refused the request itself: nobody's fault but the request's.
+    /// Whether the engine refused the request itself: the request is at fault, not the engine.
     pub(crate) fn is_clients(&self) -> bool {
-        matches!(&self.kind, Kind::Engine { status, .. } if status.is_client_error())
+        matches!(&self.kind, FaultKind::Engine { status, .. } if status.is_client_error())
     }
 
-    /// For the client: which leg, and why, and no address.
+    /// The message for the client: the leg and the cause, without an engine's address.
     pub(crate) fn message(&self) -> String {
-        let who = self.leg.map_or("engine", Leg::as_str);
+        let leg = self.leg.map_or("engine", Leg::as_str);
         match &self.kind {
-            Kind::Unreachable(_) => format!("the {who} engine cannot be reached"),
-            Kind::Broken(_) => {
-                format!("the {who} engine closed the connection before its answer was whole")
+            FaultKind::Unreachable(_) => format!("the {leg} engine cannot be reached"),
+            FaultKind::Broken(_) => {
+                format!("the {leg} engine closed the connection before its answer was whole")
             }
-            Kind::Died => {
-                format!("the {who} engine died while it had this request; no other is tried")
+            FaultKind::Died => {
+                format!("the {leg} engine died while it had this request; no other is tried")
             }
-            Kind::Silent => format!("the {who} engine has stopped answering"),
-            Kind::Late { waited_for, limit } => {
-                format!("the {who} engine did not send {waited_for} within {limit:?}")
+            FaultKind::Silent => format!("the {leg} engine has stopped answering"),
+            FaultKind::Timeout { waited_for, limit } => {
+                format!("the {leg} engine did not send {waited_for} within {limit:?}")
             }
-            Kind::Engine { error, .. } if self.is_clients() => error.message.clone(),
-            Kind::Engine { status, error, .. } => {
-                format!("the {who} engine answered {}: {}", status.as_u16(), error.message)
+            FaultKind::Engine { error, .. } if self.is_clients() => error.message.clone(),
+            FaultKind::Engine { status, error, .. } => {
+                format!("the {leg} engine answered {}: {}", status.as_u16(), error.message)
             }
-            Kind::Unserved(endpoint) => {
-                format!("the {who} engine's version does not serve {endpoint} as one of a pair")
+            FaultKind::Unserved(endpoint) => {
+                format!("the {leg} engine's version does not serve {endpoint} as one of a pair")
             }
-            Kind::Malformed(why) => format!("the {who} engine's answer is not understood: {why}"),
+            FaultKind::Malformed(why) => {
+                format!("the {leg} engine's answer is malformed: {why}")
+            }
         }
     }
 
-    /// For logs: the operating system's word too.
+    /// The message for logs: with the operating system's error.
     pub(crate) fn detail(&self) -> String {
         match &self.kind {
-            Kind::Unreachable(why) | Kind::Broken(why) => format!("{}: {why}", self.message()),
+            FaultKind::Unreachable(why) | FaultKind::Broken(why) => {
+                format!("{}: {why}", self.message())
+            }
             _ => self.message(),
         }
     }
 
-    /// A short name for metrics: `prefill_unreachable`, `decode_error`, ...
+    /// The name of the cause: `prefill_unreachable`, `decode_error`, ...
     pub(crate) fn reason(&self) -> &'static str {
-        let names = REASONS[match &self.kind {
-            Kind::Unreachable(_) => 0,
-            Kind::Broken(_) => 1,
-            Kind::Silent => 2,
-            Kind::Late { .. } => 3,
-            Kind::Engine { status, .. } if status.is_client_error() => 4,
-            Kind::Engine { about_transfer: true, .. } => 5,
-            Kind::Engine { .. } => 6,
-            Kind::Unserved(_) => 7,
-            Kind::Malformed(_) => 8,
-            Kind::Died => 9,
-        }];
-        match self.leg {
-            Some(Leg::Prefill) => names[0],
-            Some(Leg::Decode) => names[1],
-            None => names[2],
-        }
+        let reason = match &self.kind {
+            FaultKind::Unreachable(_) => FaultReason::Unreachable,
+            FaultKind::Broken(_) => FaultReason::Broken,
+            FaultKind::Silent => FaultReason::Silent,
+            FaultKind::Timeout { .. } => FaultReason::Timeout,
+            FaultKind::Engine { status, .. } if status.is_client_error() => FaultReason::Refused,
+            FaultKind::Engine { about_transfer: true, .. } => FaultReason::KvTransfer,
+            FaultKind::Engine { .. } => FaultReason::Error,
+            FaultKind::Unserved(_) => FaultReason::Unserved,
+            FaultKind::Malformed(_) => FaultReason::Malformed,
+            FaultKind::Died => FaultReason::Died,
+        };
+        reason.name(self.leg)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_name_of_its_own_at_each_leg() {
+        let legs = [Some(Leg::Prefill), Some(Leg::Decode), None];
+        let names = |leg| FaultReason::ALL.map(|reason| reason.name(leg));
+        let all: HashSet<&str> = legs.into_iter().flat_map(names).collect();
+        assert_eq!(all.len(), 3 * FaultReason::ALL.len());
+        assert!(names(Some(Leg::Prefill)).iter().all(|name| name.starts_with("prefill_")));
+        assert!(names(Some(Leg::Decode)).iter().all(|name| name.starts_with("decode_")));
     }
 }

@@ -1,8 +1,8 @@
-//! The opening of an engine's answer: a stream is held until its first whole event, anything
-//! else until it is whole.
+//! The start of an engine's response: a stream is read up to its first meaningful event, any other
+//! response to its end.
 //!
-//! A stream's head says 200 before anything has happened; an error event at its front is a
-//! failure that may still be retried.
+//! The head of a stream is a 200 before the engine has done anything. An error as its first event is
+//! a failure that may still be retried, so nothing is promised to the client before.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -15,23 +15,24 @@ use http::{HeaderMap, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use router_core::sglang::sse::{self, MAX_EVENT, Splitter};
-use router_core::sglang::{Endpoint, Request, fault};
+use router_core::sglang::{Endpoint, Request, fault, response};
 
-use super::fault::Kind;
-use super::leg::told_late;
+use super::fault::FaultKind;
+use super::leg::error_after_head;
 use crate::http_client::innermost;
 use crate::http_client::read_body;
 
-/// Events that say nothing yet and are held all the same; none of the endpoints opens with more.
+/// Maximum number of preamble events that are read before the stream is passed on; no endpoint
+/// sends more.
 const MAX_PREAMBLE: usize = 8;
 
-/// An answer that has begun.
-pub(crate) enum Opened {
-    /// Server-sent events, read up to the first that says something.
+/// A response that may be passed to the client.
+pub(crate) enum ResponseStart {
+    /// Server-sent events, read up to the first meaningful one.
     Stream {
         head: Parts,
         first: VecDeque<Bytes>,
-        events: Events,
+        events: EventStream,
     },
     Whole {
         head: Parts,
@@ -39,48 +40,66 @@ pub(crate) enum Opened {
     },
 }
 
-impl Opened {
+impl ResponseStart {
     pub(crate) fn head(&self) -> &Parts {
         match self {
-            Opened::Stream { head, .. } | Opened::Whole { head, .. } => head,
+            ResponseStart::Stream { head, .. } | ResponseStart::Whole { head, .. } => head,
         }
     }
 }
 
-/// Reads an answer until the client can be promised it.
-pub(crate) async fn open(
-    response: Response<Incoming>,
-    request: &Request,
-    max_answer: usize,
-) -> Result<Opened, Kind> {
-    let (head, body) = response.into_parts();
-    if !request.stream() || !is_event_stream(&head.headers) {
-        let body = read_body(body, max_answer).await.map_err(Kind::Broken)?;
-        return match fault::answer_fault(request.endpoint(), &body) {
-            Some(told) => Err(told_late(told)),
-            None => Ok(Opened::Whole { head, body }),
-        };
+impl ResponseStart {
+    /// The id of a response of `/v1/responses`.
+    pub(crate) fn response_id(&self) -> Option<&str> {
+        match self {
+            ResponseStart::Whole { body, .. } => response::id(body),
+            ResponseStart::Stream { first, .. } => first.iter().find_map(|e| response::event_id(e)),
+        }
     }
-    let mut events = Events { body, splitter: Splitter::new(MAX_EVENT), ended: false };
-    let first = first_news(request.endpoint(), &mut events).await?;
-    Ok(Opened::Stream { head, first, events })
 }
 
-/// The events up to the first that says something, which is no error.
-async fn first_news(endpoint: Endpoint, events: &mut Events) -> Result<VecDeque<Bytes>, Kind> {
-    let mut held = VecDeque::new();
+/// Reads a response until it may be passed to the client.
+///
+/// # Errors
+/// The response is an error, is malformed, or ended early.
+pub(crate) async fn read_start(
+    response: Response<Incoming>,
+    request: &Request,
+    max_response: usize,
+) -> Result<ResponseStart, FaultKind> {
+    let (head, body) = response.into_parts();
+    if !request.stream() || !is_event_stream(&head.headers) {
+        let body = read_body(body, max_response).await.map_err(FaultKind::Broken)?;
+        return match fault::answer_fault(request.endpoint(), &body) {
+            Some(error) => Err(error_after_head(error)),
+            None => Ok(ResponseStart::Whole { head, body }),
+        };
+    }
+    let mut events = EventStream { body, splitter: Splitter::new(MAX_EVENT), ended: false };
+    let first = first_meaningful_event(request.endpoint(), &mut events).await?;
+    Ok(ResponseStart::Stream { head, first, events })
+}
+
+/// Reads the events up to the first that is neither a preamble nor an error.
+async fn first_meaningful_event(
+    endpoint: Endpoint,
+    events: &mut EventStream,
+) -> Result<VecDeque<Bytes>, FaultKind> {
+    let mut first = VecDeque::new();
     loop {
         let event = std::future::poll_fn(|cx| events.poll_next(cx)).await.transpose()?;
         let Some(event) = event else {
-            return Err(Kind::Broken("the stream ended before it said anything".to_owned()));
+            return Err(FaultKind::Broken(
+                "the stream ended before its first meaningful event".to_owned(),
+            ));
         };
-        if let Some(told) = fault::first_event_fault(endpoint, &event) {
-            return Err(told_late(told));
+        if let Some(error) = fault::first_event_fault(endpoint, &event) {
+            return Err(error_after_head(error));
         }
-        let news = !sse::is_preamble(endpoint, &event);
-        held.push_back(event);
-        if news || held.len() == MAX_PREAMBLE {
-            return Ok(held);
+        let is_meaningful = !sse::is_preamble(endpoint, &event);
+        first.push_back(event);
+        if is_meaningful || first.len() == MAX_PREAMBLE {
+            return Ok(first);
         }
     }
 }
@@ -91,22 +110,25 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
     kind.len() >= EVENTS.len() && kind[..EVENTS.len()].eq_ignore_ascii_case(EVENTS)
 }
 
-/// The whole events of an engine's stream.
-pub(crate) struct Events {
+/// The events of an engine's stream.
+pub(crate) struct EventStream {
     body: Incoming,
     splitter: Splitter,
     ended: bool,
 }
 
-impl Events {
-    /// The next whole event; `None` at a clean end. An end in the middle of an event is a break.
-    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Kind>>> {
+impl EventStream {
+    /// The next whole event. `None` at a clean end; an end in the middle of an event is a fault.
+    pub(crate) fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, FaultKind>>> {
         loop {
             match self.splitter.next() {
                 Some(Ok(event)) => return Poll::Ready(Some(Ok(event))),
                 Some(Err(error)) => {
                     self.ended = true;
-                    return Poll::Ready(Some(Err(Kind::Malformed(error.to_string()))));
+                    return Poll::Ready(Some(Err(FaultKind::Malformed(error.to_string()))));
                 }
                 None => {}
             }
@@ -121,14 +143,14 @@ impl Events {
                 }
                 Some(Err(error)) => {
                     self.ended = true;
-                    return Poll::Ready(Some(Err(Kind::Broken(innermost(&error)))));
+                    return Poll::Ready(Some(Err(FaultKind::Broken(innermost(&error)))));
                 }
                 None => {
                     self.ended = true;
                     let rest = std::mem::replace(&mut self.splitter, Splitter::new(0)).rest();
                     if !rest.trim_ascii().is_empty() {
                         let why = "the stream ended inside an event".to_owned();
-                        return Poll::Ready(Some(Err(Kind::Broken(why))));
+                        return Poll::Ready(Some(Err(FaultKind::Broken(why))));
                     }
                 }
             }

@@ -1,4 +1,4 @@
-//! [`Flight`]: what of an attempt is still at the engines, and is cancelled when dropped.
+//! [`InFlight`]: the requests of one attempt that run at engines, cancelled when dropped.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use super::abort::AbortGuard;
-use super::fault::{Fault, Kind};
+use super::fault::{Fault, FaultKind};
 
 /// The prefill leg, running in a task of its own.
 pub(crate) struct PrefillLeg {
@@ -17,8 +17,8 @@ pub(crate) struct PrefillLeg {
     outcome: Option<oneshot::Receiver<Result<Bytes, Fault>>>,
     task: AbortHandle,
     guard: AbortGuard,
-    /// The answer is wanted, or at least its failure.
-    wanted: bool,
+    /// The task is aborted when the leg is dropped.
+    abort_on_drop: bool,
 }
 
 impl PrefillLeg {
@@ -28,24 +28,24 @@ impl PrefillLeg {
         task: AbortHandle,
         guard: AbortGuard,
     ) -> PrefillLeg {
-        PrefillLeg { worker, outcome: Some(outcome), task, guard, wanted: true }
+        PrefillLeg { worker, outcome: Some(outcome), task, guard, abort_on_drop: true }
     }
 
     async fn answer(&mut self) -> Result<Bytes, Fault> {
         let broken = |why: &str| Fault {
             leg: Some(Leg::Prefill),
             worker: Arc::clone(&self.worker),
-            kind: Kind::Broken(why.to_owned()),
+            kind: FaultKind::Broken(why.to_owned()),
         };
         let Some(outcome) = &mut self.outcome else { return Err(broken("already answered")) };
         let answer = outcome.await.unwrap_or_else(|_| Err(broken("the task ended")));
         self.outcome = None;
-        self.hear(&answer);
+        self.disarm_if_done(&answer);
         answer
     }
 
-    /// Nothing is to be aborted at an engine that has answered.
-    fn hear(&mut self, answer: &Result<Bytes, Fault>) {
+    /// An engine that has answered has nothing to abort.
+    fn disarm_if_done(&mut self, answer: &Result<Bytes, Fault>) {
         if answer.as_ref().err().is_none_or(Fault::engine_is_done) {
             self.guard.disarm();
         }
@@ -54,34 +54,34 @@ impl PrefillLeg {
 
 impl Drop for PrefillLeg {
     fn drop(&mut self) {
-        // While a stream runs, nobody hears the prefill that ends.
+        // While a stream runs, the outcome of its prefill is not read.
         let ended = self.outcome.as_mut().and_then(|outcome| outcome.try_recv().ok());
         if let Some(answer) = ended {
-            self.hear(&answer);
+            self.disarm_if_done(&answer);
         }
-        // The guard then aborts by name, if it is still armed.
-        if self.wanted {
+        // The guard then sends the abort, if it is still armed.
+        if self.abort_on_drop {
             self.task.abort();
         }
     }
 }
 
-/// Both legs of an attempt under way. Dropped before [`Flight::land`], it cancels and aborts
-/// what still runs.
-pub(crate) struct Flight {
+/// The legs of an attempt. Dropped before [`InFlight::complete`], it cancels and aborts the ones that
+/// still run.
+pub(crate) struct InFlight {
     prefill: Option<PrefillLeg>,
-    /// Decode's, or that of the engine that serves alone.
+    /// Aborts decode, or the engine that serves alone.
     guard: AbortGuard,
     lease: Arc<Lease>,
 }
 
-impl Flight {
-    pub(crate) fn new(prefill: PrefillLeg, guard: AbortGuard, lease: Arc<Lease>) -> Flight {
-        Flight { prefill: Some(prefill), guard, lease }
+impl InFlight {
+    pub(crate) fn new(prefill: PrefillLeg, guard: AbortGuard, lease: Arc<Lease>) -> InFlight {
+        InFlight { prefill: Some(prefill), guard, lease }
     }
 
-    pub(crate) fn alone(guard: AbortGuard, lease: Arc<Lease>) -> Flight {
-        Flight { prefill: None, guard, lease }
+    pub(crate) fn alone(guard: AbortGuard, lease: Arc<Lease>) -> InFlight {
+        InFlight { prefill: None, guard, lease }
     }
 
     /// The worker whose answer the client gets.
@@ -89,7 +89,7 @@ impl Flight {
         self.lease.worker()
     }
 
-    /// The leg of that worker; `None` where it serves alone.
+    /// The leg of that worker; `None` if it serves alone.
     pub(crate) fn leg(&self) -> Option<Leg> {
         self.prefill.as_ref().map(|_| Leg::Decode)
     }
@@ -98,7 +98,7 @@ impl Flight {
         self.prefill.as_ref().is_some_and(|prefill| prefill.outcome.is_some())
     }
 
-    /// Prefill's whole answer. Only while [`Flight::awaits_prefill`].
+    /// Prefill's whole answer. To be called only while [`InFlight::awaits_prefill`].
     pub(crate) async fn prefill_answer(&mut self) -> Result<Bytes, Fault> {
         match &mut self.prefill {
             Some(prefill) => prefill.answer().await,
@@ -106,29 +106,33 @@ impl Flight {
         }
     }
 
-    /// A worker of this flight that has stopped answering probes.
-    pub(crate) fn silent(&self) -> Option<Fault> {
+    /// The fault of a worker that has stopped answering probes.
+    pub(crate) fn silent_worker(&self) -> Option<Fault> {
         let waiting = self.prefill.as_ref().filter(|prefill| prefill.outcome.is_some());
         let prefill = waiting.map(|prefill| (Some(Leg::Prefill), &prefill.worker));
         let decode = Some((self.leg(), self.worker()));
         let silent =
             [prefill, decode].into_iter().flatten().find(|(_, worker)| worker.health.is_silent());
-        silent.map(|(leg, worker)| Fault { leg, worker: Arc::clone(worker), kind: Kind::Silent })
+        silent.map(|(leg, worker)| Fault {
+            leg,
+            worker: Arc::clone(worker),
+            kind: FaultKind::Silent,
+        })
     }
 
-    /// One leg failed: if its engine is done with the request, there is nothing to abort there.
+    /// One leg failed: if its engine is done with the request, it has nothing to abort.
     pub(crate) fn failed(&mut self, fault: &Fault) {
         if fault.leg != Some(Leg::Prefill) && fault.engine_is_done() {
             self.guard.disarm();
         }
     }
 
-    /// The answer is whole. A prefill whose answer is still on its way is drained by its task.
-    pub(crate) fn land(mut self) {
+    /// The answer is whole. A prefill that has not answered yet is drained by its task.
+    pub(crate) fn complete(mut self) {
         self.guard.disarm();
         if let Some(prefill) = &mut self.prefill {
             prefill.guard.disarm();
-            prefill.wanted = false;
+            prefill.abort_on_drop = false;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! [`Source`]: where a streamed answer's events come from: one engine, or n samples made one.
+//! [`Source`]: the events of a streamed answer, of one engine or merged from n samples.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,24 +10,24 @@ use router_core::pair::Leg;
 use router_core::sglang::logprob::InputLogprobs;
 use router_core::sglang::{Endpoint, fault, merge, sse};
 
-use super::fault::Kind;
-use super::first_event::Events;
-use super::in_flight::Flight;
-use super::leg::told_late;
+use super::fault::FaultKind;
+use super::first_event::EventStream;
+use super::in_flight::InFlight;
+use super::leg::error_after_head;
 
-/// No longer event is looked at for `[DONE]`.
+/// Maximum size of an event that may be `[DONE]`, in bytes.
 const MAX_DONE: usize = 64;
 
-/// One sample's events, with what keeps it alive at the engines.
+/// The events of one sample, and its requests at the engines.
 pub(crate) struct Sample {
     endpoint: Endpoint,
-    /// The events that were held.
+    /// The events that were read before the response was passed on.
     first: VecDeque<Bytes>,
-    events: Events,
-    /// Prefill's part of the prompt's logprobs, where the client wants them.
+    events: EventStream,
+    /// The prompt's logprobs of prefill's answer, if the client wants them.
     logprobs: Option<InputLogprobs>,
-    flight: Flight,
-    /// `[DONE]` has come, or is not to be expected.
+    in_flight: InFlight,
+    /// `[DONE]` was received, or the endpoint does not send it.
     done: bool,
 }
 
@@ -35,14 +35,14 @@ impl Sample {
     pub(crate) fn new(
         endpoint: Endpoint,
         first: VecDeque<Bytes>,
-        events: Events,
+        events: EventStream,
         logprobs: Option<InputLogprobs>,
-        flight: Flight,
+        in_flight: InFlight,
     ) -> Sample {
-        Sample { endpoint, first, events, logprobs, flight, done: !endpoint.sends_done() }
+        Sample { endpoint, first, events, logprobs, in_flight, done: !endpoint.sends_done() }
     }
 
-    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Kind>>> {
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, FaultKind>>> {
         let event = match self.first.pop_front() {
             Some(first) => Some(Ok(first)),
             None => std::task::ready!(self.events.poll_next(cx)),
@@ -51,14 +51,14 @@ impl Sample {
             Some(Ok(event)) => event,
             None if !self.done => {
                 let why = "the stream ended without [DONE]".to_owned();
-                return Poll::Ready(Some(Err(Kind::Broken(why))));
+                return Poll::Ready(Some(Err(FaultKind::Broken(why))));
             }
             end => return Poll::Ready(end),
         };
         self.done |= event.len() < MAX_DONE && sse::is_done(&event);
-        // In the gateway's own words: the engine's name its peers' addresses.
-        if let Some(told) = fault::event_fault(self.endpoint, &event) {
-            return Poll::Ready(Some(Err(told_late(told))));
+        // The error is rewritten: the engine's message contains addresses of its peers.
+        if let Some(error) = fault::event_fault(self.endpoint, &event) {
+            return Poll::Ready(Some(Err(error_after_head(error))));
         }
         Poll::Ready(Some(Ok(match &self.logprobs {
             Some(logprobs) => logprobs.merge_event(event),
@@ -69,39 +69,42 @@ impl Sample {
 
 /// The events of an answer.
 pub(crate) enum Source {
-    One(Box<Sample>),
-    Many(Box<Many>),
+    Single(Box<Sample>),
+    Merged(Box<MergedSamples>),
 }
 
 impl Source {
-    pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Kind>>> {
+    pub(crate) fn poll_event(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, FaultKind>>> {
         match self {
-            Source::One(sample) => sample.poll_event(cx),
-            Source::Many(many) => many.poll_event(cx),
+            Source::Single(sample) => sample.poll_event(cx),
+            Source::Merged(merged) => merged.poll_event(cx),
         }
     }
 
     pub(crate) fn worker(&self) -> &Arc<Worker> {
         match self {
-            Source::One(sample) => sample.flight.worker(),
-            Source::Many(many) => many.worker(),
+            Source::Single(sample) => sample.in_flight.worker(),
+            Source::Merged(merged) => merged.worker(),
         }
     }
 
     pub(crate) fn leg(&self) -> Option<Leg> {
         match self {
-            Source::One(sample) => sample.flight.leg(),
-            Source::Many(_) => Some(Leg::Decode),
+            Source::Single(sample) => sample.in_flight.leg(),
+            Source::Merged(_) => Some(Leg::Decode),
         }
     }
 
-    /// The answer is whole: nothing is to be aborted.
-    pub(crate) fn land(self) {
+    /// The answer is whole: nothing is aborted.
+    pub(crate) fn complete(self) {
         match self {
-            Source::One(sample) => sample.flight.land(),
-            Source::Many(many) => {
-                for sample in many.samples {
-                    sample.flight.land();
+            Source::Single(sample) => sample.in_flight.complete(),
+            Source::Merged(merged) => {
+                for sample in merged.samples {
+                    sample.in_flight.complete();
                 }
             }
         }
@@ -109,38 +112,38 @@ impl Source {
 }
 
 /// n samples of one prompt, as one stream.
-pub(crate) struct Many {
-    /// `None` once it has finished.
+pub(crate) struct MergedSamples {
+    /// `None` once the merged stream has ended.
     merge: Option<merge::StreamMerger>,
     samples: Vec<Sample>,
-    /// Which samples still speak, in the order of their turns.
-    speaking: VecDeque<usize>,
+    /// The samples that have not ended, in the order of their turns.
+    open: VecDeque<usize>,
 }
 
-impl Many {
-    pub(crate) fn new(endpoint: Endpoint, samples: Vec<Sample>) -> Many {
+impl MergedSamples {
+    pub(crate) fn new(endpoint: Endpoint, samples: Vec<Sample>) -> MergedSamples {
         let count = u32::try_from(samples.len()).unwrap_or(u32::MAX);
-        let speaking = (0..samples.len()).collect();
-        Many { merge: Some(merge::StreamMerger::new(endpoint, count)), samples, speaking }
+        let open = (0..samples.len()).collect();
+        MergedSamples { merge: Some(merge::StreamMerger::new(endpoint, count)), samples, open }
     }
 
     fn worker(&self) -> &Arc<Worker> {
         // All samples are on one pair, and there are at least two of them.
-        self.samples[0].flight.worker()
+        self.samples[0].in_flight.worker()
     }
 
-    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Kind>>> {
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, FaultKind>>> {
         let Some(merge) = &mut self.merge else { return Poll::Ready(None) };
         let mut waiting = 0;
-        while waiting < self.speaking.len() {
-            // Each in turn, so that one fast sample does not hold up the others.
-            let Some(k) = self.speaking.pop_front() else { break };
+        while waiting < self.open.len() {
+            // Round robin, so that one fast sample does not delay the others.
+            let Some(k) = self.open.pop_front() else { break };
             let event = match self.samples[k].poll_event(cx) {
                 Poll::Ready(None) => continue,
                 Poll::Ready(Some(event)) => Some(event),
                 Poll::Pending => None,
             };
-            self.speaking.push_back(k);
+            self.open.push_back(k);
             match event {
                 None => waiting += 1,
                 Some(Err(kind)) => return Poll::Ready(Some(Err(kind))),
@@ -149,12 +152,12 @@ impl Many {
                     match merge.push(k, &event) {
                         Ok(Some(event)) => return Poll::Ready(Some(Ok(event))),
                         Ok(None) => {}
-                        Err(told) => return Poll::Ready(Some(Err(told_late(told)))),
+                        Err(error) => return Poll::Ready(Some(Err(error_after_head(error)))),
                     }
                 }
             }
         }
-        if !self.speaking.is_empty() {
+        if !self.open.is_empty() {
             return Poll::Pending;
         }
         Poll::Ready(self.merge.take().map(|merge| Ok(merge.finish())))

@@ -1,13 +1,12 @@
-//! Polls what engines tell of their own load: the slower second source beside the agents, and the
-//! limits that admission keeps to.
+//! Polls the load that engines report of themselves: the slower second source beside the agents, and
+//! the capacity limits that admission uses.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::AUTHORIZATION;
+use http::StatusCode;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use parking_lot::Mutex;
 use router_core::fleet::{Fleet, Verdict, Worker, WorkerKey};
 use router_core::sglang::loads::LoadEndpoint;
@@ -16,38 +15,41 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
-use crate::http_client::{HttpClient, Protocol, whole};
+use crate::gateway::engine_client::EngineClient;
 use crate::supervise::restarted;
 
-/// Largest answer that is read; a page of metrics is some hundred KB.
+/// Maximum size of an answer, in bytes; a metrics page is some hundred KB.
 const MAX_ANSWER: usize = 4 << 20;
-/// An engine that tells nothing in any form is asked again after so many intervals.
-const GIVE_UP: u32 = 30;
+/// Intervals after which an engine that has none of the load endpoints is polled again.
+const UNSUPPORTED_PAUSE: u32 = 30;
 
-/// What the poll of a worker needs beside the worker.
+/// The state that all poll tasks share.
 #[derive(Clone)]
-pub(crate) struct Poller {
-    pub(crate) upstream: HttpClient,
-    pub(crate) api_key: Option<HeaderValue>,
+pub(crate) struct LoadPoller {
+    pub(crate) engines: EngineClient,
     pub(crate) clock: Clock,
     pub(crate) interval: Duration,
-    pub(crate) patience: Duration,
+    pub(crate) timeout: Duration,
 }
 
-/// One poll task a worker, following the fleet.
-pub(crate) struct Polls {
-    poller: Poller,
+/// One poll task per worker of the fleet.
+pub(crate) struct LoadPolls {
+    poller: LoadPoller,
     tasks: TaskTracker,
     stop: CancellationToken,
     polled: Mutex<HashMap<WorkerKey, CancellationToken>>,
 }
 
-impl Polls {
-    pub(crate) fn new(poller: Poller, tasks: TaskTracker, stop: CancellationToken) -> Polls {
-        Polls { poller, tasks, stop, polled: Mutex::default() }
+impl LoadPolls {
+    pub(crate) fn new(
+        poller: LoadPoller,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> LoadPolls {
+        LoadPolls { poller, tasks, stop, polled: Mutex::default() }
     }
 
-    /// Starts polls of new workers and stops those of workers that are gone.
+    /// Starts the polls of new workers and stops those of removed workers.
     pub(crate) fn follow(&self, fleet: &Fleet) {
         let mut polled = self.polled.lock();
         let mut now = HashMap::with_capacity(polled.len());
@@ -73,60 +75,48 @@ impl Polls {
     }
 }
 
-impl Poller {
+impl LoadPoller {
     async fn watch(self, worker: Arc<Worker>) {
-        let mut form = None;
+        let mut endpoint = None;
         loop {
-            // Spread, so that a thousand engines are not asked at once.
+            // Jitter, so that a thousand engines are not polled at once.
             tokio::time::sleep(self.interval.mul_f64(rand::random_range(0.9..=1.1))).await;
             if worker.health.verdict() != Verdict::Up {
-                form = None;
+                endpoint = None;
                 continue;
             }
-            form = match form {
-                Some(form) => self.ask(&worker, form).await.then_some(form),
+            endpoint = match endpoint {
+                Some(endpoint) => self.poll(&worker, endpoint).await.then_some(endpoint),
                 None => self.find(&worker).await,
             };
-            if form.is_none() {
-                tokio::time::sleep(self.interval * GIVE_UP).await;
+            if endpoint.is_none() {
+                tokio::time::sleep(self.interval * UNSUPPORTED_PAUSE).await;
             }
         }
     }
 
-    /// The first form in which it tells anything.
+    /// The first load endpoint that the engine has.
     async fn find(&self, worker: &Worker) -> Option<LoadEndpoint> {
-        for form in LoadEndpoint::ALL {
-            if self.ask(worker, form).await {
-                return Some(form);
+        for endpoint in LoadEndpoint::ALL {
+            if self.poll(worker, endpoint).await {
+                return Some(endpoint);
             }
         }
         None
     }
 
-    /// Asks once; false where the engine does not tell in this form. One that is late or away
-    /// may tell the next time.
-    async fn ask(&self, worker: &Worker, form: LoadEndpoint) -> bool {
-        let mut headers = HeaderMap::new();
-        if let Some(key) = &self.api_key {
-            headers.insert(AUTHORIZATION, key.clone());
-        }
-        let path = PathAndQuery::from_static(form.query());
-        let (to, none) = (worker.authority.clone(), whole(bytes::Bytes::new()));
-        let call = async {
-            let sent =
-                self.upstream.send_over(Protocol::Http1, to, Method::GET, path, headers, none);
-            let answer = sent.await.ok()?;
-            let status = answer.status();
-            let body = crate::http_client::read_body(answer.into_body(), MAX_ANSWER).await.ok()?;
-            Some((status, body))
-        };
-        let Ok(Some((status, answer))) = timeout(self.patience, call).await else { return true };
+    /// Polls once. Returns false if the engine does not have this endpoint; an engine that is slow or
+    /// down may have it.
+    async fn poll(&self, worker: &Worker, endpoint: LoadEndpoint) -> bool {
+        let path = PathAndQuery::from_static(endpoint.query());
+        let answer = self.engines.get(worker.authority.clone(), path, MAX_ANSWER);
+        let Ok(Ok((status, answer))) = timeout(self.timeout, answer).await else { return true };
         if status != StatusCode::OK {
             return false;
         }
-        let Some(told) = form.read(&answer) else { return false };
-        worker.engine.set_ranks(&told.ranks, |rank| worker.usage_of_rank(rank));
-        worker.engine.set(told.all, worker.usage(), self.clock.now_ms());
+        let Some(report) = endpoint.read(&answer) else { return false };
+        worker.engine.set_ranks(&report.ranks, |rank| worker.usage_of_rank(rank));
+        worker.engine.set(report.all, worker.usage(), self.clock.now_ms());
         true
     }
 }

@@ -1,4 +1,4 @@
-//! Probes: asks every worker, cheaply, whether it answers, and once what it is.
+//! Probes: checks at an interval whether every worker answers, and reads its engine information once.
 //!
 //! Never the engine's `/health`: it generates a token and waits up to 20 s on a busy engine.
 
@@ -7,9 +7,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::AUTHORIZATION;
+use bytes::Bytes;
+use http::StatusCode;
 use http::uri::{Authority, PathAndQuery};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use parking_lot::Mutex;
 use router_core::fleet::{EngineInfo, Fleet, Phase, Role, Verdict, Worker, WorkerKey};
 use router_core::sglang::info::RouteParams;
@@ -19,210 +19,217 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::TimeoutFlags;
-use crate::http_client::{HttpClient, Protocol, SendError, whole};
+use crate::gateway::engine_client::EngineClient;
+use crate::http_client::SendError;
 use crate::scheduler_view::SchedulerView;
 use crate::supervise::restarted;
 
-/// Between the first two probes of a worker that is not up, and doubled up to the usual interval: a
-/// thousand that are away must not be asked five times a second.
-const RETURN_INTERVAL: Duration = Duration::from_millis(200);
-/// Between two questions to a process that may be ending.
-const ENDING: Duration = Duration::from_millis(20);
-/// Largest answer read of a probe; `/server_info` of a large engine is some tens of KB.
+/// Interval of the first probes of a worker that is not up. It doubles up to `--probe-interval`, so
+/// that a thousand absent workers are not probed five times a second.
+const DOWN_INTERVAL: Duration = Duration::from_millis(200);
+/// Interval of the probes of a process that may be ending.
+const ENDING_INTERVAL: Duration = Duration::from_millis(20);
+/// Maximum size of an answer to a probe, in bytes; `/server_info` of a large engine is some tens of KB.
 const MAX_PROBE_ANSWER: usize = 4 << 20;
 const READY: PathAndQuery = PathAndQuery::from_static("/ready");
 const SERVER_INFO: [PathAndQuery; 2] =
     [PathAndQuery::from_static("/server_info"), PathAndQuery::from_static("/get_server_info")];
 
-/// What the probes of a worker have seen of its engine.
+/// What the probes know of a worker's engine.
 #[derive(Default)]
-struct Seen {
-    /// It told what it is.
-    told: bool,
-    /// Nobody listened since it was up: whoever comes back has another process, and an empty cache.
-    gone: bool,
+struct ProbeState {
+    /// The engine information was read.
+    has_info: bool,
+    /// A connection was refused since the worker was up: the process that comes back is another one,
+    /// with an empty cache.
+    restarted: bool,
 }
 
-/// What the probe of a worker needs beside the worker.
+/// The role of a worker, on which its probes depend.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Post {
+struct ProbeTarget {
     role: Role,
     bootstrap: Option<SocketAddr>,
 }
 
-struct Watch {
-    post: Post,
-    /// Its pod is ready.
+struct ProbeTask {
+    target: ProbeTarget,
+    /// The worker's pod is ready.
     ready: bool,
     stop: CancellationToken,
-    look: Arc<Notify>,
+    wake: Arc<Notify>,
 }
 
-/// One probe task a worker, following the fleet.
+/// One probe task per worker of the fleet.
 pub(crate) struct Probes {
     prober: Prober,
     tasks: TaskTracker,
-    /// Ends all of them.
+    /// Ends all probe tasks.
     stop: CancellationToken,
-    watches: Mutex<HashMap<WorkerKey, Watch>>,
+    probe_tasks: Mutex<HashMap<WorkerKey, ProbeTask>>,
 }
 
-/// What every probe task shares.
+/// The state that all probe tasks share.
 #[derive(Clone)]
 pub(crate) struct Prober {
-    pub(crate) upstream: HttpClient,
+    pub(crate) engines: EngineClient,
     pub(crate) timeouts: TimeoutFlags,
-    pub(crate) api_key: Option<HeaderValue>,
     pub(crate) view: SchedulerView,
-    /// What an engine told of itself.
-    pub(crate) facts: mpsc::Sender<(WorkerKey, EngineInfo)>,
-    /// Called when a worker comes back: somebody may wait for it.
+    /// Receives the information of an engine.
+    pub(crate) engine_info: mpsc::Sender<(WorkerKey, EngineInfo)>,
+    /// Called when a worker comes back: requests may wait for it.
     pub(crate) returned: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Probes {
     pub(crate) fn new(prober: Prober, tasks: TaskTracker, stop: CancellationToken) -> Probes {
-        Probes { prober, tasks, stop, watches: Mutex::default() }
+        Probes { prober, tasks, stop, probe_tasks: Mutex::default() }
     }
 
-    /// Starts probes of new workers and stops those of workers that are gone.
+    /// Starts the probes of new workers and stops those of removed workers.
     pub(crate) fn follow(&self, fleet: &Fleet) {
-        let mut watches = self.watches.lock();
-        let mut now: HashMap<WorkerKey, Watch> = HashMap::with_capacity(watches.len());
+        let mut probe_tasks = self.probe_tasks.lock();
+        let mut now: HashMap<WorkerKey, ProbeTask> = HashMap::with_capacity(probe_tasks.len());
         for member in fleet.pools.iter().flat_map(|pool| &pool.members) {
             let key = &member.worker.key;
-            let post = Post { role: member.role, bootstrap: member.bootstrap };
+            let target = ProbeTarget { role: member.role, bootstrap: member.bootstrap };
             let ready = member.phase == Phase::Ready;
-            match watches.remove(key).or_else(|| now.remove(key)) {
-                Some(mut watch) if watch.post == post => {
-                    // The kubelet sees it return before its next turn may come.
-                    if ready && !watch.ready {
-                        watch.look.notify_one();
+            match probe_tasks.remove(key).or_else(|| now.remove(key)) {
+                Some(mut task) if task.target == target => {
+                    // The kubelet may see the worker return before the next probe is due.
+                    if ready && !task.ready {
+                        task.wake.notify_one();
                     }
-                    watch.ready = ready;
-                    now.insert(key.clone(), watch);
+                    task.ready = ready;
+                    now.insert(key.clone(), task);
                 }
                 old => {
                     if let Some(old) = old {
                         old.stop.cancel();
                     }
-                    now.insert(key.clone(), self.start(Arc::clone(&member.worker), post, ready));
+                    now.insert(key.clone(), self.start(Arc::clone(&member.worker), target, ready));
                 }
             }
         }
-        for gone in watches.values() {
+        for gone in probe_tasks.values() {
             gone.stop.cancel();
         }
-        *watches = now;
+        *probe_tasks = now;
     }
 
-    /// Looks at a worker now instead of at its next turn.
-    pub(crate) fn look(&self, worker: &Worker) {
-        let watches = self.watches.lock();
-        if let Some(watch) = watches.get(&worker.key) {
-            watch.look.notify_one();
+    /// Probes a worker now instead of at the end of its interval.
+    pub(crate) fn probe_now(&self, worker: &Worker) {
+        let probe_tasks = self.probe_tasks.lock();
+        if let Some(task) = probe_tasks.get(&worker.key) {
+            task.wake.notify_one();
         }
     }
 
-    /// Whether a worker whose connection has broken still answers. Asked again while connections
-    /// break, as they do while a process ends.
+    /// Whether a worker whose connection has broken still answers. It is probed again while
+    /// connections break, as they do while a process ends.
     pub(crate) async fn answers(&self, worker: &Worker) -> bool {
         let until = Instant::now() + self.prober.timeouts.probe_timeout;
         loop {
             match self.prober.is_ready(worker).await {
                 Ok(()) => return true,
-                Err(Failed::Broken) if Instant::now() < until => sleep(ENDING).await,
+                Err(ProbeFailure::Broken) if Instant::now() < until => sleep(ENDING_INTERVAL).await,
                 Err(_) => return false,
             }
         }
     }
 
-    fn start(&self, worker: Arc<Worker>, post: Post, ready: bool) -> Watch {
+    fn start(&self, worker: Arc<Worker>, target: ProbeTarget, ready: bool) -> ProbeTask {
         let stop = self.stop.child_token();
-        let look = Arc::new(Notify::new());
-        let (prober, asked, wake) = (self.prober.clone(), post.clone(), Arc::clone(&look));
-        let watched = restarted("probe", move || {
-            prober.clone().watch(Arc::clone(&worker), asked.clone(), Arc::clone(&wake))
+        let wake = Arc::new(Notify::new());
+        let (prober, of_worker, woken) = (self.prober.clone(), target.clone(), Arc::clone(&wake));
+        let probing = restarted("probe", move || {
+            prober.clone().watch(Arc::clone(&worker), of_worker.clone(), Arc::clone(&woken))
         });
         let stopped = stop.clone();
-        self.tasks.spawn(async move { stopped.run_until_cancelled(watched).await });
-        Watch { post, ready, stop, look }
+        self.tasks.spawn(async move { stopped.run_until_cancelled(probing).await });
+        ProbeTask { target, ready, stop, wake }
     }
 }
 
 impl Prober {
-    async fn watch(self, worker: Arc<Worker>, post: Post, look: Arc<Notify>) {
-        let mut seen = Seen::default();
-        let mut away = RETURN_INTERVAL;
+    async fn watch(self, worker: Arc<Worker>, target: ProbeTarget, wake: Arc<Notify>) {
+        let mut state = ProbeState::default();
+        let mut away = DOWN_INTERVAL;
         loop {
             let before = worker.health.verdict();
-            self.probe(&worker, &post, &mut seen).await;
+            self.probe(&worker, &target, &mut state).await;
             let now = worker.health.verdict();
             if now != before {
-                tracing::info!(worker = %worker.name, ?before, ?now, "worker health");
+                tracing::info!(worker = %worker.name, ?before, ?now, "worker health changed");
                 if now == Verdict::Up {
                     (self.returned)();
                 } else {
-                    // It may come back as another engine under the same name.
-                    seen.told = false;
+                    // The worker may come back as another engine under the same name.
+                    state.has_info = false;
                 }
             }
             let usual = self.timeouts.probe_interval;
             let pause = if now == Verdict::Up { usual } else { away.min(usual) };
-            away = if now == Verdict::Up { RETURN_INTERVAL } else { (2 * away).min(usual) };
-            // Spread, so that a thousand engines are not asked at once.
+            away = if now == Verdict::Up { DOWN_INTERVAL } else { (2 * away).min(usual) };
+            // Jitter, so that a thousand engines are not probed at once.
             let pause = pause.mul_f64(rand::random_range(0.9..=1.1));
-            let _ = timeout(pause, look.notified()).await;
+            let _ = timeout(pause, wake.notified()).await;
         }
     }
 
-    async fn probe(&self, worker: &Arc<Worker>, post: &Post, seen: &mut Seen) {
+    async fn probe(&self, worker: &Arc<Worker>, target: &ProbeTarget, state: &mut ProbeState) {
         let ready = self.is_ready(worker);
-        let registered = self.is_registered(post);
+        let registered = self.is_registered(target);
         let (ready, registered) = tokio::join!(ready, registered);
-        seen.gone |= matches!(ready, Err(Failed::Unreachable));
+        state.restarted |= matches!(ready, Err(ProbeFailure::Unreachable));
         match (ready, registered) {
             (Ok(()), Ok(())) => {
-                // Asked before the worker is let in, so that the first request finds a pair
-                // that fits.
-                if !seen.told {
-                    seen.told = self.learn(worker).await;
+                // The information is read before the worker gets requests, so that the first request
+                // finds a compatible pair.
+                if !state.has_info {
+                    state.has_info = self.read_info(worker).await;
                 }
-                if std::mem::take(&mut seen.gone) {
+                if std::mem::take(&mut state.restarted) {
                     self.view.forget_prefixes(worker);
                 }
                 worker.health.probe_passed(self.view.clock.now_ms());
             }
-            (Err(Failed::Unreachable), _) | (_, Err(Failed::Unreachable)) => {
+            (Err(ProbeFailure::Unreachable), _) | (_, Err(ProbeFailure::Unreachable)) => {
                 worker.health.unreachable();
             }
-            (Err(Failed::NotReady), _) | (_, Err(Failed::NotReady)) => worker.health.not_ready(),
-            (Err(Failed::Late), _) => worker.health.probe_timed_out(),
+            (Err(ProbeFailure::NotReady), _) | (_, Err(ProbeFailure::NotReady)) => {
+                worker.health.not_ready()
+            }
+            (Err(ProbeFailure::Timeout), _) => worker.health.probe_timed_out(),
             _ => worker.health.probe_failed(),
         }
     }
 
-    /// `/ready` where the engine has it; any other answer shows a server that answers, and
-    /// older engines say no more without generating.
-    async fn is_ready(&self, worker: &Worker) -> Result<(), Failed> {
+    /// `GET /ready`. Any answer but a 503 counts as ready: older engines have no `/ready`, and no
+    /// other endpoint that reports readiness without generating a token.
+    async fn is_ready(&self, worker: &Worker) -> Result<(), ProbeFailure> {
         let (status, _) = self.get(worker.authority.clone(), READY).await?;
-        if status == StatusCode::SERVICE_UNAVAILABLE { Err(Failed::NotReady) } else { Ok(()) }
+        if status == StatusCode::SERVICE_UNAVAILABLE { Err(ProbeFailure::NotReady) } else { Ok(()) }
     }
 
-    /// Whether all ranks of a prefill are in its bootstrap registry: before that, decode cannot
-    /// find them. The parameters differ by version; a 400 only says that these are another's.
-    async fn is_registered(&self, post: &Post) -> Result<(), Failed> {
-        let (Role::Prefill, Some(bootstrap)) = (post.role, post.bootstrap) else { return Ok(()) };
+    /// Whether all ranks of a prefill are in its bootstrap registry: before that, decode cannot find
+    /// them. The query's parameters differ by version; a 400 means that they are another version's.
+    async fn is_registered(&self, target: &ProbeTarget) -> Result<(), ProbeFailure> {
+        let (Role::Prefill, Some(bootstrap)) = (target.role, target.bootstrap) else {
+            return Ok(());
+        };
         let authority: Authority =
-            bootstrap.to_string().parse().map_err(|_| Failed::Unreachable)?;
+            bootstrap.to_string().parse().map_err(|_| ProbeFailure::Unreachable)?;
         for form in [RouteParams::Ranks, RouteParams::DpGroup] {
             let path = PathAndQuery::from_static(form.query());
             let (status, answer) = self.get(authority.clone(), path).await?;
             match status {
-                StatusCode::SERVICE_UNAVAILABLE => return Err(Failed::NotReady),
+                StatusCode::SERVICE_UNAVAILABLE => return Err(ProbeFailure::NotReady),
                 // Engines up to 0.4 answer 200 with nulls before they have registered.
                 status if status.is_success() => {
-                    return EngineInfo::from_route(&answer).map(|_| ()).ok_or(Failed::NotReady);
+                    return EngineInfo::from_route(&answer)
+                        .map(|_| ())
+                        .ok_or(ProbeFailure::NotReady);
                 }
                 _ => {}
             }
@@ -230,19 +237,19 @@ impl Prober {
         Ok(())
     }
 
-    /// Asks the engine what it is. `false`: ask again.
-    async fn learn(&self, worker: &Worker) -> bool {
+    /// Reads the engine information. Returns false if it is to be read again.
+    async fn read_info(&self, worker: &Worker) -> bool {
         for path in SERVER_INFO {
             match self.get(worker.authority.clone(), path).await {
                 Ok((StatusCode::NOT_FOUND, _)) => {}
                 Ok((status, answer)) if status.is_success() => {
-                    let Some(facts) = EngineInfo::from_server_info(&answer) else { return false };
-                    return self.facts.send((worker.key.clone(), facts)).await.is_ok();
+                    let Some(info) = EngineInfo::from_server_info(&answer) else { return false };
+                    return self.engine_info.send((worker.key.clone(), info)).await.is_ok();
                 }
                 Ok(_) | Err(_) => return false,
             }
         }
-        // Neither path: an engine that does not tell. It stays unknown.
+        // The engine has neither path: its information stays unknown.
         true
     }
 
@@ -250,36 +257,24 @@ impl Prober {
         &self,
         authority: Authority,
         path: PathAndQuery,
-    ) -> Result<(StatusCode, bytes::Bytes), Failed> {
-        let mut headers = HeaderMap::new();
-        if let Some(key) = &self.api_key {
-            headers.insert(AUTHORIZATION, key.clone());
+    ) -> Result<(StatusCode, Bytes), ProbeFailure> {
+        let answer = self.engines.get(authority, path, MAX_PROBE_ANSWER);
+        match timeout(self.timeouts.probe_timeout, answer).await {
+            Ok(answer) => answer.map_err(|error| match error {
+                SendError::Unreachable(_) => ProbeFailure::Unreachable,
+                SendError::ConnectTimeout(_) => ProbeFailure::Timeout,
+                SendError::Broken(_) | SendError::BodyTooLarge => ProbeFailure::Broken,
+            }),
+            Err(_) => Err(ProbeFailure::Timeout),
         }
-        let call = async {
-            let none = whole(bytes::Bytes::new());
-            let sent = self
-                .upstream
-                .send_over(Protocol::Http1, authority, Method::GET, path, headers, none)
-                .await;
-            let response = sent.map_err(|error| match error {
-                SendError::Unreachable(_) => Failed::Unreachable,
-                SendError::Unanswered(_) => Failed::Late,
-                SendError::Broken(_) | SendError::BodyTooLarge => Failed::Broken,
-            })?;
-            let status = response.status();
-            let answer =
-                crate::http_client::read_body(response.into_body(), MAX_PROBE_ANSWER).await;
-            Ok((status, answer.map_err(|_| Failed::Broken)?))
-        };
-        timeout(self.timeouts.probe_timeout, call).await.unwrap_or(Err(Failed::Late))
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Failed {
+enum ProbeFailure {
     Unreachable,
-    /// It answers that it is not ready.
+    /// The engine answered that it is not ready.
     NotReady,
     Broken,
-    Late,
+    Timeout,
 }

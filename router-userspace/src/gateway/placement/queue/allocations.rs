@@ -1,4 +1,4 @@
-//! What is allocated under the lock of the lines: nothing, once there is room for the candidates.
+//! Nothing is allocated under the lock of the queues, once the buffers have grown to the pool.
 #![expect(unsafe_code, reason = "counting allocations takes a global allocator")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -7,10 +7,9 @@ use std::cell::Cell;
 use router_core::fleet::{Load, Profile, Role};
 use router_core::schedule::Policy;
 
-use super::tests::{ask, limits, member};
+use super::tests::{limits, member, request};
 use super::*;
 use crate::clock::Clock;
-use crate::gateway::placement::placer::Taken;
 
 /// Counts the allocations of each thread.
 struct Counting;
@@ -47,7 +46,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static GLOBAL: Counting = Counting;
 
-/// As many prefills as decodes, with agents that tell, in groups or not.
+/// As many prefills as decodes, with load from agents, in groups or not.
 fn admission(workers: usize, groups: bool) -> (Arc<Pool>, Arc<Admission>) {
     let clock = Clock::start();
     let mut members = Vec::new();
@@ -68,27 +67,27 @@ fn admission(workers: usize, groups: bool) -> (Arc<Pool>, Arc<Admission>) {
 }
 
 #[test]
-fn places_are_taken_without_allocating_under_the_lock() {
+fn leases_are_taken_without_allocating_under_the_lock() {
     for (workers, groups) in [(3, false), (20, true), (300, false)] {
         let (pool, admission) = admission(workers, groups);
         let blocks: Vec<u64> = (1..=64).collect();
-        let ask = Ask { blocks, model: Some("m".to_owned()), ..ask() };
+        let request = PlacementRequest { blocks, model: Some("m".to_owned()), ..request() };
         let mut held = Vec::new();
         let mut most = 0;
         for round in 0..1000 {
-            let seating = admission.seating(&pool, &ask, AgentTrust::Trusted);
-            let mut lines = admission.lock();
+            let placer = admission.placer(&pool, &request, AgentTrust::Trusted);
+            let mut queues = admission.lock();
             let before = ALLOCATIONS.with(Cell::get);
-            let taken = seating.take(&admission.released, &mut lines.scratch);
+            let leased = placer.lease(&admission.released, &mut queues.buffers);
             let allocated = ALLOCATIONS.with(Cell::get) - before;
-            drop(lines);
-            let taken = taken.expect("there is room");
-            // The first choices make room for the candidates.
+            drop(queues);
+            let leased = leased.expect("there is capacity");
+            // The first choices grow the buffers.
             if round >= 10 {
                 most = allocated.max(most);
             }
-            assert!(matches!(taken, Taken::Pair { .. }));
-            held.push(admission.seats(&seating, taken));
+            assert!(matches!(leased, Leased::Pair { .. }));
+            held.push(admission.finish(&placer, leased));
             if held.len() > 20 {
                 held.remove(0);
             }

@@ -1,14 +1,14 @@
-//! Lines, deadlines and last resorts, in paused time.
+//! Queues, deadlines and last resorts, in paused time.
 
 use router_core::fleet::{
     EngineInfo, EngineLoad, Fleet, Load, Member, Phase, Profile, Role, Verdict, Weight, Worker,
     WorkerKey,
 };
+use router_core::schedule::Policy;
 
 use super::*;
 use crate::certificates::Certificates;
 use crate::clock::Clock;
-use router_core::schedule::Policy;
 
 pub(super) fn limits(max_queued: usize) -> LimitFlags {
     LimitFlags {
@@ -30,22 +30,14 @@ pub(super) fn member(name: &str, role: Role, model: &str, slots: u32) -> Member 
     let address = ([127, 0, 0, 1], 8000).into();
     let worker = Arc::new(Worker::new(key, name, address));
     worker.health.probe_passed(0);
-    let facts = EngineInfo {
+    let info = EngineInfo {
         model_path: Some(model.to_owned()),
         max_running_requests: Some(slots),
         ..EngineInfo::default()
     };
     let bootstrap = Some(([127, 0, 0, 1], 8998).into());
-    let facts = Some(Arc::new(facts));
-    Member {
-        worker,
-        role,
-        phase: Phase::Ready,
-        bootstrap,
-        group: None,
-        engine_info: facts,
-        node: None,
-    }
+    let engine_info = Some(Arc::new(info));
+    Member { worker, role, phase: Phase::Ready, bootstrap, group: None, engine_info, node: None }
 }
 
 /// One prefill and one decode of one slot.
@@ -66,23 +58,23 @@ fn admission(pool: &Arc<Pool>, max_queued: usize) -> Arc<Admission> {
     Admission::new(fleet, view, limits(max_queued), Duration::from_secs(30))
 }
 
-pub(super) fn ask() -> Ask {
+pub(super) fn request() -> PlacementRequest {
     let weight = Weight { requests: 1, prompt_bytes: 10, kv_tokens: 5, ..Weight::default() };
-    Ask { model: None, weight, avoid: Vec::new(), only: None, blocks: Vec::new() }
+    PlacementRequest { model: None, weight, avoid: Vec::new(), only: None, blocks: Vec::new() }
 }
 
-fn decode_of(seats: &Seats) -> String {
-    seats.leases().last().map(|lease| lease.worker().name.to_string()).unwrap()
+fn decode_of(placement: &Placement) -> String {
+    placement.leases().last().map(|lease| lease.worker().name.to_string()).unwrap()
 }
 
-/// Starts a waiting request and lets it take its place in the line.
-async fn wait_in_line(
+/// Starts a request that has to wait, and lets it join its queue.
+async fn wait_in_queue(
     admission: &Arc<Admission>,
     pool: &Arc<Pool>,
-) -> tokio::task::JoinHandle<Result<Seats, Reject>> {
+) -> tokio::task::JoinHandle<Result<Placement, AdmissionError>> {
     let before = admission.waiting();
     let (a, p) = (Arc::clone(admission), Arc::clone(pool));
-    let waiting = tokio::spawn(async move { a.admit(&p, &ask(), None).await });
+    let waiting = tokio::spawn(async move { a.admit(&p, &request(), None).await });
     while admission.waiting() == before {
         tokio::task::yield_now().await;
     }
@@ -90,12 +82,12 @@ async fn wait_in_line(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_freed_lease_wakes_the_line_in_order() {
+async fn an_ended_lease_wakes_the_queue_in_order() {
     let pool = pool(members());
     let admission = admission(&pool, 8);
-    let held = admission.admit(&pool, &ask(), None).await.unwrap();
-    let first = wait_in_line(&admission, &pool).await;
-    let second = wait_in_line(&admission, &pool).await;
+    let held = admission.admit(&pool, &request(), None).await.unwrap();
+    let first = wait_in_queue(&admission, &pool).await;
+    let second = wait_in_queue(&admission, &pool).await;
     drop(held);
     let served = first.await.unwrap().unwrap();
     assert!(!second.is_finished(), "one slot serves one");
@@ -105,16 +97,16 @@ async fn a_freed_lease_wakes_the_line_in_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_comes_later_does_not_pass_the_line() {
+async fn a_later_request_does_not_overtake_the_queue() {
     let pool = pool(members());
     let admission = admission(&pool, 8);
-    let held = admission.admit(&pool, &ask(), None).await.unwrap();
-    let first = wait_in_line(&admission, &pool).await;
+    let held = admission.admit(&pool, &request(), None).await.unwrap();
+    let first = wait_in_queue(&admission, &pool).await;
     drop(held);
-    // The slot is free now and the first of the line has not run yet.
-    let asks = ask();
-    let mut late = Box::pin(admission.admit(&pool, &asks, None));
-    assert!(futures_util::poll!(late.as_mut()).is_pending(), "the line is not empty");
+    // The slot is free now, and the head of the queue has not run yet.
+    let later_request = request();
+    let mut late = Box::pin(admission.admit(&pool, &later_request, None));
+    assert!(futures_util::poll!(late.as_mut()).is_pending(), "the queue is not empty");
     let served = first.await.unwrap().unwrap();
     assert!(futures_util::poll!(late.as_mut()).is_pending(), "the slot is taken");
     drop(served);
@@ -122,29 +114,30 @@ async fn who_comes_later_does_not_pass_the_line() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_line_and_a_late_one_are_told_apart() {
+async fn a_full_queue_a_queue_timeout_and_a_deadline_are_different_errors() {
     let pool = pool(members());
     let admission = admission(&pool, 1);
-    let _held = admission.admit(&pool, &ask(), None).await.unwrap();
-    let waiting = wait_in_line(&admission, &pool).await;
-    let refused = admission.admit(&pool, &ask(), None).await.unwrap_err();
-    assert_eq!(refused.reason(), "queue_full");
+    let _held = admission.admit(&pool, &request(), None).await.unwrap();
+    let waiting = wait_in_queue(&admission, &pool).await;
+    let refused = admission.admit(&pool, &request(), None).await.unwrap_err();
+    assert_eq!(refused, AdmissionError::QueueFull);
     let before = Instant::now();
-    assert_eq!(waiting.await.unwrap().unwrap_err().reason(), "queue_timeout");
+    let limit = Duration::from_secs(30);
+    assert_eq!(waiting.await.unwrap().unwrap_err(), AdmissionError::QueueTimeout(limit));
     assert_eq!(before.elapsed().as_secs(), 30);
     let soon = Instant::now() + Duration::from_secs(2);
-    let late = admission.admit(&pool, &ask(), Some(soon)).await.unwrap_err();
-    assert_eq!(late.reason(), "request_timeout");
+    let late = admission.admit(&pool, &request(), Some(soon)).await.unwrap_err();
+    assert_eq!(late, AdmissionError::Deadline);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_leaves_the_line_lets_the_next_one_look() {
+async fn a_client_that_leaves_the_queue_wakes_the_next() {
     let pool = pool(members());
     let admission = admission(&pool, 8);
-    let held = admission.admit(&pool, &ask(), None).await.unwrap();
-    let gone = wait_in_line(&admission, &pool).await;
-    let next = wait_in_line(&admission, &pool).await;
-    // The lease ends and wakes the first, which leaves without taking its turn.
+    let held = admission.admit(&pool, &request(), None).await.unwrap();
+    let gone = wait_in_queue(&admission, &pool).await;
+    let next = wait_in_queue(&admission, &pool).await;
+    // The lease ends and wakes the head, which leaves without trying again.
     drop(held);
     gone.abort();
     assert!(next.await.unwrap().is_ok());
@@ -152,24 +145,24 @@ async fn a_client_that_leaves_the_line_lets_the_next_one_look() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_model_does_not_hold_up_another() {
+async fn a_full_model_does_not_delay_another() {
     let mut all = members();
     all.push(member("p2", Role::Prefill, "other", 8));
     all.push(member("d2", Role::Decode, "other", 1));
     let pool = pool(all);
     let admission = admission(&pool, 8);
-    let of = |model: &str| Ask { model: Some(model.to_owned()), ..ask() };
+    let of = |model: &str| PlacementRequest { model: Some(model.to_owned()), ..request() };
     let _held = admission.admit(&pool, &of("m"), None).await.unwrap();
     let (a, p) = (Arc::clone(&admission), Arc::clone(&pool));
     let waiting = tokio::spawn(async move { a.admit(&p, &of("m"), None).await });
     while admission.waiting() == 0 {
         tokio::task::yield_now().await;
     }
-    let seats = admission.admit(&pool, &of("other"), None).await.unwrap();
-    assert_eq!(decode_of(&seats), "d2");
+    let placement = admission.admit(&pool, &of("other"), None).await.unwrap();
+    assert_eq!(decode_of(&placement), "d2");
     assert!(!waiting.is_finished());
     let unknown = admission.admit(&pool, &of("third"), None).await.unwrap_err();
-    assert_eq!(unknown.reason(), "model_not_found");
+    assert_eq!(unknown, AdmissionError::ModelNotFound("third".to_owned()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -181,10 +174,10 @@ async fn health_is_a_last_resort_and_capacity_never_is() {
     down.health.unreachable();
     let pool = pool(all);
     let admission = admission(&pool, 8);
-    let held = admission.admit(&pool, &ask(), None).await.unwrap();
+    let held = admission.admit(&pool, &request(), None).await.unwrap();
     assert_eq!(decode_of(&held), "d");
     // The healthy one is full: wait for it rather than try the dead one.
-    let waiting = wait_in_line(&admission, &pool).await;
+    let waiting = wait_in_queue(&admission, &pool).await;
     assert!(!waiting.is_finished());
     // All look dead: the last ones are tried rather than refused.
     up.health.unreachable();
@@ -195,56 +188,56 @@ async fn health_is_a_last_resort_and_capacity_never_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_that_failed_this_request_is_taken_again_only_alone() {
+async fn a_worker_that_failed_this_request_is_chosen_again_only_if_alone() {
     let mut all = members();
     all.push(member("d2", Role::Decode, "m", 8));
     all[1].engine_info = all[2].engine_info.clone();
     let failed = Arc::clone(&all[1].worker);
     let pool = pool(all);
     let admission = admission(&pool, 8);
-    let ask = Ask { avoid: vec![failed], ..ask() };
+    let request = PlacementRequest { avoid: vec![failed], ..request() };
     for _ in 0..8 {
-        let seats = admission.admit(&pool, &ask, None).await.unwrap();
-        assert_eq!(decode_of(&seats), "d2");
+        let placement = admission.admit(&pool, &request, None).await.unwrap();
+        assert_eq!(decode_of(&placement), "d2");
     }
     let alone = self::pool(members());
-    let ask = Ask { avoid: vec![Arc::clone(&alone.members[1].worker)], ..ask };
-    assert_eq!(decode_of(&admission.admit(&alone, &ask, None).await.unwrap()), "d");
+    let request = PlacementRequest { avoid: vec![Arc::clone(&alone.members[1].worker)], ..request };
+    assert_eq!(decode_of(&admission.admit(&alone, &request, None).await.unwrap()), "d");
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_ready_is_said_at_once() {
+async fn a_pool_without_a_ready_worker_is_refused_at_once() {
     let mut all = members();
     all[1].phase = Phase::Draining;
     let pool = pool(all);
     let admission = admission(&pool, 8);
-    let refused = admission.admit(&pool, &ask(), None).await.unwrap_err();
-    assert_eq!(refused.reason(), "nobody_ready");
+    let refused = admission.admit(&pool, &request(), None).await.unwrap_err();
+    assert_eq!(refused, AdmissionError::NoWorkerReady(pool.name.clone()));
 }
 
-/// One engine in both roles: its prefill lease fills the place that its decode lease needs.
+/// One engine in both roles: its prefill lease uses the capacity that its decode lease needs.
 #[tokio::test(start_paused = true)]
-async fn a_pair_that_fills_up_while_it_is_taken_does_not_lock_the_line() {
+async fn a_pair_that_fills_up_while_it_is_leased_does_not_deadlock_the_queue() {
     let decode = member("both", Role::Decode, "m", 1);
     let prefill = Member { role: Role::Prefill, ..decode.clone() };
     let pool = pool(vec![prefill, decode]);
     let admission = admission(&pool, 8);
-    let waiting = wait_in_line(&admission, &pool).await;
-    assert!(matches!(waiting.await.unwrap(), Err(Reject::QueueTimeout(_))));
+    let waiting = wait_in_queue(&admission, &pool).await;
+    assert!(matches!(waiting.await.unwrap(), Err(AdmissionError::QueueTimeout(_))));
     assert_eq!(pool.members[0].worker.usage(), Weight::default());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_set_that_is_down_is_passed_over_while_another_is_up() {
+async fn a_compatible_set_that_is_down_is_not_used_while_another_is_up() {
     let mut members: Vec<Member> = Vec::new();
     for page_size in [1, 64] {
         for (name, role) in [("p", Role::Prefill), ("d", Role::Decode)] {
             let mut member = member(&format!("{name}-{page_size}"), role, "m", 8);
-            let facts = EngineInfo {
+            let info = EngineInfo {
                 page_size: Some(page_size),
                 ..(**member.engine_info.as_ref().unwrap()).clone()
             };
-            member.engine_info = Some(Arc::new(facts));
+            member.engine_info = Some(Arc::new(info));
             members.push(member);
         }
     }
@@ -253,11 +246,11 @@ async fn a_set_that_is_down_is_passed_over_while_another_is_up() {
     assert_eq!(pool.compatible_sets.len(), 2);
     let admission = admission(&pool, 8);
     for _ in 0..4 {
-        let seats = admission.admit(&pool, &ask(), None).await.unwrap();
-        assert_eq!(decode_of(&seats), "d-64");
+        let placement = admission.admit(&pool, &request(), None).await.unwrap();
+        assert_eq!(decode_of(&placement), "d-64");
     }
     pool.members[2].worker.health.unreachable();
-    assert!(admission.admit(&pool, &ask(), None).await.is_ok(), "the last ones are tried");
+    assert!(admission.admit(&pool, &request(), None).await.is_ok(), "the last ones are tried");
 }
 
 fn running(requests: u64) -> EngineLoad {
@@ -265,26 +258,26 @@ fn running(requests: u64) -> EngineLoad {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_others_have_by_the_engine_s_word_is_no_room_until_it_tells_otherwise() {
+async fn requests_of_others_that_the_engine_reports_take_capacity_until_its_next_report() {
     let pool = pool(members());
     let admission = admission(&pool, 8);
     let (decode, clock) = (&pool.members[1].worker, admission.view.clock);
     decode.engine.set(running(1), Weight::default(), clock.now_ms());
-    let waiting = wait_in_line(&admission, &pool).await;
+    let waiting = wait_in_queue(&admission, &pool).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(!waiting.is_finished(), "the only slot is another's");
-    let told = Instant::now();
+    let reported_at = Instant::now();
     decode.engine.set(running(0), Weight::default(), clock.now_ms());
     let served = waiting.await.unwrap().unwrap();
-    assert!(told.elapsed() <= 2 * LOOK_AGAIN, "nobody calls, and it looks again by itself");
-    // What it told while the request was there is not another's when that has ended.
+    assert!(reported_at.elapsed() <= 2 * POLL_INTERVAL, "no wake-up comes, the head polls");
+    // Our own request is part of what the engine reports now, and not another gateway's after it ends.
     decode.engine.set(running(1), decode.usage(), clock.now_ms());
     drop(served);
-    assert!(admission.admit(&pool, &ask(), None).await.is_ok());
+    assert!(admission.admit(&pool, &request(), None).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_s_word_is_kept_and_one_that_lies_delays_and_refuses_nothing() {
+async fn a_wrong_agent_report_delays_a_request_and_never_rejects_it() {
     let pool = pool(members());
     let admission = admission(&pool, 8);
     let (decode, clock) = (Arc::clone(&pool.members[1].worker), admission.view.clock);
@@ -292,8 +285,8 @@ async fn an_agent_s_word_is_kept_and_one_that_lies_delays_and_refuses_nothing() 
     // Fresh for the whole test: the gateway's own clock is not the one that is paused.
     decode.load.set(&full, clock.now_us());
     let before = Instant::now();
-    assert!(admission.admit(&pool, &ask(), None).await.is_ok());
-    // Three polls of a second, after which the engine's word counts, or the leases alone.
+    assert!(admission.admit(&pool, &request(), None).await.is_ok());
+    // Three polls of a second. After them the engine's report counts, or the leases alone.
     let waited = before.elapsed();
     assert!((3.0..3.1).contains(&waited.as_secs_f64()), "{waited:?}");
 }

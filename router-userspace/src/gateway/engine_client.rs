@@ -1,0 +1,97 @@
+//! [`EngineClient`]: the requests that the gateway sends to engines. It owns the engines' API key,
+//! which goes with the gateway's own requests and never with a client's.
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use hyper::body::Incoming;
+use router_core::fleet::Worker;
+use router_core::sglang::SplicedBody;
+
+use crate::http_client::{HttpClient, Protocol, SendError, read_body, whole};
+
+const ABORT_PATH: PathAndQuery = PathAndQuery::from_static("/abort_request");
+
+/// Sends requests to engines; cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct EngineClient {
+    http: HttpClient,
+    api_key: Option<HeaderValue>,
+}
+
+impl EngineClient {
+    /// `api_key` is the whole value of the `Authorization` header.
+    pub(crate) fn new(http: HttpClient, api_key: Option<HeaderValue>) -> EngineClient {
+        EngineClient { http, api_key }
+    }
+
+    /// Sends a `GET` of the gateway's own and reads up to `limit` bytes of the answer.
+    ///
+    /// # Errors
+    /// No answer came, or it was not whole.
+    pub(crate) async fn get(
+        &self,
+        authority: Authority,
+        path: PathAndQuery,
+        limit: usize,
+    ) -> Result<(StatusCode, Bytes), SendError> {
+        self.get_with(authority, path, self.own_headers(), limit).await
+    }
+
+    /// Sends a `GET` with the headers of a client's request, as [`EngineClient::get`] otherwise.
+    ///
+    /// # Errors
+    /// No answer came, or it was not whole.
+    pub(crate) async fn get_with(
+        &self,
+        authority: Authority,
+        path: PathAndQuery,
+        headers: HeaderMap,
+        limit: usize,
+    ) -> Result<(StatusCode, Bytes), SendError> {
+        let (method, body) = (Method::GET, whole(Bytes::new()));
+        let response =
+            self.http.send(Protocol::Http1, authority, method, path, headers, body).await?;
+        let status = response.status();
+        let body = read_body(response.into_body(), limit).await.map_err(SendError::Broken)?;
+        Ok((status, body))
+    }
+
+    /// Sends a client's request to a worker and waits for the head of the answer.
+    ///
+    /// # Errors
+    /// No head came.
+    pub(crate) async fn post(
+        &self,
+        protocol: Protocol,
+        worker: &Worker,
+        path: PathAndQuery,
+        headers: HeaderMap,
+        body: impl Into<SplicedBody>,
+    ) -> Result<Response<Incoming>, SendError> {
+        let to = worker.authority.clone();
+        self.http.send(protocol, to, Method::POST, path, headers, whole(body)).await
+    }
+
+    /// Asks a worker to abort the request of this id, and returns the status of its answer.
+    ///
+    /// # Errors
+    /// No head came.
+    pub(crate) async fn abort(&self, worker: &Worker, rid: &str) -> Result<StatusCode, SendError> {
+        let mut headers = self.own_headers();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        // A request id is made of letters, digits and underscores: nothing to escape.
+        let body = Bytes::from(format!(r#"{{"rid":"{rid}"}}"#));
+        let response = self.post(Protocol::Http1, worker, ABORT_PATH, headers, body).await?;
+        Ok(response.status())
+    }
+
+    fn own_headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        if let Some(key) = &self.api_key {
+            headers.insert(AUTHORIZATION, key.clone());
+        }
+        headers
+    }
+}

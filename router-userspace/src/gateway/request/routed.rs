@@ -1,0 +1,57 @@
+//! [`RoutedRequest`]: a request whose route is known, and the [`Reply`] of its target.
+
+use std::time::Duration;
+
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Response};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::body::ResponseBody;
+use super::proxied_body::ProxiedBody;
+use super::relay::StreamLimits;
+use crate::gateway::placement::observe::DecodeObservation;
+use crate::gateway::upstream::source::Source;
+
+/// The answer of a target, without the gateway's own headers.
+pub(crate) enum Reply {
+    Whole(Response<ResponseBody>),
+    /// A backend's answer, passed on as it comes.
+    Proxied(Box<Response<ProxiedBody>>),
+    /// A stream of events of an engine.
+    Events {
+        head: HeaderMap,
+        source: Source,
+        limits: StreamLimits,
+        observation: Option<DecodeObservation>,
+    },
+}
+
+/// A request on its way to its target.
+pub(crate) struct RoutedRequest {
+    pub parts: Parts,
+    pub body: Incoming,
+    /// End-to-end headers, with the route's changes and without engine control.
+    pub headers: HeaderMap,
+    /// The path for the target.
+    pub path: PathAndQuery,
+    pub deadlines: RouteDeadlines,
+}
+
+/// The time limits of the route.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RouteDeadlines {
+    /// When the whole request must have ended.
+    pub request: Option<Instant>,
+    /// Maximum duration of one attempt.
+    pub attempt: Option<Duration>,
+}
+
+impl RouteDeadlines {
+    /// When an attempt that begins now must have ended.
+    pub(crate) fn attempt_deadline(&self) -> Option<Instant> {
+        let attempt = self.attempt.map(|limit| Instant::now() + limit);
+        [self.request, attempt].into_iter().flatten().min()
+    }
+}
