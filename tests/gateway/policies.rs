@@ -70,7 +70,7 @@ async fn a_predicted_choice_is_explained_in_a_header_and_in_fleet() {
     }
     assert!(!runner_up.starts_with(&prefill), "the other prefill: {choice}");
     let last = gateway.admin.get("/fleet").await.expect_status(200).json()["last_choice"].take();
-    assert_eq!(last["taken"]["pair"]["prefill"], prefill);
+    assert_eq!(last["chosen"]["pair"]["prefill"], prefill);
     assert!(last["runner_up"]["estimate"]["prefill_ms"].is_f64(), "{last}");
 }
 
@@ -96,7 +96,7 @@ async fn a_restarted_engine_has_nothing_cached() {
     let cached = async || {
         gateway.client.post(CHAT, &talk).await.expect_status(200);
         let fleet = gateway.admin.get("/fleet").await.expect_status(200).json();
-        fleet["last_choice"]["taken"]["estimate"]["cached_bytes"].as_f64().expect("a number")
+        fleet["last_choice"]["chosen"]["estimate"]["cached_bytes"].as_f64().expect("a number")
     };
     assert_eq!(cached().await, 0.0);
     assert!(cached().await > 20_000.0, "the prefill was sent all of it before");

@@ -46,11 +46,9 @@ impl ResponseStart {
             ResponseStart::Stream { head, .. } | ResponseStart::Whole { head, .. } => head,
         }
     }
-}
 
-impl ResponseStart {
     /// The id of a response of `/v1/responses`.
-    pub(crate) fn response_id(&self) -> Option<&str> {
+    pub(crate) fn response_id(&self) -> Option<String> {
         match self {
             ResponseStart::Whole { body, .. } => response::id(body),
             ResponseStart::Stream { first, .. } => first.iter().find_map(|e| response::event_id(e)),
