@@ -1,27 +1,27 @@
-//! [`Cache`]: the prefix cache of one modelled prefill: blocks, the least recently used goes.
+//! [`PrefixCache`]: the prefix cache of one modelled prefill, with LRU eviction of blocks.
 
 use std::collections::{BTreeMap, HashMap};
 
-/// Blocks by their last use.
+/// Blocks ordered by their last use.
 #[derive(Debug, Default)]
-pub(crate) struct Cache {
+pub(crate) struct PrefixCache {
     used: HashMap<u64, u64>,
     order: BTreeMap<u64, u64>,
     clock: u64,
     blocks: usize,
 }
 
-impl Cache {
-    pub(crate) fn new(blocks: usize) -> Cache {
-        Cache { blocks, ..Cache::default() }
+impl PrefixCache {
+    pub(crate) fn new(blocks: usize) -> PrefixCache {
+        PrefixCache { blocks, ..PrefixCache::default() }
     }
 
-    /// How many of the first blocks it holds.
+    /// Returns the number of leading blocks that are cached.
     pub(crate) fn matched(&self, blocks: &[u64]) -> usize {
         blocks.iter().take_while(|block| self.used.contains_key(block)).count()
     }
 
-    /// The prompt was computed: all of it is here now, the end of it the first to go.
+    /// Adds a computed prompt. Its last blocks are evicted first.
     pub(crate) fn insert(&mut self, blocks: &[u64]) {
         for &block in blocks.iter().take(self.blocks).rev() {
             self.clock += 1;
@@ -42,8 +42,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_of_the_oldest_prompt_goes_first() {
-        let mut cache = Cache::new(5);
+    fn the_end_of_the_oldest_prompt_is_evicted_first() {
+        let mut cache = PrefixCache::new(5);
         cache.insert(&[1, 2, 3]);
         cache.insert(&[1, 7, 8]);
         assert_eq!(cache.matched(&[1, 2, 3]), 3);

@@ -1,4 +1,4 @@
-//! The chart of a comparison: p99 TTFT by load, one line a policy, as SVG.
+//! The chart of a comparison: p99 TTFT by load, one line per policy, as SVG.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ const LEFT: f64 = 70.0;
 const RIGHT: f64 = 170.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 50.0;
-/// Told apart by people who see few colours, too (Okabe and Ito 2008).
+/// Distinguishable with colour blindness (Okabe and Ito 2008).
 const COLOURS: [&str; 8] =
     ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999"];
 
@@ -41,7 +41,7 @@ impl Axes {
     }
 }
 
-/// Draws `runs`; of none, an empty frame.
+/// Draws `runs` as SVG; an empty frame without runs.
 pub fn chart(runs: &[Summary]) -> String {
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
@@ -116,7 +116,7 @@ fn lines(svg: &mut String, axes: &Axes, runs: &[Summary]) -> std::fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Spread;
+    use crate::Distribution;
 
     #[test]
     fn a_chart_has_a_line_for_each_policy_and_no_broken_numbers() {
@@ -124,7 +124,7 @@ mod tests {
         let run = |policy, load, p99| Summary {
             policy,
             load,
-            ttft_ms: Spread { p99, ..Spread::default() },
+            ttft_ms: Distribution { p99, ..Distribution::default() },
             ..Summary::default()
         };
         let one = chart(&[run("predicted", 0.5, 700.0)]);

@@ -1,49 +1,50 @@
-//! [`Contender`]: a policy together with what its gateways can see.
+//! [`Contender`]: a policy together with the information that its gateways have.
 
 use std::str::FromStr;
 
 use router_core::schedule::Policy;
 
-/// One way of choosing pairs that a simulation compares.
+/// One policy of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Contender {
     pub name: &'static str,
-    pub(crate) way: Way,
+    pub(crate) source: InfoSource,
 }
 
+/// The information that a choice is made from, besides the gateway's own leases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
-    /// By what a gateway knows itself.
-    Own(Policy),
-    /// By what engines told at the last poll; polls are this far apart.
+pub(crate) enum InfoSource {
+    /// None: the gateway's leases alone.
+    Leases(Policy),
+    /// The engines' reports at the last poll, with this poll interval in milliseconds.
     Polled(u32),
-    /// By what agents measure as well.
+    /// The agents' measurements.
     Agents,
-    /// By the true state and all lengths.
+    /// The true state of all engines and the true lengths.
     Oracle,
 }
 
 impl Contender {
     pub const ALL: [Contender; 10] = [
-        Contender { name: "random", way: Way::Own(Policy::Random) },
-        Contender { name: "round_robin", way: Way::Own(Policy::RoundRobin) },
-        Contender { name: "power_of_two", way: Way::Own(Policy::PowerOfTwo) },
-        Contender { name: "least_load", way: Way::Own(Policy::LeastLoad) },
-        Contender { name: "cache_aware", way: Way::Own(Policy::CacheAware) },
-        Contender { name: "reported_1s", way: Way::Polled(1000) },
-        Contender { name: "reported_5s", way: Way::Polled(5000) },
-        Contender { name: "predicted_alone", way: Way::Own(Policy::Predicted) },
-        Contender { name: "predicted", way: Way::Agents },
-        Contender { name: "oracle", way: Way::Oracle },
+        Contender { name: "random", source: InfoSource::Leases(Policy::Random) },
+        Contender { name: "round_robin", source: InfoSource::Leases(Policy::RoundRobin) },
+        Contender { name: "power_of_two", source: InfoSource::Leases(Policy::PowerOfTwo) },
+        Contender { name: "least_load", source: InfoSource::Leases(Policy::LeastLoad) },
+        Contender { name: "cache_aware", source: InfoSource::Leases(Policy::CacheAware) },
+        Contender { name: "reported_1s", source: InfoSource::Polled(1000) },
+        Contender { name: "reported_5s", source: InfoSource::Polled(5000) },
+        Contender { name: "predicted_alone", source: InfoSource::Leases(Policy::Predicted) },
+        Contender { name: "predicted", source: InfoSource::Agents },
+        Contender { name: "oracle", source: InfoSource::Oracle },
     ];
 }
 
-impl Way {
+impl InfoSource {
     pub(crate) fn policy(self) -> Policy {
         match self {
-            Way::Own(policy) => policy,
-            Way::Polled(_) => Policy::Reported,
-            Way::Agents | Way::Oracle => Policy::Predicted,
+            InfoSource::Leases(policy) => policy,
+            InfoSource::Polled(_) => Policy::Reported,
+            InfoSource::Agents | InfoSource::Oracle => Policy::Predicted,
         }
     }
 }

@@ -1,52 +1,52 @@
-//! [`Event`]: what happens in the model, in order of time.
+//! [`Event`]: the events of the model, ordered by time.
 
 use std::cmp::Ordering;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Event {
-    Arrives(usize),
-    /// An iteration ends, if it is still the one that was to end now.
-    Prefilled(usize),
-    Stepped(usize),
-    /// A transfer ends, if nothing changed since this version.
-    Moved(u64),
+    RequestArrived(usize),
+    /// The iteration of a prefill ended. Ignored if another iteration runs by now.
+    PrefillIterationEnded(usize),
+    DecodeStepEnded(usize),
+    /// A transfer ended. Ignored if the network has changed since this version.
+    TransferEnded(u64),
     /// An agent's frame about a transfer reaches the gateways.
-    Heard {
+    TransferReported {
         request: usize,
         bytes: f64,
         ms: f64,
     },
-    /// Those who wait at a gateway look again: a frame may tell of room.
-    Looks(usize),
-    Begins(usize),
-    Ends(usize),
+    /// A gateway with waiting requests checks whether load frames show capacity.
+    QueuePolled(usize),
+    FaultStarted(usize),
+    FaultEnded(usize),
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Timed {
+pub(crate) struct ScheduledEvent {
     pub(crate) at_ms: f64,
-    /// Events of one moment happen in the order they were thought of.
+    /// Events at the same time are handled in the order in which they were scheduled.
     pub(crate) order: u64,
     pub(crate) event: Event,
 }
 
-impl PartialEq for Timed {
-    fn eq(&self, other: &Timed) -> bool {
+impl PartialEq for ScheduledEvent {
+    fn eq(&self, other: &ScheduledEvent) -> bool {
         self.cmp(other) == Ordering::Equal
     }
 }
 
-impl Eq for Timed {}
+impl Eq for ScheduledEvent {}
 
-impl PartialOrd for Timed {
-    fn partial_cmp(&self, other: &Timed) -> Option<Ordering> {
+impl PartialOrd for ScheduledEvent {
+    fn partial_cmp(&self, other: &ScheduledEvent) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Timed {
-    /// The greatest of a heap is the next.
-    fn cmp(&self, other: &Timed) -> Ordering {
+impl Ord for ScheduledEvent {
+    /// Reversed, since a heap returns its greatest element first.
+    fn cmp(&self, other: &ScheduledEvent) -> Ordering {
         other.at_ms.total_cmp(&self.at_ms).then(other.order.cmp(&self.order))
     }
 }

@@ -1,11 +1,11 @@
-//! [`History`]: what something was, a while ago. Observers of a model see nothing else.
+//! [`History`]: the recent values of a quantity. Observers of the model read only past values.
 
 use std::collections::VecDeque;
 
-/// Changes closer than this are one: an agent sends a frame a tick.
+/// Changes within one tick are merged: an agent sends one frame per tick.
 pub(crate) const TICK_MS: f64 = 10.0;
-/// Nobody looks back further.
-const KEPT_MS: f64 = 11_000.0;
+/// Maximum age of a value that is read.
+const MAX_AGE_MS: f64 = 11_000.0;
 
 /// A value at the end of each tick in which it changed.
 #[derive(Debug, Default)]
@@ -20,13 +20,13 @@ impl<T: Copy + Default> History<T> {
             Some(last) if last.0 == tick => last.1 = value,
             _ => self.values.push_back((tick, value)),
         }
-        let kept = tick.saturating_sub((KEPT_MS / TICK_MS) as u64);
+        let kept = tick.saturating_sub((MAX_AGE_MS / TICK_MS) as u64);
         while self.values.get(1).is_some_and(|second| second.0 < kept) {
             self.values.pop_front();
         }
     }
 
-    /// The value in the last frame of `age` ms ago.
+    /// Returns the value of the last frame as of `age` ms ago.
     pub(crate) fn before(&self, now: f64, age: f64) -> T {
         let tick = ((now - age).max(0.0) / TICK_MS) as u64;
         let after = self.values.partition_point(|(at, _)| *at < tick);
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_shows_whole_ticks_and_nothing_younger_than_its_age() {
+    fn a_frame_shows_complete_ticks_and_nothing_younger_than_its_age() {
         let mut history = History::default();
         history.set(5.0, 1);
         history.set(8.0, 2);

@@ -1,20 +1,20 @@
-//! [`SyntheticMix`]: synthetic loads of several kinds, drawn by chance.
+//! [`SyntheticMix`]: synthetic traces of several kinds, generated at random.
 
 use std::str::FromStr;
 
-use crate::chance::Chance;
-use crate::trace::{Arrival, BLOCK_TOKENS, Trace};
+use crate::random::Random;
+use crate::trace::{BLOCK_TOKENS, Trace, TraceRequest};
 
-/// What a synthetic load is made of.
+/// A kind of synthetic trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SyntheticMix {
     /// Conversations of some thousand tokens, with a long tail.
     Conversations,
-    /// Short questions, little of which was asked before.
+    /// Short prompts with few common prefixes.
     Short,
-    /// Documents of tens of thousands of tokens, asked about several times.
+    /// Documents of tens of thousands of tokens, each with several questions.
     Long,
-    /// Conversations that come in bursts: ten times as many in a tenth of the time.
+    /// Conversations in bursts: ten times the rate for a tenth of the time.
     Bursts,
 }
 
@@ -26,8 +26,8 @@ impl SyntheticMix {
         ("synthetic-bursts", SyntheticMix::Bursts),
     ];
 
-    /// The part of the requests that go on where an earlier one ended.
-    fn goes_on(self) -> f64 {
+    /// Share of the requests that continue an earlier conversation.
+    fn continuing_share(self) -> f64 {
         match self {
             SyntheticMix::Conversations | SyntheticMix::Bursts => 0.6,
             SyntheticMix::Short => 0.2,
@@ -35,8 +35,8 @@ impl SyntheticMix {
         }
     }
 
-    /// Tokens that a request adds to the prompt of the one it continues: median and spread.
-    fn adds(self, first: bool) -> (f64, f64) {
+    /// Tokens that a request adds to the prompt that it continues: median and log-normal deviation.
+    fn added_tokens(self, first: bool) -> (f64, f64) {
         match self {
             SyntheticMix::Conversations | SyntheticMix::Bursts => (2000.0, 1.2),
             SyntheticMix::Short => (250.0, 0.8),
@@ -45,43 +45,44 @@ impl SyntheticMix {
         }
     }
 
-    /// Milliseconds to the next arrival; the mean does not matter, loads are scaled.
-    fn gap_ms(self, at_ms: f64, chance: &mut Chance) -> f64 {
+    /// Milliseconds until the next request. The mean does not matter, since loads are scaled.
+    fn gap_ms(self, at_ms: f64, random: &mut Random) -> f64 {
         let burst = self == SyntheticMix::Bursts && at_ms % 20_000.0 < 2_000.0;
         let mean = match self {
             SyntheticMix::Bursts if burst => 20.0,
             SyntheticMix::Bursts => 200.0,
             _ => 100.0,
         };
-        mean * chance.exponential()
+        mean * random.exponential()
     }
 
-    /// Conversations: a new one, or the next turn of an old one; prompts are log-normal with a
-    /// long tail, and begin with one of a few system prompts.
+    /// Generates a trace. Each request starts a conversation or continues an earlier one. Prompt
+    /// lengths are log-normal, and every prompt starts with one of a few system prompts.
     pub fn draw(self, requests: usize, seed: u64) -> Trace {
-        let mut chance = Chance::new(seed, 1);
-        let mut talks: Vec<(Vec<u64>, u32)> = Vec::new();
+        let mut random = Random::new(seed, 1);
+        let mut conversations: Vec<(Vec<u64>, u32)> = Vec::new();
         let (mut at_ms, mut fresh) = (0.0, 1000);
         let arrivals = (0..requests).map(|_| {
-            at_ms += self.gap_ms(at_ms, &mut chance);
-            let (mut blocks, mut input, first) = match talks.len() {
-                // The last few hundred conversations go on.
-                len @ 1.. if chance.unit() < self.goes_on() => {
-                    let (blocks, input) = talks[len - 1 - chance.below(len.min(400))].clone();
+            at_ms += self.gap_ms(at_ms, &mut random);
+            let (mut blocks, mut input, first) = match conversations.len() {
+                // Only the last few hundred conversations continue.
+                len @ 1.. if random.unit() < self.continuing_share() => {
+                    let (blocks, input) =
+                        conversations[len - 1 - random.below(len.min(400))].clone();
                     (blocks, input, false)
                 }
-                _ => (vec![1 + chance.below(4) as u64; 1], BLOCK_TOKENS, true),
+                _ => (vec![1 + random.below(4) as u64; 1], BLOCK_TOKENS, true),
             };
-            let (median, spread) = self.adds(first);
-            let more = (median * (spread * chance.normal()).exp()) as u32;
+            let (median, spread) = self.added_tokens(first);
+            let more = (median * (spread * random.normal()).exp()) as u32;
             input = (input + more + 20).min(120_000);
             while (blocks.len() as u32) < input / BLOCK_TOKENS {
                 fresh += 1;
                 blocks.push(fresh);
             }
-            let output_tokens = ((250.0 * (0.8 * chance.normal()).exp()) as u32).clamp(2, 2000);
-            talks.push((blocks.clone(), input));
-            Arrival { at_ms, input_tokens: input, output_tokens, blocks }
+            let output_tokens = ((250.0 * (0.8 * random.normal()).exp()) as u32).clamp(2, 2000);
+            conversations.push((blocks.clone(), input));
+            TraceRequest { at_ms, input_tokens: input, output_tokens, blocks }
         });
         Trace { arrivals: arrivals.collect() }
     }
@@ -100,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mixes_differ_in_what_they_are_named_for() {
+    fn mixes_have_the_properties_they_are_named_for() {
         let mean = |mix: SyntheticMix| mix.draw(2000, 1).mean(|a| f64::from(a.input_tokens));
         assert!(mean(SyntheticMix::Short) < 2000.0 && mean(SyntheticMix::Long) > 20_000.0);
         assert!((2000.0..20_000.0).contains(&mean(SyntheticMix::Conversations)));

@@ -1,31 +1,31 @@
-//! The oracle: a choice by the true state of all engines and the true lengths.
+//! The oracle: a choice from the true state of all engines and the true lengths.
 //!
-//! It minimises the same cost as the predicted policy does, without having to predict.
+//! It minimises the same cost as the policy `predicted`, without predicting it.
 
-use crate::decode::Decode;
-use crate::engine::Engine;
+use crate::decode::DecodeModel;
+use crate::engine_model::EngineModel;
 use crate::network::Network;
-use crate::prefill::Prefill;
-use crate::trace::{Arrival, BLOCK_TOKENS};
+use crate::prefill::PrefillModel;
+use crate::trace::{BLOCK_TOKENS, TraceRequest};
 use router_core::pair::Pair;
 
-/// The true state.
+/// The true state of the fleet.
 #[derive(Clone, Copy)]
-pub(crate) struct Truth<'a> {
-    pub(crate) engine: &'a Engine,
-    pub(crate) arrivals: &'a [Arrival],
-    pub(crate) prefills: &'a [Prefill],
-    pub(crate) decodes: &'a [Decode],
+pub(crate) struct TrueState<'a> {
+    pub(crate) engine: &'a EngineModel,
+    pub(crate) arrivals: &'a [TraceRequest],
+    pub(crate) prefills: &'a [PrefillModel],
+    pub(crate) decodes: &'a [DecodeModel],
     pub(crate) network: &'a Network,
     pub(crate) dead: &'a [bool],
-    /// By request, for what is queued.
+    /// The decode of each queued request.
     pub(crate) decode_of: &'a [usize],
     pub(crate) now: f64,
 }
 
-impl Truth<'_> {
-    /// The best pair among the living; positions of prefill and decode, each from 0.
-    pub(crate) fn choose(&self, arrival: &Arrival) -> Option<Pair<usize>> {
+impl TrueState<'_> {
+    /// Returns the best pair of live workers as positions of prefill and decode, each from 0.
+    pub(crate) fn choose(&self, arrival: &TraceRequest) -> Option<Pair<usize>> {
         let alive = |worker: &usize| !self.dead[*worker];
         let prefills: Vec<(usize, f64, f64)> = (0..self.prefills.len())
             .filter(alive)
@@ -55,22 +55,22 @@ impl Truth<'_> {
         best.1
     }
 
-    /// Until it begins, and what its own prompt takes.
-    fn prefill_ms(&self, at: usize, arrival: &Arrival) -> (f64, f64) {
+    /// Returns the time until the prompt starts and the time to compute it.
+    fn prefill_ms(&self, at: usize, arrival: &TraceRequest) -> (f64, f64) {
         let prefill = &self.prefills[at];
         let mut wait = prefill.ends_ms.map_or(0.0, |ends| ends - self.now);
-        for job in &prefill.queue {
-            let cached = match job.cached {
+        for prompt in &prefill.queue {
+            let cached = match prompt.cached {
                 Some(_) => 0,
-                None => self.cached(prefill, &self.arrivals[job.request]),
+                None => self.cached(prefill, &self.arrivals[prompt.request]),
             };
-            let done = job.done.max(cached);
-            let left = f64::from(job.input - done);
+            let done = prompt.done.max(cached);
+            let left = f64::from(prompt.input - done);
             wait += self.engine.prefill_ms(left, f64::from(done)) * prefill.slowness;
         }
-        // What is queued before it will be in the cache by then.
-        let queued = prefill.queue.iter().map(|job| {
-            let other = &self.arrivals[job.request].blocks;
+        // Prompts queued before it will be in the cache by then.
+        let queued = prefill.queue.iter().map(|prompt| {
+            let other = &self.arrivals[prompt.request].blocks;
             other.iter().zip(&arrival.blocks).take_while(|(a, b)| a == b).count() as u32
         });
         let cached = self.cached(prefill, arrival);
@@ -81,40 +81,40 @@ impl Truth<'_> {
         (wait, work.max(self.engine.prefill_floor_ms))
     }
 
-    fn cached(&self, prefill: &Prefill, arrival: &Arrival) -> u32 {
+    fn cached(&self, prefill: &PrefillModel, arrival: &TraceRequest) -> u32 {
         let matched = prefill.cache.matched(&arrival.blocks) as u32 * BLOCK_TOKENS;
         matched.min(arrival.input_tokens - 1)
     }
 
-    /// Until it has room, and what its answer costs itself and the others.
-    fn decode_ms(&self, at: usize, arrival: &Arrival) -> (f64, f64) {
+    /// Returns the time until there is capacity, and the cost of the response to itself and others.
+    fn decode_ms(&self, at: usize, arrival: &TraceRequest) -> (f64, f64) {
         let (engine, decode) = (self.engine, &self.decodes[at]);
-        let coming: u64 = self.coming(at).map(|(input, _)| input).sum();
-        let streams = decode.running.len() + self.coming(at).count();
+        let coming: u64 = self.upcoming(at).map(|(input, _)| input).sum();
+        let streams = decode.running.len() + self.upcoming(at).count();
         let context = decode.context() + coming as f64;
         let more = f64::from(arrival.input_tokens + arrival.output_tokens / 2);
         let now_ms = engine.step_ms(streams, context) * decode.slowness;
         let then_ms = engine.step_ms(streams + 1, context + more) * decode.slowness;
         let outputs = f64::from(arrival.output_tokens);
-        // Streams that end sooner suffer for as long as they are there.
+        // Other streams are delayed until they end.
         let others: f64 = decode.running.iter().map(|s| outputs.min(f64::from(s.left))).sum();
-        let comers: f64 = self.coming(at).map(|(_, output)| outputs.min(output as f64)).sum();
-        let crowding = (then_ms - now_ms) * (others + comers);
-        (self.admission_ms(decode, arrival, now_ms), then_ms * outputs + crowding)
+        let upcoming: f64 = self.upcoming(at).map(|(_, output)| outputs.min(output as f64)).sum();
+        let batch_cost = (then_ms - now_ms) * (others + upcoming);
+        (self.admission_ms(decode, arrival, now_ms), then_ms * outputs + batch_cost)
     }
 
-    /// Input and output of what was sent to a decode and does not run there yet.
-    fn coming(&self, at: usize) -> impl Iterator<Item = (u64, u64)> + '_ {
+    /// Input and output tokens of requests that were sent to a decode and do not run there yet.
+    fn upcoming(&self, at: usize) -> impl Iterator<Item = (u64, u64)> + '_ {
         let queues = self.prefills.iter().flat_map(|prefill| &prefill.queue);
-        queues
-            .filter(move |job| self.decode_of[job.request] == at)
-            .map(|job| (u64::from(job.input), u64::from(self.arrivals[job.request].output_tokens)))
+        queues.filter(move |prompt| self.decode_of[prompt.request] == at).map(|prompt| {
+            (u64::from(prompt.input), u64::from(self.arrivals[prompt.request].output_tokens))
+        })
     }
 
-    fn admission_ms(&self, decode: &Decode, arrival: &Arrival, step_ms: f64) -> f64 {
-        let room = |input: u32| u64::from(input) + self.engine.reserved_tokens;
-        let queued: u64 = decode.queue.iter().map(|waiting| room(waiting.input)).sum();
-        let wanted = decode.used + queued + room(arrival.input_tokens);
+    fn admission_ms(&self, decode: &DecodeModel, arrival: &TraceRequest, step_ms: f64) -> f64 {
+        let kv_capacity = |input: u32| u64::from(input) + self.engine.reserved_tokens;
+        let queued: u64 = decode.queue.iter().map(|waiting| kv_capacity(waiting.input)).sum();
+        let wanted = decode.used + queued + kv_capacity(arrival.input_tokens);
         let mut missing = wanted.saturating_sub(self.engine.kv_tokens);
         if missing == 0 || decode.used == 0 {
             return 0.0;
@@ -128,11 +128,11 @@ impl Truth<'_> {
                 return f64::from(left) * step_ms;
             }
         }
-        // More than what runs now must end first: the mean answer once more.
+        // All running streams must end first, and then some of the queued ones.
         arrival.output_tokens.max(300) as f64 * step_ms * 2.0
     }
 
-    fn transfer_ms(&self, prefill: usize, decode: usize, arrival: &Arrival, work: f64) -> f64 {
+    fn transfer_ms(&self, prefill: usize, decode: usize, arrival: &TraceRequest, work: f64) -> f64 {
         let free = |free: f64, used: f64| (free - used).max(free / 3.0);
         let (tx, rx) = (self.network.tx_free[prefill], self.network.rx_free[decode]);
         let path = self.network.slow_pairs.iter().find(|p| (p.0, p.1) == (prefill, decode));

@@ -1,51 +1,51 @@
-//! [`Prefill`]: one modelled prefill engine: a queue, chunks, a prefix cache.
+//! [`PrefillModel`]: a modelled prefill engine with a queue, chunked prefill and a prefix cache.
 
 use std::collections::VecDeque;
 
-use crate::cache::Cache;
-use crate::engine::Engine;
-use crate::trace::{Arrival, BLOCK_TOKENS};
+use crate::cache::PrefixCache;
+use crate::engine_model::EngineModel;
+use crate::trace::{BLOCK_TOKENS, TraceRequest};
 
-/// A prompt that is not computed yet.
+/// A prompt that is not completely computed.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Job {
+pub(crate) struct QueuedPrompt {
     pub(crate) request: usize,
-    /// Decode has kept room for it; until then it cannot begin.
+    /// Whether decode has reserved capacity. Until then the prompt cannot start.
     pub(crate) admitted: bool,
-    /// Known when it begins: what the cache held.
+    /// Tokens that the prefix cache held when the prompt started.
     pub(crate) cached: Option<u32>,
-    /// Tokens computed or cached.
+    /// Tokens that are computed or cached.
     pub(crate) done: u32,
     pub(crate) input: u32,
 }
 
-/// A piece of a prompt that an iteration computed.
+/// The part of a prompt that one iteration computed.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Piece {
+pub(crate) struct ComputedChunk {
     pub(crate) request: usize,
-    /// Tokens whose KV cache can be sent now, cached ones included.
+    /// Tokens whose KV cache can be sent now, including cached ones.
     pub(crate) tokens: u32,
     pub(crate) cached: u32,
     pub(crate) last: bool,
 }
 
 #[derive(Debug)]
-pub(crate) struct Prefill {
-    pub(crate) queue: VecDeque<Job>,
-    pub(crate) cache: Cache,
-    /// The iteration under way, and when it ends.
-    pieces: Vec<Piece>,
+pub(crate) struct PrefillModel {
+    pub(crate) queue: VecDeque<QueuedPrompt>,
+    pub(crate) cache: PrefixCache,
+    /// Chunks of the running iteration, which ends at `ends_ms`.
+    chunks: Vec<ComputedChunk>,
     pub(crate) ends_ms: Option<f64>,
     pub(crate) busy_ms: f64,
     pub(crate) slowness: f64,
 }
 
-impl Prefill {
-    pub(crate) fn new(engine: &Engine) -> Prefill {
-        Prefill {
+impl PrefillModel {
+    pub(crate) fn new(engine: &EngineModel) -> PrefillModel {
+        PrefillModel {
             queue: VecDeque::new(),
-            cache: Cache::new((engine.prefix_cache_tokens / BLOCK_TOKENS) as usize),
-            pieces: Vec::new(),
+            cache: PrefixCache::new((engine.prefix_cache_tokens / BLOCK_TOKENS) as usize),
+            chunks: Vec::new(),
             ends_ms: None,
             busy_ms: 0.0,
             slowness: 1.0,
@@ -53,45 +53,56 @@ impl Prefill {
     }
 
     pub(crate) fn push(&mut self, request: usize, input: u32) {
-        self.queue.push_back(Job { request, admitted: false, cached: None, done: 0, input });
+        self.queue.push_back(QueuedPrompt {
+            request,
+            admitted: false,
+            cached: None,
+            done: 0,
+            input,
+        });
     }
 
     pub(crate) fn admit(&mut self, request: usize) {
-        if let Some(job) = self.queue.iter_mut().find(|job| job.request == request) {
-            job.admitted = true;
+        if let Some(prompt) = self.queue.iter_mut().find(|prompt| prompt.request == request) {
+            prompt.admitted = true;
         }
     }
 
-    /// Begins an iteration where there is anything to compute; says when it ends.
-    pub(crate) fn begin(&mut self, engine: &Engine, arrivals: &[Arrival], now: f64) -> Option<f64> {
+    /// Starts an iteration if there is work. Returns the time of its end.
+    pub(crate) fn begin(
+        &mut self,
+        engine: &EngineModel,
+        arrivals: &[TraceRequest],
+        now: f64,
+    ) -> Option<f64> {
         if self.ends_ms.is_some() {
             return None;
         }
         let mut budget = engine.chunk_tokens;
         let mut takes_ms = 0.0;
-        for job in self.queue.iter_mut().filter(|job| job.admitted) {
+        for prompt in self.queue.iter_mut().filter(|prompt| prompt.admitted) {
             if budget == 0 {
                 break;
             }
-            let (mut sent, first) = (0, job.cached.is_none());
+            let (mut sent, first) = (0, prompt.cached.is_none());
             if first {
-                let held = self.cache.matched(&arrivals[job.request].blocks) as u32;
+                let cached_blocks = self.cache.matched(&arrivals[prompt.request].blocks) as u32;
                 // The last token is always computed: its logits are the first token.
-                let cached = (held * BLOCK_TOKENS).min(job.input - 1);
-                (job.cached, job.done, sent) = (Some(cached), cached, cached);
+                let cached = (cached_blocks * BLOCK_TOKENS).min(prompt.input - 1);
+                (prompt.cached, prompt.done, sent) = (Some(cached), cached, cached);
             }
-            let tokens = (job.input - job.done).min(budget);
-            takes_ms += engine.prefill_ms(f64::from(tokens), f64::from(job.done));
-            job.done += tokens;
+            let tokens = (prompt.input - prompt.done).min(budget);
+            takes_ms += engine.prefill_ms(f64::from(tokens), f64::from(prompt.done));
+            prompt.done += tokens;
             budget -= tokens;
-            self.pieces.push(Piece {
-                request: job.request,
+            self.chunks.push(ComputedChunk {
+                request: prompt.request,
                 tokens: sent + tokens,
                 cached: sent,
-                last: job.done == job.input,
+                last: prompt.done == prompt.input,
             });
         }
-        if self.pieces.is_empty() {
+        if self.chunks.is_empty() {
             return None;
         }
         let takes_ms = takes_ms.max(engine.prefill_floor_ms) * self.slowness;
@@ -100,27 +111,27 @@ impl Prefill {
         self.ends_ms
     }
 
-    /// Ends the iteration: what it computed. Whole prompts leave the queue for the cache.
-    pub(crate) fn end(&mut self, arrivals: &[Arrival]) -> Vec<Piece> {
+    /// Ends the iteration and returns its chunks. Completed prompts move from the queue to the cache.
+    pub(crate) fn end(&mut self, arrivals: &[TraceRequest]) -> Vec<ComputedChunk> {
         self.ends_ms = None;
-        let pieces = std::mem::take(&mut self.pieces);
-        for piece in pieces.iter().filter(|piece| piece.last) {
-            self.cache.insert(&arrivals[piece.request].blocks);
-            self.queue.retain(|job| job.request != piece.request);
+        let chunks = std::mem::take(&mut self.chunks);
+        for chunk in chunks.iter().filter(|chunk| chunk.last) {
+            self.cache.insert(&arrivals[chunk.request].blocks);
+            self.queue.retain(|prompt| prompt.request != chunk.request);
         }
-        pieces
+        chunks
     }
 
-    /// Takes back everything that it has: it died.
+    /// Removes and returns all prompts: the engine died.
     pub(crate) fn die(&mut self) -> Vec<usize> {
         self.ends_ms = None;
-        self.pieces.clear();
-        self.cache = Cache::default();
-        self.queue.drain(..).map(|job| job.request).collect()
+        self.chunks.clear();
+        self.cache = PrefixCache::default();
+        self.queue.drain(..).map(|prompt| prompt.request).collect()
     }
 
-    /// Tokens that wait or are computed, as an engine reports them.
+    /// Returns the tokens of queued and running prompts, as an engine reports them.
     pub(crate) fn tokens(&self) -> u64 {
-        self.queue.iter().map(|job| u64::from(job.input - job.done)).sum()
+        self.queue.iter().map(|prompt| u64::from(prompt.input - prompt.done)).sum()
     }
 }

@@ -1,22 +1,22 @@
-//! [`Summary`]: what a run came to, in the numbers that are compared.
+//! [`Summary`]: the results of a run.
 
 use serde::Serialize;
 
-use crate::Setup;
-use crate::trace::Arrival;
-use crate::world::{Request, Stage, World};
+use crate::FleetSetup;
+use crate::simulation::{RequestStage, SimulatedRequest, Simulation};
+use crate::trace::TraceRequest;
 use router_core::schedule::SloTargets;
 
 /// A distribution, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Spread {
+pub struct Distribution {
     pub mean: f64,
     pub p50: f64,
     pub p90: f64,
     pub p99: f64,
 }
 
-/// One policy at one load: the mean over the seeds of each number.
+/// The results of one policy at one load: each number is the mean over the seeds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Summary {
     pub policy: &'static str,
@@ -24,27 +24,28 @@ pub struct Summary {
     pub seeds: u64,
     pub requests: f64,
     pub failed: f64,
-    /// From a request's arrival to its first token.
-    pub ttft_ms: Spread,
-    /// Mean time between the tokens of one answer.
-    pub itl_ms: Spread,
-    pub e2e_ms: Spread,
-    /// Requests a second within the targets.
+    /// Time from a request's arrival to its first token.
+    pub ttft_ms: Distribution,
+    /// Mean time between the tokens of one response.
+    pub itl_ms: Distribution,
+    pub e2e_ms: Distribution,
+    /// Requests per second within the targets.
     pub goodput_rps: f64,
-    /// The part of all prompt tokens that a prefix cache held.
+    /// Share of all prompt tokens that a prefix cache held.
     pub cache_hit_rate: f64,
-    /// The busiest prefill's busy time beside the mean, less 1; the same of decodes.
+    /// Busy time of the busiest prefill relative to the mean, minus 1.
     pub prefill_imbalance: f64,
+    /// Busy time of the busiest decode relative to the mean, minus 1.
     pub decode_imbalance: f64,
 }
 
-impl Spread {
-    /// Of any values; all zero of none.
-    pub fn of(mut values: Vec<f64>) -> Spread {
+impl Distribution {
+    /// Returns the distribution of `values`; all zero without values.
+    pub fn of(mut values: Vec<f64>) -> Distribution {
         values.sort_unstable_by(f64::total_cmp);
-        let Some(last) = values.len().checked_sub(1) else { return Spread::default() };
+        let Some(last) = values.len().checked_sub(1) else { return Distribution::default() };
         let rank = |share: f64| values[((values.len() as f64 * share) as usize).min(last)];
-        Spread {
+        Distribution {
             mean: values.iter().sum::<f64>() / values.len() as f64,
             p50: rank(0.5),
             p90: rank(0.9),
@@ -52,7 +53,7 @@ impl Spread {
         }
     }
 
-    fn add(&mut self, other: &Spread, weight: f64) {
+    fn add(&mut self, other: &Distribution, weight: f64) {
         self.mean += other.mean * weight;
         self.p50 += other.p50 * weight;
         self.p90 += other.p90 * weight;
@@ -61,13 +62,19 @@ impl Spread {
 }
 
 impl Summary {
-    pub(crate) fn of(world: &World<'_>, setup: &Setup, arrivals: &[Arrival]) -> Summary {
+    pub(crate) fn of(
+        simulation: &Simulation<'_>,
+        setup: &FleetSetup,
+        arrivals: &[TraceRequest],
+    ) -> Summary {
         let finished = || {
-            let all = world.requests.iter().zip(arrivals);
-            all.filter(|(request, _)| request.stage == Stage::Finished)
+            let all = simulation.requests.iter().zip(arrivals);
+            all.filter(|(request, _)| request.stage == RequestStage::Finished)
         };
-        let ttft = |(request, arrival): (&Request, &Arrival)| request.first_ms - arrival.at_ms;
-        let itl = |(request, arrival): (&Request, &Arrival)| {
+        let ttft = |(request, arrival): (&SimulatedRequest, &TraceRequest)| {
+            request.first_ms - arrival.at_ms
+        };
+        let itl = |(request, arrival): (&SimulatedRequest, &TraceRequest)| {
             (request.end_ms - request.first_ms) / f64::from(arrival.output_tokens.max(2) - 1)
         };
         let SloTargets { ttft_ms, itl_ms } = setup.targets;
@@ -80,23 +87,23 @@ impl Summary {
             seeds: 1,
             requests: arrivals.len() as f64,
             failed: (arrivals.len() - finished().count()) as f64,
-            ttft_ms: Spread::of(finished().map(ttft).collect()),
-            // An answer of one token has no time between tokens.
-            itl_ms: Spread::of(
+            ttft_ms: Distribution::of(finished().map(ttft).collect()),
+            // A response of one token has no time between tokens.
+            itl_ms: Distribution::of(
                 finished().filter(|(_, arrival)| arrival.output_tokens > 1).map(itl).collect(),
             ),
-            e2e_ms: Spread::of(
+            e2e_ms: Distribution::of(
                 finished().map(|(request, arrival)| request.end_ms - arrival.at_ms).collect(),
             ),
             goodput_rps: met.count() as f64 / span_ms * 1000.0,
             cache_hit_rate: cached / tokens.max(1.0),
-            prefill_imbalance: imbalance(world.prefills.iter().map(|prefill| prefill.busy_ms)),
-            decode_imbalance: imbalance(world.decodes.iter().map(|decode| decode.busy_ms)),
+            prefill_imbalance: imbalance(simulation.prefills.iter().map(|prefill| prefill.busy_ms)),
+            decode_imbalance: imbalance(simulation.decodes.iter().map(|decode| decode.busy_ms)),
             ..Summary::default()
         }
     }
 
-    /// The mean of several seeds' runs.
+    /// Returns the mean of the runs of several seeds.
     pub(crate) fn mean(runs: &[Summary]) -> Summary {
         let mut mean = Summary { seeds: runs.len() as u64, ..Summary::default() };
         let weight = 1.0 / runs.len().max(1) as f64;

@@ -1,17 +1,21 @@
-//! Laws that a model keeps, whatever policy drives it.
+//! Properties of the model under every policy.
 
 use super::*;
-use crate::world::{Stage, World};
+use crate::simulation::{RequestStage, Simulation};
 
-fn finished(setup: &Setup, trace: &Trace, contender: Contender, seed: u64) -> (usize, usize) {
-    let mut world = World::new(setup, &trace.arrivals, contender, seed);
-    world.run();
-    let count = |stage| world.requests.iter().filter(|request| request.stage == stage).count();
-    assert!(world.prefills.iter().all(|prefill| prefill.queue.is_empty()));
-    let kept = |decode: &crate::decode::Decode| (decode.used, decode.coming, decode.queue.len());
-    assert!(world.decodes.iter().all(|decode| kept(decode) == (0, 0, 0)), "room is given back");
-    for (request, arrival) in world.requests.iter().zip(&trace.arrivals) {
-        if request.stage == Stage::Finished {
+fn finished(setup: &FleetSetup, trace: &Trace, contender: Contender, seed: u64) -> (usize, usize) {
+    let mut simulation = Simulation::new(setup, &trace.arrivals, contender, seed);
+    simulation.run();
+    let count = |stage| simulation.requests.iter().filter(|request| request.stage == stage).count();
+    assert!(simulation.prefills.iter().all(|prefill| prefill.queue.is_empty()));
+    let kept =
+        |decode: &crate::decode::DecodeModel| (decode.used, decode.coming, decode.queue.len());
+    assert!(
+        simulation.decodes.iter().all(|decode| kept(decode) == (0, 0, 0)),
+        "all capacity is released"
+    );
+    for (request, arrival) in simulation.requests.iter().zip(&trace.arrivals) {
+        if request.stage == RequestStage::Finished {
             let cached = f64::from(request.cached);
             let own = setup.engine.prefill_ms(f64::from(arrival.input_tokens) - cached, cached);
             let kv_ms = f64::from(arrival.input_tokens.min(setup.engine.chunk_tokens))
@@ -24,11 +28,11 @@ fn finished(setup: &Setup, trace: &Trace, contender: Contender, seed: u64) -> (u
             assert!(request.end_ms >= request.first_ms + steps - 1e-3, "faster than its steps");
         }
     }
-    (count(Stage::Finished), count(Stage::Failed))
+    (count(RequestStage::Finished), count(RequestStage::Failed))
 }
 
 fn synthetic(requests: usize, load: f64) -> Trace {
-    let setup = Setup::default();
+    let setup = FleetSetup::default();
     let trace = SyntheticMix::Conversations.draw(requests, 5);
     let per_ms = load * setup.engine.capacity_per_ms(&trace, setup.prefills, setup.decodes);
     trace.at_rate(per_ms, 5)
@@ -38,48 +42,52 @@ fn synthetic(requests: usize, load: f64) -> Trace {
 fn every_request_finishes_under_every_policy() {
     let trace = synthetic(200, 0.7);
     for contender in Contender::ALL {
-        assert_eq!(finished(&Setup::default(), &trace, contender, 1), (200, 0), "{contender:?}");
+        assert_eq!(
+            finished(&FleetSetup::default(), &trace, contender, 1),
+            (200, 0),
+            "{contender:?}"
+        );
     }
 }
 
 #[test]
-fn what_a_dying_worker_holds_is_counted_as_failed_and_nothing_is_lost() {
+fn requests_of_a_dying_worker_fail_and_none_is_lost() {
     let trace = synthetic(200, 0.7);
     for dies in ["dies:2@0.5-1", "dies:11@0.5-1"] {
-        let setup = Setup { troubles: vec![dies.parse().unwrap()], ..Setup::default() };
+        let setup = FleetSetup { faults: vec![dies.parse().unwrap()], ..FleetSetup::default() };
         for contender in Contender::ALL {
             let (finished, failed) = finished(&setup, &trace, contender, 1);
             assert_eq!(finished + failed, 200, "{contender:?}");
             assert!(failed < 60, "{contender:?}: {failed} failed");
-            assert!(failed > 0 || dies == "dies:2@0.5-1", "a decode always holds something");
+            assert!(failed > 0 || dies == "dies:2@0.5-1", "a decode always has requests");
         }
     }
 }
 
 #[test]
-fn an_overloaded_fleet_still_finishes_all_in_the_end() {
+fn an_overloaded_fleet_finishes_every_request() {
     let trace = synthetic(300, 5.0);
-    let setup = Setup { decodes: 1, ..Setup::default() };
+    let setup = FleetSetup { decodes: 1, ..FleetSetup::default() };
     for name in ["random", "predicted", "oracle"] {
         assert_eq!(finished(&setup, &trace, name.parse().unwrap(), 1), (300, 0));
     }
 }
 
 #[test]
-fn a_seed_repeats_a_run_and_another_does_not() {
+fn a_seed_repeats_a_run_and_another_seed_does_not() {
     let trace = SyntheticMix::Conversations.draw(300, 1);
     for name in ["predicted", "cache_aware", "oracle"] {
         let contender = name.parse().unwrap();
-        let once = |seeds| run(&Setup::default(), &trace, contender, 0.8, seeds);
+        let once = |seeds| run(&FleetSetup::default(), &trace, contender, 0.8, seeds);
         assert_eq!(once(1..3), once(1..3));
         assert_ne!(once(1..3), once(3..5));
     }
 }
 
 #[test]
-fn nobody_beats_the_oracle_by_more_than_noise() {
+fn no_policy_beats_the_oracle_by_more_than_noise() {
     let trace = SyntheticMix::Conversations.draw(400, 2);
-    let setup = Setup::default();
+    let setup = FleetSetup::default();
     for load in [0.5, 0.9] {
         let cost = |contender| {
             let summary = run(&setup, &trace, contender, load, 1..3);
@@ -96,21 +104,21 @@ fn nobody_beats_the_oracle_by_more_than_noise() {
 #[test]
 fn agents_move_the_load_from_a_slow_prefill_and_a_busy_link() {
     let trace = SyntheticMix::Conversations.draw(400, 2);
-    for trouble in ["slow:0:4", "busy:1:0.95"] {
-        let setup = Setup { troubles: vec![trouble.parse().unwrap()], ..Setup::default() };
+    for fault in ["slow:0:4", "busy:1:0.95"] {
+        let setup = FleetSetup { faults: vec![fault.parse().unwrap()], ..FleetSetup::default() };
         let p90 = |name: &str| {
             let contender = name.parse().unwrap();
             run(&setup, &trace, contender, 0.5, 1..3).ttft_ms.p90
         };
         let (ours, blind) = (p90("predicted"), p90("round_robin"));
-        assert!(ours < blind / 2.0, "{trouble}: {ours} ms, round robin {blind} ms");
+        assert!(ours < blind / 2.0, "{fault}: {ours} ms, round robin {blind} ms");
     }
 }
 
 #[test]
-fn short_of_room_at_decode_nobody_waits_longer_than_by_a_baseline() {
+fn with_scarce_decode_capacity_predicted_waits_less_than_the_baselines() {
     let trace = SyntheticMix::Conversations.draw(400, 2);
-    let setup = Setup { decodes: 3, ..Setup::default() };
+    let setup = FleetSetup { decodes: 3, ..FleetSetup::default() };
     // Two seeds differ by more than the policies do.
     let mean = |name: &str| run(&setup, &trace, name.parse().unwrap(), 0.9, 1..9).ttft_ms.mean;
     let ours = mean("predicted");
@@ -121,7 +129,7 @@ fn short_of_room_at_decode_nobody_waits_longer_than_by_a_baseline() {
 
 #[test]
 fn a_longer_step_is_a_larger_batch_or_a_longer_context() {
-    let engine = Engine::QWEN3_32B;
+    let engine = EngineModel::QWEN3_32B;
     assert!(engine.step_ms(2, 1000.0) > engine.step_ms(1, 1000.0));
     assert!(engine.step_ms(1, 2000.0) > engine.step_ms(1, 1000.0));
     assert!(engine.prefill_ms(100.0, 50_000.0) > 2.0 * engine.prefill_ms(100.0, 0.0));

@@ -1,4 +1,4 @@
-//! `pd-router simulate`: files in, a table out; the model itself is [`router_simulator`].
+//! The command `pd-router simulate`. The model is [`router_simulator`].
 
 mod flags;
 
@@ -6,17 +6,17 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use router_simulator::{Contender, Setup, Summary, SyntheticMix, Trace, chart, run};
+use router_simulator::{Contender, FleetSetup, Summary, SyntheticMix, Trace, chart, run};
 
 pub use flags::SimulateFlags;
 
-/// Requests of the synthetic load.
+/// Number of requests of a synthetic trace.
 const SYNTHETIC_REQUESTS: usize = 10_000;
 
-/// Runs every policy at every load; prints a table, and writes the files that were asked for.
+/// Simulates every policy at every load, prints a table, and writes the requested files.
 ///
 /// # Errors
-/// Names the file or the flag that is wrong.
+/// Names the invalid flag or file.
 pub fn simulate(flags: &SimulateFlags) -> Result<()> {
     let setup = setup(flags)?;
     let mut trace = read(&flags.trace, flags.seed)?;
@@ -44,37 +44,37 @@ pub fn simulate(flags: &SimulateFlags) -> Result<()> {
     Ok(())
 }
 
-fn setup(flags: &SimulateFlags) -> Result<Setup> {
+fn setup(flags: &SimulateFlags) -> Result<FleetSetup> {
     if flags.prefills == 0 || flags.decodes == 0 || flags.gateways == 0 || flags.seeds == 0 {
         bail!("--prefills, --decodes, --gateways and --seeds must be at least 1");
     }
-    let sound = |load: &f64| load.is_finite() && *load > 0.0;
-    if !flags.load.iter().all(sound) || !(0.0..=10_000.0).contains(&flags.report_age_ms) {
-        bail!("--load must be above 0, --report-age-ms between 0 and 10000");
+    let is_valid = |load: &f64| load.is_finite() && *load > 0.0;
+    if !flags.load.iter().all(is_valid) || !(0.0..=10_000.0).contains(&flags.report_age_ms) {
+        bail!("--load must be above 0, and --report-age-ms between 0 and 10000");
     }
-    for trouble in &flags.trouble {
+    for fault in &flags.fault {
         let workers = flags.prefills + flags.decodes;
-        if trouble.worker() >= workers
-            || trouble.path().is_some_and(|(p, d)| p >= flags.prefills || d < flags.prefills)
+        if fault.worker() >= workers
+            || fault.path().is_some_and(|(p, d)| p >= flags.prefills || d < flags.prefills)
         {
             bail!(
-                "--trouble {trouble:?}: the fleet has prefills 0..{} and decodes {}..{workers}",
+                "--fault {fault:?}: the fleet has prefills 0..{} and decodes {}..{workers}",
                 flags.prefills,
                 flags.prefills
             );
         }
     }
-    Ok(Setup {
+    Ok(FleetSetup {
         prefills: flags.prefills,
         decodes: flags.decodes,
         gateways: flags.gateways,
         report_age_ms: flags.report_age_ms,
-        troubles: flags.trouble.clone(),
+        faults: flags.fault.clone(),
         targets: router_core::schedule::SloTargets {
             ttft_ms: flags.slo_ttft_ms,
             itl_ms: flags.slo_itl_ms,
         },
-        ..Setup::default()
+        ..FleetSetup::default()
     })
 }
 
@@ -98,7 +98,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text).with_context(|| path.display().to_string())
 }
 
-/// Milliseconds, but for what says otherwise.
+/// Formats the results; times are in milliseconds.
 fn table(runs: &[Summary]) -> String {
     let mut table = format!(
         "{:<16} {:>5} {:>8} {:>8} {:>8} {:>8} {:>7} {:>7} {:>8} {:>8} {:>8} {:>6} {:>6}\n",

@@ -1,4 +1,4 @@
-//! The command as a whole, on a few requests.
+//! Tests of the command on a few requests.
 
 use clap::Parser;
 
@@ -6,15 +6,15 @@ use super::*;
 use crate::config::{Cli, Command};
 
 fn flags(line: &str) -> SimulateFlags {
-    let words = "pd-router simulate ".to_owned() + line;
-    let Command::Simulate(flags) = Cli::parse_from(words.split_whitespace()).command else {
+    let arguments = "pd-router simulate ".to_owned() + line;
+    let Command::Simulate(flags) = Cli::parse_from(arguments.split_whitespace()).command else {
         panic!("another command")
     };
     *flags
 }
 
 #[test]
-fn a_comparison_writes_what_was_asked_for() {
+fn a_comparison_writes_the_requested_files() {
     let stem = std::env::temp_dir().join(format!("pd-router-simulate-{}", std::process::id()));
     let (json, plot) = (stem.with_extension("json"), stem.with_extension("svg"));
     let files = format!("--json {} --plot {}", json.display(), plot.display());
@@ -33,13 +33,13 @@ fn a_comparison_writes_what_was_asked_for() {
 }
 
 #[test]
-fn what_is_wrong_is_named() {
+fn an_error_names_the_invalid_flag() {
     for (line, name) in [
         ("--trace /nowhere", "/nowhere"),
         ("--policies best", "--policies"),
         ("--load 0", "--load"),
-        ("--trouble dies:99", "--trouble"),
-        ("--trouble path:9:1:0.5", "--trouble"),
+        ("--fault dies:99", "--fault"),
+        ("--fault path:9:1:0.5", "--fault"),
         ("--seeds 0", "--seeds"),
     ] {
         let error = format!("{:#}", simulate(&flags(line)).unwrap_err());

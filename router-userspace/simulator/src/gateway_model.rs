@@ -1,15 +1,16 @@
-//! [`Gateway`]: one modelled gateway: the schedule room, and only what a gateway can see.
+//! [`GatewayModel`]: a modelled gateway, which uses `router_core::schedule`.
 //!
-//! It knows bytes, not tokens; its own leases at once, and everything else as old as it comes.
-//! What it assumes of engines is wrong by a factor of two in each number.
+//! It has only the information of a real gateway: bytes instead of tokens, its own leases without
+//! delay, and everything else with its age. Each of its assumptions about engines is wrong by a factor
+//! of two.
 
 use std::collections::VecDeque;
 
-use crate::chance::Chance;
-use crate::contender::{Contender, Way};
-use crate::engine::Engine;
+use crate::contender::{Contender, InfoSource};
+use crate::engine_model::EngineModel;
 use crate::history::History;
-use crate::view::{View, Views};
+use crate::observed::{ObservedWorker, ObservedWorkers};
+use crate::random::Random;
 use router_core::fleet::{
     EngineRates, Link, LinkPrior, LinkTable, Load, PrefillQueue, RateEstimators, ReportedLoad,
     Usage, WorkerLimits,
@@ -20,70 +21,70 @@ use router_core::schedule::{
     Objective, Policy, PrefixIndex, SampleOrder, choose, prefix_key, step_us_of_idle,
 };
 
-/// Bytes of a token on average: what the model uses to make prompts of a trace's tokens.
+/// Mean bytes per token, to convert a trace's tokens to prompts.
 pub(crate) const BYTES_PER_TOKEN: f64 = 4.2;
 
-/// Room that admission keeps for an answer of unknown length.
+/// KV tokens that admission reserves for a response of unknown length.
 const OUTPUT_TOKENS: u64 = 512;
-/// A gateway polls its engines so often, whatever its policy, unless the policy says otherwise.
+/// Interval of polling engines, unless the policy defines its own.
 const POLL_MS: u32 = 1000;
 
-/// What a gateway remembers of a request that it sent.
+/// A request that a gateway sent.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Sent {
+pub(crate) struct SentRequest {
     pub(crate) pair: Pair<usize>,
     prefill: Usage,
     decode: Usage,
     bytes: u64,
     at_ms: f64,
-    /// Work before it and its own, as it was believed; what happened to both is evidence.
+    /// Predicted work of the request and those before it. The measured time is compared with it.
     ahead_bytes: f32,
     ahead_ms: f32,
     transfer_ms: f32,
-    /// It was known that decode had no room for it yet.
-    roomless: bool,
+    /// Whether decode had no capacity yet; then the time is no evidence of the prefill's speed.
+    decode_full: bool,
     ticket: u64,
 }
 
 /// Why a request was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unsent {
-    /// No decode has room by the gateway's own leases: it waits in the gateway.
+pub(crate) enum SendError {
+    /// No decode has capacity: the request waits in the gateway.
     Full,
-    /// Nobody is left.
-    Nobody,
+    /// No worker of a leg is alive.
+    NoWorker,
 }
 
-/// A request as a gateway sees it.
+/// A request as a gateway receives it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Prompt<'a> {
+pub(crate) struct PromptRequest<'a> {
     pub(crate) bytes: u64,
     pub(crate) blocks: &'a [u64],
     pub(crate) waited_ms: f64,
 }
 
-/// What all looks at candidates of one request have in common.
-struct Look<'a> {
+/// The inputs that are common to all candidates of one request.
+struct CollectContext<'a> {
     pool: EngineRates,
-    views: &'a Views,
+    observed: &'a ObservedWorkers,
     now: f64,
     weight: Usage,
-    patience: AgentTrust,
+    trust: AgentTrust,
 }
 
 #[derive(Debug)]
-pub(crate) struct Gateway {
-    way: Way,
+pub(crate) struct GatewayModel {
+    source: InfoSource,
     prefills: usize,
-    chance: Chance,
+    random: Random,
     turn: u64,
     usage: Vec<Usage>,
-    /// What it had on each worker, and the bytes of the whole prompts, for frames of then.
+    /// Past usage of each worker and past bytes of whole prompts, to subtract from frames.
     past: Vec<History<(Usage, u64)>>,
     prompts: Vec<u64>,
     queues: Vec<PrefillQueue>,
     limits: WorkerLimits,
-    /// Requests that wait for room, in order.
+    /// Requests that wait for capacity, in order.
     pub(crate) waiting: VecDeque<usize>,
     dead: Vec<bool>,
     pool: RateEstimators,
@@ -91,24 +92,25 @@ pub(crate) struct Gateway {
     assumptions: Assumptions,
     index: PrefixIndex,
     links: LinkTable,
-    /// When its poll of each interval falls.
+    /// Offset of its polls, as a share of the interval.
     phase: f64,
 }
 
-impl Gateway {
+impl GatewayModel {
     pub(crate) fn new(
         contender: Contender,
-        engine: &Engine,
+        engine: &EngineModel,
         (prefills, decodes): (usize, usize),
         seed: u64,
         number: u64,
-    ) -> Gateway {
-        let mut chance = Chance::new(seed, 100 + number);
-        // All gateways of a seed are configured alike, and wrong.
-        let mut wrong = Chance::new(seed, 3);
+    ) -> GatewayModel {
+        let mut random = Random::new(seed, 100 + number);
+        // All gateways of a seed have the same wrong assumptions.
+        let mut wrong = Random::new(seed, 3);
         let assumptions = assumptions(engine, &mut wrong);
-        let cache = f64::from(engine.prefix_cache_tokens) * BYTES_PER_TOKEN * wrong.twofold();
-        let remembers = contender.way.policy() == router_core::schedule::Policy::CacheAware;
+        let cache =
+            f64::from(engine.prefix_cache_tokens) * BYTES_PER_TOKEN * wrong.double_or_half();
+        let remembers = contender.source.policy() == router_core::schedule::Policy::CacheAware;
         let capacity = IndexCapacity {
             blocks: 1 << 17,
             caches: prefills,
@@ -116,16 +118,16 @@ impl Gateway {
             cache_bytes: if remembers { u64::MAX } else { cache as u64 },
         };
         let workers = prefills + decodes;
-        Gateway {
-            way: contender.way,
+        GatewayModel {
+            source: contender.source,
             prefills,
-            phase: chance.unit(),
-            chance,
+            phase: random.unit(),
+            random,
             turn: number,
             usage: vec![Usage::default(); workers],
             prompts: vec![0; workers],
             queues: vec![PrefillQueue::default(); workers],
-            // As engines tell them when asked.
+            // As engines report them.
             limits: WorkerLimits {
                 requests: engine.max_running as u64,
                 kv_tokens: engine.kv_tokens,
@@ -141,24 +143,24 @@ impl Gateway {
         }
     }
 
-    /// Chooses a pair and counts the request on it.
+    /// Chooses a pair for a request and leases it.
     pub(crate) fn send(
         &mut self,
-        prompt: Prompt<'_>,
-        views: &Views,
+        prompt: PromptRequest<'_>,
+        observed: &ObservedWorkers,
         now: f64,
-    ) -> Result<Sent, Unsent> {
+    ) -> Result<SentRequest, SendError> {
         let now_ms = now as u64;
         let pool = self.pool.rates(&self.assumptions.rates, now_ms);
-        if self.way == Way::Agents {
-            self.watch_steps(&pool, views, now);
+        if self.source == InfoSource::Agents {
+            self.record_measured_steps(&pool, observed, now);
         }
         let (prefills, decodes) = self.dead.split_at(self.prefills);
         if [prefills, decodes].iter().any(|leg| leg.iter().all(|dead| *dead)) {
-            return Err(Unsent::Nobody);
+            return Err(SendError::NoWorker);
         }
         let kv_tokens = prompt.bytes / 4 + OUTPUT_TOKENS;
-        let draw = Draw { chance: self.chance.next(), turn: self.turn };
+        let draw = Draw { chance: self.random.next(), turn: self.turn };
         self.turn += 1;
         let demand = Demand {
             prompt_bytes: prompt.bytes,
@@ -167,24 +169,25 @@ impl Gateway {
             prefix_key: prefix_key(prompt.blocks),
         };
         let weight = Usage { requests: 1, kv_tokens, ..Usage::default() };
-        let patience = AgentTrust::after(prompt.waited_ms as u64, u64::from(self.poll_ms()));
-        let look = Look { pool, views, now, weight, patience };
-        let Pair { prefill, decode } = self.candidates(&demand, draw, &look);
+        let trust = AgentTrust::after(prompt.waited_ms as u64, u64::from(self.poll_ms()));
+        let context_of_request = CollectContext { pool, observed, now, weight, trust };
+        let Pair { prefill, decode } = self.candidates(&demand, draw, &context_of_request);
         let input = ChoiceInput {
             demand,
             candidates: Pair { prefill: &prefill, decode: &decode },
-            links: (self.way == Way::Agents).then_some(&self.links),
+            links: (self.source == InfoSource::Agents).then_some(&self.links),
             assumptions: &self.assumptions,
             objective: Objective::default(),
             now_ms,
             draw,
         };
-        let chosen = choose(self.way.policy(), &input).ok_or(Unsent::Full)?;
+        let chosen = choose(self.source.policy(), &input).ok_or(SendError::Full)?;
         let estimate = chosen.estimate.unwrap_or_default();
-        let work_bytes = chosen.estimate.map_or(prompt.bytes as f32, |told| told.work_bytes);
+        let work_bytes =
+            chosen.estimate.map_or(prompt.bytes as f32, |estimate| estimate.work_bytes);
         let backlog_ms = estimate.wait_ms + estimate.prefill_ms;
         let rates = self.workers[chosen.pair.prefill].rates(&pool, now_ms);
-        let sent = Sent {
+        let sent = SentRequest {
             pair: chosen.pair,
             prefill: Usage { requests: 1, prompt_bytes: work_bytes as u64, ..Usage::default() },
             decode: Usage { requests: 1, kv_tokens, ..Usage::default() },
@@ -193,7 +196,7 @@ impl Gateway {
             ahead_bytes: backlog_ms * 1000.0 / rates.prefill_us_per_byte,
             ahead_ms: backlog_ms,
             transfer_ms: estimate.transfer_ms,
-            roomless: estimate.admission_ms > 0.0,
+            decode_full: estimate.admission_ms > 0.0,
             ticket: self.queues[chosen.pair.prefill].push(work_bytes, now_ms),
         };
         self.count(sent.pair.prefill, sent.prefill, sent.bytes, now);
@@ -203,52 +206,59 @@ impl Gateway {
         Ok(sent)
     }
 
-    /// Prefill answered: prompt computed, KV cache sent.
-    pub(crate) fn prefilled(&mut self, sent: &Sent, now: f64) {
+    /// Records that prefill has answered: the prompt is computed and its KV cache sent.
+    pub(crate) fn on_prefilled(&mut self, sent: &SentRequest, now: f64) {
         self.leave(sent, now);
-        if sent.roomless {
+        if sent.decode_full {
             return;
         }
         let took_ms = (now - sent.at_ms) as f32;
         let work_ms = (took_ms - sent.transfer_ms).max(took_ms / 5.0);
-        for experience in [&self.pool, &self.workers[sent.pair.prefill]] {
-            experience.on_prefill(sent.ahead_bytes, work_ms, sent.ahead_ms, now as u64);
+        for estimators in [&self.pool, &self.workers[sent.pair.prefill]] {
+            estimators.on_prefill(sent.ahead_bytes, work_ms, sent.ahead_ms, now as u64);
         }
     }
 
-    /// The answer ended, after as many events as it had tokens.
-    pub(crate) fn answered(&mut self, sent: &Sent, tokens: u32, itl_ms: f64, now: f64) {
+    /// Records the end of a response, with one event per token.
+    pub(crate) fn on_response(&mut self, sent: &SentRequest, tokens: u32, itl_ms: f64, now: f64) {
         let batch = self.usage[sent.pair.decode].kv_tokens as f32;
         self.uncount(sent.pair.decode, sent.decode, sent.bytes, now);
         self.pool.on_response(tokens as f32, now as u64);
-        if self.way != Way::Agents && itl_ms > 0.0 {
+        if self.source != InfoSource::Agents && itl_ms > 0.0 {
             let step_us = step_us_of_idle(itl_ms as f32 * 1000.0, batch, &self.assumptions);
             self.pool.on_pool_decode_step(step_us, now as u64);
             self.workers[sent.pair.decode].on_decode_step(step_us, now as u64);
         }
     }
 
-    /// The request failed; `prefilled` says whether its prefill had answered.
-    pub(crate) fn failed(&mut self, sent: &Sent, prefilled: bool, now: f64) {
+    /// Records a failed request. `prefilled` is whether its prefill had answered.
+    pub(crate) fn on_failure(&mut self, sent: &SentRequest, prefilled: bool, now: f64) {
         if !prefilled {
             self.leave(sent, now);
         }
         self.uncount(sent.pair.decode, sent.decode, sent.bytes, now);
     }
 
-    /// Nobody sends to a worker that cannot be reached.
-    pub(crate) fn lost(&mut self, worker: usize) {
+    /// Excludes a worker that cannot be reached.
+    pub(crate) fn on_worker_lost(&mut self, worker: usize) {
         self.dead[worker] = true;
     }
 
-    /// An agent measured a transfer.
-    pub(crate) fn heard(&mut self, pair: Pair<usize>, prompt: f32, bytes: f32, ms: f32, now: f64) {
+    /// Records a transfer that an agent measured.
+    pub(crate) fn on_transfer_report(
+        &mut self,
+        pair: Pair<usize>,
+        prompt: f32,
+        bytes: f32,
+        ms: f32,
+        now: f64,
+    ) {
         let (prefill, decode) = (identity(pair.prefill), identity(pair.decode));
         self.links.on_transfer(prefill, decode, bytes, ms, now as u64);
         self.pool.on_kv_transfer(prompt, bytes, now as u64);
     }
 
-    fn leave(&mut self, sent: &Sent, now: f64) {
+    fn leave(&mut self, sent: &SentRequest, now: f64) {
         self.uncount(sent.pair.prefill, sent.prefill, sent.bytes, now);
         self.queues[sent.pair.prefill].remove(sent.ticket, now as u64);
     }
@@ -272,17 +282,22 @@ impl Gateway {
     }
 
     fn poll_ms(&self) -> u32 {
-        if let Way::Polled(every) = self.way { every } else { POLL_MS }
+        if let InfoSource::Polled(every) = self.source { every } else { POLL_MS }
     }
 
-    /// The living, of decodes those with room, as admission looks at them.
-    fn candidates(&self, demand: &Demand, draw: Draw, look: &Look<'_>) -> Pair<Vec<Candidate>> {
+    /// Returns the live workers as candidates; of decodes, those with capacity.
+    fn candidates(
+        &self,
+        demand: &Demand,
+        draw: Draw,
+        context_of_request: &CollectContext<'_>,
+    ) -> Pair<Vec<Candidate>> {
         let holder = |cache| (0..self.prefills).find(|&id| identity(id) == cache);
         let alive = |cache| holder(cache).is_some_and(|id| !self.dead[id]);
         let rendezvous = demand.rendezvous((0..self.prefills).map(identity), alive);
         let first = demand.prefix_match.holders().chain(rendezvous).filter_map(holder);
         let decodes = self.usage.len() - self.prefills;
-        let orders = match self.way.policy() {
+        let orders = match self.source.policy() {
             Policy::Predicted => Pair {
                 prefill: SampleOrder::of(self.prefills, draw, first),
                 decode: SampleOrder::of(decodes, draw.second(), []),
@@ -292,17 +307,24 @@ impl Gateway {
             }
         };
         Pair {
-            prefill: self.gather(orders.prefill, 0, look),
-            decode: self.gather(orders.decode, self.prefills, look),
+            prefill: self.gather(orders.prefill, 0, context_of_request),
+            decode: self.gather(orders.decode, self.prefills, context_of_request),
         }
     }
 
-    fn gather(&self, order: SampleOrder, base: usize, look: &Look<'_>) -> Vec<Candidate> {
+    fn gather(
+        &self,
+        order: SampleOrder,
+        base: usize,
+        context_of_request: &CollectContext<'_>,
+    ) -> Vec<Candidate> {
         let mut all = Vec::new();
         let mut set = CandidateSet::new(&mut all, order.sample_size());
         for id in order.map(|at| base + at).filter(|&id| !self.dead[id]) {
-            let candidate = self.candidate(id, look);
-            if set.accepts(0) && candidate.admits(look.weight, look.patience) {
+            let candidate = self.candidate(id, context_of_request);
+            if set.accepts(0)
+                && candidate.admits(context_of_request.weight, context_of_request.trust)
+            {
                 set.push(candidate);
             }
             if set.is_complete() {
@@ -312,9 +334,9 @@ impl Gateway {
         all
     }
 
-    fn candidate(&self, id: usize, look: &Look<'_>) -> Candidate {
-        let &Look { pool, views, now, .. } = look;
-        let agents = self.way == Way::Agents;
+    fn candidate(&self, id: usize, context_of_request: &CollectContext<'_>) -> Candidate {
+        let &CollectContext { pool, observed, now, .. } = context_of_request;
+        let agents = self.source == InfoSource::Agents;
         Candidate {
             id,
             usage: self.usage[id],
@@ -324,29 +346,30 @@ impl Gateway {
             worker: identity(id),
             rank: 0,
             rates: self.workers[id].rates(&pool, now as u64),
-            load: agents.then(|| self.load(id, views, now)),
+            load: agents.then(|| self.load(id, observed, now)),
             cached_blocks: self.index.blocks_of(identity(id)),
-            reported: Some(self.reported(id, views, now)),
+            reported: Some(self.reported(id, observed, now)),
             measured: agents,
         }
     }
 
-    /// What the engine told at the last poll.
-    fn reported(&self, id: usize, views: &Views, now: f64) -> ReportedLoad {
+    /// Returns the engine's report at the last poll.
+    fn reported(&self, id: usize, observed: &ObservedWorkers, now: f64) -> ReportedLoad {
         let every = f64::from(self.poll_ms());
         let age = (now + self.phase * every) % every;
-        let View { requests, tokens, .. } = views.polled(id, now, age);
+        let ObservedWorker { requests, tokens, .. } = observed.polled(id, now, age);
         let (own, _) = self.past[id].before(now, age);
         ReportedLoad::excluding(requests as u64, tokens, own)
     }
 
-    /// The last frame, less what the gateway had on the worker when it came.
-    fn load(&self, id: usize, views: &Views, now: f64) -> Load {
-        let View { requests, waiting_bytes, itl_ms, free, kv, .. } = views.frame(id, now);
-        let (own, own_bytes) = self.past[id].before(now, views.age_ms);
+    /// Returns the last frame less this gateway's usage at the time of its measurement.
+    fn load(&self, id: usize, observed: &ObservedWorkers, now: f64) -> Load {
+        let ObservedWorker { requests, waiting_bytes, itl_ms, free, kv, .. } =
+            observed.frame(id, now);
+        let (own, own_bytes) = self.past[id].before(now, observed.age_ms);
         let others = requests - own.requests as f64;
         Load {
-            age_ms: views.age_ms as f32,
+            age_ms: observed.age_ms as f32,
             others_requests: others.max(0.0) as f32,
             others_waiting_bytes: (waiting_bytes - own_bytes as f64).max(0.0) as f32,
             itl_us: (itl_ms * 1000.0) as f32,
@@ -357,10 +380,10 @@ impl Gateway {
         }
     }
 
-    /// Steps that agents measured are evidence of each decode's speed.
-    fn watch_steps(&self, pool: &EngineRates, views: &Views, now: f64) {
+    /// Records the decode steps that agents measured.
+    fn record_measured_steps(&self, pool: &EngineRates, observed: &ObservedWorkers, now: f64) {
         for id in self.prefills..self.usage.len() {
-            let load = self.load(id, views, now);
+            let load = self.load(id, observed, now);
             if load.itl_us > 0.0 {
                 let others = load.others_requests * pool.request_tokens;
                 let batch = self.usage[id].kv_tokens as f32 + others;
@@ -376,9 +399,9 @@ fn identity(worker: usize) -> u64 {
     (worker as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// The truth of the model, each number wrong by a factor of two.
-fn assumptions(engine: &Engine, wrong: &mut Chance) -> Assumptions {
-    let mut off = |truth: f64| (truth * wrong.twofold()) as f32;
+/// Returns the model's parameters, each wrong by a factor of two.
+fn assumptions(engine: &EngineModel, wrong: &mut Random) -> Assumptions {
+    let mut off = |truth: f64| (truth * wrong.double_or_half()) as f32;
     Assumptions {
         rates: EngineRates {
             prefill_us_per_byte: off(engine.prefill_us_per_token / BYTES_PER_TOKEN),

@@ -1,15 +1,15 @@
-//! [`Chance`]: a stream of random numbers that a seed repeats.
+//! [`Random`]: a stream of random numbers that is determined by a seed.
 
 /// Splitmix64 (Steele, Lea, Flood 2014).
 #[derive(Clone, Debug)]
-pub(crate) struct Chance(u64);
+pub(crate) struct Random(u64);
 
-impl Chance {
+impl Random {
     /// Streams of different purposes under one seed are independent.
-    pub(crate) fn new(seed: u64, purpose: u64) -> Chance {
-        let mut chance = Chance(seed ^ purpose.wrapping_mul(0xd6e8_feb8_6659_fd93));
-        chance.next();
-        chance
+    pub(crate) fn new(seed: u64, purpose: u64) -> Random {
+        let mut random = Random(seed ^ purpose.wrapping_mul(0xd6e8_feb8_6659_fd93));
+        random.next();
+        random
     }
 
     pub(crate) fn next(&mut self) -> u64 {
@@ -20,29 +20,29 @@ impl Chance {
         z ^ (z >> 31)
     }
 
-    /// In `0..1`.
+    /// Returns a number in `0..1`.
     pub(crate) fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// In `0..n`.
+    /// Returns a number in `0..n`.
     pub(crate) fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.next()) * n as u128) >> 64) as usize
     }
 
-    /// Of mean 0 and deviation 1 (Box and Muller 1958).
+    /// Returns a normal number of mean 0 and deviation 1 (Box and Muller 1958).
     pub(crate) fn normal(&mut self) -> f64 {
         let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
         radius * (std::f64::consts::TAU * self.unit()).cos()
     }
 
-    /// Of mean 1.
+    /// Returns an exponential number of mean 1.
     pub(crate) fn exponential(&mut self) -> f64 {
         -(1.0 - self.unit()).ln()
     }
 
-    /// Twice or half.
-    pub(crate) fn twofold(&mut self) -> f64 {
+    /// Returns 2 or 0.5 with equal probability.
+    pub(crate) fn double_or_half(&mut self) -> f64 {
         if self.next() & 1 == 0 { 2.0 } else { 0.5 }
     }
 }

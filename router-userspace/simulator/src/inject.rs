@@ -1,0 +1,89 @@
+//! Applies an [`InjectedFault`] to a simulation when it starts and ends.
+
+use crate::decode::DecodeModel;
+use crate::fault::{FaultEffect, InjectedFault};
+use crate::simulation::{RequestStage, SimulatedRequest, Simulation};
+
+impl Simulation<'_> {
+    pub(crate) fn fault(&mut self, fault: InjectedFault, begins: bool) {
+        let nic = self.setup.engine.nic_bytes_per_ms;
+        let first = self.prefills.len();
+        match fault.effect {
+            FaultEffect::Slow { worker, times } => {
+                let slowness = if begins { times } else { 1.0 };
+                match worker.checked_sub(first) {
+                    None => self.prefills[worker].slowness = slowness,
+                    Some(at) => self.decodes[at].slowness = slowness,
+                }
+            }
+            FaultEffect::Busy { worker, share } => {
+                self.advance_network();
+                let free = if begins { nic * (1.0 - share) } else { nic };
+                match worker.checked_sub(first) {
+                    None => self.network.tx_free[worker] = free,
+                    Some(at) => self.network.rx_free[at] = free,
+                }
+                self.reshare_network();
+            }
+            FaultEffect::Path { prefill, decode, share } => {
+                self.advance_network();
+                let at = decode.saturating_sub(first);
+                self.network.slow_pairs.retain(|path| (path.0, path.1) != (prefill, at));
+                if begins {
+                    self.network.slow_pairs.push((prefill, at, nic * share));
+                }
+                self.reshare_network();
+            }
+            FaultEffect::Dies { worker } if begins => self.die(worker),
+            FaultEffect::Dies { .. } => {}
+        }
+    }
+
+    /// Fails all requests on the worker. Gateways send it no further requests.
+    fn die(&mut self, worker: usize) {
+        self.advance_network();
+        self.dead[worker] = true;
+        for gateway in &mut self.gateways {
+            gateway.on_worker_lost(worker);
+        }
+        let failed: Vec<usize> = (0..self.requests.len())
+            .filter(|&number| {
+                let SimulatedRequest { stage, pair, .. } = self.requests[number];
+                let prefilling = stage == RequestStage::Prefilling;
+                (prefilling && pair.prefill == worker)
+                    || ((prefilling || stage == RequestStage::Decoding) && pair.decode == worker)
+            })
+            .collect();
+        for &number in &failed {
+            self.fail(number);
+        }
+        self.network.remove(|request| failed.contains(&request));
+        match worker.checked_sub(self.prefills.len()) {
+            None => drop(self.prefills[worker].die()),
+            Some(at) => self.decodes[at] = DecodeModel::new(),
+        }
+        self.reshare_network();
+        (0..self.gateways.len()).for_each(|gateway| self.send_waiting(gateway));
+        for decode in 0..self.decodes.len() {
+            self.admit(decode);
+        }
+    }
+
+    fn fail(&mut self, number: usize) {
+        let SimulatedRequest { stage, pair, gateway, bytes, sent, .. } = self.requests[number];
+        self.requests[number].stage = RequestStage::Failed;
+        let prefilling = stage == RequestStage::Prefilling;
+        if prefilling {
+            self.prefills[pair.prefill].queue.retain(|prompt| prompt.request != number);
+            let input = self.arrivals[number].input_tokens;
+            self.decodes[self.decode_of[number]].abandon(&self.setup.engine, number, input);
+            self.outstanding[pair.prefill].0 -= 1;
+            self.outstanding[pair.prefill].1 -= bytes;
+        }
+        self.outstanding[pair.decode].0 -= 1;
+        self.outstanding[pair.decode].1 -= bytes;
+        if let Some(sent) = sent {
+            self.gateways[gateway].on_failure(&sent, !prefilling, self.now);
+        }
+    }
+}
