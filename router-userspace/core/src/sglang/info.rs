@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::json::{JsonType, Raw};
+use super::public_info::write_public;
 pub use crate::fleet::EngineInfo;
 
 impl EngineInfo {
@@ -118,9 +119,10 @@ impl RouteParams {
 }
 
 /// Merges `/server_info` answers into the shape that SGLang's benchmark tools expect from a load
-/// balancer: decode's internal states first, then every answer unchanged.
+/// balancer: decode's internal states first, then every answer.
 ///
-/// Answers that are not JSON objects are omitted.
+/// API keys, passwords, files, addresses, ports and all text that is not known to be public are
+/// removed. Answers that are not JSON objects are omitted.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -160,6 +162,22 @@ pub fn server_info(prefill: &[Bytes], decode: &[Bytes]) -> Bytes {
     out.into()
 }
 
+/// The public part of one engine's `/server_info`, of a pool without prefill and decode roles; `None` if it is not a
+/// JSON object.
+///
+/// ```
+/// use router_core::sglang::info::public_server_info;
+///
+/// let info = public_server_info(br#"{"version":"0.5.23","api_key":"secret"}"#).unwrap();
+/// assert_eq!(info, r#"{"version":"0.5.23"}"#);
+/// assert_eq!(public_server_info(b"secret"), None);
+/// ```
+pub fn public_server_info(body: &[u8]) -> Option<Bytes> {
+    let mut out = Vec::new();
+    write_public("", object(body)?, &mut out);
+    Some(out.into())
+}
+
 fn object(body: &[u8]) -> Option<Raw<'_>> {
     Raw::parse(body).ok().filter(|raw| raw.kind() == JsonType::Object)
 }
@@ -170,7 +188,7 @@ fn list(items: &[Raw<'_>], out: &mut Vec<u8>) {
         if i > 0 {
             out.push(b',');
         }
-        out.extend_from_slice(item.bytes());
+        write_public("", *item, out);
     }
     out.push(b']');
 }

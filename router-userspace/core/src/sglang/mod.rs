@@ -47,6 +47,7 @@ pub mod loads;
 pub mod logprob;
 pub mod merge;
 mod prompt;
+mod public_info;
 pub mod ranks;
 mod rendezvous;
 mod request;

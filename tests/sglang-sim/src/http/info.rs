@@ -61,6 +61,7 @@ pub(crate) fn server_info(process: &Process) -> Response<Reply> {
     let mut info = json!({
         "model_path": config.model_path, "tokenizer_path": config.model_path,
         "served_model_name": config.model_name(), "host": config.host.to_string(),
+        "api_key": config.api_key, "admin_api_key": config.admin_api_key,
         "port": config.port, "context_length": config.context_length,
         "disaggregation_mode": config.role.disaggregation_mode(),
         "disaggregation_bootstrap_port":
