@@ -172,6 +172,49 @@ pub(super) fn decisions_and_commands(tree: &Tree) -> Vec<Problem> {
     problems
 }
 
+/// `reasons.md` has every reason of a rejection and of a leg's failure.
+pub(super) fn reasons(tree: &Tree) -> Vec<Problem> {
+    let page = format!("{BOOK}operate/reasons.md");
+    let text = tree.text(&page).unwrap_or_default();
+    let quoted = |file: &str| {
+        let sources = tree.ending(file).map(|(_, source)| source.text.as_str());
+        let words = sources.flat_map(|text| text.split('"').skip(1).step_by(2));
+        words.filter(|word| is_reason(word)).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let rejections = quoted("gateway/request/reject.rs");
+    let faults = quoted("gateway/upstream/fault.rs").into_iter();
+    let faults = faults.filter_map(|name| Some(format!("..._{}", name.strip_prefix("engine_")?)));
+    rejections
+        .into_iter()
+        .chain(faults)
+        .filter(|reason| !text.contains(&format!("| `{reason}` |")))
+        .map(|reason| Problem::new(&page, 0, format!("no row of the reason `{reason}`")))
+        .collect()
+}
+
+/// Two or more words in lower case, joined by `_`, or one that stands for a state.
+fn is_reason(word: &str) -> bool {
+    let plain = word.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    plain && (word.contains('_') || ["misdirected", "unsupported", "draining"].contains(&word))
+}
+
+/// The tests that `conformance.md` names exist.
+pub(super) fn conformance(tree: &Tree) -> Vec<Problem> {
+    let page = format!("{BOOK}reference/conformance.md");
+    let mut problems = Vec::new();
+    for (index, line) in tree.text(&page).unwrap_or_default().lines().enumerate() {
+        let tests =
+            code_spans(line).filter(|span| span.matches('_').count() > 2 && is_reason(span));
+        for test in tests {
+            let declared = format!("fn {test}(");
+            if !tree.rust().any(|(_, source)| source.text.contains(&declared)) {
+                problems.push(Problem::new(&page, index + 1, format!("no test `{test}`")));
+            }
+        }
+    }
+    problems
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -239,6 +282,30 @@ mod tests {
         assert_eq!(check("- [A](a.md)\n  - [B](start/b.md)\n"), 0);
         assert_eq!(check("- [A](a.md)\n"), 1);
         assert_eq!(chapters(&Tree::default()).len(), 1);
+    }
+
+    #[test]
+    fn every_reason_has_a_row() {
+        let reject =
+            ("src/gateway/request/reject.rs", r#"Reject::NoRoute => "no_route", "some text""#);
+        let fault = ("src/gateway/upstream/fault.rs", r#"["prefill_died", "engine_died"]"#);
+        let check = |page: &str| {
+            reasons(&Tree::of(&[reject, fault, ("docs/operate/reasons.md", page)])).len()
+        };
+        assert_eq!(check("| `no_route` | 404 |\n| `..._died` | 502 |"), 0);
+        assert_eq!(check("| `no_route` | 404 |"), 1);
+        assert_eq!(check("no_route"), 2);
+    }
+
+    #[test]
+    fn a_test_of_the_conformance_page_exists() {
+        let check = |name: &str| {
+            let code = ("src/a.rs", "#[test]\nfn a_path_is_a_path() {}");
+            let row = format!("| X | yes | `{name}`; table, `some-object` |");
+            conformance(&Tree::of(&[code, ("docs/reference/conformance.md", &row)])).len()
+        };
+        assert_eq!(check("a_path_is_a_path"), 0);
+        assert_eq!(check("a_path_is_no_path"), 1);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tree::{Problem, Tree};
 
 type Check = fn(&Tree) -> Vec<Problem>;
 
-const CHECKS: [Check; 13] = [
+const CHECKS: [Check; 15] = [
     sizes::opening_sentence,
     sizes::file_length,
     language::idioms,
@@ -28,6 +28,8 @@ const CHECKS: [Check; 13] = [
     documents::architecture,
     documents::links,
     documents::chapters,
+    documents::reasons,
+    documents::conformance,
     documents::decisions_and_commands,
 ];
 
