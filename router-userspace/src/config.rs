@@ -1,4 +1,4 @@
-//! Flags and environment, read once into [`Settings`] that are valid by construction.
+//! Flags and environment variables, parsed and validated once into [`GatewaySettings`].
 
 mod exposure;
 
@@ -22,7 +22,7 @@ mod policy;
 pub use policy::PolicyName;
 use policy::targets_of;
 
-/// Inference gateway for SGLang prefill/decode-disaggregated serving.
+/// Inference gateway for SGLang with prefill/decode disaggregation.
 #[derive(Debug, Parser)]
 #[command(version, about)]
 pub struct Cli {
@@ -34,38 +34,92 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serves the objects of a directory, or engines named by flags, as an HTTP gateway.
+    /// Runs the HTTP gateway, which sends each request to one prefill and one decode engine.
+    #[command(after_help = GATEWAY_EXAMPLES)]
     Gateway(Box<GatewayFlags>),
-    /// Counts in the kernel what this node's pods do on the network, and serves it.
+    /// Runs the node agent, which measures this node's pods with eBPF and publishes their load.
+    #[command(after_help = AGENT_EXAMPLES)]
     Agent(Box<AgentFlags>),
-    /// Compares scheduling policies on a model of a fleet.
+    /// Compares scheduling policies on a simulated fleet and prints latency percentiles.
+    #[command(after_help = SIMULATE_EXAMPLES)]
     Simulate(Box<SimulateFlags>),
-    /// Prints the CustomResourceDefinitions that pd-router ships, for `kubectl apply -f -`.
+    /// Prints the CustomResourceDefinitions of pd-router as YAML.
+    #[command(after_help = CRDS_EXAMPLES)]
     Crds(CrdFlags),
 }
+
+const GATEWAY_EXAMPLES: &str = "\
+Examples:
+  Serve the Gateways of the cluster that this pod runs in:
+    pd-router gateway --kubernetes
+
+  Serve a directory of manifests, and reload it when a file changes:
+    pd-router gateway --manifests ./manifests
+
+  Serve two engines without a cluster, with sglang-router's flags:
+    pd-router gateway --pd-disaggregation --prefill http://10.0.0.1:30000 8998 \\
+      --decode http://10.0.0.2:30000 --port 8000";
+
+const AGENT_EXAMPLES: &str = "\
+Examples:
+  Measure the pods of this node of a cluster (as the DaemonSet does):
+    pd-router agent --kubernetes --node-name \"$NODE_NAME\" --listen 0.0.0.0:9911 \\
+      --token-file /etc/pd-router/token
+
+  Measure the pods that a directory of manifests names:
+    pd-router agent --manifests ./manifests
+
+  Remove every BPF program and pin of an agent that has stopped:
+    pd-router agent --cleanup";
+
+const SIMULATE_EXAMPLES: &str = "\
+Examples:
+  Compare all policies at three loads:
+    pd-router simulate
+
+  Compare two policies while worker 0 runs at a third of its speed:
+    pd-router simulate --policies predicted,least_load --load 0.6 --fault slow:0:3
+
+  Replay a trace, and write the results as JSON and SVG:
+    pd-router simulate --trace trace.jsonl --json results.json --plot results.svg";
+
+const CRDS_EXAMPLES: &str = "\
+Examples:
+  Install the definitions:
+    pd-router crds | kubectl apply -f -";
 
 /// Flags of `pd-router crds`.
 #[derive(Debug, Args)]
 pub struct CrdFlags {
-    /// Write one file a definition into this directory instead.
+    /// Directory to write one YAML file per definition to, instead of printing them.
     #[arg(long, value_name = "DIR")]
     pub write: Option<PathBuf>,
 }
 
-/// What is logged, and how.
+/// Flags that every command has: which events are logged, and in which format.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Logs")]
 pub struct Telemetry {
-    /// What to log: a level, or directives such as `info,pd_router=debug`.
-    #[arg(long, global = true, env = "PD_ROUTER_LOG", default_value = "info")]
+    /// Log filter: a level (error, warn, info, debug, trace), or directives such as
+    /// `info,pd_router=debug`. Logs are written to standard error.
+    #[arg(
+        long,
+        global = true,
+        env = "PD_ROUTER_LOG",
+        default_value = "info",
+        value_name = "FILTER"
+    )]
     pub log: String,
-    /// How a log line is written.
+    /// Format of log lines.
     #[arg(long, global = true, env = "PD_ROUTER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
+    /// One line of text per event.
     Text,
+    /// One JSON object per event.
     Json,
 }
 
@@ -74,84 +128,97 @@ pub enum LogFormat {
 pub struct GatewayFlags {
     #[command(flatten)]
     pub source: SourceFlags,
-
-    /// Address that the listeners of every Gateway bind.
-    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED), value_name = "IP")]
-    pub listen_address: IpAddr,
-    /// Where /livez, /readyz, /metrics and /fleet are served.
-    #[arg(long, default_value = "127.0.0.1:9901", value_name = "IP:PORT")]
-    pub admin_listen: SocketAddr,
-    /// File with the token that /metrics and /fleet ask for. Without it they answer over loopback
-    /// alone.
-    #[arg(long, value_name = "FILE")]
-    pub admin_token_file: Option<PathBuf>,
-    /// Answer /metrics and /fleet to everyone who reaches the admin port.
-    #[arg(long, conflicts_with = "admin_token_file")]
-    pub admin_without_token: bool,
-    /// How the workers of a pair are chosen: round_robin, random, power_of_two, least_load,
-    /// predicted.
-    #[arg(long, default_value_t = PolicyName(Policy::default()))]
-    pub policy: PolicyName,
-    /// An agent beyond those that the source names: its address, and its node where pods tell theirs.
-    /// May be repeated.
-    #[arg(long, value_name = "IP:PORT[=NODE]", value_parser = agent)]
-    pub agent: Vec<AgentAddress>,
-    /// File with the token that agents ask for (their --token-file).
-    #[arg(long, value_name = "FILE")]
-    pub feedback_token_file: Option<PathBuf>,
-    /// With --policy predicted: a pair whose predicted time to the first token is within this is
-    /// taken before any that is not.
-    #[arg(long, value_parser = duration, value_name = "DURATION")]
-    pub slo_ttft: Option<Duration>,
-    /// The same for the time between two tokens.
-    #[arg(long, value_parser = duration, value_name = "DURATION")]
-    pub slo_itl: Option<Duration>,
-    /// Names the chosen pods in the answer's x-pd-router-prefill and x-pd-router-decode, and what
-    /// was predicted of them in x-pd-router-choice.
-    #[arg(long)]
-    pub explain_headers: bool,
-    /// File that holds the engines' API key, sent with /abort_request and probes.
-    #[arg(long, value_name = "FILE")]
-    pub engine_api_key_file: Option<PathBuf>,
-
+    #[command(flatten)]
+    pub service: ServiceFlags,
     #[command(flatten)]
     pub limits: LimitFlags,
     #[command(flatten)]
     pub timeouts: TimeoutFlags,
 }
 
-/// Where the fleet comes from: a cluster, a directory, or engines by URL as sglang-router takes them.
+/// Ports, access and scheduling of `pd-router gateway`.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "How to serve")]
+pub struct ServiceFlags {
+    /// IP address that the listeners of every Gateway bind. With --pd-disaggregation, --host is
+    /// used instead.
+    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED), value_name = "IP")]
+    pub listen_address: IpAddr,
+    /// Address of the admin port, which serves /livez, /readyz, /metrics and /fleet.
+    #[arg(long, default_value = "127.0.0.1:9901", value_name = "IP:PORT")]
+    pub admin_listen: SocketAddr,
+    /// File with the bearer token that /metrics and /fleet require. The file is read again when it
+    /// changes. Without this flag, both answer only requests to a loopback address.
+    #[arg(long, value_name = "FILE")]
+    pub admin_token_file: Option<PathBuf>,
+    /// Serve /metrics and /fleet without a token to every client that can reach the admin port.
+    #[arg(long, conflicts_with = "admin_token_file")]
+    pub admin_allow_unauthenticated: bool,
+    /// Scheduling policy, which chooses the prefill and the decode engine of a request:
+    /// round_robin, random, power_of_two, least_load or predicted.
+    #[arg(long, default_value_t = PolicyName(Policy::default()))]
+    pub policy: PolicyName,
+    /// Address of a node agent to subscribe to, in addition to the agents found in the cluster. If
+    /// NODE is given, the agent is trusted only for pods on that node. May be repeated.
+    #[arg(long, value_name = "IP:PORT[=NODE]", value_parser = agent)]
+    pub agent: Vec<AgentAddress>,
+    /// File with the bearer token that is sent to agents (their --token-file).
+    #[arg(long, value_name = "FILE")]
+    pub agent_token_file: Option<PathBuf>,
+    /// Target for the time to first token, for example `2s`. Pairs that are predicted to meet it
+    /// are preferred to pairs that are not. Requires --policy predicted.
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    pub slo_ttft: Option<Duration>,
+    /// Target for the time between two output tokens, for example `50ms`. Pairs that are predicted
+    /// to meet it are preferred to pairs that are not. Requires --policy predicted.
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    pub slo_itl: Option<Duration>,
+    /// Add response headers that explain the scheduling: x-pd-router-prefill and
+    /// x-pd-router-decode name the pods, x-pd-router-choice holds the predicted cost. They reveal
+    /// pod names to clients.
+    #[arg(long)]
+    pub explain_headers: bool,
+    /// File with the API key of the engines, which is sent with probes and /abort_request. Client
+    /// requests keep their own Authorization header.
+    #[arg(long, value_name = "FILE")]
+    pub engine_api_key_file: Option<PathBuf>,
+}
+
+/// Where the fleet comes from: a cluster, a directory of manifests, or engine URLs.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "What to serve")]
 pub struct SourceFlags {
-    /// Serve the Gateways of a cluster: the one that this runs in, else that of $KUBECONFIG or
-    /// ~/.kube/config.
+    /// Serve the Gateways of a Kubernetes cluster: the cluster that this pod runs in, or the one in
+    /// $KUBECONFIG or ~/.kube/config.
     #[arg(long, conflicts_with_all = ["manifests", "pd_disaggregation", "prefill", "decode"])]
     pub kubernetes: bool,
     #[command(flatten)]
     pub exposure: ExposureFlags,
-    /// Directory of YAML documents: Gateway, HTTPRoute, InferencePool, policies, Pods.
+    /// Directory of YAML or JSON manifests to serve: Gateway, HTTPRoute, InferencePool, policies and
+    /// Pods. The directory is polled, and changed files are reloaded.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["pd_disaggregation", "prefill", "decode"])]
     pub manifests: Option<PathBuf>,
-    /// Serve the engines named by --prefill and --decode, without any manifest.
+    /// Serve the engines of --prefill and --decode, without manifests. Compatible with
+    /// sglang-router.
     #[arg(long)]
     pub pd_disaggregation: bool,
-    /// A prefill engine: its URL, and its bootstrap port (default 8998). May be repeated. Here
-    /// as one list, in which a port follows its URL.
+    /// URL of a prefill engine, and its bootstrap port (8998 if omitted or `none`). May be repeated.
     #[arg(long, num_args = 1..=2, value_names = ["URL", "BOOTSTRAP_PORT"], action = clap::ArgAction::Append)]
     pub prefill: Vec<String>,
-    /// A decode engine's URL. May be repeated.
+    /// URL of a decode engine. May be repeated.
     #[arg(long, value_name = "URL")]
     pub decode: Vec<String>,
-    /// With --pd-disaggregation: the address to listen on.
+    /// IP address to listen on with --pd-disaggregation.
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED), value_name = "IP")]
     pub host: IpAddr,
-    /// With --pd-disaggregation: the port to listen on.
+    /// Port to listen on with --pd-disaggregation.
     #[arg(long, default_value_t = 30000)]
     pub port: u16,
 }
 
 impl SourceFlags {
-    /// `--prefill`'s values, a port with the URL that it follows.
+    /// Groups `--prefill`'s values: each URL with the port that follows it. Clap keeps the values
+    /// of all occurrences in one list.
     pub fn prefills(&self) -> Vec<Vec<String>> {
         let mut groups: Vec<Vec<String>> = Vec::new();
         for value in &self.prefill {
@@ -164,106 +231,114 @@ impl SourceFlags {
     }
 }
 
-/// How much the gateway takes. Everything has a limit.
+/// Limits on memory, connections, requests and retries.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Limits")]
 pub struct LimitFlags {
-    /// Largest request body in bytes; more is a 413.
+    /// Maximum size of a request body in bytes. A larger request gets 413.
     #[arg(long, default_value_t = 64 << 20, value_name = "BYTES")]
     pub max_body: usize,
-    /// Bytes of all request bodies held at once; beyond that a request is a 503.
+    /// Maximum size in bytes of all request bodies in memory together. A request that would exceed
+    /// it gets 503.
     #[arg(long, default_value_t = 4 << 30, value_name = "BYTES")]
     pub max_body_memory: usize,
-    /// Largest request head in bytes; more is a 431.
+    /// Maximum size of a request's headers in bytes, at least 8192. A larger request gets 431.
     #[arg(long, default_value_t = 64 << 10, value_name = "BYTES")]
-    pub max_head: usize,
-    /// Client connections held at once; further ones wait to be accepted.
-    #[arg(long, default_value_t = 32_768)]
+    pub max_header_bytes: usize,
+    /// Maximum number of open client connections. When it is reached, new connections wait in the
+    /// listen backlog.
+    #[arg(long, default_value_t = 32_768, value_name = "COUNT")]
     pub max_connections: usize,
-    /// Requests on one worker at once, where the engine does not tell its own limit.
-    #[arg(long, default_value_t = 1024)]
+    /// Maximum number of concurrent requests on one engine, unless the engine reports its own
+    /// limit. When every engine is full, requests wait in the queue.
+    #[arg(long, default_value_t = 1024, value_name = "COUNT")]
     pub max_requests_per_worker: u32,
-    /// Largest answer in bytes that is not a stream; such an answer is read whole, so that an
-    /// engine's death in the middle of it is no half answer for the client.
+    /// Maximum size in bytes of a response that is not a stream. Such a response is buffered
+    /// completely, so that the request can be retried if the engine fails; a larger one gets 502.
     #[arg(long, default_value_t = 256 << 20, value_name = "BYTES")]
-    pub max_answer: usize,
-    /// Requests of one pool that wait for room; one more is a 429.
-    #[arg(long, default_value_t = 1024)]
+    pub max_response: usize,
+    /// Maximum number of queued requests per pool. When it is reached, a new request gets 429.
+    #[arg(long, default_value_t = 1024, value_name = "COUNT")]
     pub max_queued: usize,
-    /// Pairs tried for one request, the first included.
-    #[arg(long, default_value_t = 3)]
+    /// Maximum number of attempts for one request, including the first. Each attempt uses a new
+    /// pair.
+    #[arg(long, default_value_t = 3, value_name = "COUNT")]
     pub max_attempts: u32,
-    /// Engines that may die under one request; then it is a 502 and tried on no other, since it
-    /// may be what kills them.
-    #[arg(long, default_value_t = 1)]
-    pub max_deaths: u32,
-    /// Idle connections kept open to each worker.
-    #[arg(long, default_value_t = 512)]
+    /// Number of engines that may crash during one request. Then the request gets 502 and is not
+    /// retried, because the request itself may cause the crashes.
+    #[arg(long, default_value_t = 1, value_name = "COUNT")]
+    pub max_engine_crashes: u32,
+    /// Maximum number of idle connections kept open to each engine.
+    #[arg(long, default_value_t = 512, value_name = "COUNT")]
     pub max_idle_per_worker: usize,
 }
 
-/// How long the gateway waits. Durations are written `300s`, `5m`, `100ms`.
+/// Timeouts and intervals. Durations carry a unit: `300s`, `5m`, `100ms`.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Timeouts")]
 pub struct TimeoutFlags {
-    /// For a request to find room; later it is a 503.
-    #[arg(long, default_value = "30s", value_parser = duration)]
+    /// Time a request may wait for capacity before it gets 503.
+    #[arg(long, default_value = "30s", value_parser = duration, value_name = "DURATION")]
     pub queue_timeout: Duration,
-    /// For a connection to an engine.
-    #[arg(long, default_value = "1s", value_parser = duration)]
+    /// Time to connect to an engine. After it, the attempt fails and may be retried.
+    #[arg(long, default_value = "1s", value_parser = duration, value_name = "DURATION")]
     pub connect_timeout: Duration,
-    /// For prefill's whole answer.
-    #[arg(long, default_value = "300s", value_parser = duration)]
+    /// Time for the complete response of a prefill engine. After it, the attempt fails.
+    #[arg(long, default_value = "300s", value_parser = duration, value_name = "DURATION")]
     pub prefill_timeout: Duration,
-    /// For the first event of a streamed answer.
-    #[arg(long, default_value = "300s", value_parser = duration)]
+    /// Time until the first event of a streamed response. After it, the attempt fails.
+    #[arg(long, default_value = "300s", value_parser = duration, value_name = "DURATION")]
     pub first_event_timeout: Duration,
-    /// Between two pieces of an answer.
-    #[arg(long, default_value = "300s", value_parser = duration)]
+    /// Time between two chunks of a response. After it, the request is aborted.
+    #[arg(long, default_value = "300s", value_parser = duration, value_name = "DURATION")]
     pub stream_idle_timeout: Duration,
-    /// A worker that has answered no probe for this long, counted from the second lost one, has
-    /// stopped: what waits for it goes to another pair or ends.
-    #[arg(long, default_value = "10s", value_parser = duration)]
-    pub silent_timeout: Duration,
-    /// For a whole request, where neither HTTPRoute nor BackendTrafficPolicy says.
-    #[arg(long, default_value = "24h", value_parser = duration)]
+    /// Time without an answer to any probe, counted from the second lost probe, until an engine
+    /// counts as down. Its requests are then retried on another pair or aborted.
+    #[arg(long, default_value = "10s", value_parser = duration, value_name = "DURATION")]
+    pub unresponsive_timeout: Duration,
+    /// Time for a complete request, unless an HTTPRoute or a BackendTrafficPolicy sets one.
+    #[arg(long, default_value = "24h", value_parser = duration, value_name = "DURATION")]
     pub request_timeout: Duration,
-    /// For a client to send its request head; an idle connection is closed after it too.
-    #[arg(long, default_value = "30s", value_parser = duration)]
+    /// Time for a client to send its request headers. Idle client connections are closed after it
+    /// too.
+    #[arg(long, default_value = "30s", value_parser = duration, value_name = "DURATION")]
     pub header_timeout: Duration,
-    /// For a client to send the next piece of its request body.
-    #[arg(long, default_value = "30s", value_parser = duration)]
+    /// Time for a client to send the next chunk of its request body. After it, the request gets
+    /// 408.
+    #[arg(long, default_value = "30s", value_parser = duration, value_name = "DURATION")]
     pub body_timeout: Duration,
-    /// For a client to take what is sent to it: one that reads nothing for so long is let go, and its
-    /// request aborted.
-    #[arg(long, default_value = "300s", value_parser = duration)]
+    /// Time for a client to read the next chunk of its response. After it, the connection is closed
+    /// and the request is aborted at the engines.
+    #[arg(long, default_value = "300s", value_parser = duration, value_name = "DURATION")]
     pub send_timeout: Duration,
-    /// An idle connection to an engine is closed after this; engines close theirs after 5 s
-    /// (uvicorn's default), so a shorter time here avoids most races.
-    #[arg(long, default_value = "4s", value_parser = duration)]
+    /// Time after which an idle connection to an engine is closed. Keep it below the engine's own
+    /// keep-alive timeout (5s with uvicorn), so that no request meets a closing connection.
+    #[arg(long, default_value = "4s", value_parser = duration, value_name = "DURATION")]
     pub pool_idle_timeout: Duration,
-    /// Between two probes of a worker that is up.
-    #[arg(long, default_value = "1s", value_parser = duration)]
+    /// Interval between two health probes of an engine that is up.
+    #[arg(long, default_value = "1s", value_parser = duration, value_name = "DURATION")]
     pub probe_interval: Duration,
-    /// For a probe's answer.
-    #[arg(long, default_value = "1s", value_parser = duration)]
+    /// Time for an engine to answer a health probe. After it, the probe counts as lost.
+    #[arg(long, default_value = "1s", value_parser = duration, value_name = "DURATION")]
     pub probe_timeout: Duration,
-    /// Between two polls of what an engine tells of its own load.
-    #[arg(long, default_value = "1s", value_parser = duration)]
+    /// Interval between two polls of the load that an engine reports.
+    #[arg(long, default_value = "1s", value_parser = duration, value_name = "DURATION")]
     pub engine_load_interval: Duration,
-    /// For running streams to finish after SIGTERM.
-    #[arg(long, default_value = "24h", value_parser = duration)]
+    /// Time for running requests to finish after SIGTERM. After it, they are aborted.
+    #[arg(long, default_value = "24h", value_parser = duration, value_name = "DURATION")]
     pub drain_timeout: Duration,
 }
 
-/// Everything the gateway was told, checked.
+/// The gateway's flags after validation.
 #[derive(Debug)]
-pub struct Settings {
+pub struct GatewaySettings {
     pub source: SourceFlags,
     pub listen_address: IpAddr,
     pub admin_listen: SocketAddr,
     pub admin_guard: Arc<Guard>,
     pub policy: Policy,
     pub agents: Vec<AgentAddress>,
-    pub feedback_token_file: Option<PathBuf>,
+    pub agent_token_file: Option<PathBuf>,
     pub aim: Objective,
     pub explain_headers: bool,
     pub engine_api_key: Option<http::HeaderValue>,
@@ -272,59 +347,65 @@ pub struct Settings {
 }
 
 impl GatewayFlags {
-    /// Checks what clap cannot: combinations, files, ranges.
+    /// Validates what clap cannot: combinations of flags, files, and ranges.
     ///
     /// # Errors
-    /// Names the flag that is wrong and why.
-    pub fn settings(self) -> Result<Settings> {
-        let flags = &self.source;
+    /// Names the invalid flag and the reason.
+    pub fn settings(self) -> Result<GatewaySettings> {
+        let (flags, service) = (&self.source, self.service);
         if !flags.kubernetes && flags.manifests.is_none() && !flags.pd_disaggregation {
             bail!(
-                "say what to serve: --kubernetes, --manifests DIR, or --pd-disaggregation with \
+                "no source to serve: set --kubernetes, --manifests DIR, or --pd-disaggregation with \
                  --prefill and --decode"
             );
         }
-        flags.exposure.check(flags.kubernetes, self.admin_listen.port())?;
+        flags.exposure.check(flags.kubernetes, service.admin_listen.port())?;
         if flags.pd_disaggregation && (flags.prefill.is_empty() || flags.decode.is_empty()) {
-            bail!("--pd-disaggregation needs at least one --prefill and one --decode");
+            bail!("--pd-disaggregation requires at least one --prefill and one --decode");
         }
         if self.limits.max_attempts == 0 {
-            bail!("--max-attempts is 0: a request needs at least one attempt");
+            bail!("--max-attempts must be at least 1");
         }
-        if self.limits.max_deaths == 0 {
-            bail!("--max-deaths is 0: the first engine to die cannot be spared");
+        if self.limits.max_engine_crashes == 0 {
+            bail!("--max-engine-crashes must be at least 1");
         }
-        if self.limits.max_head < 8 << 10 {
-            bail!("--max-head is {}: at least 8192 bytes are needed", self.limits.max_head);
+        if self.limits.max_header_bytes < 8 << 10 {
+            bail!(
+                "--max-header-bytes is {}: it must be at least 8192",
+                self.limits.max_header_bytes
+            );
         }
         let memory = self.limits.max_body_memory;
         if memory < self.limits.max_body || memory > tokio::sync::Semaphore::MAX_PERMITS {
-            bail!("--max-body-memory is {memory}: at least --max-body bytes are needed");
+            bail!(
+                "--max-body-memory is {memory}: it must be at least --max-body and at most {}",
+                tokio::sync::Semaphore::MAX_PERMITS
+            );
         }
         if self.limits.max_requests_per_worker == 0 || self.limits.max_connections == 0 {
             bail!("--max-requests-per-worker and --max-connections must be at least 1");
         }
-        let targets = (self.slo_ttft, self.slo_itl);
-        if targets != (None, None) && self.policy.0 != Policy::Predicted {
-            bail!("--slo-ttft and --slo-itl need --policy predicted: no other predicts");
+        let targets = (service.slo_ttft, service.slo_itl);
+        if targets != (None, None) && service.policy.0 != Policy::Predicted {
+            bail!("--slo-ttft and --slo-itl require --policy predicted");
         }
         let aim = Objective { targets: targets_of(targets), ..Objective::default() };
-        let engine_api_key = self.engine_api_key_file.as_deref().map(bearer).transpose()?;
+        let engine_api_key = service.engine_api_key_file.as_deref().map(bearer).transpose()?;
         let listen_address =
-            if self.source.pd_disaggregation { self.source.host } else { self.listen_address };
-        Ok(Settings {
+            if self.source.pd_disaggregation { self.source.host } else { service.listen_address };
+        Ok(GatewaySettings {
             source: self.source,
             listen_address,
-            admin_listen: self.admin_listen,
+            admin_listen: service.admin_listen,
             admin_guard: Arc::new(Guard::new(
-                self.admin_token_file.as_deref(),
-                self.admin_without_token,
+                service.admin_token_file.as_deref(),
+                service.admin_allow_unauthenticated,
             )),
-            policy: self.policy.0,
-            agents: self.agent,
-            feedback_token_file: self.feedback_token_file,
+            policy: service.policy.0,
+            agents: service.agent,
+            agent_token_file: service.agent_token_file,
             aim,
-            explain_headers: self.explain_headers,
+            explain_headers: service.explain_headers,
             engine_api_key,
             limits: self.limits,
             timeouts: self.timeouts,
@@ -340,7 +421,10 @@ fn bearer(path: &std::path::Path) -> Result<http::HeaderValue> {
         bail!("--engine-api-key-file {}: the file is empty", path.display());
     }
     let mut value = http::HeaderValue::try_from(format!("Bearer {key}")).with_context(|| {
-        format!("--engine-api-key-file {}: not usable in a header", path.display())
+        format!(
+            "--engine-api-key-file {}: the key contains characters that an HTTP header cannot hold",
+            path.display()
+        )
     })?;
     value.set_sensitive(true);
     Ok(value)
@@ -352,14 +436,14 @@ fn agent(text: &str) -> Result<AgentAddress, String> {
         Some((address, node)) => (address, Some(node)),
         None => (text, None),
     };
-    let address = address.parse().map_err(|_| format!("`{address}` is not IP:PORT"))?;
+    let address = address.parse().map_err(|_| format!("`{address}` must be IP:PORT"))?;
     if node.is_some_and(str::is_empty) {
-        return Err(format!("`{text}` names no node after the ="));
+        return Err(format!("`{text}` must name a node after `=`"));
     }
     Ok(AgentAddress { address, node: node.map(Into::into), name: text.into() })
 }
 
-/// Parses `1h`, `5m`, `300s`, `100ms`; no unit is an error, since it would be a guess.
+/// Parses `1h`, `5m`, `300s` or `100ms`. A number without a unit is an error.
 fn duration(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
@@ -368,13 +452,15 @@ fn duration(text: &str) -> Result<Duration, String> {
         "s" => 1.0,
         "m" => 60.0,
         "h" => 3600.0,
-        _ => return Err(format!("`{text}` needs a unit: ms, s, m or h")),
+        _ => return Err(format!("`{text}` must have a unit: ms, s, m or h")),
     };
-    let number: f64 = number.parse().map_err(|_| format!("`{text}` is no duration"))?;
+    let number: f64 = number
+        .parse()
+        .map_err(|_| format!("`{text}` must be a number with a unit, such as 30s"))?;
     Duration::try_from_secs_f64(number * seconds)
         .ok()
         .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| format!("`{text}` is out of range"))
+        .ok_or_else(|| format!("`{text}` must be above 0 and fit a duration"))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The `pd-router` command: parse, build, run, exit code.
+//! The `pd-router` command: parses the flags, runs the subcommand, sets the exit code.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -32,14 +32,14 @@ fn start(cli: Cli) -> Result<()> {
             runtime.block_on(async { gateway::run(settings, on_signal()?).await })
         }
         Command::Simulate(flags) => simulate(&flags),
-        Command::Crds(flags) => definitions(&flags),
+        Command::Crds(flags) => print_crds(&flags),
         Command::Agent(flags) if flags.cleanup => agent::cleanup(&flags),
         Command::Agent(flags) if flags.prepare_node => agent::prepare_node(&flags),
         Command::Agent(flags) => agent::run(*flags, || Ok(on_signal()?.cancelled_owned())),
     }
 }
 
-fn definitions(flags: &CrdFlags) -> Result<()> {
+fn print_crds(flags: &CrdFlags) -> Result<()> {
     for (name, text) in crds::files().map_err(anyhow::Error::msg)? {
         match &flags.write {
             Some(folder) => {
@@ -52,20 +52,21 @@ fn definitions(flags: &CrdFlags) -> Result<()> {
     Ok(())
 }
 
-/// Cancelled at the first SIGTERM or SIGINT; a second one ends the process at once.
+/// Returns a token that the first SIGTERM or SIGINT cancels. A second signal ends the process at
+/// once with status 130.
 fn on_signal() -> Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     let shutdown = CancellationToken::new();
-    let told = shutdown.clone();
-    // Lives as long as the process: it is what ends it.
+    let cancelled = shutdown.clone();
+    // Not awaited: this task ends with the process.
     tokio::spawn(async move {
         for status in [None, Some(130)] {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            told.cancel();
+            cancelled.cancel();
             if let Some(status) = status {
                 std::process::exit(status);
             }

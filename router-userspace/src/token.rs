@@ -1,4 +1,4 @@
-//! The token of a Secret, which agents, gateways and admin ports ask each other for.
+//! Bearer tokens: the token file of a mounted Secret, and the check of requests against it.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,84 +10,90 @@ use std::time::{Duration, Instant};
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use parking_lot::Mutex;
+use subtle::ConstantTimeEq;
 
-/// A Secret that is mounted changes while the process runs, and may come later than it.
-const FRESH: Duration = Duration::from_secs(1);
-/// Longer files are no token.
-const LONGEST: u64 = 4096;
+/// Age at which a token file is read again: a mounted Secret may appear or change while the process
+/// runs.
+const MAX_AGE: Duration = Duration::from_secs(1);
+/// Maximum size of a token file. A larger file holds no valid token.
+const MAX_TOKEN_BYTES: u64 = 4096;
 
-/// A file with a token: read again when it is older than [`FRESH`].
+/// A file with a token, which is read again once it is older than [`MAX_AGE`].
 #[derive(Debug)]
 pub struct TokenFile {
     path: PathBuf,
-    known: Mutex<Known>,
+    cached: Mutex<CachedToken>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
-    read: Option<Instant>,
+struct CachedToken {
+    read_at: Option<Instant>,
     token: Option<Arc<str>>,
 }
 
 impl TokenFile {
     pub fn new(path: &Path) -> TokenFile {
-        TokenFile { path: path.to_owned(), known: Mutex::default() }
+        TokenFile { path: path.to_owned(), cached: Mutex::default() }
     }
 
-    /// What the file holds, without the space around it; `None` where it is not there, empty, or
-    /// cannot be sent in a header.
+    /// Returns the content of the file without surrounding white space, or `None` if the file does
+    /// not exist, is empty, or holds characters that a header cannot carry.
     pub fn token(&self) -> Option<Arc<str>> {
-        let mut known = self.known.lock();
-        if known.read.is_none_or(|read| read.elapsed() >= FRESH) {
-            let first = known.read.is_none();
-            let next = read(&self.path);
-            if known.token.is_some() != next.is_some() || first {
-                self.tell(next.is_some());
+        let mut cached = self.cached.lock();
+        if cached.read_at.is_none_or(|read_at| read_at.elapsed() >= MAX_AGE) {
+            let first = cached.read_at.is_none();
+            let token = read(&self.path);
+            if cached.token.is_some() != token.is_some() || first {
+                self.log(token.is_some());
             }
-            *known = Known { read: Some(Instant::now()), token: next };
+            *cached = CachedToken { read_at: Some(Instant::now()), token };
         }
-        known.token.clone()
+        cached.token.clone()
     }
 
-    fn tell(&self, there: bool) {
+    fn log(&self, usable: bool) {
         let path = self.path.display();
-        match there {
-            true => tracing::info!(%path, "token read"),
-            false => tracing::warn!(%path, "no token there: nobody is admitted until there is"),
+        match usable {
+            true => tracing::info!(%path, "token file read"),
+            false => {
+                tracing::warn!(%path, "token file missing or invalid");
+            }
         }
     }
 }
 
 fn read(path: &Path) -> Option<Arc<str>> {
     let mut text = String::new();
-    File::open(path).ok()?.take(LONGEST + 1).read_to_string(&mut text).ok()?;
+    File::open(path).ok()?.take(MAX_TOKEN_BYTES + 1).read_to_string(&mut text).ok()?;
     let token = text.trim();
-    let usable = text.len() as u64 <= LONGEST && token.bytes().all(|byte| byte.is_ascii_graphic());
+    let fits = text.len() as u64 <= MAX_TOKEN_BYTES;
+    let usable = fits && token.bytes().all(|byte| byte.is_ascii_graphic());
     (usable && !token.is_empty()).then(|| token.into())
 }
 
-/// Who may ask for what is nobody else's business.
+/// Which requests may read protected endpoints.
 #[derive(Debug)]
 pub enum Guard {
-    /// Whoever has the token, over loopback too.
+    /// Requests with the token in this file, also over loopback.
     Token(TokenFile),
-    /// Whoever comes over loopback.
+    /// Requests to a loopback address.
     Loopback,
-    /// Everyone, because a flag says so.
+    /// All requests, because a flag allows it.
     Everyone,
 }
 
 impl Guard {
-    /// A token where a file is named; else loopback alone, unless a flag opens it for everyone.
-    pub fn new(token_file: Option<&Path>, without_token: bool) -> Guard {
-        match (token_file, without_token) {
+    /// Requires the token of `token_file` if there is one. Otherwise only loopback is allowed,
+    /// unless `allow_unauthenticated` is set.
+    pub fn new(token_file: Option<&Path>, allow_unauthenticated: bool) -> Guard {
+        match (token_file, allow_unauthenticated) {
             (_, true) => Guard::Everyone,
             (Some(path), false) => Guard::Token(TokenFile::new(path)),
             (None, false) => Guard::Loopback,
         }
     }
 
-    /// Whether a request with these headers, that came to the address `at`, is answered.
+    /// Whether a request with these headers to the local address `at` is allowed.
     pub fn admits(&self, headers: &HeaderMap, at: SocketAddr) -> bool {
         match self {
             Guard::Everyone => true,
@@ -96,21 +102,17 @@ impl Guard {
                 let given = headers.get(AUTHORIZATION).map(http::HeaderValue::as_bytes);
                 let given = given.and_then(|value| value.strip_prefix(b"Bearer "));
                 let token = file.token();
-                given.zip(token).is_some_and(|(given, token)| same(given, token.as_bytes()))
+                // In constant time, so that response times do not reveal a matching prefix.
+                given.zip(token).is_some_and(|(given, token)| given.ct_eq(token.as_bytes()).into())
             }
         }
     }
 }
 
-/// Takes as long for a wrong byte at the start as at the end.
-fn same(one: &[u8], other: &[u8]) -> bool {
-    one.len() == other.len() && one.iter().zip(other).fold(0, |all, (a, b)| all | (a ^ b)) == 0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::files::tests::Scratch;
+    use crate::control::files::tests::TempDirectory;
 
     const OUTSIDE: &str = "10.0.0.1:9901";
 
@@ -123,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_token_only_loopback_is_answered_unless_a_flag_says_so() {
+    fn without_a_token_only_loopback_is_allowed_unless_a_flag_allows_everyone() {
         let guard = Guard::new(None, false);
         for (at, admitted) in [
             ("127.0.0.5:1", true),
@@ -137,8 +139,8 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_asked_for_everywhere_and_compared_whole() {
-        let scratch = Scratch::new();
+    fn a_token_is_required_also_over_loopback_and_compared_whole() {
+        let scratch = TempDirectory::new();
         scratch.write("token", "secret\n");
         let guard = Guard::new(Some(&scratch.path().join("token")), false);
         assert!(admits(&guard, Some("Bearer secret"), OUTSIDE));
@@ -151,8 +153,8 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_a_token_admits_nobody() {
-        let scratch = Scratch::new();
+    fn a_file_without_a_valid_token_rejects_every_request() {
+        let scratch = TempDirectory::new();
         scratch.write("empty", " \n");
         scratch.write("long", &"x".repeat(5000));
         scratch.write("lines", "one\ntwo");
@@ -165,13 +167,13 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_comes_later_or_changes_is_read() {
-        let scratch = Scratch::new();
+    fn a_token_that_appears_or_changes_is_read_again() {
+        let scratch = TempDirectory::new();
         let file = TokenFile::new(&scratch.path().join("token"));
         assert_eq!(file.token(), None);
         scratch.write("token", "one");
         let later = |file: &TokenFile| {
-            file.known.lock().read = Instant::now().checked_sub(FRESH);
+            file.cached.lock().read_at = Instant::now().checked_sub(MAX_AGE);
             file.token()
         };
         assert_eq!(later(&file).as_deref(), Some("one"));

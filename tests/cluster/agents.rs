@@ -167,7 +167,7 @@ async fn an_agent_knows_its_nodes_pods_and_outlives_an_api_server_that_is_away()
 
     cluster.stop_api_server();
     eventually("the agent misses the API server", SOON, async || {
-        agent.log().contains("cannot be watched").then_some(())
+        agent.log().contains("watch failed, retrying").then_some(())
     })
     .await;
     agent.knows("pods that were known stay known", &all[..2]).await;
@@ -207,7 +207,7 @@ async fn gateways_find_agents_by_label_and_need_their_token() {
     let wrong = agent.folder.path().join("wrong");
     std::fs::write(&wrong, "another").expect("writing a token");
     let start = |token: PathBuf| {
-        let flags = ["--feedback-token-file", token.to_str().expect("UTF-8")];
+        let flags = ["--agent-token-file", token.to_str().expect("UTF-8")];
         Gateway::in_cluster(&kubeconfig, LISTENER_PORT, &flags)
     };
     let (accepted, refused) = (start(agent.folder.path().join("token")), start(wrong));

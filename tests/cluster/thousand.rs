@@ -62,7 +62,7 @@ impl Reader<'_> {
 
 fn fleet_of(line: &str) -> Option<(Timestamp, Held)> {
     let line: Value = serde_json::from_str(line).ok()?;
-    if line["message"] != "fleet" {
+    if line["message"] != "fleet published" {
         return None;
     }
     let at = line["timestamp"].as_str()?.parse().ok()?;

@@ -59,11 +59,15 @@ fn every_command_line_is_one_that_pd_router_takes() {
                     // Beyond loopback nothing but probes is answered without the token.
                     assert!(!settings.admin_listen.ip().is_loopback());
                     assert!(matches!(*settings.admin_guard, Guard::Token(_)));
-                    assert_eq!(settings.feedback_token_file, flags_token(&line));
+                    assert_eq!(settings.agent_token_file, flags_token(&line));
                 }
                 Command::Agent(flags) if flags.prepare_node => assert!(flags.cgroup.is_some()),
                 Command::Agent(flags) => {
-                    assert!(flags.kubernetes && flags.token_file.is_some() && !flags.without_token);
+                    assert!(
+                        flags.kubernetes
+                            && flags.token_file.is_some()
+                            && !flags.allow_unauthenticated
+                    );
                     assert!(flags.cgroup.is_some(), "a container's own cgroup is no use");
                 }
                 other => panic!("{other:?}"),

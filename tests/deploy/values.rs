@@ -57,7 +57,7 @@ fn values_change_their_objects() {
         "--set",
         "images.gateway=registry.example/pd-router:2,images.pullPolicy=Always",
         "--set",
-        "tokenSecret=other,agent.extraArgs={--tick=20},gateway.autoscaling.enabled=false",
+        "tokenSecret=other,agent.extraArgs={--sample-interval=20},gateway.autoscaling.enabled=false",
         "--set",
         "images.pullSecrets[0].name=registry",
     ])
@@ -76,7 +76,7 @@ fn values_change_their_objects() {
     }
     let agent = object("apps/v1 DaemonSet pd-router-system/pd-router-agent");
     let arguments = agent["spec"]["template"]["spec"]["containers"][0]["args"].as_array();
-    assert!(arguments.expect("arguments").contains(&"--tick=20".into()));
+    assert!(arguments.expect("arguments").contains(&"--sample-interval=20".into()));
 
     let objects = helm(&["--set", "agent.enabled=false"]).expect("no agent");
     assert_eq!(objects.keys().filter(|key| key.contains("agent")).count(), 0);

@@ -1,10 +1,9 @@
-//! The documents keep their word: examples are served, flags and metrics are written down.
+//! The documents keep their word: examples are served, metrics are written down.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use router_tests::fleet::SOON;
-use router_tests::gateway::run_to_end;
 use router_tests::{Fleet, Manifests, eventually};
 
 use crate::{CHAT, chat};
@@ -45,42 +44,6 @@ async fn the_documents_manifests_are_served_unchanged() {
     }
     let problems = gateway.fleet().await["problems"].clone();
     assert_eq!(problems.as_array().map(Vec::len), Some(0), "{problems}");
-}
-
-/// Flags and their defaults as `--help` prints them; a flag without a default has an empty one.
-fn flags_of_help(help: &str) -> BTreeMap<String, String> {
-    let mut flags = BTreeMap::new();
-    for block in help.split("\n      --").skip(1) {
-        let words = block.split_whitespace().collect::<Vec<_>>();
-        let text = words.join(" ");
-        let default = text.split_once("[default: ").and_then(|(_, rest)| rest.split(']').next());
-        flags.insert(format!("--{}", words[0]), default.unwrap_or_default().to_owned());
-    }
-    flags
-}
-
-/// Flags and their defaults in the document's tables: `| flag | default | meaning |`.
-fn flags_of_document(text: &str) -> BTreeMap<String, String> {
-    let rows = text.lines().filter(|line| line.starts_with("| `--"));
-    rows.map(|row| {
-        let cells: Vec<&str> = row.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
-        let name = cells[1].split(' ').next().unwrap_or_default();
-        (name.to_owned(), cells[2].to_owned())
-    })
-    .collect()
-}
-
-#[test]
-fn every_flag_and_its_default_are_documented() {
-    let (status, help) = run_to_end(&["gateway", "--help"]);
-    assert!(status.success());
-    let known = flags_of_help(&help);
-    assert!(known.len() > 10, "{help}");
-    assert_eq!(
-        flags_of_document(&read("docs/reference/flags.md")),
-        known,
-        "docs/reference/flags.md against --help"
-    );
 }
 
 /// Names of metrics at the start of a table's rows.

@@ -16,7 +16,7 @@ const WATCHFUL: [&str; 8] = [
     "100ms",
     "--probe-timeout",
     "200ms",
-    "--silent-timeout",
+    "--unresponsive-timeout",
     "200ms",
     "--max-attempts",
     "1",

@@ -86,7 +86,7 @@ async fn a_slow_engine_is_not_taken_for_a_client_that_stops_reading() {
 #[tokio::test]
 async fn a_head_over_the_limit_is_a_431_and_the_connection_goes_on() {
     let fleet = Fleet::start(1, 1).await;
-    let gateway = fleet.gateway_with(&["--max-head", "16384"]).await;
+    let gateway = fleet.gateway_with(&["--max-header-bytes", "16384"]).await;
     let mut sender = connect(&gateway, 1 << 16).await;
     for (headers, length) in [(1, 20_000), (20, 1_000), (300, 100)] {
         let mut large = request(&gateway, &chat("hi"));

@@ -26,7 +26,7 @@ async fn a_body_over_the_limit_is_a_413() {
 #[tokio::test]
 async fn a_head_over_the_limit_is_a_431() {
     let fleet = Fleet::start(1, 1).await;
-    let gateway = fleet.gateway_with(&["--max-head", "16384"]).await;
+    let gateway = fleet.gateway_with(&["--max-header-bytes", "16384"]).await;
     let mut request = gateway.client.json_request(CHAT, chat("hi").to_string());
     let large = HeaderValue::try_from("x".repeat(40_000)).expect("a value");
     request.headers_mut().insert("x-large", large);

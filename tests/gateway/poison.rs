@@ -63,7 +63,7 @@ async fn a_request_that_kills_ordinary_servers_kills_one() {
 #[tokio::test]
 async fn max_deaths_bounds_the_engines_that_one_request_may_kill() {
     let fleet = Fleet::start(3, 3).await;
-    let gateway = fleet.gateway_with(&["--max-deaths", "2"]).await;
+    let gateway = fleet.gateway_with(&["--max-engine-crashes", "2"]).await;
     poison(&fleet.prefill);
     assert_died(&gateway.client.post(CHAT, &chat("poison")).await, "prefill");
     assert_eq!((dead(&fleet.prefill), dead(&fleet.decode)), (2, 0));

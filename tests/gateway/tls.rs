@@ -123,7 +123,7 @@ async fn a_rotated_certificate_is_served_at_once_and_a_bad_one_never() {
             problem.starts_with("InvalidCertificateRef: Secret default/a-example"),
             "{problem}"
         );
-        assert!(problem.ends_with("the certificate before goes on"), "{problem}");
+        assert!(problem.ends_with("the previous certificate stays in use"), "{problem}");
         assert_eq!(asks(&new, &gateway, "a.example").await, Some(200), "{word}");
     }
     let log = gateway.log();
@@ -141,7 +141,7 @@ async fn a_listener_whose_secret_is_missing_is_not_served_and_its_neighbour_is()
     fleet.until_engines_known(&gateway).await;
     assert_eq!(asks(&certificate, &gateway, "a.example").await, Some(200));
     let listed = problems(&gateway).await;
-    let missing = "InvalidCertificateRef: Secret default/b-example is not here; it is not served";
+    let missing = "InvalidCertificateRef: Secret default/b-example does not exist; this certificate is not used";
     assert_eq!(listed, [missing]);
     let redirect = "apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute

@@ -42,5 +42,5 @@ fn an_agent_without_an_object_names_the_flag() {
         command.output().expect("starting the agent")
     });
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("--object"), "{said}");
+    assert!(!output.status.success() && said.contains("--ebpf-object"), "{said}");
 }

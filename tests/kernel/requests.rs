@@ -83,11 +83,11 @@ fn requests_in_flight_are_exact_at_every_moment() {
 }
 
 #[test]
-fn an_answer_without_length_is_over_after_the_idle_window_or_with_its_connection() {
+fn an_answer_without_length_is_over_after_the_response_idle_timeout_or_with_its_connection() {
     let node = Node::new(Topology::Routed);
     let one = node.pod(2);
     let pods = [prefill("p0", one.address)];
-    let agent = Agent::start_with(&node, &pods, &["--idle-window", "1500"]);
+    let agent = Agent::start_with(&node, &pods, &["--response-idle-timeout", "1500"]);
     let listener = listen(&one.netns, one.address, ENGINE);
     let (client, server) = joined(&node.outside, &listener);
     pass(&client, &server, b"GET / HTTP/1.1\r\n\r\n");

@@ -15,7 +15,7 @@ use crate::testbed::TestBed;
 const FAILURE_DEADLINE: Duration = Duration::from_secs(1);
 /// Time within which a returned engine serves again.
 const RECOVERY_DEADLINE: Duration = Duration::from_secs(20);
-/// The gateway's `--silent-timeout` in the test of a frozen engine.
+/// The gateway's `--unresponsive-timeout` in the test of a frozen engine.
 const SILENT: Duration = Duration::from_secs(3);
 /// Time until the gateway calls a frozen engine silent: two probes one second apart, each with one
 /// second for its answer, and time for a busy machine.
@@ -62,7 +62,7 @@ pub(crate) async fn decode_dies(testbed: &mut TestBed) {
 /// Prefill is stopped while it computes: its ports are open and nothing answers.
 pub(crate) async fn prefill_freezes(testbed: &mut TestBed) {
     let silent = format!("{}s", SILENT.as_secs());
-    let flags = ["--max-attempts", "1", "--silent-timeout", &silent];
+    let flags = ["--max-attempts", "1", "--unresponsive-timeout", &silent];
     let gateway = testbed.gateway_of_one_pair(&flags).await;
     let client = gateway.client;
     let body = long_prompt();

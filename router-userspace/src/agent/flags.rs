@@ -30,11 +30,11 @@ pub struct AgentFlags {
 
     /// Interval in milliseconds at which the requests of local pods are read and published.
     #[arg(long, help_heading = "Counting", default_value = "10", value_name = "MS", value_parser = milliseconds)]
-    pub tick: Duration,
+    pub sample_interval: Duration,
     /// Silence in milliseconds after which a response that ends only with its connection counts as
     /// finished.
     #[arg(long, help_heading = "Counting", default_value = "2000", value_name = "MS", value_parser = milliseconds)]
-    pub idle_window: Duration,
+    pub response_idle_timeout: Duration,
     /// Ports that carry KV cache between prefill and decode. The default is Mooncake's range.
     #[arg(long, help_heading = "Counting", default_value = "15000-17000", value_name = "FIRST-LAST", value_parser = port_range)]
     pub kv_ports: (u16, u16),
@@ -82,7 +82,7 @@ pub struct AgentFlags {
     pub token_file: Option<PathBuf>,
     /// Serve every client that can reach --listen, without a token.
     #[arg(long, help_heading = "Server", conflicts_with = "token_file")]
-    pub without_token: bool,
+    pub allow_unauthenticated: bool,
 
     /// Directory on a bpf file system in which maps and links are pinned.
     #[arg(
@@ -94,7 +94,7 @@ pub struct AgentFlags {
     pub pin_dir: PathBuf,
     /// File with the eBPF object, for a binary that does not carry it.
     #[arg(long, help_heading = "Programs", env = "PD_ROUTER_EBPF_OBJECT", value_name = "FILE")]
-    pub object: Option<PathBuf>,
+    pub ebpf_object: Option<PathBuf>,
     /// Mount the file systems that the node lacks (bpf, tracefs, and cgroup2 at --cgroup), then exit.
     /// Needs more privileges than the agent itself.
     #[arg(long, help_heading = "Programs", requires = "cgroup")]

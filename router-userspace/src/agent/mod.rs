@@ -131,13 +131,13 @@ pub fn run<S: Future<Output = ()>>(
 
 /// The eBPF object: the file that a flag names, else the one that the binary carries.
 fn object(flags: &AgentFlags) -> Result<Cow<'static, [u8]>> {
-    match &flags.object {
+    match &flags.ebpf_object {
         Some(path) => Ok(std::fs::read(path)
             .with_context(|| format!("reading the eBPF object {}", path.display()))?
             .into()),
         None => match EMBEDDED {
             Some(object) => Ok(object.into()),
-            None => bail!("this binary carries no eBPF object: name one with --object"),
+            None => bail!("this binary carries no eBPF object: name one with --ebpf-object"),
         },
     }
 }
@@ -160,7 +160,7 @@ impl Agent {
         let maps = Maps::open(&flags.pin_dir)?;
         let registry = Registry::adopt(&maps, flags.kv_ports)?;
         let state = NodeState {
-            sampler: Sampler::new(flags.idle_window),
+            sampler: Sampler::new(flags.response_idle_timeout),
             stats: RollingStats::default(),
             links: NodeLinks::default(),
             node: NodeInfo { name: flags.node_name.clone(), ..NodeInfo::default() },

@@ -27,7 +27,7 @@ const MAX_PORT_UPDATES: usize = 64;
 impl Agent {
     /// Reads at every tick, and serves, until `shutdown` is ready.
     pub(super) async fn serve(&mut self, shutdown: impl Future<Output = ()>) -> Result<()> {
-        let guard = Guard::new(self.flags.token_file.as_deref(), self.flags.without_token);
+        let guard = Guard::new(self.flags.token_file.as_deref(), self.flags.allow_unauthenticated);
         let address = self.flags.listen;
         if !server::may_listen(address, &guard) {
             bail!("--listen {address} is not a loopback address: --token-file is required");
@@ -69,7 +69,7 @@ impl Agent {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
             ticks
         };
-        let (mut ticks, mut next_full_read) = (every(self.flags.tick), Instant::now());
+        let (mut ticks, mut next_full_read) = (every(self.flags.sample_interval), Instant::now());
         let (mut source, mut reconcile) = (every(POLL_INTERVAL), every(RECONCILE_INTERVAL));
         loop {
             tokio::select! {

@@ -1,4 +1,4 @@
-//! Flags for how clients of a cluster reach its Gateways.
+//! Flags that control how clients reach the Gateways of a cluster.
 
 use std::collections::BTreeMap;
 
@@ -6,27 +6,29 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use router_core::fleet::ObjectName;
 
-use crate::control::fronts::plan::TARGET_PORTS;
+use crate::control::gateway_service::plan::TARGET_PORTS;
 
-/// With --kubernetes: how clients reach Gateways.
+/// How clients reach the Gateways of a cluster.
 #[derive(Clone, Debug, Args)]
 pub struct ExposureFlags {
-    /// With --kubernetes: the type of the Service that is made for each Gateway, in the namespace
-    /// that this runs in.
+    /// Type of the Service that is created for each Gateway with --kubernetes, in the namespace of
+    /// this pod.
     #[arg(long, value_enum, default_value_t = ServiceType::LoadBalancer)]
     pub gateway_service_type: ServiceType,
-    /// With --kubernetes: an annotation of every such Service. May be repeated.
+    /// Annotation of every Service that is created with --kubernetes. A Gateway's own
+    /// spec.infrastructure.annotations take precedence. May be repeated.
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     pub gateway_service_annotation: Vec<(String, String)>,
-    /// With --kubernetes: the labels by which such a Service finds the pods of this gateway.
+    /// Labels by which the Services that are created with --kubernetes select the pods of this
+    /// gateway.
     #[arg(
         long,
         value_name = "KEY=VALUE,...",
         default_value = "app.kubernetes.io/name=pd-router-gateway"
     )]
     pub gateway_pod_labels: Labels,
-    /// With --kubernetes: make no Services. All Gateways are behind this one, whose ports must be
-    /// those of their listeners.
+    /// Existing Service in front of all Gateways with --kubernetes. No Services are created. Its
+    /// ports must be the ports of the Gateways' listeners.
     #[arg(long, value_name = "NAMESPACE/NAME", value_parser = object_name)]
     pub gateway_service: Option<ObjectName>,
 }
@@ -52,7 +54,7 @@ impl ServiceType {
     }
 }
 
-/// Labels as a flag's value.
+/// Labels as the value of a flag: `KEY=VALUE,...`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Labels(pub BTreeMap<String, String>);
 
@@ -67,7 +69,7 @@ impl std::str::FromStr for Labels {
 fn pair(text: &str) -> Result<(String, String), String> {
     match text.trim().split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(format!("`{text}` is not KEY=VALUE")),
+        _ => Err(format!("`{text}` must be KEY=VALUE")),
     }
 }
 
@@ -75,12 +77,14 @@ impl ExposureFlags {
     /// Checks what clap cannot.
     pub(super) fn check(&self, kubernetes: bool, admin_port: u16) -> Result<()> {
         if self.gateway_service.is_some() && !kubernetes {
-            bail!("--gateway-service needs --kubernetes: only a cluster has Services");
+            bail!("--gateway-service requires --kubernetes");
         }
         let makes_services = kubernetes && self.gateway_service.is_none();
         if makes_services && TARGET_PORTS.contains(&admin_port) {
             let (first, last) = TARGET_PORTS.into_inner();
-            bail!("--admin-listen is on {admin_port}: {first} to {last} are for Gateways");
+            bail!(
+                "--admin-listen uses port {admin_port}: ports {first} to {last} are reserved for Gateways"
+            );
         }
         Ok(())
     }
@@ -92,7 +96,7 @@ fn object_name(text: &str) -> Result<ObjectName, String> {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
             Ok(ObjectName { namespace: namespace.into(), name: name.into() })
         }
-        _ => Err(format!("`{text}` is not NAMESPACE/NAME")),
+        _ => Err(format!("`{text}` must be NAMESPACE/NAME")),
     }
 }
 

@@ -1,10 +1,10 @@
-//! What a choice is for, as flags say it: a policy and its targets.
+//! The flags of scheduling: a policy and its latency targets.
 
 use std::time::Duration;
 
 use router_core::schedule::{Policy, SloTargets};
 
-/// [`Policy`] as a flag's value.
+/// [`Policy`] as the value of a flag.
 #[derive(Clone, Copy, Debug)]
 pub struct PolicyName(pub Policy);
 
@@ -13,9 +13,9 @@ impl std::str::FromStr for PolicyName {
 
     fn from_str(text: &str) -> Result<PolicyName, String> {
         match text.parse()? {
-            // They decide by what the gateway does not gather.
+            // They need data that the gateway does not collect.
             Policy::CacheAware | Policy::Reported => {
-                Err(format!("`{text}` is a model of a peer, for simulations alone"))
+                Err(format!("`{text}` is available only in `pd-router simulate`"))
             }
             policy => Ok(PolicyName(policy)),
         }
@@ -28,7 +28,7 @@ impl std::fmt::Display for PolicyName {
     }
 }
 
-/// What no flag says is no target.
+/// Converts the flags; a target that no flag sets is infinite.
 pub(super) fn targets_of((ttft, itl): (Option<Duration>, Option<Duration>)) -> Option<SloTargets> {
     let ms = |limit: Option<Duration>| limit.map_or(f32::INFINITY, |d| d.as_secs_f32() * 1000.0);
     (ttft.is_some() || itl.is_some()).then(|| SloTargets { ttft_ms: ms(ttft), itl_ms: ms(itl) })

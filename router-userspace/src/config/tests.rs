@@ -4,7 +4,7 @@ use clap::CommandFactory;
 
 use super::*;
 
-fn settings(line: &[&str]) -> Result<Settings> {
+fn settings(line: &[&str]) -> Result<GatewaySettings> {
     let cli = Cli::try_parse_from([&["pd-router", "gateway"], line].concat())?;
     let Command::Gateway(flags) = cli.command else { panic!("another command") };
     flags.settings()
@@ -72,8 +72,8 @@ fn an_agent_in_a_cluster_needs_its_nodes_name() {
     assert!(agent("--prepare-node").unwrap_err().contains("--cgroup"));
     assert!(agent("--prepare-node --cgroup c").is_ok());
     assert!(agent("--cleanup").is_ok());
-    let both = agent("--manifests d --token-file t --without-token").unwrap_err();
-    assert!(both.contains("--without-token"), "{both}");
+    let both = agent("--manifests d --token-file t --allow-unauthenticated").unwrap_err();
+    assert!(both.contains("--allow-unauthenticated"), "{both}");
 }
 
 #[test]
@@ -87,4 +87,109 @@ fn targets_are_for_the_policy_that_predicts() {
     assert_eq!(settings("").unwrap().aim.targets, None);
     let error = settings("--policy least_load --slo-itl 50ms").unwrap_err().to_string();
     assert!(error.contains("--slo-itl") && error.contains("predicted"), "{error}");
+}
+
+/// Calls `visit` with every flag of every command, and with the command's name.
+fn every_flag(mut visit: impl FnMut(&str, &clap::Arg)) {
+    let mut cli = Cli::command();
+    cli.build();
+    for command in cli.get_subcommands().filter(|command| command.get_name() != "help") {
+        for flag in command.get_arguments().filter(|flag| flag.get_id() != "help") {
+            visit(command.get_name(), flag);
+        }
+    }
+}
+
+fn help_of(flag: &clap::Arg) -> String {
+    flag.get_help().map(ToString::to_string).unwrap_or_default()
+}
+
+#[test]
+fn every_help_text_is_a_sentence_under_a_heading() {
+    every_flag(|command, flag| {
+        let (name, help) = (flag.get_long().unwrap_or_default(), help_of(flag));
+        assert!(help.starts_with(char::is_uppercase), "{command} --{name}: {help:?}");
+        assert!(help.split_whitespace().count() >= 3, "{command} --{name}: {help:?}");
+        let heading = flag.get_help_heading().is_some() || command == "crds";
+        assert!(heading, "{command} --{name} stands under no heading");
+    });
+}
+
+/// One row of a table: the flag with its values, its default, and its help.
+fn row(flag: &clap::Arg) -> String {
+    let mut name = format!("--{}", flag.get_long().unwrap_or_default());
+    let choices = flag.get_possible_values();
+    let takes_value = flag.get_action().takes_values();
+    if takes_value && choices.is_empty() {
+        let required = flag.get_num_args().map_or(1, |range| range.min_values());
+        for (position, value) in flag.get_value_names().unwrap_or_default().iter().enumerate() {
+            match position < required {
+                true => name.push_str(&format!(" <{value}>")),
+                false => name.push_str(&format!(" [{value}]")),
+            }
+        }
+    }
+    let mut text = help_of(flag);
+    text.push_str(if text.ends_with('.') { "" } else { "." });
+    if takes_value && !choices.is_empty() {
+        let choices = choices.iter().map(|choice| {
+            let help = choice.get_help().map(|help| format!(" ({help})")).unwrap_or_default();
+            format!("`{}`{help}", choice.get_name())
+        });
+        text.push_str(&format!(" Values: {}.", choices.collect::<Vec<_>>().join(", ")));
+    }
+    if let Some(variable) = flag.get_env() {
+        text.push_str(&format!(" Environment variable: `{}`.", variable.display()));
+    }
+    let defaults = flag.get_default_values().iter().map(|value| value.to_string_lossy());
+    let default = defaults.collect::<Vec<_>>().join(",");
+    let default = match takes_value && !default.is_empty() {
+        true => format!("`{default}`"),
+        false => String::new(),
+    };
+    format!("| `{name}` | {default} | {text} |\n").replace("|  |", "| |")
+}
+
+/// The page of all flags, as `--help` prints them.
+fn flags_page() -> String {
+    let mut page = "# Flags\n\nEvery flag of every command, as `--help` prints it. A test keeps this page and `--help` the \
+                    same;\n`UPDATE_GOLDEN=1 cargo test -p pd-router --lib the_flags_page` rewrites it. Durations \
+                    carry a unit: `300s`,\n`5m`, `100ms`.\n"
+        .to_owned();
+    let (mut command, mut heading) = (String::new(), String::new());
+    let mut common: Vec<String> = Vec::new();
+    every_flag(|of, flag| {
+        if flag.is_global_set() {
+            let row = row(flag);
+            if !common.contains(&row) {
+                common.push(row);
+            }
+            return;
+        }
+        let under = flag.get_help_heading().unwrap_or("Output");
+        if command != of {
+            page.push_str(&format!("\n## `pd-router {of}`\n"));
+            heading.clear();
+        }
+        if command != of || heading != under {
+            page.push_str(&format!(
+                "\n### {under}\n\n| flag | default | meaning |\n|---|---|---|\n"
+            ));
+        }
+        (command, heading) = (of.to_owned(), under.to_owned());
+        page.push_str(&row(flag));
+    });
+    page.push_str("\n## Every command\n\n| flag | default | meaning |\n|---|---|---|\n");
+    page + &common.concat()
+}
+
+#[test]
+fn the_flags_page_is_what_help_prints() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/flags.md");
+    let page = flags_page();
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &page).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(written, page, "docs/reference/flags.md is stale: run with UPDATE_GOLDEN=1");
 }

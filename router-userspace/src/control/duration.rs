@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-/// Parses a duration. The error says what is wrong with the text.
+/// Parses a duration. The error names the text and the reason.
 pub(super) fn parse(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }
-    let bad = || format!("{text:?} is no duration; write for example 24h, 1h30m, 500ms or 0s");
+    let bad = || format!("{text:?} is not a duration; use for example 24h, 1h30m, 500ms or 0s");
     let mut rest = text;
     let mut total_ns: u128 = 0;
     if rest.is_empty() {
@@ -31,14 +31,14 @@ pub(super) fn parse(text: &str) -> Result<Duration, String> {
         total_ns = total_ns.checked_add(term).ok_or_else(bad)?;
         rest = after;
     }
-    // Go's own limit, some 292 years.
+    // Go's limit, about 292 years.
     match i64::try_from(total_ns) {
         Ok(ns) => Ok(Duration::from_nanos(ns.unsigned_abs())),
-        Err(_) => Err(format!("{text:?} is longer than a duration can be")),
+        Err(_) => Err(format!("{text:?} is longer than the maximum of 292 years")),
     }
 }
 
-/// `number` may have a fraction; more digits than a nanosecond has are cut off.
+/// `number` may have a fraction. Digits below a nanosecond are dropped.
 fn scaled(number: &str, unit_ns: u128) -> Option<u128> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let digits = |text: &str| text.len() <= 18 && text.bytes().all(|b| b.is_ascii_digit());
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_read_as_go_reads_them() {
+    fn durations_are_parsed_as_in_go() {
         for (text, ms) in [
             ("24h", 86_400_000),
             ("1h30m", 5_400_000),
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_duration_is_named() {
+    fn an_invalid_duration_is_quoted_in_the_error() {
         for text in ["", "24", "h", ".s", "-1s", "1 h", "1d", "1h 30m", "1.2.3s", "99999999999999h"]
         {
             let error = parse(text).unwrap_err();

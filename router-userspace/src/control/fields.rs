@@ -1,51 +1,51 @@
-//! What of a document is not honoured: fields unknown to its type, fields known and not served,
-//! values that a cluster would refuse.
+//! Finds the fields of a document that have no effect: unknown fields, unsupported fields, and values
+//! that a cluster would refuse.
 
 use serde_json::Value;
 
 use super::objects::Kind;
 
-/// A complaint about one field of a document that was read.
+/// A problem of one field of a valid document.
 #[derive(Debug)]
-pub(super) struct Complaint {
-    /// The field's path; `None` where the document as a whole is meant.
+pub(super) struct FieldProblem {
+    /// The field's path, or `None` for the whole document.
     pub(super) field: Option<String>,
     pub(super) code: &'static str,
     pub(super) reason: String,
 }
 
-/// Complaints of one document; more are not worth a report.
-const MAX_COMPLAINTS: usize = 32;
+/// Maximum number of field problems per document.
+const MAX_FIELD_PROBLEMS: usize = 32;
 
-/// Characters of a reason.
+/// Maximum number of characters in a reason.
 const MAX_REASON: usize = 400;
 
-/// Fields that the type knows and that have no effect. `*` stands for any index.
-const UNSERVED: [(Kind, &str, &str); 6] = [
-    (Kind::Gateway, "spec.addresses", "the address is that of the Service or of the command"),
-    (Kind::Gateway, "spec.allowedListeners", "ListenerSets are not read"),
-    (Kind::Gateway, "spec.tls", "clients' certificates are not asked for"),
-    (Kind::Gateway, "spec.listeners.*.tls.options", "there are none"),
+/// Fields that are valid and have no effect. `*` stands for any index.
+const UNSUPPORTED: [(Kind, &str, &str); 6] = [
+    (Kind::Gateway, "spec.addresses", "addresses are those of the Service or of the host"),
+    (Kind::Gateway, "spec.allowedListeners", "ListenerSet is not supported"),
+    (Kind::Gateway, "spec.tls", "client certificates are not supported"),
+    (Kind::Gateway, "spec.listeners.*.tls.options", "no options are supported"),
     (Kind::Service, "spec.sessionAffinity", "requests are spread over all endpoints"),
     (Kind::Service, "spec.trafficDistribution", "requests are spread over all endpoints"),
 ];
 
-/// Compares a document with what its type kept of it.
-pub(super) fn unread(kind: Kind, original: &Value, kept: &Value) -> Vec<Complaint> {
-    let mut complaints = Vec::new();
-    unknown(original, kept, &mut Vec::new(), &mut complaints);
-    unserved(kind, original, &mut Vec::new(), &mut complaints);
+/// Compares a document with the fields that its type keeps.
+pub(super) fn without_effect(kind: Kind, original: &Value, kept: &Value) -> Vec<FieldProblem> {
+    let mut field_problems = Vec::new();
+    unknown(original, kept, &mut Vec::new(), &mut field_problems);
+    unsupported(kind, original, &mut Vec::new(), &mut field_problems);
     if kind == Kind::Pod {
-        spaced_quantities(original, &mut Vec::new(), &mut complaints);
+        spaced_quantities(original, &mut Vec::new(), &mut field_problems);
     }
-    complaints.truncate(MAX_COMPLAINTS);
-    complaints
+    field_problems.truncate(MAX_FIELD_PROBLEMS);
+    field_problems
 }
 
-/// Adds what would help to an error of the deserializer.
+/// Adds a hint to an error of the deserializer.
 pub(super) fn explain(error: &str) -> String {
     let error = shortened(error);
-    // Numbers and booleans in place of text are the usual trap of unquoted YAML.
+    // Unquoted numbers and booleans in place of strings are a common mistake in YAML.
     let unquoted =
         ["invalid type: boolean", "invalid type: integer", "invalid type: floating point"];
     if unquoted.iter().any(|start| error.starts_with(start)) && error.contains("string") {
@@ -54,7 +54,7 @@ pub(super) fn explain(error: &str) -> String {
     error
 }
 
-/// An error may quote the value that it is about, which may be of any size.
+/// Limits the length of an error, which may quote a value of any size.
 pub(super) fn shortened(error: &str) -> String {
     match error.char_indices().nth(MAX_REASON) {
         Some((cut, _)) => format!("{} ...", &error[..cut]),
@@ -101,7 +101,7 @@ fn each(
     }
 }
 
-fn unknown(original: &Value, kept: &Value, path: &mut Vec<String>, out: &mut Vec<Complaint>) {
+fn unknown(original: &Value, kept: &Value, path: &mut Vec<String>, out: &mut Vec<FieldProblem>) {
     let top = path.is_empty();
     each(original, path, |name, child, path| {
         let twin = match kept {
@@ -111,17 +111,17 @@ fn unknown(original: &Value, kept: &Value, path: &mut Vec<String>, out: &mut Vec
         match twin {
             Some(twin) => unknown(child, twin, path, out),
             None if child.is_null() || (top && (name == "apiVersion" || name == "kind")) => {}
-            None => out.push(Complaint {
+            None => out.push(FieldProblem {
                 field: Some(dotted(path)),
                 code: "UnknownField",
-                reason: "is not known to pd-router and has no effect".to_owned(),
+                reason: "is unknown to pd-router and has no effect".to_owned(),
             }),
         }
     });
 }
 
-fn unserved(kind: Kind, value: &Value, path: &mut Vec<String>, out: &mut Vec<Complaint>) {
-    for (of, pattern, why) in UNSERVED {
+fn unsupported(kind: Kind, value: &Value, path: &mut Vec<String>, out: &mut Vec<FieldProblem>) {
+    for (of, pattern, why) in UNSUPPORTED {
         if of != kind {
             continue;
         }
@@ -130,7 +130,7 @@ fn unserved(kind: Kind, value: &Value, path: &mut Vec<String>, out: &mut Vec<Com
             if pattern == "spec.sessionAffinity" && found == "None" {
                 return;
             }
-            out.push(Complaint {
+            out.push(FieldProblem {
                 field: Some(dotted(path)),
                 code: "Unsupported",
                 reason: format!("has no effect: {why}"),
@@ -158,8 +158,8 @@ fn find(
     });
 }
 
-/// `16 Gi`: a number and a unit with a space between, which a cluster refuses.
-fn spaced_quantities(value: &Value, path: &mut Vec<String>, out: &mut Vec<Complaint>) {
+/// Finds quantities with a space before the unit, such as `16 Gi`, which a cluster refuses.
+fn spaced_quantities(value: &Value, path: &mut Vec<String>, out: &mut Vec<FieldProblem>) {
     each(value, path, |name, child, path| {
         let quantity = name == "sizeLimit"
             || path.iter().any(|part| part == "resources")
@@ -167,12 +167,10 @@ fn spaced_quantities(value: &Value, path: &mut Vec<String>, out: &mut Vec<Compla
         if quantity && let Some(text) = child.as_str() {
             if text.contains(char::is_whitespace) {
                 let joined: String = text.split_whitespace().collect();
-                out.push(Complaint {
+                out.push(FieldProblem {
                     field: Some(dotted(path)),
                     code: "InvalidQuantity",
-                    reason: format!(
-                        "{text:?} is no quantity: a cluster refuses the space; write {joined}"
-                    ),
+                    reason: format!("{text:?} is not a valid quantity; write {joined}"),
                 });
             }
         } else {

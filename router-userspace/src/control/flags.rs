@@ -1,9 +1,9 @@
-//! The source that takes engines from the command line, as sglang-router does: no manifests, one
-//! listener, one pool.
+//! The flags source: engines from the command line, as with sglang-router. They form one pool behind
+//! one listener.
 //!
-//! Host names are resolved at the start and every [`RESOLVE_EVERY`] looks. A name keeps its
-//! address as long as the resolver still gives it; one that does not resolve is no worker yet
-//! and is tried again every [`RETRY_EVERY`] looks.
+//! Host names are resolved at the start and every [`RESOLVE_EVERY`] polls. An engine keeps its
+//! address as long as the resolver still returns it. A name that does not resolve is retried every
+//! [`RETRY_EVERY`] polls; until then, the engine is not a worker.
 
 use std::net::{IpAddr, ToSocketAddrs};
 use std::num::NonZeroU16;
@@ -22,29 +22,29 @@ use super::objects::{
     TrafficPolicySpec, TrafficProfile,
 };
 
-/// The name of everything that is made of flags.
+/// The name of all objects that are made from flags.
 const NAME: &str = "flags";
-/// The label that the pool selects its pods by.
+/// The label by which the pool selects its pods.
 const POOL_LABEL: &str = "pd-router/pool";
-/// Looks between two resolutions of a name that resolves: some 30 seconds.
+/// Polls between two resolutions of a host name: about 30 s.
 pub const RESOLVE_EVERY: u32 = 200;
-/// Looks between two tries of a name that does not resolve: some second.
+/// Polls between two attempts for a name that does not resolve: about 1 s.
 pub const RETRY_EVERY: u32 = 7;
 
-/// Why a flag's value is none.
+/// An invalid value of a flag.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadFlag {
     #[error("--{flag} {value:?}: {reason}")]
     Url { flag: &'static str, value: String, reason: &'static str },
-    #[error("--prefill: {0:?} is no bootstrap port; give a number or `none`")]
+    #[error("--prefill: bootstrap port {0:?} must be a port from 1 to 65535, or `none`")]
     BootstrapPort(String),
 }
 
 /// One engine of the command line.
 #[derive(Clone, Debug)]
-struct Engine {
+struct EngineFlag {
     role: &'static str,
-    /// The URL's authority, which is also the worker's name.
+    /// The URL's authority, `host:port`. It is also the worker's name.
     authority: String,
     host: String,
     port: NonZeroU16,
@@ -55,15 +55,15 @@ struct Engine {
 /// The engines of the command line.
 #[derive(Debug)]
 pub struct Engines {
-    engines: Vec<Engine>,
+    engines: Vec<EngineFlag>,
     listener_port: u16,
-    looks: u32,
-    begun: bool,
+    polls: u32,
+    started: bool,
 }
 
 impl Engines {
-    /// Takes the values of `--prefill URL [BOOTSTRAP_PORT|none]`, `--decode URL` and `--port`.
-    /// Without a bootstrap port, or with `none`, SGLang's default 8998 is meant.
+    /// Parses the values of `--prefill URL [BOOTSTRAP_PORT|none]`, `--decode URL` and `--port`. The
+    /// default bootstrap port is SGLang's 8998.
     pub fn parse(
         prefill: &[Vec<String>],
         decode: &[String],
@@ -87,20 +87,20 @@ impl Engines {
         }
         let mut names = std::collections::BTreeSet::new();
         if let Some(twice) = engines.iter().find(|engine| !names.insert(&engine.authority)) {
-            let reason = "is named twice";
+            let reason = "is given twice";
             let value = format!("http://{}", twice.authority);
             return Err(BadFlag::Url { flag: twice.role, value, reason });
         }
-        Ok(Engines { engines, listener_port, looks: 0, begun: false })
+        Ok(Engines { engines, listener_port, polls: 0, started: false })
     }
 
-    /// Resolves host names where it is time, and brings the pods in `index` up to date. Returns
-    /// whether something has changed. Blocks on the resolver.
+    /// Resolves host names that are due, and updates the pods in `index`. Returns whether the index
+    /// has changed. Blocks on the resolver.
     pub fn poll(&mut self, index: &mut Index) -> bool {
-        let due = self.looks.is_multiple_of(RESOLVE_EVERY);
-        let retry = self.looks.is_multiple_of(RETRY_EVERY);
-        self.looks = self.looks.wrapping_add(1);
-        let first = !std::mem::replace(&mut self.begun, true);
+        let due = self.polls.is_multiple_of(RESOLVE_EVERY);
+        let retry = self.polls.is_multiple_of(RETRY_EVERY);
+        self.polls = self.polls.wrapping_add(1);
+        let first = !std::mem::replace(&mut self.started, true);
         if first {
             for object in topology(self.listener_port) {
                 index.apply(Source::Flags, object);
@@ -126,8 +126,8 @@ impl Engines {
     }
 }
 
-impl Engine {
-    /// Looks the host up; what the resolver said where that failed. The last address stays.
+impl EngineFlag {
+    /// Resolves the host. Returns the resolver's error; the last address then stays in use.
     fn resolve(&mut self) -> Option<String> {
         let host = self.host.trim_matches(['[', ']']);
         match (host, self.port.get()).to_socket_addrs() {
@@ -173,30 +173,30 @@ impl Engine {
     }
 }
 
-fn engine(flag: &'static str, url: &str) -> Result<Engine, BadFlag> {
+fn engine(flag: &'static str, url: &str) -> Result<EngineFlag, BadFlag> {
     let bad = |reason| BadFlag::Url { flag, value: url.to_owned(), reason };
-    let uri: http::Uri = url.parse().map_err(|_| bad("is no URL"))?;
+    let uri: http::Uri = url.parse().map_err(|_| bad("is not a URL"))?;
     if uri.scheme_str() != Some("http") {
         return Err(bad("must begin with http://"));
     }
     if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
-        return Err(bad("must end after the port"));
+        return Err(bad("must have no path or query"));
     }
     let port = NonZeroU16::new(uri.port_u16().unwrap_or(80)).ok_or_else(|| bad("has port 0"))?;
     let host = uri.host().ok_or_else(|| bad("has no host"))?.to_owned();
     let authority = format!("{host}:{port}");
-    Ok(Engine { role: flag, authority, host, port, bootstrap_port: None, address: None })
+    Ok(EngineFlag { role: flag, authority, host, port, bootstrap_port: None, address: None })
 }
 
-fn unresolved(engine: &Engine, reason: &str) -> Problem {
-    let kept = if engine.address.is_some() { "; its last address is kept" } else { "" };
+fn unresolved(engine: &EngineFlag, reason: &str) -> Problem {
+    let kept = if engine.address.is_some() { "; its last address stays in use" } else { "" };
     Problem {
         source: Source::Flags.name(),
         document: None,
         object: Some(engine.authority.as_str().into()),
         field: Some(format!("--{}", engine.role).into()),
         code: "Unresolved",
-        reason: format!("the host name does not resolve: {reason}{kept}").into(),
+        reason: format!("cannot resolve the host name: {reason}{kept}").into(),
     }
 }
 
@@ -204,7 +204,8 @@ fn metadata(name: &str) -> ObjectMeta {
     ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() }
 }
 
-/// The objects around the engines: one listener, a route for every path, a pool, its policy.
+/// The objects around the engines: a Gateway with one listener, a route for all paths, a pool and
+/// its policy.
 fn topology(port: u16) -> [Object; 4] {
     let listener = GatewayListeners {
         name: "http".to_owned(),
@@ -308,21 +309,21 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_flag_says_which_and_why() {
+    fn an_invalid_flag_is_named_with_the_reason() {
         let decode = "http://127.0.0.1:1";
         let prefill: [&[&str]; 1] = [&["http://127.0.0.1:1"]];
         for (flags, expected) in [
             (engines(&[&["127.0.0.1:1"]], &[decode]), "--prefill \"127.0.0.1:1\": must begin with"),
             (engines(&prefill, &["https://a:1"]), "--decode \"https://a:1\": must begin with http"),
-            (engines(&prefill, &["http://a:1/v1"]), "must end after the port"),
+            (engines(&prefill, &["http://a:1/v1"]), "must have no path or query"),
             (engines(&prefill, &["http://a:0"]), "has port 0"),
             (
                 engines(&prefill, &["http://127.0.0.1:1"]),
-                "--decode \"http://127.0.0.1:1\": is named twice",
+                "--decode \"http://127.0.0.1:1\": is given twice",
             ),
-            (engines(&prefill, &["no url"]), "is no URL"),
-            (engines(&[&["http://a:1", "x"]], &[decode]), "\"x\" is no bootstrap port"),
-            (engines(&[&["http://a:1", "0"]], &[decode]), "\"0\" is no bootstrap port"),
+            (engines(&prefill, &["no url"]), "is not a URL"),
+            (engines(&[&["http://a:1", "x"]], &[decode]), "bootstrap port \"x\" must be"),
+            (engines(&[&["http://a:1", "0"]], &[decode]), "bootstrap port \"0\" must be"),
         ] {
             let error = flags.unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
@@ -330,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_does_not_resolve_is_no_worker_yet_and_is_named() {
+    fn a_host_name_that_does_not_resolve_is_reported_and_has_no_worker() {
         // RFC 6761 keeps `invalid` from ever resolving.
         let mut engines =
             engines(&[&["http://prefill.invalid:1"]], &["http://localhost:2"]).unwrap();
@@ -342,7 +343,7 @@ mod tests {
         assert_eq!(pool.members.len(), 1);
         let unfit = |name: &str| pool.excluded.iter().any(|unfit| &*unfit.worker == name);
         assert!(unfit("default/prefill.invalid:1"), "{:?}", pool.excluded);
-        let said = fleet.problems[0].to_string();
-        assert!(said.contains("prefill.invalid:1, --prefill: the host name does not resolve"));
+        let problem = fleet.problems[0].to_string();
+        assert!(problem.contains("prefill.invalid:1, --prefill: cannot resolve the host name"));
     }
 }

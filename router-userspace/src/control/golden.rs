@@ -1,5 +1,5 @@
-//! Golden cases: a file of manifests and the fleet that it makes, in `golden/`.
-//! `UPDATE_GOLDEN=1` writes the snapshots anew.
+//! Golden tests: files of manifests in `golden/`, and a snapshot of the fleet built from each.
+//! `UPDATE_GOLDEN=1` rewrites the snapshots.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::document::{self, Content};
 use super::index::{Index, Source};
 use super::objects::Object;
 
-/// The index of a text, as the directory would fill it.
+/// The index of a text, as the directory source fills it.
 pub(super) fn index(file: &str, text: &str) -> Index {
     let mut index = Index::default();
     let name: Arc<str> = file.into();
@@ -40,7 +40,7 @@ pub(super) fn object(text: &str) -> Object {
     objects.next().unwrap()
 }
 
-/// The fleet as text: what `/fleet` shows, and the problems as the log shows them.
+/// The fleet as text: as in `/fleet`, with problems as in the log.
 fn snapshot(fleet: &Fleet) -> String {
     let mut value = serde_json::to_value(fleet).unwrap();
     let problems: Vec<String> = fleet.problems.iter().map(ToString::to_string).collect();
@@ -49,7 +49,7 @@ fn snapshot(fleet: &Fleet) -> String {
 }
 
 #[test]
-fn every_case_makes_the_fleet_of_its_snapshot() {
+fn every_case_builds_the_fleet_of_its_snapshot() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/control/golden");
     let mut cases = 0;
     let mut different = Vec::new();

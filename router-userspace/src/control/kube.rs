@@ -1,7 +1,7 @@
-//! The source that watches a cluster: one task a watch, all feeding the [`Index`].
+//! The cluster source: one task per watch, all of which update the [`Index`].
 //!
-//! What cannot be watched, an API server that is away or a kind that is not installed, is tried
-//! again; what was read of it before goes on.
+//! A watch that fails is retried: the API server may be unavailable, or a CustomResourceDefinition
+//! may not be installed. Objects read before stay in effect.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,95 +17,97 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::fronts::plan::Shape;
+use super::gateway_service::plan::ServiceTemplate;
 use super::index::{Exposure, Index};
 use super::objects::Kind;
-use super::status::{self, Report};
-use super::watched::{self, Change, Failure, Seen, Watch, Watched};
+use super::status_writer::{self, DesiredState};
+use super::watch::{ObservedObject, Watch, WatchCache, WatchEvent, WatchFailure, object_key};
 use crate::config::ExposureFlags;
 
-/// Changes that wait to be read; watches wait beyond that.
-const MAX_WAITING: usize = 4096;
-/// Between two looks at what has changed.
-const REST: Duration = Duration::from_millis(20);
-/// Between a failure and the next try; doubled up to [`LONGEST_PAUSE`] while it goes on.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// Between two looks for a kind that is not installed.
-const ABSENT_PAUSE: Duration = Duration::from_secs(2);
-/// The API server sends a bookmark every minute: longer silence is a dead connection.
-const SILENCE: Duration = Duration::from_secs(150);
+/// Maximum number of events in the channel. When it is full, watches wait.
+const MAX_PENDING_EVENTS: usize = 4096;
+/// Minimum time between two reads of events, so that a burst of events makes one fleet.
+const DEBOUNCE: Duration = Duration::from_millis(20);
+/// Backoff after the first failure of a watch. It doubles with every failure up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_millis(200);
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
+/// Interval between two checks whether a missing kind has been installed.
+const ABSENT_KIND_INTERVAL: Duration = Duration::from_secs(2);
+/// Read timeout of a watch. The API server sends a bookmark every minute, so a longer silence means
+/// that the connection is dead.
+const READ_TIMEOUT: Duration = Duration::from_secs(150);
 
-/// A cluster, by its API server.
+/// The connection to a cluster's API server, and the watches on it.
 pub struct Cluster {
     client: Client,
-    watched: Watched,
+    cache: WatchCache,
     tasks: BTreeMap<Watch, AbortOnDropHandle<()>>,
-    tell: mpsc::Sender<(Watch, Change)>,
-    told: mpsc::Receiver<(Watch, Change)>,
+    sender: mpsc::Sender<(Watch, WatchEvent)>,
+    receiver: mpsc::Receiver<(Watch, WatchEvent)>,
     exposure: Exposure,
-    /// To the task that writes statuses and Services.
-    report: watch::Sender<Arc<Report>>,
+    /// Input of the task that writes statuses and Services.
+    desired: watch::Sender<Arc<DesiredState>>,
     _status: Option<AbortOnDropHandle<()>>,
-    /// Received and not yet read.
-    waiting: Vec<(Watch, Change)>,
-    /// Not read before: in a burst, one fleet is made for many changes.
-    rests_until: Instant,
+    /// Events that have been received and not applied yet.
+    pending: Vec<(Watch, WatchEvent)>,
+    /// No events are read before this time.
+    debounced_until: Instant,
 }
 
 impl std::fmt::Debug for Cluster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cluster").field("watched", &self.watched).finish_non_exhaustive()
+        f.debug_struct("Cluster").field("cache", &self.cache).finish_non_exhaustive()
     }
 }
 
 impl Cluster {
-    /// Reads how to reach the API server: of the pod that this runs in, or a kubeconfig. Nothing
-    /// is asked yet.
+    /// Reads the client configuration, from the pod's service account or a kubeconfig. No request
+    /// is sent yet.
     ///
     /// # Errors
-    /// Neither is there, or it cannot be used.
+    /// Neither exists, or the configuration is invalid.
     pub async fn open(flags: &ExposureFlags) -> anyhow::Result<Cluster> {
         let client = client().await?;
         let namespace: Arc<str> = client.default_namespace().into();
-        let mut cluster = Cluster::new(client.clone(), Watched::of_gateway(&namespace));
+        let mut cluster = Cluster::new(client.clone(), WatchCache::of_gateway(&namespace));
         cluster.exposure = match &flags.gateway_service {
             Some(shared) => Exposure::Shared(shared.clone()),
             None => Exposure::Each { namespace: Arc::clone(&namespace) },
         };
-        let shape = flags.gateway_service.is_none().then(|| Shape {
+        let template = flags.gateway_service.is_none().then(|| ServiceTemplate {
             namespace,
             type_: flags.gateway_service_type.as_str(),
             annotations: flags.gateway_service_annotation.iter().cloned().collect(),
             selector: flags.gateway_pod_labels.0.clone(),
         });
-        let status = tokio::spawn(status::run(client, cluster.report.subscribe(), shape));
+        let status =
+            tokio::spawn(status_writer::run(client, cluster.desired.subscribe(), template));
         cluster._status = Some(AbortOnDropHandle::new(status));
         Ok(cluster)
     }
 
-    /// The cluster as `watched` looks at it, for whoever writes nothing back.
+    /// A cluster that is only read, through the watches of `cache`.
     ///
     /// # Errors
     /// As [`Cluster::open`].
-    pub async fn read_only(watched: Watched) -> anyhow::Result<Cluster> {
-        Ok(Cluster::new(client().await?, watched))
+    pub async fn read_only(cache: WatchCache) -> anyhow::Result<Cluster> {
+        Ok(Cluster::new(client().await?, cache))
     }
 
-    fn new(client: Client, watched: Watched) -> Cluster {
-        let (tell, told) = mpsc::channel(MAX_WAITING);
-        let (report, _) = watch::channel(Arc::default());
+    fn new(client: Client, cache: WatchCache) -> Cluster {
+        let (sender, receiver) = mpsc::channel(MAX_PENDING_EVENTS);
+        let (desired, _) = watch::channel(Arc::default());
         Cluster {
             client,
-            watched,
+            cache,
             tasks: BTreeMap::new(),
-            tell,
-            told,
+            sender,
+            receiver,
             exposure: Exposure::Direct,
-            report,
+            desired,
             _status: None,
-            waiting: Vec::new(),
-            rests_until: Instant::now(),
+            pending: Vec::new(),
+            debounced_until: Instant::now(),
         }
     }
 
@@ -114,64 +116,65 @@ impl Cluster {
         &self.exposure
     }
 
-    /// Waits until a watch has told something.
+    /// Waits until a watch has sent an event.
     pub async fn changed(&mut self) {
-        tokio::time::sleep_until(self.rests_until).await;
-        if self.tasks.is_empty() || !self.waiting.is_empty() {
+        tokio::time::sleep_until(self.debounced_until).await;
+        if self.tasks.is_empty() || !self.pending.is_empty() {
             return;
         }
-        self.told.recv_many(&mut self.waiting, MAX_WAITING).await;
+        self.receiver.recv_many(&mut self.pending, MAX_PENDING_EVENTS).await;
     }
 
-    /// Reads everything that has been told into `index`; returns whether it has changed, and not
-    /// before every watch has answered once.
+    /// Applies all received events to `index`. Returns whether a new fleet is needed, which is never
+    /// the case before every watch has listed its objects once.
     pub fn poll(&mut self, index: &mut Index) -> bool {
-        self.rests_until = Instant::now() + REST;
-        let (had_begun, was_settled) = (self.watched.begun(), self.watched.settled());
+        self.debounced_until = Instant::now() + DEBOUNCE;
+        let (was_ready, was_settled) = (self.cache.ready(), self.cache.settled());
         let mut changed = false;
-        let mut told = std::mem::take(&mut self.waiting);
-        while let Ok(more) = self.told.try_recv() {
-            told.push(more);
-            if told.len() >= 2 * MAX_WAITING {
+        let mut events = std::mem::take(&mut self.pending);
+        while let Ok(more) = self.receiver.try_recv() {
+            events.push(more);
+            if events.len() >= 2 * MAX_PENDING_EVENTS {
                 break;
             }
         }
-        let mut pools = self.tasks.is_empty();
-        for (watch, change) in told {
-            pools |= watch.kind() != Kind::Pod || matches!(change, Change::Listed);
-            changed |= self.watched.take(index, &watch, change);
+        let mut references_changed = self.tasks.is_empty();
+        for (watch, change) in events {
+            references_changed |= watch.kind() != Kind::Pod || matches!(change, WatchEvent::Listed);
+            changed |= self.cache.apply(index, &watch, change);
         }
-        if pools {
-            changed |= self.watched.follow_references(index);
+        if references_changed {
+            changed |= self.cache.follow_references(index);
             self.follow_watches();
         }
-        changed |= self.watched.settled() && !was_settled;
-        self.watched.begun() && (changed || !had_begun)
+        changed |= self.cache.settled() && !was_settled;
+        self.cache.ready() && (changed || !was_ready)
     }
 
-    /// Lets the objects be told how they stand, now that `fleet` is served. Not while something
-    /// that one of them names is still being listed: it would be told that it is missing.
+    /// Passes the statuses and Services that belong to `fleet` to the writer. Skipped while a
+    /// referenced object is still being listed, because its status would say that it is missing.
     pub fn served(&self, index: &Index, fleet: &Fleet) {
-        if !self.watched.settled() {
+        if !self.cache.settled() {
             return;
         }
-        let (fronts, services) = index.fronts();
-        let report = Report { standings: index.standings(fleet), fronts, services };
-        self.report.send_if_modified(|known| {
-            let changed = **known != report;
+        let (gateway_services, services) = index.gateway_services();
+        let statuses = index.statuses(fleet);
+        let desired = DesiredState { statuses, gateway_services, services };
+        self.desired.send_if_modified(|known| {
+            let changed = **known != desired;
             if changed {
-                *known = Arc::new(report);
+                *known = Arc::new(desired);
             }
             changed
         });
     }
 
-    /// A task for every watch, and none without.
+    /// Starts a task for every new watch and stops the tasks of removed ones.
     fn follow_watches(&mut self) {
         let mut tasks = std::mem::take(&mut self.tasks);
-        for watch in self.watched.watches() {
+        for watch in self.cache.watches() {
             let task = tasks.remove(watch).unwrap_or_else(|| {
-                let follow = follow(self.client.clone(), watch.clone(), self.tell.clone());
+                let follow = follow(self.client.clone(), watch.clone(), self.sender.clone());
                 AbortOnDropHandle::new(tokio::spawn(follow))
             });
             self.tasks.insert(watch.clone(), task);
@@ -180,13 +183,13 @@ impl Cluster {
 }
 
 async fn client() -> anyhow::Result<Client> {
-    let mut config = Config::infer().await.context("neither in a cluster nor a kubeconfig")?;
-    config.read_timeout = Some(SILENCE);
-    Client::try_from(config).context("the cluster's client")
+    let mut config = Config::infer().await.context("no service account and no kubeconfig found")?;
+    config.read_timeout = Some(READ_TIMEOUT);
+    Client::try_from(config).context("cannot create the Kubernetes client")
 }
 
-/// Tells what happens to the objects of `watch`, for ever or until nobody listens.
-async fn follow(client: Client, watch: Watch, tell: mpsc::Sender<(Watch, Change)>) {
+/// Sends the events of `watch` until the receiver is dropped.
+async fn follow(client: Client, watch: Watch, sender: mpsc::Sender<(Watch, WatchEvent)>) {
     let kind = watch.kind();
     let resource = resource(kind);
     let api: Api<DynamicObject> = match watch.namespace() {
@@ -199,76 +202,76 @@ async fn follow(client: Client, watch: Watch, tell: mpsc::Sender<(Watch, Change)
         ..watcher::Config::default()
     };
     let mut events = watcher(api.clone(), config.clone()).boxed();
-    let mut pause = FIRST_PAUSE;
+    let mut backoff = MIN_BACKOFF;
     while let Some(event) = events.next().await {
         let (change, wait) = match event {
             Ok(event) => {
-                // A list begins before the API server is asked: that alone is no success.
+                // Init is emitted before the API server has been asked, so it is no success.
                 if !matches!(event, watcher::Event::Init) {
-                    pause = FIRST_PAUSE;
+                    backoff = MIN_BACKOFF;
                 }
                 let Some(change) = read(kind, event) else { continue };
                 (change, None)
             }
-            // What happened since is no longer known, as after a long silence: it is listed anew.
+            // The resource version has expired: the watcher lists all objects again.
             Err(watcher::Error::WatchError(status)) if status.code == 410 => {
-                tokio::time::sleep(FIRST_PAUSE).await;
+                tokio::time::sleep(MIN_BACKOFF).await;
                 continue;
             }
             Err(error) => {
                 let failure = failure(&error);
-                let absent = failure == Failure::Absent;
-                // The first of a row: before the first fleet, nothing else tells of it.
-                if !absent && pause == FIRST_PAUSE {
+                let absent = failure == WatchFailure::Absent;
+                // Logged once per outage; later failures are only a problem in /fleet.
+                if !absent && backoff == MIN_BACKOFF {
                     tracing::warn!(
                         kind = kind.as_str(),
                         error = chain(&error),
-                        "cannot be watched"
+                        "watch failed, retrying"
                     );
                 }
-                let wait = if absent { ABSENT_PAUSE } else { pause };
-                pause = (2 * pause).min(LONGEST_PAUSE);
-                (Change::Failed { failure, reason: chain(&error) }, Some(wait))
+                let wait = if absent { ABSENT_KIND_INTERVAL } else { backoff };
+                backoff = (2 * backoff).min(MAX_BACKOFF);
+                (WatchEvent::Failed { failure, reason: chain(&error) }, Some(wait))
             }
         };
-        if tell.send((watch.clone(), change)).await.is_err() {
+        if sender.send((watch.clone(), change)).await.is_err() {
             return;
         }
         if let Some(wait) = wait {
             tokio::time::sleep(wait).await;
-            // From a new list on, and not from a version that a restored etcd may not have.
+            // Starts with a new list: after a restore of etcd, the old version may not exist.
             events = watcher(api.clone(), config.clone()).boxed();
         }
     }
 }
 
-fn read(kind: Kind, event: watcher::Event<DynamicObject>) -> Option<Change> {
+fn read(kind: Kind, event: watcher::Event<DynamicObject>) -> Option<WatchEvent> {
     Some(match event {
-        watcher::Event::Init => Change::Listing,
-        watcher::Event::InitDone => Change::Listed,
-        watcher::Event::Apply(object) | watcher::Event::InitApply(object) => {
-            Change::Present(Box::new(Seen::read(kind, serde_json::to_value(&object).ok()?)?))
-        }
+        watcher::Event::Init => WatchEvent::Listing,
+        watcher::Event::InitDone => WatchEvent::Listed,
+        watcher::Event::Apply(object) | watcher::Event::InitApply(object) => WatchEvent::Present(
+            Box::new(ObservedObject::read(kind, serde_json::to_value(&object).ok()?)?),
+        ),
         watcher::Event::Delete(object) => {
             let metadata = &object.metadata;
             let name = metadata.name.as_deref()?;
-            Change::Gone(watched::key(kind, metadata.namespace.as_deref(), name))
+            WatchEvent::Gone(object_key(kind, metadata.namespace.as_deref(), name))
         }
     })
 }
 
-/// What the API server says, if anything.
-fn failure(error: &watcher::Error) -> Failure {
+/// Classifies an error of a watch.
+fn failure(error: &watcher::Error) -> WatchFailure {
     let (watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error)) =
         error
     else {
-        return Failure::Away;
+        return WatchFailure::Unavailable;
     };
     match error {
-        kube::Error::Api(status) if status.code == 404 => Failure::Absent,
-        kube::Error::Api(status) if status.code == 403 => Failure::Denied,
-        kube::Error::Api(status) if matches!(status.code, 400 | 422) => Failure::Refused,
-        _ => Failure::Away,
+        kube::Error::Api(status) if status.code == 404 => WatchFailure::Absent,
+        kube::Error::Api(status) if status.code == 403 => WatchFailure::Denied,
+        kube::Error::Api(status) if matches!(status.code, 400 | 422) => WatchFailure::Refused,
+        _ => WatchFailure::Unavailable,
     }
 }
 
@@ -276,7 +279,7 @@ fn chain(error: &watcher::Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(error) = source {
-        // Wrappers repeat what they wrap.
+        // Some errors repeat the text of their source.
         let more = error.to_string();
         if !text.contains(&more) {
             text.push_str(&format!(": {more}"));
@@ -286,7 +289,7 @@ fn chain(error: &watcher::Error) -> String {
     text
 }
 
-/// How the API server names a kind: the oldest version that clusters of today serve.
+/// The API resource of a kind, in the oldest version that supported clusters serve.
 pub(super) fn resource(kind: Kind) -> ApiResource {
     let (group, version, plural) = match kind {
         Kind::Namespace => ("", "v1", "namespaces"),
@@ -297,7 +300,7 @@ pub(super) fn resource(kind: Kind) -> ApiResource {
         Kind::GatewayClass => ("gateway.networking.k8s.io", "v1", "gatewayclasses"),
         Kind::Gateway => ("gateway.networking.k8s.io", "v1", "gateways"),
         Kind::HttpRoute => ("gateway.networking.k8s.io", "v1", "httproutes"),
-        // v1 only since Gateway API 1.5.
+        // Gateway API serves v1 only since 1.5.
         Kind::ReferenceGrant => ("gateway.networking.k8s.io", "v1beta1", "referencegrants"),
         Kind::InferencePoolV1Alpha2 => {
             ("inference.networking.x-k8s.io", "v1alpha2", "inferencepools")

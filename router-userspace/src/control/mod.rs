@@ -1,24 +1,26 @@
-//! The control plane: a cluster, manifests or flags in, [`Fleet`](router_core::fleet::Fleet)s out.
+//! The control plane: builds a [`Fleet`](router_core::fleet::Fleet) from a cluster, manifests or flags.
 //!
-//! Sources ([`kube`], [`files`], [`flags`]) feed typed objects into the [`Index`]; [`run()`] publishes the
-//! fleet that it builds whenever something has changed.
+//! Sources ([`kube`], [`files`], [`flags`]) write typed objects to the [`Index`]. [`run()`] builds and
+//! publishes a new fleet whenever the index has changed.
 
 pub mod document;
 mod duration;
 mod fields;
 pub mod files;
 pub mod flags;
-pub mod fronts;
+pub mod gateway_service;
 #[cfg(test)]
 mod golden;
 mod index;
 pub mod kube;
-mod lead;
-mod merge;
+mod leader_election;
 pub mod objects;
 mod run;
-mod status;
-pub mod watched;
+mod status_merge;
+mod status_writer;
+pub mod watch;
 
-pub use index::{CONTROLLER_NAME, Exposure, Front, Index, Source, Standing, Told};
+pub use index::{
+    CONTROLLER_NAME, Exposure, GatewayService, Index, ObjectStatus, Source, StatusPatch,
+};
 pub use run::{Feed, POLL_INTERVAL, run};

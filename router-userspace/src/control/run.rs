@@ -1,4 +1,4 @@
-//! Looks at a source when it may have changed, and publishes a new fleet when it has.
+//! The control loop: polls the source, builds a fleet when something has changed, and publishes it.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -18,7 +18,8 @@ use super::kube::Cluster;
 use crate::certificates::Certificates;
 use crate::config::SourceFlags;
 
-/// How often a source that tells nothing by itself is looked at. A change takes two looks, three more while it goes on.
+/// Poll interval of sources without change notification (directories and flags). A change takes
+/// effect after two polls, or at most five while files keep changing.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(150);
 
 /// Where the objects come from.
@@ -30,11 +31,10 @@ pub enum Feed {
 }
 
 impl Feed {
-    /// Opens the source that the flags name; nothing is read yet.
+    /// Opens the source that the flags select. Nothing is read yet.
     ///
     /// # Errors
-    /// A directory that cannot be read, a cluster that is not configured, and URLs or ports that
-    /// are none.
+    /// The directory cannot be read, no cluster is configured, or a URL or port is invalid.
     pub async fn open(flags: &SourceFlags) -> anyhow::Result<Feed> {
         if flags.kubernetes {
             let cluster = Cluster::open(&flags.exposure).await.context("--kubernetes")?;
@@ -56,16 +56,16 @@ impl Feed {
         }
     }
 
-    /// Waits until the source may have changed: `ticks` where it tells nothing by itself. May be
-    /// dropped at any time without loss.
-    async fn due(&mut self, ticks: &mut Interval) {
+    /// Waits until the source may have changed, or for the next tick if the source has no change
+    /// notification. Cancel-safe.
+    async fn changed(&mut self, ticks: &mut Interval) {
         match self {
             Feed::Directory(_) | Feed::Engines(_) => _ = ticks.tick().await,
             Feed::Cluster(cluster) => cluster.changed().await,
         }
     }
 
-    /// Brings `index` up to date; returns whether it has changed. Blocks.
+    /// Updates `index` and returns whether it has changed. Blocks.
     fn poll(&mut self, index: &mut Index) -> bool {
         match self {
             Feed::Directory(directory) => directory.poll(index),
@@ -75,16 +75,17 @@ impl Feed {
     }
 }
 
-/// What goes to a blocking thread and comes back: reading and building are no async thread's work.
-struct State {
+/// The loop's state. It moves to a blocking thread for each step, because reading and building
+/// would block the async runtime.
+struct ControlState {
     feed: Feed,
     index: Index,
     fleet: Fleet,
     certificates: Certificates,
 }
 
-/// Publishes a fleet as soon as the source has been read, and then whenever the source or the
-/// facts have changed, until `shutdown` is ready. `facts` is what the gateway's probes learn of engines.
+/// Publishes a fleet once the source has been read, and again whenever the source or what the
+/// gateway's probes have learned about engines has changed, until `shutdown` is ready.
 pub async fn run(
     feed: Feed,
     mut facts: mpsc::Receiver<(WorkerKey, EngineInfo)>,
@@ -92,28 +93,32 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) {
     let publish = Arc::new(publish);
-    let index = Index::exposed(feed.exposure());
-    let mut state =
-        State { feed, index, fleet: Fleet::default(), certificates: Certificates::default() };
+    let index = Index::with_exposure(feed.exposure());
+    let mut state = ControlState {
+        feed,
+        index,
+        fleet: Fleet::default(),
+        certificates: Certificates::default(),
+    };
     let mut ticks = tokio::time::interval(POLL_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut shutdown = std::pin::pin!(shutdown);
     let mut first = true;
-    let mut learning = true;
+    let mut probes_open = true;
     loop {
-        let (poll, told) = tokio::select! {
+        let (poll, received) = tokio::select! {
             () = &mut shutdown => return,
-            () = state.feed.due(&mut ticks) => (true, None),
-            told = facts.recv(), if learning => {
-                learning = told.is_some();
-                (false, told)
+            () = state.feed.changed(&mut ticks) => (true, None),
+            received = facts.recv(), if probes_open => {
+                probes_open = received.is_some();
+                (false, received)
             }
         };
         let mut changed = false;
-        let mut told = told;
-        while let Some((worker, learned)) = told {
+        let mut received = received;
+        while let Some((worker, learned)) = received {
             changed |= state.index.set_facts(worker, learned);
-            told = facts.try_recv().ok();
+            received = facts.try_recv().ok();
         }
         // Nothing is published before the source has been read.
         changed &= !first;
@@ -128,20 +133,20 @@ pub async fn run(
                 first &= !built;
             }
             Err(failure) => {
-                error!(%failure, "the control plane has failed; the last fleet goes on");
+                error!(%failure, "control plane failed, serving the last fleet");
                 return;
             }
         }
     }
 }
 
-/// Publishes first: who is to be told of it, by the log or by conditions, can wait.
+/// Runs one step. The fleet is published before it is logged or written to statuses.
 fn advance(
-    mut state: State,
+    mut state: ControlState,
     poll: bool,
     mut changed: bool,
     publish: &dyn Fn(Fleet, Certificates),
-) -> (State, bool) {
+) -> (ControlState, bool) {
     if poll {
         changed |= state.feed.poll(&mut state.index);
     }
@@ -149,7 +154,7 @@ fn advance(
         let (next, certificates) =
             state.index.build_with_certificates(&state.fleet, &state.certificates);
         publish(next.clone(), certificates.clone());
-        tell(&state.fleet, &next);
+        log_changes(&state.fleet, &next);
         (state.fleet, state.certificates) = (next, certificates);
         if let Feed::Cluster(cluster) = &state.feed {
             cluster.served(&state.index, &state.fleet);
@@ -158,15 +163,15 @@ fn advance(
     (state, changed)
 }
 
-/// Logs what the new fleet complains about and the old one did not, and what is solved.
-fn tell(old: &Fleet, new: &Fleet) {
+/// Logs the problems that are new, those that are solved, and a summary of the fleet.
+fn log_changes(old: &Fleet, new: &Fleet) {
     let before: BTreeSet<&Problem> = old.problems.iter().collect();
     let after: BTreeSet<&Problem> = new.problems.iter().collect();
     for problem in after.difference(&before) {
-        warn!(code = problem.code, "{problem}");
+        warn!(code = problem.code, %problem, "configuration problem");
     }
     for problem in before.difference(&after) {
-        info!(code = problem.code, "solved: {problem}");
+        info!(code = problem.code, %problem, "configuration problem solved");
     }
     info!(
         generation = new.generation,
@@ -175,14 +180,14 @@ fn tell(old: &Fleet, new: &Fleet) {
         workers = new.workers().count(),
         ready = new.members().filter(|(_, member)| member.phase == Phase::Ready).count(),
         problems = new.problems.len(),
-        "fleet"
+        "fleet published"
     );
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::files::Directory;
-    use super::super::files::tests::Scratch;
+    use super::super::files::tests::TempDirectory;
     use super::*;
 
     const POOL: &str = "
@@ -200,14 +205,14 @@ spec: {selector: {matchLabels: {app: a}}, targetPorts: [{number: 8000}]}
         )
     }
 
-    /// The next fleet that `wanted` holds of.
+    /// The next fleet that satisfies `wanted`.
     async fn next(
         fleets: &mut mpsc::UnboundedReceiver<Fleet>,
         wanted: impl Fn(&Fleet) -> bool,
     ) -> Fleet {
         let wait = async {
             loop {
-                let fleet = fleets.recv().await.expect("run goes on");
+                let fleet = fleets.recv().await.expect("run publishes");
                 if wanted(&fleet) {
                     return fleet;
                 }
@@ -218,16 +223,16 @@ spec: {selector: {matchLabels: {app: a}}, targetPorts: [{number: 8000}]}
 
     #[tokio::test]
     async fn changes_of_files_and_facts_are_published_until_shutdown() {
-        let scratch = Scratch::new();
+        let scratch = TempDirectory::new();
         scratch.write("all.yaml", &(POOL.to_owned() + &pod("False")));
         let feed = Feed::Directory(Directory::open(scratch.path()).unwrap());
-        let (facts, heard) = mpsc::channel(8);
+        let (facts, received) = mpsc::channel(8);
         let (published, mut fleets) = mpsc::unbounded_channel();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let running = tokio::spawn(run(
             feed,
-            heard,
-            move |fleet, _| published.send(fleet).expect("the test listens"),
+            received,
+            move |fleet, _| published.send(fleet).expect("the test receives"),
             async move {
                 let _ = stopped.await;
             },
@@ -243,9 +248,9 @@ spec: {selector: {matchLabels: {app: a}}, targetPorts: [{number: 8000}]}
 
         let model = EngineInfo { served_model_name: Some("qwen".into()), ..EngineInfo::default() };
         facts.send((worker.key.clone(), model)).await.unwrap();
-        let told =
+        let has_model =
             |fleet: &Fleet| fleet.pools[0].compatible_sets[0].models.iter().any(|m| **m == *"qwen");
-        next(&mut fleets, told).await;
+        next(&mut fleets, has_model).await;
 
         stop.send(()).unwrap();
         tokio::time::timeout(Duration::from_secs(20), running).await.unwrap().unwrap();

@@ -32,7 +32,7 @@ use super::frame_splitter::FrameSplitter;
 use super::pod_workers::PodWorkers;
 use super::runtime::FeedbackRuntime;
 use super::stream_error::{STREAM_TIMEOUT, StreamError};
-use crate::config::Settings;
+use crate::config::GatewaySettings;
 use crate::http_client::{HttpClient, Protocol, whole};
 use crate::metrics::{FeedbackLabels, Metrics};
 use crate::scheduler_view::SchedulerView;
@@ -57,7 +57,7 @@ pub(crate) struct SubscriberContext {
 
 impl SubscriberContext {
     pub(crate) fn new(
-        settings: &Settings,
+        settings: &GatewaySettings,
         upstream: &HttpClient,
         view: SchedulerView,
         metrics: &Metrics,
@@ -66,7 +66,7 @@ impl SubscriberContext {
             upstream: upstream.clone(),
             view,
             metrics: metrics.clone(),
-            token_file: settings.feedback_token_file.clone(),
+            token_file: settings.agent_token_file.clone(),
             static_agents: settings.agents.clone(),
         }
     }

@@ -42,7 +42,7 @@ use self::workers::engine_load::{LoadPoller, LoadPolls};
 use self::workers::probe::{Prober, Probes};
 use crate::certificates::Certificates;
 use crate::clock::Clock;
-use crate::config::Settings;
+use crate::config::GatewaySettings;
 use crate::control;
 use crate::feedback::{SubscriberContext, Subscriptions};
 use crate::http_client::HttpClient;
@@ -62,7 +62,7 @@ const BIND_RETRY: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// The manifests cannot be read or the admin port cannot be opened at the start.
-pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<()> {
+pub async fn run(settings: GatewaySettings, shutdown: CancellationToken) -> Result<()> {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
     let feed = control::Feed::open(&settings.source).await?;
@@ -129,7 +129,11 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(settings: Settings, metrics: Metrics, shutdown: &CancellationToken) -> Result<Parts> {
+    fn new(
+        settings: GatewaySettings,
+        metrics: Metrics,
+        shutdown: &CancellationToken,
+    ) -> Result<Parts> {
         let fleet = Arc::new(FleetHandle::default());
         let clock = Clock::start();
         let tasks = TaskTracker::new();
@@ -161,7 +165,7 @@ impl Parts {
             probes: Arc::clone(&probes),
             tasks: tasks.clone(),
             timeouts,
-            max_response: settings.limits.max_answer,
+            max_response: settings.limits.max_response,
             clock,
             metrics: metrics.clone(),
             drain_exceeded: CancellationToken::new(),
@@ -211,7 +215,7 @@ impl Parts {
 }
 
 fn polls(
-    settings: &Settings,
+    settings: &GatewaySettings,
     engines: &EngineClient,
     clock: Clock,
     tasks: &TaskTracker,

@@ -8,14 +8,14 @@ use super::fleet_handle::FleetHandle;
 use super::placement::queue::Admission;
 use super::placement::responses::Responses;
 use super::upstream::dispatch::Dispatch;
-use crate::config::Settings;
+use crate::config::GatewaySettings;
 use crate::feedback::Subscriptions;
 use crate::http_client::HttpClient;
 use crate::metrics::Metrics;
 
 /// State that all requests share.
 pub(crate) struct Gateway {
-    pub(crate) settings: Settings,
+    pub(crate) settings: GatewaySettings,
     /// Sends requests to the backends of Services.
     pub(crate) http: HttpClient,
     pub(crate) fleet: Arc<FleetHandle>,

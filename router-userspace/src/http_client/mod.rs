@@ -18,7 +18,7 @@ use router_core::sglang::SplicedBody;
 
 use self::reclaimable::ReclaimableBody;
 use self::whole::WholeBody;
-use crate::config::Settings;
+use crate::config::GatewaySettings;
 
 /// The body of a request: known bytes, or a client's body that is passed on as it arrives.
 pub(crate) type OutgoingBody = Either<WholeBody, Limited<ReclaimableBody<Incoming>>>;
@@ -68,7 +68,7 @@ pub(crate) struct HttpClient {
 }
 
 impl HttpClient {
-    pub(crate) fn new(settings: &Settings) -> HttpClient {
+    pub(crate) fn new(settings: &GatewaySettings) -> HttpClient {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(settings.timeouts.connect_timeout));

@@ -1,4 +1,4 @@
-//! [`SimulateFlags`]: which policies are compared, on which trace, and where the results go.
+//! [`SimulateFlags`]: the traffic, the fleet and the output of a simulation.
 
 use std::path::PathBuf;
 
@@ -8,53 +8,59 @@ use router_simulator::InjectedFault;
 /// Flags of `pd-router simulate`.
 #[derive(Clone, Debug, Args)]
 pub struct SimulateFlags {
-    /// File of {"timestamp","input_length","output_length","hash_ids"} lines, or a synthetic trace:
-    /// `synthetic`, `synthetic-short`, `synthetic-long` or `synthetic-bursts`.
-    #[arg(long, default_value = "synthetic", value_name = "FILE")]
+    /// Trace to replay: a file of JSON lines with timestamp, input_length, output_length and
+    /// hash_ids (Mooncake's format), or a generated trace: synthetic, synthetic-short,
+    /// synthetic-long or synthetic-bursts.
+    #[arg(help_heading = TRAFFIC, long, default_value = "synthetic", value_name = "FILE")]
     pub trace: String,
-    /// Policies to compare, separated by commas, or `all`.
-    #[arg(long, default_value = "all", value_delimiter = ',', value_name = "NAMES")]
-    pub policies: Vec<String>,
-    /// Loads to simulate, separated by commas, as shares of what the fleet serves without any
-    /// caching.
-    #[arg(long, default_value = "0.3,0.6,0.9", value_delimiter = ',', value_name = "SHARES")]
+    /// Loads to simulate, each as a fraction of what the fleet can serve with an empty cache.
+    #[arg(help_heading = TRAFFIC, long, default_value = "0.3,0.6,0.9", value_delimiter = ',', value_name = "FRACTIONS")]
     pub load: Vec<f64>,
-    /// First seed. Every policy gets the same requests and random numbers for a seed.
-    #[arg(long, default_value_t = 1)]
-    pub seed: u64,
-    /// Number of seeds. The results are the mean over them.
-    #[arg(long, default_value_t = 5)]
-    pub seeds: u64,
-    /// Simulates only this many requests from the start of the trace.
-    #[arg(long, value_name = "COUNT")]
+    /// Maximum number of requests, taken from the beginning of the trace.
+    #[arg(help_heading = TRAFFIC, long, value_name = "COUNT")]
     pub requests: Option<usize>,
-    /// Number of prefill workers.
-    #[arg(long, default_value_t = 8)]
+    /// First random seed. Every policy sees the same requests with the same seed.
+    #[arg(help_heading = TRAFFIC, long, default_value_t = 1)]
+    pub seed: u64,
+    /// Number of seeds to simulate. The printed results are the mean over all seeds.
+    #[arg(help_heading = TRAFFIC, long, default_value_t = 5, value_name = "COUNT")]
+    pub seeds: u64,
+
+    /// Policies to compare, separated by commas, or `all`.
+    #[arg(help_heading = FLEET, long, default_value = "all", value_delimiter = ',', value_name = "NAMES")]
+    pub policies: Vec<String>,
+    /// Number of prefill engines.
+    #[arg(help_heading = FLEET, long, default_value_t = 8, value_name = "COUNT")]
     pub prefills: usize,
-    /// Number of decode workers.
-    #[arg(long, default_value_t = 8)]
+    /// Number of decode engines.
+    #[arg(help_heading = FLEET, long, default_value_t = 8, value_name = "COUNT")]
     pub decodes: usize,
-    /// Number of gateways that schedule independently of each other.
-    #[arg(long, default_value_t = 2)]
+    /// Number of gateways. Requests are spread over them, and each knows only its own.
+    #[arg(help_heading = FLEET, long, default_value_t = 2, value_name = "COUNT")]
     pub gateways: usize,
-    /// Age of an agent's measurements when a gateway uses them, in milliseconds.
-    #[arg(long, default_value_t = 15.0)]
+    /// Age in milliseconds of an agent's measurement when a gateway uses it, 0 to 10000.
+    #[arg(help_heading = FLEET, long, default_value_t = 15.0, value_name = "MS")]
     pub report_age_ms: f64,
     /// Fault to inject: slow:WORKER:TIMES, busy:WORKER:SHARE, path:PREFILL:DECODE:SHARE or
-    /// dies:WORKER. Append @FROM-UNTIL to limit it to a part of the time. Workers are numbered from
-    /// 0, prefills first. The flag can be repeated.
-    #[arg(long, value_name = "FAULT")]
+    /// dies:WORKER. Workers are numbered from 0, prefills first. @FROM-UNTIL limits it to a part of
+    /// the run, as in dies:9@0.5-1. May be repeated.
+    #[arg(help_heading = FLEET, long, value_name = "FAULT")]
     pub fault: Vec<InjectedFault>,
-    /// Maximum time to first token of a request that counts as goodput, in milliseconds.
-    #[arg(long, default_value_t = 5000.0)]
+
+    /// Maximum time to first token, in milliseconds, of a request that counts as goodput.
+    #[arg(help_heading = RESULTS, long, default_value_t = 5000.0, value_name = "MS")]
     pub slo_ttft_ms: f32,
-    /// Maximum mean time between tokens of a request that counts as goodput, in milliseconds.
-    #[arg(long, default_value_t = 50.0)]
+    /// Maximum mean time between tokens, in milliseconds, of a request that counts as goodput.
+    #[arg(help_heading = RESULTS, long, default_value_t = 50.0, value_name = "MS")]
     pub slo_itl_ms: f32,
-    /// Writes the results as JSON to this file.
-    #[arg(long, value_name = "FILE")]
+    /// File to write the results to as JSON.
+    #[arg(help_heading = RESULTS, long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// Writes a chart of p99 TTFT by load as SVG to this file.
-    #[arg(long, value_name = "FILE")]
+    /// File to write a chart to as SVG: the 99th percentile of the time to first token by load.
+    #[arg(help_heading = RESULTS, long, value_name = "FILE")]
     pub plot: Option<PathBuf>,
 }
+
+const TRAFFIC: &str = "Traffic";
+const FLEET: &str = "Fleet";
+const RESULTS: &str = "Results";

@@ -146,7 +146,7 @@ impl Site {
         let ip: IpAddr = Ipv4Addr::new(127, 0, 0, self.gateways.len() as u8 + 1).into();
         let words = format!(
             "gateway --manifests {0} --listen-address {ip} --admin-listen {ip}:9901 \
-             --explain-headers --feedback-token-file {0}/.token --policy predicted {flags}",
+             --explain-headers --agent-token-file {0}/.token --policy predicted {flags}",
             self.manifests.path().display(),
         );
         let words = words.split_whitespace().map(str::to_owned).collect();

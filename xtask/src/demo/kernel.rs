@@ -54,7 +54,7 @@ impl Counting {
         cleanup.push("--cleanup".to_owned());
         words.extend(["--uplink", "up0", "--listen", AGENT, "--manifests"].map(str::to_owned));
         words.push(site.manifests.display().to_string());
-        words.extend(["--object".to_owned(), object.display().to_string()]);
+        words.extend(["--ebpf-object".to_owned(), object.display().to_string()]);
         let process = Process::start("agent", Path::new(&words[0]), &words[1..])?;
         let mut ask = inside(node, Path::new("curl"));
         ask.extend(["--silent", "--fail", "--noproxy", "*"].map(str::to_owned));

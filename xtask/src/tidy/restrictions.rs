@@ -19,9 +19,9 @@ const RESTRICTIONS: [Restriction; 4] = [
         words: &["kube"],
         files: &[
             "control/kube.rs",
-            "control/lead.rs",
-            "control/status.rs",
-            "control/fronts/mod.rs",
+            "control/leader_election.rs",
+            "control/status_writer.rs",
+            "control/gateway_service/mod.rs",
             "agent/pods/source.rs",
         ],
     },

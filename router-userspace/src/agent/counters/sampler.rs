@@ -83,7 +83,7 @@ pub(in crate::agent) struct Sampler {
     start: Instant,
     /// When the counters of all pods were last read.
     pub(in crate::agent) read: Instant,
-    idle_window: Duration,
+    response_idle_timeout: Duration,
     /// Local pods by id.
     pub(in crate::agent) pods: BTreeMap<u32, PodCounters>,
     pub(in crate::agent) pairs: BTreeMap<PairKey, PairCounters>,
@@ -103,11 +103,11 @@ pub(in crate::agent) struct Sampler {
 }
 
 impl Sampler {
-    pub(in crate::agent) fn new(idle_window: Duration) -> Sampler {
+    pub(in crate::agent) fn new(response_idle_timeout: Duration) -> Sampler {
         Sampler {
             start: Instant::now(),
             read: Instant::now(),
-            idle_window,
+            response_idle_timeout,
             pods: BTreeMap::new(),
             pairs: BTreeMap::new(),
             queue_pairs: QueuePairs::default(),
@@ -207,7 +207,7 @@ impl Sampler {
         self.streams = streams.len();
         self.silent.clear();
         for (_, stream) in &streams {
-            if is_silent(stream, now, self.idle_window) {
+            if is_silent(stream, now, self.response_idle_timeout) {
                 *self.silent.entry(stream.pod).or_default() += 1;
             }
         }

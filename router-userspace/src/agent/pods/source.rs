@@ -14,7 +14,7 @@ use crate::agent::flags::{AgentFlags, Peers};
 use crate::control::Index;
 use crate::control::files::Directory;
 use crate::control::kube::Cluster;
-use crate::control::watched::Watched;
+use crate::control::watch::WatchCache;
 
 /// The parts of a pod that the agent needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,7 +96,7 @@ impl ClusterPods {
     /// There is neither an in-cluster configuration nor a kubeconfig, or the thread cannot be started.
     pub(in crate::agent) fn start(node: &str, peers: bool) -> Result<ClusterPods> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let open = Cluster::read_only(Watched::of_node(node, peers));
+        let open = Cluster::read_only(WatchCache::of_node(node, peers));
         let cluster = runtime.block_on(open).context("--kubernetes")?;
         let latest = Arc::default();
         let (stop, stopped) = oneshot::channel();

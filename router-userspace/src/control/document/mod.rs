@@ -1,8 +1,8 @@
-//! The text of a manifest file -> typed objects, each document on its own.
+//! Parses the text of a manifest file into typed objects, document by document.
 //!
-//! Scalars mean what they mean to `kubectl`: YAML 1.1 booleans (`yes`) and octals (`0777`) are
-//! read as such, so that a label `yes` is refused here as the API server would refuse it, and a
-//! file that is served from a directory can be applied to a cluster unchanged.
+//! Scalars are parsed as `kubectl` parses them, with YAML 1.1 booleans (`yes`) and octals (`0777`).
+//! A label value `yes` is refused here as by the API server, so that a file that is served from a
+//! directory can be applied to a cluster unchanged.
 
 use std::sync::Arc;
 
@@ -10,10 +10,10 @@ use router_core::fleet::{ObjectName, Problem};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::fields::{self, Complaint};
+use super::fields::{self, FieldProblem};
 use super::objects::{InferencePool, Key, Kind, Object, PoolSpec, Recognized, Resource};
 
-/// Documents of one file; what is beyond is left out and named.
+/// Maximum number of documents in a file. The rest is ignored and reported.
 pub const MAX_DOCUMENTS: usize = 10_000;
 
 /// One document, or one item of a `List`.
@@ -21,7 +21,7 @@ pub const MAX_DOCUMENTS: usize = 10_000;
 pub struct Document {
     /// Counted from 1 over the documents of the file that are not empty.
     pub position: u32,
-    /// Which object this is, as far as that could be read.
+    /// The object's kind and name, if they could be read.
     pub key: Option<Key>,
     pub content: Content,
     pub problems: Vec<Problem>,
@@ -30,29 +30,29 @@ pub struct Document {
 #[derive(Debug)]
 pub enum Content {
     Object(Box<Object>),
-    /// A kind that is not read.
-    Foreign,
-    /// Not parsed: the problems say why.
+    /// A kind that pd-router does not read.
+    Unhandled,
+    /// Invalid. The problems contain the reason.
     Broken,
 }
 
-/// Reads every document of a file. One that is broken does not disturb the others.
+/// Parses every document of a file. An invalid document does not affect the others.
 pub fn read(file: &Arc<str>, text: &str) -> Vec<Document> {
-    let mut reader = Reader { file, position: 0, documents: Vec::new() };
+    let mut reader = DocumentReader { file, position: 0, documents: Vec::new() };
     for (line, piece) in split(text) {
         if reader.documents.len() >= MAX_DOCUMENTS {
             let reason =
-                format!("the file has more than {MAX_DOCUMENTS} documents; the rest is not read");
+                format!("the file has more than {MAX_DOCUMENTS} documents; the rest is ignored");
             reader.broken(None, None, "TooMany", reason);
             break;
         }
-        reader.piece(line, piece);
+        reader.read_piece(line, piece);
     }
     reader.documents
 }
 
-/// Splits at the lines that begin a document, with the number of lines before each piece. Such a
-/// line is a marker wherever it stands: inside a block, text is indented.
+/// Splits the text at `---` lines. Each piece comes with the number of lines before it. Text inside
+/// a block scalar is indented, so such a line is always a separator.
 fn split(text: &str) -> Vec<(usize, &str)> {
     let marker = |line: &str| {
         line.strip_prefix("---")
@@ -79,17 +79,17 @@ fn options() -> serde_saphyr::Options {
     }
 }
 
-struct Reader<'a> {
+struct DocumentReader<'a> {
     file: &'a Arc<str>,
     position: u32,
     documents: Vec<Document>,
 }
 
-impl Reader<'_> {
-    fn piece(&mut self, line: usize, piece: &str) {
+impl DocumentReader<'_> {
+    fn read_piece(&mut self, line: usize, piece: &str) {
         let parse = |text: &str| serde_saphyr::from_str_with_options::<Value>(text, options());
-        // Read once more where it fails, with empty lines in front: then the parser's line
-        // numbers are those of the file.
+        // After an error, the piece is parsed again with empty lines in front, so that the line
+        // number in the error is that of the file.
         match parse(piece).or_else(|_| parse(&("\n".repeat(line) + piece))) {
             Ok(Value::Null) => {}
             Ok(value) => {
@@ -99,20 +99,20 @@ impl Reader<'_> {
             Err(error) => {
                 self.position += 1;
                 self.broken(
-                    glance(piece),
+                    guess_key(piece),
                     None,
                     "Unparsable",
-                    fields::shortened(&format!("is not YAML: {error}")),
+                    fields::shortened(&format!("invalid YAML: {error}")),
                 );
             }
         }
     }
 
-    /// One object; `at` is its place in a `List`.
+    /// Reads one object. `at` is its path in a `List`.
     fn value(&mut self, value: Value, at: &str, may_be_list: bool) {
         let text = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
         let (Some(api_version), Some(kind)) = (text("apiVersion"), text("kind")) else {
-            let reason = "has no apiVersion and kind: not a Kubernetes object".to_owned();
+            let reason = "apiVersion and kind are required: not a Kubernetes object".to_owned();
             return self.broken(None, Some(at), "NotAnObject", reason);
         };
         if may_be_list && kind.ends_with("List") && value.get("items").is_some_and(Value::is_array)
@@ -121,11 +121,11 @@ impl Reader<'_> {
         }
         let recognized = Kind::recognize(&api_version, &kind);
         match recognized {
-            Recognized::Foreign => {
-                self.push(None, Content::Foreign, Vec::new());
+            Recognized::Unhandled => {
+                self.push(None, Content::Unhandled, Vec::new());
             }
             Recognized::OtherVersion(served) => {
-                let reason = format!("{api_version} of {kind} is not a version that is read");
+                let reason = format!("{api_version} is not a supported version of {kind}");
                 let field = format!("{at}apiVersion");
                 self.broken(key(served, &value), Some(&field), "UnsupportedVersion", reason);
             }
@@ -137,7 +137,7 @@ impl Reader<'_> {
         let items = list.get_mut("items").and_then(Value::as_array_mut).map(std::mem::take);
         for (index, item) in items.unwrap_or_default().into_iter().enumerate() {
             if self.documents.len() >= MAX_DOCUMENTS {
-                let reason = format!("more than {MAX_DOCUMENTS} objects; the rest is not read");
+                let reason = format!("more than {MAX_DOCUMENTS} objects; the rest is ignored");
                 return self.broken(None, Some("items"), "TooMany", reason);
             }
             self.value(item, &format!("items[{index}]."), false);
@@ -146,19 +146,19 @@ impl Reader<'_> {
 
     fn object(&mut self, kind: Kind, value: Value, at: &str) {
         let Some(key) = key(kind, &value) else {
-            let reason = format!("a {} needs a name", kind.as_str());
+            let reason = format!("metadata.name of a {} is required", kind.as_str());
             return self.broken(None, Some(&format!("{at}metadata.name")), "Unparsable", reason);
         };
-        let (content, complaints) = object(kind, value);
-        let problem = |complaint: Complaint| Problem {
+        let (content, field_problems) = object(kind, value);
+        let problem = |field_problem: FieldProblem| Problem {
             source: Arc::clone(self.file),
             document: Some(self.position),
             object: Some(key.to_string().into()),
-            field: complaint.field.map(|field| format!("{at}{field}").into()),
-            code: complaint.code,
-            reason: complaint.reason.into(),
+            field: field_problem.field.map(|field| format!("{at}{field}").into()),
+            code: field_problem.code,
+            reason: field_problem.reason.into(),
         };
-        let problems = complaints.into_iter().map(problem).collect();
+        let problems = field_problems.into_iter().map(problem).collect();
         self.push(Some(key), content, problems);
     }
 
@@ -188,25 +188,26 @@ impl Reader<'_> {
     }
 }
 
-/// Reads one object of `kind`; the complaints say what of it is not honoured, or why it is broken.
-pub(super) fn object(kind: Kind, value: Value) -> (Content, Vec<Complaint>) {
+/// Parses one object of `kind`. The problems list the fields without effect, or say why it is
+/// invalid.
+pub(super) fn object(kind: Kind, value: Value) -> (Content, Vec<FieldProblem>) {
     let original = value.clone();
     match typed(kind, value) {
         Ok((object, kept)) => {
-            (Content::Object(Box::new(object)), fields::unread(kind, &original, &kept))
+            (Content::Object(Box::new(object)), fields::without_effect(kind, &original, &kept))
         }
-        // An error may repeat what it is about.
+        // The parser's error may quote the content of the Secret, so it is dropped.
         Err(_) if kind == Kind::Secret => {
-            let reason = "is no Secret as a cluster would take it".to_owned();
-            (Content::Broken, vec![Complaint { field: None, code: "Unparsable", reason }])
+            let reason = "is not a valid Secret".to_owned();
+            (Content::Broken, vec![FieldProblem { field: None, code: "Unparsable", reason }])
         }
         Err((field, reason)) => {
-            (Content::Broken, vec![Complaint { field, code: "Unparsable", reason }])
+            (Content::Broken, vec![FieldProblem { field, code: "Unparsable", reason }])
         }
     }
 }
 
-/// The identity of a document that is at least an object.
+/// Returns the key of a document that has a name.
 pub(super) fn key(kind: Kind, value: &Value) -> Option<Key> {
     let metadata = |name: &str| value.pointer(&format!("/metadata/{name}")).and_then(Value::as_str);
     let name = metadata("name").filter(|name| !name.is_empty())?;
@@ -215,8 +216,8 @@ pub(super) fn key(kind: Kind, value: &Value) -> Option<Key> {
     Some(Key { kind, name: ObjectName { namespace: namespace.into(), name: name.into() } })
 }
 
-/// The identity of text that is not YAML, by the lines in which manifests state it.
-fn glance(text: &str) -> Option<Key> {
+/// Guesses the key of text that is not valid YAML from the usual lines of manifests.
+fn guess_key(text: &str) -> Option<Key> {
     fn field<'t>(line: &'t str, name: &str) -> Option<&'t str> {
         let value = line.strip_prefix(name)?.strip_prefix(':')?.split(" #").next()?.trim();
         Some(value.trim_matches(['"', '\'']))
@@ -239,14 +240,14 @@ fn glance(text: &str) -> Option<Key> {
     })
 }
 
-/// The object, and what its type kept of the document.
-type Typed = Result<(Object, Value), (Option<String>, String)>;
+/// The object and the fields of the document that its type keeps, or the invalid field and a reason.
+type TypedResult = Result<(Object, Value), (Option<String>, String)>;
 
-fn typed(kind: Kind, value: Value) -> Typed {
+fn typed(kind: Kind, value: Value) -> TypedResult {
     fn parse<T: DeserializeOwned + serde::Serialize>(
         value: Value,
         wrap: impl FnOnce(T) -> Object,
-    ) -> Typed {
+    ) -> TypedResult {
         let parsed: T = serde_path_to_error::deserialize(value).map_err(|error| {
             let path = error.path().to_string();
             ((path != ".").then_some(path), fields::explain(&error.into_inner().to_string()))

@@ -49,11 +49,11 @@ fn says(document: &str, expected: &[&str]) {
 #[test]
 fn a_document_that_does_not_parse_is_named_with_field_and_reason() {
     let at = "case.yaml document 1";
-    says("a: [1\n", &[at, "is not YAML", "line 1"]);
-    says("a: 1\na: 2\n", &[at, "is not YAML", "duplicate", "line 2"]);
-    says("just text\n", &[at, "no apiVersion and kind"]);
-    says("- a\n- b\n", &[at, "no apiVersion and kind"]);
-    says("apiVersion: v1\nkind: Pod\n", &[at, "metadata.name", "a Pod needs a name"]);
+    says("a: [1\n", &[at, "invalid YAML", "line 1"]);
+    says("a: 1\na: 2\n", &[at, "invalid YAML", "duplicate", "line 2"]);
+    says("just text\n", &[at, "apiVersion and kind are required"]);
+    says("- a\n- b\n", &[at, "apiVersion and kind are required"]);
+    says("apiVersion: v1\nkind: Pod\n", &[at, "metadata.name", "a Pod is required"]);
     let labels = |value: &str| format!("{POD}  labels:\n    app: {value}\n");
     says(&labels("yes"), &[at, "Pod default/p", "metadata.labels.app", "boolean", "quotes"]);
     says(&labels("0777"), &["metadata.labels.app", "integer `511`", "quotes"]);
@@ -78,18 +78,18 @@ fn a_field_that_has_no_effect_is_named_and_the_rest_is_served() {
         &policy("  profile:\n    single:\n      trafficPolicy: {}\n"),
         &["document 2", "spec.profile.single.trafficPolicy", "has no effect"],
     );
-    says(&policy("  modelServerRuntim: sglang\n"), &["spec.modelServerRuntim", "not known"]);
-    says(&format!("{POD}spec:\n  containers: []\n  nodeNam: x\n"), &["spec.nodeNam", "not known"]);
+    says(&policy("  modelServerRuntim: sglang\n"), &["spec.modelServerRuntim", "unknown"]);
+    says(&format!("{POD}spec:\n  containers: []\n  nodeNam: x\n"), &["spec.nodeNam", "unknown"]);
     let gateway = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata:\n  name: g\nspec:\n  gatewayClassName: c\n  addresses:\n  - value: 10.0.0.1\n  listeners:\n  - name: http\n    port: 80\n    protocol: HTTP\n";
     says(gateway, &["Gateway default/g", "spec.addresses", "has no effect"]);
     assert_eq!(fleet(gateway).ports(), [ListenPort { number: 80, secure: false }]);
     let backend = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata:\n  name: r\nspec:\n  parentRefs: []\n  rules:\n  - retry: {attempts: 3}\n";
-    let said = problems(backend).join("\n");
-    assert!(said.contains("spec.rules[0].retry: is not known to pd-router"), "{said}");
+    let text = problems(backend).join("\n");
+    assert!(text.contains("spec.rules[0].retry: is unknown to pd-router"), "{text}");
 }
 
 #[test]
-fn a_null_is_no_unknown_field() {
+fn a_null_is_not_an_unknown_field() {
     assert_eq!(
         problems(&format!("{POD}  creationTimestamp: null\nspec: null\nextra: ~\n")),
         [""; 0]
@@ -97,7 +97,7 @@ fn a_null_is_no_unknown_field() {
 }
 
 #[test]
-fn the_quantity_of_the_english_page_gets_a_helpful_message_in_a_kind_that_is_read() {
+fn a_quantity_with_a_space_gets_a_hint() {
     let pod = format!(
         "{POD}spec:\n  containers:\n  - name: c\n    resources:\n      limits:\n        memory: \"16 Gi\"\n        nvidia.com/gpu: \"2\"\n"
     );
@@ -112,28 +112,28 @@ fn the_quantity_of_the_english_page_gets_a_helpful_message_in_a_kind_that_is_rea
 }
 
 #[test]
-fn a_broken_document_does_not_disturb_the_others() {
+fn an_invalid_document_does_not_affect_the_others() {
     let text = format!(
         "{POD}---\na: [\n---\n# only a comment\n---\n{}",
         POD.replace("name: p", "name: q")
     );
     let documents = read(&"f.yaml".into(), &text);
-    let seen: Vec<_> =
+    let keys: Vec<_> =
         documents.iter().map(|d| (d.position, d.key.as_ref().map(Key::to_string))).collect();
     let pod = |name: &str| Some(format!("Pod default/{name}"));
-    assert_eq!(seen, [(1, pod("p")), (2, None), (3, pod("q"))]);
+    assert_eq!(keys, [(1, pod("p")), (2, None), (3, pod("q"))]);
     assert!(documents[1].problems[0].reason.contains("line 6"), "{:?}", documents[1].problems);
 }
 
 #[test]
-fn a_document_that_is_not_yaml_is_known_by_the_lines_that_name_it() {
+fn the_key_of_invalid_yaml_is_guessed_from_its_lines() {
     let text = "apiVersion: v1\nkind: Pod # a pod\nmetadata:\n  labels:\n    name: wrong\n  name: \"p\"\n  namespace: ns\nspec: {\n";
     let documents = read(&"f.yaml".into(), text);
     assert_eq!(documents[0].key.as_ref().map(Key::to_string).as_deref(), Some("Pod ns/p"));
 }
 
 #[test]
-fn a_marker_inside_a_block_and_windows_lines_are_no_matter() {
+fn separators_in_blocks_and_windows_line_ends_are_handled() {
     let pod = format!("{POD}  annotations:\n    note: |\n      a\n      ---\n      b\n")
         .replace('\n', "\r\n");
     let documents = read(&"f.yaml".into(), &format!("---\r\n{pod}--- # next\r\n{pod}"));
@@ -157,25 +157,25 @@ fn an_alias_bomb_is_refused() {
         let below = format!("*a{}, ", level - 1).repeat(10);
         text.push_str(&format!("a{level}: &a{level} [{below}]\n"));
     }
-    says(&text, &["is not YAML"]);
+    says(&text, &["invalid YAML"]);
 }
 
 #[test]
-fn json_is_read_too() {
+fn json_is_read() {
     let text = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}}"#;
     assert!(problems(text).is_empty());
 }
 
 #[test]
-fn what_is_not_ours_is_accepted_quietly() {
-    let foreign = "apiVersion: workloads.x-k8s.io/v1alpha1\nkind: RoleBasedGroup\nspec: 30 Gi\n";
-    assert!(problems(foreign).is_empty());
+fn other_kinds_are_accepted_without_a_problem() {
+    let other_kind = "apiVersion: workloads.x-k8s.io/v1alpha1\nkind: RoleBasedGroup\nspec: 30 Gi\n";
+    assert!(problems(other_kind).is_empty());
     assert!(problems("").is_empty());
     assert!(problems("# nothing\n---\n---\n").is_empty());
 }
 
 #[test]
-fn documents_beyond_the_limit_are_not_read_and_that_is_said() {
+fn documents_over_the_limit_are_ignored_and_reported() {
     let text = "kind: X\napiVersion: x/v1\n---\n".repeat(MAX_DOCUMENTS + 3);
     let documents = read(&"f.yaml".into(), &text);
     assert_eq!(documents.len(), MAX_DOCUMENTS + 1);
@@ -184,7 +184,7 @@ fn documents_beyond_the_limit_are_not_read_and_that_is_said() {
 }
 
 #[test]
-fn a_value_of_any_size_makes_a_short_reason() {
+fn the_reason_for_a_huge_value_is_short() {
     let text = format!("{POOL}spec:\n  selector: {}\n", "x".repeat(100_000));
     let documents = read(&"f.yaml".into(), &text);
     let reason = &documents[0].problems[0].reason;

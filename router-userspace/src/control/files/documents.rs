@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use router_core::fleet::{Fleet, ListenPort, Profile, Role};
 use router_core::route::{Head, Target, find};
 
-use super::tests::Scratch;
+use super::tests::TempDirectory;
 use super::*;
 
 fn root() -> PathBuf {
@@ -60,7 +60,7 @@ fn the_example_loads_unchanged() {
 
 #[test]
 fn the_english_page_loads_unchanged_too() {
-    let scratch = Scratch::new();
+    let scratch = TempDirectory::new();
     scratch.write("page.yaml", include_str!("english.yaml"));
     let pods = root().join("deploy/examples/qwen3-32b/pods.yaml");
     scratch.write("pods.yaml", &std::fs::read_to_string(pods).unwrap());

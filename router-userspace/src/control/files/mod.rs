@@ -1,8 +1,8 @@
-//! The source that reads a directory of manifests, and sees when they change.
+//! The directory source: reads manifests and polls for changes.
 //!
-//! Signatures of files are compared rather than events awaited: that works on every file system,
-//! and on a mounted ConfigMap, whose files change by swapping a symlink. A change is read when
-//! the directory has been the same for two looks, so that a file is not read half written.
+//! File signatures are compared instead of using inotify. This works on every file system, and with
+//! a mounted ConfigMap, whose files change when a symlink is swapped. A change is read when two
+//! consecutive polls see the same signatures, so that a half-written file is not read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
@@ -16,14 +16,14 @@ use super::document::{self, Content, Document};
 use super::index::{Index, Source};
 use super::objects::{Key, Object};
 
-/// Bytes of one file; a larger one is not read.
+/// Maximum size of a file in bytes. A larger file is not read.
 pub const MAX_FILE_BYTES: u64 = 16 << 20;
-/// Files of the directory; the ones beyond, by name, are not read.
+/// Maximum number of files, in the order of their names. The rest is not read.
 pub const MAX_FILES: usize = 1_000;
-/// Looks that a directory which keeps changing is waited for.
+/// Maximum number of polls to wait for a directory that keeps changing.
 const MAX_WAITS: u32 = 3;
 
-/// What tells one state of a file from the next.
+/// File metadata that changes whenever the file changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Signature {
     device: u64,
@@ -45,22 +45,23 @@ impl Signature {
     }
 }
 
-/// A file that was read: its state then, and what the index holds of it.
+/// A file that has been read: its signature, and its objects in the index.
 #[derive(Debug)]
-struct Loaded {
+struct LoadedFile {
     signature: Signature,
     objects: Vec<(Source, Key)>,
 }
 
-/// A directory of `*.yaml`, `*.yml` and `*.json` files. Directories in it are not entered.
+/// A directory of `*.yaml`, `*.yml` and `*.json` files. Subdirectories are ignored.
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
-    loaded: BTreeMap<Arc<str>, Loaded>,
-    seen: BTreeMap<Arc<str>, Signature>,
+    loaded: BTreeMap<Arc<str>, LoadedFile>,
+    /// The signatures at the last poll.
+    last_poll: BTreeMap<Arc<str>, Signature>,
     waited: u32,
     first: bool,
-    /// Why the directory itself could not be read at the last look.
+    /// Why the directory could not be read at the last poll.
     unreadable: Option<String>,
 }
 
@@ -72,22 +73,22 @@ impl Directory {
         Ok(Directory {
             path,
             loaded: BTreeMap::new(),
-            seen: BTreeMap::new(),
+            last_poll: BTreeMap::new(),
             waited: 0,
             first: true,
             unreadable: None,
         })
     }
 
-    /// Looks at the directory, and reads what has changed and settled into `index`, all of it or
-    /// nothing. Returns whether the index has changed. Blocks on the file system.
+    /// Polls the directory. Once changes have settled, all of them are applied to `index` together.
+    /// Returns whether the index has changed. Blocks on the file system.
     pub fn poll(&mut self, index: &mut Index) -> bool {
         let found = match scan(&self.path) {
             Ok(found) => found,
-            Err(error) => return self.lost(index, &error),
+            Err(error) => return self.report_unreadable(index, &error),
         };
         let back = self.unreadable.take().is_some();
-        let (found, left_out) = found;
+        let (found, ignored) = found;
         let unchanged = found.len() == self.loaded.len()
             && found.iter().all(|(name, signature)| {
                 self.loaded.get(name).is_some_and(|loaded| loaded.signature == *signature)
@@ -96,22 +97,22 @@ impl Directory {
             self.waited = 0;
             return false;
         }
-        let settled = self.first || self.seen == found || self.waited >= MAX_WAITS;
+        let settled = self.first || self.last_poll == found || self.waited >= MAX_WAITS;
         if !settled {
-            self.seen = found;
+            self.last_poll = found;
             self.waited += 1;
             return false;
         }
         (self.first, self.waited) = (false, 0);
         self.load(index, &found);
-        self.name_left_out(index, left_out);
-        self.seen = found;
+        self.report_ignored(index, ignored);
+        self.last_poll = found;
         true
     }
 
-    /// The directory cannot be read: what was read of it goes on, and the problem is named.
-    fn lost(&mut self, index: &mut Index, error: &io::Error) -> bool {
-        let reason = format!("cannot be read: {error}; what was read before goes on");
+    /// Reports that the directory cannot be read. Objects read before stay in effect.
+    fn report_unreadable(&mut self, index: &mut Index, error: &io::Error) -> bool {
+        let reason = format!("cannot be read: {error}; objects read before stay in effect");
         if self.unreadable.as_ref() == Some(&reason) {
             return false;
         }
@@ -125,10 +126,11 @@ impl Directory {
         self.path.to_string_lossy().into()
     }
 
-    fn name_left_out(&self, index: &mut Index, left_out: usize) {
-        let reason = || format!("has {left_out} files more than the {MAX_FILES} that are read");
+    fn report_ignored(&self, index: &mut Index, ignored: usize) {
+        let reason =
+            || format!("has {ignored} files over the limit of {MAX_FILES}; they are ignored");
         let name = self.name();
-        let problems = (left_out > 0).then(|| problem(&name, "TooMany", reason()));
+        let problems = (ignored > 0).then(|| problem(&name, "TooMany", reason()));
         index.report(&name, problems.into_iter().collect());
     }
 
@@ -149,26 +151,26 @@ impl Directory {
             let old = self.loaded.remove(name).map(|loaded| loaded.objects).unwrap_or_default();
             let objects = match read(&self.path.join(&**name)) {
                 Ok(text) => replace(index, name, &text, &old),
-                // Gone since the look: the next one sees it.
+                // Deleted since the scan.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     remove(index, &old);
                     index.report(name, Vec::new());
                     continue;
                 }
                 Err(error) => {
-                    let kept = if old.is_empty() { "" } else { "; what was read before goes on" };
+                    let kept =
+                        if old.is_empty() { "" } else { "; objects read before stay in effect" };
                     let reason = format!("cannot be read: {error}{kept}");
                     index.report(name, vec![problem(name, "Unreadable", reason)]);
                     old
                 }
             };
-            self.loaded.insert(Arc::clone(name), Loaded { signature: *signature, objects });
+            self.loaded.insert(Arc::clone(name), LoadedFile { signature: *signature, objects });
         }
     }
 }
 
-/// Puts the documents of a file in the place of what the index held of it. A document that does
-/// not parse keeps its last good version.
+/// Replaces the objects of a file in the index. An invalid document keeps its last valid version.
 fn replace(
     index: &mut Index,
     name: &Arc<str>,
@@ -185,16 +187,17 @@ fn replace(
         let source = Source::File { name: Arc::clone(name), document: position };
         match content {
             Content::Object(object) => entries.push((source, *object)),
-            Content::Foreign => {}
+            Content::Unhandled => {}
             Content::Broken => {
-                // Once only, and not beside a good version of the same object.
-                let kept: Vec<Object> = last_good(old, key.as_ref(), position)
+                // Only once, and not if the file has a valid version of the same object.
+                let kept: Vec<Object> = last_valid(old, key.as_ref(), position)
                     .filter(|(_, key)| present.insert(key.clone()))
-                    .filter_map(|(source, key)| index.held(source, key))
+                    .filter_map(|(source, key)| index.stored(source, key))
                     .collect();
                 if !kept.is_empty() {
                     for problem in &mut own {
-                        let reason = format!("{}; its last good version is kept", problem.reason);
+                        let reason =
+                            format!("{}; the last valid version stays in effect", problem.reason);
                         problem.reason = reason.into();
                     }
                 }
@@ -218,9 +221,9 @@ fn remove(index: &mut Index, objects: &[(Source, Key)]) {
     }
 }
 
-/// The same object before: by its name where that could be read, else by its place in the file,
-/// where a `List` has several.
-fn last_good<'o>(
+/// The previous objects of a document: by key if it could be read, else by position in the file. A
+/// `List` has several.
+fn last_valid<'o>(
     old: &'o [(Source, Key)],
     key: Option<&Key>,
     position: u32,
@@ -236,22 +239,22 @@ fn problem(source: &Arc<str>, code: &'static str, reason: String) -> Problem {
     Problem { source, document: None, object: None, field: None, code, reason: reason.into() }
 }
 
-/// The manifests of a directory by name, and how many are beyond the limit.
+/// Returns the manifest files of a directory by name, and how many are over the limit.
 fn scan(path: &Path) -> io::Result<(BTreeMap<Arc<str>, Signature>, usize)> {
     let mut names = BTreeSet::new();
     for entry in std::fs::read_dir(path)? {
-        // A name that is not UTF-8 has no manifest's ending either way.
+        // A file whose name is not UTF-8 is ignored.
         let Ok(name) = entry?.file_name().into_string() else { continue };
         let ending = Path::new(&name).extension().and_then(|ending| ending.to_str());
         if matches!(ending, Some("yaml" | "yml" | "json")) && !name.starts_with('.') {
             names.insert(name);
         }
     }
-    let left_out = names.len().saturating_sub(MAX_FILES);
+    let ignored = names.len().saturating_sub(MAX_FILES);
     let mut found = BTreeMap::new();
     for name in names.into_iter().take(MAX_FILES) {
-        // Follows symlinks; one that leads nowhere, or a file that has gone, is not there. Any
-        // other failure is no reason to forget the file: reading it will say what is wrong.
+        // Follows symlinks. Dangling symlinks and deleted files are ignored. After any other error
+        // the file stays in the list, and reading it reports the error.
         let signature = match std::fs::metadata(path.join(&name)) {
             Ok(metadata) if metadata.is_file() => Signature::of(&metadata),
             Ok(_) => continue,
@@ -260,14 +263,16 @@ fn scan(path: &Path) -> io::Result<(BTreeMap<Arc<str>, Signature>, usize)> {
         };
         found.insert(name.into(), signature);
     }
-    Ok((found, left_out))
+    Ok((found, ignored))
 }
 
 fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     let read = std::fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
     if u64::try_from(read).is_ok_and(|read| read > MAX_FILE_BYTES) {
-        return Err(io::Error::other(format!("is larger than {MAX_FILE_BYTES} bytes")));
+        return Err(io::Error::other(format!(
+            "is larger than the limit of {MAX_FILE_BYTES} bytes"
+        )));
     }
     Ok(text)
 }

@@ -7,16 +7,16 @@ use router_core::fleet::{Fleet, Phase};
 use super::*;
 
 /// A directory of its own, gone with the test.
-pub(crate) struct Scratch(PathBuf);
+pub(crate) struct TempDirectory(PathBuf);
 
-impl Scratch {
-    pub(crate) fn new() -> Scratch {
+impl TempDirectory {
+    pub(crate) fn new() -> TempDirectory {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("pd-router-files-{}-{number}", std::process::id());
         let path = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&path).unwrap();
-        Scratch(path)
+        TempDirectory(path)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -31,7 +31,7 @@ impl Scratch {
     }
 }
 
-impl Drop for Scratch {
+impl Drop for TempDirectory {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
@@ -39,7 +39,7 @@ impl Drop for Scratch {
 
 /// A directory that is being served.
 struct Served {
-    scratch: Scratch,
+    scratch: TempDirectory,
     directory: Directory,
     index: Index,
     fleet: Fleet,
@@ -47,7 +47,7 @@ struct Served {
 
 impl Served {
     fn new(files: &[(&str, &str)]) -> Served {
-        let scratch = Scratch::new();
+        let scratch = TempDirectory::new();
         files.iter().for_each(|(name, text)| scratch.write(name, text));
         let directory = Directory::open(scratch.path()).unwrap();
         let mut served =
@@ -135,7 +135,7 @@ fn a_document_that_does_not_parse_keeps_its_last_good_version_alone() {
     assert_eq!(addresses, ["10.0.0.1:8000", "10.0.0.4:8000"]);
     let said = served.problems();
     assert!(said.contains("all.yaml document 3, Pod default/a, metadata.labels.app: "), "{said}");
-    assert!(said.contains("its last good version is kept"), "{said}");
+    assert!(said.contains("the last valid version stays in effect"), "{said}");
     // Whole again.
     served.write("all.yaml", &(POOL.to_owned() + &pod("a", 5)));
     assert_eq!(served.pods(), ["default/a Ready"]);
@@ -162,7 +162,7 @@ fn a_document_that_never_parsed_is_absent_and_the_pods_beside_it_apply() {
     assert!(
         said.contains("broken.yaml document 1, InferencePool default/pool, spec.targetPortNumber")
     );
-    assert!(!said.contains("kept"), "{said}");
+    assert!(!said.contains("stays in effect"), "{said}");
     std::fs::remove_file(served.scratch.path().join("broken.yaml")).unwrap();
     served.look();
     assert_eq!((served.problems(), served.pods().len()), (String::new(), 0));
@@ -196,7 +196,7 @@ fn a_file_that_cannot_be_read_keeps_what_was_read_of_it() {
 
 #[test]
 fn a_mounted_config_map_that_swaps_its_symlink_is_seen() {
-    let scratch = Scratch::new();
+    let scratch = TempDirectory::new();
     for (version, number) in [("..v1", 1), ("..v2", 2)] {
         std::fs::create_dir(scratch.path().join(version)).unwrap();
         std::fs::write(
@@ -299,7 +299,11 @@ fn a_list_that_is_no_longer_yaml_keeps_all_its_items() {
     assert_eq!(served.pods(), ["default/a Ready", "default/b Ready"]);
     served.write("list.yaml", &(good.clone() + "  }\n"));
     assert_eq!(served.pods(), ["default/a Ready", "default/b Ready"]);
-    assert!(served.problems().contains("last good version is kept"), "{}", served.problems());
+    assert!(
+        served.problems().contains("last valid version stays in effect"),
+        "{}",
+        served.problems()
+    );
     served.write("list.yaml", &list(&[item("b", 2)]));
     assert_eq!(served.pods(), ["default/b Ready"]);
 }

@@ -1,4 +1,4 @@
-//! Pods that are agents of pd-router: whom to ask what the kernel of a node measured.
+//! Finds the pods that are pd-router's node agents.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,42 +8,42 @@ use router_core::fleet::{AgentAddress, Phase};
 use super::Source;
 use super::build::Build;
 
-/// The labels of an agent's pod, as the recommended labels of Kubernetes have them.
+/// The labels of an agent's pod.
 pub(in crate::control) const AGENT_LABELS: [(&str, &str); 2] =
     [("app.kubernetes.io/name", "pd-router"), ("app.kubernetes.io/component", "agent")];
-/// The name of the container port on which an agent answers, and the port where none is named.
+/// The name of the container port that an agent listens on, and the default port.
 const PORT_NAME: &str = "loads";
 const PORT: u16 = 9911;
-/// Agents of one fleet; what is beyond is left out and told.
+/// Maximum number of agents in a fleet. The rest is ignored and reported.
 const MAX_AGENTS: usize = 1_000;
 
-/// Every agent with an address, ready or not: one that cannot answer is tried again.
+/// Returns every agent with an address. Readiness does not matter, because subscriptions are retried.
 pub(super) fn find(build: &mut Build<'_>) -> Vec<AgentAddress> {
     let mut agents = Vec::new();
-    let mut beyond = None;
+    let mut over_limit = None;
     for pod in build.pods.values().flatten() {
         let is_agent = AGENT_LABELS.iter().all(|(name, value)| pod.label(name) == Some(*value));
         if !is_agent {
             continue;
         }
-        let card = pod.card;
-        let Ok(ip) = card.address else { continue };
+        let summary = pod.summary;
+        let Ok(ip) = summary.address else { continue };
         let trusted = *pod.source != Source::Cluster
-            || build.index.agents_of.as_ref() == Some(&card.name.namespace);
-        if !trusted || card.phase == Phase::Draining {
+            || build.index.agent_namespace.as_ref() == Some(&summary.name.namespace);
+        if !trusted || summary.phase == Phase::Draining {
             continue;
         }
         if agents.len() == MAX_AGENTS {
-            beyond = Some(pod.subject());
+            over_limit = Some(pod.subject());
             break;
         }
         let address = SocketAddr::new(ip, port(pod.pod));
-        let (node, name) = (card.node.clone(), Arc::clone(&card.full_name));
+        let (node, name) = (summary.node.clone(), Arc::clone(&summary.full_name));
         agents.push(AgentAddress { address, node, name });
     }
-    if let Some(subject) = beyond {
-        let reason = format!("is an agent beyond the limit of {MAX_AGENTS}: nobody asks it");
-        build.complain(subject, "", "TooMany", reason);
+    if let Some(subject) = over_limit {
+        let reason = format!("is an agent over the limit of {MAX_AGENTS}; it is ignored");
+        build.add_problem(subject, "", "TooMany", reason);
     }
     agents.sort();
     agents.dedup_by(|a, b| a.address == b.address);

@@ -1,4 +1,4 @@
-//! One build: the state that its steps share, and their order.
+//! Builds a fleet: the order of the steps, and the state that they share.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -11,33 +11,36 @@ use router_core::fleet::{
 
 use super::super::objects::{Key, Kind, Object};
 use super::pods::PodView;
-use super::{Index, Source, agents, listeners, ours, pods, policies, pools, routes};
+use super::{Index, Source, agents, listeners, ownership, pods, policies, pools, routes};
 use crate::certificates::Certificates;
 
-/// Problems of one fleet; what is beyond is counted in one more.
+/// Maximum number of problems in a fleet. One more problem counts the rest.
 const MAX_PROBLEMS: usize = 1_000;
 
-/// What the steps of a build share.
+/// The state that the steps of a build share.
 pub(super) struct Build<'a> {
     pub(super) index: &'a Index,
-    /// What is served now.
+    /// The fleet that is served now.
     pub(super) previous: &'a Fleet,
-    /// Objects of a cluster that are not ours to serve.
-    pub(super) foreign: &'a HashSet<Key>,
-    /// By namespace.
+    /// Objects of a cluster that other controllers serve.
+    pub(super) not_owned: &'a HashSet<Key>,
+    /// Pods by namespace.
     pub(super) pods: HashMap<Arc<str>, Vec<PodView<'a>>>,
     pub(super) pools: HashMap<(Kind, ObjectName), Arc<Pool>>,
     pub(super) services: std::collections::BTreeMap<(ObjectName, u16), Arc<ServiceBackend>>,
-    /// Of the previous fleet.
+    /// Workers of the previous fleet.
     workers: HashMap<(&'a WorkerKey, SocketAddr), &'a Arc<Worker>>,
-    /// Those that it does not have.
+    /// Workers that the previous fleet does not have.
     joined: HashMap<(WorkerKey, SocketAddr), Arc<Worker>>,
-    /// Of the pools that there were, by name.
+    /// What has been learned about the previous fleet's pools, by pool name.
     experience: HashMap<ObjectName, Arc<RateEstimators>>,
     problems: Vec<Problem>,
-    /// Those of the previous fleet, and the new ones.
+    /// Certificates of the previous fleet, and new ones.
     pub(super) certificates: Certificates,
 }
+
+/// An invalid field: its path below the compiled object, a problem code, and a reason.
+pub(super) type FieldError = (String, &'static str, String);
 
 /// The object that a problem is about.
 #[derive(Clone, Copy)]
@@ -52,11 +55,11 @@ pub(super) fn fleet(
     previous: &Fleet,
     certificates: &Certificates,
 ) -> (Fleet, Certificates) {
-    let foreign = ours::foreign(index);
+    let not_owned = ownership::not_owned(index);
     let mut build = Build {
         index,
         previous,
-        foreign: &foreign,
+        not_owned: &not_owned,
         pods: HashMap::new(),
         pools: HashMap::new(),
         services: std::collections::BTreeMap::new(),
@@ -67,15 +70,15 @@ pub(super) fn fleet(
             .iter()
             .map(|pool| (pool.name.clone(), Arc::clone(&pool.rate_estimators)))
             .collect(),
-        problems: reports(index, &foreign),
+        problems: source_problems(index, &not_owned),
         certificates: certificates.clone(),
     };
-    build.name_duplicates();
+    build.report_duplicates();
     pods::read(&mut build);
     let pools = pools::build(&mut build);
     let policies = policies::read(&mut build);
-    let frames = listeners::frames(&mut build);
-    let listeners = routes::attach(&mut build, frames, &policies);
+    let pending_listeners = listeners::pending_listeners(&mut build);
+    let listeners = routes::attach(&mut build, pending_listeners, &policies);
     let mut certificates = std::mem::take(&mut build.certificates);
     let fleet = Fleet {
         generation: previous.generation + 1,
@@ -89,14 +92,14 @@ pub(super) fn fleet(
     (fleet, certificates)
 }
 
-/// What the sources complain about, of objects that are ours.
-fn reports(index: &Index, foreign: &HashSet<Key>) -> Vec<Problem> {
-    let all = index.reports.values().flatten();
-    if foreign.is_empty() {
+/// The problems that sources report, without those of objects that other controllers serve.
+fn source_problems(index: &Index, not_owned: &HashSet<Key>) -> Vec<Problem> {
+    let all = index.source_problems.values().flatten();
+    if not_owned.is_empty() {
         return all.cloned().collect();
     }
     let cluster = Source::Cluster.name();
-    let others: HashSet<String> = foreign.iter().map(Key::to_string).collect();
+    let others: HashSet<String> = not_owned.iter().map(Key::to_string).collect();
     let ours = all.filter(|problem| {
         let object = problem.object.as_deref();
         problem.source != cluster || object.is_none_or(|object| !others.contains(object))
@@ -105,17 +108,17 @@ fn reports(index: &Index, foreign: &HashSet<Key>) -> Vec<Problem> {
 }
 
 impl<'a> Build<'a> {
-    /// The objects of a kind that are served, in the order of their names.
-    pub(super) fn ours(
+    /// The objects of a kind that this controller serves, sorted by name.
+    pub(super) fn owned(
         &self,
         kind: Kind,
     ) -> impl Iterator<Item = (&'a Source, &'a Object)> + use<'a> {
-        let foreign = self.foreign;
-        self.index.of_kind(kind).filter(move |(_, object)| !foreign.contains(&object.key()))
+        let not_owned = self.not_owned;
+        self.index.of_kind(kind).filter(move |(_, object)| !not_owned.contains(&object.key()))
     }
 
-    /// Records a problem of `subject`.
-    pub(super) fn complain(
+    /// Adds a problem of `subject`.
+    pub(super) fn add_problem(
         &mut self,
         subject: Subject<'_>,
         field: impl AsRef<str>,
@@ -134,7 +137,7 @@ impl<'a> Build<'a> {
         });
     }
 
-    /// The worker of this pod and port: the one there was, or a new one.
+    /// The worker of this pod and port: that of the previous fleet, or a new one.
     pub(super) fn worker(
         &mut self,
         key: WorkerKey,
@@ -148,18 +151,18 @@ impl<'a> Build<'a> {
         Arc::clone(entry.or_insert_with(|| Arc::new(Worker::new(key, Arc::clone(name), address))))
     }
 
-    /// What was learned of the pool of this name, or nothing yet.
+    /// What has been learned about the pool of this name, initially nothing.
     pub(super) fn experience(&mut self, pool: &ObjectName) -> Arc<RateEstimators> {
         let entry = self.experience.entry(pool.clone());
         Arc::clone(entry.or_insert_with(|| Arc::new(RateEstimators::of_pool())))
     }
 
-    fn name_duplicates(&mut self) {
+    fn report_duplicates(&mut self) {
         let index = self.index;
         for (key, first, other) in index.duplicates() {
             let subject = Subject { source: other, kind: key.kind, name: &key.name };
-            let reason = format!("is also in {first}, which counts; this one is ignored");
-            self.complain(subject, "", "Duplicate", reason);
+            let reason = format!("is also in {first}, which is used; this one is ignored");
+            self.add_problem(subject, "", "Duplicate", reason);
         }
     }
 
@@ -181,7 +184,7 @@ impl<'a> Build<'a> {
     }
 }
 
-/// Seconds since 1970 of an object's creation; `None` where it does not tell, as in files.
+/// The creation time of an object in seconds since 1970, or `None` if it has none, as in files.
 pub(super) fn created(metadata: &ObjectMeta) -> Option<i64> {
     metadata.creation_timestamp.as_ref().map(|time| time.0.as_second())
 }

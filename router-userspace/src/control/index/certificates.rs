@@ -14,11 +14,11 @@ use rustls::sign::CertifiedKey;
 
 use super::super::objects::{Key, Kind, Object, kind_of, object_name};
 use super::build::{Build, Subject};
-use super::{Index, Source, grants, ours};
+use super::{Index, Source, grants, ownership};
 
 /// Maximum number of watched Secrets, in the order of their names. Further ones count as missing.
 const MAX_SECRETS: usize = 1_000;
-/// A Secret with a certificate and its key.
+/// The type of a Secret with a certificate and its key.
 const TLS_SECRET: &str = "kubernetes.io/tls";
 /// The entries of such a Secret: certificates and key.
 pub(in crate::control) const TLS_ENTRIES: [&str; 2] = ["tls.crt", "tls.key"];
@@ -33,8 +33,8 @@ pub(super) fn resolve(
 ) -> Vec<ServerCertificate> {
     let references = references(spec);
     if references.is_empty() {
-        let reason = "names no Secret: the listener is not served";
-        build.complain(
+        let reason = "is empty: the listener is not served";
+        build.add_problem(
             subject,
             format!("{at}.tls.certificateRefs"),
             "InvalidCertificateRef",
@@ -47,7 +47,7 @@ pub(super) fn resolve(
         let secret = match named(build.index, subject.name, reference) {
             Ok(secret) => secret,
             Err((code, reason)) => {
-                build.complain(subject, field, code, reason);
+                build.add_problem(subject, field, code, reason);
                 continue;
             }
         };
@@ -56,11 +56,11 @@ pub(super) fn resolve(
             Ok(certificate) => certificates.push(certificate),
             Err(reason) => {
                 let then = match &before {
-                    Some(_) => "the certificate before goes on",
-                    None => "it is not served",
+                    Some(_) => "the previous certificate stays in use",
+                    None => "this certificate is not used",
                 };
                 let reason = format!("{reason}; {then}");
-                build.complain(subject, field, "InvalidCertificateRef", reason);
+                build.add_problem(subject, field, "InvalidCertificateRef", reason);
                 certificates.extend(before);
             }
         }
@@ -89,14 +89,14 @@ fn named(
     let group = reference.group.as_deref().unwrap_or_default();
     let kind = reference.kind.as_deref().unwrap_or("Secret");
     if (group, kind) != ("", "Secret") {
-        let reason = format!("{} is no certificate; a Secret is", kind_of(group, kind));
+        let reason = format!("{} is not supported; use a Secret", kind_of(group, kind));
         return Err(("InvalidCertificateRef", reason));
     }
     let namespace = reference.namespace.as_deref().unwrap_or(&gateway.namespace);
     let name = ObjectName { namespace: namespace.into(), name: reference.name.as_str().into() };
     let from = ("Gateway", &*gateway.namespace);
     if !grants::permits(index, from, group, kind, &name) {
-        let reason = format!("no ReferenceGrant lets this Gateway name Secret {name}");
+        let reason = format!("no ReferenceGrant allows this Gateway to reference Secret {name}");
         return Err(("RefNotPermitted", reason));
     }
     Ok(name)
@@ -110,10 +110,10 @@ fn read(
 ) -> Result<ServerCertificate, String> {
     let key = Key { kind: Kind::Secret, name: name.clone() };
     let Some(Object::Secret(secret)) = build.index.get(&key) else {
-        return Err(format!("Secret {name} is not here"));
+        return Err(format!("Secret {name} does not exist"));
     };
     if secret.type_.as_deref() != Some(TLS_SECRET) {
-        return Err(format!("Secret {name} is not of type {TLS_SECRET}"));
+        return Err(format!("Secret {name} must have type {TLS_SECRET}"));
     }
     let pem = TLS_ENTRIES.map(|entry| entry_of(secret, entry));
     if let Some(before) = before.filter(|before| build.certificates.is_from(before.id, &pem)) {
@@ -156,11 +156,11 @@ fn references(spec: &GatewayListeners) -> &[GatewayListenersTlsCertificateRefs] 
 
 /// The Secrets to watch: those that listeners of a cluster name and may use.
 pub(super) fn secrets(index: &Index) -> BTreeSet<ObjectName> {
-    let foreign = ours::foreign(index);
+    let not_owned = ownership::not_owned(index);
     let mut secrets = BTreeSet::new();
     for (source, object) in index.of_kind(Kind::Gateway) {
         let Object::Gateway(gateway) = object else { continue };
-        if *source != Source::Cluster || foreign.contains(&object.key()) {
+        if *source != Source::Cluster || not_owned.contains(&object.key()) {
             continue;
         }
         let name = object_name(&gateway.metadata);

@@ -45,17 +45,17 @@ spec:
     ] {
         let fleet = golden::fleet(&format!("{grants}{GATEWAY}"));
         let field = "spec.listeners[0].tls.certificateRefs[0]";
-        let told: Vec<(&str, &str)> = (fleet.problems.iter())
+        let found: Vec<(&str, &str)> = (fleet.problems.iter())
             .filter(|problem| problem.field.as_deref() == Some(field))
             .map(|problem| (problem.code, &*problem.reason))
             .collect();
-        // One that may be named is looked for, and is not here.
+        // A reference that is allowed leads to a Secret that does not exist.
         let expected = match permitted {
-            true => ("InvalidCertificateRef", "Secret secrets/certificate is not here"),
-            false => ("RefNotPermitted", "no ReferenceGrant lets this Gateway"),
+            true => ("InvalidCertificateRef", "Secret secrets/certificate does not exist"),
+            false => ("RefNotPermitted", "no ReferenceGrant allows this Gateway"),
         };
-        let [(code, reason)] = told[..] else { panic!("{grants}\n{told:?}") };
-        assert!(code == expected.0 && reason.starts_with(expected.1), "{grants}\n{told:?}");
+        let [(code, reason)] = found[..] else { panic!("{grants}\n{found:?}") };
+        assert!(code == expected.0 && reason.starts_with(expected.1), "{grants}\n{found:?}");
         assert!(fleet.listeners.is_empty(), "{grants}");
     }
 }

@@ -14,20 +14,19 @@ use http::uri::Scheme;
 use http::{HeaderName, HeaderValue, StatusCode};
 use router_core::route::{Filters, HeaderEdit, PathEdit, Redirect};
 
-/// A list of filters, compiled.
+use super::build::FieldError;
+
+/// A compiled list of filters.
 #[derive(Debug, Default)]
-pub(super) struct Compiled {
+pub(super) struct CompiledFilters {
     pub(super) filters: Filters,
     pub(super) redirect: Option<Redirect>,
 }
 
-/// Why a filter cannot be honoured: the field beneath the list, a code, a reason. The rule or
-/// backend that has it answers 500, since skipping a filter could expose what it protects.
-pub(super) type Fault = (String, &'static str, String);
-
-/// Compiles a rule's filters.
-pub(super) fn compile(filters: &[HttpRouteRulesFilters]) -> Result<Compiled, Fault> {
-    let mut compiled = Compiled::default();
+/// Compiles a rule's filters. With an invalid filter, the rule or backend answers 500, because
+/// skipping a filter could expose what it protects.
+pub(super) fn compile(filters: &[HttpRouteRulesFilters]) -> Result<CompiledFilters, FieldError> {
+    let mut compiled = CompiledFilters::default();
     for (position, filter) in filters.iter().enumerate() {
         let at = format!("filters[{position}]");
         one(filter, &mut compiled).map_err(|(field, code, reason)| {
@@ -38,19 +37,19 @@ pub(super) fn compile(filters: &[HttpRouteRulesFilters]) -> Result<Compiled, Fau
     Ok(compiled)
 }
 
-/// Compiles a backend's filters, which have the shape of a rule's and types of their own.
+/// Compiles a backend's filters. They have the same fields as a rule's filters, but other types.
 pub(super) fn compile_backend(
     filters: &[HttpRouteRulesBackendRefsFilters],
-) -> Result<Compiled, Fault> {
+) -> Result<CompiledFilters, FieldError> {
     let same = |error: serde_json::Error| ("filters".to_owned(), "Invalid", error.to_string());
     let value = serde_json::to_value(filters).map_err(same)?;
     compile(&serde_json::from_value::<Vec<HttpRouteRulesFilters>>(value).map_err(same)?)
 }
 
-fn one(filter: &HttpRouteRulesFilters, compiled: &mut Compiled) -> Result<(), Fault> {
+fn one(filter: &HttpRouteRulesFilters, compiled: &mut CompiledFilters) -> Result<(), FieldError> {
     let missing = |field: &str| (field.to_owned(), "Invalid", "is missing".to_owned());
     let unsupported = |name: &str| {
-        let reason = format!("{name} is not served; the requests that it is for answer 500");
+        let reason = format!("filter {name} is not supported; its requests get 500");
         (String::new(), "UnsupportedValue", reason)
     };
     match filter.r#type {
@@ -80,31 +79,31 @@ fn one(filter: &HttpRouteRulesFilters, compiled: &mut Compiled) -> Result<(), Fa
     Ok(())
 }
 
-fn under(parent: &'static str) -> impl Fn(Fault) -> Fault {
+fn under(parent: &'static str) -> impl Fn(FieldError) -> FieldError {
     move |(field, code, reason)| (format!("{parent}.{field}"), code, reason)
 }
 
-fn invalid(field: impl Into<String>, reason: String) -> Fault {
+fn invalid(field: impl Into<String>, reason: String) -> FieldError {
     (field.into(), "Invalid", reason)
 }
 
-fn header(field: &str, name: &str) -> Result<HeaderName, Fault> {
+fn header(field: &str, name: &str) -> Result<HeaderName, FieldError> {
     HeaderName::from_bytes(name.as_bytes())
-        .map_err(|_| invalid(field, format!("{name:?} is no header name")))
+        .map_err(|_| invalid(field, format!("{name:?} is not a valid header name")))
 }
 
-fn value(field: &str, value: &str) -> Result<HeaderValue, Fault> {
+fn value(field: &str, value: &str) -> Result<HeaderValue, FieldError> {
     HeaderValue::from_bytes(value.as_bytes())
-        .map_err(|_| invalid(field, format!("{value:?} is no header value")))
+        .map_err(|_| invalid(field, format!("{value:?} is not a valid header value")))
 }
 
-/// Edits from the three lists of a modifier. Their names are distinct, so the order of the lists
-/// does not matter.
+/// Compiles the three lists of a header modifier. Header names are distinct, so the order of the
+/// lists does not matter.
 fn edits<'a>(
     set: impl Iterator<Item = (&'a str, &'a str)>,
     add: impl Iterator<Item = (&'a str, &'a str)>,
     remove: impl Iterator<Item = &'a str>,
-) -> Result<Vec<HeaderEdit>, Fault> {
+) -> Result<Vec<HeaderEdit>, FieldError> {
     let mut edits = Vec::new();
     for (name, text) in set {
         edits.push(HeaderEdit::Set(header("set", name)?, value("set", text)?));
@@ -118,7 +117,7 @@ fn edits<'a>(
     Ok(edits)
 }
 
-fn request_edits(spec: &RequestModifier) -> Result<Vec<HeaderEdit>, Fault> {
+fn request_edits(spec: &RequestModifier) -> Result<Vec<HeaderEdit>, FieldError> {
     edits(
         spec.set.iter().flatten().map(|pair| (pair.name.as_str(), pair.value.as_str())),
         spec.add.iter().flatten().map(|pair| (pair.name.as_str(), pair.value.as_str())),
@@ -126,7 +125,7 @@ fn request_edits(spec: &RequestModifier) -> Result<Vec<HeaderEdit>, Fault> {
     )
 }
 
-fn response_edits(spec: &ResponseModifier) -> Result<Vec<HeaderEdit>, Fault> {
+fn response_edits(spec: &ResponseModifier) -> Result<Vec<HeaderEdit>, FieldError> {
     edits(
         spec.set.iter().flatten().map(|pair| (pair.name.as_str(), pair.value.as_str())),
         spec.add.iter().flatten().map(|pair| (pair.name.as_str(), pair.value.as_str())),
@@ -134,7 +133,7 @@ fn response_edits(spec: &ResponseModifier) -> Result<Vec<HeaderEdit>, Fault> {
     )
 }
 
-fn redirect(spec: &RequestRedirect) -> Result<Redirect, Fault> {
+fn redirect(spec: &RequestRedirect) -> Result<Redirect, FieldError> {
     let status = spec.status_code.unwrap_or(302);
     let known = [301, 302, 303, 307, 308].contains(&status);
     let status = u16::try_from(status).ok().filter(|_| known);
@@ -147,7 +146,7 @@ fn redirect(spec: &RequestRedirect) -> Result<Redirect, Fault> {
             u16::try_from(port)
                 .ok()
                 .filter(|port| *port > 0)
-                .ok_or_else(|| invalid("port", format!("{port} is no port")))?,
+                .ok_or_else(|| invalid("port", format!("{port} must be a port from 1 to 65535")))?,
         ),
     };
     let path = spec.path.as_ref().map(|path| match path.r#type {
@@ -162,7 +161,7 @@ fn redirect(spec: &RequestRedirect) -> Result<Redirect, Fault> {
     Ok(Redirect { scheme, hostname, port, path: path.transpose()?, status })
 }
 
-fn rewrite(spec: &UrlRewrite, filters: &mut Filters) -> Result<(), Fault> {
+fn rewrite(spec: &UrlRewrite, filters: &mut Filters) -> Result<(), FieldError> {
     if let Some(host) = &spec.hostname {
         value("hostname", host)?;
         filters.host = Some(host.as_str().into());
@@ -176,19 +175,19 @@ fn rewrite(spec: &UrlRewrite, filters: &mut Filters) -> Result<(), Fault> {
     Ok(())
 }
 
-fn full(text: Option<&str>) -> Result<PathEdit, Fault> {
+fn full(text: Option<&str>) -> Result<PathEdit, FieldError> {
     Ok(PathEdit::ReplaceFullPath(path("path.replaceFullPath", text)?))
 }
 
-fn prefix(text: Option<&str>) -> Result<PathEdit, Fault> {
+fn prefix(text: Option<&str>) -> Result<PathEdit, FieldError> {
     Ok(PathEdit::ReplacePrefixMatch(path("path.replacePrefixMatch", text)?))
 }
 
-fn path(field: &str, text: Option<&str>) -> Result<Box<str>, Fault> {
+fn path(field: &str, text: Option<&str>) -> Result<Box<str>, FieldError> {
     let text = text.ok_or_else(|| invalid(field, "is missing".to_owned()))?;
     let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'?' && byte != b'#';
     match text.bytes().all(plain) {
         true => Ok(text.into()),
-        false => Err(invalid(field, format!("{text:?} is no path"))),
+        false => Err(invalid(field, format!("{text:?} is not a valid path"))),
     }
 }

@@ -1,4 +1,4 @@
-//! The listeners of all Gateways, before routes are attached to them.
+//! The listeners of all Gateways, before routes are attached.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -11,38 +11,39 @@ use router_core::route::{AttachedRule, Hostname, ServerCertificate};
 
 use super::super::objects::{GATEWAY_GROUP, Key, Kind, Object, kind_of, object_name};
 use super::build::{Build, Subject, created};
-use super::fronts::Fronts;
+use super::gateway_services::ObservedServices;
 use super::{Index, certificates};
 
 /// A listener that routes may be attached to.
-pub(super) struct Frame<'a> {
+pub(super) struct PendingListener<'a> {
     pub(super) gateway: ObjectName,
     pub(super) spec: &'a GatewayListeners,
     pub(super) port: u16,
     pub(super) hostname: Option<Hostname>,
-    /// `None` where the listener has a problem of its own, or no Service leads to it yet: routes may
-    /// name it, nobody listens.
-    pub(super) bound: Option<Bound>,
+    /// `None` if the listener is invalid, or if no Service targets it yet. Routes may be attached to
+    /// it, but no socket is opened.
+    pub(super) binding: Option<Binding>,
     pub(super) attached: Vec<AttachedRule>,
 }
 
-/// What it takes to listen.
-pub(super) struct Bound {
+/// The socket port and the certificates of a listener.
+pub(super) struct Binding {
     pub(super) socket_port: u16,
     pub(super) certificates: Vec<ServerCertificate>,
 }
 
-/// What listeners exclude each other by. Gateways have ports apart where each has its own Service.
+/// Ports and host names that are in use. Each Gateway has its own ports if it has its own Service.
 #[derive(Default)]
-struct Taken {
+struct Claims {
     hosts: HashSet<(Option<ObjectName>, u16, Option<Hostname>)>,
     protocols: HashMap<(Option<ObjectName>, u16), String>,
 }
 
-/// All listeners; on one port and host name, the older Gateway's counts, then the first by name.
-pub(super) fn frames<'a>(build: &mut Build<'a>) -> Vec<Frame<'a>> {
+/// Reads all listeners. On the same port and host name, the listener of the older Gateway wins, then
+/// the first by name.
+pub(super) fn pending_listeners<'a>(build: &mut Build<'a>) -> Vec<PendingListener<'a>> {
     let mut gateways: Vec<_> = build
-        .ours(Kind::Gateway)
+        .owned(Kind::Gateway)
         .filter_map(|(source, object)| match object {
             Object::Gateway(gateway) => Some((source, object_name(&gateway.metadata), gateway)),
             _ => None,
@@ -52,92 +53,98 @@ pub(super) fn frames<'a>(build: &mut Build<'a>) -> Vec<Frame<'a>> {
         let age = created(&gateway.metadata);
         (age.is_none(), age, name.clone())
     });
-    let fronts = Fronts::read(build.index);
-    let mut frames = Vec::new();
-    let mut taken = Taken::default();
+    let services = ObservedServices::read(build.index);
+    let mut pending_listeners = Vec::new();
+    let mut claims = Claims::default();
     for (source, name, gateway) in gateways {
         let subject = Subject { source, kind: Kind::Gateway, name: &name };
-        read(build, subject, gateway, &fronts, &mut taken, &mut frames);
+        read(build, subject, gateway, &services, &mut claims, &mut pending_listeners);
     }
-    frames
+    pending_listeners
 }
 
 fn read<'a>(
     build: &mut Build<'a>,
     subject: Subject<'_>,
     gateway: &'a Gateway,
-    fronts: &Fronts,
-    taken: &mut Taken,
-    frames: &mut Vec<Frame<'a>>,
+    services: &ObservedServices,
+    claims: &mut Claims,
+    pending_listeners: &mut Vec<PendingListener<'a>>,
 ) {
     let mut names = HashSet::new();
-    let scope = (!fronts.shared()).then(|| subject.name.clone());
+    let scope = (!services.shared()).then(|| subject.name.clone());
     let parameters =
         gateway.spec.infrastructure.as_ref().and_then(|all| all.parameters_ref.as_ref());
     if let Some(parameters) = parameters {
         let named = kind_of(&parameters.group, &parameters.kind);
-        let reason =
-            format!("{named} is not read, as no parameters are; the Gateway is not served");
+        let reason = format!("{named} is not supported; the Gateway is not served");
         let field = "spec.infrastructure.parametersRef";
-        build.complain(subject, field, "InvalidParameters", reason);
+        build.add_problem(subject, field, "InvalidParameters", reason);
     }
     for (position, spec) in gateway.spec.listeners.iter().enumerate() {
         let at = format!("spec.listeners[{position}]");
         let checked = check(spec).and_then(|(port, hostname)| {
             if !names.insert(spec.name.as_str()) {
-                let reason = format!("a listener before has the name {:?} too", spec.name);
+                let reason = format!("an earlier listener has the same name {:?}", spec.name);
                 return Err(("name", "Conflicted", reason));
             }
-            taken.take(&scope, port, &hostname, &spec.protocol)?;
+            claims.claim(&scope, port, &hostname, &spec.protocol)?;
             Ok((port, hostname))
         });
-        let (port, hostname, bound) = match checked {
+        let (port, hostname, binding) = match checked {
             Ok((port, hostname)) => {
-                let socket_port = fronts.socket_port(gateway, port);
-                let bound = bind(build, subject, spec, &at, socket_port);
-                (port, hostname, bound.filter(|_| parameters.is_none()))
+                let socket_port = services.socket_port(gateway, port);
+                let binding = bind(build, subject, spec, &at, socket_port);
+                (port, hostname, binding.filter(|_| parameters.is_none()))
             }
             Err((field, code, reason)) => {
                 let reason = format!("{reason}; the listener is not served");
-                build.complain(subject, format!("{at}.{field}"), code, reason);
+                build.add_problem(subject, format!("{at}.{field}"), code, reason);
                 (u16::try_from(spec.port).unwrap_or_default(), None, None)
             }
         };
-        unknown_kinds(build, subject, spec, &at);
+        report_unknown_kinds(build, subject, spec, &at);
         let gateway = subject.name.clone();
-        frames.push(Frame { gateway, spec, port, hostname, bound, attached: Vec::new() });
+        pending_listeners.push(PendingListener {
+            gateway,
+            spec,
+            port,
+            hostname,
+            binding,
+            attached: Vec::new(),
+        });
     }
 }
 
-impl Taken {
-    fn take(
+impl Claims {
+    fn claim(
         &mut self,
         scope: &Option<ObjectName>,
         port: u16,
         hostname: &Option<Hostname>,
         protocol: &str,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), ListenerError> {
         let first = self.protocols.entry((scope.clone(), port)).or_insert_with(|| protocol.into());
         if first != protocol {
-            let reason = format!("a listener before has this port for {first}");
+            let reason = format!("an earlier listener uses this port with protocol {first}");
             return Err(("protocol", "ProtocolConflict", reason));
         }
         if !self.hosts.insert((scope.clone(), port, hostname.clone())) {
-            let reason = "a listener before has this port and host name".to_owned();
+            let reason = "an earlier listener has the same port and host name".to_owned();
             return Err(("port", "HostnameConflict", reason));
         }
         Ok(())
     }
 }
 
-/// What a listener without a problem of its own listens with.
+/// Returns the binding of a valid listener.
 fn bind(
     build: &mut Build<'_>,
     subject: Subject<'_>,
     spec: &GatewayListeners,
     at: &str,
     socket_port: Option<u16>,
-) -> Option<Bound> {
+) -> Option<Binding> {
     let certificates = match spec.protocol.as_str() {
         "HTTPS" => {
             let certificates = certificates::resolve(build, subject, spec, at);
@@ -148,24 +155,26 @@ fn bind(
         }
         _ => Vec::new(),
     };
-    Some(Bound { socket_port: socket_port?, certificates })
+    Some(Binding { socket_port: socket_port?, certificates })
 }
 
-type Fault = (&'static str, &'static str, String);
+type ListenerError = (&'static str, &'static str, String);
 
-fn check(spec: &GatewayListeners) -> Result<(u16, Option<Hostname>), Fault> {
+fn check(spec: &GatewayListeners) -> Result<(u16, Option<Hostname>), ListenerError> {
     let protocol = spec.protocol.as_str();
     if !matches!(protocol, "HTTP" | "HTTPS") {
-        let reason = format!("protocol {protocol:?} is not served; HTTP and HTTPS are");
+        let reason = format!("protocol {protocol:?} is not supported; use HTTP or HTTPS");
         return Err(("protocol", "UnsupportedProtocol", reason));
     }
     let mode = spec.tls.as_ref().and_then(|tls| tls.mode.as_ref());
     if protocol == "HTTPS" && matches!(mode, Some(GatewayListenersTlsMode::Passthrough)) {
-        let reason = "TLS ends here on an HTTPS listener; Passthrough is not served".to_owned();
+        let reason = "Passthrough is not supported on an HTTPS listener; use Terminate".to_owned();
         return Err(("tls.mode", "Invalid", reason));
     }
     let port = u16::try_from(spec.port).ok().filter(|port| *port > 0);
-    let port = port.ok_or_else(|| ("port", "Invalid", format!("{} is no port", spec.port)))?;
+    let port = port.ok_or_else(|| {
+        ("port", "Invalid", format!("{} must be a port from 1 to 65535", spec.port))
+    })?;
     let hostname = match spec.hostname.as_deref().filter(|text| !text.is_empty()) {
         None => None,
         Some(text) => Some(
@@ -176,20 +185,25 @@ fn check(spec: &GatewayListeners) -> Result<(u16, Option<Hostname>), Fault> {
     Ok((port, hostname))
 }
 
-fn unknown_kinds(build: &mut Build<'_>, subject: Subject<'_>, spec: &GatewayListeners, at: &str) {
+fn report_unknown_kinds(
+    build: &mut Build<'_>,
+    subject: Subject<'_>,
+    spec: &GatewayListeners,
+    at: &str,
+) {
     let kinds = spec.allowed_routes.iter().filter_map(|allowed| allowed.kinds.as_ref()).flatten();
     for (position, kind) in kinds.enumerate() {
         let group = kind.group.as_deref().unwrap_or(GATEWAY_GROUP);
         if (group, kind.kind.as_str()) != (GATEWAY_GROUP, "HTTPRoute") {
             let field = format!("{at}.allowedRoutes.kinds[{position}]");
-            let reason = format!("{} is not served; HTTPRoute is", kind_of(group, &kind.kind));
-            build.complain(subject, field, "InvalidRouteKinds", reason);
+            let reason = format!("{} is not supported; use HTTPRoute", kind_of(group, &kind.kind));
+            build.add_problem(subject, field, "InvalidRouteKinds", reason);
         }
     }
 }
 
-impl Frame<'_> {
-    /// Whether HTTPRoutes of `namespace` may be attached.
+impl PendingListener<'_> {
+    /// Whether HTTPRoutes of `namespace` may be attached to this listener.
     pub(super) fn allows(&self, index: &Index, namespace: &str) -> bool {
         let Some(allowed) = &self.spec.allowed_routes else {
             return namespace == &*self.gateway.namespace;
@@ -212,7 +226,7 @@ impl Frame<'_> {
     }
 }
 
-/// A namespace's labels. One that no object describes has the label that every namespace has.
+/// The labels of a namespace. Without a Namespace object, only the label that every namespace has.
 fn labels(index: &Index, namespace: &str) -> BTreeMap<String, String> {
     let name = ObjectName { namespace: "default".into(), name: namespace.into() };
     let mut labels = match index.get(&Key { kind: Kind::Namespace, name }) {

@@ -1,4 +1,4 @@
-//! HTTPRoute's `matches` -> [`Match`].
+//! Compiles an HTTPRoute's `matches` to [`Match`]es.
 
 use gateway_api::httproutes::{
     HttpRouteRules, HttpRouteRulesMatches, HttpRouteRulesMatchesHeadersType as HeaderType,
@@ -8,11 +8,10 @@ use gateway_api::httproutes::{
 use http::{HeaderName, HeaderValue, Method};
 use router_core::route::{Match, PathMatch, Pattern, ValueMatch};
 
-/// The field beneath the rule, a code, a reason.
-type Fault = (String, &'static str, String);
+use super::build::FieldError;
 
-/// The matches of a rule; a rule without any matches every path.
-pub(super) fn compile(rule: &HttpRouteRules) -> Result<Vec<Match>, Fault> {
+/// Compiles the matches of a rule. A rule without matches matches every path.
+pub(super) fn compile(rule: &HttpRouteRules) -> Result<Vec<Match>, FieldError> {
     let matches = rule.matches.as_deref().unwrap_or_default();
     if matches.is_empty() {
         return Ok(vec![Match::default()]);
@@ -27,7 +26,7 @@ pub(super) fn compile(rule: &HttpRouteRules) -> Result<Vec<Match>, Fault> {
         .collect()
 }
 
-fn one(spec: &HttpRouteRulesMatches) -> Result<Match, Fault> {
+fn one(spec: &HttpRouteRulesMatches) -> Result<Match, FieldError> {
     let mut matching = Match { path: path(spec)?, ..Match::default() };
     matching.method = spec.method.as_ref().map(method);
     for (position, header) in spec.headers.iter().flatten().enumerate() {
@@ -61,7 +60,7 @@ fn one(spec: &HttpRouteRulesMatches) -> Result<Match, Fault> {
     Ok(matching)
 }
 
-fn path(spec: &HttpRouteRulesMatches) -> Result<PathMatch, Fault> {
+fn path(spec: &HttpRouteRulesMatches) -> Result<PathMatch, FieldError> {
     let Some(path) = &spec.path else { return Ok(Match::default().path) };
     let value = path.value.as_deref().unwrap_or("/");
     let exact = match path.r#type {
@@ -91,13 +90,13 @@ fn method(name: &MethodName) -> Method {
     }
 }
 
-fn pattern(field: &str, text: &str) -> Result<Pattern, Fault> {
+fn pattern(field: &str, text: &str) -> Result<Pattern, FieldError> {
     Pattern::new(text).map_err(|bad| {
-        let reason = format!("{text:?} is no regular expression that is served: {bad}");
+        let reason = format!("{text:?} is not a supported regular expression: {bad}");
         (format!("{field}.value"), "UnsupportedValue", reason)
     })
 }
 
-fn invalid(field: &str, part: &str, value: &str) -> Fault {
+fn invalid(field: &str, part: &str, value: &str) -> FieldError {
     (format!("{field}.{part}"), "Invalid", format!("{value:?} is not valid"))
 }

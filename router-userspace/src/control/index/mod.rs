@@ -1,29 +1,29 @@
-//! [`Index`]: the objects of all sources, and how they make a [`Fleet`]. Pure: no files, no
-//! clock, no chance; the same objects in any order make the same fleet.
+//! [`Index`]: holds the objects of all sources and builds a [`Fleet`] from them. It does no I/O and
+//! uses neither time nor randomness: the same objects in any order make the same fleet.
 
 mod agents;
 mod build;
 mod certificates;
 mod filters;
-mod fronts;
+mod gateway_services;
 mod grants;
 mod listeners;
 mod matches;
-mod ours;
+mod ownership;
 mod pods;
 mod policies;
 mod pools;
 mod routes;
 mod services;
-mod standing;
+mod status;
 
 pub(super) use agents::AGENT_LABELS;
 pub(super) use certificates::TLS_ENTRIES;
-pub use fronts::{Exposure, Front};
-pub(super) use fronts::{GATEWAY_UID_LABEL, gateway_uid, targets};
-pub use ours::CONTROLLER_NAME;
+pub use gateway_services::{Exposure, GatewayService};
+pub(super) use gateway_services::{GATEWAY_UID_LABEL, gateway_uid, targets};
+pub use ownership::CONTROLLER_NAME;
 pub(super) use pools::{BOOTSTRAP_PORT_ANNOTATION, DEFAULT_ROLE_LABEL};
-pub use standing::{Standing, Told};
+pub use status::{ObjectStatus, StatusPatch};
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -32,27 +32,27 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use router_core::fleet::{EngineInfo, Fleet, ObjectName, Problem, WorkerKey};
 
-use self::pods::{Card, PodView};
+use self::pods::{PodSummary, PodView};
 use super::objects::{Key, Kind, Object};
 use crate::certificates::Certificates;
 
-/// Where an object comes from. Where two sources have the same object, the lesser one counts.
+/// Where an object comes from. If two sources have the same object, the smaller source wins.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Source {
-    /// Made from flags.
+    /// Command-line flags.
     Flags,
-    /// A document of a file, counted from 1.
+    /// A document of a file. Documents are counted from 1.
     File {
         name: Arc<str>,
         document: u32,
     },
     Cluster,
-    /// A cluster as a node's agent looks at it: every pool counts, whoever serves it.
+    /// A cluster as a node agent reads it: pools of all controllers are included.
     Node,
 }
 
 impl Source {
-    /// As problems name it.
+    /// The name of the source in problems.
     pub fn name(&self) -> Arc<str> {
         match self {
             Source::Flags => "flags".into(),
@@ -78,51 +78,52 @@ impl fmt::Display for Source {
     }
 }
 
-/// Engines whose facts are kept. More than pods have room for several ports and restarts.
+/// Maximum number of engines whose facts are kept: more than pods, since a pod may have several
+/// ports and restarts.
 const MAX_FACTS: usize = 4 * pods::MAX_PODS;
 
-/// An object, and what is read of it once where it is a pod.
+/// An object of one source.
 #[derive(Debug)]
-struct Held {
+struct StoredObject {
     object: Object,
-    card: Option<Card>,
+    /// For pods: the properties that every build needs, parsed once.
+    summary: Option<PodSummary>,
 }
 
 /// The objects of all sources.
 #[derive(Debug, Default)]
 pub struct Index {
-    objects: BTreeMap<Key, BTreeMap<Source, Held>>,
-    /// What the sources themselves complain about, by file or object.
-    reports: BTreeMap<Arc<str>, Vec<Problem>>,
+    objects: BTreeMap<Key, BTreeMap<Source, StoredObject>>,
+    /// Problems that the sources report, by file or object.
+    source_problems: BTreeMap<Arc<str>, Vec<Problem>>,
     facts: HashMap<WorkerKey, Arc<EngineInfo>>,
-    /// The namespace of a cluster whose agents are listened to. Whoever may make pods elsewhere may
-    /// label them as agents, and would be sent the token.
-    agents_of: Option<Arc<str>>,
+    /// The namespace of a cluster whose agents are trusted. Anyone who may create pods in another
+    /// namespace could label them as agents, and would be sent the token.
+    agent_namespace: Option<Arc<str>>,
     exposure: Exposure,
 }
 
 impl Index {
-    /// An index of a cluster's objects, whose Gateways clients reach in this way.
-    pub fn exposed(exposure: Exposure) -> Index {
+    /// An index for Gateways that clients reach in this way.
+    pub fn with_exposure(exposure: Exposure) -> Index {
         Index { exposure, ..Index::default() }
     }
 
-    /// Adds an object, or replaces the one that `source` had under the same key. Returns whether
-    /// that was news.
+    /// Adds or replaces an object of `source`. Returns whether the index has changed.
     pub fn apply(&mut self, source: Source, object: Object) -> bool {
         let sources = self.objects.entry(object.key()).or_default();
         if sources.get(&source).is_some_and(|known| known.object == object) {
             return false;
         }
-        let card = match &object {
-            Object::Pod(pod) => Some(Card::read(pod)),
+        let summary = match &object {
+            Object::Pod(pod) => Some(PodSummary::read(pod)),
             _ => None,
         };
-        sources.insert(source, Held { object, card });
+        sources.insert(source, StoredObject { object, summary });
         true
     }
 
-    /// Forgets what `source` had under `key`. Returns whether there was anything.
+    /// Removes the object of `source` with this key. Returns whether there was one.
     pub fn remove(&mut self, source: &Source, key: &Key) -> bool {
         let Some(sources) = self.objects.get_mut(key) else { return false };
         let removed = sources.remove(source).is_some();
@@ -132,40 +133,40 @@ impl Index {
         removed
     }
 
-    /// Replaces what a file, or an object of a cluster, complains about: what does not parse and
-    /// the like. Returns whether that was news.
+    /// Replaces the problems of a file or of an object, such as syntax errors. Returns whether they
+    /// have changed.
     pub fn report(&mut self, about: &Arc<str>, problems: Vec<Problem>) -> bool {
         match problems.is_empty() {
-            true => self.reports.remove(about).is_some(),
+            true => self.source_problems.remove(about).is_some(),
             false => {
-                let news = self.reports.get(about) != Some(&problems);
-                self.reports.insert(Arc::clone(about), problems);
-                news
+                let changed = self.source_problems.get(about) != Some(&problems);
+                self.source_problems.insert(Arc::clone(about), problems);
+                changed
             }
         }
     }
 
-    /// Remembers what an engine said of itself. Returns whether that was news.
+    /// Stores what an engine reports about itself. Returns whether it has changed.
     pub fn set_facts(&mut self, worker: WorkerKey, facts: EngineInfo) -> bool {
         if self.facts.get(&worker).is_some_and(|known| **known == facts) {
             return false;
         }
         if self.facts.len() >= MAX_FACTS && !self.facts.contains_key(&worker) {
             let uids: std::collections::HashSet<Arc<str>> =
-                self.pod_views().map(|view| Arc::clone(&view.card.uid)).collect();
+                self.pod_views().map(|view| Arc::clone(&view.summary.uid)).collect();
             self.facts.retain(|key, _| uids.contains(&key.uid));
         }
         self.facts.insert(worker, Arc::new(facts));
         true
     }
 
-    /// Listens to the agents of a cluster that run in this namespace, and to no other.
-    pub(super) fn trust_agents_of(&mut self, namespace: &Arc<str>) {
-        self.agents_of = Some(Arc::clone(namespace));
+    /// Trusts agents of a cluster that run in this namespace, and no others.
+    pub(super) fn trust_agents_in(&mut self, namespace: &Arc<str>) {
+        self.agent_namespace = Some(Arc::clone(namespace));
     }
 
-    /// Makes the fleet. Workers that `previous` has are reused where pod, port and address are
-    /// the same, so that their leases and health go on.
+    /// Builds the fleet. Workers of `previous` with the same pod, port and address are reused, so
+    /// that they keep their leases and health.
     pub fn build(&self, previous: &Fleet) -> Fleet {
         build::fleet(self, previous, &Certificates::default()).0
     }
@@ -180,57 +181,59 @@ impl Index {
         build::fleet(self, previous, certificates)
     }
 
-    /// What the objects of a cluster are to be told about themselves, now that `fleet` is served.
-    pub fn standings(&self, fleet: &Fleet) -> Vec<Standing> {
-        standing::standings(self, fleet)
+    /// The statuses that the objects of a cluster should have while `fleet` is served.
+    pub fn statuses(&self, fleet: &Fleet) -> Vec<ObjectStatus> {
+        status::statuses(self, fleet)
     }
 
-    /// The pods that count, in the order of their names.
+    /// The pods of the winning sources, sorted by name.
     pub fn pods(&self) -> impl Iterator<Item = &Pod> {
         self.pod_views().map(|view| view.pod)
     }
 
     fn pod_views(&self) -> impl Iterator<Item = PodView<'_>> {
-        self.held_of(Kind::Pod).filter_map(|(source, held)| match (&held.object, &held.card) {
-            (Object::Pod(pod), Some(card)) => Some(PodView { source, pod, card }),
-            _ => None,
+        self.stored_of_kind(Kind::Pod).filter_map(|(source, stored)| {
+            match (&stored.object, &stored.summary) {
+                (Object::Pod(pod), Some(summary)) => Some(PodView { source, pod, summary }),
+                _ => None,
+            }
         })
     }
 
-    /// Which pods the pools of a cluster select: namespaces with labels.
+    /// The selectors of the pools of a cluster: namespace and labels.
     pub(super) fn selections(&self) -> BTreeSet<(Arc<str>, BTreeMap<String, String>)> {
-        ours::selections(self)
+        ownership::selections(self)
     }
 
-    /// The Secrets that listeners of a cluster name.
+    /// The Secrets that listeners of a cluster reference.
     pub(super) fn secrets(&self) -> BTreeSet<ObjectName> {
         certificates::secrets(self)
     }
 
-    /// The Gateways that need a Service, and the Services that there are for it.
-    pub fn fronts(&self) -> (Vec<Front>, Vec<Service>) {
-        (fronts::wanted(self), fronts::services(self).cloned().collect())
+    /// The Services that Gateways need, and the Services that exist for them.
+    pub fn gateway_services(&self) -> (Vec<GatewayService>, Vec<Service>) {
+        (gateway_services::wanted(self), gateway_services::services(self).cloned().collect())
     }
 
-    /// What `source` has under `key`.
-    pub(super) fn held(&self, source: &Source, key: &Key) -> Option<Object> {
-        self.objects.get(key)?.get(source).map(|held| held.object.clone())
+    /// The object of `source` with this key.
+    pub(super) fn stored(&self, source: &Source, key: &Key) -> Option<Object> {
+        self.objects.get(key)?.get(source).map(|stored| stored.object.clone())
     }
 
-    /// The objects of a kind that count, in the order of their names.
+    /// The objects of a kind from the winning sources, sorted by name.
     fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&Source, &Object)> {
-        self.held_of(kind).map(|(source, held)| (source, &held.object))
+        self.stored_of_kind(kind).map(|(source, stored)| (source, &stored.object))
     }
 
-    fn held_of(&self, kind: Kind) -> impl Iterator<Item = (&Source, &Held)> {
-        // Keys sort by kind first, and no name sorts before the empty one.
+    fn stored_of_kind(&self, kind: Kind) -> impl Iterator<Item = (&Source, &StoredObject)> {
+        // Keys are sorted by kind first, and the empty name is the smallest.
         let name = ObjectName { namespace: "".into(), name: "".into() };
         let all = self.objects.range(Key { kind, name }..).take_while(move |(k, _)| k.kind == kind);
         all.filter_map(|(_, sources)| sources.first_key_value())
     }
 
     fn get(&self, key: &Key) -> Option<&Object> {
-        self.objects.get(key)?.first_key_value().map(|(_, held)| &held.object)
+        self.objects.get(key)?.first_key_value().map(|(_, stored)| &stored.object)
     }
 
     fn duplicates(&self) -> impl Iterator<Item = (&Key, &Source, &Source)> {

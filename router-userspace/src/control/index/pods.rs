@@ -1,4 +1,4 @@
-//! What is read of a Pod.
+//! Pods: the properties that are read from them.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,11 +11,11 @@ use super::super::objects::{Kind, object_name};
 use super::Source;
 use super::build::{Build, Subject};
 
-/// Pods of one fleet; the ones beyond, in the order of their names, are left out and counted.
+/// Maximum number of pods in a fleet, in the order of their names. The rest is ignored and counted.
 pub(super) const MAX_PODS: usize = 10_000;
 
-/// Labels that number the pods of one engine that spans nodes: LeaderWorkerSet's, and those of
-/// RoleBasedGroup before and since its v1alpha2. Only number 0 serves HTTP.
+/// Labels with the index of a pod in a multi-node engine: those of LeaderWorkerSet, and of
+/// RoleBasedGroup before and since v1alpha2. Only the pod with index 0 serves HTTP.
 const NODE_INDEX_LABELS: [&str; 5] = [
     "leaderworkerset.sigs.k8s.io/worker-index",
     "rbg.workloads.x-k8s.io/component-index",
@@ -24,8 +24,8 @@ const NODE_INDEX_LABELS: [&str; 5] = [
     "instance.workloads.x-k8s.io/component-id",
 ];
 
-/// Labels that pods of one RoleBasedGroup share. Its name first: in one namespace it is as exact as
-/// the keys, and the same in both generations of the labels.
+/// Labels that the pods of one RoleBasedGroup share. Its name comes first: it is unique within a
+/// namespace, and the same in both generations of labels.
 const GROUP_LABELS: [&str; 4] = [
     "rbg.workloads.x-k8s.io/group-name",
     "rolebasedgroup.workloads.x-k8s.io/name",
@@ -33,30 +33,30 @@ const GROUP_LABELS: [&str; 4] = [
     "rolebasedgroup.workloads.x-k8s.io/group-unique-key",
 ];
 
-/// What is read of a pod, once and not for every fleet: a fleet is made anew for each pod that changes.
+/// The properties of a pod. They are parsed once per change of the pod, not for every build.
 #[derive(Debug)]
-pub(super) struct Card {
+pub(super) struct PodSummary {
     pub(super) name: ObjectName,
     /// `namespace/name`.
     pub(super) full_name: Arc<str>,
     pub(super) uid: Arc<str>,
     pub(super) phase: Phase,
-    /// The pod's address, or why it has none that serves HTTP.
+    /// The pod's address, or the reason why it serves no HTTP.
     pub(super) address: Result<IpAddr, String>,
-    /// The group whose pods are preferred for each other.
+    /// The RoleBasedGroup of the pod. Prefills and decodes of one group are preferred for each other.
     pub(super) group: Option<Arc<str>>,
-    /// The node that it runs on.
+    /// The node that the pod runs on.
     pub(super) node: Option<Arc<str>>,
 }
 
-/// A pod as the later steps look at it.
+/// A pod with its source and its properties.
 pub(super) struct PodView<'a> {
     pub(super) source: &'a Source,
     pub(super) pod: &'a Pod,
-    pub(super) card: &'a Card,
+    pub(super) summary: &'a PodSummary,
 }
 
-/// What makes a pod the same pod. Files may leave the UID out: then its name must do.
+/// The UID of a pod. Files may omit it; then the pod's name is used.
 pub(super) fn uid(pod: &Pod) -> Arc<str> {
     match pod.metadata.uid.as_deref().filter(|uid| !uid.is_empty()) {
         Some(uid) => uid.into(),
@@ -69,15 +69,15 @@ pub(super) fn read(build: &mut Build<'_>) {
     for (count, view) in index.pod_views().enumerate() {
         if count == MAX_PODS {
             let reason = format!(
-                "is the first of {} beyond the limit of {MAX_PODS}: no workers",
+                "is the first of {} pods over the limit of {MAX_PODS}; they are ignored",
                 index.pod_views().count() - count
             );
-            build.complain(view.subject(), "", "TooMany", reason);
+            build.add_problem(view.subject(), "", "TooMany", reason);
             break;
         }
-        match build.pods.get_mut(&view.card.name.namespace) {
+        match build.pods.get_mut(&view.summary.name.namespace) {
             Some(pods) => pods.push(view),
-            None => _ = build.pods.insert(Arc::clone(&view.card.name.namespace), vec![view]),
+            None => _ = build.pods.insert(Arc::clone(&view.summary.name.namespace), vec![view]),
         }
     }
 }
@@ -96,12 +96,12 @@ fn phase(pod: &Pod) -> Phase {
     }
 }
 
-impl Card {
-    pub(super) fn read(pod: &Pod) -> Card {
+impl PodSummary {
+    pub(super) fn read(pod: &Pod) -> PodSummary {
         let name = object_name(&pod.metadata);
         let label = |name: &&str| pod.metadata.labels.as_ref()?.get(*name).map(String::as_str);
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
-        Card {
+        PodSummary {
             full_name: name.to_string().into(),
             uid: uid(pod),
             phase: phase(pod),
@@ -116,18 +116,20 @@ impl Card {
 fn address<'p>(pod: &'p Pod, label: impl Fn(&&str) -> Option<&'p str>) -> Result<IpAddr, String> {
     let status = pod.status.as_ref();
     if let Some(phase @ ("Succeeded" | "Failed")) = status.and_then(|s| s.phase.as_deref()) {
-        return Err(format!("has ended: {phase}"));
+        return Err(format!("pod phase is {phase}"));
     }
     for name in NODE_INDEX_LABELS {
         let index = label(&name).and_then(|value| value.parse::<u32>().ok());
         if let Some(index @ 1..) = index {
-            return Err(format!("is node {index} of its engine ({name}); node 0 serves"));
+            return Err(format!(
+                "is node {index} of a multi-node engine ({name}); only node 0 serves HTTP"
+            ));
         }
     }
     let Some(text) = status.and_then(|s| s.pod_ip.as_deref()).filter(|ip| !ip.is_empty()) else {
         return Err("has no status.podIP yet".to_owned());
     };
-    text.parse().map_err(|_| format!("status.podIP {text:?} is no IP address"))
+    text.parse().map_err(|_| format!("status.podIP {text:?} is not an IP address"))
 }
 
 impl<'a> PodView<'a> {
@@ -139,14 +141,14 @@ impl<'a> PodView<'a> {
         self.pod.metadata.annotations.as_ref()?.get(name).map(String::as_str)
     }
 
-    /// Whether every label of `selector` stands on the pod. An empty selector selects nothing:
-    /// routing to a whole namespace is never meant.
+    /// Whether the pod has every label of `selector`. An empty selector selects nothing, because
+    /// routing to a whole namespace is never intended.
     pub(super) fn selected_by(&self, selector: &BTreeMap<String, String>) -> bool {
         !selector.is_empty()
             && selector.iter().all(|(name, value)| self.label(name) == Some(value.as_str()))
     }
 
     pub(super) fn subject(&self) -> Subject<'a> {
-        Subject { source: self.source, kind: Kind::Pod, name: &self.card.name }
+        Subject { source: self.source, kind: Kind::Pod, name: &self.summary.name }
     }
 }

@@ -12,19 +12,19 @@ use super::super::objects::{
 use super::build::{Build, Subject, created};
 
 /// What a policy is attached to: an object, or one section of it.
-type Target = (Kind, ObjectName, Option<String>);
+type AttachmentPoint = (Kind, ObjectName, Option<String>);
 
 /// The request timeouts of all policies, by what they are attached to.
 #[derive(Debug, Default)]
-pub(super) struct Policies(HashMap<Target, Duration>);
+pub(super) struct Policies(HashMap<AttachmentPoint, Duration>);
 
 impl Policies {
-    /// The timeout of a rule (`section` is its name), or of its route.
+    /// The timeout of the rule named `section`, else of its route.
     pub(super) fn of_route(&self, route: &ObjectName, section: Option<&str>) -> Option<Duration> {
         self.of(Kind::HttpRoute, route, section)
     }
 
-    /// The timeout of a listener, or of its Gateway.
+    /// The timeout of a listener, else of its Gateway.
     pub(super) fn of_gateway(&self, gateway: &ObjectName, listener: &str) -> Option<Duration> {
         self.of(Kind::Gateway, gateway, Some(listener))
     }
@@ -61,8 +61,9 @@ pub(super) fn read(build: &mut Build<'_>) -> Policies {
             if let Some(known) = policies.0.get(&target)
                 && *known != limit
             {
-                let reason = "another policy, older or first by name, is attached there and counts";
-                build.complain(subject, field, "Conflicted", reason);
+                let reason =
+                    "another policy, older or first by name, has the same target and is used";
+                build.add_problem(subject, field, "Conflicted", reason);
                 continue;
             }
             policies.0.insert(target, limit);
@@ -80,25 +81,25 @@ fn limit(
     match duration::parse(text) {
         Ok(limit) => Some(limit),
         Err(reason) => {
-            build.complain(subject, "spec.timeout.http.requestTimeout", "Invalid", reason);
+            build.add_problem(subject, "spec.timeout.http.requestTimeout", "Invalid", reason);
             None
         }
     }
 }
 
-/// The targets that exist, each with the field that names it.
+/// The targets that exist, each with the field that references it.
 fn targets(
     build: &mut Build<'_>,
     subject: Subject<'_>,
     policy: &BackendTrafficPolicy,
-) -> Vec<(String, Target)> {
+) -> Vec<(String, AttachmentPoint)> {
     let one = policy.spec.target_ref.iter().map(|target| ("spec.targetRef".to_owned(), target));
     let many = policy.spec.target_refs.iter().flatten().enumerate();
     let many = many.map(|(index, target)| (format!("spec.targetRefs[{index}]"), target));
     let named: Vec<(String, &PolicyTarget)> = one.chain(many).collect();
     if named.is_empty() {
-        let reason = "names no target: the policy has no effect";
-        build.complain(subject, "spec.targetRef", "TargetNotFound", reason);
+        let reason = "is empty: the policy has no effect";
+        build.add_problem(subject, "spec.targetRef", "TargetNotFound", reason);
     }
     let mut found = Vec::new();
     for (field, target) in named {
@@ -107,16 +108,16 @@ fn targets(
             (GATEWAY_GROUP, "HTTPRoute") => Kind::HttpRoute,
             (group, kind) => {
                 let reason =
-                    format!("{} is not served; Gateway and HTTPRoute are", kind_of(group, kind));
-                build.complain(subject, field, "Unsupported", reason);
+                    format!("{} is not supported; use Gateway or HTTPRoute", kind_of(group, kind));
+                build.add_problem(subject, field, "Unsupported", reason);
                 continue;
             }
         };
         let namespace = subject.name.namespace.clone();
         let name = ObjectName { namespace, name: target.name.as_str().into() };
         if build.index.get(&Key { kind, name: name.clone() }).is_none() {
-            let reason = format!("{} {name} is not here", target.kind);
-            build.complain(subject, field, "TargetNotFound", reason);
+            let reason = format!("{} {name} does not exist", target.kind);
+            build.add_problem(subject, field, "TargetNotFound", reason);
             continue;
         }
         found.push((field, (kind, name, target.section_name.clone())));

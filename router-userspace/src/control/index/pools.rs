@@ -1,4 +1,4 @@
-//! InferencePool, its InferenceTrafficPolicy and its pods -> [`Pool`].
+//! Builds a [`Pool`] from an InferencePool, its InferenceTrafficPolicy and its pods.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,28 +13,29 @@ use super::Source;
 use super::build::{Build, Subject, created};
 use super::pods::PodView;
 
-/// Where the role stands when a policy names no label: what RoleBasedGroup set up to v0.6.
+/// The default label of a pod's role, which RoleBasedGroup sets up to v0.6.
 pub(in crate::control) const DEFAULT_ROLE_LABEL: &str = "rolebasedgroup.workloads.x-k8s.io/role";
-/// What RoleBasedGroup sets since v0.7, read when the named label is on no pod of the pool.
+/// The role label of RoleBasedGroup since v0.7. It is read if no pod of the pool has the configured
+/// label.
 const ALIAS_ROLE_LABEL: &str = "rbg.workloads.x-k8s.io/role-name";
-/// Beats the policy's bootstrap port for one pod.
+/// Annotation that overrides the policy's bootstrap port for one pod.
 pub(in crate::control) const BOOTSTRAP_PORT_ANNOTATION: &str = "sglang.ai/bootstrap-port";
-/// SGLang's own default for `--disaggregation-bootstrap-port`.
+/// SGLang's default of `--disaggregation-bootstrap-port`.
 const DEFAULT_BOOTSTRAP_PORT: u16 = 8998;
 
-/// A policy with where it comes from.
-struct Policy<'a> {
+/// An InferenceTrafficPolicy with its source and name.
+struct NamedPolicy<'a> {
     source: &'a Source,
     name: ObjectName,
     policy: &'a InferenceTrafficPolicy,
 }
 
-impl Policy<'_> {
+impl NamedPolicy<'_> {
     fn subject(&self) -> Subject<'_> {
         Subject { source: self.source, kind: Kind::InferenceTrafficPolicy, name: &self.name }
     }
 
-    fn means(&self, pool: &ObjectName, kind: Kind) -> bool {
+    fn targets(&self, pool: &ObjectName, kind: Kind) -> bool {
         let group = match kind {
             Kind::InferencePoolV1 => POOL_GROUP_V1,
             _ => POOL_GROUP_V1ALPHA2,
@@ -47,8 +48,8 @@ impl Policy<'_> {
     }
 }
 
-/// How the members of a pool find their role.
-struct Roles {
+/// Where the role and the bootstrap port of a pool's pods are read from.
+struct RoleSource {
     label: String,
     bootstrap_port: u16,
 }
@@ -62,20 +63,20 @@ pub(super) fn build(build: &mut Build<'_>) -> Vec<Arc<Pool>> {
         for (source, object) in index.of_kind(kind) {
             let Object::InferencePool(spec) = object else { continue };
             let name = object_name(&spec.metadata);
-            let mut meant = (0..policies.len()).filter(|&at| policies[at].means(&name, kind));
-            let first = meant.next();
+            let mut targeting = (0..policies.len()).filter(|&at| policies[at].targets(&name, kind));
+            let first = targeting.next();
             first.into_iter().for_each(|at| used[at] = true);
-            if build.foreign.contains(&object.key()) {
-                meant.for_each(|at| used[at] = true);
+            if build.not_owned.contains(&object.key()) {
+                targeting.for_each(|at| used[at] = true);
                 continue;
             }
-            for at in meant {
+            for at in targeting {
                 used[at] = true;
                 let first = first.map(|at| policies[at].name.to_string()).unwrap_or_default();
                 let reason = format!(
-                    "InferencePool {name} has another policy, {first}, older or first by name, which counts"
+                    "InferencePool {name} already has policy {first}, which is older or first by name; this policy is ignored"
                 );
-                build.complain(policies[at].subject(), "spec.poolRef", "Conflicted", reason);
+                build.add_problem(policies[at].subject(), "spec.poolRef", "Conflicted", reason);
             }
             let subject = Subject { source, kind, name: &name };
             let pool = Arc::new(pool(build, subject, spec, first.map(|at| &policies[at])));
@@ -84,20 +85,20 @@ pub(super) fn build(build: &mut Build<'_>) -> Vec<Arc<Pool>> {
         }
     }
     for (policy, _) in policies.iter().zip(used).filter(|(_, used)| !used) {
-        let reason = format!("InferencePool {} is not here", policy.policy.spec.pool_ref.name);
-        build.complain(policy.subject(), "spec.poolRef", "TargetNotFound", reason);
+        let reason = format!("InferencePool {} does not exist", policy.policy.spec.pool_ref.name);
+        build.add_problem(policy.subject(), "spec.poolRef", "TargetNotFound", reason);
     }
     pools.sort_by(|a, b| a.name.cmp(&b.name));
     pools
 }
 
-/// All policies, the older first, then by name.
-fn policies<'a>(build: &Build<'a>) -> Vec<Policy<'a>> {
+/// All policies, oldest first, then by name.
+fn policies<'a>(build: &Build<'a>) -> Vec<NamedPolicy<'a>> {
     let all = build.index.of_kind(Kind::InferenceTrafficPolicy);
-    let mut policies: Vec<Policy<'a>> = all
+    let mut policies: Vec<NamedPolicy<'a>> = all
         .filter_map(|(source, object)| match object {
             Object::InferenceTrafficPolicy(policy) => {
-                Some(Policy { source, name: object_name(&policy.metadata), policy })
+                Some(NamedPolicy { source, name: object_name(&policy.metadata), policy })
             }
             _ => None,
         })
@@ -113,16 +114,16 @@ fn pool(
     build: &mut Build<'_>,
     subject: Subject<'_>,
     spec: &InferencePool,
-    policy: Option<&Policy<'_>>,
+    policy: Option<&NamedPolicy<'_>>,
 ) -> Pool {
     let roles = policy.and_then(|policy| roles(build, policy));
     if spec.selector().is_empty() {
-        let reason = "is empty: the pool selects nothing";
-        build.complain(subject, "spec.selector", "EmptySelector", reason);
+        let reason = "is empty: the pool selects no pods";
+        build.add_problem(subject, "spec.selector", "EmptySelector", reason);
     }
     if matches!(&spec.spec, PoolSpec::V1(v1) if v1.target_ports.is_empty()) {
         let reason = "is empty: the pool has no workers";
-        build.complain(subject, "spec.targetPorts", "Invalid", reason);
+        build.add_problem(subject, "spec.targetPorts", "Invalid", reason);
     }
     let pods = std::mem::take(&mut build.pods);
     let selected: Vec<&PodView<'_>> = pods
@@ -136,9 +137,11 @@ fn pool(
     let mut members = Vec::new();
     let mut unfit = Vec::new();
     for pod in &selected {
-        match seat(build, pod, roles.as_ref(), &spec.ports(pod.pod)) {
-            Ok(seats) => members.extend(seats),
-            Err(reason) => unfit.push(Excluded { worker: Arc::clone(&pod.card.full_name), reason }),
+        match members_of(build, pod, roles.as_ref(), &spec.ports(pod.pod)) {
+            Ok(of_pod) => members.extend(of_pod),
+            Err(reason) => {
+                unfit.push(Excluded { worker: Arc::clone(&pod.summary.full_name), reason })
+            }
         }
     }
     drop(selected);
@@ -153,62 +156,61 @@ fn pool(
     pool
 }
 
-/// How roles are found, where the policy says that the pool is split; what it says amiss is named.
-fn roles(build: &mut Build<'_>, policy: &Policy<'_>) -> Option<Roles> {
+/// Returns the role source if the policy has profile `pd`, and reports its invalid fields.
+fn roles(build: &mut Build<'_>, policy: &NamedPolicy<'_>) -> Option<RoleSource> {
     let spec = &policy.policy.spec;
     let profile = spec.profile.as_ref()?;
     if profile.pd.is_some() && profile.single.is_some() {
-        let reason = "pd and single exclude each other; pd counts";
-        build.complain(policy.subject(), "spec.profile", "Invalid", reason);
+        let reason = "pd and single are mutually exclusive; pd is used";
+        build.add_problem(policy.subject(), "spec.profile", "Invalid", reason);
     }
     let pd = profile.pd.as_ref()?;
     let runtime = spec.model_server_runtime.as_deref().unwrap_or("sglang");
     if runtime != "sglang" {
         let reason = format!(
-            "{runtime:?} with profile.pd is not served: only sglang's prefill and decode are known; \
-             routes to the pool answer 500"
+            "{runtime:?} is not supported with profile.pd; use sglang. Routes to the pool get 500"
         );
-        build.complain(policy.subject(), "spec.modelServerRuntime", "Unsupported", reason);
+        build.add_problem(policy.subject(), "spec.modelServerRuntime", "Unsupported", reason);
     }
     let port = pd.kv_transfer.as_ref().and_then(|kv| kv.bootstrap_port);
-    Some(Roles {
+    Some(RoleSource {
         label: pd.pd_role_label_name.clone().unwrap_or_else(|| DEFAULT_ROLE_LABEL.to_owned()),
         bootstrap_port: port.map_or(DEFAULT_BOOTSTRAP_PORT, |port| port.get()),
     })
 }
 
-/// Takes RoleBasedGroup's newer label where the named one is on no pod of the pool.
+/// Uses RoleBasedGroup's newer label if no pod of the pool has the configured one.
 fn choose_label(
     build: &mut Build<'_>,
-    roles: &mut Roles,
-    policy: &Policy<'_>,
+    roles: &mut RoleSource,
+    policy: &NamedPolicy<'_>,
     pool: &ObjectName,
     selected: &[&PodView<'_>],
 ) {
-    let stands = |label: &str| selected.iter().any(|pod| pod.label(label).is_some());
-    if selected.is_empty() || stands(&roles.label) {
+    let present = |label: &str| selected.iter().any(|pod| pod.label(label).is_some());
+    if selected.is_empty() || present(&roles.label) {
         return;
     }
     let field = "spec.profile.pd.pdRoleLabelName";
     let named = &roles.label;
-    if stands(ALIAS_ROLE_LABEL) {
+    if present(ALIAS_ROLE_LABEL) {
         let reason = format!(
-            "{named} is on no pod of pool {pool}; {ALIAS_ROLE_LABEL}, which newer versions of \
-             RoleBasedGroup set, is read in its place"
+            "no pod of pool {pool} has label {named}; {ALIAS_ROLE_LABEL}, which newer versions of \
+             RoleBasedGroup set, is used instead"
         );
-        build.complain(policy.subject(), field, "RoleLabelAlias", reason);
+        build.add_problem(policy.subject(), field, "RoleLabelAlias", reason);
         roles.label = ALIAS_ROLE_LABEL.to_owned();
     } else {
-        let reason = format!("{named} is on no pod of pool {pool}: it has no workers");
-        build.complain(policy.subject(), field, "RoleLabelMissing", reason);
+        let reason = format!("no pod of pool {pool} has label {named}: the pool has no workers");
+        build.add_problem(policy.subject(), field, "RoleLabelMissing", reason);
     }
 }
 
-/// The members that a selected pod gives, one per port, or why it gives none.
-fn seat(
+/// The members of a selected pod, one per port, or the reason why it has none.
+fn members_of(
     build: &mut Build<'_>,
     pod: &PodView<'_>,
-    roles: Option<&Roles>,
+    roles: Option<&RoleSource>,
     ports: &[u16],
 ) -> Result<Vec<Member>, String> {
     let role = match roles {
@@ -217,15 +219,12 @@ fn seat(
             Some("prefill") => Role::Prefill,
             Some("decode") => Role::Decode,
             Some(other) => {
-                return Err(format!(
-                    "role {other:?} ({}) is neither prefill nor decode",
-                    roles.label
-                ));
+                return Err(format!("role {other:?} ({}) must be prefill or decode", roles.label));
             }
             None => return Err(format!("has no label {}", roles.label)),
         },
     };
-    let ip = pod.card.address.clone()?;
+    let ip = pod.summary.address.clone()?;
     let bootstrap = match (role, roles) {
         (Role::Prefill, Some(roles)) => {
             Some(SocketAddr::new(ip, bootstrap_port(build, pod, roles.bootstrap_port)))
@@ -233,11 +232,11 @@ fn seat(
         _ => None,
     };
     let member = |&port: &u16| {
-        let card = pod.card;
-        let key = WorkerKey { uid: Arc::clone(&card.uid), port };
+        let summary = pod.summary;
+        let key = WorkerKey { uid: Arc::clone(&summary.uid), port };
         let facts = build.index.facts.get(&key).cloned();
-        let worker = build.worker(key, &card.full_name, SocketAddr::new(ip, port));
-        let (phase, group, node) = (card.phase, card.group.clone(), card.node.clone());
+        let worker = build.worker(key, &summary.full_name, SocketAddr::new(ip, port));
+        let (phase, group, node) = (summary.phase, summary.group.clone(), summary.node.clone());
         Member { worker, role, phase, bootstrap, group, engine_info: facts, node }
     };
     Ok(ports.iter().map(member).collect())
@@ -249,8 +248,8 @@ fn bootstrap_port(build: &mut Build<'_>, pod: &PodView<'_>, of_policy: u16) -> u
         Ok(port) => port.get(),
         Err(_) => {
             let field = format!("metadata.annotations[{BOOTSTRAP_PORT_ANNOTATION:?}]");
-            let reason = format!("{text:?} is no port; the policy's {of_policy} is used");
-            build.complain(pod.subject(), field, "Invalid", reason);
+            let reason = format!("{text:?} is not a port; {of_policy} is used");
+            build.add_problem(pod.subject(), field, "Invalid", reason);
             of_policy
         }
     }
@@ -261,8 +260,8 @@ fn h2c(build: &mut Build<'_>, subject: Subject<'_>, app_protocol: Option<&str>) 
         None | Some("http") => false,
         Some("kubernetes.io/h2c") => true,
         Some(other) => {
-            let reason = format!("{other:?} is not known; http is spoken");
-            build.complain(subject, "spec.appProtocol", "Unsupported", reason);
+            let reason = format!("{other:?} is not supported; http is used");
+            build.add_problem(subject, "spec.appProtocol", "Unsupported", reason);
             false
         }
     }

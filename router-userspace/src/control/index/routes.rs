@@ -1,4 +1,4 @@
-//! HTTPRoutes: their rules, and the listeners that they attach to.
+//! HTTPRoutes: their rules, and the listeners to which they are attached.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +16,11 @@ use super::super::objects::{
     GATEWAY_GROUP, Key, Kind, Object, POOL_GROUP_V1, POOL_GROUP_V1ALPHA2, kind_of, object_name,
 };
 use super::build::{Build, Subject, created};
-use super::listeners::{Bound, Frame};
+use super::listeners::{Binding, PendingListener};
 use super::policies::Policies;
-use super::{Source, filters, grants, matches, ours, services};
+use super::{Source, filters, grants, matches, ownership, services};
 
-/// One rule, as far as it is the same on every listener.
+/// The parts of a rule that are the same on every listener.
 struct RuleParts {
     index: usize,
     name: Option<String>,
@@ -29,31 +29,31 @@ struct RuleParts {
     backends: Vec<Backend>,
 }
 
-/// Attaches every route to the listeners that it names, and compiles the listeners.
+/// Attaches every route to its listeners, and compiles the listeners.
 pub(super) fn attach(
     build: &mut Build<'_>,
-    mut frames: Vec<Frame<'_>>,
+    mut pending_listeners: Vec<PendingListener<'_>>,
     policies: &Policies,
 ) -> Vec<Listener> {
-    for (source, object) in build.ours(Kind::HttpRoute) {
+    for (source, object) in build.owned(Kind::HttpRoute) {
         let Object::HttpRoute(route) = object else { continue };
         let name = object_name(&route.metadata);
         let subject = Subject { source, kind: Kind::HttpRoute, name: &name };
         let Some(hostnames) = hostnames(build, subject, route) else { continue };
         let parts = rules(build, subject, route);
-        for at in parents(build, subject, route, &frames, &hostnames) {
-            let frame = &mut frames[at];
+        for at in parents(build, subject, route, &pending_listeners, &hostnames) {
+            let pending = &mut pending_listeners[at];
             let meets = |host: &&Hostname| {
-                frame.hostname.as_ref().is_none_or(|listener| listener.intersects(host))
+                pending.hostname.as_ref().is_none_or(|listener| listener.intersects(host))
             };
             let hosts: Vec<Option<Hostname>> = match hostnames.is_empty() {
                 true => vec![None],
                 false => hostnames.iter().filter(meets).cloned().map(Some).collect(),
             };
             for part in &parts {
-                let rule = Arc::new(rule(part, &name, route, frame, policies));
+                let rule = Arc::new(rule(part, &name, route, pending, policies));
                 for host in &hosts {
-                    frame.attached.extend(part.matches.iter().map(|matching| AttachedRule {
+                    pending.attached.extend(part.matches.iter().map(|matching| AttachedRule {
                         hostname: host.clone(),
                         matching: matching.clone(),
                         rule: Arc::clone(&rule),
@@ -62,14 +62,14 @@ pub(super) fn attach(
             }
         }
     }
-    frames.into_iter().filter_map(listener).collect()
+    pending_listeners.into_iter().filter_map(listener).collect()
 }
 
-fn listener(frame: Frame<'_>) -> Option<Listener> {
-    let Bound { socket_port, certificates } = frame.bound?;
-    let name = frame.spec.name.as_str().into();
+fn listener(pending: PendingListener<'_>) -> Option<Listener> {
+    let Binding { socket_port, certificates } = pending.binding?;
+    let name = pending.spec.name.as_str().into();
     let mut listener =
-        Listener::new(frame.gateway, name, frame.port, frame.hostname, frame.attached);
+        Listener::new(pending.gateway, name, pending.port, pending.hostname, pending.attached);
     (listener.socket_port, listener.certificates) = (socket_port, certificates);
     Some(listener)
 }
@@ -78,18 +78,18 @@ fn rule(
     part: &RuleParts,
     name: &ObjectName,
     route: &HttpRoute,
-    frame: &Frame<'_>,
+    pending: &PendingListener<'_>,
     policies: &Policies,
 ) -> Rule {
     let of_policy = policies
         .of_route(name, part.name.as_deref())
-        .or_else(|| policies.of_gateway(&frame.gateway, &frame.spec.name));
+        .or_else(|| policies.of_gateway(&pending.gateway, &pending.spec.name));
     let timeouts = part.timeouts.or(Timeouts { request: of_policy, backend_request: None });
     let age = created(&route.metadata);
     Rule::new(name.clone(), part.index, age, timeouts, part.backends.clone())
 }
 
-/// The route's host names; `None` where it names some and none is valid.
+/// The route's host names, or `None` if it has some and all are invalid.
 fn hostnames(
     build: &mut Build<'_>,
     subject: Subject<'_>,
@@ -103,7 +103,7 @@ fn hostnames(
             Ok(name) => names.push(name),
             Err(error) => {
                 let field = format!("spec.hostnames[{position}]");
-                build.complain(subject, field, "Invalid", format!("{text:?} {error}"));
+                build.add_problem(subject, field, "Invalid", format!("{text:?} {error}"));
             }
         }
     }
@@ -115,20 +115,20 @@ fn parents(
     build: &mut Build<'_>,
     subject: Subject<'_>,
     route: &HttpRoute,
-    frames: &[Frame<'_>],
+    pending_listeners: &[PendingListener<'_>],
     hostnames: &[Hostname],
 ) -> Vec<usize> {
     let refs = route.spec.parent_refs.as_deref().unwrap_or_default();
     if refs.is_empty() {
-        let reason = "names no Gateway: the route is attached to nothing";
-        build.complain(subject, "spec.parentRefs", "NoMatchingParent", reason);
+        let reason = "is empty: the route is attached to no Gateway";
+        build.add_problem(subject, "spec.parentRefs", "NoMatchingParent", reason);
     }
     let mut found = Vec::new();
     for (position, parent) in refs.iter().enumerate() {
-        match listeners(build, subject, parent, frames, hostnames) {
+        match listeners(build, subject, parent, pending_listeners, hostnames) {
             Ok(more) => found.extend(more),
             Err((code, reason)) => {
-                build.complain(subject, format!("spec.parentRefs[{position}]"), code, reason);
+                build.add_problem(subject, format!("spec.parentRefs[{position}]"), code, reason);
             }
         }
     }
@@ -141,14 +141,14 @@ fn listeners(
     build: &Build<'_>,
     subject: Subject<'_>,
     parent: &HttpRouteParentRefs,
-    frames: &[Frame<'_>],
+    pending_listeners: &[PendingListener<'_>],
     hostnames: &[Hostname],
 ) -> Result<Vec<usize>, (&'static str, String)> {
     let route = subject.name;
     if *subject.source == Source::Cluster
-        && !ours::names_ours(build.index, build.foreign, route, parent)
+        && !ownership::is_owned_parent(build.index, build.not_owned, route, parent)
     {
-        // A route may have parents of other controllers, which have their own say.
+        // A route may also have parents of other controllers, which report on them.
         return Ok(Vec::new());
     }
     let group = parent.group.as_deref().unwrap_or(GATEWAY_GROUP);
@@ -156,39 +156,42 @@ fn listeners(
     if (group, kind) != (GATEWAY_GROUP, "Gateway") {
         return Err((
             "InvalidKind",
-            format!("{} is no parent that is served; Gateway is", kind_of(group, kind)),
+            format!("{} is not supported as a parent; use Gateway", kind_of(group, kind)),
         ));
     }
     let namespace = parent.namespace.as_deref().unwrap_or(&route.namespace);
     let gateway = ObjectName { namespace: namespace.into(), name: parent.name.as_str().into() };
     if build.index.get(&Key { kind: Kind::Gateway, name: gateway.clone() }).is_none() {
-        return Err(("NoMatchingParent", format!("Gateway {gateway} is not here")));
+        return Err(("NoMatchingParent", format!("Gateway {gateway} does not exist")));
     }
-    let mut left: Vec<usize> = (0..frames.len())
+    let mut left: Vec<usize> = (0..pending_listeners.len())
         .filter(|&at| {
-            let frame = &frames[at];
-            frame.gateway == gateway
-                && parent.section_name.as_ref().is_none_or(|section| *section == frame.spec.name)
-                && parent.port.is_none_or(|port| port == frame.spec.port)
+            let pending = &pending_listeners[at];
+            pending.gateway == gateway
+                && parent.section_name.as_ref().is_none_or(|section| *section == pending.spec.name)
+                && parent.port.is_none_or(|port| port == pending.spec.port)
         })
         .collect();
     if left.is_empty() {
-        return Err(("NoMatchingParent", format!("Gateway {gateway} has no such listener")));
+        return Err((
+            "NoMatchingParent",
+            format!("Gateway {gateway} has no listener with this sectionName and port"),
+        ));
     }
-    left.retain(|&at| frames[at].allows(build.index, &route.namespace));
+    left.retain(|&at| pending_listeners[at].allows(build.index, &route.namespace));
     if left.is_empty() {
         let reason =
             format!("no listener of Gateway {gateway} allows HTTPRoutes of this namespace");
         return Err(("NotAllowedByListeners", reason));
     }
     left.retain(|&at| {
-        let listener = frames[at].hostname.as_ref();
+        let listener = pending_listeners[at].hostname.as_ref();
         hostnames.is_empty()
             || listener
                 .is_none_or(|listener| hostnames.iter().any(|host| listener.intersects(host)))
     });
     if left.is_empty() {
-        let reason = format!("no listener of Gateway {gateway} has a host name of the route");
+        let reason = format!("no listener of Gateway {gateway} matches a host name of the route");
         return Err(("NoMatchingListenerHostname", reason));
     }
     Ok(left)
@@ -213,7 +216,7 @@ fn rules(build: &mut Build<'_>, subject: Subject<'_>, route: &HttpRoute) -> Vec<
             }
             Err((field, code, reason)) => {
                 let reason = format!("{reason}; the rule is dropped");
-                build.complain(subject, format!("{at}.{field}"), code, reason);
+                build.add_problem(subject, format!("{at}.{field}"), code, reason);
             }
         }
     }
@@ -231,7 +234,7 @@ fn timeouts(
         duration::parse(text?)
             .map_err(|reason| {
                 let reason = format!("{reason}; no timeout is set");
-                build.complain(subject, format!("{at}.timeouts.{field}"), "Invalid", reason);
+                build.add_problem(subject, format!("{at}.timeouts.{field}"), "Invalid", reason);
             })
             .ok()
     };
@@ -254,15 +257,15 @@ fn backends(
     let of_rule = match filters::compile(rule.filters.as_deref().unwrap_or_default()) {
         Ok(compiled) => compiled,
         Err((field, code, reason)) => {
-            build.complain(subject, format!("{at}.{field}"), code, reason.as_str());
+            build.add_problem(subject, format!("{at}.{field}"), code, reason.as_str());
             return only(broken(reason), Filters::default());
         }
     };
     let refs = rule.backend_refs.as_deref().unwrap_or_default();
     if let Some(redirect) = of_rule.redirect {
         if !refs.is_empty() {
-            let reason = "have no effect beside RequestRedirect";
-            build.complain(subject, format!("{at}.backendRefs"), "Invalid", reason);
+            let reason = "have no effect together with a RequestRedirect filter";
+            build.add_problem(subject, format!("{at}.backendRefs"), "Invalid", reason);
         }
         return only(Target::Redirect(redirect), of_rule.filters);
     }
@@ -271,8 +274,8 @@ fn backends(
         let at = format!("{at}.backendRefs[{position}]");
         let weight = reference.weight.unwrap_or(1);
         let Ok(weight) = u32::try_from(weight) else {
-            let reason = format!("{weight} is below 0; nothing is sent there");
-            build.complain(subject, format!("{at}.weight"), "Invalid", reason);
+            let reason = format!("{weight} must not be negative; this backend gets no requests");
+            build.add_problem(subject, format!("{at}.weight"), "Invalid", reason);
             continue;
         };
         let (target, filters) = backend(build, subject, reference, &at);
@@ -290,7 +293,7 @@ fn backend(
     let own = match filters::compile_backend(reference.filters.as_deref().unwrap_or_default()) {
         Ok(own) => own,
         Err((field, code, reason)) => {
-            build.complain(subject, format!("{at}.{field}"), code, reason.as_str());
+            build.add_problem(subject, format!("{at}.{field}"), code, reason.as_str());
             return (broken(reason), Filters::default());
         }
     };
@@ -298,8 +301,8 @@ fn backend(
         (Some(redirect), _) => Target::Redirect(redirect),
         (None, Ok(target)) => target,
         (None, Err((code, reason))) => {
-            let told = format!("{reason}; its share of the requests answers 500");
-            build.complain(subject, at, code, told);
+            let problem = format!("{reason}; its share of the requests gets 500");
+            build.add_problem(subject, at, code, problem);
             broken(reason)
         }
     };
@@ -320,23 +323,23 @@ fn target(
         (POOL_GROUP_V1ALPHA2, "InferencePool") => Some(Kind::InferencePoolV1Alpha2),
         (POOL_GROUP_V1, "InferencePool") => Some(Kind::InferencePoolV1),
         _ => {
-            let reason = format!("{} is no backend that is served", kind_of(group, kind));
+            let reason = format!("{} is not supported as a backend", kind_of(group, kind));
             return Err(("InvalidKind", reason));
         }
     };
     if !grants::permits(build.index, ("HTTPRoute", &route.namespace), group, kind, &name) {
-        let reason = format!("no ReferenceGrant lets this route name {kind} {name}");
+        let reason = format!("no ReferenceGrant allows this route to reference {kind} {name}");
         return Err(("RefNotPermitted", reason));
     }
     let Some(pool) = pool else {
         return Ok(Target::Service(services::resolve(build, &name, reference.port)?));
     };
     let Some(pool) = build.pools.get(&(pool, name.clone())) else {
-        return Err(("BackendNotFound", format!("InferencePool {name} of {group} is not here")));
+        return Err(("BackendNotFound", format!("InferencePool {name} of {group} does not exist")));
     };
     if pool.profile == Profile::Pd && &*pool.runtime != "sglang" {
         let reason = format!(
-            "InferencePool {name} runs {}, whose prefill and decode are not known",
+            "InferencePool {name} has runtime {}, which is not supported with profile pd",
             pool.runtime
         );
         return Err(("UnsupportedValue", reason));

@@ -124,13 +124,13 @@ fn of_two_listeners_in_conflict_the_older_gateways_is_served() {
     assert_eq!(fleet.listeners[0].gateway.to_string(), "default/z");
     let said = problems(&fleet);
     assert!(
-        said.contains("Gateway default/a, spec.listeners[0].port: a listener before"),
+        said.contains("Gateway default/a, spec.listeners[0].port: an earlier listener"),
         "{said}"
     );
 }
 
 #[test]
-fn of_two_timeouts_for_one_gateway_the_older_policys_counts_and_equal_ones_agree() {
+fn of_two_timeouts_for_one_gateway_the_older_policy_is_used_unless_they_are_equal() {
     let policy = |name: &str, time: &str, limit: &str| {
         format!(
             "apiVersion: gateway.envoyproxy.io/v1alpha1\nkind: BackendTrafficPolicy\n\
@@ -160,8 +160,8 @@ fn a_service_port_must_exist_and_be_the_clusters() {
     for (reference, expected) in [
         ("name: s, port: 80", "service default/s:80"),
         ("name: s, port: 81", "500: Service default/s has no port 81"),
-        ("name: s", "500: a port of Service default/s must be named"),
-        ("name: s, port: 0", "500: a port of Service default/s must be named"),
+        ("name: s", "500: port is required for Service default/s"),
+        ("name: s, port: 0", "500: port is required for Service default/s"),
     ] {
         let route = route_to(reference);
         let fleet = golden::fleet(&format!("{GATEWAY}{service}{route}"));
@@ -173,7 +173,7 @@ fn a_service_port_must_exist_and_be_the_clusters() {
 }
 
 #[test]
-fn a_policy_means_pools_of_its_namespace_and_group() {
+fn a_policy_targets_pools_of_its_namespace_and_group() {
     let pool = "apiVersion: inference.networking.x-k8s.io/v1alpha2\nkind: InferencePool\n\
                 metadata: {name: p}\nspec: {selector: {a: b}, targetPortNumber: 1}\n---\n";
     for (namespace, more, split) in [
@@ -190,7 +190,7 @@ fn a_policy_means_pools_of_its_namespace_and_group() {
         );
         let fleet = golden::fleet(&format!("{pool}{policy}"));
         assert_eq!(fleet.pools[0].profile == Profile::Pd, split, "{policy}");
-        let lost = problems(&fleet).contains("InferencePool p is not here");
+        let lost = problems(&fleet).contains("InferencePool p does not exist");
         assert_eq!(lost, !split, "{policy}");
     }
 }

@@ -1,4 +1,4 @@
-//! Service, EndpointSlice and pods -> [`ServiceBackend`].
+//! Builds a [`ServiceBackend`] from a Service and its EndpointSlices or pods.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -11,15 +11,15 @@ use router_core::fleet::{ObjectName, Phase, ServiceBackend, Worker, WorkerKey};
 
 use super::super::objects::{Key, Kind, Object};
 use super::build::Build;
-use super::pods::{Card, PodView};
+use super::pods::{PodSummary, PodView};
 
-/// A slice names its Service by this label.
+/// The label with the name of an EndpointSlice's Service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
-/// Who an endpoint is: its address, the pod's UID or the address as text, its name.
-type Endpoint = (SocketAddr, Arc<str>, Arc<str>);
+/// An endpoint: its address, the pod's UID (or the address as text), and its name.
+type ServiceEndpoint = (SocketAddr, Arc<str>, Arc<str>);
 
-/// The port of a Service that a route names, or a code and a reason why it leads nowhere.
+/// Resolves the Service and port that a route references. The error is a code and a reason.
 pub(super) fn resolve(
     build: &mut Build<'_>,
     name: &ObjectName,
@@ -27,17 +27,17 @@ pub(super) fn resolve(
 ) -> Result<Arc<ServiceBackend>, (&'static str, String)> {
     let key = Key { kind: Kind::Service, name: name.clone() };
     let Some(Object::Service(service)) = build.index.get(&key) else {
-        return Err(("BackendNotFound", format!("Service {name} is not here")));
+        return Err(("BackendNotFound", format!("Service {name} does not exist")));
     };
     let Some(port) = port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0) else {
-        return Err(("Invalid", format!("a port of Service {name} must be named")));
+        return Err(("Invalid", format!("port is required for Service {name}")));
     };
     if let Some(known) = build.services.get(&(name.clone(), port)) {
         return Ok(Arc::clone(known));
     }
     let spec = service.spec.as_ref();
     if spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName") {
-        let reason = format!("Service {name} is an ExternalName, which is not served");
+        let reason = format!("Service {name} has type ExternalName, which is not supported");
         return Err(("UnsupportedValue", reason));
     }
     let ports = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
@@ -58,13 +58,13 @@ pub(super) fn resolve(
     Ok(backend)
 }
 
-/// From the slices of the Service; from the pods that it selects where it has no slice.
+/// The endpoints of the Service's slices, or of the pods that it selects if it has no slice.
 fn find(
     build: &Build<'_>,
     name: &ObjectName,
     service: &Service,
     port: &ServicePort,
-) -> Vec<Endpoint> {
+) -> Vec<ServiceEndpoint> {
     let slices: Vec<&EndpointSlice> = build
         .index
         .of_kind(Kind::EndpointSlice)
@@ -89,7 +89,7 @@ fn of_slice(
     service: &ObjectName,
     slice: &EndpointSlice,
     port: &ServicePort,
-) -> Vec<Endpoint> {
+) -> Vec<ServiceEndpoint> {
     // A port without a name matches a port without a name.
     let named = |name: &Option<String>| name.clone().unwrap_or_default();
     let number = slice.ports.iter().flatten().find(|known| named(&known.name) == named(&port.name));
@@ -110,9 +110,9 @@ fn of_slice(
         let (uid, label) = match pod.and_then(|at| at.name.as_deref()) {
             Some(pod) => {
                 let label: Arc<str> = format!("{}/{pod}", service.namespace).into();
-                let told = endpoint.target_ref.as_ref().and_then(|at| at.uid.as_deref());
+                let uid = endpoint.target_ref.as_ref().and_then(|at| at.uid.as_deref());
                 (
-                    told.map_or_else(|| uid_of(build, &service.namespace, pod, &label), Into::into),
+                    uid.map_or_else(|| uid_of(build, &service.namespace, pod, &label), Into::into),
                     label,
                 )
             }
@@ -125,8 +125,8 @@ fn of_slice(
 
 fn uid_of(build: &Build<'_>, namespace: &str, pod: &str, label: &Arc<str>) -> Arc<str> {
     let pods = build.pods.get(namespace).map(Vec::as_slice).unwrap_or_default();
-    let known = pods.iter().find(|view| *view.card.name.name == *pod);
-    known.map_or_else(|| Arc::clone(label), |view| Arc::clone(&view.card.uid))
+    let known = pods.iter().find(|view| *view.summary.name.name == *pod);
+    known.map_or_else(|| Arc::clone(label), |view| Arc::clone(&view.summary.uid))
 }
 
 fn of_pods(
@@ -134,17 +134,17 @@ fn of_pods(
     name: &ObjectName,
     service: &Service,
     port: &ServicePort,
-) -> Vec<Endpoint> {
+) -> Vec<ServiceEndpoint> {
     let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
     let Some(selector) = selector else { return Vec::new() };
     let pods = build.pods.get(&name.namespace).map(Vec::as_slice).unwrap_or_default();
     let ready =
-        pods.iter().filter(|pod| pod.card.phase == Phase::Ready && pod.selected_by(selector));
+        pods.iter().filter(|pod| pod.summary.phase == Phase::Ready && pod.selected_by(selector));
     let endpoint = |pod: &PodView<'_>| {
-        // The node index of a multi-node engine is the Service's own matter.
+        // A Service may select every node of a multi-node engine, so the node index is not checked.
         let ip = pod.pod.status.as_ref()?.pod_ip.as_deref()?.parse::<IpAddr>().ok()?;
         let number = target_port(pod.pod, port)?;
-        let Card { uid, full_name, .. } = pod.card;
+        let PodSummary { uid, full_name, .. } = pod.summary;
         Some((SocketAddr::new(ip, number), Arc::clone(uid), Arc::clone(full_name)))
     };
     ready.filter_map(endpoint).collect()

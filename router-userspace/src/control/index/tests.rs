@@ -152,10 +152,10 @@ fn the_first_of_two_sources_counts_and_the_other_is_named() {
     index.apply(Source::Flags, Object::InferencePool(pool));
     let fleet = index.build(&Fleet::default());
     assert_eq!(&*member(&fleet).worker.key.uid, "first");
-    let said = fleet.problems[0].to_string();
+    let problem = fleet.problems[0].to_string();
     assert!(
-        said.contains("b.yaml document 1, Pod default/p: is also in a.yaml document 3"),
-        "{said}"
+        problem.contains("b.yaml document 1, Pod default/p: is also in a.yaml document 3"),
+        "{problem}"
     );
     index.remove(&source, &golden::object(&pod("p", "first", "10.0.0.1")).key());
     let fleet = index.build(&fleet);
@@ -164,7 +164,7 @@ fn the_first_of_two_sources_counts_and_the_other_is_named() {
 }
 
 #[test]
-fn policies_that_contradict_are_named_and_the_older_counts() {
+fn of_conflicting_policies_the_older_is_used_and_the_conflict_reported() {
     let policy = |name: &str, created: &str, label: &str| {
         format!(
             "apiVersion: inferenceextension.alibabacloud.com/v1alpha1\nkind: InferenceTrafficPolicy\n\
@@ -175,20 +175,20 @@ fn policies_that_contradict_are_named_and_the_older_counts() {
     let young = policy("a-young", "2026-02-01T00:00:00Z", "young");
     let old = policy("z-old", "2026-01-01T00:00:00Z", "old");
     let fleet = fleet_after(&Fleet::default(), &(young + &old + &pod("p", "u", "10.0.0.1")));
-    let said: Vec<String> = fleet.problems.iter().map(ToString::to_string).collect();
+    let problems: Vec<String> = fleet.problems.iter().map(ToString::to_string).collect();
     assert!(
-        said[0].contains(
-            "a-young, spec.poolRef: InferencePool default/pool has another policy, default/z-old"
+        problems[0].contains(
+            "a-young, spec.poolRef: InferencePool default/pool already has policy default/z-old"
         ),
-        "{said:#?}"
+        "{problems:#?}"
     );
-    assert!(said[1].contains("pd and single exclude each other"), "{said:#?}");
-    assert!(said[2].contains("old is on no pod of pool default/pool"), "{said:#?}");
+    assert!(problems[1].contains("pd and single are mutually exclusive"), "{problems:#?}");
+    assert!(problems[2].contains("no pod of pool default/pool has label old"), "{problems:#?}");
     assert_eq!(fleet.pools[0].excluded[0].reason, "has no label old");
 }
 
 #[test]
-fn a_split_pool_of_another_engine_breaks_the_routes_to_it_and_says_so() {
+fn routes_to_a_pd_pool_of_an_unsupported_runtime_answer_500() {
     let text = include_str!("../golden/document.yaml")
         .replace("modelServerRuntime: sglang", "modelServerRuntime: vllm");
     let fleet = golden::fleet(&text);
@@ -197,7 +197,8 @@ fn a_split_pool_of_another_engine_breaks_the_routes_to_it_and_says_so() {
         .map(|(_, _, rule)| serde_json::to_string(&rule.backends()[0].target).unwrap())
         .collect();
     assert!(
-        backends[0].starts_with("\"500: InferencePool default/qwen-inference-pool runs vllm"),
+        backends[0]
+            .starts_with("\"500: InferencePool default/qwen-inference-pool has runtime vllm"),
         "{backends:?}"
     );
     assert!(
@@ -218,7 +219,7 @@ fn an_empty_selector_selects_nothing() {
 }
 
 #[test]
-fn pods_beyond_the_limit_are_left_out_and_named_and_the_rest_is_built() {
+fn pods_over_the_limit_are_ignored_and_reported() {
     let mut index = golden::index("case.yaml", POOL);
     let Object::Pod(template) = golden::object(&pod("p", "u", "10.0.0.1")) else { panic!() };
     for number in 0..pods::MAX_PODS + 5 {
@@ -234,12 +235,15 @@ fn pods_beyond_the_limit_are_left_out_and_named_and_the_rest_is_built() {
     let fleet = index.build(&Fleet::default());
     assert_eq!(fleet.pools[0].members.len(), pods::MAX_PODS);
     assert_eq!(fleet.pools[0].compatible_sets.len(), 1);
-    let said = fleet.problems[0].to_string();
-    assert!(said.contains("Pod default/p-10000: is the first of 5 beyond the limit"), "{said}");
+    let problem = fleet.problems[0].to_string();
+    assert!(
+        problem.contains("Pod default/p-10000: is the first of 5 pods over the limit"),
+        "{problem}"
+    );
 }
 
 #[test]
-fn a_pod_of_two_pools_is_complained_of_once() {
+fn a_pod_of_two_pools_has_its_problem_once() {
     let split = |name: &str| {
         format!(
             "{}apiVersion: inferenceextension.alibabacloud.com/v1alpha1\nkind: InferenceTrafficPolicy\n\
@@ -250,7 +254,7 @@ fn a_pod_of_two_pools_is_complained_of_once() {
     let pod = pod("p", "u", "10.0.0.1")
         .replace("{app: a}", "{app: a, role: prefill}, annotations: {sglang.ai/bootstrap-port: x}");
     let fleet = golden::fleet(&(split("one") + &split("two") + &pod));
-    let said: Vec<String> = fleet.problems.iter().map(ToString::to_string).collect();
-    assert_eq!(said.len(), 1, "{said:#?}");
-    assert!(said[0].contains("\"x\" is no port; the policy's 8998 is used"), "{said:#?}");
+    let problems: Vec<String> = fleet.problems.iter().map(ToString::to_string).collect();
+    assert_eq!(problems.len(), 1, "{problems:#?}");
+    assert!(problems[0].contains("\"x\" is not a port; 8998 is used"), "{problems:#?}");
 }

@@ -1,8 +1,8 @@
-//! The CustomResourceDefinitions that pd-router ships, made from the types that it reads.
+//! The CustomResourceDefinitions that pd-router ships, generated from the types that it reads.
 //!
-//! InferencePool `v1alpha2` is upstream's but for `extensionRef`, which may be left out: pd-router
-//! picks itself. InferenceTrafficPolicy takes unknown fields below `profile`; they are complained
-//! about rather than refused.
+//! InferencePool `v1alpha2` differs from upstream in that `extensionRef` is optional, because
+//! pd-router picks endpoints itself. InferenceTrafficPolicy accepts unknown fields below `profile`,
+//! which are reported as problems.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceColumnDefinition, CustomResourceDefinition, CustomResourceDefinitionNames,
@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 
 use super::{POOL_GROUP_V1ALPHA2, PoolSpecV1Alpha2, TRAFFIC_POLICY_GROUP, TrafficPolicySpec};
 
-/// How a definition names its kind.
-struct Names {
+/// The names of a kind in its definition.
+struct CrdNames {
     group: &'static str,
     version: &'static str,
     kind: &'static str,
@@ -28,7 +28,7 @@ struct Names {
 /// Every definition, as YAML documents by file name.
 ///
 /// # Errors
-/// The types have a schema that no definition can hold.
+/// A type has a schema that a definition cannot hold.
 pub fn files() -> Result<Vec<(String, String)>, String> {
     let all = [inference_pool()?, inference_traffic_policy()?];
     let file = |definition: &CustomResourceDefinition| {
@@ -41,7 +41,7 @@ pub fn files() -> Result<Vec<(String, String)>, String> {
 }
 
 fn inference_pool() -> Result<CustomResourceDefinition, String> {
-    let names = Names {
+    let names = CrdNames {
         group: POOL_GROUP_V1ALPHA2,
         version: "v1alpha2",
         kind: "InferencePool",
@@ -54,7 +54,7 @@ fn inference_pool() -> Result<CustomResourceDefinition, String> {
 }
 
 fn inference_traffic_policy() -> Result<CustomResourceDefinition, String> {
-    let names = Names {
+    let names = CrdNames {
         group: TRAFFIC_POLICY_GROUP,
         version: "v1alpha1",
         kind: "InferenceTrafficPolicy",
@@ -72,7 +72,7 @@ fn inference_traffic_policy() -> Result<CustomResourceDefinition, String> {
     definition(&names, &columns, spec::<TrafficPolicySpec>())
 }
 
-/// The schema of a spec, with no references and no null types: a definition takes neither.
+/// The schema of a spec, without references and null types, which definitions do not support.
 fn spec<T: JsonSchema>() -> Value {
     let settings = SchemaSettings::openapi3().with(|settings| {
         settings.inline_subschemas = true;
@@ -83,8 +83,7 @@ fn spec<T: JsonSchema>() -> Value {
     schema
 }
 
-/// Leaves out what the API server refuses or warns of: titles, widths of integers, and defaults
-/// of null.
+/// Removes what the API server refuses or warns about: titles, integer widths and null defaults.
 fn structural(schema: &mut Value) {
     match schema {
         Value::Object(fields) => {
@@ -104,13 +103,13 @@ fn structural(schema: &mut Value) {
     }
 }
 
-/// The schema of an object that is kept as it is.
+/// The schema of an object with arbitrary fields.
 pub(super) fn open(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
 }
 
 fn definition(
-    names: &Names,
+    names: &CrdNames,
     columns: &[(&str, &str, &str)],
     spec: Value,
 ) -> Result<CustomResourceDefinition, String> {
@@ -173,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_shipped_definitions_are_those_of_the_types() {
+    fn the_shipped_definitions_match_the_types() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
         for (name, text) in files().unwrap() {
             let shipped = std::fs::read_to_string(folder.join(&name)).unwrap_or_default();
@@ -182,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_documents_leave_out_is_not_required() {
+    fn fields_that_the_documentation_omits_are_optional() {
         let pool = spec::<PoolSpecV1Alpha2>();
         assert_eq!(pool["required"], json!(["selector", "targetPortNumber"]));
         assert_eq!(pool["properties"]["targetPortNumber"]["maximum"], 65_535);

@@ -1,4 +1,4 @@
-//! The objects that the control plane reads, typed; both sources make these.
+//! The types of the objects that the control plane reads.
 
 pub mod crds;
 mod inference;
@@ -24,18 +24,18 @@ pub use policy::{
     BackendPolicySpec, BackendTrafficPolicy, HttpTimeout, PolicyTarget, PolicyTimeout,
 };
 
-/// Kinds that have the shape of every Kubernetes object and are not in a published crate.
+/// An object of a kind that no published crate defines.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Resource<S> {
     #[serde(default)]
     pub metadata: ObjectMeta,
     pub spec: S,
-    /// Written by controllers; accepted, never read.
+    /// Written by controllers. Accepted, but never read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<serde_json::Value>,
 }
 
-/// The kinds that are read. The order is the order of problems in a report.
+/// The kinds that are read. Problems are sorted in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     Namespace,
@@ -61,14 +61,14 @@ pub const POOL_GROUP_V1ALPHA2: &str = "inference.networking.x-k8s.io";
 const TRAFFIC_POLICY_GROUP: &str = "inferenceextension.alibabacloud.com";
 const BACKEND_POLICY_GROUP: &str = "gateway.envoyproxy.io";
 
-/// What a document's `apiVersion` and `kind` mean to us.
+/// The result of recognising a document's `apiVersion` and `kind`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recognized {
     Served(Kind),
-    /// A kind that we read, in a version that we do not.
+    /// A supported kind in an unsupported version.
     OtherVersion(Kind),
-    /// Somebody else's: accepted and ignored.
-    Foreign,
+    /// Any other kind: accepted and ignored.
+    Unhandled,
 }
 
 impl Kind {
@@ -93,7 +93,7 @@ impl Kind {
             (BACKEND_POLICY_GROUP, "BackendTrafficPolicy") => {
                 (Kind::BackendTrafficPolicy, &["v1alpha1"])
             }
-            _ => return Recognized::Foreign,
+            _ => return Recognized::Unhandled,
         };
         match versions.contains(&version) {
             true => Recognized::Served(served),
@@ -101,7 +101,7 @@ impl Kind {
         }
     }
 
-    /// As documents spell it.
+    /// The kind's name in documents.
     pub fn as_str(self) -> &'static str {
         match self {
             Kind::Namespace => "Namespace",
@@ -119,13 +119,13 @@ impl Kind {
         }
     }
 
-    /// Whether objects of this kind live in a namespace.
+    /// Whether objects of this kind are namespaced.
     pub fn namespaced(self) -> bool {
         !matches!(self, Kind::Namespace | Kind::GatewayClass)
     }
 }
 
-/// What makes an object the same object.
+/// The identity of an object: its kind, namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
     pub kind: Kind,
@@ -193,13 +193,13 @@ impl Object {
         }
     }
 
-    /// The identity; an object without a namespace is in `default`, as with `kubectl apply`.
+    /// The key. An object without a namespace is in `default`, as with `kubectl apply`.
     pub fn key(&self) -> Key {
         Key { kind: self.kind(), name: object_name(self.metadata()) }
     }
 }
 
-/// `namespace/name` of an object's metadata, in `default` where it names no namespace.
+/// The name of an object, in namespace `default` if it has none.
 pub fn object_name(metadata: &ObjectMeta) -> ObjectName {
     ObjectName {
         namespace: metadata.namespace.as_deref().unwrap_or("default").into(),
@@ -207,7 +207,7 @@ pub fn object_name(metadata: &ObjectMeta) -> ObjectName {
     }
 }
 
-/// A kind as references name it: with its group, where it has one.
+/// A kind with its group, if it has one: `group/kind`.
 pub fn kind_of(group: &str, kind: &str) -> String {
     match group {
         "" => kind.to_owned(),

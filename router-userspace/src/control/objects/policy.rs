@@ -1,4 +1,4 @@
-//! BackendTrafficPolicy (`gateway.envoyproxy.io/v1alpha1`): its request timeout is read.
+//! BackendTrafficPolicy (`gateway.envoyproxy.io/v1alpha1`). Only its request timeout is read.
 
 use serde::{Deserialize, Serialize};
 

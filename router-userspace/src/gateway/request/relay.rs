@@ -88,7 +88,7 @@ impl Relay {
                 .fault(FaultKind::Timeout { waited_for: "the next part of its answer", limit });
         }
         let silent = self.source.as_ref().is_some_and(|source| source.worker().health.is_silent());
-        let lasts = self.silence.lasts(silent, self.dispatch.timeouts.silent_timeout);
+        let lasts = self.silence.lasts(silent, self.dispatch.timeouts.unresponsive_timeout);
         if lasts { self.fault(FaultKind::Silent) } else { None }
     }
 }

@@ -52,7 +52,7 @@ impl Gateway {
         state.attempts += 1;
         if fault.broke() && self.died(pool, &fault.worker, workers).await {
             state.deaths += 1;
-            if state.deaths >= limits.max_deaths {
+            if state.deaths >= limits.max_engine_crashes {
                 fault.kind = FaultKind::Died;
                 tracing::warn!(
                     worker = %fault.worker.name,

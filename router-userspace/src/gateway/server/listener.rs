@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use super::activity::ConnectionActivity;
 use super::tls;
-use crate::config::Settings;
+use crate::config::GatewaySettings;
 use crate::gateway::request::handle::{ConnectionInfo, RequestService};
 
 /// Maximum number of connections that wait in the kernel until they are accepted.
@@ -50,17 +50,19 @@ pub(crate) struct Listeners {
 }
 
 impl Listeners {
-    pub(crate) fn new(settings: &Settings, service: RequestService) -> Listeners {
+    pub(crate) fn new(settings: &GatewaySettings, service: RequestService) -> Listeners {
         let mut server = auto::Builder::new(TokioExecutor::new());
         server
             .http1()
             .timer(TokioTimer::new())
             .header_read_timeout(settings.timeouts.header_timeout)
-            .max_buf_size(settings.limits.max_head);
+            .max_buf_size(settings.limits.max_header_bytes);
         server
             .http2()
             .timer(TokioTimer::new())
-            .max_header_list_size(u32::try_from(settings.limits.max_head).unwrap_or(u32::MAX))
+            .max_header_list_size(
+                u32::try_from(settings.limits.max_header_bytes).unwrap_or(u32::MAX),
+            )
             .keep_alive_interval(Some(Duration::from_secs(30)));
         Listeners {
             address: settings.listen_address,

@@ -190,7 +190,7 @@ impl Dispatch {
                         return Err(AttemptError::Draining);
                     }
                     let fault = in_flight.silent_worker();
-                    let lasts = silence.lasts(fault.is_some(), self.timeouts.silent_timeout);
+                    let lasts = silence.lasts(fault.is_some(), self.timeouts.unresponsive_timeout);
                     if let Some(fault) = fault.filter(|_| lasts) {
                         break fault;
                     }

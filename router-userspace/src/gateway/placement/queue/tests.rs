@@ -14,13 +14,13 @@ pub(super) fn limits(max_queued: usize) -> LimitFlags {
     LimitFlags {
         max_body: 1 << 20,
         max_body_memory: 1 << 20,
-        max_head: 64 << 10,
+        max_header_bytes: 64 << 10,
         max_connections: 10,
         max_requests_per_worker: 8,
-        max_answer: 1 << 20,
+        max_response: 1 << 20,
         max_queued,
         max_attempts: 3,
-        max_deaths: 1,
+        max_engine_crashes: 1,
         max_idle_per_worker: 8,
     }
 }

@@ -17,11 +17,11 @@ const BEFORE: &str = r#"
 /// What `s` leads to after a watch has told these lines.
 fn endpoints(lines: &str) -> Vec<String> {
     let mut index = Index::default();
-    let mut watched = Watched::default();
+    let mut watched = WatchCache::default();
     for kind in KINDS {
         let watch = Watch::Kind(kind);
-        watched.take(&mut index, &watch, Change::Listing);
-        watched.take(&mut index, &watch, Change::Listed);
+        watched.apply(&mut index, &watch, WatchEvent::Listing);
+        watched.apply(&mut index, &watch, WatchEvent::Listed);
     }
     let before = BEFORE.replace("CONTROLLER", CONTROLLER_NAME);
     for line in before.lines().chain(lines.lines()).filter(|line| !line.is_empty()) {
@@ -37,11 +37,11 @@ fn endpoints(lines: &str) -> Vec<String> {
         };
         let name = object["metadata"]["name"].as_str().unwrap().to_owned();
         let change = match event["type"].as_str().unwrap() {
-            "DELETED" => Change::Gone(key(kind, Some("default"), &name)),
-            "RELIST" => Change::Listing,
-            _ => Change::Present(Box::new(Seen::read(kind, object).unwrap())),
+            "DELETED" => WatchEvent::Gone(object_key(kind, Some("default"), &name)),
+            "RELIST" => WatchEvent::Listing,
+            _ => WatchEvent::Present(Box::new(ObservedObject::read(kind, object).unwrap())),
         };
-        watched.take(&mut index, &Watch::Kind(kind), change);
+        watched.apply(&mut index, &Watch::Kind(kind), change);
     }
     let fleet = index.build(&Fleet::default());
     let endpoints = fleet.services[0].endpoints.iter();

@@ -1,5 +1,5 @@
-//! What of a cluster is ours: Gateways of our classes, routes that name such a Gateway, pools that
-//! such a route names. Of a directory or of flags, everything is.
+//! Ownership: which objects of a cluster this controller serves. These are Gateways of its classes,
+//! routes to such a Gateway, and pools of such a route. Objects of files and flags are always served.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use super::super::objects::{
 };
 use super::{Index, Source};
 
-/// A GatewayClass with this `spec.controllerName` is ours.
+/// The `spec.controllerName` of the GatewayClasses that pd-router serves.
 pub const CONTROLLER_NAME: &str = "pd-router.io/gateway-controller";
 
-/// The Gateways, routes and pools of a cluster that are somebody else's.
-pub(super) fn foreign(index: &Index) -> HashSet<Key> {
-    let mut foreign = HashSet::new();
+/// Returns the Gateways, routes and pools of a cluster that other controllers serve.
+pub(super) fn not_owned(index: &Index) -> HashSet<Key> {
+    let mut not_owned = HashSet::new();
     let classes: BTreeSet<&str> = index
         .of_kind(Kind::GatewayClass)
         .filter_map(|(_, object)| match object {
@@ -30,38 +30,38 @@ pub(super) fn foreign(index: &Index) -> HashSet<Key> {
     for object in of_cluster(index, Kind::Gateway) {
         let Object::Gateway(gateway) = object else { continue };
         if !classes.contains(gateway.spec.gateway_class_name.as_str()) {
-            foreign.insert(object.key());
+            not_owned.insert(object.key());
         }
     }
     for object in of_cluster(index, Kind::HttpRoute) {
         let Object::HttpRoute(route) = object else { continue };
         let parents = route.spec.parent_refs.as_deref().unwrap_or_default();
         let ours = |parent: &HttpRouteParentRefs| {
-            names_ours(index, &foreign, &object_name(&route.metadata), parent)
+            is_owned_parent(index, &not_owned, &object_name(&route.metadata), parent)
         };
         if !parents.iter().any(ours) {
-            foreign.insert(object.key());
+            not_owned.insert(object.key());
         }
     }
     let named: HashSet<Key> = index
         .of_kind(Kind::HttpRoute)
         .filter_map(|(_, object)| match object {
-            Object::HttpRoute(route) if !foreign.contains(&object.key()) => Some(route),
+            Object::HttpRoute(route) if !not_owned.contains(&object.key()) => Some(route),
             _ => None,
         })
         .flat_map(pools)
         .collect();
     for kind in [Kind::InferencePoolV1Alpha2, Kind::InferencePoolV1] {
         let others = of_cluster(index, kind).map(Object::key).filter(|key| !named.contains(key));
-        foreign.extend(others.collect::<Vec<_>>());
+        not_owned.extend(others.collect::<Vec<_>>());
     }
-    foreign
+    not_owned
 }
 
-/// Whether a parent of `route` is a Gateway that is there and ours.
-pub(super) fn names_ours(
+/// Whether a parent of `route` is an existing Gateway of this controller.
+pub(super) fn is_owned_parent(
     index: &Index,
-    foreign: &HashSet<Key>,
+    not_owned: &HashSet<Key>,
     route: &ObjectName,
     parent: &HttpRouteParentRefs,
 ) -> bool {
@@ -70,7 +70,7 @@ pub(super) fn names_ours(
     let key = Key { kind: Kind::Gateway, name: parent_name(route, parent) };
     (group, kind) == (GATEWAY_GROUP, "Gateway")
         && index.get(&key).is_some()
-        && !foreign.contains(&key)
+        && !not_owned.contains(&key)
 }
 
 /// The name of a parent of `route`.
@@ -79,7 +79,7 @@ pub(super) fn parent_name(route: &ObjectName, parent: &HttpRouteParentRefs) -> O
     ObjectName { namespace: namespace.into(), name: parent.name.as_str().into() }
 }
 
-/// The pools that a route names.
+/// The pools that a route references.
 pub(super) fn pools(route: &HttpRoute) -> Vec<Key> {
     let own = object_name(&route.metadata).namespace;
     let rules = route.spec.rules.iter().flatten();
@@ -99,14 +99,14 @@ pub(super) fn pools(route: &HttpRoute) -> Vec<Key> {
 
 /// Which pods the pools of a cluster select: namespaces with labels.
 pub(super) fn selections(index: &Index) -> BTreeSet<(Arc<str>, BTreeMap<String, String>)> {
-    let foreign = foreign(index);
+    let not_owned = not_owned(index);
     let kinds = [Kind::InferencePoolV1Alpha2, Kind::InferencePoolV1];
     kinds
         .into_iter()
         .flat_map(|kind| index.of_kind(kind))
         .filter(|(source, _)| matches!(source, Source::Cluster | Source::Node))
         .map(|(_, object)| object)
-        .filter(|object| !foreign.contains(&object.key()))
+        .filter(|object| !not_owned.contains(&object.key()))
         .filter_map(|object| match object {
             Object::InferencePool(pool) if !pool.selector().is_empty() => {
                 Some((object_name(&pool.metadata).namespace, pool.selector().clone()))
@@ -162,7 +162,7 @@ spec: {selector: {matchLabels: {app: a}}, targetPorts: [{number: 8000}]}
     #[test]
     fn a_gateway_of_our_class_brings_its_routes_and_their_pools() {
         let index = index(CONTROLLER_NAME, &[GATEWAY, ROUTE, POOL]);
-        assert_eq!(foreign(&index), HashSet::new());
+        assert_eq!(not_owned(&index), HashSet::new());
         let labels = [("app".to_owned(), "a".to_owned())].into();
         assert_eq!(selections(&index), [("default".into(), labels)].into());
         let fleet = index.build(&Default::default());
@@ -173,7 +173,7 @@ spec: {selector: {matchLabels: {app: a}}, targetPorts: [{number: 8000}]}
     #[test]
     fn what_belongs_to_another_controller_is_neither_served_nor_complained_about() {
         let index = index("example.com/other", &[GATEWAY, ROUTE, POOL]);
-        assert_eq!(foreign(&index).len(), 3);
+        assert_eq!(not_owned(&index).len(), 3);
         assert_eq!(selections(&index), BTreeSet::new());
         let fleet = index.build(&Default::default());
         assert_eq!((fleet.listeners.len(), fleet.pools.len()), (0, 0));

@@ -1,48 +1,48 @@
-//! One object as a watch told of it, without what is never read.
+//! [`ObservedObject`]: an object from the API server, without the fields that are never read.
 
 use router_core::fleet::Problem;
 use serde_json::Value;
 
 use super::super::document::{self, Content};
-use super::super::fields::Complaint;
+use super::super::fields::FieldProblem;
 use super::super::index::Source;
 use super::super::objects::{Key, Kind};
 
-/// Annotations that are read; the others are dropped, and a change of them is no news.
+/// Annotations that are kept. Others are dropped, so that a change of them builds no fleet.
 const ANNOTATIONS: [&str; 1] = [super::super::index::BOOTSTRAP_PORT_ANNOTATION];
 
-/// One object as the API server had it.
+/// One object from a list or a watch.
 #[derive(Debug)]
-pub struct Seen {
+pub struct ObservedObject {
     pub(super) key: Key,
-    /// Grows with every change in a cluster.
+    /// The resource version, which grows with every change in a cluster.
     pub(super) version: u64,
     pub(super) content: Content,
     pub(super) problems: Vec<Problem>,
 }
 
-impl Seen {
-    /// Reads an object of `kind`; `None` where it has no name.
-    pub fn read(kind: Kind, mut value: Value) -> Option<Seen> {
+impl ObservedObject {
+    /// Parses an object of `kind`. Returns `None` if it has no name.
+    pub fn read(kind: Kind, mut value: Value) -> Option<ObservedObject> {
         let key = document::key(kind, &value)?;
         let version = value.pointer("/metadata/resourceVersion").and_then(Value::as_str);
         let version = version.and_then(|text| text.parse().ok()).unwrap_or_default();
         trim(kind, &mut value);
-        let (content, mut complaints) = document::object(kind, value);
+        let (content, mut field_problems) = document::object(kind, value);
         if !matches!(content, Content::Broken) && built_in(kind) {
-            // A newer cluster's built-in kinds have fields that we do not know, and need not.
-            complaints.clear();
+            // Built-in kinds of a newer cluster have fields that are unknown here and not needed.
+            field_problems.clear();
         }
-        let problem = |complaint: Complaint| Problem {
+        let problem = |field_problem: FieldProblem| Problem {
             source: Source::Cluster.name(),
             document: None,
             object: Some(key.to_string().into()),
-            field: complaint.field.map(Into::into),
-            code: complaint.code,
-            reason: complaint.reason.into(),
+            field: field_problem.field.map(Into::into),
+            code: field_problem.code,
+            reason: field_problem.reason.into(),
         };
-        let problems = complaints.into_iter().map(problem).collect();
-        Some(Seen { key, version, content, problems })
+        let problems = field_problems.into_iter().map(problem).collect();
+        Some(ObservedObject { key, version, content, problems })
     }
 }
 
@@ -51,18 +51,18 @@ fn built_in(kind: Kind) -> bool {
     more || matches!(kind, Kind::Service | Kind::EndpointSlice)
 }
 
-/// Leaves out what is never read and changes often: a change of it alone is then no news.
+/// Drops fields that are never read and change often, so that such a change builds no fleet.
 fn trim(kind: Kind, value: &mut Value) {
     if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
-        // What we make is compared whole.
+        // Services that pd-router creates are compared with all their annotations.
         let labels = metadata.get("labels");
-        let made =
+        let created =
             labels.is_some_and(|all| all.get(super::super::index::GATEWAY_UID_LABEL).is_some());
         for field in ["managedFields", "resourceVersion", "selfLink", "finalizers"] {
             metadata.remove(field);
         }
         if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
-            annotations.retain(|name, _| made || ANNOTATIONS.contains(&name.as_str()));
+            annotations.retain(|name, _| created || ANNOTATIONS.contains(&name.as_str()));
             if annotations.is_empty() {
                 metadata.remove("annotations");
             }

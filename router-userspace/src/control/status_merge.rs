@@ -1,23 +1,23 @@
-//! A status as it is, and what an object is to be told -> the status as it should be. Pure.
+//! Merges a wanted status into an object's current status. Does no I/O.
 
 use serde_json::{Value, json};
 
-use super::index::{CONTROLLER_NAME, Told};
+use super::index::{CONTROLLER_NAME, StatusPatch};
 
-/// The new status, as a merge patch has it (null is none any more), or `None` where the old one
-/// says it all. `now` is when conditions change that do.
-pub(super) fn merged(old: &Value, told: &Told, now: &str) -> Option<Value> {
+/// Returns the new status as a merge patch, in which null removes a field, or `None` if nothing
+/// changes. `now` becomes the transition time of conditions that change.
+pub(super) fn merged(old: &Value, wanted: &StatusPatch, now: &str) -> Option<Value> {
     let mut new = if old.is_object() { old.clone() } else { json!({}) };
-    match told {
-        Told::Conditions(conditions) => {
+    match wanted {
+        StatusPatch::Conditions(conditions) => {
             new["conditions"] = merged_conditions(&old["conditions"], conditions, now);
         }
-        Told::Gateway { conditions, listeners, addresses } => {
+        StatusPatch::Gateway { conditions, listeners, addresses } => {
             let address = |value: &String| {
                 let ip = value.parse::<std::net::IpAddr>().is_ok();
                 json!({"type": if ip { "IPAddress" } else { "Hostname" }, "value": value})
             };
-            // None rather than an empty list: kubectl's jsonpath then prints nothing.
+            // Null rather than an empty list, so that kubectl's jsonpath prints nothing.
             new["addresses"] = match addresses.is_empty() {
                 true => Value::Null,
                 false => addresses.iter().map(address).collect(),
@@ -32,27 +32,28 @@ pub(super) fn merged(old: &Value, told: &Told, now: &str) -> Option<Value> {
             };
             new["listeners"] = listeners.iter().map(listener).collect();
         }
-        Told::Parents(ours) | Told::Ancestors(ours) => {
-            let list = if matches!(told, Told::Parents(_)) { "parents" } else { "ancestors" };
+        StatusPatch::Parents(ours) | StatusPatch::Ancestors(ours) => {
+            let list =
+                if matches!(wanted, StatusPatch::Parents(_)) { "parents" } else { "ancestors" };
             let others = |entry: &Value| entry["controllerName"] != CONTROLLER_NAME;
             let merged = merged_parents(&old[list], ours, others, now);
             let none = |list: &Value| list.as_array().is_none_or(Vec::is_empty);
-            // Of whom we have said nothing, we say nothing.
+            // A status without entries of ours is not written if there are none to add.
             if none(&old[list]) && none(&merged) {
                 return None;
             }
             new[list] = merged;
         }
-        Told::Parent { ours, of_others } => {
-            let others = |entry: &Value| of_another(entry, of_others);
+        StatusPatch::Parent { ours, other_gateways } => {
+            let others = |entry: &Value| is_of_another(entry, other_gateways);
             let merged = merged_parents(&old["parent"], ours, others, now);
             let none = |list: &Value| list.as_array().is_none_or(Vec::is_empty);
             if none(&old["parent"]) && none(&merged) {
                 return None;
             }
-            // Without a parent, the definition's own placeholder says that nobody has looked.
+            // A pool without a parent gets the placeholder that its definition sets by default.
             new["parent"] = match none(&merged) {
-                true => merged_parents(&old["parent"], &[nobody()], |_| false, NEVER),
+                true => merged_parents(&old["parent"], &[placeholder_parent()], |_| false, NEVER),
                 false => merged,
             };
         }
@@ -63,23 +64,25 @@ pub(super) fn merged(old: &Value, told: &Told, now: &str) -> Option<Value> {
     (new != *old).then_some(new)
 }
 
-/// Whether an entry that names no controller is another's: of a Gateway of theirs, or of something
-/// that is no Gateway. One of a Gateway that is gone is nobody's.
-fn of_another(entry: &Value, of_others: &[String]) -> bool {
+/// Whether an entry without a controller name belongs to another controller: its parent is one of
+/// `other_gateways`, or not a Gateway. An entry of a deleted Gateway belongs to no one.
+fn is_of_another(entry: &Value, other_gateways: &[String]) -> bool {
     let text = |at: &str| entry["parentRef"][at].as_str();
     let name = text("name").unwrap_or_default();
     match (text("kind").unwrap_or("Gateway"), text("namespace")) {
         ("Status", _) => false,
-        ("Gateway", Some(namespace)) => of_others.contains(&format!("{namespace}/{name}")),
-        ("Gateway", None) => of_others.iter().any(|known| known.ends_with(&format!("/{name}"))),
+        ("Gateway", Some(namespace)) => other_gateways.contains(&format!("{namespace}/{name}")),
+        ("Gateway", None) => {
+            other_gateways.iter().any(|known| known.ends_with(&format!("/{name}")))
+        }
         _ => true,
     }
 }
 
 const NEVER: &str = "1970-01-01T00:00:00Z";
 
-/// What InferencePool v1alpha2 says of a pool without a parent.
-fn nobody() -> Value {
+/// The default parent of an InferencePool v1alpha2.
+fn placeholder_parent() -> Value {
     json!({
         "parentRef": {"kind": "Status", "name": "default"},
         "conditions": [{
@@ -94,7 +97,8 @@ fn named(list: &Value, name: &Value) -> Value {
     all.find(|entry| entry["name"] == *name).cloned().unwrap_or_default()
 }
 
-/// Conditions keep their time while their status stays; types that are not ours stay as they are.
+/// Merges conditions: a condition keeps its transition time while its status stays the same, and
+/// types that are not in `wanted` are kept.
 fn merged_conditions(old: &Value, wanted: &[Value], now: &str) -> Value {
     let empty = Vec::new();
     let old = old.as_array().unwrap_or(&empty);
@@ -129,7 +133,7 @@ fn merged_parents(
         let before = before.map(|known| known["conditions"].clone()).unwrap_or_default();
         let wanted = entry["conditions"].as_array().cloned().unwrap_or_default();
         entry["conditions"] = merged_conditions(&before, &wanted, now);
-        // The API server has filled in defaults: what it has is kept.
+        // Keeps the defaults that the API server has filled in.
         if let Some(known) = old.iter().find(|known| !others(known) && same_parent(known, &entry)) {
             for reference in REFERENCES {
                 if !known[reference].is_null() {
@@ -142,7 +146,7 @@ fn merged_parents(
     Value::Array(all)
 }
 
-/// Who an entry is about: of `parents`, and of `ancestors`.
+/// The field that names the object of an entry, in `parents` and in `ancestors`.
 const REFERENCES: [&str; 2] = ["parentRef", "ancestorRef"];
 
 fn same_parent(a: &Value, b: &Value) -> bool {
@@ -162,22 +166,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_already_is_not_written_again() {
-        let told = Told::Conditions(vec![condition("True")]);
-        let first = merged(&Value::Null, &told, EARLY).unwrap();
+    fn an_unchanged_status_is_not_written() {
+        let wanted = StatusPatch::Conditions(vec![condition("True")]);
+        let first = merged(&Value::Null, &wanted, EARLY).unwrap();
         assert_eq!(first["conditions"][0]["lastTransitionTime"], EARLY);
-        assert_eq!(merged(&first, &told, LATE), None);
+        assert_eq!(merged(&first, &wanted, LATE), None);
     }
 
     #[test]
     fn a_condition_keeps_its_time_until_its_status_changes() {
-        let first = merged(&Value::Null, &Told::Conditions(vec![condition("True")]), EARLY);
+        let first = merged(&Value::Null, &StatusPatch::Conditions(vec![condition("True")]), EARLY);
         let first = first.unwrap();
         let mut other_reason = condition("True");
         other_reason["reason"] = "S".into();
-        let second = merged(&first, &Told::Conditions(vec![other_reason]), LATE).unwrap();
+        let second = merged(&first, &StatusPatch::Conditions(vec![other_reason]), LATE).unwrap();
         assert_eq!(second["conditions"][0]["lastTransitionTime"], EARLY);
-        let third = merged(&second, &Told::Conditions(vec![condition("False")]), LATE);
+        let third = merged(&second, &StatusPatch::Conditions(vec![condition("False")]), LATE);
         assert_eq!(third.unwrap()["conditions"][0]["lastTransitionTime"], LATE);
     }
 
@@ -189,8 +193,8 @@ mod tests {
         };
         let theirs = entry("a", "example.com/other");
         let old = json!({"parents": [theirs, entry("gone", CONTROLLER_NAME)]});
-        let told = Told::Parents(vec![entry("b", CONTROLLER_NAME)]);
-        let new = merged(&old, &told, LATE).unwrap();
+        let wanted = StatusPatch::Parents(vec![entry("b", CONTROLLER_NAME)]);
+        let new = merged(&old, &wanted, LATE).unwrap();
         assert_eq!(new["parents"][0], theirs);
         assert_eq!(new["parents"][1]["parentRef"]["name"], "b");
         assert_eq!(new["parents"].as_array().unwrap().len(), 2);
@@ -200,45 +204,49 @@ mod tests {
     fn a_pool_without_a_parent_waits_for_a_controller() {
         let entry = json!({"parentRef": {"namespace": "n", "name": "g"},
             "conditions": [condition("True")]});
-        let old = json!({"parent": [nobody()]});
-        let told = |ours: &[Value]| Told::Parent { ours: ours.to_vec(), of_others: Vec::new() };
-        let new = merged(&old, &told(std::slice::from_ref(&entry)), LATE).unwrap();
+        let old = json!({"parent": [placeholder_parent()]});
+        let wanted = |ours: &[Value]| StatusPatch::Parent {
+            ours: ours.to_vec(),
+            other_gateways: Vec::new(),
+        };
+        let new = merged(&old, &wanted(std::slice::from_ref(&entry)), LATE).unwrap();
         assert_eq!(new["parent"].as_array().unwrap().len(), 1);
         assert_eq!(new["parent"][0]["parentRef"]["name"], "g");
-        let back = merged(&new, &told(&[]), LATE).unwrap();
+        let back = merged(&new, &wanted(&[]), LATE).unwrap();
         assert_eq!(back["parent"][0]["parentRef"]["kind"], "Status");
-        assert_eq!(merged(&back, &told(&[]), LATE), None);
+        assert_eq!(merged(&back, &wanted(&[]), LATE), None);
     }
 
     #[test]
-    fn a_pool_that_others_serve_or_nobody_does_is_not_touched() {
-        let told = Told::Parent { ours: Vec::new(), of_others: vec!["n/theirs".to_owned()] };
-        assert_eq!(merged(&Value::Null, &told, LATE), None);
+    fn a_pool_without_a_gateway_of_ours_is_not_written() {
+        let wanted =
+            StatusPatch::Parent { ours: Vec::new(), other_gateways: vec!["n/theirs".to_owned()] };
+        assert_eq!(merged(&Value::Null, &wanted, LATE), None);
         for parent in [
             json!({"kind": "Gateway", "namespace": "n", "name": "theirs"}),
             json!({"name": "theirs"}),
             json!({"group": "example.com", "kind": "Router", "name": "g"}),
         ] {
             let old = json!({"parent": [{"parentRef": parent, "conditions": []}]});
-            assert_eq!(merged(&old, &told, LATE), None, "{old}");
+            assert_eq!(merged(&old, &wanted, LATE), None, "{old}");
         }
         let gone = json!({"parent": [{"parentRef": {"namespace": "n", "name": "gone"}}]});
-        assert!(merged(&gone, &told, LATE).is_some());
+        assert!(merged(&gone, &wanted, LATE).is_some());
     }
 
     #[test]
-    fn the_addresses_of_a_gateway_come_and_go() {
-        let told = |addresses: &[&str]| Told::Gateway {
+    fn addresses_are_added_and_removed() {
+        let wanted = |addresses: &[&str]| StatusPatch::Gateway {
             conditions: vec![condition("True")],
             listeners: vec![json!({"name": "l", "conditions": [condition("True")]})],
             addresses: addresses.iter().map(ToString::to_string).collect(),
         };
-        let waiting = merged(&Value::Null, &told(&[]), EARLY).unwrap();
+        let waiting = merged(&Value::Null, &wanted(&[]), EARLY).unwrap();
         assert_eq!(waiting.get("addresses"), None);
-        let ready = merged(&waiting, &told(&["192.0.2.1", "lb.example.com"]), LATE).unwrap();
+        let ready = merged(&waiting, &wanted(&["192.0.2.1", "lb.example.com"]), LATE).unwrap();
         assert_eq!(ready["addresses"][0], json!({"type": "IPAddress", "value": "192.0.2.1"}));
         assert_eq!(ready["addresses"][1]["type"], "Hostname");
-        let lost = merged(&ready, &told(&[]), LATE).unwrap();
+        let lost = merged(&ready, &wanted(&[]), LATE).unwrap();
         assert_eq!(lost.get("addresses"), Some(&Value::Null));
         assert_eq!(ready["listeners"][0]["conditions"][0]["lastTransitionTime"], EARLY);
     }

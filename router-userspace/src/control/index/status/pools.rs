@@ -1,4 +1,4 @@
-//! The standing of InferencePools and InferenceTrafficPolicies.
+//! The statuses of InferencePools and InferenceTrafficPolicies.
 
 use std::collections::BTreeSet;
 
@@ -10,11 +10,12 @@ use super::super::super::objects::{
 };
 use super::super::grants;
 use super::{
-    CONTROLLER_NAME, Condition, GATEWAY_GROUP, Kind, Object, Told, View, object_name, ours,
+    CONTROLLER_NAME, Condition, GATEWAY_GROUP, Kind, Object, StatusContext, StatusPatch,
+    object_name, ownership,
 };
 
-impl View<'_> {
-    pub(super) fn pool(&self, pool: &InferencePool) -> Told {
+impl StatusContext<'_> {
+    pub(super) fn pool(&self, pool: &InferencePool) -> StatusPatch {
         let generation = pool.metadata.generation.unwrap_or_default();
         let picker = match &pool.spec {
             PoolSpec::V1Alpha2(spec) => spec.extension_ref.is_some(),
@@ -22,7 +23,7 @@ impl View<'_> {
             PoolSpec::OfEngines { .. } => false,
         };
         let accepted = match picker {
-            true => "pd-router picks itself; the picker that the pool names is not asked",
+            true => "the endpoint picker of the pool is not used: pd-router picks endpoints itself",
             false => "",
         };
         let entries: Vec<Value> = self
@@ -47,24 +48,24 @@ impl View<'_> {
             })
             .collect();
         if self.key.kind == Kind::InferencePoolV1 {
-            return Told::Parents(entries);
+            return StatusPatch::Parents(entries);
         }
-        let of_others = self
-            .foreign
+        let other_gateways = self
+            .not_owned
             .iter()
             .filter(|key| key.kind == Kind::Gateway)
             .map(|key| key.name.to_string());
-        let mut of_others: Vec<String> = of_others.collect();
-        of_others.sort();
-        Told::Parent { ours: entries, of_others }
+        let mut other_gateways: Vec<String> = other_gateways.collect();
+        other_gateways.sort();
+        StatusPatch::Parent { ours: entries, other_gateways }
     }
 
-    /// Our Gateways with a route to this pool.
+    /// Gateways of this controller with a route to this pool.
     fn gateways_of(&self, kind: Kind) -> BTreeSet<ObjectName> {
         let mut gateways = BTreeSet::new();
         for (_, object) in self.index.of_kind(Kind::HttpRoute) {
             let Object::HttpRoute(route) = object else { continue };
-            let leads = ours::pools(route).contains(self.key);
+            let leads = ownership::pools(route).contains(self.key);
             if !leads || self.key.kind != kind {
                 continue;
             }
@@ -75,21 +76,21 @@ impl View<'_> {
                 continue;
             }
             for parent in route.spec.parent_refs.iter().flatten() {
-                if ours::names_ours(self.index, self.foreign, &name, parent) {
-                    gateways.insert(ours::parent_name(&name, parent));
+                if ownership::is_owned_parent(self.index, self.not_owned, &name, parent) {
+                    gateways.insert(ownership::parent_name(&name, parent));
                 }
             }
         }
         gateways
     }
 
-    pub(super) fn policy(&self, policy: &InferenceTrafficPolicy) -> Told {
+    pub(super) fn policy(&self, policy: &InferenceTrafficPolicy) -> StatusPatch {
         let generation = policy.metadata.generation.unwrap_or_default();
-        let told: Vec<_> = self
+        let problems: Vec<_> = self
             .problems("")
             .filter(|problem| !matches!(problem.code, "UnknownField" | "RoleLabelAlias"))
             .collect();
-        let mut accepted = Condition::unless("Accepted", "Accepted", told);
+        let mut accepted = Condition::unless("Accepted", "Accepted", problems);
         let pd = policy.spec.profile.as_ref().and_then(|profile| profile.pd.as_ref());
         if accepted.status {
             let alias = self.problems("").find(|problem| problem.code == "RoleLabelAlias");
@@ -98,7 +99,7 @@ impl View<'_> {
                 (accepted.reason, accepted.message) = (alias.code, alias.reason.to_string());
             } else if port == Some(None) {
                 accepted.reason = "DefaultBootstrapPort";
-                accepted.message = "no kvTransfer.bootstrapPort; SGLang's 8998 is used".to_owned();
+                accepted.message = "spec.profile.pd.kvTransfer.bootstrapPort is not set: SGLang's default 8998 is used".to_owned();
             }
             let unread = self.unread();
             if !unread.is_empty() {
@@ -114,7 +115,7 @@ impl View<'_> {
         if let Some(pool) = self.fleet.pool(&name) {
             conditions.push(ready(pool).value(generation));
         }
-        Told::Conditions(conditions)
+        StatusPatch::Conditions(conditions)
     }
 }
 
@@ -125,7 +126,7 @@ fn group(kind: Kind) -> &'static str {
     }
 }
 
-/// Whether a pool has ready pods of every role that a request needs.
+/// Whether a pool has a ready pod of every role that a request needs.
 fn ready(pool: &Pool) -> Condition {
     let count = |role: Role| {
         let members = pool.members.iter();
@@ -138,8 +139,8 @@ fn ready(pool: &Pool) -> Condition {
         },
         Profile::Pd => match (count(Role::Prefill), count(Role::Decode)) {
             (0, 0) => Condition::not("Ready", "NoReadyPods", "no pod of the pool is ready"),
-            (0, _) => Condition::not("Ready", "NoPrefill", "decodes are ready, no prefill is"),
-            (_, 0) => Condition::not("Ready", "NoDecode", "prefills are ready, no decode is"),
+            (0, _) => Condition::not("Ready", "NoPrefill", "no prefill pod is ready"),
+            (_, 0) => Condition::not("Ready", "NoDecode", "no decode pod is ready"),
             _ => Condition::of("Ready", "Ready", ""),
         },
     }

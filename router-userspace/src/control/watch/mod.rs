@@ -1,24 +1,23 @@
-//! What watches of a cluster have told, and how it comes into the [`Index`]. Pure: changes in,
-//! objects out.
+//! [`WatchCache`]: applies the events of all watches of a cluster to the [`Index`]. Does no I/O.
 //!
-//! Pods are watched pool by pool, so that a cluster's other pods cost nothing. A pod of two pools
-//! comes over two watches that may be ahead of each other: the newest version that a watch has
-//! seen counts, and the pod is gone when no watch holds it. Secrets are watched one by one, as
-//! listeners name them: no other is read.
+//! Pods are watched per pool, so that other pods of the cluster cost nothing. A pod of two pools is
+//! delivered by two watches, which may be at different versions: the newest version is used, and the
+//! pod is removed when no watch holds it. Secrets are watched one by one, as listeners reference
+//! them. No other Secret is read.
 
-mod seen;
+mod observed_object;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use router_core::fleet::{ObjectName, Problem};
 
-pub use self::seen::Seen;
+pub use self::observed_object::ObservedObject;
 use super::document::Content;
 use super::index::{AGENT_LABELS, Index, Source};
 use super::objects::{Key, Kind};
 
-/// Kinds that are watched whole.
+/// Kinds of which a gateway watches every object.
 const KINDS: [Kind; 11] = [
     Kind::Namespace,
     Kind::GatewayClass,
@@ -32,12 +31,12 @@ const KINDS: [Kind; 11] = [
     Kind::Service,
     Kind::EndpointSlice,
 ];
-/// What a node's agent needs to know of pods: their ports and roles.
-const KINDS_OF_NODE: [Kind; 3] =
+/// Kinds of which a node agent watches every object, to know the ports and roles of pods.
+const AGENT_KINDS: [Kind; 3] =
     [Kind::InferencePoolV1Alpha2, Kind::InferencePoolV1, Kind::InferenceTrafficPolicy];
 
-/// One watch: all objects of a kind, the pods of a namespace with these labels, those of a node, or
-/// one Secret.
+/// One watch: all objects of a kind, the pods of a namespace with these labels, the pods of a node,
+/// or one Secret.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Watch {
     Kind(Kind),
@@ -71,7 +70,7 @@ impl Watch {
         }
     }
 
-    /// The namespace that it is about, if not all.
+    /// The namespace that is watched, or `None` for all.
     pub fn namespace(&self) -> Option<&str> {
         match self {
             Watch::Kind(_) | Watch::Node(_) => None,
@@ -81,111 +80,119 @@ impl Watch {
     }
 }
 
-/// What a watch tells.
+/// An event of a watch.
 #[derive(Debug)]
-pub enum Change {
-    /// A list begins: what it does not hold in the end is gone.
+pub enum WatchEvent {
+    /// A list begins. Objects that are not in it are removed when it is complete.
     Listing,
     /// The list is complete.
     Listed,
-    /// An object of the list, or one that is new or has changed.
-    Present(Box<Seen>),
+    /// An object of the list, or an object that was created or changed.
+    Present(Box<ObservedObject>),
     Gone(Key),
-    /// Nothing was told.
+    /// The watch failed.
     Failed {
-        failure: Failure,
+        failure: WatchFailure,
         reason: String,
     },
 }
 
-/// Why a watch tells nothing.
+/// Why a watch failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// The API server could not be asked.
-    Away,
-    /// It does not have this kind (yet).
+pub enum WatchFailure {
+    /// The API server could not be reached.
+    Unavailable,
+    /// The API server does not have this kind: its definition is not installed.
     Absent,
-    /// It does not let us.
+    /// RBAC forbids it.
     Denied,
-    /// It does not take the question, as of a selector that is none.
+    /// The API server rejects the request, for example an invalid selector.
     Refused,
 }
 
-/// One watch's part of what is known.
+/// What one watch has delivered.
 #[derive(Debug, Default)]
-struct State {
-    /// It has told something: a whole list, or that there is nothing to list.
+struct WatchState {
+    /// It has completed a list, or the API server has answered that there is nothing to list.
     answered: bool,
-    /// What the list that is under way has held so far.
+    /// The objects so far of a list that is not complete.
     listing: Option<BTreeSet<Key>>,
-    /// What it holds, with the versions.
+    /// The objects that it holds, with their versions.
     held: BTreeMap<Key, u64>,
 }
 
-/// All watches.
+/// All watches of a cluster and the objects that they have delivered.
 #[derive(Debug)]
-pub struct Watched {
+pub struct WatchCache {
     source: Source,
-    watches: BTreeMap<Watch, State>,
-    /// Watches of pods that are there whatever the pools select.
-    always: BTreeSet<Watch>,
+    watches: BTreeMap<Watch, WatchState>,
+    /// Watches of pods that exist independently of pools.
+    permanent: BTreeSet<Watch>,
     /// Whether the pods that pools select are watched.
-    follows_pools: bool,
-    /// Whose agents are listened to.
-    agents_of: Option<Arc<str>>,
-    /// Every watch has answered once: before, a fleet would lack what is not listed yet.
-    begun: bool,
+    watches_pools: bool,
+    /// Namespace whose agents are trusted.
+    agent_namespace: Option<Arc<str>>,
+    /// Every watch has listed its objects once. Before that, a fleet would be incomplete.
+    ready: bool,
 }
 
-impl Default for Watched {
-    fn default() -> Watched {
-        Watched::new(Source::Cluster, &KINDS, BTreeSet::new(), true)
+impl Default for WatchCache {
+    fn default() -> WatchCache {
+        WatchCache::new(Source::Cluster, &KINDS, BTreeSet::new(), true)
     }
 }
 
-impl Watched {
+impl WatchCache {
     fn new(
         source: Source,
         kinds: &[Kind],
-        always: BTreeSet<Watch>,
-        follows_pools: bool,
-    ) -> Watched {
+        permanent: BTreeSet<Watch>,
+        watches_pools: bool,
+    ) -> WatchCache {
         let kinds = kinds.iter().map(|kind| Watch::Kind(*kind));
-        let all = kinds.chain(always.iter().cloned()).map(|watch| (watch, State::default()));
+        let all =
+            kinds.chain(permanent.iter().cloned()).map(|watch| (watch, WatchState::default()));
         let watches = all.collect();
-        Watched { source, watches, always, follows_pools, agents_of: None, begun: false }
+        WatchCache {
+            source,
+            watches,
+            permanent,
+            watches_pools,
+            agent_namespace: None,
+            ready: false,
+        }
     }
 
-    /// What a gateway watches, the agents in its own namespace among it.
-    pub fn of_gateway(namespace: &str) -> Watched {
+    /// The watches of a gateway, including the agents in its own namespace.
+    pub fn of_gateway(namespace: &str) -> WatchCache {
         let labels = AGENT_LABELS.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let agents = Watch::Pods { namespace: namespace.into(), labels: labels.into() };
-        let watched = Watched::new(Source::Cluster, &KINDS, BTreeSet::from([agents]), true);
-        Watched { agents_of: Some(namespace.into()), ..watched }
+        let cache = WatchCache::new(Source::Cluster, &KINDS, BTreeSet::from([agents]), true);
+        WatchCache { agent_namespace: Some(namespace.into()), ..cache }
     }
 
-    /// What a node's agent watches: the node's pods, and with `peers` the pods that pools select,
-    /// wherever they are.
-    pub fn of_node(node: &str, peers: bool) -> Watched {
+    /// The watches of a node agent: the node's pods, and with `peers` the pods that pools select on
+    /// any node.
+    pub fn of_node(node: &str, peers: bool) -> WatchCache {
         let own = BTreeSet::from([Watch::Node(node.into())]);
-        Watched::new(Source::Node, &KINDS_OF_NODE, own, peers)
+        WatchCache::new(Source::Node, &AGENT_KINDS, own, peers)
     }
 
-    /// The watches that there should be.
+    /// The watches that should run.
     pub fn watches(&self) -> impl Iterator<Item = &Watch> {
         self.watches.keys()
     }
 
-    /// Takes what a watch tells into `index`; returns whether the index has changed.
-    pub fn take(&mut self, index: &mut Index, watch: &Watch, change: Change) -> bool {
-        // What a watch still tells that is wanted no longer.
+    /// Applies an event of a watch to `index`. Returns whether the index has changed.
+    pub fn apply(&mut self, index: &mut Index, watch: &Watch, change: WatchEvent) -> bool {
+        // A late event of a watch that has been removed.
         let Some(state) = self.watches.get_mut(watch) else { return false };
         match change {
-            Change::Listing => {
+            WatchEvent::Listing => {
                 state.listing = Some(BTreeSet::new());
                 false
             }
-            Change::Listed => {
+            WatchEvent::Listed => {
                 state.answered = true;
                 let listed = state.listing.take().unwrap_or_default();
                 let gone: Vec<Key> =
@@ -196,62 +203,65 @@ impl Watched {
                 }
                 changed
             }
-            Change::Present(seen) => self.present(index, watch, *seen),
-            Change::Gone(key) => self.forget(index, watch, &key),
-            Change::Failed { failure, reason } => {
-                let absent = failure == Failure::Absent;
-                // Where Secrets are not ours to read, their listeners are not served; others are.
-                let denied = failure == Failure::Denied && watch.kind() == Kind::Secret;
-                let refused = failure == Failure::Refused && !matches!(watch, Watch::Kind(_));
+            WatchEvent::Present(observed) => self.present(index, watch, *observed),
+            WatchEvent::Gone(key) => self.forget(index, watch, &key),
+            WatchEvent::Failed { failure, reason } => {
+                let absent = failure == WatchFailure::Absent;
+                // If RBAC forbids Secrets, only the listeners that need them are not served.
+                let denied = failure == WatchFailure::Denied && watch.kind() == Kind::Secret;
+                let refused = failure == WatchFailure::Refused && !matches!(watch, Watch::Kind(_));
                 state.answered |= absent || denied || refused;
-                // A kind that this cluster does not have is no problem.
+                // A kind that is not installed is not a problem.
                 let problem = Problem {
                     source: self.source.name(),
                     document: None,
                     object: None,
                     field: None,
                     code: "Unreadable",
-                    reason: format!("{}: {reason}; what was read before goes on", about(watch))
-                        .into(),
+                    reason: format!(
+                        "{}: {reason}; objects read before stay in effect",
+                        about(watch)
+                    )
+                    .into(),
                 };
                 index.report(&about(watch), (!absent).then_some(problem).into_iter().collect())
             }
         }
     }
 
-    /// Follows the references of `index`: one watch for the pods that a pool selects, one for each
-    /// Secret that a listener names. Watches that are wanted no longer go when all others have
-    /// answered, so that a pool whose selector changes is never without its pods. Returns whether
-    /// the index has changed.
+    /// Adds a watch for the pods of each pool and for each Secret that a listener references, and
+    /// removes watches that are no longer needed. A watch is removed only when all others have
+    /// listed, so that a pool whose selector changes never loses its pods. Returns whether the index
+    /// has changed.
     pub fn follow_references(&mut self, index: &mut Index) -> bool {
-        if let Some(namespace) = &self.agents_of {
-            index.trust_agents_of(namespace);
+        if let Some(namespace) = &self.agent_namespace {
+            index.trust_agents_in(namespace);
         }
-        let selections = index.selections().into_iter().filter(|_| self.follows_pools);
+        let selections = index.selections().into_iter().filter(|_| self.watches_pools);
         let pods = selections.map(|(namespace, labels)| Watch::Pods { namespace, labels });
         let secrets = index.secrets().into_iter().map(Watch::Secret);
         let wanted: BTreeSet<Watch> =
-            pods.chain(secrets).chain(self.always.iter().cloned()).collect();
+            pods.chain(secrets).chain(self.permanent.iter().cloned()).collect();
         for watch in &wanted {
             if !self.watches.contains_key(watch) {
-                self.watches.insert(watch.clone(), State::default());
+                self.watches.insert(watch.clone(), WatchState::default());
             }
         }
-        // What was never told anything, and is wanted no longer, is not waited for.
+        // A watch that has not listed and is no longer needed must not delay the others.
         self.watches.retain(|watch, state| {
             state.answered || matches!(watch, Watch::Kind(_)) || wanted.contains(watch)
         });
         if !self.settled() {
             return false;
         }
-        let left: Vec<Watch> = self
+        let unneeded: Vec<Watch> = self
             .watches
             .keys()
             .filter(|watch| !matches!(watch, Watch::Kind(_)) && !wanted.contains(*watch))
             .cloned()
             .collect();
         let mut changed = false;
-        for watch in left {
+        for watch in unneeded {
             let state = self.watches.get(&watch);
             let held: Vec<Key> =
                 state.map(|state| state.held.keys().cloned().collect()).unwrap_or_default();
@@ -264,19 +274,19 @@ impl Watched {
         changed
     }
 
-    /// Whether every watch has answered, now or before.
-    pub fn begun(&mut self) -> bool {
-        self.begun |= self.settled();
-        self.begun
+    /// Whether every watch has listed its objects at some time.
+    pub fn ready(&mut self) -> bool {
+        self.ready |= self.settled();
+        self.ready
     }
 
-    /// Whether every watch has answered, those of new references too.
+    /// Whether every current watch has listed its objects.
     pub fn settled(&self) -> bool {
         self.watches.values().all(|state| state.answered)
     }
 
-    fn present(&mut self, index: &mut Index, watch: &Watch, seen: Seen) -> bool {
-        let Seen { key, version, content, mut problems } = seen;
+    fn present(&mut self, index: &mut Index, watch: &Watch, observed: ObservedObject) -> bool {
+        let ObservedObject { key, version, content, mut problems } = observed;
         let newest_of_others = self
             .others(watch, &key)
             .filter_map(|state| state.held.get(&key))
@@ -295,12 +305,13 @@ impl Watched {
         let about: Arc<str> = key.to_string().into();
         let changed = match content {
             Content::Object(object) => index.apply(self.source.clone(), *object),
-            Content::Foreign => false,
+            Content::Unhandled => false,
             Content::Broken => {
-                if index.held(&self.source, &key).is_some() {
+                if index.stored(&self.source, &key).is_some() {
                     for problem in &mut problems {
                         problem.reason =
-                            format!("{}; its last good version is kept", problem.reason).into();
+                            format!("{}; the last valid version stays in effect", problem.reason)
+                                .into();
                     }
                 }
                 false
@@ -320,8 +331,12 @@ impl Watched {
         index.remove(&self.source, key) | index.report(&about, Vec::new())
     }
 
-    /// The other watches over which this object may come.
-    fn others<'s>(&'s self, watch: &'s Watch, key: &'s Key) -> impl Iterator<Item = &'s State> {
+    /// The other watches that may deliver this object.
+    fn others<'s>(
+        &'s self,
+        watch: &'s Watch,
+        key: &'s Key,
+    ) -> impl Iterator<Item = &'s WatchState> {
         self.watches.iter().filter_map(move |(other, state)| {
             let holds = match other {
                 Watch::Kind(_) | Watch::Secret(_) => false,
@@ -333,7 +348,7 @@ impl Watched {
     }
 }
 
-/// How problems name a watch.
+/// The name of a watch in problems.
 fn about(watch: &Watch) -> Arc<str> {
     match watch {
         Watch::Kind(Kind::InferencePoolV1Alpha2) => "watching InferencePool (v1alpha2)".into(),
@@ -347,8 +362,8 @@ fn about(watch: &Watch) -> Arc<str> {
     }
 }
 
-/// The key of an object that is gone.
-pub fn key(kind: Kind, namespace: Option<&str>, name: &str) -> Key {
+/// The key of a deleted object.
+pub fn object_key(kind: Kind, namespace: Option<&str>, name: &str) -> Key {
     let namespace = namespace.filter(|_| kind.namespaced()).unwrap_or("default").into();
     Key { kind, name: ObjectName { namespace, name: name.into() } }
 }

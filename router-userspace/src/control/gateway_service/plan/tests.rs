@@ -4,8 +4,8 @@ use serde_json::json;
 
 use super::*;
 
-fn front(name: &str, ports: &[u16]) -> Front {
-    Front {
+fn wanted(name: &str, ports: &[u16]) -> GatewayService {
+    GatewayService {
         gateway: router_core::fleet::ObjectName { namespace: "n".into(), name: name.into() },
         uid: format!("{name}-0000-1111"),
         ports: ports.to_vec(),
@@ -14,16 +14,16 @@ fn front(name: &str, ports: &[u16]) -> Front {
     }
 }
 
-fn shape(type_: &'static str) -> Shape {
+fn template(type_: &'static str) -> ServiceTemplate {
     let selector = [("app".to_owned(), "gateway".to_owned())].into();
     let annotations = [("example.com/size".to_owned(), "small".to_owned())].into();
-    Shape { namespace: "own".into(), type_, annotations, selector }
+    ServiceTemplate { namespace: "own".into(), type_, annotations, selector }
 }
 
-fn made(wanted: &[Front]) -> Vec<Service> {
-    let steps = plan(wanted, &[], &shape("LoadBalancer"));
-    let created = steps.into_iter().map(|step| match step {
-        Step::Create(service) => *service,
+fn made(wanted: &[GatewayService]) -> Vec<Service> {
+    let actions = plan(wanted, &[], &template("LoadBalancer"));
+    let created = actions.into_iter().map(|step| match step {
+        ServiceAction::Create(service) => *service,
         other => panic!("{other:?}"),
     });
     created.collect()
@@ -35,7 +35,7 @@ fn all_targets(services: &[Service]) -> Vec<(u16, u16)> {
 
 #[test]
 fn two_gateways_on_one_port_have_two_services_and_two_ports_of_ours() {
-    let services = made(&[front("a", &[80, 8080]), front("b", &[8080])]);
+    let services = made(&[wanted("a", &[80, 8080]), wanted("b", &[8080])]);
     assert_eq!(services.len(), 2);
     assert_ne!(services[0].metadata.name, services[1].metadata.name);
     let mut ports: Vec<u16> = all_targets(&services).into_iter().map(|(_, port)| port).collect();
@@ -52,24 +52,24 @@ fn two_gateways_on_one_port_have_two_services_and_two_ports_of_ours() {
 
 #[test]
 fn what_is_as_it_should_be_is_left_alone() {
-    let wanted = [front("a", &[80]), front("b", &[80])];
-    let mut services = made(&wanted);
+    let needed = [wanted("a", &[80]), wanted("b", &[80])];
+    let mut services = made(&needed);
     // What a cluster and others add is theirs.
     let spec = services[0].spec.as_mut().unwrap();
     spec.cluster_ip = Some("10.96.0.9".to_owned());
     spec.ports.as_mut().unwrap()[0].node_port = Some(30_001);
     let annotations = services[0].metadata.annotations.as_mut().unwrap();
     annotations.insert("cloud.example.com/id".to_owned(), "lb-1".to_owned());
-    assert_eq!(plan(&wanted, &services, &shape("LoadBalancer")), []);
+    assert_eq!(plan(&needed, &services, &template("LoadBalancer")), []);
 }
 
 #[test]
 fn a_port_that_stays_keeps_its_target_when_others_come_and_go() {
-    let mut services = made(&[front("a", &[80, 443])]);
+    let mut services = made(&[wanted("a", &[80, 443])]);
     services[0].spec.as_mut().unwrap().ports.as_mut().unwrap()[0].node_port = Some(30_001);
     let before = all_targets(&services);
-    let steps = plan(&[front("a", &[80, 81])], &services, &shape("LoadBalancer"));
-    let [Step::Replace(changed)] = &steps[..] else { panic!("{steps:?}") };
+    let actions = plan(&[wanted("a", &[80, 81])], &services, &template("LoadBalancer"));
+    let [ServiceAction::Replace(changed)] = &actions[..] else { panic!("{actions:?}") };
     let after: Vec<(u16, u16)> = targets(changed).collect();
     assert_eq!(after[0], before[0]);
     assert_eq!(after[1].0, 81);
@@ -79,20 +79,23 @@ fn a_port_that_stays_keeps_its_target_when_others_come_and_go() {
 
 #[test]
 fn a_service_whose_gateway_is_gone_goes_and_a_second_one_too() {
-    let services = made(&[front("a", &[80]), front("b", &[80])]);
+    let services = made(&[wanted("a", &[80]), wanted("b", &[80])]);
     let mut second = services[0].clone();
     second.metadata.name = Some("zz".to_owned());
     let existing = [services[0].clone(), second.clone(), services[1].clone()];
-    let steps = plan(&[front("a", &[80])], &existing, &shape("LoadBalancer"));
-    let gone = |service: &Service| Step::Delete(Box::new(service.clone()));
-    assert_eq!(steps.len(), 2, "{steps:?}");
-    assert!(steps.contains(&gone(&second)) && steps.contains(&gone(&services[1])), "{steps:?}");
+    let actions = plan(&[wanted("a", &[80])], &existing, &template("LoadBalancer"));
+    let gone = |service: &Service| ServiceAction::Delete(Box::new(service.clone()));
+    assert_eq!(actions.len(), 2, "{actions:?}");
+    assert!(
+        actions.contains(&gone(&second)) && actions.contains(&gone(&services[1])),
+        "{actions:?}"
+    );
 }
 
 #[test]
 fn of_two_services_that_lead_to_one_port_the_younger_one_gets_another() {
-    let wanted = [front("a", &[80]), front("b", &[80])];
-    let mut services = made(&wanted);
+    let needed = [wanted("a", &[80]), wanted("b", &[80])];
+    let mut services = made(&needed);
     let target = all_targets(&services)[0].1;
     for (service, day) in services.iter_mut().zip([2, 1]) {
         let ports = service.spec.as_mut().unwrap().ports.as_mut().unwrap();
@@ -100,43 +103,43 @@ fn of_two_services_that_lead_to_one_port_the_younger_one_gets_another() {
         let created = json!(format!("2026-01-0{day}T00:00:00Z"));
         service.metadata.creation_timestamp = serde_json::from_value(created).unwrap();
     }
-    let steps = plan(&wanted, &services, &shape("LoadBalancer"));
-    let [Step::Replace(changed)] = &steps[..] else { panic!("{steps:?}") };
+    let actions = plan(&needed, &services, &template("LoadBalancer"));
+    let [ServiceAction::Replace(changed)] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!(gateway_uid(changed), Some("a-0000-1111"), "b is older and keeps its port");
     assert_ne!(targets(changed).next().unwrap().1, target);
 }
 
 #[test]
 fn a_gateway_without_a_port_makes_none_and_keeps_what_it_has() {
-    assert_eq!(plan(&[front("a", &[])], &[], &shape("LoadBalancer")), []);
-    let services = made(&[front("a", &[80])]);
-    assert_eq!(plan(&[front("a", &[])], &services, &shape("LoadBalancer")), []);
+    assert_eq!(plan(&[wanted("a", &[])], &[], &template("LoadBalancer")), []);
+    let services = made(&[wanted("a", &[80])]);
+    assert_eq!(plan(&[wanted("a", &[])], &services, &template("LoadBalancer")), []);
 }
 
 #[test]
 fn what_the_infrastructure_of_a_gateway_asks_for_is_on_its_service() {
-    let mut wanted = front("a", &[80]);
-    wanted.annotations.insert("example.com/class".to_owned(), "internal".to_owned());
-    wanted.labels.insert(GATEWAY_UID_LABEL.to_owned(), "stolen".to_owned());
-    let services = made(std::slice::from_ref(&wanted));
+    let mut needed = wanted("a", &[80]);
+    needed.annotations.insert("example.com/class".to_owned(), "internal".to_owned());
+    needed.labels.insert(GATEWAY_UID_LABEL.to_owned(), "stolen".to_owned());
+    let services = made(std::slice::from_ref(&needed));
     assert_eq!(services[0].metadata.annotations.as_ref().unwrap()["example.com/class"], "internal");
-    assert_eq!(gateway_uid(&services[0]), Some(wanted.uid.as_str()), "our labels are ours");
-    let old = made(&[front("a", &[80])]);
+    assert_eq!(gateway_uid(&services[0]), Some(needed.uid.as_str()), "our labels are ours");
+    let old = made(&[wanted("a", &[80])]);
     assert_eq!(old[0].metadata.annotations.as_ref().unwrap()["example.com/size"], "small");
-    let steps = plan(&[wanted], &old, &shape("LoadBalancer"));
-    assert!(matches!(&steps[..], [Step::Replace(_)]), "{steps:?}");
+    let actions = plan(&[needed], &old, &template("LoadBalancer"));
+    assert!(matches!(&actions[..], [ServiceAction::Replace(_)]), "{actions:?}");
 }
 
 #[test]
 fn the_type_follows_the_flag() {
-    let wanted = [front("a", &[80])];
-    let services = made(&wanted);
+    let needed = [wanted("a", &[80])];
+    let services = made(&needed);
     assert_eq!(
         services[0].spec.as_ref().unwrap().external_traffic_policy.as_deref(),
         Some("Local")
     );
-    let steps = plan(&wanted, &services, &shape("ClusterIP"));
-    let [Step::Replace(changed)] = &steps[..] else { panic!("{steps:?}") };
+    let actions = plan(&needed, &services, &template("ClusterIP"));
+    let [ServiceAction::Replace(changed)] = &actions[..] else { panic!("{actions:?}") };
     let spec = changed.spec.as_ref().unwrap();
     assert_eq!(
         (spec.type_.as_deref(), spec.external_traffic_policy.as_deref()),
@@ -146,7 +149,7 @@ fn the_type_follows_the_flag() {
 
 #[test]
 fn a_name_is_one_that_a_service_may_have() {
-    let mut long = front(&"x.y".repeat(30), &[80]);
+    let mut long = wanted(&"x.y".repeat(30), &[80]);
     long.uid = "12345678-9abc-def0-1234-56789abcdef0".to_owned();
     let name = made(&[long])[0].metadata.name.clone().unwrap();
     assert!(name.len() <= MAX_NAME && name.starts_with("gateway-x-yx"), "{name}");

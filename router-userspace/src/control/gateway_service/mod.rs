@@ -1,4 +1,5 @@
-//! Makes, keeps and sweeps the Service in front of each Gateway, while this replica leads.
+//! [`ServiceReconciler`]: creates, updates and deletes the Service in front of each Gateway, while
+//! this replica is the leader.
 
 pub mod plan;
 
@@ -9,45 +10,45 @@ use kube::Client;
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams, Preconditions};
 use serde_json::Value;
 
-use self::plan::{Shape, Step};
-use super::index::{CONTROLLER_NAME, Front, GATEWAY_UID_LABEL, gateway_uid};
+use self::plan::{ServiceAction, ServiceTemplate};
+use super::index::{CONTROLLER_NAME, GATEWAY_UID_LABEL, GatewayService, gateway_uid};
 use super::kube::resource;
 use super::objects::Kind;
 
-/// Writes the Services of all Gateways.
-pub(super) struct Fronts {
+/// Reconciles the Services of all Gateways.
+pub(super) struct ServiceReconciler {
     client: Client,
-    shape: Shape,
-    /// What could not be done the last time, by Service: said once.
+    template: ServiceTemplate,
+    /// The last error by Service, so that a repeated error is logged once.
     failed: BTreeMap<String, String>,
 }
 
-impl Fronts {
-    pub(super) fn new(client: Client, shape: Shape) -> Fronts {
-        Fronts { client, shape, failed: BTreeMap::new() }
+impl ServiceReconciler {
+    pub(super) fn new(client: Client, template: ServiceTemplate) -> ServiceReconciler {
+        ServiceReconciler { client, template, failed: BTreeMap::new() }
     }
 
-    /// Brings the Services to what `wanted` needs. `known` is what watches have told of them:
-    /// where that is as it should be, the API server is not asked.
-    pub(super) async fn settle(&mut self, wanted: &[Front], known: &[Service]) {
-        if plan::plan(wanted, known, &self.shape).is_empty() {
+    /// Creates, updates and deletes Services so that they match `wanted`. `known` are the Services
+    /// from the watch: while they match, no request is sent to the API server.
+    pub(super) async fn reconcile(&mut self, wanted: &[GatewayService], known: &[Service]) {
+        if plan::plan(wanted, known, &self.template).is_empty() {
             self.failed.clear();
             return;
         }
-        let services: Api<Service> = Api::namespaced(self.client.clone(), &self.shape.namespace);
+        let services: Api<Service> = Api::namespaced(self.client.clone(), &self.template.namespace);
         let ours = ListParams::default().labels(GATEWAY_UID_LABEL);
         let existing = match services.list(&ours).await {
             Ok(list) => list.items,
-            Err(error) => return self.say("all", &error),
+            Err(error) => return self.log_failure("all", &error),
         };
         let mut failed = std::mem::take(&mut self.failed);
-        for step in plan::plan(wanted, &existing, &self.shape) {
-            let name = name_of(&step);
-            match self.take(&services, step).await {
+        for action in plan::plan(wanted, &existing, &self.template) {
+            let name = name_of(&action);
+            match self.apply(&services, action).await {
                 Ok(()) => _ = failed.remove(&name),
                 Err(error) => {
                     self.failed = failed;
-                    self.say(&name, &error);
+                    self.log_failure(&name, &error);
                     failed = std::mem::take(&mut self.failed);
                 }
             }
@@ -55,16 +56,20 @@ impl Fronts {
         self.failed = failed;
     }
 
-    async fn take(&self, services: &Api<Service>, step: Step) -> Result<(), kube::Error> {
-        let name = name_of(&step);
-        let done = match step {
-            Step::Create(service) => {
-                services.create(&PostParams::default(), &service).await.map(|_| "made")
+    async fn apply(
+        &self,
+        services: &Api<Service>,
+        action: ServiceAction,
+    ) -> Result<(), kube::Error> {
+        let name = name_of(&action);
+        let done = match action {
+            ServiceAction::Create(service) => {
+                services.create(&PostParams::default(), &service).await.map(|_| "created")
             }
-            Step::Replace(service) => {
-                services.replace(&name, &PostParams::default(), &service).await.map(|_| "changed")
+            ServiceAction::Replace(service) => {
+                services.replace(&name, &PostParams::default(), &service).await.map(|_| "replaced")
             }
-            Step::Delete(service) => {
+            ServiceAction::Delete(service) => {
                 if !self.is_orphan(&service).await? {
                     return Ok(());
                 }
@@ -73,28 +78,29 @@ impl Fronts {
                     preconditions: Some(Preconditions { uid, ..Preconditions::default() }),
                     ..DeleteParams::default()
                 };
-                services.delete(&name, &params).await.map(|_| "removed")
+                services.delete(&name, &params).await.map(|_| "deleted")
             }
         };
         match done {
             Ok(done) => {
-                tracing::info!(service = name, "Service of a Gateway {done}");
+                tracing::info!(service = name, action = done, "gateway service written");
                 Ok(())
             }
-            // Somebody was quicker: the next look sees what they did.
+            // Another replica was faster. The next run sees its change.
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// Whether the API server itself says that a Service's Gateway is gone or another's. A watch
-    /// that has told nothing, as while an API server starts, must not cost anybody an address.
+    /// Whether the Gateway of a Service has been deleted or belongs to another controller. Asks the
+    /// API server instead of the watch cache, because an incomplete cache, as while an API server
+    /// starts, must not delete a Service and its address.
     async fn is_orphan(&self, service: &Service) -> Result<bool, kube::Error> {
         let uid = gateway_uid(service).unwrap_or_default();
         let annotations = service.metadata.annotations.as_ref();
         let named = annotations.and_then(|all| all.get(plan::GATEWAY_ANNOTATION));
         let Some((namespace, name)) = named.and_then(|named| named.split_once('/')) else {
-            // Not as we make them: whoever changed it shall remove it.
+            // Somebody has removed the annotation, and has to delete the Service too.
             return Ok(false);
         };
         let gateways: Api<DynamicObject> =
@@ -125,24 +131,26 @@ impl Fronts {
         }
     }
 
-    /// Says once what does not work.
-    fn say(&mut self, service: &str, error: &kube::Error) {
+    /// Logs an error of a Service, unless it is the same as the last one.
+    fn log_failure(&mut self, service: &str, error: &kube::Error) {
         let error = error.to_string();
         if self.failed.get(service) != Some(&error) {
-            tracing::warn!(service, error, "the Service of a Gateway cannot be written");
+            tracing::warn!(service, error, "cannot write gateway service, retrying");
             self.failed.insert(service.to_owned(), error);
         }
     }
 }
 
-/// Whether the object is not there, rather than its kind: an API server that starts says the latter
-/// of kinds that it has.
+/// Whether a 404 is about the object and not about its kind. An API server that is starting answers
+/// 404 for kinds that it does have.
 fn is_gone(error: &kube::Error, name: &str) -> bool {
     let kube::Error::Api(status) = error else { return false };
     status.code == 404 && status.details.as_ref().is_some_and(|details| details.name == name)
 }
 
-fn name_of(step: &Step) -> String {
-    let (Step::Create(service) | Step::Replace(service) | Step::Delete(service)) = step;
+fn name_of(action: &ServiceAction) -> String {
+    let (ServiceAction::Create(service)
+    | ServiceAction::Replace(service)
+    | ServiceAction::Delete(service)) = action;
     service.metadata.name.clone().unwrap_or_default()
 }

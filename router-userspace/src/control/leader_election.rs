@@ -1,4 +1,4 @@
-//! Which replica writes: the one that holds the Lease.
+//! Leader election: the replica that holds the Lease writes statuses and Services.
 
 use std::time::Duration;
 
@@ -9,53 +9,55 @@ use kube::Client;
 use kube::api::{Api, PostParams};
 use tokio::time::Instant;
 
-/// The Lease, in the namespace that pd-router runs in.
+/// Name of the Lease, in the namespace that pd-router runs in.
 pub(super) const LEASE: &str = "pd-router-gateway";
-/// A holder that has not renewed for so long has gone.
+/// Time without renewal after which another replica may take the Lease.
 const LEASE_DURATION: Duration = Duration::from_secs(15);
-/// A holder that could not renew for so long does as if it had lost it, before others may take it.
+/// Time without renewal after which the holder stops writing. It is shorter than
+/// [`LEASE_DURATION`], so that two replicas never write at once.
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
-/// For one question about the Lease: a server that hangs must not outlast the deadline.
-const PATIENCE: Duration = Duration::from_secs(4);
+/// Timeout of one attempt to acquire or renew the Lease, well below [`RENEW_DEADLINE`].
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// The part of one replica in choosing who writes.
+/// One replica's participation in the election.
 pub(super) struct Election {
     client: Client,
     identity: String,
-    /// The Lease's version when it last changed, and when that was seen: clocks need not agree.
-    seen: Option<(String, Instant)>,
-    /// When it last was ours.
+    /// Resource version of the Lease when it last changed, and when this replica observed it. Local
+    /// time is used because the replicas' clocks may differ.
+    observed: Option<(String, Instant)>,
+    /// When this replica last acquired or renewed the Lease.
     renewed: Option<Instant>,
 }
 
 impl Election {
     pub(super) fn new(client: Client) -> Election {
-        // Unlike that of any other replica, also after a restart.
+        // Unique among replicas and restarts.
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let identity = format!("{}-{:08x}", host.trim(), rand::random::<u32>());
-        Election { client, identity, seen: None, renewed: None }
+        Election { client, identity, observed: None, renewed: None }
     }
 
-    /// Takes or renews the Lease.
-    pub(super) async fn campaign(&mut self) {
-        let asked = Instant::now();
-        match tokio::time::timeout(PATIENCE, self.try_campaign()).await {
-            Ok(Ok(true)) => self.renewed = Some(asked),
+    /// Tries to acquire or renew the Lease.
+    pub(super) async fn acquire_or_renew(&mut self) {
+        let started = Instant::now();
+        match tokio::time::timeout(REQUEST_TIMEOUT, self.try_acquire()).await {
+            Ok(Ok(true)) => self.renewed = Some(started),
             Ok(Ok(false)) => self.renewed = None,
-            Ok(Err(error)) => tracing::debug!(%error, "the Lease cannot be had"),
-            Err(_) => tracing::debug!("the Lease cannot be had in time"),
+            Ok(Err(error)) => tracing::debug!(lease = LEASE, %error, "cannot acquire lease"),
+            Err(_) => tracing::debug!(lease = LEASE, error = "timeout", "cannot acquire lease"),
         }
     }
 
-    /// Whether the Lease is ours, as far as we know.
-    pub(super) fn leads(&self) -> bool {
+    /// Whether this replica holds the Lease and has renewed it in time.
+    pub(super) fn is_leader(&self) -> bool {
         self.renewed.is_some_and(|renewed| renewed.elapsed() < RENEW_DEADLINE)
     }
 
-    async fn try_campaign(&mut self) -> Result<bool, kube::Error> {
+    async fn try_acquire(&mut self) -> Result<bool, kube::Error> {
         let leases: Api<Lease> = Api::default_namespaced(self.client.clone());
         let Some(mut lease) = leases.get_opt(LEASE).await? else {
-            let lease = Lease { metadata: metadata(), spec: Some(self.held(0)) };
+            let lease = Lease { metadata: metadata(), spec: Some(self.lease_spec(0)) };
             leases.create(&PostParams::default(), &lease).await?;
             return Ok(true);
         };
@@ -63,22 +65,23 @@ impl Election {
         let version = lease.metadata.resource_version.clone().unwrap_or_default();
         let holder = spec.holder_identity.as_deref().unwrap_or_default();
         if holder != self.identity && !holder.is_empty() {
-            let since = match &self.seen {
+            let since = match &self.observed {
                 Some((known, since)) if *known == version => *since,
                 _ => Instant::now(),
             };
-            self.seen = Some((version, since));
+            self.observed = Some((version, since));
             if since.elapsed() < LEASE_DURATION {
                 return Ok(false);
             }
         }
-        let changes = spec.lease_transitions.unwrap_or_default();
-        let mut held = self.held(changes + i32::from(holder != self.identity));
+        let transitions = spec.lease_transitions.unwrap_or_default();
+        let mut renewed = self.lease_spec(transitions + i32::from(holder != self.identity));
         if holder == self.identity {
-            held.acquire_time = spec.acquire_time;
+            renewed.acquire_time = spec.acquire_time;
         }
-        lease.spec = Some(held);
-        // Refused where another replica was quicker: the version is part of it.
+        lease.spec = Some(renewed);
+        // The object carries its resource version, so the API server answers 409 if another replica
+        // has written in the meantime.
         match leases.replace(LEASE, &PostParams::default(), &lease).await {
             Ok(_) => Ok(true),
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
@@ -86,14 +89,14 @@ impl Election {
         }
     }
 
-    fn held(&self, changes: i32) -> LeaseSpec {
+    fn lease_spec(&self, transitions: i32) -> LeaseSpec {
         let now = MicroTime(Timestamp::now());
         LeaseSpec {
             holder_identity: Some(self.identity.clone()),
             lease_duration_seconds: i32::try_from(LEASE_DURATION.as_secs()).ok(),
             acquire_time: Some(now.clone()),
             renew_time: Some(now),
-            lease_transitions: Some(changes),
+            lease_transitions: Some(transitions),
             ..LeaseSpec::default()
         }
     }

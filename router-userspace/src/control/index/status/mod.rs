@@ -1,5 +1,5 @@
-//! What the objects of a cluster are to be told about themselves, as conditions: the Gateway API's
-//! and the Inference Extension's where those have words for it.
+//! The statuses of a cluster's objects, as conditions of the Gateway API and of the Inference
+//! Extension.
 
 mod gateways;
 mod policies;
@@ -9,40 +9,40 @@ use router_core::fleet::{Fleet, Problem};
 use serde_json::{Value, json};
 
 use super::super::objects::{GATEWAY_GROUP, Key, Kind, Object, object_name};
-use super::fronts::Fronts;
-use super::ours::{self, CONTROLLER_NAME};
+use super::gateway_services::ObservedServices;
+use super::ownership::{self, CONTROLLER_NAME};
 use super::{Index, Source};
 
-/// Characters of a condition's message.
+/// Maximum number of characters in a condition's message.
 const MAX_MESSAGE: usize = 1024;
 
-/// What one object's status should say.
+/// The status that one object should have.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Standing {
+pub struct ObjectStatus {
     pub key: Key,
-    pub told: Told,
+    pub patch: StatusPatch,
 }
 
-/// A status, by its shape. Conditions carry no time yet.
+/// The wanted fields of a status. Conditions have no transition time yet.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Told {
+pub enum StatusPatch {
     /// `status.conditions`
     Conditions(Vec<Value>),
-    /// The same, with `status.listeners` and `status.addresses`.
+    /// `status.conditions`, `status.listeners` and `status.addresses`
     Gateway { conditions: Vec<Value>, listeners: Vec<Value>, addresses: Vec<String> },
-    /// `status.parents`, of which those with our controller's name are ours.
+    /// `status.parents`: the entries with the name of this controller.
     Parents(Vec<Value>),
-    /// `status.ancestors` of a policy, likewise.
+    /// `status.ancestors` of a policy: the entries with the name of this controller.
     Ancestors(Vec<Value>),
-    /// `status.parent` of InferencePool v1alpha2, which names no controllers: entries of these
-    /// Gateways, as `namespace/name`, are not ours.
-    Parent { ours: Vec<Value>, of_others: Vec<String> },
+    /// `status.parent` of InferencePool v1alpha2, whose entries have no controller name. Entries of
+    /// `other_gateways` (`namespace/name`) belong to other controllers.
+    Parent { ours: Vec<Value>, other_gateways: Vec<String> },
 }
 
-/// The standing of every object of a cluster that has one.
-pub(super) fn standings(index: &Index, fleet: &Fleet) -> Vec<Standing> {
-    let foreign = ours::foreign(index);
-    let fronts = Fronts::read(index);
+/// The status of every object of a cluster that has one.
+pub(super) fn statuses(index: &Index, fleet: &Fleet) -> Vec<ObjectStatus> {
+    let not_owned = ownership::not_owned(index);
+    let services = ObservedServices::read(index);
     let mut all = Vec::new();
     for kind in [
         Kind::GatewayClass,
@@ -56,34 +56,44 @@ pub(super) fn standings(index: &Index, fleet: &Fleet) -> Vec<Standing> {
         let of_cluster = index.of_kind(kind).filter(|(source, _)| **source == Source::Cluster);
         for (_, object) in of_cluster {
             let key = object.key();
-            let view = View { index, fleet, foreign: &foreign, fronts: &fronts, key: &key };
-            if let Some(told) = view.told(object) {
-                all.push(Standing { key, told });
+            let context = StatusContext {
+                index,
+                fleet,
+                not_owned: &not_owned,
+                services: &services,
+                key: &key,
+            };
+            if let Some(patch) = context.status(object) {
+                all.push(ObjectStatus { key, patch });
             }
         }
     }
     all
 }
 
-/// One object, and what is known around it.
-struct View<'a> {
+/// One object, and what its status depends on.
+struct StatusContext<'a> {
     index: &'a Index,
     fleet: &'a Fleet,
-    foreign: &'a std::collections::HashSet<Key>,
-    fronts: &'a Fronts,
+    not_owned: &'a std::collections::HashSet<Key>,
+    services: &'a ObservedServices,
     key: &'a Key,
 }
 
-impl View<'_> {
-    fn told(&self, object: &Object) -> Option<Told> {
-        let is_foreign = self.foreign.contains(self.key);
+impl StatusContext<'_> {
+    fn status(&self, object: &Object) -> Option<StatusPatch> {
+        let is_not_owned = self.not_owned.contains(self.key);
         match object {
             Object::GatewayClass(class) if class.spec.controller_name == CONTROLLER_NAME => {
                 let generation = class.metadata.generation.unwrap_or_default();
-                let accepted = Condition::of("Accepted", "Accepted", "pd-router serves this class");
-                Some(Told::Conditions(vec![accepted.value(generation)]))
+                let accepted = Condition::of(
+                    "Accepted",
+                    "Accepted",
+                    "pd-router serves Gateways of this class",
+                );
+                Some(StatusPatch::Conditions(vec![accepted.value(generation)]))
             }
-            Object::Gateway(gateway) if !is_foreign => Some(self.gateway(gateway)),
+            Object::Gateway(gateway) if !is_not_owned => Some(self.gateway(gateway)),
             Object::HttpRoute(route) => Some(self.route(route)),
             Object::InferencePool(pool) => Some(self.pool(pool)),
             Object::InferenceTrafficPolicy(policy) => Some(self.policy(policy)),
@@ -92,17 +102,17 @@ impl View<'_> {
         }
     }
 
-    /// In words, which fields of this object have no effect.
+    /// A message that lists the fields of this object without effect.
     fn unread(&self) -> String {
         let unread = self.problems("").filter(|problem| problem.code == "UnknownField");
         let fields: Vec<&str> = unread.filter_map(|problem| problem.field.as_deref()).collect();
         match fields.is_empty() {
             true => String::new(),
-            false => format!("without effect: {}", fields.join(", ")),
+            false => format!("fields without effect: {}", fields.join(", ")),
         }
     }
 
-    /// What is wrong with this object, at fields that begin like this.
+    /// The problems of this object in fields with this prefix.
     fn problems<'s>(&'s self, field: &'s str) -> impl Iterator<Item = &'s Problem> {
         let object = self.key.to_string();
         self.fleet.problems.iter().filter(move |problem| {
@@ -112,7 +122,7 @@ impl View<'_> {
     }
 }
 
-/// A problem with the field that has it.
+/// A problem as `field: reason`.
 fn at_field(problem: &Problem) -> String {
     format!("{}: {}", problem.field.as_deref().unwrap_or_default(), problem.reason)
 }
@@ -126,17 +136,18 @@ struct Condition {
 }
 
 impl Condition {
-    /// One that holds.
+    /// A condition with status True.
     fn of(type_: &'static str, reason: &'static str, message: impl Into<String>) -> Condition {
         Condition { type_, status: true, reason, message: message.into() }
     }
 
-    /// One that does not.
+    /// A condition with status False.
     fn not(type_: &'static str, reason: &'static str, message: impl Into<String>) -> Condition {
         Condition { type_, status: false, reason, message: message.into() }
     }
 
-    /// Holds where nothing is wrong; else the first problem's code and everybody's words say why.
+    /// True if there are no problems. Otherwise False, with the first problem's code as reason and
+    /// all problems in the message.
     fn unless(
         type_: &'static str,
         reason: &'static str,

@@ -1,4 +1,4 @@
-//! The standing of Gateways and HTTPRoutes.
+//! The statuses of Gateways and HTTPRoutes.
 
 use std::collections::BTreeMap;
 
@@ -7,33 +7,36 @@ use gateway_api::httproutes::HttpRoute;
 use router_core::fleet::{ObjectName, Problem};
 use serde_json::{Value, json};
 
-use super::{CONTROLLER_NAME, Condition, GATEWAY_GROUP, Told, View, at_field, object_name, ours};
+use super::{
+    CONTROLLER_NAME, Condition, GATEWAY_GROUP, StatusContext, StatusPatch, at_field, object_name,
+    ownership,
+};
 
-/// Codes that are about what a route refers to, and not about the route.
+/// Codes of problems with an object that a route references.
 const UNRESOLVED: [&str; 4] =
     ["BackendNotFound", "RefNotPermitted", "InvalidKind", "UnsupportedValue"];
 
-/// Codes that are about what a listener refers to, and not about the listener.
+/// Codes of problems with an object that a listener references.
 const OF_LISTENER_REFERENCES: [&str; 3] =
     ["InvalidRouteKinds", OF_CERTIFICATES[0], OF_CERTIFICATES[1]];
-/// Those about its certificates.
+/// Codes of problems with a listener's certificates.
 const OF_CERTIFICATES: [&str; 2] = ["InvalidCertificateRef", "RefNotPermitted"];
-/// Those about another listener that excludes it.
+/// Codes of conflicts with another listener.
 const OF_CONFLICTS: [&str; 3] = ["HostnameConflict", "ProtocolConflict", "Conflicted"];
-const NO_PORT: &str = "its Service leads to no port of ours yet";
+const NO_PORT: &str = "the Gateway's Service does not target a port of pd-router yet";
 
-/// How far a listener is.
+/// The state of a listener.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum ListenerStage {
     Invalid,
-    /// Nothing is wrong with it, and no Service leads to it yet.
+    /// Valid, but no Service targets it yet.
     Pending,
     Programmed,
 }
 
-struct Listening {
+struct ListenerStatus {
     accepted: bool,
-    stage: Stage,
+    stage: ListenerStage,
     value: Value,
 }
 
@@ -51,18 +54,18 @@ fn supported_kinds(spec: &GatewayListeners) -> Value {
     }
 }
 
-impl View<'_> {
-    pub(super) fn gateway(&self, gateway: &Gateway) -> Told {
+impl StatusContext<'_> {
+    pub(super) fn gateway(&self, gateway: &Gateway) -> StatusPatch {
         let generation = gateway.metadata.generation.unwrap_or_default();
         let name = object_name(&gateway.metadata);
         let all = gateway.spec.listeners.iter().enumerate();
-        let mut listeners: Vec<Listening> =
+        let mut listeners: Vec<ListenerStatus> =
             all.map(|(at, spec)| self.listener(&name, at, spec, generation)).collect();
         let accepted = listeners.iter().filter(|listener| listener.accepted).count();
         let mut parameters = self.problems("spec.infrastructure.parametersRef");
         let parameters = parameters.find(|problem| problem.code == "InvalidParameters");
         if parameters.is_some() {
-            listeners.iter_mut().for_each(|listener| listener.stage = Stage::Invalid);
+            listeners.iter_mut().for_each(|listener| listener.stage = ListenerStage::Invalid);
         }
         let condition = if let Some(bad) = parameters {
             Condition::not("Accepted", bad.code, &*bad.reason)
@@ -73,24 +76,24 @@ impl View<'_> {
         } else {
             Condition::not("Accepted", "ListenersNotValid", "no listener is served")
         };
-        let addresses = self.fronts.addresses(gateway);
+        let addresses = self.services.addresses(gateway);
         let programmed = self.programmed(&listeners, !addresses.is_empty());
-        Told::Gateway {
+        StatusPatch::Gateway {
             conditions: vec![condition.value(generation), programmed.value(generation)],
             listeners: listeners.into_iter().map(|listener| listener.value).collect(),
             addresses,
         }
     }
 
-    fn programmed(&self, listeners: &[Listening], has_address: bool) -> Condition {
-        let pending = |listener: &Listening| listener.stage == Stage::Pending;
-        if listeners.iter().any(|listener| listener.stage == Stage::Programmed) {
+    fn programmed(&self, listeners: &[ListenerStatus], has_address: bool) -> Condition {
+        let pending = |listener: &ListenerStatus| listener.stage == ListenerStage::Pending;
+        if listeners.iter().any(|listener| listener.stage == ListenerStage::Programmed) {
             return match has_address {
                 true => Condition::of("Programmed", "Programmed", ""),
                 false => Condition::not(
                     "Programmed",
                     "AddressNotAssigned",
-                    "the Service has no address yet",
+                    "the Gateway's Service has no address yet",
                 ),
             };
         }
@@ -106,7 +109,7 @@ impl View<'_> {
         at: usize,
         spec: &GatewayListeners,
         generation: i64,
-    ) -> Listening {
+    ) -> ListenerStatus {
         let field = format!("spec.listeners[{at}].");
         let (references, others): (Vec<&Problem>, Vec<&Problem>) = self
             .problems(&field)
@@ -119,9 +122,9 @@ impl View<'_> {
         let certified = spec.protocol != "HTTPS"
             || !references.iter().any(|problem| OF_CERTIFICATES.contains(&problem.code));
         let stage = match compiled.filter(|_| accepted) {
-            Some(_) => Stage::Programmed,
-            None if accepted && certified => Stage::Pending,
-            None => Stage::Invalid,
+            Some(_) => ListenerStage::Programmed,
+            None if accepted && certified => ListenerStage::Pending,
+            None => ListenerStage::Invalid,
         };
         let conflict = others
             .iter()
@@ -129,9 +132,11 @@ impl View<'_> {
             .map(|problem| Condition::of("Conflicted", problem.code, &*problem.reason))
             .unwrap_or_else(|| Condition::not("Conflicted", "NoConflicts", ""));
         let programmed = match stage {
-            Stage::Programmed => Condition::of("Programmed", "Programmed", ""),
-            Stage::Pending => Condition::not("Programmed", "Pending", NO_PORT),
-            Stage::Invalid => Condition::not("Programmed", "Invalid", "the listener is not served"),
+            ListenerStage::Programmed => Condition::of("Programmed", "Programmed", ""),
+            ListenerStage::Pending => Condition::not("Programmed", "Pending", NO_PORT),
+            ListenerStage::Invalid => {
+                Condition::not("Programmed", "Invalid", "the listener is not served")
+            }
         };
         let conditions = [
             Condition::unless("Accepted", "Accepted", others),
@@ -145,15 +150,17 @@ impl View<'_> {
             "attachedRoutes": compiled.map_or(0, |listener| listener.routes().len()),
             "conditions": conditions.map(|condition| condition.value(generation)),
         });
-        Listening { accepted, stage, value }
+        ListenerStatus { accepted, stage, value }
     }
 
-    pub(super) fn route(&self, route: &HttpRoute) -> Told {
+    pub(super) fn route(&self, route: &HttpRoute) -> StatusPatch {
         let generation = route.metadata.generation.unwrap_or_default();
         let name = object_name(&route.metadata);
         let parents = route.spec.parent_refs.iter().flatten().enumerate();
         let ours = parents
-            .filter(|(_, parent)| ours::names_ours(self.index, self.foreign, &name, parent))
+            .filter(|(_, parent)| {
+                ownership::is_owned_parent(self.index, self.not_owned, &name, parent)
+            })
             .map(|(at, parent)| {
                 let field = format!("spec.parentRefs[{at}]");
                 let rules = || self.problems("spec.rules[");
@@ -192,6 +199,6 @@ impl View<'_> {
                     "conditions": conditions,
                 })
             });
-        Told::Parents(ours.collect())
+        StatusPatch::Parents(ours.collect())
     }
 }

@@ -22,7 +22,7 @@ fn processor_time() -> Duration {
 fn one_pods_event_among_a_thousand_costs_milliseconds() {
     let mut case = Case::new();
     // The pods are the first pool's alone.
-    case.take(&Watch::Kind(Kind::InferencePoolV1), seen(Kind::InferencePoolV1, pool("q", "b")));
+    case.apply(&Watch::Kind(Kind::InferencePoolV1), seen(Kind::InferencePoolV1, pool("q", "b")));
     let watch = pods_of("a");
     let named = |at: usize| format!("engine-{at}");
     case.list(&watch, (0..PODS).map(|at| pod(&named(at), 1, "a", true)).collect());
@@ -42,12 +42,12 @@ fn one_pods_event_among_a_thousand_costs_milliseconds() {
         let ready = event % 2 == 1;
         let change = seen(Kind::Pod, pod(&named(500), 2 + event, "a", ready));
         let start = processor_time();
-        assert!(case.take(&watch, change));
+        assert!(case.apply(&watch, change));
         fleet = case.index.build(&fleet);
-        let standings = case.index.standings(&fleet);
-        let fronts = case.index.fronts();
+        let statuses = case.index.statuses(&fleet);
+        let fronts = case.index.gateway_services();
         took.push(processor_time() - start);
-        assert!(!standings.is_empty() && fronts.0.len() < 2);
+        assert!(!statuses.is_empty() && fronts.0.len() < 2);
         let up = fleet.pools[0].members.iter().filter(|member| member.phase == Phase::Ready);
         assert_eq!(up.count(), if ready { PODS } else { PODS - 1 });
     }

@@ -1,5 +1,5 @@
 //! The Services in front of a cluster's Gateways: their addresses, and the ports of this process
-//! that they lead to.
+//! that they target.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -11,63 +11,63 @@ use router_core::fleet::ObjectName;
 
 use super::super::objects::{Key, Kind, Object, object_name};
 use super::build::created;
-use super::{Index, Source, ours};
+use super::{Index, Source, ownership};
 
-/// On a Service of ours: the UID of the Gateway that it stands in front of.
+/// Label of a Service that pd-router created: the UID of its Gateway.
 pub(in crate::control) const GATEWAY_UID_LABEL: &str = "pd-router.io/gateway-uid";
 
-/// Where clients reach Gateways.
+/// How clients reach Gateways.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Exposure {
-    /// At the ports of their listeners, on this machine's addresses.
+    /// At the ports of their listeners, on the addresses of this host.
     #[default]
     Direct,
-    /// The same behind this Service of a cluster, which somebody else makes.
+    /// Through this existing Service, whose ports are those of the listeners.
     Shared(ObjectName),
-    /// Each at a Service of its own, which we make in this namespace.
+    /// Each Gateway through its own Service, which pd-router creates in this namespace.
     Each { namespace: Arc<str> },
 }
 
-/// A Gateway that needs a Service.
+/// The Service that a Gateway needs.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Front {
+pub struct GatewayService {
     pub gateway: ObjectName,
     pub uid: String,
-    /// The ports of its listeners.
+    /// The ports of the Gateway's listeners.
     pub ports: Vec<u16>,
-    /// What `spec.infrastructure` asks for.
+    /// Labels and annotations of `spec.infrastructure`.
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
 }
 
-/// What the Services say, by the UID of their Gateway.
+/// Ports and addresses of the existing Services, by the UID of their Gateway.
 #[derive(Debug)]
-pub(super) enum Fronts {
+pub(super) enum ObservedServices {
     Direct,
     Shared(Vec<String>),
     Each(HashMap<String, (BTreeMap<u16, u16>, Vec<String>)>),
 }
 
-impl Fronts {
-    pub(super) fn read(index: &Index) -> Fronts {
+impl ObservedServices {
+    pub(super) fn read(index: &Index) -> ObservedServices {
         match &index.exposure {
-            Exposure::Direct => Fronts::Direct,
+            Exposure::Direct => ObservedServices::Direct,
             Exposure::Shared(name) => {
                 let key = Key { kind: Kind::Service, name: name.clone() };
-                Fronts::Shared(match index.get(&key) {
+                ObservedServices::Shared(match index.get(&key) {
                     Some(Object::Service(service)) => addresses(service),
                     _ => Vec::new(),
                 })
             }
-            Exposure::Each { .. } => Fronts::Each(each(index)),
+            Exposure::Each { .. } => ObservedServices::Each(each(index)),
         }
     }
 
-    /// The port of this process for a port of a Gateway; `None` while no Service leads to one.
+    /// The port of this process for a port of a Gateway, or `None` while no Service targets one.
     pub(super) fn socket_port(&self, gateway: &Gateway, port: u16) -> Option<u16> {
         match self {
-            Fronts::Direct | Fronts::Shared(_) => Some(port),
-            Fronts::Each(all) => {
+            ObservedServices::Direct | ObservedServices::Shared(_) => Some(port),
+            ObservedServices::Each(all) => {
                 let uid = gateway.metadata.uid.as_deref()?;
                 all.get(uid)?.0.get(&port).copied()
             }
@@ -76,22 +76,22 @@ impl Fronts {
 
     pub(super) fn addresses(&self, gateway: &Gateway) -> Vec<String> {
         match self {
-            Fronts::Direct => Vec::new(),
-            Fronts::Shared(addresses) => addresses.clone(),
-            Fronts::Each(all) => {
-                let front = gateway.metadata.uid.as_deref().and_then(|uid| all.get(uid));
-                front.map(|(_, addresses)| addresses.clone()).unwrap_or_default()
+            ObservedServices::Direct => Vec::new(),
+            ObservedServices::Shared(addresses) => addresses.clone(),
+            ObservedServices::Each(all) => {
+                let service = gateway.metadata.uid.as_deref().and_then(|uid| all.get(uid));
+                service.map(|(_, addresses)| addresses.clone()).unwrap_or_default()
             }
         }
     }
 
     /// Whether Gateways share the ports of this process.
     pub(super) fn shared(&self) -> bool {
-        !matches!(self, Fronts::Each(_))
+        !matches!(self, ObservedServices::Each(_))
     }
 }
 
-/// Of two Services that lead to one port of ours, the older one counts.
+/// Reads the Services of all Gateways. If two Services target the same port, the older one is used.
 fn each(index: &Index) -> HashMap<String, (BTreeMap<u16, u16>, Vec<String>)> {
     let mut services: Vec<&Service> = services(index).collect();
     services.sort_by_key(|service| {
@@ -99,7 +99,7 @@ fn each(index: &Index) -> HashMap<String, (BTreeMap<u16, u16>, Vec<String>)> {
         (age.is_none(), age, object_name(&service.metadata))
     });
     let mut taken = HashSet::new();
-    let mut fronts = HashMap::new();
+    let mut by_uid = HashMap::new();
     for service in services {
         let Some(uid) = gateway_uid(service) else { continue };
         let mut ports = BTreeMap::new();
@@ -108,12 +108,12 @@ fn each(index: &Index) -> HashMap<String, (BTreeMap<u16, u16>, Vec<String>)> {
                 ports.insert(port, target);
             }
         }
-        fronts.entry(uid.to_owned()).or_insert((ports, addresses(service)));
+        by_uid.entry(uid.to_owned()).or_insert((ports, addresses(service)));
     }
-    fronts
+    by_uid
 }
 
-/// The Services that we made.
+/// The Services that pd-router created.
 pub(super) fn services(index: &Index) -> impl Iterator<Item = &Service> {
     let namespace = match &index.exposure {
         Exposure::Each { namespace } => Some(&**namespace),
@@ -131,13 +131,13 @@ pub(super) fn services(index: &Index) -> impl Iterator<Item = &Service> {
     })
 }
 
-/// Which Gateway a Service of ours stands in front of.
+/// The UID of the Gateway of a Service that pd-router created.
 pub(in crate::control) fn gateway_uid(service: &Service) -> Option<&str> {
     let labels = service.metadata.labels.as_ref()?;
     labels.get(GATEWAY_UID_LABEL).map(String::as_str).filter(|uid| !uid.is_empty())
 }
 
-/// Each port of a Service with the port of ours that it leads to.
+/// Each port of a Service with the port of this process that it targets.
 pub(in crate::control) fn targets(service: &Service) -> impl Iterator<Item = (u16, u16)> {
     let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
     ports.filter_map(|port| match port.target_port {
@@ -149,14 +149,14 @@ pub(in crate::control) fn targets(service: &Service) -> impl Iterator<Item = (u1
     })
 }
 
-/// The Gateways of a cluster that are ours, where each needs a Service.
-pub(super) fn wanted(index: &Index) -> Vec<Front> {
+/// The Services that the Gateways of this controller need.
+pub(super) fn wanted(index: &Index) -> Vec<GatewayService> {
     if !matches!(index.exposure, Exposure::Each { .. }) {
         return Vec::new();
     }
-    let foreign = ours::foreign(index);
+    let not_owned = ownership::not_owned(index);
     let all = index.of_kind(Kind::Gateway).filter(|(source, _)| **source == Source::Cluster);
-    all.filter(|(_, object)| !foreign.contains(&object.key()))
+    all.filter(|(_, object)| !not_owned.contains(&object.key()))
         .filter_map(|(_, object)| match object {
             Object::Gateway(gateway) => Some(gateway),
             _ => None,
@@ -169,7 +169,7 @@ pub(super) fn wanted(index: &Index) -> Vec<Front> {
             ports.sort_unstable();
             ports.dedup();
             let infrastructure = gateway.spec.infrastructure.as_ref();
-            Some(Front {
+            Some(GatewayService {
                 gateway: object_name(&gateway.metadata),
                 uid: gateway.metadata.uid.clone()?,
                 ports,
@@ -182,7 +182,7 @@ pub(super) fn wanted(index: &Index) -> Vec<Front> {
         .collect()
 }
 
-/// Where a Service can be reached: what its load balancer was given, else its cluster IP.
+/// The addresses of a Service: those of its load balancer, else its cluster IP.
 fn addresses(service: &Service) -> Vec<String> {
     let spec = service.spec.as_ref();
     if spec.and_then(|spec| spec.type_.as_deref()) == Some("LoadBalancer") {
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_read_and_never_invented() {
+    fn a_load_balancer_without_an_ingress_has_no_address() {
         let cluster = service(json!({"spec": {"clusterIP": "10.96.0.7"}}));
         assert_eq!(addresses(&cluster), ["10.96.0.7"]);
         let headless = service(json!({"spec": {"clusterIP": "None"}}));
@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(addresses(&service(balancer)), ["192.0.2.1", "lb"]);
     }
 
-    fn front(name: &str, age: u32, port: u16, target: u16) -> Object {
+    fn gateway_service(name: &str, age: u32, port: u16, target: u16) -> Object {
         Object::Service(service(json!({
             "metadata": {
                 "name": name, "namespace": "own", "labels": {GATEWAY_UID_LABEL: name},
@@ -241,27 +241,27 @@ mod tests {
     fn each_gateway_has_the_ports_and_the_address_of_its_own_service() {
         let exposure = Exposure::Each { namespace: "own".into() };
         let mut index = Index { exposure, ..Index::default() };
-        for object in [front("a", 2, 80, 20_001), front("b", 1, 80, 20_002)] {
+        for object in [gateway_service("a", 2, 80, 20_001), gateway_service("b", 1, 80, 20_002)] {
             index.apply(Source::Cluster, object);
         }
-        // Made by two replicas at once: the older one counts.
-        index.apply(Source::Cluster, front("c", 3, 80, 20_001));
-        let fronts = Fronts::read(&index);
-        assert_eq!(fronts.socket_port(&gateway("a"), 80), Some(20_001));
-        assert_eq!(fronts.socket_port(&gateway("b"), 80), Some(20_002));
-        assert_eq!(fronts.socket_port(&gateway("c"), 80), None);
-        assert_eq!(fronts.socket_port(&gateway("a"), 81), None);
-        assert_eq!(fronts.addresses(&gateway("a")), ["10.0.0.1"]);
-        assert_eq!(fronts.addresses(&gateway("gone")), Vec::<String>::new());
+        // Created by two replicas at once: the older one is used.
+        index.apply(Source::Cluster, gateway_service("c", 3, 80, 20_001));
+        let services = ObservedServices::read(&index);
+        assert_eq!(services.socket_port(&gateway("a"), 80), Some(20_001));
+        assert_eq!(services.socket_port(&gateway("b"), 80), Some(20_002));
+        assert_eq!(services.socket_port(&gateway("c"), 80), None);
+        assert_eq!(services.socket_port(&gateway("a"), 81), None);
+        assert_eq!(services.addresses(&gateway("a")), ["10.0.0.1"]);
+        assert_eq!(services.addresses(&gateway("gone")), Vec::<String>::new());
     }
 
     #[test]
-    fn a_service_of_another_namespace_is_not_ours() {
+    fn a_service_in_another_namespace_is_ignored() {
         let mut index = Index {
             exposure: Exposure::Each { namespace: "elsewhere".into() },
             ..Index::default()
         };
-        index.apply(Source::Cluster, front("a", 1, 80, 20_001));
-        assert_eq!(Fronts::read(&index).socket_port(&gateway("a"), 80), None);
+        index.apply(Source::Cluster, gateway_service("a", 1, 80, 20_001));
+        assert_eq!(ObservedServices::read(&index).socket_port(&gateway("a"), 80), None);
     }
 }

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::control::CONTROLLER_NAME;
 
-pub(super) fn seen(kind: Kind, value: Value) -> Change {
-    Change::Present(Box::new(Seen::read(kind, value).unwrap()))
+pub(super) fn seen(kind: Kind, value: Value) -> WatchEvent {
+    WatchEvent::Present(Box::new(ObservedObject::read(kind, value).unwrap()))
 }
 
 pub(super) fn pod(name: &str, version: u64, app: &str, ready: bool) -> Value {
@@ -35,15 +35,15 @@ pub(super) fn pods_of(app: &str) -> Watch {
 /// A cluster with one Gateway of ours, and a route to pools `p` and `q`.
 pub(super) struct Case {
     pub(super) index: Index,
-    watched: Watched,
+    watched: WatchCache,
 }
 
 impl Case {
     pub(super) fn new() -> Case {
-        Case::of(Watched::default())
+        Case::of(WatchCache::default())
     }
 
-    fn of(watched: Watched) -> Case {
+    fn of(watched: WatchCache) -> Case {
         let mut case = Case { index: Index::default(), watched };
         for kind in KINDS {
             case.list(&Watch::Kind(kind), Vec::new());
@@ -68,22 +68,22 @@ impl Case {
             (Kind::InferencePoolV1, pool("p", "a")),
             (Kind::InferencePoolV1, pool("q", "a")),
         ] {
-            case.take(&Watch::Kind(kind), seen(kind, value));
+            case.apply(&Watch::Kind(kind), seen(kind, value));
         }
         case.watched.follow_references(&mut case.index);
         case
     }
 
-    pub(super) fn take(&mut self, watch: &Watch, change: Change) -> bool {
-        self.watched.take(&mut self.index, watch, change)
+    pub(super) fn apply(&mut self, watch: &Watch, change: WatchEvent) -> bool {
+        self.watched.apply(&mut self.index, watch, change)
     }
 
     pub(super) fn list(&mut self, watch: &Watch, objects: Vec<Value>) {
-        self.take(watch, Change::Listing);
+        self.apply(watch, WatchEvent::Listing);
         for object in objects {
-            self.take(watch, seen(watch.kind(), object));
+            self.apply(watch, seen(watch.kind(), object));
         }
-        self.take(watch, Change::Listed);
+        self.apply(watch, WatchEvent::Listed);
     }
 
     fn pods(&self) -> Vec<String> {
@@ -93,16 +93,16 @@ impl Case {
 
 #[test]
 fn nothing_has_begun_before_every_watch_has_answered() {
-    let mut watched = Watched::default();
+    let mut watched = WatchCache::default();
     let mut index = Index::default();
     for kind in KINDS {
-        assert!(!watched.begun(), "{kind:?}");
+        assert!(!watched.ready(), "{kind:?}");
         let watch = Watch::Kind(kind);
         // A kind that is not installed is an answer too.
-        let absent = Change::Failed { failure: Failure::Absent, reason: "404".to_owned() };
-        watched.take(&mut index, &watch, absent);
+        let absent = WatchEvent::Failed { failure: WatchFailure::Absent, reason: "404".to_owned() };
+        watched.apply(&mut index, &watch, absent);
     }
-    assert!(watched.begun());
+    assert!(watched.ready());
     assert_eq!(index.build(&Fleet::default()).problems, []);
 }
 
@@ -119,10 +119,10 @@ fn a_delete_that_was_lost_shows_in_the_next_list() {
     let mut case = Case::new();
     let watch = pods_of("a");
     case.list(&watch, vec![pod("x", 1, "a", true), pod("y", 1, "a", true)]);
-    case.take(&watch, Change::Listing);
-    case.take(&watch, seen(Kind::Pod, pod("x", 1, "a", true)));
+    case.apply(&watch, WatchEvent::Listing);
+    case.apply(&watch, seen(Kind::Pod, pod("x", 1, "a", true)));
     assert_eq!(case.pods(), ["x", "y"], "a list that is under way takes nothing away");
-    case.take(&watch, Change::Listed);
+    case.apply(&watch, WatchEvent::Listed);
     assert_eq!(case.pods(), ["x"]);
 }
 
@@ -131,9 +131,12 @@ fn a_list_that_breaks_off_takes_nothing_away() {
     let mut case = Case::new();
     let watch = pods_of("a");
     case.list(&watch, vec![pod("x", 1, "a", true)]);
-    case.take(&watch, Change::Listing);
-    let failed = Change::Failed { failure: Failure::Away, reason: "connection refused".to_owned() };
-    assert!(case.take(&watch, failed));
+    case.apply(&watch, WatchEvent::Listing);
+    let failed = WatchEvent::Failed {
+        failure: WatchFailure::Unavailable,
+        reason: "connection refused".to_owned(),
+    };
+    assert!(case.apply(&watch, failed));
     assert_eq!(case.pods(), ["x"]);
     let problems = case.index.build(&Fleet::default()).problems;
     assert!(problems.iter().any(|p| p.reason.contains("connection refused")), "{problems:?}");
@@ -151,14 +154,14 @@ fn a_change_of_what_is_never_read_is_no_news() {
     later["metadata"]["managedFields"] = json!([{"manager": "kubelet"}]);
     later["metadata"]["annotations"] = json!({"example.com/seen": "now"});
     later["status"]["conditions"][0]["lastProbeTime"] = json!("2026-01-01T00:00:00Z");
-    assert!(!case.take(&watch, seen(Kind::Pod, later)));
-    assert!(case.take(&watch, seen(Kind::Pod, pod("x", 3, "a", false))));
+    assert!(!case.apply(&watch, seen(Kind::Pod, later)));
+    assert!(case.apply(&watch, seen(Kind::Pod, pod("x", 3, "a", false))));
 }
 
 #[test]
 fn of_two_watches_the_newest_version_counts_whatever_comes_last() {
     let mut case = Case::new();
-    case.take(&Watch::Kind(Kind::InferencePoolV1), seen(Kind::InferencePoolV1, pool("q", "b")));
+    case.apply(&Watch::Kind(Kind::InferencePoolV1), seen(Kind::InferencePoolV1, pool("q", "b")));
     case.watched.follow_references(&mut case.index);
     let both = |version, ready| {
         let mut pod = pod("x", version, "a", ready);
@@ -172,10 +175,10 @@ fn of_two_watches_the_newest_version_counts_whatever_comes_last() {
         pod.status.unwrap().conditions.unwrap()[0].status.clone()
     };
     assert_eq!(ready(&case), "True");
-    let gone = || Change::Gone(key(Kind::Pod, Some("default"), "x"));
-    case.take(&pods_of("a"), gone());
+    let gone = || WatchEvent::Gone(object_key(Kind::Pod, Some("default"), "x"));
+    case.apply(&pods_of("a"), gone());
     assert_eq!(case.pods(), ["x"], "the other watch still holds it");
-    case.take(&pods_of("b"), gone());
+    case.apply(&pods_of("b"), gone());
     assert_eq!(case.pods(), Vec::<String>::new());
 }
 
@@ -185,14 +188,14 @@ fn a_pool_keeps_its_pods_until_those_of_its_new_selector_are_listed() {
     case.list(&pods_of("a"), vec![pod("x", 1, "a", true)]);
     for name in ["p", "q"] {
         let changed = seen(Kind::InferencePoolV1, pool(name, "b"));
-        case.take(&Watch::Kind(Kind::InferencePoolV1), changed);
+        case.apply(&Watch::Kind(Kind::InferencePoolV1), changed);
     }
     case.watched.follow_references(&mut case.index);
     assert_eq!(case.pods(), ["x"]);
     case.list(&pods_of("b"), vec![pod("y", 2, "b", true)]);
     assert!(case.watched.follow_references(&mut case.index));
     assert_eq!(case.pods(), ["y"]);
-    assert!(!case.take(&pods_of("a"), seen(Kind::Pod, pod("x", 3, "a", true))), "a late word");
+    assert!(!case.apply(&pods_of("a"), seen(Kind::Pod, pod("x", 3, "a", true))), "a late event");
 }
 
 #[test]
@@ -202,14 +205,15 @@ fn a_selector_that_the_api_server_refuses_selects_nobody_until_it_is_repaired() 
     let edit = |case: &mut Case, app: &str| {
         for name in ["p", "q"] {
             let changed = seen(Kind::InferencePoolV1, pool(name, app));
-            case.take(&Watch::Kind(Kind::InferencePoolV1), changed);
+            case.apply(&Watch::Kind(Kind::InferencePoolV1), changed);
         }
         case.watched.follow_references(&mut case.index);
     };
     edit(&mut case, "no label may be this");
     assert_eq!(case.pods(), ["x"], "nothing goes before the API server has said something");
-    let refused = Change::Failed { failure: Failure::Refused, reason: "unable to parse".into() };
-    assert!(case.take(&pods_of("no label may be this"), refused));
+    let refused =
+        WatchEvent::Failed { failure: WatchFailure::Refused, reason: "unable to parse".into() };
+    assert!(case.apply(&pods_of("no label may be this"), refused));
     assert!(case.watched.settled(), "what is refused is an answer: nobody waits for more");
     assert!(case.watched.follow_references(&mut case.index));
     assert_eq!(case.pods(), Vec::<String>::new());
@@ -231,25 +235,25 @@ fn an_object_that_breaks_keeps_its_last_good_version_and_says_so() {
     let watch = Watch::Kind(Kind::InferencePoolV1);
     let mut broken = pool("p", "a");
     broken["spec"]["targetPorts"] = json!([{"number": "many"}]);
-    assert!(case.take(&watch, seen(Kind::InferencePoolV1, broken)));
+    assert!(case.apply(&watch, seen(Kind::InferencePoolV1, broken)));
     let fleet = case.index.build(&Fleet::default());
     assert_eq!(fleet.pools.len(), 2);
     let told = fleet.problems.iter().find(|problem| problem.code == "Unparsable").unwrap();
     assert!(told.to_string().contains("cluster, InferencePool default/p, spec.targetPorts"));
-    assert!(told.reason.contains("its last good version is kept"), "{told}");
-    case.take(&watch, Change::Gone(key(Kind::InferencePoolV1, Some("default"), "p")));
+    assert!(told.reason.contains("the last valid version stays in effect"), "{told}");
+    case.apply(&watch, WatchEvent::Gone(object_key(Kind::InferencePoolV1, Some("default"), "p")));
     assert!(case.index.build(&Fleet::default()).problems.iter().all(|p| p.code != "Unparsable"));
 }
 
 /// As a node's agent looks at a cluster.
 fn node_case(peers: bool) -> Case {
-    let mut case = Case { index: Index::default(), watched: Watched::of_node("n", peers) };
-    for kind in KINDS_OF_NODE {
+    let mut case = Case { index: Index::default(), watched: WatchCache::of_node("n", peers) };
+    for kind in AGENT_KINDS {
         case.list(&Watch::Kind(kind), Vec::new());
     }
     case.list(&Watch::Node("n".into()), vec![pod("own", 1, "a", true)]);
     // No route leads to it, and yet it says what its pods are.
-    case.take(&Watch::Kind(Kind::InferencePoolV1), seen(Kind::InferencePoolV1, pool("p", "a")));
+    case.apply(&Watch::Kind(Kind::InferencePoolV1), seen(Kind::InferencePoolV1, pool("p", "a")));
     case.watched.follow_references(&mut case.index);
     case
 }
@@ -270,15 +274,15 @@ fn an_agent_watches_its_own_node_and_the_pods_of_pools_unless_it_is_told_not_to(
     assert_eq!(case.pods(), ["other", "own"]);
     let members = |case: &Case| case.index.build(&Fleet::default()).members().count();
     assert_eq!(members(&case), 2);
-    let key = |name: &str| key(Kind::Pod, Some("default"), name);
-    assert!(!case.take(&pods_of("a"), Change::Gone(key("own"))));
+    let key = |name: &str| object_key(Kind::Pod, Some("default"), name);
+    assert!(!case.apply(&pods_of("a"), WatchEvent::Gone(key("own"))));
     assert_eq!(case.pods(), ["other", "own"]);
-    assert!(case.take(&own, Change::Gone(key("own"))));
+    assert!(case.apply(&own, WatchEvent::Gone(key("own"))));
     assert_eq!(case.pods(), ["other"]);
 
     // A failure forgets nothing.
-    let away = Change::Failed { failure: Failure::Away, reason: "refused".into() };
-    case.take(&pods_of("a"), away);
+    let away = WatchEvent::Failed { failure: WatchFailure::Unavailable, reason: "refused".into() };
+    case.apply(&pods_of("a"), away);
     assert_eq!(case.pods(), ["other"]);
 }
 
@@ -287,7 +291,7 @@ fn what_an_agent_needs_of_a_pod_is_kept() {
     let mut value = pod("p", 1, "a", true);
     value["spec"] = json!({"nodeName": "n", "hostNetwork": true, "containers": [], "volumes": []});
     let mut case = node_case(false);
-    case.take(&Watch::Node("n".into()), seen(Kind::Pod, value));
+    case.apply(&Watch::Node("n".into()), seen(Kind::Pod, value));
     let named = |pod: &&k8s_openapi::api::core::v1::Pod| pod.metadata.name.as_deref() == Some("p");
     let spec = case.index.pods().find(named).unwrap().spec.clone().unwrap();
     assert_eq!((spec.node_name.as_deref(), spec.host_network), (Some("n"), Some(true)));
@@ -306,7 +310,7 @@ fn a_gateway_listens_to_the_agents_of_its_own_namespace_and_to_no_other() {
         ]});
         value
     };
-    let mut case = Case::of(Watched::of_gateway("system"));
+    let mut case = Case::of(WatchCache::of_gateway("system"));
     let labels = AGENT_LABELS.map(|(name, value)| (name.into(), value.into())).into();
     let own = Watch::Pods { namespace: "system".into(), labels };
     assert!(case.watched.watches().any(|watch| *watch == own));

@@ -46,26 +46,28 @@ fn pod(name: &str, labels: &str) -> String {
     )
 }
 
-/// The standings of a cluster that holds these documents.
-fn standings(documents: &[&str]) -> Vec<Standing> {
+/// The statuses of a cluster that holds these documents.
+fn statuses(documents: &[&str]) -> Vec<ObjectStatus> {
     let mut index = Index::default();
     for text in documents {
         index.apply(Source::Cluster, golden::object(text));
     }
     let fleet = index.build(&Fleet::default());
-    index.standings(&fleet)
+    index.statuses(&fleet)
 }
 
 /// `Type=Status/Reason` of every condition that an object of this kind is told.
-fn told(standings: &[Standing], kind: Kind) -> Vec<String> {
-    let standing = standings.iter().find(|standing| standing.key.kind == kind).unwrap();
-    let conditions: Vec<Value> = match &standing.told {
-        Told::Conditions(conditions) => conditions.clone(),
-        Told::Gateway { conditions, listeners, .. } => {
+fn told(statuses: &[ObjectStatus], kind: Kind) -> Vec<String> {
+    let standing = statuses.iter().find(|standing| standing.key.kind == kind).unwrap();
+    let conditions: Vec<Value> = match &standing.patch {
+        StatusPatch::Conditions(conditions) => conditions.clone(),
+        StatusPatch::Gateway { conditions, listeners, .. } => {
             let of_listeners = listeners.iter().flat_map(|l| l["conditions"].as_array().unwrap());
             conditions.iter().chain(of_listeners).cloned().collect()
         }
-        Told::Parents(entries) | Told::Ancestors(entries) | Told::Parent { ours: entries, .. } => {
+        StatusPatch::Parents(entries)
+        | StatusPatch::Ancestors(entries)
+        | StatusPatch::Parent { ours: entries, .. } => {
             entries.iter().flat_map(|e| e["conditions"].as_array().unwrap()).cloned().collect()
         }
     };
@@ -79,7 +81,7 @@ fn told(standings: &[Standing], kind: Kind) -> Vec<String> {
 fn what_is_well_is_told_so_with_the_generation_that_was_seen() {
     let prefill = pod("prefill-0", "role: prefill");
     let decode = pod("decode-0", "role: decode");
-    let all = standings(&[CLASS, GATEWAY, ROUTE, POOL, POLICY, &prefill, &decode]);
+    let all = statuses(&[CLASS, GATEWAY, ROUTE, POOL, POLICY, &prefill, &decode]);
     assert_eq!(told(&all, Kind::GatewayClass), ["Accepted=True/Accepted"]);
     assert_eq!(
         told(&all, Kind::Gateway),
@@ -100,7 +102,7 @@ fn what_is_well_is_told_so_with_the_generation_that_was_seen() {
         ["Accepted=True/Accepted", "Ready=True/Ready"]
     );
     let gateway = all.iter().find(|standing| standing.key.kind == Kind::Gateway).unwrap();
-    let Told::Gateway { listeners, .. } = &gateway.told else { panic!("{gateway:?}") };
+    let StatusPatch::Gateway { listeners, .. } = &gateway.patch else { panic!("{gateway:?}") };
     assert_eq!(listeners[0]["attachedRoutes"], 1);
     assert_eq!(listeners[0]["supportedKinds"][0]["kind"], "HTTPRoute");
     assert_eq!(listeners[0]["conditions"][0]["observedGeneration"], 4);
@@ -123,7 +125,7 @@ fn a_gateway_is_programmed_once_its_service_leads_here_and_has_an_address() {
         (&[SERVICE][..], "Programmed=False/AddressNotAssigned"),
         (&[balanced.as_str()][..], "Programmed=True/Programmed"),
     ] {
-        let mut index = Index::exposed(Exposure::Each { namespace: "own".into() });
+        let mut index = Index::with_exposure(Exposure::Each { namespace: "own".into() });
         for text in [CLASS, &gateway].iter().copied().chain(services.iter().copied()) {
             index.apply(Source::Cluster, golden::object(text));
         }
@@ -132,7 +134,7 @@ fn a_gateway_is_programmed_once_its_service_leads_here_and_has_an_address() {
             fleet.ports(),
             services.first().map(|_| ListenPort { number: 20_080, secure: false }).as_slice()
         );
-        let all = index.standings(&fleet);
+        let all = index.statuses(&fleet);
         let told = told(&all, Kind::Gateway);
         assert_eq!(told[1], expected, "{told:?}");
         assert_eq!(fleet.problems, [], "waiting for a Service is no problem");
@@ -171,7 +173,7 @@ const SAME_PORT: &str = "port: 80}, {name: m, protocol: HTTP, port: 80}";
 fn what_is_wrong_is_told_with_the_words_of_the_specifications() {
     for (good, wrong, kind, expected) in WRONG {
         let documents = [CLASS, GATEWAY, ROUTE, POOL, POLICY].map(|text| text.replace(good, wrong));
-        let all = standings(&documents.each_ref().map(String::as_str));
+        let all = statuses(&documents.each_ref().map(String::as_str));
         let told = told(&all, kind);
         assert!(
             told.iter().any(|condition| condition == expected),
@@ -188,7 +190,7 @@ fn a_policy_is_told_what_the_pods_of_its_pool_lack() {
         ("role: prefill", "Ready=False/NoDecode"),
         ("role: decode", "Ready=False/NoPrefill"),
     ] {
-        let all = standings(&[CLASS, GATEWAY, ROUTE, POOL, POLICY, &pod("pod-0", labels)]);
+        let all = statuses(&[CLASS, GATEWAY, ROUTE, POOL, POLICY, &pod("pod-0", labels)]);
         let told = told(&all, Kind::InferenceTrafficPolicy);
         assert!(told.iter().any(|condition| condition == expected), "{labels}: {told:?}");
     }
@@ -197,7 +199,7 @@ fn a_policy_is_told_what_the_pods_of_its_pool_lack() {
 #[test]
 fn a_policy_without_a_bootstrap_port_is_told_which_one_is_used() {
     let policy = POLICY.replace(", kvTransfer: {bootstrapPort: 34000}", "");
-    let all = standings(&[CLASS, GATEWAY, ROUTE, POOL, &policy]);
+    let all = statuses(&[CLASS, GATEWAY, ROUTE, POOL, &policy]);
     let told = told(&all, Kind::InferenceTrafficPolicy);
     assert_eq!(told[0], "Accepted=True/DefaultBootstrapPort");
 }
@@ -205,10 +207,14 @@ fn a_policy_without_a_bootstrap_port_is_told_which_one_is_used() {
 #[test]
 fn objects_of_other_controllers_are_told_nothing() {
     let class = CLASS.replace("pd-router.io", "example.com");
-    let all = standings(&[&class, GATEWAY, ROUTE, POOL]);
+    let all = statuses(&[&class, GATEWAY, ROUTE, POOL]);
     let kinds: Vec<Kind> = all.iter().map(|standing| standing.key.kind).collect();
     assert_eq!(kinds, [Kind::HttpRoute, Kind::InferencePoolV1Alpha2]);
-    assert_eq!(all[0].told, Told::Parents(Vec::new()), "what we told before is taken back");
-    let of_others = vec!["default/g".to_owned()];
-    assert_eq!(all[1].told, Told::Parent { ours: Vec::new(), of_others });
+    assert_eq!(
+        all[0].patch,
+        StatusPatch::Parents(Vec::new()),
+        "entries of this controller are removed"
+    );
+    let other_gateways = vec!["default/g".to_owned()];
+    assert_eq!(all[1].patch, StatusPatch::Parent { ours: Vec::new(), other_gateways });
 }

@@ -1,4 +1,4 @@
-//! The standing of BackendTrafficPolicies.
+//! The statuses of BackendTrafficPolicies.
 
 use std::collections::BTreeSet;
 
@@ -7,16 +7,17 @@ use serde_json::{Value, json};
 
 use super::super::super::objects::BackendTrafficPolicy;
 use super::{
-    CONTROLLER_NAME, Condition, GATEWAY_GROUP, Key, Kind, Object, Told, View, object_name, ours,
+    CONTROLLER_NAME, Condition, GATEWAY_GROUP, Key, Kind, Object, StatusContext, StatusPatch,
+    object_name, ownership,
 };
 
-impl View<'_> {
-    /// For each of our Gateways that a policy is about, whether it counts, and what of it does not.
-    pub(super) fn timeouts(&self, policy: &BackendTrafficPolicy) -> Told {
+impl StatusContext<'_> {
+    /// One entry per Gateway of this controller that a policy applies to.
+    pub(super) fn timeouts(&self, policy: &BackendTrafficPolicy) -> StatusPatch {
         let generation = policy.metadata.generation.unwrap_or_default();
         let entry = |gateway: &ObjectName| -> Value {
-            let told = self.problems("").filter(|problem| problem.code != "UnknownField");
-            let mut accepted = Condition::unless("Accepted", "Accepted", told);
+            let problems = self.problems("").filter(|problem| problem.code != "UnknownField");
+            let mut accepted = Condition::unless("Accepted", "Accepted", problems);
             if accepted.status {
                 accepted.message = self.unread();
             }
@@ -29,10 +30,10 @@ impl View<'_> {
                 "conditions": [accepted.value(generation)],
             })
         };
-        Told::Ancestors(self.gateways_under(policy).iter().map(entry).collect())
+        StatusPatch::Ancestors(self.gateways_under(policy).iter().map(entry).collect())
     }
 
-    /// Our Gateways that a policy names, or to which a route leads that it names.
+    /// Gateways of this controller that a policy targets, directly or through a targeted route.
     fn gateways_under(&self, policy: &BackendTrafficPolicy) -> BTreeSet<ObjectName> {
         let namespace = object_name(&policy.metadata).namespace;
         let spec = &policy.spec;
@@ -47,14 +48,15 @@ impl View<'_> {
             };
             let key = Key { kind, name: name.clone() };
             match self.index.get(&key) {
-                Some(Object::Gateway(_)) if !self.foreign.contains(&key) => {
+                Some(Object::Gateway(_)) if !self.not_owned.contains(&key) => {
                     gateways.insert(name);
                 }
                 Some(Object::HttpRoute(route)) => {
                     let parents = route.spec.parent_refs.iter().flatten();
-                    let ours = parents
-                        .filter(|one| ours::names_ours(self.index, self.foreign, &name, one));
-                    gateways.extend(ours.map(|parent| ours::parent_name(&name, parent)));
+                    let ours = parents.filter(|one| {
+                        ownership::is_owned_parent(self.index, self.not_owned, &name, one)
+                    });
+                    gateways.extend(ours.map(|parent| ownership::parent_name(&name, parent)));
                 }
                 _ => {}
             }

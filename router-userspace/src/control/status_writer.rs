@@ -1,0 +1,133 @@
+//! Writes the statuses of the cluster's objects, and the Services of Gateways.
+//!
+//! Only the replica that holds the Lease writes, and only what has changed. Each status is read,
+//! merged and written with its resource version, so that changes of other controllers are kept. A
+//! status that has been written is not read again before it has to change.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::gateway_service::ServiceReconciler;
+use super::gateway_service::plan::ServiceTemplate;
+use super::index::{GatewayService, ObjectStatus, StatusPatch};
+use super::kube::resource;
+use super::leader_election::{Election, LEASE};
+use super::objects::Key;
+use super::status_merge;
+
+/// Interval between two renewals of the Lease.
+const RENEW_INTERVAL: Duration = Duration::from_secs(3);
+/// Interval at which all statuses are compared again, to repair changes by others.
+const RESYNC: Duration = Duration::from_secs(600);
+
+/// The statuses and Services that the cluster should have.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct DesiredState {
+    pub(super) statuses: Vec<ObjectStatus>,
+    /// The Services that Gateways need, and the Services that exist for them.
+    pub(super) gateway_services: Vec<GatewayService>,
+    pub(super) services: Vec<Service>,
+}
+
+/// Writes statuses, and Services made from `template`, whenever the desired state changes and this
+/// replica holds the Lease.
+pub(super) async fn run(
+    client: Client,
+    mut desired: watch::Receiver<Arc<DesiredState>>,
+    template: Option<ServiceTemplate>,
+) {
+    let mut election = Election::new(client.clone());
+    let mut reconciler = template.map(|template| ServiceReconciler::new(client.clone(), template));
+    let mut writer = Writer { client, written: BTreeMap::new(), since: Instant::now() };
+    let mut was_leader = false;
+    let mut renew_at = Instant::now();
+    // The first desired state is sent once all objects have been read.
+    if desired.changed().await.is_err() {
+        return;
+    }
+    loop {
+        if Instant::now() >= renew_at {
+            renew_at = Instant::now() + RENEW_INTERVAL;
+            election.acquire_or_renew().await;
+        }
+        let leader = election.is_leader();
+        if leader != was_leader {
+            match leader {
+                true => tracing::info!(lease = LEASE, "leader election: leading"),
+                false => tracing::warn!(lease = LEASE, "leader election: lost"),
+            }
+            writer.written.clear();
+            was_leader = leader;
+        }
+        if leader {
+            let state = Arc::clone(&desired.borrow_and_update());
+            if let Some(reconciler) = &mut reconciler {
+                reconciler.reconcile(&state.gateway_services, &state.services).await;
+            }
+            writer.write(&state.statuses).await;
+        }
+        tokio::select! {
+            changed = desired.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep_until(renew_at) => {}
+        }
+    }
+}
+
+struct Writer {
+    client: Client,
+    /// The last status written to each object.
+    written: BTreeMap<Key, StatusPatch>,
+    since: Instant,
+}
+
+impl Writer {
+    async fn write(&mut self, statuses: &[ObjectStatus]) {
+        if self.since.elapsed() > RESYNC {
+            self.written.clear();
+            self.since = Instant::now();
+        }
+        let keys: std::collections::BTreeSet<&Key> =
+            statuses.iter().map(|status| &status.key).collect();
+        self.written.retain(|key, _| keys.contains(key));
+        for ObjectStatus { key, patch } in statuses {
+            if self.written.get(key) == Some(patch) {
+                continue;
+            }
+            match self.write_one(key, patch).await {
+                Ok(()) => _ = self.written.insert(key.clone(), patch.clone()),
+                // The next round tries again.
+                Err(error) => {
+                    tracing::debug!(%error, object = %key, "cannot write status, retrying")
+                }
+            }
+        }
+    }
+
+    async fn write_one(&self, key: &Key, wanted: &StatusPatch) -> Result<(), kube::Error> {
+        let resource = resource(key.kind);
+        let api: Api<DynamicObject> = match key.kind.namespaced() {
+            true => Api::namespaced_with(self.client.clone(), &key.name.namespace, &resource),
+            false => Api::all_with(self.client.clone(), &resource),
+        };
+        let Some(object) = api.get_opt(&key.name.name).await? else { return Ok(()) };
+        let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let old = object.data.get("status").cloned().unwrap_or_default();
+        let Some(status) = status_merge::merged(&old, wanted, &now) else { return Ok(()) };
+        let patch = json!({
+            "metadata": {"resourceVersion": object.metadata.resource_version},
+            "status": status,
+        });
+        api.patch_status(&key.name.name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+        tracing::debug!(object = %key, "status written");
+        Ok(())
+    }
+}
