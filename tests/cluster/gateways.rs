@@ -61,7 +61,11 @@ async fn two_gateways_on_one_port_are_served_apart_and_outlive_the_leader() {
     second.post(&format!("/second{CHAT}"), &chat("to the second")).await.expect_status(200);
     second.post(CHAT, &chat("a route of the first alone")).await.expect_status(404);
     let services = scene.services().await;
-    assert_eq!(ports(&services).len(), 2, "one port, twice, to two ports of ours: {services:?}");
+    assert_eq!(
+        ports(&services).len(),
+        2,
+        "one port of two Services, to two ports of the gateway: {services:?}"
+    );
     assert_eq!(annotation(&services, "example.com/size").as_deref(), Some("small"));
 
     // Another replica reads the same ports, and takes over when the leader is gone.

@@ -10,7 +10,7 @@ use nix::time::{ClockId, clock_gettime};
 const SLEEP: Duration = Duration::from_millis(36);
 const WORK: Duration = Duration::from_millis(4);
 
-/// A thread that sleeps and works by turns, and records how much longer that takes than it should.
+/// A thread that sleeps and works in turn, and records how much longer that takes than it should.
 /// It stops when this value is dropped.
 pub(crate) struct Pace {
     samples: Arc<Mutex<Vec<Sample>>>,

@@ -18,9 +18,9 @@ async fn ask(gateway: &Gateway, times: usize) {
 }
 
 /// Sends requests until the engine has had its first one, at which its script fails.
-async fn struck(gateway: &Gateway, engine: &Engine) {
-    eventually("the script strikes", Duration::from_secs(10), async || {
-        // The one that it strikes may well fail.
+async fn first_failure(gateway: &Gateway, engine: &Engine) {
+    eventually("the script applies", Duration::from_secs(10), async || {
+        // The request that it applies to may fail.
         gateway.client.post(CHAT, &chat("hi")).await;
         (engine.legs().len() == 1).then_some(())
     })
@@ -41,7 +41,7 @@ async fn a_dead_decode_blames_decode_only() {
     let fleet = Fleet::start(2, 2).await;
     let gateway = fleet.gateway_with(&FLAGS).await;
     fleet.decode[0].once(Action::DieBeforeHead);
-    struck(&gateway, &fleet.decode[0]).await;
+    first_failure(&gateway, &fleet.decode[0]).await;
     let before = counts(&fleet);
     ask(&gateway, 8).await;
     assert_eq!(shares(&fleet, &before), [4, 4, 0, 8], "prefill-0, prefill-1, decode-0, decode-1");
@@ -52,7 +52,7 @@ async fn a_dead_prefill_blames_prefill_only() {
     let fleet = Fleet::start(2, 2).await;
     let gateway = fleet.gateway_with(&FLAGS).await;
     fleet.prefill[0].once(Action::DieBeforeHead);
-    struck(&gateway, &fleet.prefill[0]).await;
+    first_failure(&gateway, &fleet.prefill[0]).await;
     let before = counts(&fleet);
     ask(&gateway, 8).await;
     assert_eq!(shares(&fleet, &before), [0, 8, 4, 4], "prefill-0, prefill-1, decode-0, decode-1");
@@ -104,7 +104,7 @@ async fn a_decode_that_came_back_serves_within_a_second() {
     let gateway = fleet.gateway_with(&FLAGS).await;
     let down = Duration::from_millis(600);
     fleet.decode[0].once(Action::Restart { down_ms: 600, registry_delay_ms: 0 });
-    struck(&gateway, &fleet.decode[0]).await;
+    first_failure(&gateway, &fleet.decode[0]).await;
     let start = Instant::now();
     eventually("decode-0 serves again", Duration::from_secs(10), async || {
         ask(&gateway, 1).await;
@@ -119,10 +119,10 @@ async fn a_decode_that_came_back_serves_within_a_second() {
 async fn a_prefill_that_came_back_serves_when_its_registry_is_full() {
     let fleet = Fleet::start(2, 1).await;
     let gateway = fleet.gateway_with(&FLAGS).await;
-    // From before it restarts: what comes until it is struck may take long on a busy machine.
+    // From before it restarts: requests until its failure may take long on a busy machine.
     let start = Instant::now();
     fleet.prefill[0].once(Action::Restart { down_ms: 100, registry_delay_ms: 1500 });
-    struck(&gateway, &fleet.prefill[0]).await;
+    first_failure(&gateway, &fleet.prefill[0]).await;
     eventually("prefill-0 serves again", Duration::from_secs(10), async || {
         ask(&gateway, 1).await;
         (fleet.prefill[0].legs().len() > 1).then_some(())

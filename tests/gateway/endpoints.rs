@@ -136,7 +136,7 @@ async fn the_admin_port_serves_probes_the_fleet_and_metrics() {
 
 #[tokio::test]
 async fn simultaneous_scrapes_list_every_worker() {
-    // So many that half a page is seen soon where scrapes are in each other's way.
+    // Enough workers that an incomplete page shows soon if scrapes disturb each other.
     const PODS: usize = 250;
     let fleet = Fleet::start(1, 1).await;
     for number in 0..PODS {

@@ -64,7 +64,7 @@ async fn a_stream_that_its_client_stops_reading_is_reset_alone() {
         (gateway.metric("pd_router_requests_in_flight", &[]).await == 0.0).then_some(())
     })
     .await;
-    // The connection is as good as ever.
+    // The connection still works.
     let answer = send(&mut sender, request(&gateway, &chat("hi"))).await;
     assert_eq!(answer.status(), 200);
     answer.into_body().collect().await.expect("a whole answer");

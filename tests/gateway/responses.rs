@@ -62,7 +62,7 @@ async fn continuing_a_response_of_a_terminating_pod_is_refused_with_the_reason()
     let gateway = fleet.gateway().await;
     let (id, pod) = respond(&gateway, false).await;
     let engine = fleet.unified.iter().find(|engine| pod.ends_with(&engine.pod.name));
-    let mut going = engine.expect("one of ours").pod.clone();
+    let mut going = engine.expect("an engine of the fleet").pod.clone();
     going.deleting = true;
     fleet.manifests.put_pod(&going);
     router_tests::eventually("it is refused", router_tests::fleet::SOON, async || {

@@ -96,7 +96,7 @@ impl Certificate {
     }
 }
 
-/// A Secret with this certificate and key, whatever they are.
+/// A Secret with this certificate and key, which need not be valid.
 #[must_use]
 pub fn secret(namespace: &str, name: &str, certificate: &str, key: &str) -> String {
     serde_json::json!({

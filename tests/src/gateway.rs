@@ -171,7 +171,7 @@ impl Gateway {
     /// It has not within the deadline.
     pub async fn ended(&mut self, deadline: Duration) -> ExitStatus {
         eventually("the gateway ends", deadline, async || {
-            self.child.try_wait().expect("waiting for a child of ours")
+            self.child.try_wait().expect("waiting for a child process")
         })
         .await
     }
@@ -271,7 +271,7 @@ pub fn run_to_end(words: &[&str]) -> (ExitStatus, String) {
     ];
     let start = Instant::now();
     loop {
-        if let Some(status) = child.try_wait().expect("waiting for a child of ours") {
+        if let Some(status) = child.try_wait().expect("waiting for a child process") {
             for reader in readers {
                 reader.join().expect("reading does not panic");
             }

@@ -33,7 +33,7 @@ fn named(name: &'static str, address: IpAddr, role: &'static str) -> PodEntry {
     PodEntry { name, uid: format!("uid-{name}"), address, role, node: NODE, host_network: false }
 }
 
-/// A directory that goes with the test.
+/// A directory that is removed with the test.
 #[derive(Debug)]
 pub struct NodeManifests(Folder);
 

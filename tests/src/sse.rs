@@ -37,7 +37,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Takes the next piece in and hands out what it completed.
+    /// Adds a piece and returns the events that it completes.
     ///
     /// # Panics
     /// A line that is neither `data:`, another field, a comment nor blank; data not in UTF-8.

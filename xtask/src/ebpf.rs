@@ -1,4 +1,4 @@
-//! `cargo xtask build-ebpf`: the kernel half's object, with whatever toolchain can build it.
+//! `cargo xtask build-ebpf`: the kernel half's object, with a toolchain that can build it.
 //!
 //! That takes a compiler with the standard library's source (core is built for the target) and
 //! bpf-linker. rustup's nightly with rust-src is the usual one; Debian's rustc-web is another.

@@ -37,7 +37,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     check(command, status)
 }
 
-/// Runs to the end and hands back what it printed on stdout.
+/// Runs to the end and returns what it printed on stdout.
 ///
 /// # Errors
 /// As [`run`]; the message then carries what it printed on stderr.

@@ -1,4 +1,4 @@
-//! Every program, every map and every way to attach, on the kernel at hand.
+//! Every program, every map and every way to attach, on the running kernel.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Two soft RoCE devices on the two ends of one veth, and pods as the kubelet would lay them out:
+//! Two soft RoCE devices on the two ends of one veth, and pods as the kubelet makes them:
 //! processes in cgroups that carry a pod's UID.
 
 use std::io::Read;

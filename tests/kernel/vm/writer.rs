@@ -32,7 +32,7 @@ impl<'a> Writer<'a> {
         Writer { rig, stop, port, client, server }
     }
 
-    /// Waits for the run at hand, and begins no other.
+    /// Waits for the current run, and starts no other.
     pub(super) fn stop(self) {
         std::fs::write(&self.stop, "").expect("telling the end");
         self.client.ended();

@@ -1,6 +1,6 @@
 //! Network namespaces for tests and the demo: [`Namespace`] is one, [`Node`] is a node of a cluster
 //! with its pods and a machine outside, [`lossy_link`] and [`impaired_link`] connect two namespaces
-//! by links that lose or delay frames. Everything needs root, and goes with the process that made it.
+//! by links that lose or delay frames. Everything needs root, and is removed with the process.
 
 pub mod impaired_link;
 pub mod lossy_link;

@@ -49,7 +49,7 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        // Whatever ends first, the processes are dropped and thereby ended.
+        // Dropping the future that does not end first drops the processes, which ends them.
         tokio::select! {
             result = serve(&binaries, object, flags.once) => result,
             _ = interrupt.recv() => stopped(),

@@ -20,7 +20,7 @@ const NODE: &str = "198.18.77.2";
 /// The demo's end of the wire to its node.
 const LINK: &str = "pdr-demo";
 
-/// Where the fleet runs. What was made for it goes with this value.
+/// Where the fleet runs. Dropping it removes its namespaces and links.
 #[derive(Debug)]
 pub(super) struct Site {
     pub(super) manifests: PathBuf,

@@ -42,7 +42,7 @@ pub(super) struct Tree {
     pub(super) files: BTreeMap<String, Source>,
 }
 
-/// Folders that hold no sources of ours.
+/// Folders without sources of this project.
 const SKIPPED: [&str; 5] = ["target", ".git", "node_modules", "__pycache__", "corpus"];
 
 impl Tree {
