@@ -104,7 +104,7 @@ pub(crate) async fn killed(testbed: &mut TestBed) {
     let killing = async {
         assert!(
             sim.until(EVENT_DEADLINE, |engine| engine.occupancy().running == 1).await,
-            "it computes"
+            "prefill has the request"
         );
         sim.kill().await;
     };
@@ -136,7 +136,7 @@ pub(crate) async fn room_too_large(testbed: &mut TestBed) {
 
     let fleet = warmed_up_fleet(|config| config).await;
     let copy = PairOutcome::send(pair_of(&fleet), 1 << 63, "a room too large").await;
-    assert!(!fleet.prefill[0].sim.is_alive(), "the simulated one lives on");
+    assert!(!fleet.prefill[0].sim.is_alive(), "the simulated prefill is still alive");
     compare("a room of 2^63", &real, &copy);
     testbed.prefill.restart().await;
 }
@@ -166,7 +166,7 @@ async fn own_answers(pair: EnginePair) -> usize {
         let alone = text_of(&PairOutcome::send(pair, room, prompt).await);
         own.push(alone.expect("an answer in a room of its own"));
     }
-    assert_ne!(own[0], own[1], "they could not be told apart");
+    assert_ne!(own[0], own[1], "the two answers are equal");
     let (one, other) = tokio::join!(
         PairOutcome::send(pair, 105, prompts[0]),
         PairOutcome::send(pair, 105, prompts[1])
@@ -198,14 +198,14 @@ fn compare(name: &str, real: &PairOutcome, copy: &PairOutcome) {
             (LegResult::Answer(real), LegResult::Answer(copy)) => {
                 found.extend(compared(&name, real, copy));
                 if words(&message(real)) != words(&message(copy)) {
-                    found.push(format!("{name}: other words"));
+                    found.push(format!("{name}: the error messages differ"));
                 }
             }
             (LegResult::Broken, LegResult::Broken) | (LegResult::Nothing, LegResult::Nothing) => {}
             _ => found.push(format!("{name}: {}, simulated {}", real.describe(), copy.describe())),
         }
         if real.took.abs_diff(copy.took) > MAX_TIME_DIFFERENCE {
-            found.push(format!("{name}: other times"));
+            found.push(format!("{name}: the durations differ"));
         }
     }
     assert_no_differences(&found, 2);

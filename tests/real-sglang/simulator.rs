@@ -92,7 +92,7 @@ pub(crate) struct EnginePair {
 }
 
 fn failing(pair: EnginePair) -> Vec<Failure> {
-    let met = |body: Value, port: u16, room: u64| {
+    let with_rendezvous = |body: Value, port: u16, room: u64| {
         let mut body = body;
         body["bootstrap_host"] = pair.prefill.ip().to_string().into();
         (body["bootstrap_port"], body["bootstrap_room"]) = (port.into(), room.into());
@@ -114,28 +114,38 @@ fn failing(pair: EnginePair) -> Vec<Failure> {
         case(
             "rooms differ",
             gen_path,
-            Some(met(generate(), port, 11)),
-            Some(met(generate(), port, 12)),
+            Some(with_rendezvous(generate(), port, 11)),
+            Some(with_rendezvous(generate(), port, 12)),
         ),
-        case("prefill alone", gen_path, Some(met(generate(), port, 13)), None),
-        case("prefill alone, chat", chat_path, Some(met(chat(), port, 14)), None),
-        case("decode alone", gen_path, None, Some(met(generate(), port, 15))),
-        case("decode alone, chat", chat_path, None, Some(met(chat(), port, 16))),
-        case("decode alone, streamed", gen_path, None, Some(streamed(met(generate(), port, 17)))),
+        case("prefill alone", gen_path, Some(with_rendezvous(generate(), port, 13)), None),
+        case("prefill alone, chat", chat_path, Some(with_rendezvous(chat(), port, 14)), None),
+        case("decode alone", gen_path, None, Some(with_rendezvous(generate(), port, 15))),
+        case("decode alone, chat", chat_path, None, Some(with_rendezvous(chat(), port, 16))),
+        case(
+            "decode alone, streamed",
+            gen_path,
+            None,
+            Some(streamed(with_rendezvous(generate(), port, 17))),
+        ),
         case(
             "decode alone, chat, streamed",
             chat_path,
             None,
-            Some(streamed(met(chat(), port, 18))),
+            Some(streamed(with_rendezvous(chat(), port, 18))),
         ),
-        case("a wrong bootstrap port", gen_path, None, Some(met(generate(), 1, 19))),
+        case("a wrong bootstrap port", gen_path, None, Some(with_rendezvous(generate(), 1, 19))),
         case(
             "a room as text",
             gen_path,
-            Some(text_room(met(generate(), port, 20))),
-            Some(text_room(met(generate(), port, 20))),
+            Some(text_room(with_rendezvous(generate(), port, 20))),
+            Some(text_room(with_rendezvous(generate(), port, 20))),
         ),
-        case("no text", gen_path, Some(met(json!({}), port, 21)), Some(met(json!({}), port, 21))),
+        case(
+            "no text",
+            gen_path,
+            Some(with_rendezvous(json!({}), port, 21)),
+            Some(with_rendezvous(json!({}), port, 21)),
+        ),
     ]
 }
 

@@ -180,8 +180,8 @@ pub(crate) fn env_path(name: &str) -> PathBuf {
 }
 
 fn available_memory_kib() -> u64 {
-    let memory = std::fs::read_to_string("/proc/meminfo").expect("the kernel tells of memory");
+    let memory = std::fs::read_to_string("/proc/meminfo").expect("reading /proc/meminfo");
     let line = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    kib.expect("it tells what is available")
+    kib.expect("MemAvailable in /proc/meminfo")
 }
