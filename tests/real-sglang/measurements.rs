@@ -161,7 +161,7 @@ pub(crate) async fn latencies(testbed: &mut TestBed) {
         })
         .await;
     for number in 0..STREAMS {
-        let mut body = requests::chat(&format!("a stream tells {number} words"), TOKENS);
+        let mut body = requests::chat(&format!("a stream counts {number} words"), TOKENS);
         (body["stream"], body["ignore_eos"]) = (true.into(), json!(true));
         let (events, _) = gateway.client.open("/v1/chat/completions", &body).await.events().await;
         assert!(events.len() > TOKENS as usize / 2, "{events:?}");

@@ -6,7 +6,7 @@ use crate::fleet::{EngineLoad, MAX_RANKS};
 
 /// The load that an engine reports.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ReportedLoad {
+pub struct EngineLoadReport {
     /// The sum over all ranks.
     pub all: EngineLoad,
     /// Each data-parallel rank, if there are several and the engine reports them separately.
@@ -50,7 +50,7 @@ impl LoadEndpoint {
     /// let old = LoadEndpoint::GetLoad.read(br#"{"load": 70}"#).unwrap().all;
     /// assert_eq!(old.total_tokens, Some(70));
     /// ```
-    pub fn read(self, answer: &[u8]) -> Option<ReportedLoad> {
+    pub fn read(self, answer: &[u8]) -> Option<EngineLoadReport> {
         let load = match self {
             LoadEndpoint::Loads => {
                 let answer: Value = serde_json::from_slice(answer).ok()?;
@@ -63,18 +63,18 @@ impl LoadEndpoint {
     }
 }
 
-fn whole_engine(all: EngineLoad) -> ReportedLoad {
-    ReportedLoad { all, ranks: Vec::new() }
+fn whole_engine(all: EngineLoad) -> EngineLoadReport {
+    EngineLoadReport { all, ranks: Vec::new() }
 }
 
 /// Parses a list with one entry per rank. `read` sums up some of its entries.
-fn of_ranks(list: &[Value], read: impl Fn(&[Value]) -> EngineLoad) -> ReportedLoad {
+fn of_ranks(list: &[Value], read: impl Fn(&[Value]) -> EngineLoad) -> EngineLoadReport {
     let number = |one: &Value| one.get("dp_rank").and_then(count);
     let entry = |rank: usize| list.iter().position(|one| number(one) == Some(rank as u64));
     let several = (2..=MAX_RANKS as usize).contains(&list.len());
     let each = |rank| entry(rank).map(|at| read(&list[at..=at]));
     let ranks = several.then(|| (0..list.len()).map(each).collect::<Option<Vec<_>>>()).flatten();
-    ReportedLoad { all: read(list), ranks: ranks.unwrap_or_default() }
+    EngineLoadReport { all: read(list), ranks: ranks.unwrap_or_default() }
 }
 
 /// The sum over all ranks that report a number, `None` if none does.
@@ -119,7 +119,7 @@ fn most(usages: impl Iterator<Item = f64>) -> Option<f64> {
     usages.filter(|usage| (0.0..=1e3).contains(usage)).reduce(f64::max)
 }
 
-fn get_load(answer: &Value) -> Option<ReportedLoad> {
+fn get_load(answer: &Value) -> Option<EngineLoadReport> {
     if let Some(tokens) = answer.get("load").and_then(count) {
         return Some(whole_engine(EngineLoad {
             total_tokens: Some(tokens),
@@ -206,7 +206,7 @@ mod tests {
     fn ranks_are_summed_and_unknown_is_not_zero() {
         let list = br#"[{"dp_rank":0,"num_reqs":3,"num_waiting_reqs":1,"num_tokens":90},
             {"dp_rank":1,"num_reqs":1,"num_waiting_reqs":0,"num_tokens":-1}]"#;
-        let ReportedLoad { all: load, ranks } = LoadEndpoint::GetLoad.read(list).unwrap();
+        let EngineLoadReport { all: load, ranks } = LoadEndpoint::GetLoad.read(list).unwrap();
         let requests: Vec<_> = ranks.iter().map(EngineLoad::requests).collect();
         assert_eq!(requests, [Some(3), Some(1)]);
         assert_eq!((load.running, load.queued, load.total_tokens), (Some(3), Some(1), Some(90)));

@@ -82,10 +82,10 @@ enum Pieces {
     Shared { template: Arc<Template>, added: Bytes },
 }
 
-/// What all bodies of one request for one recipient share.
+/// The bytes that all bodies of one request for one recipient share.
 #[derive(Debug)]
 struct Template {
-    /// The client's bytes up to where the gateway's members go.
+    /// The client's bytes before the gateway's members.
     before: Vec<Bytes>,
     /// The rest of the client's bytes.
     after: Bytes,
@@ -106,13 +106,13 @@ impl SplicedBody {
         }
     }
 
-    /// Whether it holds no bytes, which no body of an engine does.
+    /// Whether the body has no bytes. Bodies for engines always have some.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The piece number `at`, counted from 0; `None` after the last. No bytes are copied.
+    /// The piece with index `at`, `None` after the last. No bytes are copied.
     #[must_use]
     pub fn piece(&self, at: usize) -> Option<Bytes> {
         match &self.0 {
@@ -157,9 +157,9 @@ pub(super) struct MarkedBody {
     pub(super) tail: usize,
     /// Whether more than one sample is requested.
     pub(super) fan_out: bool,
-    /// Bodies up to this many bytes are copied; [`MAX_COPIED_BYTES`] but for tests.
+    /// Bodies up to this many bytes are copied: [`MAX_COPIED_BYTES`], lower in tests.
     pub(super) max_copied_bytes: usize,
-    /// Made at first use, one a recipient.
+    /// Built on first use, one per recipient.
     pub(super) templates: Templates,
 }
 
@@ -201,8 +201,8 @@ impl MarkedBody {
         let longest = self.body.len() + added.len() + 1 + 4 * self.marks.len();
         let mut out = Vec::with_capacity(longest);
         let cut = self.edit(recipient, |piece| match piece {
-            Piece::Kept(range) => out.extend_from_slice(&self.body[range]),
-            Piece::Replaced(with) => out.extend_from_slice(with),
+            BodyPiece::Kept(range) => out.extend_from_slice(&self.body[range]),
+            BodyPiece::Replaced(with) => out.extend_from_slice(with),
         });
         if self.members > cut && !added.is_empty() {
             out.push(b',');
@@ -215,23 +215,23 @@ impl MarkedBody {
     fn template(&self, recipient: Recipient) -> Arc<Template> {
         let mut before = Vec::new();
         let cut = self.edit(recipient, |piece| match piece {
-            Piece::Kept(range) if range.is_empty() => {}
-            Piece::Kept(range) => before.push(self.body.slice(range)),
-            Piece::Replaced(with) => before.push(Bytes::from_static(with)),
+            BodyPiece::Kept(range) if range.is_empty() => {}
+            BodyPiece::Kept(range) => before.push(self.body.slice(range)),
+            BodyPiece::Replaced(with) => before.push(Bytes::from_static(with)),
         });
         let follows_member = self.members > cut;
         Arc::new(Template { before, after: self.body.slice(self.tail..), follows_member })
     }
 
     /// Passes the pieces up to the tail to `push`, and returns how many members were cut.
-    fn edit(&self, recipient: Recipient, mut push: impl FnMut(Piece)) -> usize {
+    fn edit(&self, recipient: Recipient, mut push: impl FnMut(BodyPiece)) -> usize {
         let (mut at, mut cut) = (0, 0);
         for mark in &self.marks {
             match action(mark.role, recipient, self.fan_out) {
                 Edit::Keep => {}
                 Edit::Replace(with) => {
-                    push(Piece::Kept(at..mark.value.start));
-                    push(Piece::Replaced(with));
+                    push(BodyPiece::Kept(at..mark.value.start));
+                    push(BodyPiece::Replaced(with));
                     at = mark.value.end;
                 }
                 Edit::Cut => {
@@ -243,18 +243,18 @@ impl MarkedBody {
                     } else {
                         (place.key, place.after.unwrap_or(mark.value.end))
                     };
-                    push(Piece::Kept(at..start));
+                    push(BodyPiece::Kept(at..start));
                     at = end;
                     cut += 1;
                 }
             }
         }
-        push(Piece::Kept(at..self.tail));
+        push(BodyPiece::Kept(at..self.tail));
         cut
     }
 }
 
-enum Piece {
+enum BodyPiece {
     Kept(Range<usize>),
     Replaced(&'static [u8]),
 }
