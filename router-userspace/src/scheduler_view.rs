@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use router_core::fleet::{
-    EngineRates, LinkTable, Load, MAX_RANKS, Member, Pool, ReportedLoad, Role, Usage, Worker,
+    EngineRates, LinkTable, Load, MAX_RANKS, Member, PolledLoad, Pool, Role, Usage, Worker,
     cache_of,
 };
 use router_core::schedule::{
@@ -124,7 +124,7 @@ impl SchedulerView {
 
 /// The load as the engine reported it, for workers without an agent. It has counts only, and is as
 /// old as the last poll.
-fn load_of(report: ReportedLoad) -> Load {
+fn load_of(report: PolledLoad) -> Load {
     let share = report.others_requests as f32 / report.requests.max(1) as f32;
     Load {
         others_requests: report.others_requests as f32,

@@ -86,10 +86,10 @@ fn inject(request: &Request) -> Pair<Bytes> {
 mod tests {
     use std::path::Path;
 
-    /// So many cases of each law, always the same ones.
+    /// Number of cases of each property. They are the same in every run.
     const CASES: u64 = 20_000;
 
-    /// The files that the fuzzers begin with, too.
+    /// The seed corpus of the fuzzers.
     fn corpus(law: &str) -> Vec<Vec<u8>> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(law);
         let files = std::fs::read_dir(folder).expect("the corpus is part of the project");
@@ -99,7 +99,7 @@ mod tests {
         paths.iter().map(|path| std::fs::read(path).expect("it can be read")).collect()
     }
 
-    /// Numbers of splitmix64.
+    /// The pseudo-random numbers of splitmix64.
     struct Chance(u64);
 
     impl Chance {
@@ -111,7 +111,7 @@ mod tests {
         }
     }
 
-    /// A part of one is put into another, cut, doubled, or a byte changed, a few times.
+    /// Mutates an input a few times: inserts a part of another, cuts, duplicates, or changes a byte.
     fn mutated(corpus: &[Vec<u8>], chance: &mut Chance) -> Vec<u8> {
         let mut bytes = corpus[chance.below(corpus.len())].clone();
         for _ in 0..=chance.below(4) {
@@ -124,7 +124,7 @@ mod tests {
                 1 => bytes.truncate(at),
                 2 => drop(bytes.drain(at..(at + chance.below(12)).min(bytes.len()))),
                 3 => bytes.extend_from_within(at..(at + chance.below(24)).min(bytes.len())),
-                // Bytes that mean something to a reader of JSON or of numbers.
+                // Bytes that are significant in JSON or in numbers.
                 4 if at < bytes.len() => {
                     bytes[at] =
                         *b"\"\\{}[]:,0-e\x00\xff\x7f\x80 ".get(chance.below(17)).unwrap_or(&0);

@@ -12,8 +12,8 @@ use crate::history::History;
 use crate::observed::{ObservedWorker, ObservedWorkers};
 use crate::random::Random;
 use router_core::fleet::{
-    EngineRates, Link, LinkPrior, LinkTable, Load, PrefillQueue, RateEstimators, ReportedLoad,
-    Usage, WorkerLimits,
+    EngineRates, Link, LinkPrior, LinkTable, Load, PolledLoad, PrefillQueue, RateEstimators, Usage,
+    WorkerLimits,
 };
 use router_core::pair::Pair;
 use router_core::schedule::{
@@ -48,7 +48,7 @@ pub(crate) struct SentRequest {
 
 /// Why a request was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SendError {
+pub(crate) enum NotSent {
     /// No decode has capacity: the request waits in the gateway.
     Full,
     /// No worker of a leg is alive.
@@ -149,7 +149,7 @@ impl GatewayModel {
         prompt: PromptRequest<'_>,
         observed: &ObservedWorkers,
         now: f64,
-    ) -> Result<SentRequest, SendError> {
+    ) -> Result<SentRequest, NotSent> {
         let now_ms = now as u64;
         let pool = self.pool.rates(&self.assumptions.rates, now_ms);
         if self.source == InfoSource::Agents {
@@ -157,7 +157,7 @@ impl GatewayModel {
         }
         let (prefills, decodes) = self.dead.split_at(self.prefills);
         if [prefills, decodes].iter().any(|leg| leg.iter().all(|dead| *dead)) {
-            return Err(SendError::NoWorker);
+            return Err(NotSent::NoWorker);
         }
         let kv_tokens = prompt.bytes / 4 + OUTPUT_TOKENS;
         let draw = Draw { chance: self.random.next(), turn: self.turn };
@@ -181,7 +181,7 @@ impl GatewayModel {
             now_ms,
             draw,
         };
-        let chosen = choose(self.source.policy(), &input).ok_or(SendError::Full)?;
+        let chosen = choose(self.source.policy(), &input).ok_or(NotSent::Full)?;
         let estimate = chosen.estimate.unwrap_or_default();
         let work_bytes =
             chosen.estimate.map_or(prompt.bytes as f32, |estimate| estimate.work_bytes);
@@ -354,12 +354,12 @@ impl GatewayModel {
     }
 
     /// Returns the engine's report at the last poll.
-    fn reported(&self, id: usize, observed: &ObservedWorkers, now: f64) -> ReportedLoad {
+    fn reported(&self, id: usize, observed: &ObservedWorkers, now: f64) -> PolledLoad {
         let every = f64::from(self.poll_ms());
         let age = (now + self.phase * every) % every;
         let ObservedWorker { requests, tokens, .. } = observed.polled(id, now, age);
         let (own, _) = self.past[id].before(now, age);
-        ReportedLoad::excluding(requests as u64, tokens, own)
+        PolledLoad::excluding(requests as u64, tokens, own)
     }
 
     /// Returns the last frame less this gateway's usage at the time of its measurement.

@@ -5,12 +5,12 @@ use crate::fault::{FaultEffect, InjectedFault};
 use crate::simulation::{RequestStage, SimulatedRequest, Simulation};
 
 impl Simulation<'_> {
-    pub(crate) fn fault(&mut self, fault: InjectedFault, begins: bool) {
+    pub(crate) fn fault(&mut self, fault: InjectedFault, starts: bool) {
         let nic = self.setup.engine.nic_bytes_per_ms;
         let first = self.prefills.len();
         match fault.effect {
             FaultEffect::Slow { worker, times } => {
-                let slowness = if begins { times } else { 1.0 };
+                let slowness = if starts { times } else { 1.0 };
                 match worker.checked_sub(first) {
                     None => self.prefills[worker].slowness = slowness,
                     Some(at) => self.decodes[at].slowness = slowness,
@@ -18,7 +18,7 @@ impl Simulation<'_> {
             }
             FaultEffect::Busy { worker, share } => {
                 self.advance_network();
-                let free = if begins { nic * (1.0 - share) } else { nic };
+                let free = if starts { nic * (1.0 - share) } else { nic };
                 match worker.checked_sub(first) {
                     None => self.network.tx_free[worker] = free,
                     Some(at) => self.network.rx_free[at] = free,
@@ -29,12 +29,12 @@ impl Simulation<'_> {
                 self.advance_network();
                 let at = decode.saturating_sub(first);
                 self.network.slow_pairs.retain(|path| (path.0, path.1) != (prefill, at));
-                if begins {
+                if starts {
                     self.network.slow_pairs.push((prefill, at, nic * share));
                 }
                 self.reshare_network();
             }
-            FaultEffect::Dies { worker } if begins => self.die(worker),
+            FaultEffect::Dies { worker } if starts => self.die(worker),
             FaultEffect::Dies { .. } => {}
         }
     }

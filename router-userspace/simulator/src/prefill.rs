@@ -69,7 +69,7 @@ impl PrefillModel {
     }
 
     /// Starts an iteration if there is work. Returns the time of its end.
-    pub(crate) fn begin(
+    pub(crate) fn start(
         &mut self,
         engine: &EngineModel,
         arrivals: &[TraceRequest],
@@ -112,7 +112,7 @@ impl PrefillModel {
     }
 
     /// Ends the iteration and returns its chunks. Completed prompts move from the queue to the cache.
-    pub(crate) fn end(&mut self, arrivals: &[TraceRequest]) -> Vec<ComputedChunk> {
+    pub(crate) fn finish(&mut self, arrivals: &[TraceRequest]) -> Vec<ComputedChunk> {
         self.ends_ms = None;
         let chunks = std::mem::take(&mut self.chunks);
         for chunk in chunks.iter().filter(|chunk| chunk.last) {

@@ -10,7 +10,7 @@ use crate::FleetSetup;
 use crate::contender::{Contender, InfoSource};
 use crate::decode::{DecodeModel, WaitingRequest};
 use crate::event::{Event, ScheduledEvent};
-use crate::gateway_model::{BYTES_PER_TOKEN, GatewayModel, PromptRequest, SendError, SentRequest};
+use crate::gateway_model::{BYTES_PER_TOKEN, GatewayModel, NotSent, PromptRequest, SentRequest};
 use crate::history::TICK_MS;
 use crate::network::Network;
 use crate::observed::{ObservedWorker, ObservedWorkers};
@@ -203,7 +203,7 @@ impl<'a> Simulation<'a> {
             let TraceRequest { at_ms, blocks, .. } = &self.arrivals[request];
             let prompt = PromptRequest { bytes, blocks, waited_ms: self.now - at_ms };
             let sent = match self.gateways[gateway].send(prompt, &self.observed, self.now) {
-                Err(SendError::Full) => return self.poll_later(gateway),
+                Err(NotSent::Full) => return self.poll_later(gateway),
                 sent => sent.ok(),
             };
             self.gateways[gateway].waiting.pop_front();
@@ -244,12 +244,12 @@ impl<'a> Simulation<'a> {
         for request in self.decodes[decode].admit(&self.setup.engine) {
             let prefill = self.requests[request].pair.prefill;
             self.prefills[prefill].admit(request);
-            self.begin(prefill);
+            self.start(prefill);
         }
     }
 
-    fn begin(&mut self, prefill: usize) {
-        let ends_ms = self.prefills[prefill].begin(&self.setup.engine, self.arrivals, self.now);
+    fn start(&mut self, prefill: usize) {
+        let ends_ms = self.prefills[prefill].start(&self.setup.engine, self.arrivals, self.now);
         if let Some(ends_ms) = ends_ms {
             self.schedule(ends_ms, Event::PrefillIterationEnded(prefill));
         }
@@ -260,7 +260,7 @@ impl<'a> Simulation<'a> {
             return;
         }
         self.advance_network();
-        for chunk in self.prefills[prefill].end(self.arrivals) {
+        for chunk in self.prefills[prefill].finish(self.arrivals) {
             let request = &mut self.requests[chunk.request];
             if request.stage != RequestStage::Prefilling {
                 continue;
@@ -271,7 +271,7 @@ impl<'a> Simulation<'a> {
             self.network.send(chunk.request, path, bytes, chunk.last);
         }
         self.reshare_network();
-        self.begin(prefill);
+        self.start(prefill);
     }
 
     /// Advances the network to the current time.

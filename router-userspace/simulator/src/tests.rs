@@ -110,8 +110,8 @@ fn agents_move_the_load_from_a_slow_prefill_and_a_busy_link() {
             let contender = name.parse().unwrap();
             run(&setup, &trace, contender, 0.5, 1..3).ttft_ms.p90
         };
-        let (ours, blind) = (p90("predicted"), p90("round_robin"));
-        assert!(ours < blind / 2.0, "{fault}: {ours} ms, round robin {blind} ms");
+        let (predicted, blind) = (p90("predicted"), p90("round_robin"));
+        assert!(predicted < blind / 2.0, "{fault}: {predicted} ms, round robin {blind} ms");
     }
 }
 
@@ -121,9 +121,9 @@ fn with_scarce_decode_capacity_predicted_waits_less_than_the_baselines() {
     let setup = FleetSetup { decodes: 3, ..FleetSetup::default() };
     // Two seeds differ by more than the policies do.
     let mean = |name: &str| run(&setup, &trace, name.parse().unwrap(), 0.9, 1..9).ttft_ms.mean;
-    let ours = mean("predicted");
+    let predicted = mean("predicted");
     for name in ["round_robin", "least_load", "cache_aware", "reported_1s"] {
-        assert!(ours < mean(name), "{ours} ms, {name} {} ms", mean(name));
+        assert!(predicted < mean(name), "{predicted} ms, {name} {} ms", mean(name));
     }
 }
 

@@ -1,4 +1,4 @@
-//! Bytes that a gateway may be sent in the place of load frames.
+//! Arbitrary bytes in place of a stream of load frames.
 #![no_main]
 
 #[path = "../laws.rs"]

@@ -1,4 +1,4 @@
-//! Bytes that a client may send in the place of a request.
+//! Arbitrary bytes in place of a request.
 #![no_main]
 
 #[path = "../laws.rs"]

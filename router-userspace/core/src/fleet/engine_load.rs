@@ -41,8 +41,8 @@ impl EngineLoad {
     }
 
     /// Separates the usage of this gateway, `own`, from that of others.
-    fn excluding(&self, own: Usage) -> ReportedLoad {
-        ReportedLoad::excluding(self.requests().unwrap_or(0), self.tokens().unwrap_or(0), own)
+    fn excluding(&self, own: Usage) -> PolledLoad {
+        PolledLoad::excluding(self.requests().unwrap_or(0), self.tokens().unwrap_or(0), own)
     }
 
     /// Whether no field was reported.
@@ -53,7 +53,7 @@ impl EngineLoad {
 
 /// An engine's load at the last poll: in total, and without this gateway's own share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct ReportedLoad {
+pub struct PolledLoad {
     pub requests: u64,
     /// Tokens of queued and running requests.
     pub tokens: u64,
@@ -63,10 +63,10 @@ pub struct ReportedLoad {
     pub others_tokens: u64,
 }
 
-impl ReportedLoad {
+impl PolledLoad {
     /// `own` is this gateway's usage of the engine at the time of the report.
-    pub fn excluding(requests: u64, tokens: u64, own: Usage) -> ReportedLoad {
-        ReportedLoad {
+    pub fn excluding(requests: u64, tokens: u64, own: Usage) -> PolledLoad {
+        PolledLoad {
             requests,
             tokens,
             others_requests: requests.saturating_sub(own.requests),
@@ -75,7 +75,7 @@ impl ReportedLoad {
     }
 }
 
-/// [`ReportedLoad`] in atomics. Each number is consistent; two of them can be of two polls.
+/// [`PolledLoad`] in atomics. Each number is consistent; two of them can be of two polls.
 #[derive(Debug, Default)]
 struct ReportedCell {
     requests: AtomicU64,
@@ -85,15 +85,15 @@ struct ReportedCell {
 }
 
 impl ReportedCell {
-    fn set(&self, load: ReportedLoad) {
+    fn set(&self, load: PolledLoad) {
         self.requests.store(load.requests, Ordering::Relaxed);
         self.tokens.store(load.tokens, Ordering::Relaxed);
         self.others_requests.store(load.others_requests, Ordering::Relaxed);
         self.others_tokens.store(load.others_tokens, Ordering::Relaxed);
     }
 
-    fn get(&self) -> ReportedLoad {
-        ReportedLoad {
+    fn get(&self) -> PolledLoad {
+        PolledLoad {
             requests: self.requests.load(Ordering::Relaxed),
             tokens: self.tokens.load(Ordering::Relaxed),
             others_requests: self.others_requests.load(Ordering::Relaxed),
@@ -105,7 +105,7 @@ impl ReportedCell {
 /// An engine's report about one of its data-parallel ranks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RankLoad {
-    pub reported: ReportedLoad,
+    pub reported: PolledLoad,
     /// Estimated share of the others' requests that is at this rank. Each rank counts one request more
     /// than reported, since requests that arrived after the report can be at any rank.
     pub others_share: f32,
@@ -190,7 +190,7 @@ impl EngineLoadCell {
     }
 
     /// Returns the last report if it is at most `max_age_ms` old.
-    pub fn recent(&self, now_ms: u64, max_age_ms: u64) -> Option<ReportedLoad> {
+    pub fn recent(&self, now_ms: u64, max_age_ms: u64) -> Option<PolledLoad> {
         let at_ms = self.at_ms.load(Ordering::Relaxed);
         let fresh = at_ms > 0 && now_ms.saturating_sub(at_ms) <= max_age_ms;
         fresh.then(|| self.reported.get())
@@ -226,8 +226,7 @@ mod tests {
         let own = Usage { requests: 1, kv_tokens: 80, ..Usage::default() };
         cell.set(load, own, 100);
         assert_eq!((cell.max_requests(), cell.max_tokens()), (None, Some(1_000)));
-        let expected =
-            ReportedLoad { requests: 4, tokens: 70, others_requests: 3, others_tokens: 0 };
+        let expected = PolledLoad { requests: 4, tokens: 70, others_requests: 3, others_tokens: 0 };
         assert_eq!(cell.recent(1_100, 1_000), Some(expected));
         assert_eq!(cell.recent(1_101, 1_000), None);
     }

@@ -23,7 +23,7 @@ mod worker;
 pub use adaptive_ewma::{AdaptiveEwma, FRESH_HALF_LIFE_MS, HALF_LIFE_MS, Prior};
 pub use agents::AgentAddress;
 pub use engine_info::EngineInfo;
-pub use engine_load::{EngineLoad, EngineLoadCell, RankLoad, ReportedLoad};
+pub use engine_load::{EngineLoad, EngineLoadCell, PolledLoad, RankLoad};
 pub use health::{ERRORS_TO_OPEN, Health, OPEN_MS, PROBES_TO_OPEN, Verdict};
 pub use lease_history::LeaseHistory;
 pub use links::{Link, LinkPrior, LinkTable};

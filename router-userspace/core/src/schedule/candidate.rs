@@ -1,7 +1,7 @@
 //! [`Candidate`]: a worker that could serve a request, as plain data.
 
 use super::assumptions::Assumptions;
-use crate::fleet::{EngineRates, Load, QueueHead, ReportedLoad, Usage, WorkerLimits, cache_of};
+use crate::fleet::{EngineRates, Load, PolledLoad, QueueHead, Usage, WorkerLimits, cache_of};
 
 /// A worker that is eligible for the request and has capacity for it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,7 +27,7 @@ pub struct Candidate {
     /// New prompt blocks that this gateway sent to the worker, as the prefix index counts them.
     pub cached_blocks: u32,
     /// The engine's last report; `None` if it is too old.
-    pub reported: Option<ReportedLoad>,
+    pub reported: Option<PolledLoad>,
     /// Whether `load` comes from an agent, not from the engine's report.
     pub measured: bool,
 }

@@ -9,7 +9,7 @@ pub struct Demand {
     pub prompt_bytes: u64,
     /// KV tokens by the gateway's own estimate, as the decode lease counts them.
     pub kv_tokens: u64,
-    /// How much of the prompt each prefill cache is thought to hold.
+    /// How much of the prompt each prefill cache is estimated to hold.
     pub prefix_match: PrefixMatch,
     /// Hash of the prompt's first blocks, the same in every gateway; 0 is none. It names the
     /// prefill that other gateways would choose where no cache is known to hold the prompt.

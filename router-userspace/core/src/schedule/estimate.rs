@@ -49,7 +49,7 @@ pub struct Estimate {
     pub batch_cost_ms: f32,
     /// Expected tokens of the answer.
     pub output_tokens: f32,
-    /// Prompt bytes that the prefill's cache is thought to hold.
+    /// Prompt bytes that the prefill's cache is estimated to hold.
     pub cached_bytes: f32,
     /// Work of the prefill in bytes of uncached prompt, as its lease counts it.
     pub work_bytes: f32,

@@ -77,7 +77,7 @@ impl PrefixIndex {
         }
     }
 
-    /// Returns how much of the prompt each cache is thought to hold.
+    /// Returns how much of the prompt each cache is estimated to hold.
     ///
     /// ```
     /// use router_core::schedule::{BlockHasher, IndexCapacity, PrefixIndex};

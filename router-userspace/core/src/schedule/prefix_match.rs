@@ -1,4 +1,4 @@
-//! [`PrefixMatch`]: how much of one prompt each prefill cache is thought to hold.
+//! [`PrefixMatch`]: how much of one prompt each prefill cache is estimated to hold.
 
 use super::prefix_blocks::BLOCK_BYTES;
 
@@ -22,7 +22,7 @@ impl PrefixMatch {
     pub const NONE: PrefixMatch =
         PrefixMatch { caches: [(0, 0); MAX_CACHES], len: 0, filter: 0, common: 0 };
 
-    /// Returns the bytes of the prompt that `cache` is thought to hold.
+    /// Returns the bytes of the prompt that `cache` is estimated to hold.
     pub fn bytes_of(&self, cache: u64) -> u64 {
         let own = if self.filter & bit(cache) == 0 {
             0
@@ -33,7 +33,7 @@ impl PrefixMatch {
         u64::from(own.max(self.common)) * BLOCK_BYTES as u64
     }
 
-    /// Returns the caches that are thought to hold a part of the prompt.
+    /// Returns the caches that are estimated to hold a part of the prompt.
     pub fn holders(&self) -> impl Iterator<Item = u64> + '_ {
         self.caches[..self.len].iter().map(|(cache, _)| *cache)
     }

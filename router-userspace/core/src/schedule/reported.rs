@@ -13,12 +13,12 @@ pub(super) fn pick(candidates: &[Candidate], draw: Draw) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::{ReportedLoad, Usage};
+    use crate::fleet::{PolledLoad, Usage};
 
     #[test]
     fn the_engine_with_the_lowest_report_is_chosen() {
         let reporting = |tokens| {
-            let reported = Some(ReportedLoad::excluding(1, tokens, Usage::default()));
+            let reported = Some(PolledLoad::excluding(1, tokens, Usage::default()));
             Candidate { reported, ..Candidate::default() }
         };
         let all = [reporting(9), reporting(3), reporting(7)];

@@ -1,7 +1,7 @@
 //! Properties of every policy, and of `predicted` in particular.
 
 use super::*;
-use crate::fleet::{EngineRates, LinkTable, Load, QueueHead, ReportedLoad, Usage, WorkerLimits};
+use crate::fleet::{EngineRates, LinkTable, Load, PolledLoad, QueueHead, Usage, WorkerLimits};
 
 fn idle(id: usize, group: u64) -> Candidate {
     Candidate { id, group, worker: id as u64 + 1, ..Candidate::default() }
@@ -235,7 +235,7 @@ fn the_engine_s_report_counts_without_an_agent_and_after_trust_expires() {
     let usage = Usage { requests: 2, kv_tokens: 20_000, ..Usage::default() };
     // Of 45,000 reported tokens 40,000 were this gateway's; half of those have ended since.
     let then = Usage { requests: 4, kv_tokens: 40_000, ..Usage::default() };
-    let reported = Some(ReportedLoad::excluding(5, 45_000, then));
+    let reported = Some(PolledLoad::excluding(5, 45_000, then));
     let reporting = Candidate { limits, usage, reported, ..idle(1, 0) };
     let admits = |of: Candidate, kv_tokens, trust| {
         of.admits(Usage { requests: 1, kv_tokens, ..Usage::default() }, trust)

@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use router_core::fleet::{
-    CompatibleSet, EngineInfo, Lease, Load, MAX_RANKS, Member, OnRelease, Phase, Pool, Profile,
-    QueueHead, RankAssignment, ReportedLoad, Role, Verdict, Weight, Worker, WorkerLimits,
+    CompatibleSet, EngineInfo, Lease, Load, MAX_RANKS, Member, OnRelease, Phase, PolledLoad, Pool,
+    Profile, QueueHead, RankAssignment, Role, Verdict, Weight, Worker, WorkerLimits,
 };
 use router_core::pair::Pair;
 use router_core::schedule::{
@@ -446,7 +446,7 @@ impl CandidateRef {
             ..load
         });
         let each = u64::from(count);
-        let evenly = |all: ReportedLoad| ReportedLoad {
+        let evenly = |all: PolledLoad| PolledLoad {
             requests: all.requests / each,
             tokens: all.tokens / each,
             others_requests: all.others_requests / each,
