@@ -26,7 +26,7 @@ struct Toolchain {
 
 /// Where the object is after a build.
 pub(crate) fn object() -> PathBuf {
-    workspace::root().join("target").join(TARGET).join("ebpf/router-ebpf")
+    workspace::target().join(TARGET).join("ebpf/router-ebpf")
 }
 
 /// Builds the object and prints where it is, after installing the toolchain where it is missing.

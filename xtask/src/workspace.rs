@@ -28,6 +28,12 @@ pub(crate) fn cache() -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// Where cargo puts what it builds: `CARGO_TARGET_DIR`, or `target` in the workspace.
+pub(crate) fn target() -> PathBuf {
+    let named = std::env::var_os("CARGO_TARGET_DIR").filter(|name| !name.is_empty());
+    root().join(named.unwrap_or_else(|| "target".into()))
+}
+
 /// The cargo that runs this chore.
 pub(crate) fn cargo() -> OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())

@@ -43,9 +43,9 @@ pub(super) fn banned_words(tree: &Tree) -> Vec<Problem> {
     for (path, source) in &tree.files {
         let may_read_beside = path.starts_with("tests/") || path.contains("/benches/");
         for (index, line) in source.text.lines().enumerate() {
-            let foreign = FOREIGN_PATHS.into_iter().find(|word| stands_alone(line, word));
+            let absolute = FOREIGN_PATHS.into_iter().find(|word| stands_alone(line, word));
             let beside = (!may_read_beside && line.contains(BESIDE)).then_some(BESIDE);
-            if let Some(word) = foreign.or(beside) {
+            if let Some(word) = absolute.or(beside) {
                 let message = format!("`{word}`: a clone elsewhere has no such thing");
                 problems.push(Problem::new(path, index + 1, message));
             }
