@@ -15,7 +15,7 @@ pub use flags::{
     SIZED, UNTIMED, WAITING,
 };
 pub use head::{HEAD_WINDOW, HeadBytes, HeadScan};
-pub use segment::{Clock, Payload, Segment, TCP_FIN, TCP_RST, TCP_SYN, begins_request};
+pub use segment::{NanosecondClock, Payload, Segment, TCP_FIN, TCP_RST, TCP_SYN, begins_request};
 
 use flags::PER_REQUEST;
 use head::{HEAD_END, LAST_CHUNK, MAX_LENGTH, SEVEN_BYTES};
@@ -87,7 +87,7 @@ impl HttpStream {
         &mut self,
         segment: &Segment,
         payload: &P,
-        now: impl Clock,
+        now: impl NanosecondClock,
     ) -> HttpChange {
         let mut change = HttpChange::default();
         if segment.has(TCP_RST) {
@@ -146,7 +146,7 @@ impl HttpStream {
         change: &mut HttpChange,
         payload: &P,
         end: u32,
-        now: impl Clock,
+        now: impl NanosecondClock,
     ) {
         let first = payload.first();
         if begins_request(first) {
@@ -207,7 +207,7 @@ impl HttpStream {
         segment: &Segment,
         head: u32,
         payload: &P,
-        now: impl Clock,
+        now: impl NanosecondClock,
     ) -> HttpChange {
         let mut change = HttpChange::default();
         if segment.has(TCP_RST) {
@@ -247,7 +247,7 @@ impl HttpStream {
         length: u32,
         head: u32,
         payload: &P,
-        now: impl Clock,
+        now: impl NanosecondClock,
     ) {
         if self.phase == IDLE && !self.reopen(change) {
             return;
@@ -292,7 +292,12 @@ impl HttpStream {
 
     /// Decides from the head how the answer ends. Returns false if no body follows in this segment.
     #[inline(always)]
-    fn apply_head(&mut self, change: &mut HttpChange, body: u32, now: impl Clock) -> bool {
+    fn apply_head(
+        &mut self,
+        change: &mut HttpChange,
+        body: u32,
+        now: impl NanosecondClock,
+    ) -> bool {
         let ended = self.head.found & HeadScan::END != 0;
         if !ended && body == 0 {
             return false;
@@ -338,7 +343,7 @@ impl HttpStream {
         change: &mut HttpChange,
         length: u32,
         payload: &P,
-        now: impl Clock,
+        now: impl NanosecondClock,
     ) {
         let chunked = self.flags & CHUNKED != 0;
         let begins = self.flags & BEGUN == 0;
@@ -373,7 +378,7 @@ impl HttpStream {
 
     /// Ends an outstanding request, because the connection ends.
     #[inline(always)]
-    fn abort(&mut self, change: &mut HttpChange, now: impl Clock) {
+    fn abort(&mut self, change: &mut HttpChange, now: impl NanosecondClock) {
         if self.phase != IDLE {
             change.aborted = true;
             if self.phase != BODY {
@@ -384,7 +389,7 @@ impl HttpStream {
     }
 
     #[inline(always)]
-    fn finish(&mut self, change: &mut HttpChange, now: impl Clock) {
+    fn finish(&mut self, change: &mut HttpChange, now: impl NanosecondClock) {
         change.finished = true;
         if self.phase == BODY && self.flags & BEGUN == 0 {
             self.end_waiting(change);

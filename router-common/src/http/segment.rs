@@ -35,9 +35,9 @@ pub trait Payload {
 }
 
 /// Returns the time in nanoseconds. Called only when needed: it costs as much as a map lookup.
-pub trait Clock: Fn() -> u64 + Copy {}
+pub trait NanosecondClock: Fn() -> u64 + Copy {}
 
-impl<F: Fn() -> u64 + Copy> Clock for F {}
+impl<F: Fn() -> u64 + Copy> NanosecondClock for F {}
 
 /// Whether a payload that begins with `first` begins an HTTP/1 request.
 #[inline(always)]
