@@ -1,4 +1,4 @@
-//! What the host says of itself: privileges, file systems, interfaces, routes and cgroups.
+//! The host: privileges, file systems, interfaces, routes and cgroups.
 
 pub(in crate::agent) mod capabilities;
 pub(in crate::agent) mod link_speed;
