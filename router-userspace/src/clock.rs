@@ -1,17 +1,17 @@
-//! [`Clock`]: the time since the gateway started, for the core crate, which takes time as an
+//! [`MonotonicClock`]: the time since the gateway started, for the core crate, which takes time as an
 //! argument.
 
 use std::time::Instant;
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Clock(Instant);
+pub(crate) struct MonotonicClock(Instant);
 
-impl Clock {
-    pub(crate) fn start() -> Clock {
-        Clock(Instant::now())
+impl MonotonicClock {
+    pub(crate) fn start() -> MonotonicClock {
+        MonotonicClock(Instant::now())
     }
 
-    /// Milliseconds of a clock that never goes back.
+    /// Milliseconds since the start; never goes back.
     pub(crate) fn now_ms(self) -> u64 {
         u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX)
     }

@@ -15,7 +15,7 @@ use router_core::schedule::{
 };
 use router_core::sglang::Request;
 
-use crate::clock::Clock;
+use crate::clock::MonotonicClock;
 
 /// Maximum number of pairs of workers whose links are kept.
 const MAX_PAIRS: usize = 8192;
@@ -30,7 +30,7 @@ const BYTES_PER_TOKEN: f32 = 4.0;
 #[derive(Clone, Debug)]
 pub(crate) struct SchedulerView {
     pub(crate) policy: Policy,
-    pub(crate) clock: Clock,
+    pub(crate) clock: MonotonicClock,
     pub(crate) objective: Objective,
     pub(crate) assumptions: Assumptions,
     /// Interval at which engines are polled for their load.
@@ -40,7 +40,11 @@ pub(crate) struct SchedulerView {
 }
 
 impl SchedulerView {
-    pub(crate) fn new(policy: Policy, clock: Clock, poll_interval: Duration) -> SchedulerView {
+    pub(crate) fn new(
+        policy: Policy,
+        clock: MonotonicClock,
+        poll_interval: Duration,
+    ) -> SchedulerView {
         let poll_ms = u64::try_from(poll_interval.as_millis()).unwrap_or(u64::MAX);
         SchedulerView {
             policy,

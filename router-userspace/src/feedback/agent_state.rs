@@ -228,10 +228,10 @@ mod tests {
 
     use super::super::pod_state::OVERHEAD_BYTES;
     use super::*;
-    use crate::clock::Clock;
+    use crate::clock::MonotonicClock;
 
     fn view() -> SchedulerView {
-        SchedulerView::new(Policy::Predicted, Clock::start(), Duration::from_secs(1))
+        SchedulerView::new(Policy::Predicted, MonotonicClock::start(), Duration::from_secs(1))
     }
 
     fn member(name: &str, role: Role, node: &str) -> Member {

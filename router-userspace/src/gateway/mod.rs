@@ -41,7 +41,7 @@ use self::upstream::dispatch::Dispatch;
 use self::workers::engine_load::{LoadPoller, LoadPolls};
 use self::workers::probe::{Prober, Probes};
 use crate::certificates::Certificates;
-use crate::clock::Clock;
+use crate::clock::MonotonicClock;
 use crate::config::GatewaySettings;
 use crate::control;
 use crate::feedback::{SubscriberContext, Subscriptions};
@@ -135,7 +135,7 @@ impl Parts {
         shutdown: &CancellationToken,
     ) -> Result<Parts> {
         let fleet = Arc::new(FleetHandle::default());
-        let clock = Clock::start();
+        let clock = MonotonicClock::start();
         let tasks = TaskTracker::new();
         let stop_workers = CancellationToken::new();
         let http = HttpClient::new(&settings);
@@ -217,7 +217,7 @@ impl Parts {
 fn polls(
     settings: &GatewaySettings,
     engines: &EngineClient,
-    clock: Clock,
+    clock: MonotonicClock,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Arc<LoadPolls> {

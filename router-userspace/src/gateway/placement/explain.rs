@@ -106,7 +106,7 @@ fn end_of(name: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn weighed(name: &str, ms: f32) -> ScoredPair {
+    fn scored(name: &str, ms: f32) -> ScoredPair {
         let estimate = Estimate {
             wait_ms: ms,
             admission_ms: ms,
@@ -122,15 +122,15 @@ mod tests {
     }
 
     #[test]
-    fn a_header_names_both_pairs_and_stays_small_whatever_the_numbers() {
-        let small = weighed("default/p", 1.25);
+    fn the_header_names_both_pairs_and_stays_below_800_bytes() {
+        let small = scored("default/p", 1.25);
         let choice =
             ChoiceExplanation { chosen: small.clone(), runner_up: Some(small), explored: false };
         let text = choice.header().unwrap();
         let text = text.to_str().unwrap();
         assert!(text.starts_with("default/p default/p ttft="), "{text}");
         assert!(text.contains(" wait=1.2 ") && text.contains("; not default/p "), "{text}");
-        let long = weighed(&"n".repeat(400), f32::MAX);
+        let long = scored(&"n".repeat(400), f32::MAX);
         let choice =
             ChoiceExplanation { chosen: long.clone(), runner_up: Some(long), explored: true };
         assert!(choice.header().unwrap().len() < 800);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use router_core::fleet::{Pool, RateEstimators, Weight, Worker, cache_of};
 use router_core::schedule::{Chosen, Estimate, step_us_of_idle};
 
-use crate::clock::Clock;
+use crate::clock::MonotonicClock;
 use crate::scheduler_view::SchedulerView;
 
 /// Records that a prompt was sent: its prefill rank has the prompt's blocks in its cache from now
@@ -35,14 +35,14 @@ pub(crate) fn sent(
 #[derive(Clone, Debug)]
 pub(crate) struct Prediction {
     pool: Arc<RateEstimators>,
-    clock: Clock,
+    clock: MonotonicClock,
     sent_ms: u64,
     /// The work of this prompt and of those queued before it, in bytes.
     ahead_bytes: f32,
     /// The predicted time of that work.
     ahead_ms: f32,
     transfer_ms: f32,
-    /// The request was expected to wait for capacity at decode: its time says nothing of prefill.
+    /// The request was expected to wait for capacity at decode: its time is not used for prefill.
     waits_for_decode: bool,
     _queued: Arc<QueuedPrefill>,
 }
@@ -91,11 +91,11 @@ impl Prediction {
 struct QueuedPrefill {
     worker: Arc<Worker>,
     ticket: u64,
-    clock: Clock,
+    clock: MonotonicClock,
 }
 
 impl QueuedPrefill {
-    fn join(worker: &Arc<Worker>, work_bytes: f32, clock: Clock) -> QueuedPrefill {
+    fn join(worker: &Arc<Worker>, work_bytes: f32, clock: MonotonicClock) -> QueuedPrefill {
         let ticket = worker.prefill_queue().push(work_bytes, clock.now_ms());
         QueuedPrefill { worker: Arc::clone(worker), ticket, clock }
     }

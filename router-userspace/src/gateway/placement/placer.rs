@@ -278,7 +278,7 @@ impl Placer<'_> {
         Some(RankAssignment { ranks: self.pool.members[member].ranks()?, rank: rank? })
     }
 
-    /// Where both engines derive their rank from the bootstrap room and no room leads to both chosen
+    /// If both engines derive their rank from the bootstrap room and no room leads to both chosen
     /// ranks, prefill takes the least busy of its ranks that shares a room with decode's rank:
     /// prefill has no capacity limit.
     fn reconcile_ranks(&self, refs: Pair<CandidateRef>) -> Pair<CandidateRef> {

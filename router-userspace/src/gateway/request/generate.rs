@@ -12,11 +12,12 @@ use router_core::sglang::logprob::InputLogprobs;
 use router_core::sglang::{Endpoint, Request, headers, merge};
 use tokio::time::Instant;
 
-use super::body::{self, ResponseBody};
 use super::info::serves;
 use super::record::Record;
 use super::reject::Reject;
 use super::relay::StreamLimits;
+use super::request_body;
+use super::response_body::ResponseBody;
 use super::retry::{AttemptWorkers, RetryState};
 use super::routed::{Reply, RouteDeadlines, RoutedRequest};
 use crate::gateway::placement::observe::DecodeObservation;
@@ -29,7 +30,7 @@ use crate::gateway::upstream::fault::{Fault, FaultKind};
 use crate::gateway::upstream::first_event::ResponseStart;
 use crate::gateway::upstream::in_flight::InFlight;
 use crate::gateway::upstream::leg::until;
-use crate::gateway::upstream::source::{MergedSamples, Sample, Source};
+use crate::gateway::upstream::source::{EventSource, MergedSamples, Sample};
 use crate::http_client::Protocol;
 
 /// Pause before a retry, multiplied by the number of attempts made: an engine that restarts needs a
@@ -58,7 +59,7 @@ impl Gateway {
         let timeout = self.settings.timeouts.body_timeout;
         let memory = &self.body_memory;
         let (body, _memory) = tokio::select! {
-            body = body::read(&routed.parts.headers, routed.body, limit, timeout, memory) => body?,
+            body = request_body::read(&routed.parts.headers, routed.body, limit, timeout, memory) => body?,
             () = until(routed.deadlines.request) => return Err(Reject::Deadline),
         };
         let request = Request::parse(endpoint, body)?;
@@ -100,7 +101,7 @@ impl Gateway {
             }
             tokio::time::sleep(RETRY_PAUSE * record.attempts).await;
             self.wait_until_up(&pool).await;
-            // Pods may have come and gone meanwhile.
+            // The fleet may have changed meanwhile.
             if let Some(now) = self.fleet.snapshot().pool(&pool.name) {
                 pool = Arc::clone(now);
             }
@@ -189,7 +190,7 @@ fn single(
             // An error may be appended to what the engine sends.
             let head = headers::to_client(&head.headers, false);
             let sample = Sample::new(limits.endpoint, first, events, logprobs, in_flight);
-            let source = Source::Single(Box::new(sample));
+            let source = EventSource::Single(Box::new(sample));
             Ok(Reply::Events { head, source, limits, observation })
         }
         ResponseStart::Whole { head, body } => {
@@ -237,7 +238,7 @@ fn merged(
     }
     let head = head.unwrap_or_default();
     if parts.is_empty() {
-        let source = Source::Merged(Box::new(MergedSamples::new(request.endpoint(), samples)));
+        let source = EventSource::Merged(Box::new(MergedSamples::new(request.endpoint(), samples)));
         return Ok(Reply::Events { head, source, limits, observation });
     }
     let merged = merge::json(request.endpoint(), request.samples(), request.batch(), &parts);

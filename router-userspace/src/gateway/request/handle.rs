@@ -12,11 +12,11 @@ use router_core::fleet::{Fleet, Pool};
 use router_core::route::{self, Filters, Found, Head, Target};
 use router_core::sglang::{Endpoint, headers};
 
-use super::body::ResponseBody;
 use super::endpoint::{Served, label, serve};
 use super::record::Record;
 use super::reject::Reject;
 use super::relay::Relay;
+use super::response_body::ResponseBody;
 use super::routed::{Reply, RouteDeadlines, RoutedRequest};
 use crate::gateway::fleet_handle::FleetHandle;
 use crate::gateway::shared::Gateway;

@@ -13,8 +13,8 @@ use router_core::sglang::info;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::body::ResponseBody;
 use super::reject::Reject;
+use super::response_body::ResponseBody;
 use super::routed::{Reply, RoutedRequest};
 use crate::gateway::shared::Gateway;
 

@@ -1,6 +1,5 @@
 //! The life of a request: route, filters, attempts, response, log line.
 
-pub(crate) mod body;
 pub(crate) mod endpoint;
 pub(crate) mod generate;
 pub(crate) mod handle;
@@ -10,5 +9,7 @@ pub(crate) mod proxy;
 pub(crate) mod record;
 pub(crate) mod reject;
 pub(crate) mod relay;
+pub(crate) mod request_body;
+pub(crate) mod response_body;
 pub(crate) mod retry;
 pub(crate) mod routed;

@@ -9,8 +9,8 @@ use hyper::body::Incoming;
 use router_core::fleet::Lease;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::body::BodyError;
 use super::record::Record;
+use super::response_body::BodyError;
 use crate::http_client::innermost;
 
 /// A backend's body on its way to the client. It keeps the lease until the body ends.

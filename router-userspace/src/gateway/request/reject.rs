@@ -9,7 +9,7 @@ use router_core::fleet::ObjectName;
 use router_core::sglang::fault::ClientError;
 use router_core::sglang::{Endpoint, Invalid};
 
-use super::body::ResponseBody;
+use super::response_body::ResponseBody;
 use crate::gateway::placement::queue::AdmissionError;
 use crate::gateway::upstream::dispatch::AttemptError;
 use crate::gateway::upstream::fault::{Fault, FaultKind};

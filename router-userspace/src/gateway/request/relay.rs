@@ -13,13 +13,13 @@ use http_body::{Body, Frame};
 use router_core::sglang::Endpoint;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::body::BodyError;
 use super::record::Record;
 use super::reject::Reject;
+use super::response_body::BodyError;
 use crate::gateway::placement::observe::DecodeObservation;
 use crate::gateway::upstream::dispatch::{Dispatch, Silence};
 use crate::gateway::upstream::fault::{Fault, FaultKind};
-use crate::gateway::upstream::source::Source;
+use crate::gateway::upstream::source::EventSource;
 
 /// Interval at which a stream without events is checked: its limits, and its worker's health.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -36,7 +36,7 @@ pub(crate) struct StreamLimits {
 pub(crate) struct Relay {
     dispatch: Arc<Dispatch>,
     /// `None` once the stream is over.
-    source: Option<Source>,
+    source: Option<EventSource>,
     limits: StreamLimits,
     /// Updated when the stream has ended well.
     observation: Option<DecodeObservation>,
@@ -49,7 +49,7 @@ pub(crate) struct Relay {
 impl Relay {
     pub(crate) fn new(
         dispatch: Arc<Dispatch>,
-        source: Source,
+        source: EventSource,
         limits: StreamLimits,
         observation: Option<DecodeObservation>,
         record: Record,

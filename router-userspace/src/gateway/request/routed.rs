@@ -8,11 +8,11 @@ use http::{HeaderMap, Response};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use super::body::ResponseBody;
 use super::proxied_body::ProxiedBody;
 use super::relay::StreamLimits;
+use super::response_body::ResponseBody;
 use crate::gateway::placement::observe::DecodeObservation;
-use crate::gateway::upstream::source::Source;
+use crate::gateway::upstream::source::EventSource;
 
 /// The answer of a target, without the gateway's own headers.
 pub(crate) enum Reply {
@@ -22,7 +22,7 @@ pub(crate) enum Reply {
     /// A stream of events of an engine.
     Events {
         head: HeaderMap,
-        source: Source,
+        source: EventSource,
         limits: StreamLimits,
         observation: Option<DecodeObservation>,
     },

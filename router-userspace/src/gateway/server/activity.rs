@@ -14,7 +14,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::gateway::request::body::{BodyError, ResponseBody};
+use crate::gateway::request::response_body::{BodyError, ResponseBody};
 
 /// Number of checks within the send timeout whether a client reads its answer.
 const CHECKS_PER_TIMEOUT: u32 = 8;
@@ -22,12 +22,12 @@ const CHECKS_PER_TIMEOUT: u32 = 8;
 /// The requests of one connection.
 #[derive(Debug)]
 pub(crate) struct ConnectionActivity {
-    state: Mutex<State>,
+    state: Mutex<ActivityState>,
     begun: Notify,
 }
 
 #[derive(Debug)]
-struct State {
+struct ActivityState {
     running: usize,
     /// The number of requests so far.
     total: u64,
@@ -40,7 +40,7 @@ struct State {
 impl ConnectionActivity {
     pub(crate) fn new() -> Arc<ConnectionActivity> {
         let streamed = HashMap::new();
-        let state = State { running: 0, total: 0, idle_since: Instant::now(), streamed };
+        let state = ActivityState { running: 0, total: 0, idle_since: Instant::now(), streamed };
         Arc::new(ConnectionActivity { state: Mutex::new(state), begun: Notify::new() })
     }
 
@@ -82,7 +82,7 @@ impl ConnectionActivity {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ActivityState> {
         self.state.lock()
     }
 }

@@ -24,7 +24,7 @@ use super::fault::{Fault, FaultKind};
 use super::first_event::{ResponseStart, read_start};
 use super::in_flight::{InFlight, PrefillLeg};
 use super::leg;
-use crate::clock::Clock;
+use crate::clock::MonotonicClock;
 use crate::config::TimeoutFlags;
 use crate::gateway::engine_client::EngineClient;
 use crate::gateway::placement::observe::Prediction;
@@ -91,7 +91,7 @@ pub(crate) struct Dispatch {
     pub timeouts: TimeoutFlags,
     /// Maximum size of a whole answer, in bytes.
     pub max_response: usize,
-    pub clock: Clock,
+    pub clock: MonotonicClock,
     pub metrics: Metrics,
     /// Cancelled when the drain timeout is exceeded: running requests end with an error.
     pub drain_exceeded: CancellationToken,

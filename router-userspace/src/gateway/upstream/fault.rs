@@ -12,7 +12,7 @@ use router_core::sglang::fault::ClientError;
 /// One leg's failure.
 #[derive(Clone, Debug)]
 pub(crate) struct Fault {
-    /// `None` where one worker serves alone.
+    /// `None` if one worker serves alone.
     pub leg: Option<Leg>,
     pub worker: Arc<Worker>,
     pub kind: FaultKind,

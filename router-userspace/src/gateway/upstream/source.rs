@@ -1,4 +1,4 @@
-//! [`Source`]: the events of a streamed answer, of one engine or merged from n samples.
+//! [`EventSource`]: the events of a streamed answer, of one engine or merged from n samples.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -68,41 +68,41 @@ impl Sample {
 }
 
 /// The events of an answer.
-pub(crate) enum Source {
+pub(crate) enum EventSource {
     Single(Box<Sample>),
     Merged(Box<MergedSamples>),
 }
 
-impl Source {
+impl EventSource {
     pub(crate) fn poll_event(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, FaultKind>>> {
         match self {
-            Source::Single(sample) => sample.poll_event(cx),
-            Source::Merged(merged) => merged.poll_event(cx),
+            EventSource::Single(sample) => sample.poll_event(cx),
+            EventSource::Merged(merged) => merged.poll_event(cx),
         }
     }
 
     pub(crate) fn worker(&self) -> &Arc<Worker> {
         match self {
-            Source::Single(sample) => sample.in_flight.worker(),
-            Source::Merged(merged) => merged.worker(),
+            EventSource::Single(sample) => sample.in_flight.worker(),
+            EventSource::Merged(merged) => merged.worker(),
         }
     }
 
     pub(crate) fn leg(&self) -> Option<Leg> {
         match self {
-            Source::Single(sample) => sample.in_flight.leg(),
-            Source::Merged(_) => Some(Leg::Decode),
+            EventSource::Single(sample) => sample.in_flight.leg(),
+            EventSource::Merged(_) => Some(Leg::Decode),
         }
     }
 
     /// The answer is whole: nothing is aborted.
     pub(crate) fn complete(self) {
         match self {
-            Source::Single(sample) => sample.in_flight.complete(),
-            Source::Merged(merged) => {
+            EventSource::Single(sample) => sample.in_flight.complete(),
+            EventSource::Merged(merged) => {
                 for sample in merged.samples {
                     sample.in_flight.complete();
                 }

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::clock::Clock;
+use crate::clock::MonotonicClock;
 use crate::gateway::engine_client::EngineClient;
 use crate::supervise::restarted;
 
@@ -27,7 +27,7 @@ const UNSUPPORTED_PAUSE: u32 = 30;
 #[derive(Clone)]
 pub(crate) struct LoadPoller {
     pub(crate) engines: EngineClient,
-    pub(crate) clock: Clock,
+    pub(crate) clock: MonotonicClock,
     pub(crate) interval: Duration,
     pub(crate) timeout: Duration,
 }

@@ -9,7 +9,7 @@ use router_core::schedule::Policy;
 
 use super::tests::{limits, member, request};
 use super::*;
-use crate::clock::Clock;
+use crate::clock::MonotonicClock;
 
 /// Counts the allocations of each thread.
 struct Counting;
@@ -48,7 +48,7 @@ static GLOBAL: Counting = Counting;
 
 /// As many prefills as decodes, with load from agents, in groups or not.
 fn admission(workers: usize, groups: bool) -> (Arc<Pool>, Arc<Admission>) {
-    let clock = Clock::start();
+    let clock = MonotonicClock::start();
     let mut members = Vec::new();
     for at in 0..workers {
         for (name, role) in [("p", Role::Prefill), ("d", Role::Decode)] {

@@ -8,7 +8,7 @@ use router_core::schedule::Policy;
 
 use super::*;
 use crate::certificates::Certificates;
-use crate::clock::Clock;
+use crate::clock::MonotonicClock;
 
 pub(super) fn limits(max_queued: usize) -> LimitFlags {
     LimitFlags {
@@ -54,7 +54,8 @@ fn admission(pool: &Arc<Pool>, max_queued: usize) -> Arc<Admission> {
     let fleet = Arc::new(FleetHandle::default());
     let published = Fleet { generation: 1, pools: vec![Arc::clone(pool)], ..Fleet::default() };
     fleet.publish(published, Certificates::default());
-    let view = SchedulerView::new(Policy::LeastLoad, Clock::start(), Duration::from_secs(1));
+    let view =
+        SchedulerView::new(Policy::LeastLoad, MonotonicClock::start(), Duration::from_secs(1));
     Admission::new(fleet, view, limits(max_queued), Duration::from_secs(30))
 }
 

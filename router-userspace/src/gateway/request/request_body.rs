@@ -1,78 +1,17 @@
-//! [`ResponseBody`]: the body of every response of the gateway; and the reading of request bodies.
+//! Reads the whole body of a request, within its limits of size, time and memory.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
-use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::reject::Reject;
-
-/// The error of a body. It closes the connection to the client.
-pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
-
-/// A body that is passed on as it comes.
-pub(crate) type Streamed = Pin<Box<dyn Body<Data = Bytes, Error = BodyError> + Send>>;
-
-/// The body of a response.
-pub(crate) enum ResponseBody {
-    /// All bytes, known in advance.
-    Full(Option<Bytes>),
-    Streamed(Streamed),
-}
-
-impl ResponseBody {
-    pub(crate) fn full(bytes: Bytes) -> ResponseBody {
-        ResponseBody::Full(Some(bytes).filter(|bytes| !bytes.is_empty()))
-    }
-
-    pub(crate) fn streamed(
-        body: impl Body<Data = Bytes, Error = BodyError> + Send + 'static,
-    ) -> ResponseBody {
-        ResponseBody::Streamed(Box::pin(body))
-    }
-}
-
-impl Body for ResponseBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self.get_mut() {
-            ResponseBody::Full(bytes) => {
-                Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes))))
-            }
-            ResponseBody::Streamed(body) => body.as_mut().poll_frame(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            ResponseBody::Full(bytes) => bytes.is_none(),
-            ResponseBody::Streamed(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            ResponseBody::Full(bytes) => {
-                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
-            }
-            ResponseBody::Streamed(body) => body.size_hint(),
-        }
-    }
-}
 
 /// Reads the whole body of a request. The permits are the body's bytes in `memory`, to be kept as long
 /// as the body.
