@@ -57,7 +57,8 @@ pub struct AgentFlags {
     /// How to attach tc programs.
     #[arg(long, help_heading = "Interfaces", value_enum, default_value_t = TcMode::Auto)]
     pub tc: TcMode,
-    /// Directory of the cgroup2 hierarchy whose sockets are counted. The default is the root of the first cgroup2 mount.
+    /// Directory of the cgroup2 hierarchy whose sockets are counted. The default is the root of the
+    /// first cgroup2 mount.
     #[arg(long, help_heading = "Interfaces", value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
 
