@@ -34,7 +34,7 @@ fn main() {
         Namespace::node().run(per_packet);
     }
     for connections in [100, 1_000, 10_000].into_iter().filter(|_| wanted("agent")) {
-        agent_itself(connections.min(room()));
+        agent_itself(connections.min(max_connections()));
     }
     if wanted("load") {
         under_load();
@@ -44,8 +44,8 @@ fn main() {
     }
 }
 
-/// Connections whose both ends this process may have open; root may have its limit raised.
-fn room() -> usize {
+/// Number of connections of which this process may have both ends open. Root may raise the limit.
+fn max_connections() -> usize {
     const WANTED: u64 = 21_000;
     _ = setrlimit(Resource::RLIMIT_NOFILE, WANTED, WANTED);
     let (open, _) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of open files");
@@ -146,8 +146,8 @@ fn ask(programs: &Programs, flows: Range<u32>) {
     }
 }
 
-/// Segments that each say something new, run once each: what was measured above is, after the
-/// first, sent again. The caches are colder, and the clock that measures is part of both.
+/// A distinct segment per run: the runs above repeat one segment, so all but the first take the
+/// retransmit path. The caches are colder here, and the cost of the clock is part of both figures.
 fn new_payload(programs: &Programs, arp: &[u8]) {
     const TURNS: u32 = 20;
     const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";

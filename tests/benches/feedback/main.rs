@@ -43,7 +43,7 @@ fn main() {
     // An engine that gets no requests.
     site.engine("decode", false, ENGINES);
     for engine in &site.engines {
-        listens(&site, SocketAddr::new(engine.pod.address, ENGINE_PORT));
+        wait_for_listener(&site, SocketAddr::new(engine.pod.address, ENGINE_PORT));
     }
     let stop = Arc::new(AtomicBool::new(false));
     let outside = site.node.outside.path();
@@ -55,7 +55,7 @@ fn main() {
         .collect();
     // Pods of another node are not looked for on this one.
     site.agent("--node-name node-0");
-    let (publishers, sent) = replayed(&site);
+    let (publishers, sent) = start_replays(&site);
     let real = format!("--agent {}", site.agent_address());
     let all: String =
         publishers.iter().map(|publisher| format!(" --agent {}", publisher.address)).collect();
@@ -64,7 +64,7 @@ fn main() {
     let workers = usize::from(PUBLISHERS) * 2 * PAIRS + 2 * PAIRS + 1;
     many.until_loads_fresh(workers);
 
-    gateways_cost(&site, workers, &sent);
+    gateway_cpu(&site, workers, &sent);
     many.until_loads_fresh(workers);
 
     let probe = site.engines.last().expect("the engine without requests");
@@ -85,8 +85,9 @@ fn main() {
     load.into_iter().for_each(|load| load.join().expect("requests past the gateways"));
 }
 
-/// Of the first gateway, which listens to one agent, and of the second, which listens to all.
-fn gateways_cost(site: &Site, workers: usize, sent: &Sent) {
+/// CPU of the first gateway, which subscribes to one agent, and of the second, which subscribes to
+/// all.
+fn gateway_cpu(site: &Site, workers: usize, sent: &Sent) {
     let cpu = |gateway| cpu_time(site.gateway_pid(gateway));
     let (before, frames, start) = ([cpu(0), cpu(1)], sent.load(Ordering::Relaxed), Instant::now());
     wait("both gateways are watched", || (start.elapsed() >= WATCHED).then_some(()));
@@ -102,8 +103,8 @@ fn gateways_cost(site: &Site, workers: usize, sent: &Sent) {
     );
 }
 
-/// Waits until somebody accepts connections there.
-fn listens(site: &Site, address: SocketAddr) {
+/// Waits until a program accepts connections on `address`.
+fn wait_for_listener(site: &Site, address: SocketAddr) {
     wait("a program listens", || {
         let path = site.node.outside.path();
         let tried = std::thread::spawn(move || {
@@ -114,13 +115,13 @@ fn listens(site: &Site, address: SocketAddr) {
     });
 }
 
-/// Publishers of what the agent says now, and their pods in the manifests.
-fn replayed(site: &Site) -> (Vec<Publisher>, Sent) {
+/// Publishers that replay the agent's current stream, with their pods added to the manifests.
+fn start_replays(site: &Site) -> (Vec<Publisher>, Sent) {
     let busy = &site.engines[..2 * PAIRS];
     let of: Vec<String> = busy.iter().map(|engine| format!("{}-1", engine.name)).collect();
     let agent = site.agent_address();
-    listens(site, agent);
-    // What was open when the agent started has ended by then.
+    wait_for_listener(site, agent);
+    // Connections that were open when the agent started have ended by then.
     record(&site.node.outside, agent, Duration::from_secs(2));
     let recording = record(&site.node.outside, agent, RECORDED);
     println!(

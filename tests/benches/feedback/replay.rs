@@ -1,4 +1,4 @@
-//! Publishers that say again what a real agent said, of pods of their own.
+//! Publishers that replay the stream of a real agent for pods of their own.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -15,20 +15,20 @@ use router_core::frame::{
 };
 use router_tests::site::{TOKEN, enter};
 
-/// What an agent said, and when after the report that it began with.
+/// An agent's stream: the full frame, and the later frames with their times after it.
 pub(crate) struct Recording {
     report: LoadReport,
     frames: Vec<(Duration, Frame)>,
     takes: Duration,
 }
 
-/// Subscribes to a real agent, from the namespace `from`, for so long.
+/// Subscribes to a real agent from the namespace `from` and records for `takes`.
 pub(crate) fn record(from: &Namespace, agent: SocketAddr, takes: Duration) -> Recording {
     let path = from.path();
     let recorded = std::thread::spawn(move || {
         enter(&path);
         let mut stream = TcpStream::connect(agent).expect("the agent");
-        // An answer of HTTP/1.0 has no chunks.
+        // A response to HTTP/1.0 is not chunked.
         let request = format!(
             "GET /v1/loads/stream HTTP/1.0\r\nhost: a\r\nauthorization: Bearer {TOKEN}\r\n\r\n"
         );
