@@ -142,7 +142,7 @@ pub(crate) fn by_packets(seen: &[Seen]) -> (Vec<Duration>, Vec<Duration>) {
     let (mut ttft, mut itl) = (Vec::new(), Vec::new());
     let mut asked = None;
     let mut last: Option<Duration> = None;
-    for Seen { at, source_port, payload } in seen {
+    for Seen { at, source_port, payload, .. } in seen {
         if *source_port != ENGINE {
             asked = Some(*at);
             last = None;

@@ -20,6 +20,7 @@ use nix::sys::time::{TimeSpec, TimeVal, TimeValLike};
 pub(crate) struct Seen {
     pub(crate) at: Duration,
     pub(crate) source_port: u16,
+    sequence: u32,
     pub(crate) payload: Vec<u8>,
 }
 
@@ -55,7 +56,7 @@ impl Watch {
 }
 
 fn collect(socket: &OwnedFd, index: i32, stop: &AtomicBool) -> Vec<Seen> {
-    let mut seen = Vec::new();
+    let mut seen: Vec<Seen> = Vec::new();
     let mut buffer = vec![0u8; 70_000];
     loop {
         let mut control = cmsg_space!(TimeSpec);
@@ -79,9 +80,17 @@ fn collect(socket: &OwnedFd, index: i32, stop: &AtomicBool) -> Vec<Seen> {
         });
         let bytes = message.bytes;
         if let Some(at) = stamp.filter(|_| here) {
-            seen.extend(segment(&buffer[..bytes], at));
+            // A busy machine answers late, and TCP sends again what has arrived: the first counts.
+            let new =
+                segment(&buffer[..bytes], at).filter(|new| !seen.iter().any(|s| is_same(s, new)));
+            seen.extend(new);
         }
     }
+}
+
+/// Whether two segments have the same place in their connection.
+fn is_same(one: &Seen, other: &Seen) -> bool {
+    (one.source_port, one.sequence) == (other.source_port, other.sequence)
 }
 
 fn segment(frame: &[u8], at: Duration) -> Option<Seen> {
@@ -92,5 +101,6 @@ fn segment(frame: &[u8], at: Duration) -> Option<Seen> {
     let tcp = packet.get(header..length).filter(|_| packet[9] == 6)?;
     let payload = tcp.get(usize::from(tcp[12] >> 4) * 4..)?.to_vec();
     let source_port = u16::from_be_bytes([tcp[0], tcp[1]]);
-    (!payload.is_empty()).then_some(Seen { at, source_port, payload })
+    let sequence = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
+    (!payload.is_empty()).then_some(Seen { at, source_port, sequence, payload })
 }
