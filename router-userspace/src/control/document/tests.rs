@@ -1,4 +1,4 @@
-//! Every kind of bad document, and what is said of it.
+//! Every kind of bad document, and its problems.
 
 use router_core::fleet::ListenPort;
 
@@ -38,7 +38,7 @@ const POOL: &str = "apiVersion: inference.networking.x-k8s.io/v1alpha2\nkind: In
 const POLICY: &str = "apiVersion: inferenceextension.alibabacloud.com/v1alpha1\nkind: InferenceTrafficPolicy\nmetadata:\n  name: policy\nspec:\n  poolRef:\n    name: pool\n";
 
 /// A document and what its one problem says, field and reason.
-fn says(document: &str, expected: &[&str]) {
+fn assert_problem(document: &str, expected: &[&str]) {
     let problems = problems(document);
     let [problem] = problems.as_slice() else { panic!("{document}\n{problems:#?}") };
     for part in expected {
@@ -49,39 +49,57 @@ fn says(document: &str, expected: &[&str]) {
 #[test]
 fn a_document_that_does_not_parse_is_named_with_field_and_reason() {
     let at = "case.yaml document 1";
-    says("a: [1\n", &[at, "invalid YAML", "line 1"]);
-    says("a: 1\na: 2\n", &[at, "invalid YAML", "duplicate", "line 2"]);
-    says("just text\n", &[at, "apiVersion and kind are required"]);
-    says("- a\n- b\n", &[at, "apiVersion and kind are required"]);
-    says("apiVersion: v1\nkind: Pod\n", &[at, "metadata.name", "a Pod is required"]);
+    assert_problem("a: [1\n", &[at, "invalid YAML", "line 1"]);
+    assert_problem("a: 1\na: 2\n", &[at, "invalid YAML", "duplicate", "line 2"]);
+    assert_problem("just text\n", &[at, "apiVersion and kind are required"]);
+    assert_problem("- a\n- b\n", &[at, "apiVersion and kind are required"]);
+    assert_problem("apiVersion: v1\nkind: Pod\n", &[at, "metadata.name", "a Pod is required"]);
     let labels = |value: &str| format!("{POD}  labels:\n    app: {value}\n");
-    says(&labels("yes"), &[at, "Pod default/p", "metadata.labels.app", "boolean", "quotes"]);
-    says(&labels("0777"), &["metadata.labels.app", "integer `511`", "quotes"]);
-    says(&format!("{POD}spec: []\n"), &["Pod default/p", "spec"]);
+    assert_problem(
+        &labels("yes"),
+        &[at, "Pod default/p", "metadata.labels.app", "boolean", "quotes"],
+    );
+    assert_problem(&labels("0777"), &["metadata.labels.app", "integer `511`", "quotes"]);
+    assert_problem(&format!("{POD}spec: []\n"), &["Pod default/p", "spec"]);
     let port =
         |port: &str| format!("{POOL}spec:\n  selector:\n    a: b\n  targetPortNumber: {port}\n");
-    says(&port("0"), &["InferencePool default/pool", "spec.targetPortNumber", "nonzero u16"]);
-    says(&port("70000"), &["spec.targetPortNumber", "70000"]);
-    says(&port("http"), &["spec.targetPortNumber", "\"http\""]);
-    says(&format!("{POOL}spec:\n  targetPortNumber: 1\n"), &["spec", "missing field `selector`"]);
+    assert_problem(
+        &port("0"),
+        &["InferencePool default/pool", "spec.targetPortNumber", "nonzero u16"],
+    );
+    assert_problem(&port("70000"), &["spec.targetPortNumber", "70000"]);
+    assert_problem(&port("http"), &["spec.targetPortNumber", "\"http\""]);
+    assert_problem(
+        &format!("{POOL}spec:\n  targetPortNumber: 1\n"),
+        &["spec", "missing field `selector`"],
+    );
     let version = POOL.replace("v1alpha2", "v1alpha1");
-    says(&version, &["InferencePool default/pool", "apiVersion", "v1alpha1"]);
+    assert_problem(&version, &["InferencePool default/pool", "apiVersion", "v1alpha1"]);
     let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata:\n  name: r\nspec:\n  parentRefs:\n  - name: g\n  rules:\n  - matches:\n    - path:\n        type: Prefix\n        value: /\n";
-    says(route, &["HTTPRoute default/r", "spec.rules[0].matches[0].path.type", "PathPrefix"]);
+    assert_problem(
+        route,
+        &["HTTPRoute default/r", "spec.rules[0].matches[0].path.type", "PathPrefix"],
+    );
 }
 
 #[test]
 fn a_field_that_has_no_effect_is_named_and_the_rest_is_served() {
     let pool = format!("{POOL}spec:\n  selector:\n    a: b\n  targetPortNumber: 1\n---\n");
     let policy = |rest: &str| format!("{pool}{POLICY}{rest}");
-    says(
+    assert_problem(
         &policy("  profile:\n    single:\n      trafficPolicy: {}\n"),
         &["document 2", "spec.profile.single.trafficPolicy", "has no effect"],
     );
-    says(&policy("  modelServerRuntim: sglang\n"), &["spec.modelServerRuntim", "unknown"]);
-    says(&format!("{POD}spec:\n  containers: []\n  nodeNam: x\n"), &["spec.nodeNam", "unknown"]);
+    assert_problem(
+        &policy("  modelServerRuntim: sglang\n"),
+        &["spec.modelServerRuntim", "unknown"],
+    );
+    assert_problem(
+        &format!("{POD}spec:\n  containers: []\n  nodeNam: x\n"),
+        &["spec.nodeNam", "unknown"],
+    );
     let gateway = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata:\n  name: g\nspec:\n  gatewayClassName: c\n  addresses:\n  - value: 10.0.0.1\n  listeners:\n  - name: http\n    port: 80\n    protocol: HTTP\n";
-    says(gateway, &["Gateway default/g", "spec.addresses", "has no effect"]);
+    assert_problem(gateway, &["Gateway default/g", "spec.addresses", "has no effect"]);
     assert_eq!(fleet(gateway).ports(), [ListenPort { number: 80, secure: false }]);
     let backend = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata:\n  name: r\nspec:\n  parentRefs: []\n  rules:\n  - retry: {attempts: 3}\n";
     let text = problems(backend).join("\n");
@@ -101,14 +119,14 @@ fn a_quantity_with_a_space_gets_a_hint() {
     let pod = format!(
         "{POD}spec:\n  containers:\n  - name: c\n    resources:\n      limits:\n        memory: \"16 Gi\"\n        nvidia.com/gpu: \"2\"\n"
     );
-    says(
+    assert_problem(
         &pod,
         &["Pod default/p", "spec.containers[0].resources.limits.memory", "\"16 Gi\"", "write 16Gi"],
     );
     let shm = format!(
         "{POD}spec:\n  containers: []\n  volumes:\n  - name: d\n    emptyDir:\n      sizeLimit: 15 Gi\n"
     );
-    says(&shm, &["spec.volumes[0].emptyDir.sizeLimit", "write 15Gi"]);
+    assert_problem(&shm, &["spec.volumes[0].emptyDir.sizeLimit", "write 15Gi"]);
 }
 
 #[test]
@@ -157,7 +175,7 @@ fn an_alias_bomb_is_refused() {
         let below = format!("*a{}, ", level - 1).repeat(10);
         text.push_str(&format!("a{level}: &a{level} [{below}]\n"));
     }
-    says(&text, &["invalid YAML"]);
+    assert_problem(&text, &["invalid YAML"]);
 }
 
 #[test]

@@ -73,7 +73,7 @@ impl Served {
                 return;
             }
         }
-        panic!("no change was seen");
+        panic!("no change was observed");
     }
 
     fn write(&mut self, name: &str, text: &str) -> &Fleet {
@@ -133,9 +133,12 @@ fn a_document_that_does_not_parse_keeps_its_last_good_version_alone() {
     let members = &served.fleet.pools[0].members;
     let addresses: Vec<String> = members.iter().map(|m| m.worker.address.to_string()).collect();
     assert_eq!(addresses, ["10.0.0.1:8000", "10.0.0.4:8000"]);
-    let said = served.problems();
-    assert!(said.contains("all.yaml document 3, Pod default/a, metadata.labels.app: "), "{said}");
-    assert!(said.contains("the last valid version stays in effect"), "{said}");
+    let problems = served.problems();
+    assert!(
+        problems.contains("all.yaml document 3, Pod default/a, metadata.labels.app: "),
+        "{problems}"
+    );
+    assert!(problems.contains("the last valid version stays in effect"), "{problems}");
     // Whole again.
     served.write("all.yaml", &(POOL.to_owned() + &pod("a", 5)));
     assert_eq!(served.pods(), ["default/a Ready"]);
@@ -148,7 +151,7 @@ fn text_that_is_not_yaml_keeps_the_document_that_stood_there() {
     let mut served = Served::new(&[("all.yaml", &good)]);
     served.write("all.yaml", &(POOL.to_owned() + "---\n{{ template }}\n" + &pod("b", 3)));
     assert_eq!(served.pods(), ["default/a Ready", "default/b Ready"]);
-    // An object that stands elsewhere in the file now is not kept twice.
+    // An object that moved in the file now is not kept twice.
     served.write("all.yaml", &(POOL.to_owned() + "---\n{{ template }}\n" + &pod("a", 1)));
     assert_eq!(served.pods(), ["default/a Ready"]);
 }
@@ -158,11 +161,12 @@ fn a_document_that_never_parsed_is_absent_and_the_pods_beside_it_apply() {
     let broken = POOL.replace("8000", "none");
     let mut served = Served::new(&[("pool.yaml", POOL), ("broken.yaml", &(broken + &pod("a", 1)))]);
     assert_eq!(served.pods(), ["default/a Ready"]);
-    let said = served.problems();
+    let problems = served.problems();
     assert!(
-        said.contains("broken.yaml document 1, InferencePool default/pool, spec.targetPortNumber")
+        problems
+            .contains("broken.yaml document 1, InferencePool default/pool, spec.targetPortNumber")
     );
-    assert!(!said.contains("stays in effect"), "{said}");
+    assert!(!problems.contains("stays in effect"), "{problems}");
     std::fs::remove_file(served.scratch.path().join("broken.yaml")).unwrap();
     served.look();
     assert_eq!((served.problems(), served.pods().len()), (String::new(), 0));

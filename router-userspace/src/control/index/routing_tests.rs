@@ -106,9 +106,9 @@ fn a_path_that_no_request_can_have_drops_its_rule() {
         let route = route(&format!("parentRefs: [{{name: g}}], rules: [{rule}, {{}}]"));
         let fleet = golden::fleet(&format!("{GATEWAY}{route}"));
         assert_eq!(fleet.listeners[0].rules().count(), 1, "{path}");
-        let said = problems(&fleet);
+        let text = problems(&fleet);
         let field = "spec.rules[0].matches[0].path.value";
-        assert!(said.contains(field) && said.contains(path), "{said}");
+        assert!(text.contains(field) && text.contains(path), "{text}");
     }
 }
 
@@ -122,10 +122,10 @@ fn of_two_listeners_in_conflict_the_older_gateways_is_served() {
     let fleet = golden::fleet(&text);
     assert_eq!(fleet.listeners.len(), 1);
     assert_eq!(fleet.listeners[0].gateway.to_string(), "default/z");
-    let said = problems(&fleet);
+    let text = problems(&fleet);
     assert!(
-        said.contains("Gateway default/a, spec.listeners[0].port: an earlier listener"),
-        "{said}"
+        text.contains("Gateway default/a, spec.listeners[0].port: an earlier listener"),
+        "{text}"
     );
 }
 
@@ -147,9 +147,9 @@ fn of_two_timeouts_for_one_gateway_the_older_policy_is_used_unless_they_are_equa
         let fleet = golden::fleet(&text);
         let (_, _, rule) = fleet.listeners[0].rules().next().unwrap();
         assert_eq!(rule.timeouts.request, Some(std::time::Duration::from_secs(120)));
-        let said = problems(&fleet);
-        let named = said.contains("BackendTrafficPolicy default/a, spec.targetRef: another");
-        assert_eq!(named, conflict, "{said}");
+        let text = problems(&fleet);
+        let named = text.contains("BackendTrafficPolicy default/a, spec.targetRef: another");
+        assert_eq!(named, conflict, "{text}");
     }
 }
 

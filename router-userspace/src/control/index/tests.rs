@@ -129,14 +129,14 @@ fn facts_change_which_engines_fit() {
     let mut index = golden::index("case.yaml", &format!("{POOL}{pods}"));
     let before = index.build(&Fleet::default());
     assert_eq!(before.pools[0].compatible_sets.len(), 1);
-    let tell = |index: &mut Index, uid: &str, model: &str| {
+    let set = |index: &mut Index, uid: &str, model: &str| {
         let model_path = Some(model.to_owned());
         let facts = EngineInfo { model_path, ..EngineInfo::default() };
         index.set_facts(WorkerKey { uid: uid.into(), port: 8000 }, facts)
     };
-    assert!(tell(&mut index, "u-a", "qwen"));
-    assert!(tell(&mut index, "u-b", "llama"));
-    assert!(!tell(&mut index, "u-b", "llama"), "the same facts are no news");
+    assert!(set(&mut index, "u-a", "qwen"));
+    assert!(set(&mut index, "u-b", "llama"));
+    assert!(!set(&mut index, "u-b", "llama"), "unchanged facts are no change");
     let after = index.build(&before);
     assert_eq!(after.pools[0].compatible_sets.len(), 2);
     assert_eq!(after.pools[0].serving(Some("qwen")).next().unwrap().unified, [0]);

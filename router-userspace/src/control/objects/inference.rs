@@ -1,4 +1,4 @@
-//! InferencePool in both of its groups, and the InferenceTrafficPolicy that says how it serves.
+//! InferencePool in both of its groups, and the InferenceTrafficPolicy that configures it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
@@ -73,7 +73,7 @@ impl InferencePool {
         }
     }
 
-    /// Every one of these labels must stand on a pod.
+    /// Every one of these labels must be on a pod.
     pub fn selector(&self) -> &BTreeMap<String, String> {
         match &self.spec {
             PoolSpec::V1Alpha2(spec) => &spec.selector,

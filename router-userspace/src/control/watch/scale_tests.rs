@@ -5,13 +5,13 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use router_core::fleet::{EngineInfo, Fleet, Phase};
 
-use super::tests::{Case, pod, pods_of, pool, seen};
+use super::tests::{Case, pod, pods_of, pool, present};
 use super::*;
 
 const PODS: usize = 1_000;
 const EVENTS: u64 = 40;
 /// Of the processor's time, in a build for tests: for reading it, making the fleet, and what objects
-/// are to be told.
+/// are to be reported.
 const MOST: Duration = Duration::from_millis(10);
 
 fn processor_time() -> Duration {
@@ -22,7 +22,7 @@ fn processor_time() -> Duration {
 fn one_pods_event_among_a_thousand_costs_milliseconds() {
     let mut case = Case::new();
     // The pods are the first pool's alone.
-    case.apply(&Watch::Kind(Kind::InferencePoolV1), seen(Kind::InferencePoolV1, pool("q", "b")));
+    case.apply(&Watch::Kind(Kind::InferencePoolV1), present(Kind::InferencePoolV1, pool("q", "b")));
     let watch = pods_of("a");
     let named = |at: usize| format!("engine-{at}");
     case.list(&watch, (0..PODS).map(|at| pod(&named(at), 1, "a", true)).collect());
@@ -40,7 +40,7 @@ fn one_pods_event_among_a_thousand_costs_milliseconds() {
     let mut took = Vec::new();
     for event in 0..EVENTS {
         let ready = event % 2 == 1;
-        let change = seen(Kind::Pod, pod(&named(500), 2 + event, "a", ready));
+        let change = present(Kind::Pod, pod(&named(500), 2 + event, "a", ready));
         let start = processor_time();
         assert!(case.apply(&watch, change));
         fleet = case.index.build(&fleet);

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::control::CONTROLLER_NAME;
 
-pub(super) fn seen(kind: Kind, value: Value) -> WatchEvent {
+pub(super) fn present(kind: Kind, value: Value) -> WatchEvent {
     WatchEvent::Present(Box::new(ObservedObject::read(kind, value).unwrap()))
 }
 
@@ -68,7 +68,7 @@ impl Case {
             (Kind::InferencePoolV1, pool("p", "a")),
             (Kind::InferencePoolV1, pool("q", "a")),
         ] {
-            case.apply(&Watch::Kind(kind), seen(kind, value));
+            case.apply(&Watch::Kind(kind), present(kind, value));
         }
         case.watched.follow_references(&mut case.index);
         case
@@ -81,7 +81,7 @@ impl Case {
     pub(super) fn list(&mut self, watch: &Watch, objects: Vec<Value>) {
         self.apply(watch, WatchEvent::Listing);
         for object in objects {
-            self.apply(watch, seen(watch.kind(), object));
+            self.apply(watch, present(watch.kind(), object));
         }
         self.apply(watch, WatchEvent::Listed);
     }
@@ -120,7 +120,7 @@ fn a_delete_that_was_lost_shows_in_the_next_list() {
     let watch = pods_of("a");
     case.list(&watch, vec![pod("x", 1, "a", true), pod("y", 1, "a", true)]);
     case.apply(&watch, WatchEvent::Listing);
-    case.apply(&watch, seen(Kind::Pod, pod("x", 1, "a", true)));
+    case.apply(&watch, present(Kind::Pod, pod("x", 1, "a", true)));
     assert_eq!(case.pods(), ["x", "y"], "a list that is under way takes nothing away");
     case.apply(&watch, WatchEvent::Listed);
     assert_eq!(case.pods(), ["x"]);
@@ -154,14 +154,14 @@ fn a_change_of_what_is_never_read_is_no_news() {
     later["metadata"]["managedFields"] = json!([{"manager": "kubelet"}]);
     later["metadata"]["annotations"] = json!({"example.com/seen": "now"});
     later["status"]["conditions"][0]["lastProbeTime"] = json!("2026-01-01T00:00:00Z");
-    assert!(!case.apply(&watch, seen(Kind::Pod, later)));
-    assert!(case.apply(&watch, seen(Kind::Pod, pod("x", 3, "a", false))));
+    assert!(!case.apply(&watch, present(Kind::Pod, later)));
+    assert!(case.apply(&watch, present(Kind::Pod, pod("x", 3, "a", false))));
 }
 
 #[test]
 fn of_two_watches_the_newest_version_counts_whatever_comes_last() {
     let mut case = Case::new();
-    case.apply(&Watch::Kind(Kind::InferencePoolV1), seen(Kind::InferencePoolV1, pool("q", "b")));
+    case.apply(&Watch::Kind(Kind::InferencePoolV1), present(Kind::InferencePoolV1, pool("q", "b")));
     case.watched.follow_references(&mut case.index);
     let both = |version, ready| {
         let mut pod = pod("x", version, "a", ready);
@@ -187,7 +187,7 @@ fn a_pool_keeps_its_pods_until_those_of_its_new_selector_are_listed() {
     let mut case = Case::new();
     case.list(&pods_of("a"), vec![pod("x", 1, "a", true)]);
     for name in ["p", "q"] {
-        let changed = seen(Kind::InferencePoolV1, pool(name, "b"));
+        let changed = present(Kind::InferencePoolV1, pool(name, "b"));
         case.apply(&Watch::Kind(Kind::InferencePoolV1), changed);
     }
     case.watched.follow_references(&mut case.index);
@@ -195,7 +195,7 @@ fn a_pool_keeps_its_pods_until_those_of_its_new_selector_are_listed() {
     case.list(&pods_of("b"), vec![pod("y", 2, "b", true)]);
     assert!(case.watched.follow_references(&mut case.index));
     assert_eq!(case.pods(), ["y"]);
-    assert!(!case.apply(&pods_of("a"), seen(Kind::Pod, pod("x", 3, "a", true))), "a late event");
+    assert!(!case.apply(&pods_of("a"), present(Kind::Pod, pod("x", 3, "a", true))), "a late event");
 }
 
 #[test]
@@ -204,29 +204,29 @@ fn a_selector_that_the_api_server_refuses_selects_nobody_until_it_is_repaired() 
     case.list(&pods_of("a"), vec![pod("x", 1, "a", true)]);
     let edit = |case: &mut Case, app: &str| {
         for name in ["p", "q"] {
-            let changed = seen(Kind::InferencePoolV1, pool(name, app));
+            let changed = present(Kind::InferencePoolV1, pool(name, app));
             case.apply(&Watch::Kind(Kind::InferencePoolV1), changed);
         }
         case.watched.follow_references(&mut case.index);
     };
     edit(&mut case, "no label may be this");
-    assert_eq!(case.pods(), ["x"], "nothing goes before the API server has said something");
+    assert_eq!(case.pods(), ["x"], "nothing is removed before the API server has answered");
     let refused =
         WatchEvent::Failed { failure: WatchFailure::Refused, reason: "unable to parse".into() };
     assert!(case.apply(&pods_of("no label may be this"), refused));
-    assert!(case.watched.settled(), "what is refused is an answer: nobody waits for more");
+    assert!(case.watched.settled(), "a refusal counts as an answer");
     assert!(case.watched.follow_references(&mut case.index));
     assert_eq!(case.pods(), Vec::<String>::new());
-    let told = case.index.build(&Fleet::default()).problems;
-    let told = told.iter().find(|problem| problem.code == "Unreadable").unwrap();
-    assert!(told.reason.contains("unable to parse"), "{told}");
+    let reported = case.index.build(&Fleet::default()).problems;
+    let reported = reported.iter().find(|problem| problem.code == "Unreadable").unwrap();
+    assert!(reported.reason.contains("unable to parse"), "{reported}");
 
     edit(&mut case, "a");
     case.list(&pods_of("a"), vec![pod("x", 2, "a", true)]);
     case.watched.follow_references(&mut case.index);
     assert_eq!(case.pods(), ["x"]);
     let fleet = case.index.build(&Fleet::default());
-    assert_eq!(fleet.problems, [], "of the watch that is wanted no longer nothing is said");
+    assert_eq!(fleet.problems, [], "a removed watch reports no problem");
 }
 
 #[test]
@@ -235,12 +235,12 @@ fn an_object_that_breaks_keeps_its_last_good_version_and_says_so() {
     let watch = Watch::Kind(Kind::InferencePoolV1);
     let mut broken = pool("p", "a");
     broken["spec"]["targetPorts"] = json!([{"number": "many"}]);
-    assert!(case.apply(&watch, seen(Kind::InferencePoolV1, broken)));
+    assert!(case.apply(&watch, present(Kind::InferencePoolV1, broken)));
     let fleet = case.index.build(&Fleet::default());
     assert_eq!(fleet.pools.len(), 2);
-    let told = fleet.problems.iter().find(|problem| problem.code == "Unparsable").unwrap();
-    assert!(told.to_string().contains("cluster, InferencePool default/p, spec.targetPorts"));
-    assert!(told.reason.contains("the last valid version stays in effect"), "{told}");
+    let reported = fleet.problems.iter().find(|problem| problem.code == "Unparsable").unwrap();
+    assert!(reported.to_string().contains("cluster, InferencePool default/p, spec.targetPorts"));
+    assert!(reported.reason.contains("the last valid version stays in effect"), "{reported}");
     case.apply(&watch, WatchEvent::Gone(object_key(Kind::InferencePoolV1, Some("default"), "p")));
     assert!(case.index.build(&Fleet::default()).problems.iter().all(|p| p.code != "Unparsable"));
 }
@@ -252,8 +252,8 @@ fn node_case(peers: bool) -> Case {
         case.list(&Watch::Kind(kind), Vec::new());
     }
     case.list(&Watch::Node("n".into()), vec![pod("own", 1, "a", true)]);
-    // No route leads to it, and yet it says what its pods are.
-    case.apply(&Watch::Kind(Kind::InferencePoolV1), seen(Kind::InferencePoolV1, pool("p", "a")));
+    // No route leads to it, and it still defines the roles of its pods.
+    case.apply(&Watch::Kind(Kind::InferencePoolV1), present(Kind::InferencePoolV1, pool("p", "a")));
     case.watched.follow_references(&mut case.index);
     case
 }
@@ -291,7 +291,7 @@ fn what_an_agent_needs_of_a_pod_is_kept() {
     let mut value = pod("p", 1, "a", true);
     value["spec"] = json!({"nodeName": "n", "hostNetwork": true, "containers": [], "volumes": []});
     let mut case = node_case(false);
-    case.apply(&Watch::Node("n".into()), seen(Kind::Pod, value));
+    case.apply(&Watch::Node("n".into()), present(Kind::Pod, value));
     let named = |pod: &&k8s_openapi::api::core::v1::Pod| pod.metadata.name.as_deref() == Some("p");
     let spec = case.index.pods().find(named).unwrap().spec.clone().unwrap();
     assert_eq!((spec.node_name.as_deref(), spec.host_network), (Some("n"), Some(true)));
@@ -315,11 +315,11 @@ fn a_gateway_listens_to_the_agents_of_its_own_namespace_and_to_no_other() {
     let own = Watch::Pods { namespace: "system".into(), labels };
     assert!(case.watched.watches().any(|watch| *watch == own));
     case.list(&own, vec![agent("system", "one")]);
-    // A pool's pod that says it is an agent.
+    // A pod of a pool with the labels of an agent.
     case.list(&pods_of("a"), vec![agent("default", "impostor")]);
     let agents = case.index.build(&Fleet::default()).agents;
-    let told: Vec<String> = agents.iter().map(|agent| agent.name.to_string()).collect();
-    assert_eq!(told, ["system/one"]);
+    let reported: Vec<String> = agents.iter().map(|agent| agent.name.to_string()).collect();
+    assert_eq!(reported, ["system/one"]);
     assert_eq!(agents[0].address.port(), 9912);
     assert_eq!(agents[0].node.as_deref(), Some("n"));
 }

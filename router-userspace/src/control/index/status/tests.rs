@@ -56,8 +56,8 @@ fn statuses(documents: &[&str]) -> Vec<ObjectStatus> {
     index.statuses(&fleet)
 }
 
-/// `Type=Status/Reason` of every condition that an object of this kind is told.
-fn told(statuses: &[ObjectStatus], kind: Kind) -> Vec<String> {
+/// `Type=Status/Reason` of every condition of the objects of this kind.
+fn conditions_of(statuses: &[ObjectStatus], kind: Kind) -> Vec<String> {
     let standing = statuses.iter().find(|standing| standing.key.kind == kind).unwrap();
     let conditions: Vec<Value> = match &standing.patch {
         StatusPatch::Conditions(conditions) => conditions.clone(),
@@ -82,9 +82,9 @@ fn what_is_well_is_told_so_with_the_generation_that_was_seen() {
     let prefill = pod("prefill-0", "role: prefill");
     let decode = pod("decode-0", "role: decode");
     let all = statuses(&[CLASS, GATEWAY, ROUTE, POOL, POLICY, &prefill, &decode]);
-    assert_eq!(told(&all, Kind::GatewayClass), ["Accepted=True/Accepted"]);
+    assert_eq!(conditions_of(&all, Kind::GatewayClass), ["Accepted=True/Accepted"]);
     assert_eq!(
-        told(&all, Kind::Gateway),
+        conditions_of(&all, Kind::Gateway),
         [
             "Accepted=True/Accepted",
             "Programmed=False/AddressNotAssigned",
@@ -95,10 +95,14 @@ fn what_is_well_is_told_so_with_the_generation_that_was_seen() {
         ]
     );
     let resolved = ["Accepted=True/Accepted", "ResolvedRefs=True/ResolvedRefs"];
-    assert_eq!(told(&all, Kind::HttpRoute), resolved, "the other parent has its own controller");
-    assert_eq!(told(&all, Kind::InferencePoolV1Alpha2), resolved);
     assert_eq!(
-        told(&all, Kind::InferenceTrafficPolicy),
+        conditions_of(&all, Kind::HttpRoute),
+        resolved,
+        "the other parent has its own controller"
+    );
+    assert_eq!(conditions_of(&all, Kind::InferencePoolV1Alpha2), resolved);
+    assert_eq!(
+        conditions_of(&all, Kind::InferenceTrafficPolicy),
         ["Accepted=True/Accepted", "Ready=True/Ready"]
     );
     let gateway = all.iter().find(|standing| standing.key.kind == Kind::Gateway).unwrap();
@@ -135,7 +139,7 @@ fn a_gateway_is_programmed_once_its_service_leads_here_and_has_an_address() {
             services.first().map(|_| ListenPort { number: 20_080, secure: false }).as_slice()
         );
         let all = index.statuses(&fleet);
-        let told = told(&all, Kind::Gateway);
+        let told = conditions_of(&all, Kind::Gateway);
         assert_eq!(told[1], expected, "{told:?}");
         assert_eq!(fleet.problems, [], "waiting for a Service is no problem");
     }
@@ -174,7 +178,7 @@ fn what_is_wrong_is_told_with_the_words_of_the_specifications() {
     for (good, wrong, kind, expected) in WRONG {
         let documents = [CLASS, GATEWAY, ROUTE, POOL, POLICY].map(|text| text.replace(good, wrong));
         let all = statuses(&documents.each_ref().map(String::as_str));
-        let told = told(&all, kind);
+        let told = conditions_of(&all, kind);
         assert!(
             told.iter().any(|condition| condition == expected),
             "{wrong}: {expected}: {told:?}"
@@ -191,7 +195,7 @@ fn a_policy_is_told_what_the_pods_of_its_pool_lack() {
         ("role: decode", "Ready=False/NoPrefill"),
     ] {
         let all = statuses(&[CLASS, GATEWAY, ROUTE, POOL, POLICY, &pod("pod-0", labels)]);
-        let told = told(&all, Kind::InferenceTrafficPolicy);
+        let told = conditions_of(&all, Kind::InferenceTrafficPolicy);
         assert!(told.iter().any(|condition| condition == expected), "{labels}: {told:?}");
     }
 }
@@ -200,7 +204,7 @@ fn a_policy_is_told_what_the_pods_of_its_pool_lack() {
 fn a_policy_without_a_bootstrap_port_is_told_which_one_is_used() {
     let policy = POLICY.replace(", kvTransfer: {bootstrapPort: 34000}", "");
     let all = statuses(&[CLASS, GATEWAY, ROUTE, POOL, &policy]);
-    let told = told(&all, Kind::InferenceTrafficPolicy);
+    let told = conditions_of(&all, Kind::InferenceTrafficPolicy);
     assert_eq!(told[0], "Accepted=True/DefaultBootstrapPort");
 }
 
