@@ -130,7 +130,7 @@ pub fn parse<F: FrameBytes>(
 }
 
 impl Packet {
-    /// The same packet with numbers of which the verifier knows no bounds. Otherwise it would verify the
+    /// Returns the packet with numbers of which the verifier knows no bounds. Otherwise it would verify the
     /// rest of the program once for each direction through the headers. XDP does not need it: little follows.
     #[inline(always)]
     pub fn without_bounds(self, scratch: *mut ProgramScratch) -> Packet {

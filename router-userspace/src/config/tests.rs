@@ -82,8 +82,8 @@ fn targets_are_for_the_policy_that_predicts() {
         let line = format!("--manifests . {line}");
         settings(&line.split_whitespace().collect::<Vec<_>>())
     };
-    let told = settings("--slo-ttft 2s").unwrap().aim.targets.unwrap();
-    assert_eq!((told.ttft_ms, told.itl_ms), (2000.0, f32::INFINITY));
+    let targets = settings("--slo-ttft 2s").unwrap().aim.targets.unwrap();
+    assert_eq!((targets.ttft_ms, targets.itl_ms), (2000.0, f32::INFINITY));
     assert_eq!(settings("").unwrap().aim.targets, None);
     let error = settings("--policy least_load --slo-itl 50ms").unwrap_err().to_string();
     assert!(error.contains("--slo-itl") && error.contains("predicted"), "{error}");

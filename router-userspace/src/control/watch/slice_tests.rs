@@ -14,7 +14,7 @@ const BEFORE: &str = r#"
 {"type":"ADDED","object":{"kind":"Service","metadata":{"name":"s","namespace":"default","resourceVersion":"10"},"spec":{"clusterIP":"None","ports":[{"name":"http","port":80,"targetPort":"web"}],"selector":{"app":"a"}}}}
 "#;
 
-/// What `s` leads to after a watch has told these lines.
+/// The endpoints of Service `s` after a watch has sent these lines.
 fn endpoints(lines: &str) -> Vec<String> {
     let mut index = Index::default();
     let mut watched = WatchCache::default();

@@ -199,7 +199,7 @@ fn a_pool_keeps_its_pods_until_those_of_its_new_selector_are_listed() {
 }
 
 #[test]
-fn a_selector_that_the_api_server_refuses_selects_nobody_until_it_is_repaired() {
+fn a_selector_that_the_api_server_refuses_selects_no_pod_until_it_is_repaired() {
     let mut case = Case::new();
     case.list(&pods_of("a"), vec![pod("x", 1, "a", true)]);
     let edit = |case: &mut Case, app: &str| {
@@ -259,7 +259,7 @@ fn node_case(peers: bool) -> Case {
 }
 
 #[test]
-fn an_agent_watches_its_own_node_and_the_pods_of_pools_unless_it_is_told_not_to() {
+fn an_agent_watches_its_own_node_and_the_pods_of_pools_unless_flags_disable_it() {
     let of_pods = |case: &Case| -> Vec<Watch> {
         case.watched.watches().filter(|watch| watch.kind() == Kind::Pod).cloned().collect()
     };

@@ -78,7 +78,7 @@ fn conditions_of(statuses: &[ObjectStatus], kind: Kind) -> Vec<String> {
 }
 
 #[test]
-fn what_is_well_is_told_so_with_the_generation_that_was_seen() {
+fn accepted_objects_get_conditions_with_the_observed_generation() {
     let prefill = pod("prefill-0", "role: prefill");
     let decode = pod("decode-0", "role: decode");
     let all = statuses(&[CLASS, GATEWAY, ROUTE, POOL, POLICY, &prefill, &decode]);
@@ -139,13 +139,13 @@ fn a_gateway_is_programmed_once_its_service_leads_here_and_has_an_address() {
             services.first().map(|_| ListenPort { number: 20_080, secure: false }).as_slice()
         );
         let all = index.statuses(&fleet);
-        let told = conditions_of(&all, Kind::Gateway);
-        assert_eq!(told[1], expected, "{told:?}");
+        let conditions = conditions_of(&all, Kind::Gateway);
+        assert_eq!(conditions[1], expected, "{conditions:?}");
         assert_eq!(fleet.problems, [], "waiting for a Service is no problem");
     }
 }
 
-/// What is replaced in the good documents, by what, whom it is about, and what that is then told.
+/// A text of the good documents, its replacement, the object that it concerns, and the condition that follows.
 #[rustfmt::skip]
 const WRONG: [(&str, &str, Kind, &str); 16] = [
     ("protocol: HTTP", "protocol: HTTPS", Kind::Gateway, "ResolvedRefs=False/InvalidCertificateRef"),
@@ -174,20 +174,20 @@ const PARAMETERS: &str = "gatewayClassName: c, \
 const SAME_PORT: &str = "port: 80}, {name: m, protocol: HTTP, port: 80}";
 
 #[test]
-fn what_is_wrong_is_told_with_the_words_of_the_specifications() {
+fn faults_get_the_reasons_of_the_specifications() {
     for (good, wrong, kind, expected) in WRONG {
         let documents = [CLASS, GATEWAY, ROUTE, POOL, POLICY].map(|text| text.replace(good, wrong));
         let all = statuses(&documents.each_ref().map(String::as_str));
-        let told = conditions_of(&all, kind);
+        let conditions = conditions_of(&all, kind);
         assert!(
-            told.iter().any(|condition| condition == expected),
-            "{wrong}: {expected}: {told:?}"
+            conditions.iter().any(|condition| condition == expected),
+            "{wrong}: {expected}: {conditions:?}"
         );
     }
 }
 
 #[test]
-fn a_policy_is_told_what_the_pods_of_its_pool_lack() {
+fn a_policy_names_what_the_pods_of_its_pool_lack() {
     for (labels, expected) in [
         ("tier: t", "Accepted=False/RoleLabelMissing"),
         ("rbg.workloads.x-k8s.io/role-name: decode", "Accepted=True/RoleLabelAlias"),
@@ -195,21 +195,24 @@ fn a_policy_is_told_what_the_pods_of_its_pool_lack() {
         ("role: decode", "Ready=False/NoPrefill"),
     ] {
         let all = statuses(&[CLASS, GATEWAY, ROUTE, POOL, POLICY, &pod("pod-0", labels)]);
-        let told = conditions_of(&all, Kind::InferenceTrafficPolicy);
-        assert!(told.iter().any(|condition| condition == expected), "{labels}: {told:?}");
+        let conditions = conditions_of(&all, Kind::InferenceTrafficPolicy);
+        assert!(
+            conditions.iter().any(|condition| condition == expected),
+            "{labels}: {conditions:?}"
+        );
     }
 }
 
 #[test]
-fn a_policy_without_a_bootstrap_port_is_told_which_one_is_used() {
+fn a_policy_without_a_bootstrap_port_names_the_default() {
     let policy = POLICY.replace(", kvTransfer: {bootstrapPort: 34000}", "");
     let all = statuses(&[CLASS, GATEWAY, ROUTE, POOL, &policy]);
-    let told = conditions_of(&all, Kind::InferenceTrafficPolicy);
-    assert_eq!(told[0], "Accepted=True/DefaultBootstrapPort");
+    let conditions = conditions_of(&all, Kind::InferenceTrafficPolicy);
+    assert_eq!(conditions[0], "Accepted=True/DefaultBootstrapPort");
 }
 
 #[test]
-fn objects_of_other_controllers_are_told_nothing() {
+fn objects_of_other_controllers_get_no_condition() {
     let class = CLASS.replace("pd-router.io", "example.com");
     let all = statuses(&[&class, GATEWAY, ROUTE, POOL]);
     let kinds: Vec<Kind> = all.iter().map(|standing| standing.key.kind).collect();
