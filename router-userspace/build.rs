@@ -1,4 +1,4 @@
-//! Finds the kernel half's object for a build that carries it.
+//! Finds the object of the eBPF programs for a build that embeds it.
 
 use std::path::PathBuf;
 
@@ -19,7 +19,7 @@ fn main() {
     match object.canonicalize() {
         Ok(object) => println!("cargo::rustc-env=PD_ROUTER_EMBEDDED_EBPF={}", object.display()),
         Err(error) => println!(
-            "cargo::error=the kernel half is not at {} ({error}): run `cargo xtask build-ebpf`",
+            "cargo::error=the eBPF object is not at {} ({error}): run `cargo xtask build-ebpf`",
             object.display()
         ),
     }

@@ -1,4 +1,4 @@
-# The agent with the kernel half inside: no shell. It runs as root with the capabilities that
+# The agent with the eBPF programs inside: no shell. It runs as root with the capabilities that
 # deploy/base/agent.yaml names, and gives up the rest.
 #   docker build --file deploy/images/agent.Dockerfile --tag pd-router-agent:0.2.0 .
 FROM rust:1.95-bookworm AS build

@@ -1,4 +1,4 @@
-# The gateway alone: no kernel half, no shell, not root.
+# The gateway alone: no eBPF programs, no shell, not root.
 #   docker build --file deploy/images/gateway.Dockerfile --tag pd-router:0.2.0 .
 FROM rust:1.95-bookworm AS build
 # Not the newest stable one, for which rust-toolchain.toml would send.

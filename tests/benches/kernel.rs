@@ -1,4 +1,4 @@
-//! What the kernel half costs: nanoseconds a packet, CPU a gigabyte, and the agent itself.
+//! What the eBPF programs cost: nanoseconds a packet, CPU a gigabyte, and the agent itself.
 //!
 //! Needs root, `PD_ROUTER_BIN` and `PD_ROUTER_EBPF_OBJECT`: run `cargo xtask bench kernel`,
 //! or a part of it: `cargo xtask bench kernel -- packets|agent|load|gigabytes`.

@@ -1,4 +1,4 @@
-//! A program that carries the kernel half needs no file of it.
+//! A program that embeds the eBPF object needs no file of it.
 
 use std::process::Command;
 

@@ -1,4 +1,4 @@
-//! The kernel half on the real kernel: pods in network namespaces of the test's own, against what
+//! The eBPF programs on the real kernel: pods in network namespaces of the test's own, against what
 //! the test itself sends. Needs root and BPF; everything made here is removed with the process.
 
 mod carrier;

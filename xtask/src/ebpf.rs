@@ -1,4 +1,4 @@
-//! `cargo xtask build-ebpf`: the kernel half's object, with a toolchain that can build it.
+//! `cargo xtask build-ebpf`: the object of the eBPF programs, with a toolchain that can build it.
 //!
 //! That takes a compiler with the standard library's source (core is built for the target) and
 //! bpf-linker. rustup's nightly with rust-src is the usual one; Debian's rustc-web is another.
@@ -12,7 +12,7 @@ use crate::tools::Tool;
 use crate::{setup, shell, workspace};
 
 const LINKER: Tool = Tool { name: "bpf-linker", version: "0.13.0" };
-/// What the kernel half's tests run, and the Debian package of each.
+/// What the eBPF tests run, and the Debian package of each.
 const TEST_PROGRAMS: [(&str, &str); 2] = [("ip", "iproute2"), ("bpftool", "bpftool")];
 const TARGET: &str = "bpfel-unknown-none";
 
@@ -37,11 +37,11 @@ pub(crate) fn build() -> Result<PathBuf> {
     setup()?;
     shell::run(&mut cargo("build")?)?;
     let object = object();
-    println!("kernel half: {}", object.display());
+    println!("eBPF object: {}", object.display());
     Ok(object)
 }
 
-/// Lints the kernel half for its own target: its assembly exists for no other.
+/// Lints the eBPF programs for their own target: their assembly exists for no other.
 ///
 /// # Errors
 /// As [`build`], or clippy finds something.
@@ -71,13 +71,13 @@ pub(crate) fn setup() -> Result<()> {
     println!("{}: {}", LINKER.name, linker.display());
     for (program, package) in TEST_PROGRAMS {
         if shell::which(program).is_none() {
-            setup::install(&[package]).context("the kernel half's tests need it")?;
+            setup::install(&[package]).context("the eBPF tests need it")?;
         }
     }
     Ok(())
 }
 
-/// A cargo command on the kernel half, up to its own arguments.
+/// A cargo command on the eBPF programs, up to its own arguments.
 fn cargo(verb: &str) -> Result<Command> {
     let toolchain = toolchain().context("no compiler for eBPF: run `cargo xtask setup`")?;
     let linker = LINKER.find().context("no bpf-linker: run `cargo xtask setup`")?;

@@ -72,7 +72,7 @@ fn build(profile: &str) -> Result<Binaries> {
     Ok(Binaries { pd_router: find("pd-router")?, sglang_sim: find("sglang-sim")? })
 }
 
-/// Builds the gateway once more, with the kernel half's object in it. It stands where no other build
+/// Builds the gateway once more, with the object of the eBPF programs in it. It stands where no other build
 /// puts its own, and shares everything with them but itself.
 ///
 /// # Errors
@@ -81,7 +81,7 @@ pub(crate) fn build_carrier(object: &Path) -> Result<PathBuf> {
     let mut build = shell::command(cargo());
     build.args(["build", "--bin", "pd-router", "--features", "pd-router/embed-ebpf"]);
     let messages = built(build.env("PD_ROUTER_EBPF_OBJECT", object))
-        .context("building pd-router with the kernel half in it")?;
+        .context("building pd-router with the eBPF object in it")?;
     let made = executable(&messages, "pd-router").context("cargo built no executable")?;
     let carrier = made.with_file_name("pd-router-carrier");
     std::fs::copy(&made, &carrier).with_context(|| format!("copying {}", made.display()))?;

@@ -1,4 +1,4 @@
-//! The kernel's counters of the demo: an agent on the demo's node. It needs root and the kernel half's
+//! The kernel's counters of the demo: an agent on the demo's node. It needs root and the eBPF programs'
 //! object.
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ const PINS: &str = "/sys/fs/bpf/pd-router-demo";
 /// Interval at which requests in flight are read.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// The kernel half's object, or the reason why it cannot run here, in one line.
+/// The object of the eBPF programs, or the reason why it cannot run here, in one line.
 pub(super) fn object() -> Result<PathBuf, String> {
     if !nix::unistd::geteuid().is_root() {
         return Err("it needs root".to_owned());

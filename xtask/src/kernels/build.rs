@@ -12,16 +12,16 @@ use crate::{ebpf, shell, workspace};
 pub(super) struct Programs {
     pub(super) pd_router: Vec<u8>,
     pub(super) sglang_sim: Vec<u8>,
-    /// The kernel half's tests.
+    /// The eBPF tests.
     pub(super) tests: Vec<u8>,
-    /// The kernel half.
+    /// The eBPF programs.
     pub(super) object: Vec<u8>,
 }
 
 /// Builds them.
 ///
 /// # Errors
-/// A build fails, or there is no toolchain for the kernel half.
+/// A build fails, or there is no toolchain for eBPF.
 pub(super) fn programs() -> Result<Programs> {
     let read =
         |path: PathBuf| std::fs::read(&path).with_context(|| format!("reading {}", path.display()));

@@ -1,4 +1,4 @@
-//! `cargo xtask test kernels`: the kernel half on the kernels that users run, each booted under
+//! `cargo xtask test kernels`: the eBPF programs on the kernels that users run, each booted under
 //! QEMU with the static binary and the tests in a small initramfs.
 
 mod build;
