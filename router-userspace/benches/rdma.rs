@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
-use router_userspace::agent::rdma::netlink::{NetlinkSource, NldevCommand};
-use router_userspace::agent::rdma::{Activity, HostPaths, Rdma};
+use pd_router::agent::rdma::netlink::{NetlinkSource, NldevCommand};
+use pd_router::agent::rdma::{Activity, HostPaths, Rdma};
 
 use golden::Pair;
 

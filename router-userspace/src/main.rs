@@ -5,10 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use router_userspace::config::{Cli, Command, CrdFlags};
-use router_userspace::control::objects::crds;
-use router_userspace::simulate::simulate;
-use router_userspace::{agent, gateway, telemetry};
+use pd_router::config::{Cli, Command, CrdFlags};
+use pd_router::control::objects::crds;
+use pd_router::simulate::simulate;
+use pd_router::{agent, gateway, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 

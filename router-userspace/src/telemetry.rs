@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
@@ -24,8 +24,7 @@ static PANICS: AtomicU64 = AtomicU64::new(0);
 /// # Errors
 /// `--log` is not a filter, or the process logs already.
 pub fn start(telemetry: &Telemetry) -> Result<WorkerGuard> {
-    let filter = EnvFilter::try_new(&telemetry.log)
-        .with_context(|| format!("--log {}: not a filter", telemetry.log))?;
+    let filter = filter(&telemetry.log)?;
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(MAX_WAITING_LINES)
@@ -43,6 +42,24 @@ pub fn start(telemetry: &Telemetry) -> Result<WorkerGuard> {
     _ = DROPPED_LINES.set(dropped);
     log_panics();
     Ok(guard)
+}
+
+/// Reads `--log`: levels, and levels of modules. A bare word that is no level would be taken for a
+/// module of that name, and all other events would be dropped.
+fn filter(directives: &str) -> Result<EnvFilter> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = |word: &str| LEVELS.contains(&word.to_ascii_lowercase().as_str());
+    let parts: Vec<&str> = directives.split(',').map(str::trim).collect();
+    for directive in &parts {
+        if !is_level(directive) && !directive.contains(['=', '[']) {
+            bail!(
+                "--log {directives}: `{directive}` is neither a level ({}) nor MODULE=LEVEL, such as \
+                 pd_router=debug",
+                LEVELS.join(", ")
+            );
+        }
+    }
+    EnvFilter::try_new(parts.join(",")).with_context(|| format!("--log {directives}: not a filter"))
 }
 
 /// Number of log lines since the start that were not written, because too many waited or stderr
@@ -81,5 +98,21 @@ impl Write for Stderr {
 
     fn flush(&mut self) -> io::Result<()> {
         io::stderr().flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directive_that_names_nothing_is_refused() {
+        for accepted in ["info", "WARN", "info,pd_router=debug", "off, pd_router::gateway=trace"] {
+            assert!(filter(accepted).is_ok(), "{accepted}");
+        }
+        for refused in ["", "verbose", "pd_router", "info,", "info,pd_router=loud"] {
+            let error = filter(refused).expect_err(refused).to_string();
+            assert!(error.starts_with("--log "), "{error}");
+        }
     }
 }

@@ -13,15 +13,15 @@ use std::time::{Duration, Instant};
 use netns::{Namespace, Node, Topology};
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::time::TimeValLike;
+use pd_router::agent::bpf::maps::Maps;
+use pd_router::agent::bpf::programs::Programs;
+use pd_router::agent::bpf::syscall::test_run;
+use pd_router::agent::flags::TcMode;
 use router_common::flow::{POD_LOCAL, Pod, PodAddress, mapped};
 use router_tests::agent::Agent;
 use router_tests::node_manifests::{ENGINE, PodEntry, decode, prefill};
 use router_tests::process::{cpu_time, resident_bytes};
 use router_tests::traffic::{joined, listen, receive, send};
-use router_userspace::agent::bpf::maps::Maps;
-use router_userspace::agent::bpf::programs::Programs;
-use router_userspace::agent::bpf::syscall::test_run;
-use router_userspace::agent::flags::TcMode;
 
 fn main() {
     // `cargo test --benches` runs this too, without this flag.

@@ -1,8 +1,8 @@
 //! The command lines of the containers are ones that pd-router takes.
 
 use clap::Parser;
-use router_userspace::config::{Cli, Command};
-use router_userspace::token::Guard;
+use pd_router::config::{Cli, Command};
+use pd_router::token::Guard;
 use serde_json::Value;
 
 use crate::rendering::{WAYS, kustomize};

@@ -39,3 +39,14 @@ async fn requests_are_served_while_no_reader_takes_the_log() {
     let status = gateway.ended(std::time::Duration::from_secs(20)).await;
     assert!(status.success(), "{status}");
 }
+
+#[tokio::test]
+async fn the_documented_filter_shows_debug_events_of_the_gateway() {
+    let fleet = Fleet::start(1, 1).await;
+    let gateway = fleet.gateway_with(&["--log", "warn,pd_router=debug"]).await;
+    gateway.client.post(CHAT, &chat("hello")).await.expect_status(200);
+    router_tests::eventually("an INFO event", std::time::Duration::from_secs(10), async || {
+        gateway.log().contains("\"level\":\"INFO\"").then_some(())
+    })
+    .await;
+}

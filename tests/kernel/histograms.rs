@@ -4,12 +4,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use netns::{Node, Topology};
+use pd_router::agent::bpf::maps::Maps;
 use router_common::flow::PodHttp;
 use router_common::histogram::{bucket, floor_us};
 use router_tests::agent::{Agent, count, pod};
 use router_tests::node_manifests::{ENGINE, prefill};
 use router_tests::traffic::{joined, listen};
-use router_userspace::agent::bpf::maps::Maps;
 
 use crate::requests::{CHUNKED, by_packets, pass};
 use crate::watch::Watch;

@@ -5,13 +5,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use netns::Namespace;
+use pd_router::agent::bpf::maps::Maps;
+use pd_router::agent::bpf::programs::{Hook, Programs};
+use pd_router::agent::bpf::syscall::test_run;
+use pd_router::agent::flags::TcMode;
 use router_common::flow::{
     POD_LOCAL, Pod, PodAddress, PodHttp, PodTraffic, QueuePairStats, Uplink, mapped,
 };
-use router_userspace::agent::bpf::maps::Maps;
-use router_userspace::agent::bpf::programs::{Hook, Programs};
-use router_userspace::agent::bpf::syscall::test_run;
-use router_userspace::agent::flags::TcMode;
 
 use crate::frames::{
     CLIENT, CLIENT6, ENGINE, ENGINE6, ethernet, roce, tcp, transport, udp, v4, v6, vlan,

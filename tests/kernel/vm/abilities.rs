@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use netns::{Namespace, Node, Topology};
+use pd_router::agent::bpf::programs::{AttachOutcome, Hook, Programs};
+use pd_router::agent::flags::{TcMode, XdpPolicy};
 use router_common::maps::PINNED;
 use router_tests::agent::Agent;
 use router_tests::node_manifests::prefill;
-use router_userspace::agent::bpf::programs::{AttachOutcome, Hook, Programs};
-use router_userspace::agent::flags::{TcMode, XdpPolicy};
 
 use super::{found, kernel};
 

@@ -5,9 +5,9 @@
 
 use std::time::{Duration, Instant};
 
+use pd_router::agent::rdma::netlink::{KernelNetlink, NetlinkSource, NldevCommand};
+use pd_router::agent::rdma::{Activity, HostPaths, Rdma};
 use router_tests::patience;
-use router_userspace::agent::rdma::netlink::{KernelNetlink, NetlinkSource, NldevCommand};
-use router_userspace::agent::rdma::{Activity, HostPaths, Rdma};
 use serde_json::Value;
 
 use super::report;
