@@ -45,8 +45,7 @@ pub fn to_engine(client: &HeaderMap) -> HeaderMap {
 ///
 /// Removed are fields that the connection to the backend sets again, and fields that the gateway
 /// handles. A content length that came with a transfer coding must not frame the forwarded body
-/// (RFC
-/// 9112, section 6.3).
+/// (RFC 9112, section 6.3).
 pub fn to_backend(client: &HeaderMap) -> HeaderMap {
     let mut out = end_to_end(client);
     out.remove(header::EXPECT);

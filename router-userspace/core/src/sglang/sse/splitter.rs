@@ -12,9 +12,7 @@ pub struct TooLong(pub usize);
 
 /// Splits a byte stream into events and buffers at most one unfinished event.
 ///
-/// Lines end with `
-/// `, `\r
-/// ` or `\r`, events with a blank line. An event inside one chunk shares the
+/// Lines end with `\n`, `\r\n` or `\r`, events with a blank line. An event inside one chunk shares the
 /// chunk's allocation.
 ///
 /// ```
@@ -44,16 +42,13 @@ pub struct Splitter {
 /// The position of the next byte in its line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LineState {
-    /// At the start, after `
-    /// ` or at the start of the stream.
+    /// At the start, after `\n` or at the start of the stream.
     Start,
     /// Inside a line.
     Inside,
     /// After a `\r` that ended a line with content.
     Return,
-    /// After a `\r` in a blank line that began after a `
-    /// `: its `
-    /// ` may follow.
+    /// After a `\r` in a blank line that began after a `\n`: its `\n` may follow.
     BlankReturn,
 }
 
