@@ -194,6 +194,17 @@ pub struct SourceFlags {
     pub kubernetes: bool,
     #[command(flatten)]
     pub exposure: ExposureFlags,
+    /// Share of a pool's ready pods in percent. If more of them, and at least two, lose their readiness
+    /// in Kubernetes within 30 seconds while they answer probes and requests, they stay candidates
+    /// until Kubernetes reports them as ready again or they stop answering. 100 always believes
+    /// Kubernetes.
+    #[arg(
+        long,
+        default_value_t = 50,
+        value_name = "PERCENT",
+        value_parser = clap::value_parser!(u8).range(..=100)
+    )]
+    pub readiness_panic_threshold: u8,
     /// Directory of YAML or JSON manifests to serve: Gateway, HTTPRoute, InferencePool, policies and
     /// Pods. The directory is polled, and changed files are reloaded.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["pd_disaggregation", "prefill", "decode"])]

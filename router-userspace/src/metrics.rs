@@ -80,6 +80,7 @@ pub struct Metrics {
     pub aborts: Family<AbortLabels, Counter>,
     pub connections: Gauge,
     pub config_problems: Gauge,
+    pub readiness_distrusted: Gauge,
     pub fleet_generation: Gauge,
     pub worker_up: Family<WorkerLabels, Gauge>,
     pub worker_requests: Family<WorkerLabels, Gauge>,
@@ -134,6 +135,7 @@ impl Metrics {
             aborts: Family::default(),
             connections: Gauge::default(),
             config_problems: Gauge::default(),
+            readiness_distrusted: Gauge::default(),
             fleet_generation: Gauge::default(),
             worker_up: Family::default(),
             worker_requests: Family::default(),
@@ -200,6 +202,11 @@ impl Metrics {
             "config_problems",
             "Objects and fields that are invalid or unsupported; /fleet lists them",
             self.config_problems.clone(),
+        );
+        registry.register(
+            "readiness_distrusted",
+            "Engines that get requests although Kubernetes reports their pods as not ready",
+            self.readiness_distrusted.clone(),
         );
         registry.register(
             "fleet_generation",

@@ -9,6 +9,7 @@ mod gateways;
 mod load;
 mod outage;
 mod proxied;
+mod readiness;
 mod rollout;
 mod thousand;
 mod tls;

@@ -22,7 +22,7 @@ use super::index::{Exposure, Index};
 use super::objects::Kind;
 use super::status_writer::{self, DesiredState};
 use super::watch::{ObservedObject, Watch, WatchCache, WatchEvent, WatchFailure, object_key};
-use crate::config::ExposureFlags;
+use crate::config::SourceFlags;
 
 /// Maximum number of events in the channel. When it is full, watches wait.
 const MAX_PENDING_EVENTS: usize = 4096;
@@ -45,6 +45,7 @@ pub struct Cluster {
     sender: mpsc::Sender<(Watch, WatchEvent)>,
     receiver: mpsc::Receiver<(Watch, WatchEvent)>,
     exposure: Exposure,
+    readiness_panic_threshold: u8,
     /// Input of the task that writes statuses and Services.
     desired: watch::Sender<Arc<DesiredState>>,
     _status: Option<AbortOnDropHandle<()>>,
@@ -66,10 +67,12 @@ impl Cluster {
     ///
     /// # Errors
     /// Neither exists, or the configuration is invalid.
-    pub async fn open(flags: &ExposureFlags) -> anyhow::Result<Cluster> {
+    pub async fn open(flags: &SourceFlags) -> anyhow::Result<Cluster> {
         let client = client().await?;
         let namespace: Arc<str> = client.default_namespace().into();
         let mut cluster = Cluster::new(client.clone(), WatchCache::of_gateway(&namespace));
+        cluster.readiness_panic_threshold = flags.readiness_panic_threshold;
+        let flags = &flags.exposure;
         cluster.exposure = match &flags.gateway_service {
             Some(shared) => Exposure::Shared(shared.clone()),
             None => Exposure::Each { namespace: Arc::clone(&namespace) },
@@ -104,11 +107,18 @@ impl Cluster {
             sender,
             receiver,
             exposure: Exposure::Direct,
+            // An agent reads no readiness.
+            readiness_panic_threshold: 100,
             desired,
             _status: None,
             pending: Vec::new(),
             debounced_until: Instant::now(),
         }
+    }
+
+    /// The share of a pool's ready pods in percent above which a loss of readiness is distrusted.
+    pub fn readiness_panic_threshold(&self) -> u8 {
+        self.readiness_panic_threshold
     }
 
     /// Where clients reach the Gateways.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use router_core::fleet::{EngineInfo, Fleet, Phase, Problem, WorkerKey};
+use router_core::fleet::{EngineInfo, Fleet, Phase, Problem, ReadinessGuard, Verdict, WorkerKey};
 use tokio::sync::mpsc;
-use tokio::time::{Interval, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tracing::{error, info, warn};
 
 use super::files::Directory;
@@ -37,7 +37,7 @@ impl Feed {
     /// The directory cannot be read, no cluster is configured, or a URL or port is invalid.
     pub async fn open(flags: &SourceFlags) -> anyhow::Result<Feed> {
         if flags.kubernetes {
-            let cluster = Cluster::open(&flags.exposure).await.context("--kubernetes")?;
+            let cluster = Cluster::open(flags).await.context("--kubernetes")?;
             return Ok(Feed::Cluster(Box::new(cluster)));
         }
         if let Some(path) = &flags.manifests {
@@ -53,6 +53,15 @@ impl Feed {
         match self {
             Feed::Directory(_) | Feed::Engines(_) => Exposure::Direct,
             Feed::Cluster(cluster) => cluster.exposure().clone(),
+        }
+    }
+
+    /// Whether readiness that most of a pool loses at once is believed. What files and flags say is
+    /// always believed: nobody but the operator writes them.
+    fn readiness_guard(&self) -> ReadinessGuard {
+        match self {
+            Feed::Directory(_) | Feed::Engines(_) => ReadinessGuard::disabled(),
+            Feed::Cluster(cluster) => ReadinessGuard::new(cluster.readiness_panic_threshold()),
         }
     }
 
@@ -82,6 +91,16 @@ struct ControlState {
     index: Index,
     fleet: Fleet,
     certificates: Certificates,
+    guard: ReadinessGuard,
+    started: Instant,
+}
+
+impl ControlState {
+    fn build(&mut self) -> (Fleet, Certificates) {
+        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let (fleet, certificates) = (&self.fleet, &self.certificates);
+        self.index.build_guarded(fleet, certificates, &mut self.guard, now_ms)
+    }
 }
 
 /// Publishes a fleet once the source has been read, and again whenever the source or what the
@@ -94,11 +113,14 @@ pub async fn run(
 ) {
     let publish = Arc::new(publish);
     let index = Index::with_exposure(feed.exposure());
+    let guard = feed.readiness_guard();
     let mut state = ControlState {
         feed,
         index,
         fleet: Fleet::default(),
         certificates: Certificates::default(),
+        guard,
+        started: Instant::now(),
     };
     let mut ticks = tokio::time::interval(POLL_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -109,6 +131,8 @@ pub async fn run(
         let (poll, received) = tokio::select! {
             () = &mut shutdown => return,
             () = state.feed.changed(&mut ticks) => (true, None),
+            // No event of the source says that a distrusted engine has stopped answering.
+            () = tokio::time::sleep(POLL_INTERVAL), if !state.fleet.distrusted.is_empty() => (true, None),
             received = facts.recv(), if probes_open => {
                 probes_open = received.is_some();
                 (false, received)
@@ -150,9 +174,12 @@ fn advance(
     if poll {
         changed |= state.feed.poll(&mut state.index);
     }
+    changed |= state.fleet.distrusted.iter().any(|worker| worker.health.verdict() != Verdict::Up);
     if changed {
-        let (next, certificates) =
-            state.index.build_with_certificates(&state.fleet, &state.certificates);
+        let (mut next, mut certificates) = state.build();
+        if state.index.forget_vanished(&next.distrusted) {
+            (next, certificates) = state.build();
+        }
         publish(next.clone(), certificates.clone());
         log_changes(&state.fleet, &next);
         (state.fleet, state.certificates) = (next, certificates);

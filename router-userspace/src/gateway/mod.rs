@@ -196,6 +196,7 @@ impl Parts {
         let polls = Arc::clone(&self.polls);
         let publish = move |fleet: Fleet, certificates: Certificates| {
             gateway.metrics.config_problems.set(count(fleet.problems.len()));
+            gateway.metrics.readiness_distrusted.set(count(fleet.distrusted.len()));
             gateway.metrics.fleet_generation.set(count(fleet.generation as usize));
             let wanted = fleet.ports();
             probes.follow(&fleet);

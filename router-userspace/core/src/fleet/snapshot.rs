@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::{AgentAddress, Member, ObjectName, Pool, Problem, ServiceBackend, Worker};
 use crate::route::Listener;
@@ -13,6 +13,9 @@ pub struct Fleet {
     /// Number of the snapshot in this process; 0 is the empty one before the first.
     pub generation: u64,
     pub listeners: Vec<Listener>,
+    /// Listeners that get no requests, such as one without a certificate, with their routes.
+    #[serde(skip)]
+    pub unserved_listeners: Vec<Listener>,
     /// Sorted by name, including pools that no route names.
     pub pools: Vec<Arc<Pool>>,
     /// The Service ports that routes name, sorted.
@@ -20,7 +23,14 @@ pub struct Fleet {
     /// The agents that the source lists, sorted by address.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub agents: Vec<AgentAddress>,
+    /// Workers that are candidates although Kubernetes reports their pods as not ready.
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "names")]
+    pub distrusted: Vec<Arc<Worker>>,
     pub problems: Vec<Problem>,
+}
+
+fn names<S: Serializer>(workers: &[Arc<Worker>], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(workers.iter().map(|worker| &worker.name))
 }
 
 /// A port of this process to listen on.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use router_core::fleet::{
-    Fleet, ObjectName, Pool, Problem, RateEstimators, ServiceBackend, Worker, WorkerKey,
+    Fleet, ObjectName, Pool, Problem, RateEstimators, ReadinessGuard, ServiceBackend, Worker,
+    WorkerKey,
 };
 
 use super::super::objects::{Key, Kind, Object};
@@ -37,6 +38,10 @@ pub(super) struct Build<'a> {
     problems: Vec<Problem>,
     /// Certificates of the previous fleet, and new ones.
     pub(super) certificates: Certificates,
+    pub(super) guard: &'a mut ReadinessGuard,
+    pub(super) now_ms: u64,
+    /// Workers that are candidates although Kubernetes reports them as not ready.
+    pub(super) distrusted: Vec<Arc<Worker>>,
 }
 
 /// An invalid field: its path below the compiled object, a problem code, and a reason.
@@ -50,10 +55,18 @@ pub(super) struct Subject<'a> {
     pub(super) name: &'a ObjectName,
 }
 
+impl std::fmt::Display for Subject<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        Key { kind: self.kind, name: self.name.clone() }.fmt(f)
+    }
+}
+
 pub(super) fn fleet(
     index: &Index,
     previous: &Fleet,
     certificates: &Certificates,
+    guard: &mut ReadinessGuard,
+    now_ms: u64,
 ) -> (Fleet, Certificates) {
     let not_owned = ownership::not_owned(index);
     let mut build = Build {
@@ -72,24 +85,37 @@ pub(super) fn fleet(
             .collect(),
         problems: source_problems(index, &not_owned),
         certificates: certificates.clone(),
+        guard,
+        now_ms,
+        distrusted: Vec::new(),
     };
     build.report_duplicates();
     pods::read(&mut build);
     let pools = pools::build(&mut build);
     let policies = policies::read(&mut build);
     let pending_listeners = listeners::pending_listeners(&mut build);
-    let listeners = routes::attach(&mut build, pending_listeners, &policies);
+    let (listeners, unserved_listeners) = routes::attach(&mut build, pending_listeners, &policies);
     let mut certificates = std::mem::take(&mut build.certificates);
+    build.guard.finish();
     let fleet = Fleet {
         generation: previous.generation + 1,
         listeners,
+        unserved_listeners,
         pools,
         services: std::mem::take(&mut build.services).into_values().collect(),
         agents: agents::find(&mut build),
+        distrusted: distinct(std::mem::take(&mut build.distrusted)),
         problems: build.sorted_problems(),
     };
     certificates.retain_used(&fleet);
     (fleet, certificates)
+}
+
+/// Each worker once, sorted by name. A worker of two pools is distrusted twice.
+fn distinct(mut workers: Vec<Arc<Worker>>) -> Vec<Arc<Worker>> {
+    workers.sort_by(|a, b| (&a.name, a.key.port).cmp(&(&b.name, b.key.port)));
+    workers.dedup_by(|a, b| Arc::ptr_eq(a, b));
+    workers
 }
 
 /// The problems that sources report, without those of objects that other controllers serve.

@@ -13,6 +13,7 @@ mod ownership;
 mod pods;
 mod policies;
 mod pools;
+mod readiness;
 mod routes;
 mod services;
 mod status;
@@ -30,7 +31,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
-use router_core::fleet::{EngineInfo, Fleet, ObjectName, Problem, WorkerKey};
+use router_core::fleet::{EngineInfo, Fleet, ObjectName, Problem, ReadinessGuard, WorkerKey};
 
 use self::pods::{PodSummary, PodView};
 use super::objects::{Key, Kind, Object};
@@ -101,6 +102,8 @@ pub struct Index {
     /// namespace could label them as agents, and would be sent the token.
     agent_namespace: Option<Arc<str>>,
     exposure: Exposure,
+    /// Pods of a cluster that a new list did not have although their deletion was not observed.
+    vanished: BTreeSet<ObjectName>,
 }
 
 impl Index {
@@ -111,8 +114,10 @@ impl Index {
 
     /// Adds or replaces an object of `source`. Returns whether the index has changed.
     pub fn apply(&mut self, source: Source, object: Object) -> bool {
-        let sources = self.objects.entry(object.key()).or_default();
-        if sources.get(&source).is_some_and(|known| known.object == object) {
+        let key = object.key();
+        let returned = source == Source::Cluster && self.returned(&key);
+        let sources = self.objects.entry(key).or_default();
+        if !returned && sources.get(&source).is_some_and(|known| known.object == object) {
             return false;
         }
         let summary = match &object {
@@ -125,12 +130,20 @@ impl Index {
 
     /// Removes the object of `source` with this key. Returns whether there was one.
     pub fn remove(&mut self, source: &Source, key: &Key) -> bool {
+        if *source == Source::Cluster {
+            self.returned(key);
+        }
         let Some(sources) = self.objects.get_mut(key) else { return false };
         let removed = sources.remove(source).is_some();
         if sources.is_empty() {
             self.objects.remove(key);
         }
         removed
+    }
+
+    /// Whether a pod had vanished, which is forgotten.
+    fn returned(&mut self, key: &Key) -> bool {
+        key.kind == Kind::Pod && self.vanished.remove(&key.name)
     }
 
     /// Replaces the problems of a file or of an object, such as syntax errors. Returns whether they
@@ -168,17 +181,21 @@ impl Index {
     /// Builds the fleet. Workers of `previous` with the same pod, port and address are reused, so
     /// that they keep their leases and health.
     pub fn build(&self, previous: &Fleet) -> Fleet {
-        build::fleet(self, previous, &Certificates::default()).0
+        let mut guard = ReadinessGuard::disabled();
+        build::fleet(self, previous, &Certificates::default(), &mut guard, 0).0
     }
 
     /// As [`build`](Index::build), with the certificates of the fleet's listeners. Those of the
-    /// previous fleet are reused where their Secret is unchanged.
-    pub fn build_with_certificates(
+    /// previous fleet are reused where their Secret is unchanged. `guard` decides which pods stay
+    /// ready although Kubernetes reports that they are not.
+    pub fn build_guarded(
         &self,
         previous: &Fleet,
         certificates: &Certificates,
+        guard: &mut ReadinessGuard,
+        now_ms: u64,
     ) -> (Fleet, Certificates) {
-        build::fleet(self, previous, certificates)
+        build::fleet(self, previous, certificates, guard, now_ms)
     }
 
     /// The statuses that the objects of a cluster should have while `fleet` is served.

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use router_core::fleet::{ObjectName, Phase};
 
 use super::super::objects::{Kind, object_name};
-use super::Source;
 use super::build::{Build, Subject};
+use super::{Index, Source};
 
 /// Maximum number of pods in a fleet, in the order of their names. The rest is ignored and counted.
 pub(super) const MAX_PODS: usize = 10_000;
@@ -41,6 +41,10 @@ pub(super) struct PodSummary {
     pub(super) full_name: Arc<str>,
     pub(super) uid: Arc<str>,
     pub(super) phase: Phase,
+    /// Restarts of its containers.
+    pub(super) restarts: u32,
+    /// Whether no container is known to wait, to start or to have ended.
+    pub(super) runs: bool,
     /// The pod's address, or the reason why it serves no HTTP.
     pub(super) address: Result<IpAddr, String>,
     /// The RoleBasedGroup of the pod. Prefills and decodes of one group are preferred for each other.
@@ -96,6 +100,16 @@ fn phase(pod: &Pod) -> Phase {
     }
 }
 
+fn containers(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
+    pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten())
+}
+
+fn runs(container: &ContainerStatus) -> bool {
+    let state = container.state.as_ref();
+    let ended = state.is_some_and(|state| state.terminated.is_some() || state.waiting.is_some());
+    !ended && container.started != Some(false)
+}
+
 impl PodSummary {
     pub(super) fn read(pod: &Pod) -> PodSummary {
         let name = object_name(&pod.metadata);
@@ -105,6 +119,10 @@ impl PodSummary {
             full_name: name.to_string().into(),
             uid: uid(pod),
             phase: phase(pod),
+            restarts: containers(pod)
+                .map(|container| u32::try_from(container.restart_count).unwrap_or_default())
+                .sum(),
+            runs: containers(pod).all(runs),
             address: address(pod, label),
             group: GROUP_LABELS.iter().find_map(label).map(Into::into),
             node: node.filter(|node| !node.is_empty()).map(Into::into),
@@ -133,6 +151,14 @@ fn address<'p>(pod: &'p Pod, label: impl Fn(&&str) -> Option<&'p str>) -> Result
 }
 
 impl<'a> PodView<'a> {
+    /// The phase as Kubernetes reports it. A pod that has vanished without a deletion is not ready.
+    pub(super) fn phase(&self, index: &Index) -> Phase {
+        match index.has_vanished(&self.summary.name) {
+            true => Phase::NotReady,
+            false => self.summary.phase,
+        }
+    }
+
     pub(super) fn label(&self, name: &str) -> Option<&'a str> {
         self.pod.metadata.labels.as_ref()?.get(name).map(String::as_str)
     }

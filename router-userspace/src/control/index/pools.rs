@@ -9,9 +9,9 @@ use super::super::objects::{
     InferencePool, InferenceTrafficPolicy, Kind, Object, POOL_GROUP_V1, POOL_GROUP_V1ALPHA2,
     PoolSpec, object_name,
 };
-use super::Source;
 use super::build::{Build, Subject, created};
 use super::pods::PodView;
+use super::{Source, readiness};
 
 /// The default label of a pod's role, which RoleBasedGroup sets up to v0.6.
 pub(in crate::control) const DEFAULT_ROLE_LABEL: &str = "rolebasedgroup.workloads.x-k8s.io/role";
@@ -136,9 +136,14 @@ fn pool(
     }
     let mut members = Vec::new();
     let mut unfit = Vec::new();
+    let mut observed = Vec::new();
     for pod in &selected {
         match members_of(build, pod, roles.as_ref(), &spec.ports(pod.pod)) {
-            Ok(of_pod) => members.extend(of_pod),
+            Ok(of_pod) => {
+                let role = of_pod.first().map_or(Role::Unified, |member| member.role);
+                observed.push(readiness::observation(build, pod, role, &of_pod));
+                members.extend(of_pod);
+            }
             Err(reason) => {
                 unfit.push(Excluded { worker: Arc::clone(&pod.summary.full_name), reason })
             }
@@ -146,6 +151,7 @@ fn pool(
     }
     drop(selected);
     build.pods = pods;
+    readiness::distrust_members(build, subject, &observed, &mut members);
     let profile = if roles.is_some() { Profile::Pd } else { Profile::Single };
     let mut pool = Pool::new(subject.name.clone(), profile, members);
     pool.rate_estimators = build.experience(subject.name);
@@ -236,7 +242,8 @@ fn members_of(
         let key = WorkerKey { uid: Arc::clone(&summary.uid), port };
         let facts = build.index.facts.get(&key).cloned();
         let worker = build.worker(key, &summary.full_name, SocketAddr::new(ip, port));
-        let (phase, group, node) = (summary.phase, summary.group.clone(), summary.node.clone());
+        let phase = pod.phase(build.index);
+        let (group, node) = (summary.group.clone(), summary.node.clone());
         Member { worker, role, phase, bootstrap, group, engine_info: facts, node }
     };
     Ok(ports.iter().map(member).collect())

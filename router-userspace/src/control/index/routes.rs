@@ -29,12 +29,13 @@ struct RuleParts {
     backends: Vec<Backend>,
 }
 
-/// Attaches every route to its listeners, and compiles the listeners.
+/// Attaches every route to its listeners, and compiles the listeners: those that are served, and the
+/// others.
 pub(super) fn attach(
     build: &mut Build<'_>,
     mut pending_listeners: Vec<PendingListener<'_>>,
     policies: &Policies,
-) -> Vec<Listener> {
+) -> (Vec<Listener>, Vec<Listener>) {
     for (source, object) in build.owned(Kind::HttpRoute) {
         let Object::HttpRoute(route) = object else { continue };
         let name = object_name(&route.metadata);
@@ -62,16 +63,20 @@ pub(super) fn attach(
             }
         }
     }
-    pending_listeners.into_iter().filter_map(listener).collect()
+    let (served, unserved): (Vec<_>, Vec<_>) =
+        pending_listeners.into_iter().partition(|pending| pending.binding.is_some());
+    let compile = |pending: Vec<_>| pending.into_iter().map(listener).collect();
+    (compile(served), compile(unserved))
 }
 
-fn listener(pending: PendingListener<'_>) -> Option<Listener> {
-    let Binding { socket_port, certificates } = pending.binding?;
+fn listener(pending: PendingListener<'_>) -> Listener {
     let name = pending.spec.name.as_str().into();
     let mut listener =
         Listener::new(pending.gateway, name, pending.port, pending.hostname, pending.attached);
-    (listener.socket_port, listener.certificates) = (socket_port, certificates);
-    Some(listener)
+    if let Some(Binding { socket_port, certificates }) = pending.binding {
+        (listener.socket_port, listener.certificates) = (socket_port, certificates);
+    }
+    listener
 }
 
 fn rule(

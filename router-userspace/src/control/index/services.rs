@@ -7,17 +7,24 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use router_core::fleet::{ObjectName, Phase, ServiceBackend, Worker, WorkerKey};
+use router_core::fleet::{ObjectName, Phase, ServiceBackend, WorkerKey};
 
 use super::super::objects::{Key, Kind, Object};
 use super::build::Build;
 use super::pods::{PodSummary, PodView};
+use super::readiness;
 
 /// The label with the name of an EndpointSlice's Service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
-/// An endpoint: its address, the pod's UID (or the address as text), and its name.
-type ServiceEndpoint = (SocketAddr, Arc<str>, Arc<str>);
+/// An endpoint of a Service.
+struct ServiceEndpoint {
+    address: SocketAddr,
+    /// The pod's UID, or the address as text.
+    uid: Arc<str>,
+    name: Arc<str>,
+    phase: Phase,
+}
 
 /// Resolves the Service and port that a route references. The error is a code and a reason.
 pub(super) fn resolve(
@@ -44,14 +51,21 @@ pub(super) fn resolve(
     let Some(of_service) = ports.iter().find(|known| known.port == i32::from(port)) else {
         return Err(("BackendNotFound", format!("Service {name} has no port {port}")));
     };
-    let mut endpoints: BTreeMap<SocketAddr, (Arc<str>, Arc<str>)> = BTreeMap::new();
-    for (address, uid, label) in find(build, name, service, of_service) {
-        endpoints.entry(address).or_insert((uid, label));
+    let mut endpoints: BTreeMap<SocketAddr, ServiceEndpoint> = BTreeMap::new();
+    for endpoint in find(build, name, service, of_service) {
+        let known = endpoints.entry(endpoint.address);
+        // An address in two slices is ready if it is ready in one of them.
+        let known = known.or_insert(ServiceEndpoint { phase: endpoint.phase, ..endpoint });
+        if endpoint.phase == Phase::Ready {
+            known.phase = Phase::Ready;
+        }
     }
-    let mut worker = |(address, (uid, label)): (SocketAddr, (Arc<str>, Arc<str>))| -> Arc<Worker> {
-        build.worker(WorkerKey { uid, port: address.port() }, &label, address)
+    let mut worker = |endpoint: ServiceEndpoint| {
+        let key = WorkerKey { uid: endpoint.uid, port: endpoint.address.port() };
+        (build.worker(key, &endpoint.name, endpoint.address), endpoint.phase)
     };
-    let endpoints = endpoints.into_iter().map(&mut worker).collect();
+    let endpoints = endpoints.into_values().map(&mut worker).collect();
+    let endpoints = readiness::ready_endpoints(build, name, port, endpoints);
     let h2c = of_service.app_protocol.as_deref() == Some("kubernetes.io/h2c");
     let backend = Arc::new(ServiceBackend { name: name.clone(), port, h2c, endpoints });
     build.services.insert((name.clone(), port), Arc::clone(&backend));
@@ -95,19 +109,22 @@ fn of_slice(
     let number = slice.ports.iter().flatten().find(|known| named(&known.name) == named(&port.name));
     let number = number.and_then(|known| known.port).and_then(|port| u16::try_from(port).ok());
     let Some(number) = number else { return Vec::new() };
-    let ready = slice.endpoints.iter().flatten().filter(|endpoint| {
-        let conditions = endpoint.conditions.as_ref();
-        conditions.and_then(|conditions| conditions.ready).unwrap_or(true)
-    });
     let mut found = Vec::new();
-    for endpoint in ready {
+    for endpoint in slice.endpoints.iter().flatten() {
+        let conditions = endpoint.conditions.as_ref();
+        let terminating = conditions.and_then(|conditions| conditions.terminating);
+        let phase = match conditions.and_then(|conditions| conditions.ready).unwrap_or(true) {
+            true => Phase::Ready,
+            false if terminating == Some(true) => Phase::Draining,
+            false => Phase::NotReady,
+        };
         let Some(ip) = endpoint.addresses.first().and_then(|text| text.parse::<IpAddr>().ok())
         else {
             continue;
         };
         let address = SocketAddr::new(ip, number);
         let pod = endpoint.target_ref.as_ref().filter(|at| at.kind.as_deref() == Some("Pod"));
-        let (uid, label) = match pod.and_then(|at| at.name.as_deref()) {
+        let (uid, name) = match pod.and_then(|at| at.name.as_deref()) {
             Some(pod) => {
                 let label: Arc<str> = format!("{}/{pod}", service.namespace).into();
                 let uid = endpoint.target_ref.as_ref().and_then(|at| at.uid.as_deref());
@@ -118,7 +135,7 @@ fn of_slice(
             }
             None => (ip.to_string().into(), address.to_string().into()),
         };
-        found.push((address, uid, label));
+        found.push(ServiceEndpoint { address, uid, name, phase });
     }
     found
 }
@@ -145,7 +162,12 @@ fn of_pods(
         let ip = pod.pod.status.as_ref()?.pod_ip.as_deref()?.parse::<IpAddr>().ok()?;
         let number = target_port(pod.pod, port)?;
         let PodSummary { uid, full_name, .. } = pod.summary;
-        Some((SocketAddr::new(ip, number), Arc::clone(uid), Arc::clone(full_name)))
+        Some(ServiceEndpoint {
+            address: SocketAddr::new(ip, number),
+            uid: Arc::clone(uid),
+            name: Arc::clone(full_name),
+            phase: Phase::Ready,
+        })
     };
     ready.filter_map(endpoint).collect()
 }

@@ -199,12 +199,12 @@ impl WatchCache {
                     state.held.keys().filter(|key| !listed.contains(*key)).cloned().collect();
                 let mut changed = index.report(&about(watch), Vec::new());
                 for key in gone {
-                    changed |= self.forget(index, watch, &key);
+                    changed |= self.forget(index, watch, &key, Index::vanish);
                 }
                 changed
             }
             WatchEvent::Present(observed) => self.present(index, watch, *observed),
-            WatchEvent::Gone(key) => self.forget(index, watch, &key),
+            WatchEvent::Gone(key) => self.forget(index, watch, &key, Index::remove),
             WatchEvent::Failed { failure, reason } => {
                 let absent = failure == WatchFailure::Absent;
                 // If RBAC forbids Secrets, only the listeners that need them are not served.
@@ -266,7 +266,7 @@ impl WatchCache {
             let held: Vec<Key> =
                 state.map(|state| state.held.keys().cloned().collect()).unwrap_or_default();
             for key in held {
-                changed |= self.forget(index, &watch, &key);
+                changed |= self.forget(index, &watch, &key, Index::remove);
             }
             self.watches.remove(&watch);
             changed |= index.report(&about(&watch), Vec::new());
@@ -320,7 +320,14 @@ impl WatchCache {
         index.report(&about, problems) | changed
     }
 
-    fn forget(&mut self, index: &mut Index, watch: &Watch, key: &Key) -> bool {
+    /// Removes an object from the index by `remove`, unless another watch holds it.
+    fn forget(
+        &mut self,
+        index: &mut Index,
+        watch: &Watch,
+        key: &Key,
+        remove: fn(&mut Index, &Source, &Key) -> bool,
+    ) -> bool {
         if let Some(state) = self.watches.get_mut(watch) {
             state.held.remove(key);
         }
@@ -328,7 +335,7 @@ impl WatchCache {
             return false;
         }
         let about: Arc<str> = key.to_string().into();
-        index.remove(&self.source, key) | index.report(&about, Vec::new())
+        remove(index, &self.source, key) | index.report(&about, Vec::new())
     }
 
     /// The other watches that may deliver this object.

@@ -17,8 +17,8 @@ pub struct ObservedObject {
     pub(super) key: Key,
     /// The resource version, which grows with every change in a cluster.
     pub(super) version: u64,
-    pub(super) content: Content,
-    pub(super) problems: Vec<Problem>,
+    pub(in crate::control) content: Content,
+    pub(in crate::control) problems: Vec<Problem>,
 }
 
 impl ObservedObject {
@@ -100,10 +100,13 @@ fn trim_pod(object: &mut serde_json::Map<String, Value>) {
         .filter(|condition| condition.get("type").is_some_and(|kind| kind == "Ready"))
         .map(|ready| serde_json::json!({"type": "Ready", "status": text(ready, "/status")}))
         .collect();
+    let statuses = status.get("containerStatuses").and_then(Value::as_array).into_iter().flatten();
+    let statuses: Vec<Value> = statuses.map(trimmed_container).collect();
     let status = serde_json::json!({
         "phase": text(&status, "/phase"),
         "podIP": text(&status, "/podIP"),
         "conditions": ready,
+        "containerStatuses": statuses,
     });
     let mut spec = serde_json::json!({"containers": containers});
     for field in ["nodeName", "hostNetwork"] {
@@ -113,4 +116,18 @@ fn trim_pod(object: &mut serde_json::Map<String, Value>) {
     }
     object.insert("spec".to_owned(), spec);
     object.insert("status".to_owned(), status);
+}
+
+/// The status of a container: whether it runs, and how often it has started again.
+fn trimmed_container(status: &Value) -> Value {
+    let mut trimmed = serde_json::Map::new();
+    for field in ["name", "restartCount", "started"] {
+        if let Some(value) = status.get(field) {
+            trimmed.insert(field.to_owned(), value.clone());
+        }
+    }
+    let state = status.get("state").and_then(Value::as_object).into_iter().flatten();
+    let state = state.map(|(name, _)| (name.clone(), serde_json::json!({})));
+    trimmed.insert("state".to_owned(), Value::Object(state.collect()));
+    Value::Object(trimmed)
 }
