@@ -113,6 +113,19 @@ async fn a_request_that_no_rule_matches_is_a_404() {
     gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
 }
 
+#[tokio::test]
+async fn a_rule_for_get_does_not_match_head() {
+    let fleet = Fleet::start_single(1).await;
+    let for_get =
+        route("/", POOL).replace("        value: /\n", "        value: /\n      method: GET\n");
+    fleet.manifests.put("route.yaml", &for_get);
+    let gateway = fleet.gateway().await;
+    let request = |method| gateway.client.request(method, "/get_model_info", "");
+    gateway.client.send(request(Method::GET)).await.answer().await.expect_status(200);
+    let answer = gateway.client.send(request(Method::HEAD)).await.answer().await;
+    assert_eq!(answer.expect_status(404).header("x-pd-router-reason"), "no_route");
+}
+
 fn route_with(rule: &str) -> String {
     format!("{}{rule}", route("/team", POOL))
 }

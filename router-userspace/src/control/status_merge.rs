@@ -12,6 +12,10 @@ pub(super) fn merged(old: &Value, wanted: &StatusPatch, now: &str) -> Option<Val
         StatusPatch::Conditions(conditions) => {
             new["conditions"] = merged_conditions(&old["conditions"], conditions, now);
         }
+        StatusPatch::Class { conditions, features } => {
+            new["conditions"] = merged_conditions(&old["conditions"], conditions, now);
+            new["supportedFeatures"] = features.iter().map(|name| json!({"name": name})).collect();
+        }
         StatusPatch::Gateway { conditions, listeners, addresses } => {
             let address = |value: &String| {
                 let ip = value.parse::<std::net::IpAddr>().is_ok();

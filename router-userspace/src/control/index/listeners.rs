@@ -160,9 +160,14 @@ fn bind(
 
 type ListenerError = (&'static str, &'static str, String);
 
+/// Whether listeners of this protocol are served.
+pub(super) fn is_served_protocol(protocol: &str) -> bool {
+    matches!(protocol, "HTTP" | "HTTPS")
+}
+
 fn check(spec: &GatewayListeners) -> Result<(u16, Option<Hostname>), ListenerError> {
     let protocol = spec.protocol.as_str();
-    if !matches!(protocol, "HTTP" | "HTTPS") {
+    if !is_served_protocol(protocol) {
         let reason = format!("protocol {protocol:?} is not supported; use HTTP or HTTPS");
         return Err(("protocol", "UnsupportedProtocol", reason));
     }

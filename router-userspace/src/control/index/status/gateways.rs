@@ -7,6 +7,7 @@ use gateway_api::httproutes::HttpRoute;
 use router_core::fleet::{ObjectName, Problem};
 use serde_json::{Value, json};
 
+use super::super::listeners::is_served_protocol;
 use super::{
     CONTROLLER_NAME, Condition, GATEWAY_GROUP, StatusContext, StatusPatch, at_field, object_name,
     ownership,
@@ -40,7 +41,11 @@ struct ListenerStatus {
     value: Value,
 }
 
+/// The kinds of routes that the listener serves. A listener whose protocol is not served has none.
 fn supported_kinds(spec: &GatewayListeners) -> Value {
+    if !is_served_protocol(&spec.protocol) {
+        return json!([]);
+    }
     let wanted = spec.allowed_routes.iter().filter_map(|allowed| allowed.kinds.as_ref());
     let wanted: Vec<_> = wanted.flatten().collect();
     let routes = wanted.is_empty()
@@ -119,6 +124,14 @@ impl StatusContext<'_> {
         let compiled =
             listeners.find(|listener| listener.gateway == *gateway && *listener.name == *spec.name);
         let accepted = others.is_empty();
+        // Routes are attached to a listener that is not served, such as one without a certificate.
+        let unserved = || {
+            let mut unserved = self.fleet.unserved_listeners.iter();
+            unserved
+                .find(|listener| listener.gateway == *gateway && *listener.name == *spec.name)
+                .filter(|_| accepted)
+                .map_or(0, |listener| listener.routes().len())
+        };
         let certified = spec.protocol != "HTTPS"
             || !references.iter().any(|problem| OF_CERTIFICATES.contains(&problem.code));
         let stage = match compiled.filter(|_| accepted) {
@@ -147,7 +160,7 @@ impl StatusContext<'_> {
         let value = json!({
             "name": spec.name,
             "supportedKinds": supported_kinds(spec),
-            "attachedRoutes": compiled.map_or(0, |listener| listener.routes().len()),
+            "attachedRoutes": compiled.map_or_else(unserved, |listener| listener.routes().len()),
             "conditions": conditions.map(|condition| condition.value(generation)),
         });
         ListenerStatus { accepted, stage, value }

@@ -16,6 +16,34 @@ use super::{Index, Source};
 /// Maximum number of characters in a condition's message.
 const MAX_MESSAGE: usize = 1024;
 
+/// Features of the Gateway API that pd-router supports, sorted. They are those whose tests in the
+/// Gateway API's conformance suite pass.
+const FEATURES: [&str; 23] = [
+    "Gateway",
+    "GatewayAddressEmpty",
+    "GatewayHTTPListenerIsolation",
+    "GatewayPort8080",
+    "HTTPRoute",
+    "HTTPRoute303RedirectStatusCode",
+    "HTTPRoute307RedirectStatusCode",
+    "HTTPRoute308RedirectStatusCode",
+    "HTTPRouteBackendProtocolH2C",
+    "HTTPRouteBackendRequestHeaderModification",
+    "HTTPRouteBackendTimeout",
+    "HTTPRouteDestinationPortMatching",
+    "HTTPRouteHostRewrite",
+    "HTTPRouteNamedRouteRule",
+    "HTTPRouteParentRefPort",
+    "HTTPRoutePathRedirect",
+    "HTTPRoutePathRewrite",
+    "HTTPRoutePortRedirect",
+    "HTTPRouteQueryParamMatching",
+    "HTTPRouteRequestTimeout",
+    "HTTPRouteResponseHeaderModification",
+    "HTTPRouteSchemeRedirect",
+    "ReferenceGrant",
+];
+
 /// The status that one object should have.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ObjectStatus {
@@ -28,6 +56,8 @@ pub struct ObjectStatus {
 pub enum StatusPatch {
     /// `status.conditions`
     Conditions(Vec<Value>),
+    /// `status.conditions` and `status.supportedFeatures`
+    Class { conditions: Vec<Value>, features: &'static [&'static str] },
     /// `status.conditions`, `status.listeners` and `status.addresses`
     Gateway { conditions: Vec<Value>, listeners: Vec<Value>, addresses: Vec<String> },
     /// `status.parents`: the entries with the name of this controller.
@@ -91,7 +121,10 @@ impl StatusContext<'_> {
                     "Accepted",
                     "pd-router serves Gateways of this class",
                 );
-                Some(StatusPatch::Conditions(vec![accepted.value(generation)]))
+                Some(StatusPatch::Class {
+                    conditions: vec![accepted.value(generation)],
+                    features: &FEATURES,
+                })
             }
             Object::Gateway(gateway) if !is_not_owned => Some(self.gateway(gateway)),
             Object::HttpRoute(route) => Some(self.route(route)),

@@ -60,7 +60,9 @@ fn statuses(documents: &[&str]) -> Vec<ObjectStatus> {
 fn conditions_of(statuses: &[ObjectStatus], kind: Kind) -> Vec<String> {
     let standing = statuses.iter().find(|standing| standing.key.kind == kind).unwrap();
     let conditions: Vec<Value> = match &standing.patch {
-        StatusPatch::Conditions(conditions) => conditions.clone(),
+        StatusPatch::Conditions(conditions) | StatusPatch::Class { conditions, .. } => {
+            conditions.clone()
+        }
         StatusPatch::Gateway { conditions, listeners, .. } => {
             let of_listeners = listeners.iter().flat_map(|l| l["conditions"].as_array().unwrap());
             conditions.iter().chain(of_listeners).cloned().collect()
@@ -172,6 +174,31 @@ const BOTH_PROTOCOLS: &str = "port: 80}, {name: m, protocol: HTTPS, port: 80, ho
 const PARAMETERS: &str = "gatewayClassName: c, \
     infrastructure: {parametersRef: {group: \"\", kind: ConfigMap, name: x}},";
 const SAME_PORT: &str = "port: 80}, {name: m, protocol: HTTP, port: 80}";
+
+#[test]
+fn a_listener_lists_the_kinds_that_it_serves_and_counts_routes_without_a_certificate() {
+    for (protocol, kinds, routes) in
+        [("protocol: HTTP", 1, 1), ("protocol: TCP", 0, 0), (SECRET, 1, 1)]
+    {
+        let gateway = GATEWAY.replace("protocol: HTTP", protocol);
+        let all = statuses(&[CLASS, &gateway, ROUTE, POOL]);
+        let status = all.iter().find(|status| status.key.kind == Kind::Gateway).unwrap();
+        let StatusPatch::Gateway { listeners, .. } = &status.patch else { panic!("{status:?}") };
+        assert_eq!(listeners[0]["supportedKinds"].as_array().unwrap().len(), kinds, "{protocol}");
+        assert_eq!(listeners[0]["attachedRoutes"], routes, "{protocol}");
+    }
+}
+
+#[test]
+fn a_class_lists_the_features_of_the_gateway_api_that_pass_sorted() {
+    let all = statuses(&[CLASS]);
+    let StatusPatch::Class { features, .. } = &all[0].patch else { panic!("{all:?}") };
+    assert!(features.is_sorted_by(|a, b| a < b), "{features:?}");
+    let status =
+        super::super::super::status_merge::merged(&Value::Null, &all[0].patch, "").unwrap();
+    assert_eq!(status["supportedFeatures"][0], json!({"name": "Gateway"}));
+    assert_eq!(status["supportedFeatures"].as_array().unwrap().len(), features.len());
+}
 
 #[test]
 fn faults_get_the_reasons_of_the_specifications() {
