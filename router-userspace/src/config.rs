@@ -1,6 +1,7 @@
 //! Flags and environment variables, parsed and validated once into [`GatewaySettings`].
 
 mod exposure;
+mod http;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use router_core::fleet::AgentAddress;
 use router_core::schedule::{Objective, Policy};
 
 pub use self::exposure::ExposureFlags;
+pub use self::http::HttpFlags;
 use crate::agent::flags::AgentFlags;
 use crate::simulate::SimulateFlags;
 use crate::token::Guard;
@@ -130,6 +132,8 @@ pub struct GatewayFlags {
     pub source: SourceFlags,
     #[command(flatten)]
     pub service: ServiceFlags,
+    #[command(flatten)]
+    pub http: HttpFlags,
     #[command(flatten)]
     pub limits: LimitFlags,
     #[command(flatten)]
@@ -352,7 +356,8 @@ pub struct GatewaySettings {
     pub agent_token_file: Option<PathBuf>,
     pub aim: Objective,
     pub explain_headers: bool,
-    pub engine_api_key: Option<http::HeaderValue>,
+    pub engine_api_key: Option<::http::HeaderValue>,
+    pub http: HttpFlags,
     pub limits: LimitFlags,
     pub timeouts: TimeoutFlags,
 }
@@ -418,20 +423,21 @@ impl GatewayFlags {
             aim,
             explain_headers: service.explain_headers,
             engine_api_key,
+            http: self.http,
             limits: self.limits,
             timeouts: self.timeouts,
         })
     }
 }
 
-fn bearer(path: &std::path::Path) -> Result<http::HeaderValue> {
+fn bearer(path: &std::path::Path) -> Result<::http::HeaderValue> {
     let key = std::fs::read_to_string(path)
         .with_context(|| format!("--engine-api-key-file {}", path.display()))?;
     let key = key.trim();
     if key.is_empty() {
         bail!("--engine-api-key-file {}: the file is empty", path.display());
     }
-    let mut value = http::HeaderValue::try_from(format!("Bearer {key}")).with_context(|| {
+    let mut value = ::http::HeaderValue::try_from(format!("Bearer {key}")).with_context(|| {
         format!(
             "--engine-api-key-file {}: the key contains characters that an HTTP header cannot hold",
             path.display()

@@ -21,6 +21,7 @@ mod logs;
 mod memory;
 mod poison;
 mod policies;
+mod proxying;
 mod ranks;
 mod reload;
 mod responses;

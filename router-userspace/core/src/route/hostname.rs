@@ -110,6 +110,40 @@ pub fn host_name(authority: &str) -> &str {
     name.strip_suffix('.').unwrap_or(name)
 }
 
+/// Whether a text can be a Host header or an `:authority`: a DNS name or an IP address, and a port if
+/// it has one. Userinfo is not allowed (RFC 9110, section 4.2.4). An empty text is a request without
+/// an authority.
+///
+/// ```
+/// use router_core::route::is_authority;
+///
+/// assert!(is_authority("shop.example:8080"));
+/// assert!(!is_authority("shop.example:x@evil.example"));
+/// ```
+pub fn is_authority(text: &str) -> bool {
+    let (host_is_valid, rest) = match text.strip_prefix('[') {
+        Some(bracketed) => match bracketed.split_once(']') {
+            Some((address, rest)) => (address.parse::<std::net::Ipv6Addr>().is_ok(), rest),
+            None => return false,
+        },
+        None => {
+            let (name, rest) = text.split_at(text.find(':').unwrap_or(text.len()));
+            let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~');
+            let named = !name.is_empty() || rest.is_empty();
+            (named && name.bytes().all(plain), rest)
+        }
+    };
+    let port_is_valid = match rest.strip_prefix(':') {
+        // A port may be empty (RFC 3986, section 3.2.3), but has no sign.
+        Some(port) => {
+            port.is_empty()
+                || (port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok())
+        }
+        None => rest.is_empty(),
+    };
+    host_is_valid && port_is_valid
+}
+
 /// Compares case-insensitively without a copy, in the order in which host tables are sorted.
 pub(super) fn compare(a: &str, b: &str) -> Ordering {
     let fold = |byte: u8| byte.to_ascii_lowercase();
@@ -165,5 +199,18 @@ mod tests {
         assert_eq!(host_name("example.com."), "example.com");
         assert_eq!(host_name("[::1]:8080"), "[::1]");
         assert_eq!(host_name("127.0.0.1:8080"), "127.0.0.1");
+    }
+
+    #[test]
+    fn an_authority_is_one_host_and_at_most_one_port() {
+        for text in ["", "a", "a.b.", "A_b:80", "a:", "127.0.0.1:1", "[::1]", "[fd00::1]:65535"] {
+            assert!(is_authority(text), "{text}");
+        }
+        for text in [
+            ":80", "a:80:90", "a:x@b", "user@a", "a:65536", "a:+1", "a b", "a,b", "a/b", "a%2fb",
+            "é", "[::1", "[::1]x", "[a]", "::1",
+        ] {
+            assert!(!is_authority(text), "{text}");
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Response};
 use router_core::fleet::{Pool, Weight};
 use router_core::sglang::logprob::InputLogprobs;
@@ -59,7 +59,7 @@ impl Gateway {
         let timeout = self.settings.timeouts.body_timeout;
         let memory = &self.body_memory;
         let (body, _memory) = tokio::select! {
-            body = request_body::read(&routed.parts.headers, routed.body, limit, timeout, memory) => body?,
+            body = request_body::read(&routed.headers, routed.body, limit, timeout, memory) => body?,
             () = until(routed.deadlines.request) => return Err(Reject::Deadline),
         };
         let request = Request::parse(endpoint, body)?;
@@ -262,6 +262,8 @@ fn input_logprobs(started: &StartedAttempt) -> Result<Option<InputLogprobs>, Fau
 }
 
 fn whole(mut headers: HeaderMap, body: Bytes) -> Response<ResponseBody> {
+    // The server sets it from the body.
+    headers.remove(CONTENT_LENGTH);
     headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
     let mut response = Response::new(ResponseBody::full(body));
     *response.headers_mut() = headers;

@@ -1,18 +1,19 @@
 //! [`RequestService`]: the life of a request: route, filters, target, response.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::header::{HOST, LOCATION};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use router_core::fleet::{Fleet, Pool};
-use router_core::route::{self, Filters, Found, Head, Target};
+use router_core::route::{self, Filters, Found, Target};
 use router_core::sglang::{Endpoint, headers};
 
+use super::connection_info::ConnectionInfo;
 use super::endpoint::{Served, label, serve};
+use super::head;
 use super::record::Record;
 use super::reject::Reject;
 use super::relay::Relay;
@@ -28,38 +29,9 @@ const DECODE: HeaderName = HeaderName::from_static("x-pd-router-decode");
 const CHOICE: HeaderName = HeaderName::from_static("x-pd-router-choice");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-pd-router-attempts");
 
-/// How a connection came in.
-#[derive(Clone, Debug)]
-pub(crate) struct ConnectionInfo {
-    port: u16,
-    secure: bool,
-    /// The server name of the client's TLS handshake.
-    server_name: Option<Arc<str>>,
-}
-
-impl ConnectionInfo {
-    pub(crate) fn plain(port: u16) -> ConnectionInfo {
-        ConnectionInfo { port, secure: false, server_name: None }
-    }
-
-    pub(crate) fn secure(port: u16, server_name: Option<&str>) -> ConnectionInfo {
-        ConnectionInfo { port, secure: true, server_name: server_name.map(Into::into) }
-    }
-
-    /// Refuses a request for one listener on a connection that was made for another (GEP-3567): the
-    /// client has checked only the latter's certificate.
-    fn check(&self, fleet: &Fleet, head: &Head<'_>) -> Result<(), Reject> {
-        if !self.secure {
-            return Ok(());
-        }
-        let connected = route::listener(fleet, self.port, self.server_name.as_deref());
-        let requested = route::listener(fleet, self.port, head.host);
-        match (connected, requested) {
-            (Some(connected), Some(requested)) if std::ptr::eq(connected, requested) => Ok(()),
-            _ => Err(Reject::Misdirected),
-        }
-    }
-}
+/// Maximum length of a client's own request id, in bytes: it is logged with every request and sent
+/// to every target. A longer one is replaced.
+const MAX_REQUEST_ID: usize = 256;
 
 /// Serves requests; cheap to clone into every connection.
 #[derive(Clone)]
@@ -74,6 +46,11 @@ impl RequestService {
         &self.0.fleet
     }
 
+    /// Whether a client is a proxy whose forwarding fields are kept.
+    pub(crate) fn trusts(&self, client: std::net::IpAddr) -> bool {
+        self.0.settings.http.trusts(client)
+    }
+
     /// Answers one request; every failure is an answer too.
     pub(crate) async fn handle(
         &self,
@@ -83,43 +60,67 @@ impl RequestService {
         let (parts, body) = request.into_parts();
         let mut record = Record::new(self.0.metrics.clone(), request_id(&parts.headers));
         let fleet = self.0.fleet.snapshot();
-        let reply = self.0.serve(&fleet, connection, parts, body, &mut record).await;
-        self.0.answer(reply, record)
+        let (reply, filters) = self.0.serve(&fleet, connection, parts, body, &mut record).await;
+        self.0.answer(reply, filters, record)
     }
 }
 
 impl Gateway {
+    /// The reply, and the filters of the route, which change the response of a failure too.
     async fn serve(
         self: &Arc<Self>,
         fleet: &Fleet,
         connection: &ConnectionInfo,
+        mut parts: Parts,
+        body: Incoming,
+        record: &mut Record,
+    ) -> (Result<Reply, Rejected>, Filters) {
+        let found = self.find(fleet, connection, &mut parts);
+        let found = match found {
+            Ok(found) => found,
+            Err(reject) => return (Err(reject.into()), Filters::default()),
+        };
+        record.route = Some(Arc::clone(&found.route().name));
+        let reply = self.serve_route(&found, parts, body, record).await;
+        (reply, found.filters.clone())
+    }
+
+    /// Checks and normalizes the head of a request, and finds its route.
+    fn find<'f>(
+        &self,
+        fleet: &'f Fleet,
+        connection: &ConnectionInfo,
+        parts: &mut Parts,
+    ) -> Result<Found<'f>, Reject> {
+        head::normalize(parts, connection, self.settings.http.path_rules())?;
+        let head = head::of(parts);
+        connection.check(fleet, &head)?;
+        route::find(fleet, connection.port(), &head, rand::random()).ok_or(Reject::NoRoute)
+    }
+
+    async fn serve_route(
+        self: &Arc<Self>,
+        found: &Found<'_>,
         parts: Parts,
         body: Incoming,
         record: &mut Record,
-    ) -> Result<(Reply, Filters), Rejected> {
-        check_host(&parts)?;
-        let head = head_of(&parts);
-        connection.check(fleet, &head)?;
-        let found =
-            route::find(fleet, connection.port, &head, rand::random()).ok_or(Reject::NoRoute)?;
-        record.route = Some(Arc::clone(&found.route().name));
-        let filters = found.filters.clone();
-        let reply = match found.target {
+    ) -> Result<Reply, Rejected> {
+        match found.target {
             Target::Redirect(redirect) => {
+                let head = head::of(&parts);
                 let location = redirect.location(&head, found.listener, found.prefix);
-                redirected(redirect.status, &location)?
+                Ok(redirected(redirect.status, &location)?)
             }
             Target::Broken { reason } => Err(Reject::BrokenRoute(reason.to_string()))?,
             Target::Service(service) => {
-                let request = self.prepare(&found, parts, body, record)?;
-                self.proxy(service, request, record).await?
+                let request = self.prepare(found, parts, body, record)?;
+                Ok(self.proxy(service, request, record).await?)
             }
             Target::Pool(pool) => {
-                let request = self.prepare(&found, parts, body, record)?;
-                self.serve_pool(pool, request, record).await?
+                let request = self.prepare(found, parts, body, record)?;
+                self.serve_pool(pool, request, record).await
             }
-        };
-        Ok((reply, filters))
+        }
     }
 
     async fn serve_pool(
@@ -148,23 +149,21 @@ impl Gateway {
     fn prepare(
         &self,
         found: &Found<'_>,
-        parts: Parts,
+        mut parts: Parts,
         body: Incoming,
         record: &Record,
     ) -> Result<RoutedRequest, Reject> {
         let given = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
         let path = PathAndQuery::try_from(found.filters.rewrite(given, found.prefix).as_ref())
             .map_err(|_| Reject::BrokenRoute("the rewritten path is not a path".to_owned()))?;
-        let mut headers = Cow::Borrowed(&parts.headers);
-        if !found.filters.request.is_empty() {
-            found.filters.apply_request(headers.to_mut());
-        }
+        let mut headers = std::mem::take(&mut parts.headers);
+        found.filters.apply_request(&mut headers);
         let service = matches!(found.target, Target::Service(_));
         // After the filters, so that a route cannot send engine control either.
-        let mut headers = match service {
-            true => headers::to_backend(&headers),
-            false => headers::to_engine(&headers),
-        };
+        match service {
+            true => headers::to_backend(&mut headers),
+            false => headers::to_engine(&mut headers),
+        }
         headers.insert(REQUEST_ID, record.request_id.clone());
         // A backend gets the host that the client named, which HTTP/2 has in the request line.
         let named = parts.uri.authority().filter(|_| service).map(Authority::as_str);
@@ -184,14 +183,15 @@ impl Gateway {
     /// Adds the gateway's own headers, and passes the record to the body that is sent last.
     fn answer(
         self: &Arc<Self>,
-        reply: Result<(Reply, Filters), Rejected>,
+        reply: Result<Reply, Rejected>,
+        filters: Filters,
         mut record: Record,
     ) -> Response<ResponseBody> {
-        let (reply, filters) = match reply {
+        let reply = match reply {
             Ok(reply) => reply,
             Err(Rejected { reject, endpoint }) => {
                 record.fail(reject.reason(), reject.detail());
-                (Reply::Whole(reject.into_response(endpoint)), Filters::default())
+                Reply::Whole(reject.into_response(endpoint))
             }
         };
         let id = record.request_id.clone();
@@ -239,29 +239,10 @@ impl From<Reject> for Rejected {
     }
 }
 
-/// Exactly one `Host` (RFC 9112 section 3.2): with two, a proxy before the gateway may route by one
-/// and the gateway by the other.
-fn check_host(parts: &Parts) -> Result<(), Reject> {
-    let named = parts.headers.get_all(HOST).iter().count();
-    let wanted = usize::from(parts.version == Version::HTTP_11);
-    if (wanted..=1).contains(&named) { Ok(()) } else { Err(Reject::BadHost) }
-}
-
-fn head_of(parts: &Parts) -> Head<'_> {
-    let named = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
-    Head {
-        method: &parts.method,
-        // HTTP/2 has the host in the request line.
-        host: parts.uri.authority().map(|authority| authority.as_str()).or(named),
-        path: parts.uri.path(),
-        query: parts.uri.query(),
-        headers: &parts.headers,
-    }
-}
-
 /// The client's own request id, or a new one.
 fn request_id(headers: &HeaderMap) -> HeaderValue {
-    headers.get(REQUEST_ID).cloned().unwrap_or_else(|| {
+    let given = headers.get(REQUEST_ID).filter(|id| id.len() <= MAX_REQUEST_ID);
+    given.cloned().unwrap_or_else(|| {
         let id = format!("{:032x}", rand::random::<u128>());
         HeaderValue::try_from(id).expect("hex digits are a header value")
     })

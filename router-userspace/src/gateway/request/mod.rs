@@ -1,8 +1,11 @@
 //! The life of a request: route, filters, attempts, response, log line.
 
+pub(crate) mod connection_info;
 pub(crate) mod endpoint;
+mod forwarded;
 pub(crate) mod generate;
 pub(crate) mod handle;
+mod head;
 pub(crate) mod info;
 pub(crate) mod proxied_body;
 pub(crate) mod proxy;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::Response;
 use http::header::HOST;
+use http::{Response, StatusCode};
 use http_body::Body;
 use http_body_util::{Either, Limited};
 use hyper::body::Incoming;
@@ -19,7 +19,7 @@ use super::record::Record;
 use super::reject::Reject;
 use super::routed::{Reply, RoutedRequest};
 use crate::gateway::shared::Gateway;
-use crate::gateway::upstream::fault::Fault;
+use crate::gateway::upstream::fault::{Fault, FaultKind};
 use crate::gateway::upstream::leg::until;
 use crate::http_client::reclaimable::{Reclaim, ReclaimableBody};
 use crate::http_client::{Protocol, SendError, whole};
@@ -104,6 +104,11 @@ impl Gateway {
             );
             let error = tokio::select! {
                 answer = sent => match answer {
+                    // No client's Upgrade field is forwarded.
+                    Ok(answer) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                        let kind = FaultKind::Malformed("status 101 without Upgrade".to_owned());
+                        return Err(Fault { leg: None, worker, kind }.into());
+                    }
                     Ok(answer) => return Ok(proxied(answer, lease, deadline)),
                     Err(SendError::BodyTooLarge) => return Err(Reject::BodyTooLarge(limit)),
                     Err(error) => error,

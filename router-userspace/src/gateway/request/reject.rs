@@ -1,11 +1,13 @@
 //! [`Reject`]: every way to fail a request, with its one status, reason and message.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use router_core::fleet::ObjectName;
+use router_core::route::BadPath;
 use router_core::sglang::fault::ClientError;
 use router_core::sglang::{Endpoint, Invalid};
 
@@ -33,8 +35,10 @@ pub(crate) enum Reject {
         /// The methods that are served.
         allow: &'static str,
     },
-    /// An HTTP/1.1 request names no host, or a request names several.
-    BadHost,
+    /// The request names no host, an invalid one, or several.
+    BadHost(&'static str),
+    /// The path has segments that cannot be resolved, or an escaped slash.
+    BadPath(BadPath),
     /// A request for one listener on a TLS connection that was made for another.
     Misdirected,
     /// A prefill/decode pair cannot do this.
@@ -65,7 +69,8 @@ impl Reject {
             Reject::BrokenRoute(_) => "broken_route",
             Reject::UnknownPath(_) => "unknown_path",
             Reject::WrongMethod { .. } => "wrong_method",
-            Reject::BadHost => "bad_host",
+            Reject::BadHost(_) => "bad_host",
+            Reject::BadPath(_) => "bad_path",
             Reject::Misdirected => "misdirected",
             Reject::Unsupported(_) => "unsupported",
             Reject::EncodedBody(_) => "encoded_body",
@@ -96,7 +101,10 @@ impl Reject {
             Reject::EncodedBody(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Reject::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Reject::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
-            Reject::BadHost | Reject::BodyBroken(_) | Reject::Invalid(_) => StatusCode::BAD_REQUEST,
+            Reject::BadHost(_)
+            | Reject::BadPath(_)
+            | Reject::BodyBroken(_)
+            | Reject::Invalid(_) => StatusCode::BAD_REQUEST,
             Reject::NoWorkerReady(_)
             | Reject::NoMemory
             | Reject::QueueTimeout(_)
@@ -125,14 +133,16 @@ impl Reject {
         match self {
             Reject::NoRoute => "no HTTPRoute matches this request".to_owned(),
             Reject::BrokenRoute(why) => format!("the HTTPRoute cannot be served: {why}"),
-            Reject::UnknownPath(path) => format!("{path} is not served here"),
+            Reject::UnknownPath(path) => format!("{} is not served here", excerpt(path)),
             Reject::WrongMethod { allow } => format!("this path is served for {allow}"),
-            Reject::BadHost => "a request needs exactly one Host header".to_owned(),
+            Reject::BadHost(why) => (*why).to_owned(),
+            Reject::BadPath(why) => why.to_string(),
             Reject::Misdirected => {
                 "this connection was made for another host; open a new one for this host".to_owned()
             }
             Reject::Unsupported(why) => why.clone(),
             Reject::EncodedBody(encoding) => {
+                let encoding = excerpt(encoding);
                 format!("content-encoding {encoding} is not supported; send the body unencoded")
             }
             Reject::BodyTooLarge(limit) => format!("the request body is over {limit} bytes"),
@@ -142,7 +152,9 @@ impl Reject {
             }
             Reject::BodyBroken(why) => format!("the request body could not be read: {why}"),
             Reject::Invalid(invalid) => invalid.message.clone(),
-            Reject::ModelNotFound(model) => format!("the model `{model}` does not exist here"),
+            Reject::ModelNotFound(model) => {
+                format!("the model `{}` does not exist here", excerpt(model))
+            }
             Reject::NoWorkerReady(pool) => format!("no engine of pool {pool} is ready"),
             Reject::QueueFull => "too many requests are waiting for an engine".to_owned(),
             Reject::QueueTimeout(limit) => {
@@ -201,6 +213,17 @@ impl Reject {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
+    }
+}
+
+/// Maximum length of a client's text in a message and its log line, in bytes.
+const MAX_EXCERPT: usize = 256;
+
+/// The beginning of a client's text.
+fn excerpt(text: &str) -> Cow<'_, str> {
+    match text.len() <= MAX_EXCERPT {
+        true => Cow::Borrowed(text),
+        false => Cow::Owned(format!("{}...", &text[..text.floor_char_boundary(MAX_EXCERPT)])),
     }
 }
 

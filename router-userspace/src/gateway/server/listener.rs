@@ -24,7 +24,8 @@ use tokio_util::task::TaskTracker;
 use super::activity::ConnectionActivity;
 use super::tls;
 use crate::config::GatewaySettings;
-use crate::gateway::request::handle::{ConnectionInfo, RequestService};
+use crate::gateway::request::connection_info::ConnectionInfo;
+use crate::gateway::request::handle::RequestService;
 
 /// Maximum number of connections that wait in the kernel until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -201,15 +202,15 @@ impl Acceptor {
             peer,
         };
         let (port, tls, limit) = (self.port, self.tls.clone(), self.idle_timeout);
+        let trusted_proxy = self.service.trusts(peer.ip());
         let counted = ConnectionCount::new(&self.service.metrics().connections);
         async move {
             let _counted = counted;
-            let Some(tls) = tls else {
-                return connection.serve(stream, ConnectionInfo::plain(port)).await;
-            };
+            let info = ConnectionInfo::plain(port, peer.ip(), trusted_proxy);
+            let Some(tls) = tls else { return connection.serve(stream, info).await };
             match tokio::time::timeout(limit, tls.accept(stream)).await {
                 Ok(Ok(stream)) => {
-                    let info = ConnectionInfo::secure(port, stream.get_ref().1.server_name());
+                    let info = info.secured(stream.get_ref().1.server_name());
                     connection.serve(stream, info).await;
                 }
                 Ok(Err(error)) => tracing::debug!(%peer, port, %error, "TLS handshake failed"),

@@ -1,0 +1,122 @@
+//! Flags that control which requests are accepted, and what is added to them.
+
+use std::net::IpAddr;
+
+use clap::{Args, ValueEnum};
+use router_core::route::{EscapedSlashes, PathRules};
+
+/// How requests are normalized and forwarded.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "HTTP")]
+pub struct HttpFlags {
+    /// Networks of the proxies in front of the gateway. Their X-Forwarded-For, X-Forwarded-Proto,
+    /// X-Forwarded-Host and Forwarded fields are kept; those of other clients are overwritten or
+    /// removed.
+    #[arg(long, value_name = "CIDR,...", value_delimiter = ',', value_parser = IpPrefix::parse)]
+    pub trusted_proxies: Vec<IpPrefix>,
+    /// What is done with a path that contains an escaped slash or backslash (%2F, %5C). Names of
+    /// models below /v1/models/ may contain them in any case.
+    #[arg(long, value_enum, default_value_t = EscapedSlashChoice::Reject)]
+    pub escaped_slashes: EscapedSlashChoice,
+    /// Replace several slashes in a row by one before a route is chosen.
+    #[arg(long)]
+    pub merge_slashes: bool,
+}
+
+impl HttpFlags {
+    pub(crate) fn path_rules(&self) -> PathRules {
+        let escaped_slashes = match self.escaped_slashes {
+            EscapedSlashChoice::Reject => EscapedSlashes::Reject,
+            EscapedSlashChoice::Unescape => EscapedSlashes::Unescape,
+            EscapedSlashChoice::Keep => EscapedSlashes::Keep,
+        };
+        PathRules { escaped_slashes, merge_slashes: self.merge_slashes }
+    }
+
+    /// Whether a client is a proxy of --trusted-proxies.
+    pub(crate) fn trusts(&self, client: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|network| network.contains(client))
+    }
+}
+
+/// The values of --escaped-slashes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum EscapedSlashChoice {
+    /// Answer 400.
+    #[default]
+    Reject,
+    /// Replace them by slashes before a route is chosen.
+    Unescape,
+    /// Forward them as they are. A backend may then see segments that no route has matched.
+    Keep,
+}
+
+/// The addresses with a common prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IpPrefix {
+    address: IpAddr,
+    /// Length of the prefix in bits.
+    bits: u8,
+}
+
+impl IpPrefix {
+    /// Parses `10.0.0.0/8`, `fd00::/8` or one address.
+    fn parse(text: &str) -> Result<IpPrefix, String> {
+        let (address, bits) = match text.split_once('/') {
+            Some((address, bits)) => (address, Some(bits)),
+            None => (text, None),
+        };
+        let bad = || format!("`{text}` must be an IP address or a network such as 10.0.0.0/8");
+        let address: IpAddr = address.trim().parse().map_err(|_| bad())?;
+        let most: u8 = if address.is_ipv4() { 32 } else { 128 };
+        let bits = bits.map_or(Ok(most), |bits| bits.trim().parse().map_err(|_| bad()))?;
+        if bits > most {
+            return Err(format!("`{text}`: the prefix has more than {most} bits"));
+        }
+        Ok(IpPrefix { address, bits })
+    }
+
+    fn contains(&self, address: IpAddr) -> bool {
+        match (self.address, address.to_canonical()) {
+            (IpAddr::V4(network), IpAddr::V4(address)) => {
+                let differing = u32::from(network) ^ u32::from(address);
+                differing.leading_zeros() >= u32::from(self.bits)
+            }
+            (IpAddr::V6(network), IpAddr::V6(address)) => {
+                let differing = u128::from(network) ^ u128::from(address);
+                differing.leading_zeros() >= u32::from(self.bits)
+            }
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_contains_the_addresses_with_its_prefix() {
+        for (network, address, expected) in [
+            ("10.0.0.0/8", "10.255.0.1", true),
+            ("10.0.0.0/8", "11.0.0.1", false),
+            ("10.0.0.0/8", "::ffff:10.0.0.1", true),
+            ("0.0.0.0/0", "192.0.2.1", true),
+            ("0.0.0.0/0", "2001:db8::1", false),
+            ("192.0.2.1", "192.0.2.1", true),
+            ("192.0.2.1", "192.0.2.2", false),
+            ("fd00::/8", "fd12::1", true),
+            ("fd00::/8", "fe80::1", false),
+        ] {
+            let contains = IpPrefix::parse(network).unwrap().contains(address.parse().unwrap());
+            assert_eq!(contains, expected, "{network} {address}");
+        }
+    }
+
+    #[test]
+    fn an_invalid_network_is_named() {
+        for text in ["", "10.0.0.0/33", "::/129", "10.0.0/8", "10.0.0.0/", "10.0.0.0/-1"] {
+            assert!(IpPrefix::parse(text).unwrap_err().contains(&format!("`{text}`")), "{text}");
+        }
+    }
+}

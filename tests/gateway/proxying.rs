@@ -1,0 +1,262 @@
+//! What a gateway between a client and a backend owes to both: normal paths, valid hosts, honest
+//! fields, one length.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use router_tests::loopback::Loopback;
+use router_tests::manifests::{ENGINE_PORT, Manifests, gateway};
+use router_tests::{Gateway, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+const PLAIN: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+/// A backend that records the head of each request and sends the same bytes as its answer.
+struct Backend {
+    address: Loopback,
+    heads: Arc<Mutex<Vec<String>>>,
+}
+
+impl Backend {
+    async fn start(answer: &'static str) -> Backend {
+        let address = Loopback::claim();
+        let listener = TcpListener::bind(address.port(ENGINE_PORT)).await.expect("a port");
+        let heads: Arc<Mutex<Vec<String>>> = Arc::default();
+        let record = Arc::clone(&heads);
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                let record = Arc::clone(&record);
+                tokio::spawn(async move {
+                    let mut text = String::new();
+                    let mut piece = [0; 4096];
+                    loop {
+                        match socket.read(&mut piece).await {
+                            Ok(0) | Err(_) => return,
+                            Ok(n) => text.push_str(&String::from_utf8_lossy(&piece[..n])),
+                        }
+                        if text.contains("\r\n\r\n") {
+                            record.lock().expect("no panic").push(std::mem::take(&mut text));
+                            _ = socket.write_all(answer.as_bytes()).await;
+                        }
+                    }
+                });
+            }
+        });
+        Backend { address, heads }
+    }
+
+    /// The last head that has arrived, in lower case.
+    fn last(&self) -> String {
+        self.heads
+            .lock()
+            .expect("no panic")
+            .last()
+            .cloned()
+            .expect("a request has arrived")
+            .to_lowercase()
+    }
+}
+
+/// A route to the backend, and one below `/admin` with a filter.
+fn manifests(backend: &Backend) -> Manifests {
+    let manifests = Manifests::new();
+    manifests.put("gateway.yaml", &gateway());
+    let ip = backend.address.ip();
+    manifests.put(
+        "service.yaml",
+        &format!(
+            "apiVersion: v1
+kind: Service
+metadata: {{name: plain}}
+spec:
+  ports: [{{name: http, port: 80, targetPort: {ENGINE_PORT}}}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: plain-1, labels: {{kubernetes.io/service-name: plain}}}}
+addressType: IPv4
+ports: [{{name: http, port: {ENGINE_PORT}}}]
+endpoints: [{{addresses: [\"{ip}\"], conditions: {{ready: true}}}}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: guarded}}
+spec:
+  parentRefs: [{{name: inference-gateway}}]
+  rules:
+  - matches: [{{path: {{type: PathPrefix, value: /public}}}}]
+    backendRefs: [{{name: plain, port: 80}}]
+  - matches: [{{path: {{type: PathPrefix, value: /admin}}}}]
+    filters:
+    - type: RequestHeaderModifier
+      requestHeaderModifier: {{set: [{{name: x-tenant, value: guest}}]}}
+    - type: ResponseHeaderModifier
+      responseHeaderModifier: {{set: [{{name: x-frame-options, value: deny}}]}}
+    backendRefs: [{{name: plain, port: 80}}]
+"
+        ),
+    );
+    manifests
+}
+
+async fn start(answer: &'static str, flags: &[&str]) -> (Backend, Gateway, Manifests) {
+    let backend = Backend::start(answer).await;
+    let manifests = manifests(&backend);
+    let gateway = Gateway::start_with(&manifests, flags).await;
+    (backend, gateway, manifests)
+}
+
+/// Sends bytes and reads the answer to the connection's end.
+async fn ask(gateway: &Gateway, request: impl AsRef<[u8]>) -> String {
+    let mut socket = TcpStream::connect(gateway.client.address).await.expect("a connection");
+    socket.write_all(request.as_ref()).await.expect("sending");
+    let mut answer = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(20), socket.read_to_end(&mut answer));
+    _ = read.await.expect("the connection ends");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn get(path: &str, fields: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nhost: shop.example\r\nconnection: close\r\n{fields}\r\n")
+}
+
+fn status(answer: &str) -> &str {
+    answer.split(' ').nth(1).unwrap_or("none")
+}
+
+#[tokio::test]
+async fn a_connection_header_cannot_undo_a_filter() {
+    let (backend, gateway, _manifests) = start(PLAIN, &[]).await;
+    let fields = "x-tenant: root\r\nconnection: x-tenant, x-forwarded-proto, host, x-mine\r\n\
+                  x-mine: 1\r\n";
+    assert_eq!(status(&ask(&gateway, get("/admin/x", fields)).await), "200");
+    let head = backend.last();
+    assert!(head.contains("\r\nx-tenant: guest\r\n"), "{head}");
+    assert!(head.contains("\r\nhost: shop.example\r\n"), "{head}");
+    assert!(head.contains("\r\nx-forwarded-proto: http\r\n"), "{head}");
+    assert!(!head.contains("x-mine"), "{head}");
+}
+
+#[tokio::test]
+async fn dot_segments_do_not_change_the_rule() {
+    let (backend, gateway, _manifests) = start(PLAIN, &[]).await;
+    for path in ["/public/../admin/x", "/public/%2e%2e/admin/x", "/public\\..\\admin/x"] {
+        assert_eq!(status(&ask(&gateway, get(path, "")).await), "200", "{path}");
+        let head = backend.last();
+        assert!(head.starts_with("get /admin/x http"), "{path}: {head}");
+        assert!(head.contains("x-tenant: guest"), "{path}: {head}");
+    }
+    for path in ["/public/..%2fadmin/x", "/public%5C..%5cadmin/x", "/../admin/x"] {
+        let answer = ask(&gateway, get(path, "")).await;
+        assert_eq!(status(&answer), "400", "{path}: {answer}");
+        assert!(answer.contains("x-pd-router-reason: bad_path"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn escaped_slashes_are_unescaped_if_the_flag_says_so() {
+    let flags = ["--escaped-slashes", "unescape", "--merge-slashes"];
+    let (backend, gateway, _manifests) = start(PLAIN, &flags).await;
+    for path in ["/public/..%2fadmin/x?a=%2f", "//admin//x?a=%2f"] {
+        assert_eq!(status(&ask(&gateway, get(path, "")).await), "200", "{path}");
+        assert!(backend.last().starts_with("get /admin/x?a=%2f http"), "{}", backend.last());
+    }
+}
+
+#[tokio::test]
+async fn a_client_cannot_forge_where_it_comes_from() {
+    let (backend, gateway, _manifests) = start(PLAIN, &[]).await;
+    let fields = "x-forwarded-for: 192.0.2.1\r\nforwarded: for=192.0.2.1\r\n\
+                  x-forwarded-proto: https\r\nvia: 1.1 edge\r\ncookie: a=1\r\ncookie: b=2\r\n";
+    ask(&gateway, get("/public/x", fields)).await;
+    let head = backend.last();
+    for expected in [
+        "x-forwarded-for: 127.0.0.1",
+        "x-forwarded-proto: http",
+        "x-forwarded-host: shop.example",
+        "via: 1.1 edge",
+        "via: 1.1 pd-router",
+        "cookie: a=1; b=2",
+    ] {
+        assert!(head.contains(&format!("\r\n{expected}\r\n")), "{expected} is missing: {head}");
+    }
+    assert!(!head.contains("192.0.2.1"), "{head}");
+}
+
+#[tokio::test]
+async fn the_fields_of_a_trusted_proxy_are_kept() {
+    let flags = ["--trusted-proxies", "10.0.0.0/8,127.0.0.0/8"];
+    let (backend, gateway, _manifests) = start(PLAIN, &flags).await;
+    let fields = "x-forwarded-for: 192.0.2.1\r\nx-forwarded-proto: https\r\n";
+    ask(&gateway, get("/public/x", fields)).await;
+    let head = backend.last();
+    assert!(head.contains("x-forwarded-for: 192.0.2.1, 127.0.0.1\r\n"), "{head}");
+    assert!(head.contains("x-forwarded-proto: https\r\n"), "{head}");
+}
+
+#[tokio::test]
+async fn a_host_that_is_none_is_refused() {
+    let (backend, gateway, _manifests) = start(PLAIN, &[]).await;
+    for host in ["good.example:x@evil.example", "good.example:80:90", "user@good.example", "a/b"] {
+        let request = format!("GET /public HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        let answer = ask(&gateway, request).await;
+        assert_eq!(status(&answer), "400", "{host}: {answer}");
+    }
+    assert!(backend.heads.lock().expect("no panic").is_empty());
+}
+
+#[tokio::test]
+async fn connect_and_trace_are_not_served() {
+    let (backend, gateway, _manifests) = start(PLAIN, &[]).await;
+    for line in ["TRACE /public/x", "CONNECT shop.example:80"] {
+        let request =
+            format!("{line} HTTP/1.1\r\nhost: shop.example:80\r\nconnection: close\r\n\r\n");
+        let answer = ask(&gateway, request).await;
+        assert_eq!(status(&answer), "501", "{line}: {answer}");
+    }
+    assert!(backend.heads.lock().expect("no panic").is_empty());
+}
+
+#[tokio::test]
+async fn a_length_beside_chunks_is_not_passed_on() {
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\
+                  x-pd-router-reason: forged\r\n\r\n5\r\nwhole\r\n0\r\n\r\n";
+    let (_backend, gateway, _manifests) = start(answer, &[]).await;
+    let answer = gateway.client.get("/public/x").await.expect_status(200);
+    assert_eq!(answer.text(), "whole");
+    assert_eq!(answer.header("content-length"), "");
+    assert_eq!(answer.header("x-pd-router-reason"), "");
+}
+
+#[tokio::test]
+async fn an_unrequested_switch_of_protocols_is_a_502() {
+    let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+    let (_backend, gateway, _manifests) = start(answer, &[]).await;
+    let fields = "upgrade: x\r\n";
+    let answer = ask(&gateway, get("/public/x", fields)).await;
+    assert_eq!(status(&answer), "502", "{answer}");
+}
+
+#[tokio::test]
+async fn a_filter_changes_the_gateways_own_responses_too() {
+    let (backend, gateway, _manifests) = start("no HTTP at all\r\n\r\n", &[]).await;
+    let answer = ask(&gateway, get("/admin/x", "")).await;
+    assert_eq!(status(&answer), "502", "{answer}");
+    assert!(answer.contains("x-frame-options: deny"), "{answer}");
+    drop(backend);
+}
+
+#[tokio::test]
+async fn long_texts_of_a_client_are_cut_in_logs() {
+    let (_backend, gateway, _manifests) = start(PLAIN, &[]).await;
+    let id = "i".repeat(20_000);
+    let answer = ask(&gateway, get("/public/x", &format!("x-request-id: {id}\r\n"))).await;
+    assert_eq!(status(&answer), "200");
+    assert!(!answer.contains("iiii"), "{answer}");
+    let line = eventually("the request is logged", Duration::from_secs(5), async || {
+        gateway.log().lines().find(|line| line.contains("\"service\"")).map(str::to_owned)
+    })
+    .await;
+    assert!(line.len() < 2000, "{line}");
+}
