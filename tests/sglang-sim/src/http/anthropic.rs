@@ -5,7 +5,7 @@ use http::{Response, StatusCode};
 use rand::Rng;
 use serde_json::{Value, json};
 
-use super::parse::ParsedRequest;
+use super::parse::{ParsedRequest, chat_prompt};
 use super::sequence::Sequence;
 use super::{Reply, reply_json};
 
@@ -26,6 +26,19 @@ pub(crate) fn error(code: u16) -> Response<Reply> {
     let error = json!({"type": "internal_error", "message": message});
     let status = StatusCode::INTERNAL_SERVER_ERROR;
     reply_json(status, &json!({"type": "error", "error": error}))
+}
+
+/// `/v1/messages/count_tokens`, which needs no peer.
+pub(crate) fn count_tokens(body: &Bytes) -> Response<Reply> {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    let system = body.get("system").filter(|system| !system.is_null());
+    match chat_prompt(system, &body["messages"]) {
+        Some(prompt) => reply_json(StatusCode::OK, &json!({"input_tokens": prompt.len()})),
+        None => {
+            let error = json!({"type": "invalid_request_error", "message": "messages: missing"});
+            reply_json(StatusCode::BAD_REQUEST, &json!({"type": "error", "error": error}))
+        }
+    }
 }
 
 /// The body of a response that is not streamed.

@@ -273,10 +273,14 @@ fn chat_choice(request: &ParsedRequest, sequence: &Sequence, old: bool) -> Value
 }
 
 fn completion_choice(request: &ParsedRequest, sequence: &Sequence, _old: bool) -> Value {
-    let logprobs =
-        if request.logprobs.is_some() { sequence.completion_logprobs(0) } else { Value::Null };
+    let logprobs = if request.logprobs.is_some() {
+        sequence.completion_logprobs(0, request.echo)
+    } else {
+        Value::Null
+    };
+    let echo = if request.echo { sequence.prompt_text.as_str() } else { "" };
     json!({
-        "index": sequence.index, "text": sequence.text, "logprobs": logprobs,
+        "index": sequence.index, "text": format!("{echo}{}", sequence.text), "logprobs": logprobs,
         "finish_reason": finish_kind(sequence), "matched_stop": matched(sequence),
     })
 }

@@ -116,7 +116,28 @@ pub(crate) fn models(process: &Process) -> Response<Reply> {
     reply_json(StatusCode::OK, &json!({"object": "list", "data": [card(process)]}))
 }
 
-pub(crate) fn model(process: &Process, name: &str) -> Response<Reply> {
+/// The rest of a path, with its percent escapes decoded as Starlette does.
+fn percent_decoded(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [byte, after @ ..] = rest {
+        let escape = after.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
+        match escape.and_then(|hex| u8::from_str_radix(hex, 16).ok()).filter(|_| *byte == b'%') {
+            Some(decoded) => {
+                out.push(decoded);
+                rest = &after[2..];
+            }
+            None => {
+                out.push(*byte);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+pub(crate) fn model(process: &Process, path: &str) -> Response<Reply> {
+    let name = percent_decoded(path);
     if name == process.config.model_name().trim_start_matches('/')
         || name == process.config.model_name()
     {

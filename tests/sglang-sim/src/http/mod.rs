@@ -304,6 +304,7 @@ async fn route(exchange: &Exchange) -> Option<Response<Reply>> {
         "/get_load" if get && old => info::load_0_4(process),
         "/tokenize" | "/v1/tokenize" if post && !old => info::tokenize(process, body),
         "/detokenize" | "/v1/detokenize" if post && !old => info::detokenize(body),
+        "/v1/messages/count_tokens" if post && !old => anthropic::count_tokens(body),
         "/flush_cache" if get || post => info::flush_cache(process),
         "/abort_request" if post => info::abort_request(process, body),
         path if get && path.starts_with("/v1/models/") => info::model(process, &path[11..]),

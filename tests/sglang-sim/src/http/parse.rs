@@ -38,6 +38,8 @@ pub(crate) struct ParsedRequest {
     /// `/generate` answers a batch with an array.
     pub(crate) batch: bool,
     pub(crate) logprobs: Option<LogprobOptions>,
+    /// `/v1/completions`: the answer begins with the prompt.
+    pub(crate) echo: bool,
     /// The body, for the fields that responses echo.
     pub(crate) body: Value,
 }
@@ -214,7 +216,12 @@ impl Api {
                 text: body["return_text_in_logprobs"] == true,
                 token_ids: ids(&body["token_ids_logprob"]),
             }),
-            Api::Completion if body["logprobs"].is_u64() => Some(plain(count("logprobs"))),
+            Api::Completion if body["logprobs"].is_u64() => {
+                let top = count("logprobs");
+                // Without `echo` the prompt is not scored.
+                let start = (body["echo"] == true && top > 0).then_some(0);
+                Some(LogprobOptions { start, ..plain(top) })
+            }
             Api::Chat if body["logprobs"] == true => Some(plain(count("top_logprobs"))),
             _ => None,
         }
@@ -255,6 +262,7 @@ pub(crate) fn read(
         n,
         batch: shape.batch,
         logprobs: api.logprobs(&body),
+        echo: api == Api::Completion && body["echo"] == true,
         body,
     })
 }

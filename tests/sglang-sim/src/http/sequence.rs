@@ -18,6 +18,8 @@ pub(crate) struct Sequence {
     pub(crate) index: usize,
     pub(crate) rid: String,
     pub(crate) prompt_tokens: usize,
+    /// The prompt's text, for `echo`.
+    pub(crate) prompt_text: String,
     pub(crate) text: String,
     pub(crate) ids: Vec<u32>,
     pub(crate) finish: Option<Finish>,
@@ -104,6 +106,7 @@ impl Sequence {
             index: spec.index,
             rid: spec.rid.clone(),
             prompt_tokens: spec.prompt.len(),
+            prompt_text: tokenizer::decode(&spec.prompt),
             text: String::new(),
             ids: Vec::new(),
             finish: None,
@@ -222,23 +225,43 @@ impl Sequence {
         json!({ "content": content })
     }
 
-    /// `logprobs` of a completion choice for the tokens from `first` on.
-    pub(crate) fn completion_logprobs(&self, first: usize) -> Value {
+    /// `logprobs` of a completion choice for the tokens from `first` on; those of the prompt come
+    /// before the first of them, if the request wants them.
+    pub(crate) fn completion_logprobs(&self, first: usize, echo: bool) -> Value {
         let Some(input) = &self.input else { return Value::Null };
+        let prompt = input.token_logprobs.as_array().filter(|_| echo && first == 0);
+        let prompt: Vec<Value> = prompt.cloned().unwrap_or_default();
+        let prompt_top = input.top_logprobs.as_array().filter(|_| !prompt.is_empty());
+        let by_text = |entries: &Value| {
+            let list = entries.as_array()?.iter();
+            let pairs = list.filter_map(|e| Some((e[2].as_str()?.to_owned(), e[0].clone())));
+            Some(Value::Object(pairs.collect()))
+        };
+        let mut top: Vec<Value> = prompt_top
+            .into_iter()
+            .flatten()
+            .map(|entries| by_text(entries).unwrap_or(Value::Null))
+            .collect();
         let positions = || first..self.ids.len();
-        let top = positions().map(|position| {
+        top.extend(positions().map(|position| {
             let candidates = (0..input.wanted.top).map(|nth| {
                 let (logprob, id) = candidate(self.ids[position], position, nth);
                 (tokenizer::decode(&[id]), json!(logprob))
             });
             Value::Object(candidates.collect())
-        });
-        let top: Vec<Value> = if input.wanted.top > 0 { top.collect() } else { Vec::new() };
+        }));
+        if input.wanted.top == 0 {
+            top.clear();
+        }
+        let each = |nth: usize, output: &dyn Fn(usize) -> Value| -> Vec<Value> {
+            let prompt = prompt.iter().map(|entry| entry[nth].clone());
+            prompt.chain(positions().map(output)).collect()
+        };
+        let logprobs = each(0, &|position| json!(self.logprobs[position]));
+        let tokens = each(2, &|position| json!(tokenizer::decode(&[self.ids[position]])));
         json!({
-            "text_offset": positions().map(|_| -1).collect::<Vec<_>>(),
-            "token_logprobs": positions().map(|p| self.logprobs[p]).collect::<Vec<_>>(),
-            "tokens": positions().map(|p| tokenizer::decode(&[self.ids[p]])).collect::<Vec<_>>(),
-            "top_logprobs": top,
+            "text_offset": tokens.iter().map(|_| -1).collect::<Vec<_>>(),
+            "token_logprobs": logprobs, "tokens": tokens, "top_logprobs": top,
         })
     }
 }

@@ -367,17 +367,19 @@ impl StreamState {
     fn completion(&mut self, index: usize, new: &str, old: bool) {
         let sequence = &self.sequences[index];
         let logprobs = if self.request.logprobs.is_some() {
-            sequence.completion_logprobs(self.logprobs_sent[index])
+            sequence.completion_logprobs(self.logprobs_sent[index], self.request.echo)
         } else {
             Value::Null
         };
+        let is_first = self.logprobs_sent[index] == 0;
+        let echo = if self.request.echo && is_first { sequence.prompt_text.as_str() } else { "" };
         self.logprobs_sent[index] = sequence.ids.len();
         let finish = sequence.finish.as_ref();
         let chunk = json!({
             "id": sequence.rid, "object": "text_completion", "created": self.created,
             "model": self.request.model,
             "choices": [{
-                "index": index, "text": new, "logprobs": logprobs,
+                "index": index, "text": format!("{echo}{new}"), "logprobs": logprobs,
                 "finish_reason": finish.map(Finish::kind),
                 "matched_stop": finish.map(Finish::matched),
             }],
