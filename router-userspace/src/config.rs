@@ -182,6 +182,11 @@ pub struct ServiceFlags {
     /// pod names to clients.
     #[arg(long)]
     pub explain_headers: bool,
+    /// Answer 404 to a request that names another model than the engines of its pool report. Without
+    /// this flag, a pool of one model serves every name, as SGLang does. A pool of several models is
+    /// always strict.
+    #[arg(long)]
+    pub strict_models: bool,
     /// File with the API key of the engines, which is sent with probes and /abort_request. Client
     /// requests keep their own Authorization header.
     #[arg(long, value_name = "FILE")]
@@ -356,6 +361,7 @@ pub struct GatewaySettings {
     pub agent_token_file: Option<PathBuf>,
     pub aim: Objective,
     pub explain_headers: bool,
+    pub strict_models: bool,
     pub engine_api_key: Option<::http::HeaderValue>,
     pub http: HttpFlags,
     pub limits: LimitFlags,
@@ -422,6 +428,7 @@ impl GatewayFlags {
             agent_token_file: service.agent_token_file,
             aim,
             explain_headers: service.explain_headers,
+            strict_models: service.strict_models,
             engine_api_key,
             http: self.http,
             limits: self.limits,

@@ -36,7 +36,8 @@ impl EngineClient {
         path: PathAndQuery,
         limit: usize,
     ) -> Result<(StatusCode, Bytes), SendError> {
-        self.get_with(authority, path, self.own_headers(), limit).await
+        let answer = self.get_with(authority, path, self.own_headers(), limit).await?;
+        Ok((answer.status(), answer.into_body()))
     }
 
     /// Sends a `GET` with the headers of a client's request, as [`EngineClient::get`] otherwise.
@@ -49,13 +50,13 @@ impl EngineClient {
         path: PathAndQuery,
         headers: HeaderMap,
         limit: usize,
-    ) -> Result<(StatusCode, Bytes), SendError> {
+    ) -> Result<Response<Bytes>, SendError> {
         let (method, body) = (Method::GET, whole(Bytes::new()));
         let response =
             self.http.send(Protocol::Http1, authority, method, path, headers, body).await?;
-        let status = response.status();
-        let body = read_body(response.into_body(), limit).await.map_err(SendError::Broken)?;
-        Ok((status, body))
+        let (head, body) = response.into_parts();
+        let body = read_body(body, limit).await.map_err(SendError::Broken)?;
+        Ok(Response::from_parts(head, body))
     }
 
     /// Sends a client's request to a worker and waits for the head of the answer.

@@ -34,6 +34,7 @@ use self::placement::queue::Admission;
 use self::placement::responses::Responses;
 use self::readiness::Readiness;
 use self::request::handle::RequestService;
+use self::request::shared_answers::SharedAnswers;
 use self::server::listener::Listeners;
 use self::shared::Gateway;
 use self::upstream::abort::Aborter;
@@ -182,6 +183,7 @@ impl Parts {
             feedback,
             body_memory,
             responses: Responses::default(),
+            shared_answers: SharedAnswers::default(),
         });
         Ok(Parts { gateway, probes, polls, readiness, engine_info, tasks, stop_workers })
     }

@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 use super::fleet_handle::FleetHandle;
 use super::placement::queue::Admission;
 use super::placement::responses::Responses;
+use super::request::shared_answers::SharedAnswers;
 use super::upstream::dispatch::Dispatch;
 use crate::config::GatewaySettings;
 use crate::feedback::Subscriptions;
@@ -27,4 +28,5 @@ pub(crate) struct Gateway {
     /// One permit per byte that all request bodies together may hold in memory.
     pub(crate) body_memory: Arc<Semaphore>,
     pub(crate) responses: Responses,
+    pub(crate) shared_answers: SharedAnswers,
 }

@@ -11,6 +11,7 @@ mod health;
 mod lease_history;
 mod links;
 mod load;
+mod model_names;
 mod pool;
 mod prefill_queue;
 mod problem;
@@ -29,6 +30,7 @@ pub use health::{ERRORS_TO_OPEN, Health, OPEN_MS, PROBES_TO_OPEN, Verdict};
 pub use lease_history::LeaseHistory;
 pub use links::{Link, LinkPrior, LinkTable};
 pub use load::{Load, LoadCell, STALE_MS};
+pub use model_names::ModelError;
 pub use pool::{
     CompatibleSet, Excluded, Member, ObjectName, Phase, Pool, Profile, Role, host_text,
 };

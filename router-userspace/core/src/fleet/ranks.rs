@@ -49,6 +49,14 @@ impl Ranks {
         Some(Ranks { count, steering })
     }
 
+    /// Whether a decode finds the KV cache at the prefill rank that a request names.
+    ///
+    /// 0.5.10 takes the named rank before it has looked the prefill up, and then fails the request.
+    /// From 0.5.11 on it looks the prefill up first.
+    pub fn decode_finds_named_prefill_rank(decode: &EngineInfo) -> bool {
+        decode.version.as_deref().and_then(numbers) != Some(FIELD_SINCE)
+    }
+
     /// Whether one bootstrap room can lead to rank `mine` here and to rank `theirs` of `other`.
     pub fn meet(&self, mine: u32, other: &Ranks, theirs: u32) -> bool {
         let both = self.steering == Steering::Room && other.steering == Steering::Room;
@@ -109,6 +117,16 @@ mod tests {
         assert_eq!((by(&between, Role::Prefill), by(&between, Role::Decode)), (None, None));
         for odd in [engine(1, "0.4.10", None), engine(65, "0.4.10", None), engine(4, "x", None)] {
             assert_eq!(Ranks::of(&odd, Role::Prefill), None, "{odd:?}");
+        }
+    }
+
+    #[test]
+    fn only_decodes_of_0_5_10_mishandle_a_named_prefill_rank() {
+        for (version, finds) in
+            [("0.5.10", false), ("0.5.10.post1", false), ("0.5.11", true), ("0.5.12.post1", true)]
+        {
+            let decode = engine(1, version, None);
+            assert_eq!(Ranks::decode_finds_named_prefill_rank(&decode), finds, "{version}");
         }
     }
 

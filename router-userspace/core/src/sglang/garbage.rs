@@ -6,7 +6,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::json::Raw;
-use super::logprob::InputLogprobs;
+use super::logprob::PromptLogprobs;
 use super::{Endpoint, fault, info, merge, sse};
 
 /// JSON from words of the engine's protocol, in an arbitrary structure.
@@ -88,7 +88,8 @@ fn read(a: &Bytes, b: &Bytes) -> Result<(), TestCaseError> {
         stream.finish();
         fault::answer_fault(endpoint, a);
     }
-    if let Ok(prompt) = InputLogprobs::from_prefill(a) {
+    for endpoint in [Endpoint::Generate, Endpoint::Completions] {
+        let Ok(mut prompt) = PromptLogprobs::from_prefill(endpoint, a) else { continue };
         if let Ok(merged) = prompt.merge_json(b) {
             prop_assert!(Raw::parse(&merged).is_ok(), "{:?}", merged);
         }

@@ -79,6 +79,9 @@ impl PromptShape {
 }
 
 /// A string, `[..strings]`, `[..ints]` (one prompt) or `[[..ints]]`.
+///
+/// The engine also reads strings and booleans as token ids, if not all elements are strings:
+/// `["1", 2]` and `[true, 2]` are one prompt. What it cannot read as one of these it refuses.
 fn completion_prompt(raw: Raw<'_>, len: usize) -> Result<PromptShape, Invalid> {
     if raw.kind() != JsonType::Array {
         return Ok(PromptShape { batch: None, bytes: text_bytes(raw) });
@@ -87,7 +90,10 @@ fn completion_prompt(raw: Raw<'_>, len: usize) -> Result<PromptShape, Invalid> {
         None => return Err(Invalid::field("prompt", "must not be an empty list")),
         Some(JsonType::Number) => PromptShape { batch: None, bytes: 4 * numbers(raw) },
         Some(JsonType::Array) => PromptShape { batch: Some(len), bytes: 4 * numbers(raw) },
-        Some(_) => PromptShape { batch: Some(len), bytes: text_bytes(raw) },
+        Some(JsonType::String) if raw.elements().all(|one| one.kind() == JsonType::String) => {
+            PromptShape { batch: Some(len), bytes: text_bytes(raw) }
+        }
+        Some(_) => PromptShape { batch: None, bytes: 4 * numbers(raw) },
     })
 }
 
@@ -153,4 +159,24 @@ fn numbers(raw: Raw<'_>) -> usize {
 fn text_bytes(raw: Raw<'_>) -> usize {
     let len = raw.bytes().len();
     if raw.kind() == JsonType::String { len.saturating_sub(2) } else { len }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mixed_prompts_are_one_prompt() {
+        let batch = |text: &str| {
+            let raw = Raw::parse(text.as_bytes()).unwrap();
+            completion_prompt(raw, raw.elements().count()).unwrap().batch
+        };
+        for one in [r#"["1",2]"#, "[true,2]", r#"["1",true]"#, r#"[1,"2"]"#, "[1.0,2]", "[5]"] {
+            assert_eq!(batch(one), None, "{one}");
+        }
+        for two in [r#"["1","2"]"#, r#"["a","b"]"#, "[[1],[2]]", r#"[["1",2],[true]]"#] {
+            assert_eq!(batch(two), Some(2), "{two}");
+        }
+        assert_eq!(batch(r#"["1"]"#), Some(1));
+    }
 }

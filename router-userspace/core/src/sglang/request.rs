@@ -12,7 +12,7 @@ use super::samples::MAX_SEQUENCES;
 use super::splice::{MAX_COPIED_BYTES, MarkKind, MarkedBody, Recipient, SplicedBody, Templates};
 use super::{Attempt, Endpoint, Invalid, Rid};
 use crate::pair::Pair;
-use body_reader::{BodyReader, any_true, lax_bool};
+use body_reader::{BodyReader, lax_bool};
 
 /// Maximum number of top-level members. A body with more is rejected.
 pub const MAX_MEMBERS: usize = 4096;
@@ -33,7 +33,7 @@ pub struct Request {
     /// The byte ranges of the prompt in the body: its preamble, and the rest.
     text: [Range<usize>; 2],
     max_output_tokens: Option<u32>,
-    return_logprob: bool,
+    wants_prompt_logprobs: bool,
     include_usage: bool,
     continuous_usage: bool,
 }
@@ -80,7 +80,7 @@ impl Request {
             prompt,
             text: fields.prompt.places(&body),
             max_output_tokens: fields.max_output_tokens(),
-            return_logprob: fields.return_logprob.is_some_and(any_true),
+            wants_prompt_logprobs: fields.wants_prompt_logprobs(endpoint),
             include_usage: option("include_usage") == Some(true),
             continuous_usage: option("continuous_usage_stats") == Some(true),
             marked: MarkedBody {
@@ -157,9 +157,10 @@ impl Request {
         self.max_output_tokens
     }
 
-    /// Whether decode's answer lacks prompt logprobs of `/generate`, which only prefill has.
+    /// Whether decode's answer lacks prompt logprobs that the client wants, which only prefill has:
+    /// `/generate` with `return_logprob`, `/v1/completions` with `echo` and `logprobs`.
     pub fn wants_logprob_merge(&self) -> bool {
-        self.endpoint == Endpoint::Generate && self.return_logprob
+        self.wants_prompt_logprobs
     }
 
     /// `stream_options.include_usage`.

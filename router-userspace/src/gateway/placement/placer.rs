@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use router_core::fleet::{
     CompatibleSet, EngineInfo, Lease, Load, MAX_RANKS, Member, OnRelease, Phase, PolledLoad, Pool,
-    Profile, QueueHead, RankAssignment, Role, Verdict, Weight, Worker, WorkerLimits,
+    Profile, QueueHead, RankAssignment, Ranks, Role, Steering, Verdict, Weight, Worker,
+    WorkerLimits,
 };
 use router_core::pair::Pair;
 use router_core::schedule::{
@@ -72,7 +73,7 @@ pub(crate) enum PlacementError {
     Full,
     /// No worker of the pool is ready to serve the request.
     NotReady,
-    /// The pool serves other models.
+    /// The pool serves other models, or several and the request names none.
     UnknownModel,
 }
 
@@ -154,7 +155,7 @@ impl Placer<'_> {
                 });
                 Placement::Pair {
                     bootstrap: BootstrapAddress::new(meet.ip(), meet.port()),
-                    ranks: refs.map(|candidate| self.steered(candidate)),
+                    ranks: self.ranks(refs),
                     explanation: explanation.map(Arc::new),
                     leases,
                     prediction,
@@ -276,6 +277,20 @@ impl Placer<'_> {
 
     fn steered(&self, CandidateRef { member, rank }: CandidateRef) -> Option<RankAssignment> {
         Some(RankAssignment { ranks: self.pool.members[member].ranks()?, rank: rank? })
+    }
+
+    /// The ranks that the request is assigned to.
+    fn ranks(&self, refs: Pair<CandidateRef>) -> Pair<Option<RankAssignment>> {
+        let mut ranks = refs.map(|candidate| self.steered(candidate));
+        let by_field = |rank: &RankAssignment| rank.ranks.steering == Steering::Field;
+        let decode = self.pool.members[refs.decode.member].engine_info.as_deref();
+        if ranks.prefill.as_ref().is_some_and(by_field)
+            && decode.is_some_and(|decode| !Ranks::decode_finds_named_prefill_rank(decode))
+        {
+            // Prefill chooses its rank, and decode looks it up.
+            ranks.prefill = None;
+        }
+        ranks
     }
 
     /// If both engines derive their rank from the bootstrap room and no room leads to both chosen

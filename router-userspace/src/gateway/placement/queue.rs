@@ -40,6 +40,8 @@ pub(crate) enum AdmissionError {
     NoWorkerReady(ObjectName),
     /// The pool does not serve this model.
     ModelNotFound(String),
+    /// The request names no model, and the pool serves several.
+    ModelRequired,
     /// As many requests wait for the pool as are allowed to.
     QueueFull,
     /// The request has waited this long, the longest that is allowed.
@@ -316,9 +318,10 @@ fn queue_key(pool: &Pool, request: &PlacementRequest) -> QueueKey {
 
 fn refused(why: PlacementError, pool: &ObjectName, request: &PlacementRequest) -> AdmissionError {
     match why {
-        PlacementError::UnknownModel => {
-            AdmissionError::ModelNotFound(request.model.clone().unwrap_or_default())
-        }
+        PlacementError::UnknownModel => match &request.model {
+            Some(model) => AdmissionError::ModelNotFound(model.clone()),
+            None => AdmissionError::ModelRequired,
+        },
         PlacementError::Full | PlacementError::NotReady => {
             AdmissionError::NoWorkerReady(pool.clone())
         }

@@ -12,8 +12,12 @@ use super::reject::Reject;
 pub(crate) enum Served {
     /// Sent to a pair, or to one unified worker.
     Generate(Endpoint),
-    /// ProxiedBody to one worker as it is.
+    /// Passed to one worker as it is.
     OneWorker,
+    /// `GET /v1/models/NAME`: passed to one worker of this model.
+    Model,
+    /// A small JSON body, passed to one worker of the model that it names.
+    OneEngine,
     /// The models of the pool, each from one worker.
     Models,
     /// The information of all workers, merged.
@@ -23,6 +27,10 @@ pub(crate) enum Served {
     /// Whether a worker of each role generates.
     HealthGenerate,
 }
+
+/// Paths that any one engine serves, also one of a pair: they generate nothing.
+const ANY_ENGINE: [&str; 5] =
+    ["/tokenize", "/detokenize", "/v1/tokenize", "/v1/detokenize", "/v1/messages/count_tokens"];
 
 /// Paths that one engine serves alone, without a KV cache to transfer. Engines in PD mode refuse
 /// them.
@@ -52,12 +60,10 @@ pub(crate) fn serve(profile: Profile, method: &Method, path: &str) -> Result<Ser
         "/server_info" | "/get_server_info" => (Served::ServerInfo, READ),
         "/health" => (Served::Health, READ),
         "/health_generate" => (Served::HealthGenerate, READ),
-        "/tokenize" | "/detokenize" | "/v1/tokenize" | "/v1/detokenize" => {
-            (Served::OneWorker, "POST")
-        }
-        _ if is_model(path) => (Served::OneWorker, "GET"),
+        _ if is_model(path) => (Served::Model, "GET"),
+        _ if ANY_ENGINE.contains(&path) => (Served::OneEngine, "POST"),
         _ if WHOLE_ENGINE.contains(&path) => match profile {
-            Profile::Single => (Served::OneWorker, "POST"),
+            Profile::Single => (Served::OneEngine, "POST"),
             Profile::Pd => {
                 let why = format!("{path} is not served by a prefill/decode pair of SGLang");
                 return Err(Reject::Unsupported(why));
@@ -84,11 +90,20 @@ fn is_model(path: &str) -> bool {
     !segments.any(|segment| matches!(segment, "." | ".."))
 }
 
+/// The endpoint whose error format clients of this path expect.
+pub(crate) fn error_format(path: &str) -> Endpoint {
+    match Endpoint::from_path(path) {
+        Some(endpoint) => endpoint,
+        None if path.starts_with("/v1/messages/") => Endpoint::Messages,
+        None => Endpoint::Chat,
+    }
+}
+
 /// The name for logs and metrics: known paths only, so that their number is bounded.
 pub(crate) fn label(served: Served) -> &'static str {
     match served {
         Served::Generate(endpoint) => endpoint.path(),
-        Served::OneWorker => "one_worker",
+        Served::OneWorker | Served::Model | Served::OneEngine => "one_worker",
         Served::Models => "/v1/models",
         Served::ServerInfo => "/server_info",
         Served::Health => "/health",
@@ -139,9 +154,21 @@ mod tests {
     }
 
     #[test]
+    fn tokens_are_counted_by_any_engine() {
+        for path in ANY_ENGINE {
+            for profile in [Profile::Pd, Profile::Single] {
+                assert_eq!(serve(profile, &Method::POST, path).unwrap(), Served::OneEngine);
+                assert_eq!(status(profile, Method::GET, path), 405, "{path}");
+            }
+        }
+        assert_eq!(error_format("/v1/messages/count_tokens"), Endpoint::Messages);
+        assert_eq!(error_format("/v1/messagesx"), Endpoint::Chat);
+    }
+
+    #[test]
     fn a_model_is_found_by_any_name() {
         for path in ["/v1/models/m", "/v1/models/Qwen/Qwen3-32B", "/v1/models/Qwen%2FQwen3..5"] {
-            assert_eq!(serve(Profile::Pd, &Method::GET, path).unwrap(), Served::OneWorker);
+            assert_eq!(serve(Profile::Pd, &Method::GET, path).unwrap(), Served::Model);
         }
     }
 
@@ -149,7 +176,7 @@ mod tests {
     fn a_405_lists_allowed_methods() {
         assert_eq!(status(Profile::Pd, Method::HEAD, "/health"), 200);
         let refused = serve(Profile::Pd, &Method::DELETE, "/v1/models").unwrap_err();
-        assert_eq!(refused.into_response(None).headers()["allow"], "GET, HEAD");
+        assert_eq!(refused.into_response(Endpoint::Chat).headers()["allow"], "GET, HEAD");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use futures_util::future::try_join_all;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Response};
 use router_core::fleet::{Pool, Weight};
-use router_core::sglang::logprob::InputLogprobs;
+use router_core::sglang::logprob::PromptLogprobs;
 use router_core::sglang::{Endpoint, Request, headers, merge};
 use tokio::time::Instant;
 
@@ -63,6 +63,7 @@ impl Gateway {
             () = until(routed.deadlines.request) => return Err(Reject::Deadline),
         };
         let request = Request::parse(endpoint, body)?;
+        self.check_model(pool, request.model())?;
         let mut wanted = PlacementRequest {
             blocks: self.admission.blocks(&request),
             model: request.model().map(str::to_owned),
@@ -183,7 +184,7 @@ fn single(
     limits: StreamLimits,
     observation: Option<DecodeObservation>,
 ) -> Result<Reply, Fault> {
-    let logprobs = input_logprobs(&started)?;
+    let logprobs = prompt_logprobs(limits.endpoint, &started)?;
     let StartedAttempt { response, in_flight, .. } = started;
     match response {
         ResponseStart::Stream { head, first, events } => {
@@ -219,7 +220,7 @@ fn merged(
     let mut parts = Vec::new();
     let mut whole_in_flight = Vec::new();
     for started in all {
-        let logprobs = input_logprobs(&started)?;
+        let logprobs = prompt_logprobs(request.endpoint(), &started)?;
         let StartedAttempt { response, in_flight, .. } = started;
         head.get_or_insert_with(|| headers::to_client(&response.head().headers, false));
         match response {
@@ -255,9 +256,12 @@ fn malformed(in_flight: &InFlight, why: &str) -> Fault {
 }
 
 /// The prompt's logprobs of prefill's answer, if the client's answer needs them.
-fn input_logprobs(started: &StartedAttempt) -> Result<Option<InputLogprobs>, Fault> {
+fn prompt_logprobs(
+    endpoint: Endpoint,
+    started: &StartedAttempt,
+) -> Result<Option<PromptLogprobs>, Fault> {
     let Some(answer) = &started.prefill_answer else { return Ok(None) };
-    let read = InputLogprobs::from_prefill(answer);
+    let read = PromptLogprobs::from_prefill(endpoint, answer);
     read.map(Some).map_err(|why| malformed(&started.in_flight, &why.to_string()))
 }
 

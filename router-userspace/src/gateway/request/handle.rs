@@ -12,7 +12,7 @@ use router_core::route::{self, Filters, Found, Target};
 use router_core::sglang::{Endpoint, headers};
 
 use super::connection_info::ConnectionInfo;
-use super::endpoint::{Served, label, serve};
+use super::endpoint::{Served, error_format, label, serve};
 use super::head;
 use super::record::Record;
 use super::reject::Reject;
@@ -60,8 +60,9 @@ impl RequestService {
         let (parts, body) = request.into_parts();
         let mut record = Record::new(self.0.metrics.clone(), request_id(&parts.headers));
         let fleet = self.0.fleet.snapshot();
+        let format = error_format(parts.uri.path());
         let (reply, filters) = self.0.serve(&fleet, connection, parts, body, &mut record).await;
-        self.0.answer(reply, filters, record)
+        self.0.answer(reply, filters, format, record)
     }
 }
 
@@ -131,19 +132,19 @@ impl Gateway {
     ) -> Result<Reply, Rejected> {
         let served = serve(pool.profile, &request.parts.method, request.path.path())?;
         record.endpoint = label(served);
-        let endpoint = match served {
-            Served::Generate(endpoint) => Some(endpoint),
-            _ => None,
-        };
+        // A route may rewrite the path.
+        let format = error_format(request.path.path());
         let reply = match served {
             Served::Generate(endpoint) => self.generate(pool, endpoint, request, record).await,
-            Served::OneWorker => self.proxy_to_one(pool, request, record).await,
+            Served::OneWorker => self.proxy_to_any(pool, request, record).await,
+            Served::Model => self.proxy_to_named(pool, request, record).await,
+            Served::OneEngine => self.proxy_to_one(pool, request, record).await,
             Served::Models => self.models(pool, request).await,
             Served::ServerInfo => self.server_info(pool, request).await,
             Served::Health => self.health(pool),
             Served::HealthGenerate => self.health_generate(pool, request).await,
         };
-        reply.map_err(|reject| Rejected { reject, endpoint })
+        reply.map_err(|reject| Rejected { reject, format: Some(format) })
     }
 
     fn prepare(
@@ -180,18 +181,20 @@ impl Gateway {
         Ok(RoutedRequest { parts, body, headers, path, deadlines })
     }
 
-    /// Adds the gateway's own headers, and passes the record to the body that is sent last.
+    /// Adds the gateway's own headers, and passes the record to the body that is sent last. `format` is
+    /// the endpoint whose error format the client expects.
     fn answer(
         self: &Arc<Self>,
         reply: Result<Reply, Rejected>,
         filters: Filters,
+        format: Endpoint,
         mut record: Record,
     ) -> Response<ResponseBody> {
         let reply = match reply {
             Ok(reply) => reply,
-            Err(Rejected { reject, endpoint }) => {
+            Err(Rejected { reject, format: rewritten }) => {
                 record.fail(reject.reason(), reject.detail());
-                Reply::Whole(reject.into_response(endpoint))
+                Reply::Whole(reject.into_response(rewritten.unwrap_or(format)))
             }
         };
         let id = record.request_id.clone();
@@ -227,15 +230,16 @@ impl Gateway {
     }
 }
 
-/// A reject, and the endpoint whose error format its client expects.
+/// A reject, and the endpoint whose error format its client expects if the client's own path does
+/// not tell it.
 pub(crate) struct Rejected {
     reject: Reject,
-    endpoint: Option<Endpoint>,
+    format: Option<Endpoint>,
 }
 
 impl From<Reject> for Rejected {
     fn from(reject: Reject) -> Rejected {
-        Rejected { reject, endpoint: None }
+        Rejected { reject, format: None }
     }
 }
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Response, StatusCode};
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Response};
 use router_core::fleet::{Member, Phase, Pool, Role, Verdict, Worker};
 use router_core::sglang::info;
 use serde_json::{Value, json};
@@ -16,7 +17,10 @@ use tokio::time::timeout;
 use super::reject::Reject;
 use super::response_body::ResponseBody;
 use super::routed::{Reply, RoutedRequest};
+use super::shared_answers::AnswerKey;
 use crate::gateway::shared::Gateway;
+use crate::gateway::upstream::fault::{Fault, FaultKind};
+use crate::gateway::upstream::leg::plain_refusal;
 
 /// Maximum number of parts of one merged answer.
 const MAX_PARTS: usize = 64;
@@ -28,6 +32,26 @@ const PART_TIMEOUT: Duration = Duration::from_secs(5);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(25);
 /// Maximum size of a part of a merged answer, in bytes.
 const MAX_PART_BYTES: usize = 4 << 20;
+/// The answer of a pool that serves.
+const HEALTHY: &[u8] = b"{\"status\":\"ok\"}";
+
+/// The answer of one worker.
+struct Part {
+    worker: Arc<Worker>,
+    answer: Response<Bytes>,
+}
+
+impl Part {
+    fn is_success(&self) -> bool {
+        self.answer.status().is_success()
+    }
+
+    fn refusal(self) -> Reject {
+        let (head, body) = self.answer.into_parts();
+        let kind = plain_refusal(head.status, &head.headers, &body);
+        Fault { leg: None, worker: self.worker, kind }.into()
+    }
+}
 
 impl Gateway {
     /// `GET /v1/models`: the answers of one worker of each model of the pool, merged.
@@ -36,55 +60,73 @@ impl Gateway {
         pool: &Pool,
         request: RoutedRequest,
     ) -> Result<Reply, Reject> {
-        let workers = |set: &router_core::fleet::CompatibleSet| {
-            let all = set.prefill.iter().chain(&set.decode).chain(&set.unified);
-            up(all.map(|&id| &pool.members[id]))
+        let fetch = async {
+            let workers = |set: &router_core::fleet::CompatibleSet| {
+                let all = set.prefill.iter().chain(&set.decode).chain(&set.unified);
+                up(all.map(|&id| &pool.members[id]))
+            };
+            let workers = pool.compatible_sets.iter().map(workers);
+            let mut answers = successes(pool, self.ask(workers, &request, PART_TIMEOUT).await)?;
+            Ok(match answers.len() {
+                1 => answers.remove(0),
+                _ => merged_models(&answers),
+            })
         };
-        let parts =
-            self.ask(pool.compatible_sets.iter().map(workers), &request, PART_TIMEOUT).await;
-        let mut answers = parts.into_iter().filter(|(status, _)| status.is_success());
-        let Some((_, first)) = answers.next() else {
-            return Err(Reject::NoWorkerReady(pool.name.clone()));
-        };
-        let rest: Vec<Bytes> = answers.map(|(_, body)| body).collect();
-        if rest.is_empty() {
-            return Ok(json_reply(StatusCode::OK, first));
-        }
-        Ok(json_reply(StatusCode::OK, merged_models(&first, &rest)))
+        self.shared(pool, &request, fetch).await
     }
 
     /// `GET /server_info`: the answers of all workers, merged as SGLang's benchmark tools expect it
-    /// from a load balancer; of a pool of unified workers, the answer of one.
+    /// from a load balancer; of a pool of unified workers, the answer of one. Only what clients may
+    /// see is passed on.
     pub(crate) async fn server_info(
         &self,
         pool: &Pool,
         request: RoutedRequest,
     ) -> Result<Reply, Reject> {
+        self.shared(pool, &request, self.fetch_server_info(pool, &request)).await
+    }
+
+    async fn fetch_server_info(
+        &self,
+        pool: &Pool,
+        request: &RoutedRequest,
+    ) -> Result<Bytes, Reject> {
         let unified = of_role(pool, Role::Unified);
         if !unified.is_empty() {
-            let mut parts = self.ask([unified], &request, PART_TIMEOUT).await;
-            let (status, body) =
-                parts.pop().ok_or_else(|| Reject::NoWorkerReady(pool.name.clone()))?;
-            return Ok(json_reply(status, body));
+            let mut parts = self.ask([unified], request, PART_TIMEOUT).await;
+            let Some(part) = parts.pop_if(|part| part.is_success()) else {
+                return Err(refused(pool, parts));
+            };
+            return info::public_server_info(part.answer.body()).ok_or_else(|| {
+                let kind = FaultKind::Malformed("its information is not a JSON object".to_owned());
+                Fault { leg: None, worker: part.worker, kind }.into()
+            });
         }
         let each = |role| {
             let up = pool.members.iter().filter(move |m| m.role == role && is_up(m));
             up.map(|member| vec![&member.worker])
         };
-        let good = |parts: Vec<(StatusCode, Bytes)>| -> Vec<Bytes> {
-            parts.into_iter().filter(|(status, _)| status.is_success()).map(|part| part.1).collect()
-        };
         let (prefill, decode) = tokio::join!(
-            self.ask(each(Role::Prefill), &request, PART_TIMEOUT),
-            self.ask(each(Role::Decode), &request, PART_TIMEOUT),
+            self.ask(each(Role::Prefill), request, PART_TIMEOUT),
+            self.ask(each(Role::Decode), request, PART_TIMEOUT),
         );
-        Ok(json_reply(StatusCode::OK, info::server_info(&good(prefill), &good(decode))))
+        let count = prefill.len();
+        let all: Vec<Part> = prefill.into_iter().chain(decode).collect();
+        if !all.iter().any(Part::is_success) {
+            return Err(refused(pool, all));
+        }
+        let bodies = |parts: &[Part]| -> Vec<Bytes> {
+            let good = parts.iter().filter(|part| part.is_success());
+            good.map(|part| part.answer.body().clone()).collect()
+        };
+        let (prefill, decode) = all.split_at(count);
+        Ok(info::server_info(&bodies(prefill), &bodies(decode)))
     }
 
     /// `GET /health`: whether the pool could serve a request now.
     pub(crate) fn health(&self, pool: &Pool) -> Result<Reply, Reject> {
         if serves(pool) {
-            return Ok(json_reply(StatusCode::OK, Bytes::from_static(b"{\"status\":\"ok\"}")));
+            return Ok(json_reply(Bytes::from_static(HEALTHY)));
         }
         Err(Reject::NoWorkerReady(pool.name.clone()))
     }
@@ -95,15 +137,30 @@ impl Gateway {
         pool: &Pool,
         request: RoutedRequest,
     ) -> Result<Reply, Reject> {
-        let roles = [Role::Prefill, Role::Decode, Role::Unified].map(|role| of_role(pool, role));
-        let asked: Vec<_> = roles.into_iter().filter(|workers| !workers.is_empty()).collect();
-        let wanted = asked.len();
-        let parts = self.ask(asked, &request, HEALTH_TIMEOUT).await;
-        let good = parts.iter().filter(|(status, _)| status.is_success()).count();
-        if wanted > 0 && good == wanted {
-            return Ok(json_reply(StatusCode::OK, Bytes::from_static(b"{\"status\":\"ok\"}")));
-        }
-        Err(Reject::NoWorkerReady(pool.name.clone()))
+        let fetch = async {
+            let roles =
+                [Role::Prefill, Role::Decode, Role::Unified].map(|role| of_role(pool, role));
+            let asked: Vec<_> = roles.into_iter().filter(|workers| !workers.is_empty()).collect();
+            let wanted = asked.len();
+            let parts = self.ask(asked, &request, HEALTH_TIMEOUT).await;
+            let good = parts.iter().filter(|part| part.is_success()).count();
+            if wanted > 0 && good == wanted {
+                return Ok(Bytes::from_static(HEALTHY));
+            }
+            Err(Reject::NoWorkerReady(pool.name.clone()))
+        };
+        self.shared(pool, &request, fetch).await
+    }
+
+    /// The answer of `fetch`, or the same answer to another caller within a second.
+    async fn shared(
+        &self,
+        pool: &Pool,
+        request: &RoutedRequest,
+        fetch: impl Future<Output = Result<Bytes, Reject>>,
+    ) -> Result<Reply, Reject> {
+        let key = AnswerKey::new(&pool.name, request.path.path(), &request.headers);
+        self.shared_answers.get_or_fetch(key, fetch).await.map(json_reply)
     }
 
     /// Sends the request's `GET` for several parts at once, each to the first of its workers that
@@ -113,21 +170,43 @@ impl Gateway {
         workers: impl IntoIterator<Item = Vec<&'a Arc<Worker>>>,
         request: &RoutedRequest,
         limit: Duration,
-    ) -> Vec<(StatusCode, Bytes)> {
+    ) -> Vec<Part> {
         let engines = &self.dispatch.engines;
         let one = |workers: Vec<&'a Arc<Worker>>| async move {
             for worker in workers {
-                let (path, headers) = (request.path.clone(), request.headers.clone());
-                let authority = worker.authority.clone();
+                // Without the query, which is no part of the key of a shared answer.
+                let path = PathAndQuery::try_from(request.path.path()).ok()?;
+                let (headers, authority) = (request.headers.clone(), worker.authority.clone());
                 let answer = engines.get_with(authority, path, headers, MAX_PART_BYTES);
                 if let Ok(Ok(answer)) = timeout(limit, answer).await {
-                    return Some(answer);
+                    return Some(Part { worker: Arc::clone(worker), answer });
                 }
             }
             None
         };
         let parts = workers.into_iter().take(MAX_PARTS).map(one);
         join_all(parts).await.into_iter().flatten().collect()
+    }
+}
+
+/// The bodies of the successful answers.
+///
+/// # Errors
+/// There is none: the refusal of an engine, such as the 401 for a request without its key.
+fn successes(pool: &Pool, parts: Vec<Part>) -> Result<Vec<Bytes>, Reject> {
+    let (good, bad): (Vec<Part>, Vec<Part>) = parts.into_iter().partition(Part::is_success);
+    match good.is_empty() {
+        true => Err(refused(pool, bad)),
+        false => Ok(good.into_iter().map(|part| part.answer.into_body()).collect()),
+    }
+}
+
+/// What the client gets if no engine succeeded: an engine's refusal of the request if there is one.
+fn refused(pool: &Pool, mut parts: Vec<Part>) -> Reject {
+    let clients = parts.iter().position(|part| part.answer.status().is_client_error());
+    match parts.is_empty() {
+        true => Reject::NoWorkerReady(pool.name.clone()),
+        false => parts.swap_remove(clients.unwrap_or(0)).refusal(),
     }
 }
 
@@ -152,7 +231,7 @@ fn is_up(member: &Member) -> bool {
 }
 
 /// Merges several `/v1/models` lists. They are parsed and serialised: no client relies on the bytes.
-fn merged_models(first: &Bytes, rest: &[Bytes]) -> Bytes {
+fn merged_models(answers: &[Bytes]) -> Bytes {
     let data = |body: &Bytes| match serde_json::from_slice::<Value>(body) {
         Ok(Value::Object(mut list)) => list.remove("data").and_then(|data| match data {
             Value::Array(models) => Some(models),
@@ -161,7 +240,7 @@ fn merged_models(first: &Bytes, rest: &[Bytes]) -> Bytes {
         _ => None,
     };
     let mut models: Vec<Value> = Vec::new();
-    for model in std::iter::once(first).chain(rest).filter_map(data).flatten() {
+    for model in answers.iter().filter_map(data).flatten() {
         if !models.iter().any(|known| known["id"] == model["id"]) {
             models.push(model);
         }
@@ -169,9 +248,8 @@ fn merged_models(first: &Bytes, rest: &[Bytes]) -> Bytes {
     Bytes::from(json!({ "object": "list", "data": models }).to_string())
 }
 
-fn json_reply(status: StatusCode, body: Bytes) -> Reply {
+fn json_reply(body: Bytes) -> Reply {
     let mut response = Response::new(ResponseBody::full(body));
-    *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Reply::Whole(response)
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::HOST;
-use http::{Response, StatusCode};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{Either, Limited};
 use hyper::body::Incoming;
@@ -12,12 +13,14 @@ use router_core::fleet::{
     Lease, Member, ObjectName, Phase, Pool, ServiceBackend, Verdict, Weight, Worker, WorkerLimits,
 };
 use router_core::schedule::{Candidate, Draw, Policy};
-use router_core::sglang::headers;
+use router_core::sglang::{OneEngineRequest, headers};
 
+use super::model::name_in_path;
 use super::proxied_body::ProxiedBody;
 use super::record::Record;
 use super::reject::Reject;
-use super::routed::{Reply, RoutedRequest};
+use super::request_body;
+use super::routed::{Reply, RouteDeadlines, RoutedRequest};
 use crate::gateway::shared::Gateway;
 use crate::gateway::upstream::fault::{Fault, FaultKind};
 use crate::gateway::upstream::leg::until;
@@ -48,25 +51,59 @@ impl Gateway {
         self.forward(&choose, protocol, request, record).await
     }
 
-    /// Proxies a request to one worker of a pool, one that is up if there is one.
+    /// Proxies a request that names no model to one worker of a pool, one that is up if there is one.
+    pub(crate) async fn proxy_to_any(
+        &self,
+        pool: &Arc<Pool>,
+        request: RoutedRequest,
+        record: &mut Record,
+    ) -> Result<Reply, Reject> {
+        let choose =
+            |avoid: Option<&Arc<Worker>>| lease_one_of(pool, || pool.members.iter(), avoid);
+        self.forward(&choose, Protocol::Http1, request, record).await
+    }
+
+    /// Proxies `GET /v1/models/NAME` to one worker that serves NAME.
+    pub(crate) async fn proxy_to_named(
+        &self,
+        pool: &Arc<Pool>,
+        request: RoutedRequest,
+        record: &mut Record,
+    ) -> Result<Reply, Reject> {
+        let path = request.path.clone();
+        let model = name_in_path(path.path());
+        self.check_model(pool, model.as_deref())?;
+        let choose = |avoid: Option<&Arc<Worker>>| {
+            lease_one_of(pool, || serving(pool, model.as_deref()), avoid)
+        };
+        self.forward(&choose, Protocol::Http1, request, record).await
+    }
+
+    /// Proxies a request to one worker that serves the model that its body names. The body is read
+    /// whole, within `--max-body` and `--max-body-memory`, and sent without engine control.
     pub(crate) async fn proxy_to_one(
         &self,
         pool: &Arc<Pool>,
         request: RoutedRequest,
         record: &mut Record,
     ) -> Result<Reply, Reject> {
-        let choose = |avoid: Option<&Arc<Worker>>| {
-            let member = any_up(pool, avoid).ok_or_else(|| none_ready(&pool.name))?;
-            lease(&member.worker, &pool.name)
+        let RoutedRequest { parts, body, headers, path, deadlines } = request;
+        let (limit, idle) = (self.settings.limits.max_body, self.settings.timeouts.body_timeout);
+        let (body, _memory) = tokio::select! {
+            body = request_body::read(&parts.headers, body, limit, idle, &self.body_memory) => body?,
+            () = until(deadlines.request) => return Err(Reject::Deadline),
         };
-        self.forward(&choose, Protocol::Http1, request, record).await
+        let small = OneEngineRequest::parse(body)?;
+        self.check_model(pool, small.model())?;
+        let choose = |avoid: Option<&Arc<Worker>>| {
+            lease_one_of(pool, || serving(pool, small.model()), avoid)
+        };
+        let body = ForwardedBody::Whole(small.body().clone());
+        let request = ForwardedRequest { method: parts.method, headers, path, deadlines, body };
+        self.forward_body(&choose, Protocol::Http1, request, record).await
     }
 
     /// Forwards the request and passes the answer back as it comes.
-    ///
-    /// A request of which nothing was sent is retried on another endpoint. A request that only reads
-    /// is also retried if its connection broke, since a kept-alive connection may end at any time. A
-    /// body is passed on as it comes, so that once it was read it cannot be sent again.
     async fn forward(
         &self,
         choose: Choose<'_>,
@@ -80,24 +117,47 @@ impl Gateway {
         }
         let RoutedRequest { parts, body, headers, path, deadlines } = request;
         let only_reads = body.is_end_stream() && parts.method.is_safe();
-        let mut body = Some(body).filter(|_| !only_reads);
+        let body = if only_reads { ForwardedBody::None } else { ForwardedBody::Passed(body) };
+        let request = ForwardedRequest { method: parts.method, headers, path, deadlines, body };
+        self.forward_body(choose, protocol, request, record).await
+    }
+
+    /// Forwards the request and passes the answer back as it comes.
+    ///
+    /// A request of which nothing was sent is retried on another endpoint. A request that only reads
+    /// is also retried if its connection broke, since a kept-alive connection may end at any time. A
+    /// body that is passed on as it comes cannot be sent again once it was read.
+    async fn forward_body(
+        &self,
+        choose: Choose<'_>,
+        protocol: Protocol,
+        request: ForwardedRequest,
+        record: &mut Record,
+    ) -> Result<Reply, Reject> {
+        let limit = self.settings.limits.max_body;
+        let ForwardedRequest { method, headers, path, deadlines, body } = request;
+        let only_reads = matches!(body, ForwardedBody::None);
+        let mut body = Some(body);
         let mut lease = choose(None)?;
         loop {
             let worker = Arc::clone(lease.worker());
             record.worker = Some(Arc::clone(&worker.name));
             record.attempts += 1;
             let deadline = deadlines.attempt_deadline();
-            let (outgoing, reclaim) = match body.take() {
-                None => (whole(Bytes::new()), None),
-                Some(body) => {
+            let (outgoing, kept) = match body.take().unwrap_or(ForwardedBody::None) {
+                ForwardedBody::None => (whole(Bytes::new()), KeptBody::Known(ForwardedBody::None)),
+                ForwardedBody::Whole(bytes) => {
+                    (whole(bytes.clone()), KeptBody::Known(ForwardedBody::Whole(bytes)))
+                }
+                ForwardedBody::Passed(body) => {
                     let (body, reclaim) = ReclaimableBody::new(body);
-                    (Either::Right(Limited::new(body, limit)), Some(reclaim))
+                    (Either::Right(Limited::new(body, limit)), KeptBody::IfUnread(reclaim))
                 }
             };
             let sent = self.http.send(
                 protocol,
                 worker.authority.clone(),
-                parts.method.clone(),
+                method.clone(),
                 path.clone(),
                 headers.clone(),
                 outgoing,
@@ -115,7 +175,7 @@ impl Gateway {
                 },
                 () = until(deadline) => return Err(Reject::Deadline),
             };
-            body = reclaim.and_then(Reclaim::returned);
+            body = kept.returned();
             let sendable = only_reads || (error.is_unsent() && body.is_some());
             let other = || choose(Some(&worker)).ok();
             let again = match sendable && record.attempts < MAX_ATTEMPTS {
@@ -128,6 +188,39 @@ impl Gateway {
             };
             tracing::debug!(worker = %worker.name, reason = %error, "retrying");
             lease = again;
+        }
+    }
+}
+
+/// A request whose body is forwarded to one endpoint.
+struct ForwardedRequest {
+    method: Method,
+    headers: HeaderMap,
+    path: PathAndQuery,
+    deadlines: RouteDeadlines,
+    body: ForwardedBody,
+}
+
+enum ForwardedBody {
+    /// The request only reads.
+    None,
+    /// All bytes, which can be sent again.
+    Whole(Bytes),
+    /// The client's body, passed on as it comes.
+    Passed(Incoming),
+}
+
+/// The body of a request that is being sent, for the next attempt.
+enum KeptBody {
+    Known(ForwardedBody),
+    IfUnread(Reclaim<Incoming>),
+}
+
+impl KeptBody {
+    fn returned(self) -> Option<ForwardedBody> {
+        match self {
+            KeptBody::Known(body) => Some(body),
+            KeptBody::IfUnread(reclaim) => reclaim.returned().map(ForwardedBody::Passed),
         }
     }
 }
@@ -170,12 +263,25 @@ fn lease(worker: &Arc<Worker>, of: &ObjectName) -> Result<Lease, Reject> {
     worker.try_lease(weight, WorkerLimits::NONE, None).ok_or_else(|| none_ready(of))
 }
 
-/// A ready member, one that answers probes if there is one.
-fn any_up<'p>(pool: &'p Pool, avoid: Option<&Arc<Worker>>) -> Option<&'p Member> {
+/// The members that serve `model`.
+fn serving<'p>(pool: &'p Pool, model: Option<&'p str>) -> impl Iterator<Item = &'p Member> {
+    let all = pool
+        .serving(model)
+        .flat_map(|set| set.prefill.iter().chain(&set.decode).chain(&set.unified));
+    all.map(|&id| &pool.members[id])
+}
+
+/// Leases a ready member, one that answers probes if there is one.
+fn lease_one_of<'p, M: Iterator<Item = &'p Member>>(
+    pool: &'p Pool,
+    members: impl Fn() -> M,
+    avoid: Option<&Arc<Worker>>,
+) -> Result<Lease, Reject> {
     let ready = |m: &&Member| m.phase == Phase::Ready && !is(&m.worker, avoid);
-    let ready: Vec<&Member> = pool.members.iter().filter(ready).collect();
+    let ready: Vec<&Member> = members().filter(ready).collect();
     let up = |member: &&&Member| member.worker.health.verdict() == Verdict::Up;
     let start = rand::random_range(0..ready.len().max(1));
     let walk = || ready[start.min(ready.len())..].iter().chain(&ready[..start.min(ready.len())]);
-    walk().find(up).or_else(|| walk().next()).copied()
+    let chosen = walk().find(up).or_else(|| walk().next());
+    lease(&chosen.ok_or_else(|| none_ready(&pool.name))?.worker, &pool.name)
 }

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use router_core::fleet::ObjectName;
 use router_core::route::BadPath;
 use router_core::sglang::fault::ClientError;
@@ -22,7 +22,7 @@ pub(crate) const REASON: HeaderName = HeaderName::from_static("x-pd-router-reaso
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// Why a request gets no answer from an engine.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Reject {
     /// No route of this listener matches.
     NoRoute,
@@ -115,6 +115,23 @@ impl Reject {
         }
     }
 
+    /// Whether the same request fails again whenever it is sent. OpenAI's and Anthropic's clients
+    /// retry every 5xx otherwise.
+    fn is_permanent(&self) -> bool {
+        match self {
+            Reject::Fault(fault) => {
+                matches!(fault.kind, FaultKind::Died)
+                    || fault.status() == StatusCode::NOT_IMPLEMENTED
+            }
+            // A new connection, or the rest of a body, may be all that is missing.
+            Reject::Misdirected | Reject::BodyBroken(_) | Reject::BodyTimeout(_) => false,
+            Reject::QueueFull => false,
+            other => {
+                other.status().is_client_error() || other.status() == StatusCode::NOT_IMPLEMENTED
+            }
+        }
+    }
+
     /// Seconds after which the client may retry.
     fn retry_after(&self) -> Option<u32> {
         match self {
@@ -196,8 +213,8 @@ impl Reject {
     }
 
     /// The response, in the format that clients of `endpoint` expect.
-    pub(crate) fn into_response(self, endpoint: Option<Endpoint>) -> Response<ResponseBody> {
-        let body = self.error().body(endpoint.unwrap_or(Endpoint::Chat));
+    pub(crate) fn into_response(self, endpoint: Endpoint) -> Response<ResponseBody> {
+        let body = self.error().body(endpoint);
         let mut response = Response::new(ResponseBody::full(body));
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
@@ -206,11 +223,17 @@ impl Reject {
         if let Reject::WrongMethod { allow } = self {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
-        if let Reject::Fault(Fault { kind: FaultKind::Died, .. }) = self {
+        if self.is_permanent() {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if let Some(seconds) = self.retry_after() {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Reject::Fault(Fault {
+            kind: FaultKind::Engine { headers: Some(sent), .. }, ..
+        }) = &self
+        {
+            add_engine_headers(sent, headers);
         }
         response
     }
@@ -224,6 +247,21 @@ fn excerpt(text: &str) -> Cow<'_, str> {
     match text.len() <= MAX_EXCERPT {
         true => Cow::Borrowed(text),
         false => Cow::Owned(format!("{}...", &text[..text.floor_char_boundary(MAX_EXCERPT)])),
+    }
+}
+
+/// Adds the engine's challenges, and its `Retry-After` if it is longer than the gateway's.
+fn add_engine_headers(sent: &HeaderMap, headers: &mut HeaderMap) {
+    for challenge in sent.get_all(WWW_AUTHENTICATE) {
+        headers.append(WWW_AUTHENTICATE, challenge.clone());
+    }
+    let seconds = |value: &HeaderValue| value.to_str().ok()?.trim().parse::<u64>().ok();
+    if let Some(wanted) = sent.get(RETRY_AFTER) {
+        let own = headers.get(RETRY_AFTER).and_then(seconds).unwrap_or(0);
+        // A date is the engine's own wish, too.
+        if seconds(wanted).is_none_or(|wanted| wanted > own) {
+            headers.insert(RETRY_AFTER, wanted.clone());
+        }
     }
 }
 
@@ -248,6 +286,7 @@ impl From<AdmissionError> for Reject {
         match error {
             AdmissionError::NoWorkerReady(pool) => Reject::NoWorkerReady(pool),
             AdmissionError::ModelNotFound(model) => Reject::ModelNotFound(model),
+            AdmissionError::ModelRequired => Reject::model_required(),
             AdmissionError::QueueFull => Reject::QueueFull,
             AdmissionError::QueueTimeout(limit) => Reject::QueueTimeout(limit),
             AdmissionError::Deadline => Reject::Deadline,
@@ -258,5 +297,72 @@ impl From<AdmissionError> for Reject {
 impl From<Invalid> for Reject {
     fn from(invalid: Invalid) -> Reject {
         Reject::Invalid(invalid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use router_core::fleet::{Worker, WorkerKey};
+
+    use super::*;
+    use crate::gateway::upstream::leg::plain_refusal;
+
+    /// The response to a request that an engine refused with this status and these headers.
+    fn refused(status: StatusCode, sent: &[(HeaderName, &'static str)]) -> Response<ResponseBody> {
+        let sent = sent.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value)));
+        let key = WorkerKey { uid: "uid".into(), port: 1 };
+        let worker = Arc::new(Worker::new(key, "ns/pod", ([127, 0, 0, 1], 1).into()));
+        let kind = plain_refusal(status, &sent.collect(), b"{\"error\":\"no\"}");
+        Reject::from(Fault { leg: None, worker, kind }).into_response(Endpoint::Chat)
+    }
+
+    fn header(response: &Response<ResponseBody>, name: HeaderName) -> Option<&str> {
+        response.headers().get(name).and_then(|value| value.to_str().ok())
+    }
+
+    #[test]
+    fn an_engine_s_retry_after_is_kept_if_it_is_longer() {
+        let retry_after = |status, sent: &'static str| {
+            let response = refused(status, &[(RETRY_AFTER, sent)]);
+            header(&response, RETRY_AFTER).map(str::to_owned)
+        };
+        let (busy, many) = (StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(retry_after(busy, "7").as_deref(), Some("7"));
+        assert_eq!(retry_after(busy, "0").as_deref(), Some("1"), "the gateway's own");
+        assert_eq!(retry_after(many, "7").as_deref(), Some("7"));
+        assert_eq!(header(&refused(busy, &[]), RETRY_AFTER), Some("1"));
+        assert_eq!(header(&refused(many, &[]), RETRY_AFTER), None);
+    }
+
+    #[test]
+    fn an_engine_s_challenge_comes_with_its_401() {
+        let response = refused(StatusCode::UNAUTHORIZED, &[(WWW_AUTHENTICATE, "Bearer")]);
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        assert_eq!(header(&response, WWW_AUTHENTICATE), Some("Bearer"));
+        assert!(header(&response, REASON).is_some_and(|reason| reason.ends_with("refused")));
+    }
+
+    #[test]
+    fn clients_are_asked_not_to_retry_what_is_permanent() {
+        let asked = |reject: Reject| {
+            let response = reject.into_response(Endpoint::Chat);
+            header(&response, SHOULD_RETRY).map(str::to_owned)
+        };
+        for permanent in [
+            Reject::Unsupported("no".to_owned()),
+            Reject::UnknownPath("/x".to_owned()),
+            Reject::ModelNotFound("m".to_owned()),
+            Reject::BodyTooLarge(1),
+            Reject::model_required(),
+        ] {
+            assert_eq!(asked(permanent.clone()).as_deref(), Some("false"), "{permanent:?}");
+        }
+        for passing in [Reject::QueueFull, Reject::NoMemory, Reject::Draining, Reject::Deadline] {
+            assert_eq!(asked(passing.clone()), None, "{passing:?}");
+        }
+        let unserved = refused(StatusCode::NOT_IMPLEMENTED, &[]);
+        assert_eq!(header(&unserved, SHOULD_RETRY), Some("false"));
     }
 }

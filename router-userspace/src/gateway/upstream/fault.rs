@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use router_core::fleet::Worker;
 use router_core::pair::Leg;
 use router_core::sglang::Endpoint;
@@ -33,7 +33,13 @@ pub(crate) enum FaultKind {
     /// The answer did not come within this limit.
     Timeout { waited_for: &'static str, limit: Duration },
     /// The engine answered with an error, as a status or as an event of a stream.
-    Engine { status: StatusCode, error: Box<ClientError>, about_transfer: bool },
+    Engine {
+        status: StatusCode,
+        error: Box<ClientError>,
+        about_transfer: bool,
+        /// `Retry-After` and `WWW-Authenticate` of the answer, if it has any.
+        headers: Option<Box<HeaderMap>>,
+    },
     /// The engine's version ignores the bootstrap room at this endpoint.
     Unserved(Endpoint),
     /// The answer is not valid for this endpoint.

@@ -1,6 +1,7 @@
 //! Reads what one leg's engine answered into a [`FaultKind`].
 
-use http::{Response, StatusCode};
+use http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderMap, Response, StatusCode};
 use hyper::body::Incoming;
 use router_core::sglang::{Endpoint, fault as engine};
 use tokio::time::Instant;
@@ -27,8 +28,9 @@ impl From<SendError> for FaultKind {
 
 /// The fault of an answer whose status is not a success.
 pub(crate) async fn refusal(endpoint: Endpoint, response: Response<Incoming>) -> FaultKind {
-    let status = response.status();
-    let body = read_body(response.into_body(), MAX_ERROR).await.unwrap_or_default();
+    let (head, body) = response.into_parts();
+    let status = head.status;
+    let body = read_body(body, MAX_ERROR).await.unwrap_or_default();
     // An engine neither redirects nor switches protocols.
     if !status.is_client_error() && !status.is_server_error() {
         return FaultKind::Malformed(format!("status {}", status.as_u16()));
@@ -40,7 +42,28 @@ pub(crate) async fn refusal(endpoint: Endpoint, response: Response<Incoming>) ->
     // Engines whose `/v1/messages` ignores the bootstrap room answer 500 without a reason: neither leg
     // is at fault.
     let about_transfer = engine::about_transfer(&error.message) || endpoint == Endpoint::Messages;
-    FaultKind::Engine { status, error: Box::new(error), about_transfer }
+    let headers = kept(&head.headers);
+    FaultKind::Engine { status, error: Box::new(error), about_transfer, headers }
+}
+
+/// The fault of an error that one engine answered to a request that generates nothing.
+pub(crate) fn plain_refusal(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> FaultKind {
+    if !status.is_client_error() && !status.is_server_error() {
+        return FaultKind::Malformed(format!("status {}", status.as_u16()));
+    }
+    let error = Box::new(engine::engine_error(status.as_u16(), body));
+    FaultKind::Engine { status, error, about_transfer: false, headers: kept(headers) }
+}
+
+/// The fields of an error answer that its client needs.
+fn kept(headers: &HeaderMap) -> Option<Box<HeaderMap>> {
+    let mut kept = HeaderMap::new();
+    for name in [RETRY_AFTER, WWW_AUTHENTICATE] {
+        for value in headers.get_all(&name) {
+            kept.append(name.clone(), value.clone());
+        }
+    }
+    (!kept.is_empty()).then(|| Box::new(kept))
 }
 
 /// The fault of an error that came after a 200 status.
@@ -51,7 +74,7 @@ pub(crate) fn error_after_head(fault: engine::EngineFault) -> FaultKind {
     let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let about_transfer = engine::about_transfer(&fault.message);
     let error = Box::new(engine::ClientError::new(status.as_u16(), fault.message));
-    FaultKind::Engine { status, error, about_transfer }
+    FaultKind::Engine { status, error, about_transfer, headers: None }
 }
 
 /// Resolves at the deadline, or never without one.

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use router_core::fleet::Worker;
 use router_core::pair::Leg;
-use router_core::sglang::logprob::InputLogprobs;
+use router_core::sglang::logprob::PromptLogprobs;
 use router_core::sglang::{Endpoint, fault, merge, sse};
 
 use super::fault::FaultKind;
@@ -25,7 +25,7 @@ pub(crate) struct Sample {
     first: VecDeque<Bytes>,
     events: EventStream,
     /// The prompt's logprobs of prefill's answer, if the client wants them.
-    logprobs: Option<InputLogprobs>,
+    logprobs: Option<PromptLogprobs>,
     in_flight: InFlight,
     /// `[DONE]` was received, or the endpoint does not send it.
     done: bool,
@@ -36,7 +36,7 @@ impl Sample {
         endpoint: Endpoint,
         first: VecDeque<Bytes>,
         events: EventStream,
-        logprobs: Option<InputLogprobs>,
+        logprobs: Option<PromptLogprobs>,
         in_flight: InFlight,
     ) -> Sample {
         Sample { endpoint, first, events, logprobs, in_flight, done: !endpoint.sends_done() }
@@ -60,7 +60,7 @@ impl Sample {
         if let Some(error) = fault::event_fault(self.endpoint, &event) {
             return Poll::Ready(Some(Err(error_after_head(error))));
         }
-        Poll::Ready(Some(Ok(match &self.logprobs {
+        Poll::Ready(Some(Ok(match &mut self.logprobs {
             Some(logprobs) => logprobs.merge_event(event),
             None => event,
         })))

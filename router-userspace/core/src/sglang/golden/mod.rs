@@ -18,7 +18,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use super::logprob::InputLogprobs;
+use super::logprob::PromptLogprobs;
 use super::{Attempt, BootstrapAddress, Endpoint, Request, Rid, Room, merge};
 use crate::pair::Pair;
 
@@ -49,7 +49,7 @@ fn write(sections: &[Section]) -> String {
 struct Case {
     request: Request,
     answers: Vec<Bytes>,
-    prompts: Vec<Option<InputLogprobs>>,
+    prompts: Vec<Option<PromptLogprobs>>,
     stream: Option<merge::StreamMerger>,
     events: String,
 }
@@ -89,7 +89,7 @@ impl Case {
 
     fn event(&mut self, sample: usize, event: &str) {
         let mut event = Bytes::from(format!("{event}\n\n"));
-        if let Some(prompt) = &self.prompts[sample] {
+        if let Some(prompt) = &mut self.prompts[sample] {
             event = prompt.merge_event(event);
         }
         let out = self.stream.as_mut().unwrap().push(sample, &event).unwrap();
@@ -105,7 +105,8 @@ impl Case {
             "single" => Some(text(&self.request.plain(&self.rids(0)).to_bytes())),
             "prefill-answer" => {
                 let answer = Bytes::from(body.to_owned());
-                self.prompts[sample] = Some(InputLogprobs::from_prefill(&answer).unwrap());
+                self.prompts[sample] =
+                    Some(PromptLogprobs::from_prefill(self.request.endpoint(), &answer).unwrap());
                 None
             }
             "answer" => {

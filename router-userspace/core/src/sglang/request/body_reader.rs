@@ -19,6 +19,8 @@ pub(super) struct Fields<'a> {
     pub(super) best_of: Option<Raw<'a>>,
     pub(super) sampling_params: Option<Raw<'a>>,
     pub(super) return_logprob: Option<Raw<'a>>,
+    pub(super) echo: Option<Raw<'a>>,
+    pub(super) logprobs: Option<Raw<'a>>,
     pub(super) max_tokens: Option<Raw<'a>>,
     pub(super) max_completion_tokens: Option<Raw<'a>>,
     pub(super) prompt: PromptFields<'a>,
@@ -58,6 +60,18 @@ impl Fields<'_> {
             .or_else(|| self.max_tokens.and_then(Raw::as_u64))
             .or_else(|| nested().and_then(Raw::as_u64))?;
         Some(u32::try_from(tokens).unwrap_or(u32::MAX))
+    }
+
+    /// Whether the client wants logprobs of the prompt. The engine gives none for `logprobs: 0`.
+    pub(super) fn wants_prompt_logprobs(&self, endpoint: Endpoint) -> bool {
+        match endpoint {
+            Endpoint::Generate => self.return_logprob.is_some_and(any_true),
+            Endpoint::Completions => {
+                let counts = |raw: Raw<'_>| !raw.is_null() && lax_bool(raw) != Some(false);
+                self.echo.and_then(lax_bool) == Some(true) && self.logprobs.is_some_and(counts)
+            }
+            Endpoint::Chat | Endpoint::Responses | Endpoint::Messages => false,
+        }
     }
 
     /// The name of the field that contains the batch.
@@ -137,7 +151,7 @@ impl<'a> BodyReader<'a> {
         use Endpoint::{Chat, Completions, Generate, Messages, Responses};
         let endpoint = self.endpoint;
         let fields = &mut self.fields;
-        if is_engine_control(endpoint, key) {
+        if is_engine_control(Some(endpoint), key) {
             return Some(MarkKind::Control);
         }
         match (key, endpoint) {
@@ -172,6 +186,8 @@ impl<'a> BodyReader<'a> {
             }
             ("sampling_params", Generate) => fields.sampling_params = Some(value),
             ("return_logprob", Generate) => fields.return_logprob = Some(value),
+            ("echo", Completions) => fields.echo = Some(value),
+            ("logprobs", Completions) => fields.logprobs = Some(value),
             ("max_completion_tokens", Chat) | ("max_output_tokens", Responses) => {
                 fields.max_completion_tokens = Some(value);
             }
@@ -219,6 +235,6 @@ pub(super) fn lax_bool(raw: Raw<'_>) -> Option<bool> {
 }
 
 /// Whether the value is true, or a list that contains true.
-pub(super) fn any_true(raw: Raw<'_>) -> bool {
+fn any_true(raw: Raw<'_>) -> bool {
     lax_bool(raw) == Some(true) || raw.elements().any(|one| lax_bool(one) == Some(true))
 }

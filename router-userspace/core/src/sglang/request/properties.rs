@@ -77,7 +77,7 @@ fn is_control(key: &str) -> bool {
         Ok(key) => key,
         Err(_) => return false,
     };
-    is_engine_control(Endpoint::Chat, &key)
+    is_engine_control(Some(Endpoint::Chat), &key)
 }
 
 proptest! {
@@ -125,7 +125,7 @@ proptest! {
                 .collect::<HashMap<_, _>>()
         };
         let mut want = read(&body);
-        want.retain(|key, _| !is_engine_control(Endpoint::Chat, key));
+        want.retain(|key, _| !is_engine_control(Some(Endpoint::Chat), key));
         want.extend(read(&format!("{{{ADDED}}}")));
         prop_assert_eq!(read(&attempt(&ok(Endpoint::Chat, &body)).decode), want);
     }

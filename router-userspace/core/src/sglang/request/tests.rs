@@ -73,6 +73,17 @@ fn every_control_key_is_removed() {
         "disagg_prefill_dp_rank",
         "data_parallel_rank",
         "decode_tp_size",
+        "kv_hints",
+        "http_worker_ipc",
+        "encoder_urls",
+        "num_items_assigned",
+        "need_wait_for_mm_inputs",
+        "lora_id",
+        "received_time",
+        "external_trace_header",
+        "no_logs",
+        "log_metrics",
+        "return_bytes",
     ] {
         for endpoint in Endpoint::ALL {
             let plain = ok(endpoint, &format!(r#"{{"{key}":1,"z":2}}"#)).plain(&[]).to_bytes();
@@ -272,6 +283,16 @@ fn the_needed_fields_are_read_and_the_last_of_two_counts() {
     assert_eq!(generate.max_output_tokens(), Some(u32::MAX));
     assert!(generate.wants_logprob_merge());
     assert!(!ok(Endpoint::Chat, r#"{"return_logprob":true}"#).wants_logprob_merge());
+    for (body, wanted) in [
+        (r#"{"prompt":"a","echo":true,"logprobs":1}"#, true),
+        (r#"{"prompt":"a","echo":1,"logprobs":5}"#, true),
+        (r#"{"prompt":"a","echo":true,"logprobs":0}"#, false),
+        (r#"{"prompt":"a","echo":true,"logprobs":null}"#, false),
+        (r#"{"prompt":"a","echo":false,"logprobs":1}"#, false),
+        (r#"{"prompt":"a","logprobs":1}"#, false),
+    ] {
+        assert_eq!(ok(Endpoint::Completions, body).wants_logprob_merge(), wanted, "{body}");
+    }
     let responses =
         ok(Endpoint::Responses, r#"{"previous_response_id":"resp_1","max_output_tokens":3}"#);
     assert_eq!(responses.previous_response_id(), Some("resp_1"));

@@ -167,6 +167,36 @@ async fn a_full_model_does_not_delay_another() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_without_a_model_is_refused_among_several_models() {
+    let mut all = members();
+    all.push(member("p2", Role::Prefill, "other", 8));
+    all.push(member("d2", Role::Decode, "other", 1));
+    let pool = pool(all);
+    let refused = admission(&pool, 8).admit(&pool, &request(), None).await.unwrap_err();
+    assert_eq!(refused, AdmissionError::ModelRequired);
+}
+
+#[tokio::test(start_paused = true)]
+async fn prefill_s_rank_is_not_sent_to_a_decode_of_0_5_10() {
+    for (decode, is_named) in [("0.5.10", false), ("0.5.10.post1", false), ("0.5.11", true)] {
+        let balanced = |version: &str| EngineInfo {
+            dp_size: Some(4),
+            follow_bootstrap_room: Some(false),
+            version: Some(version.to_owned()),
+            ..EngineInfo::default()
+        };
+        let mut all = members();
+        all[0].engine_info = Some(Arc::new(balanced("0.5.12.post1")));
+        all[1].engine_info = Some(Arc::new(balanced(decode)));
+        let pool = pool(all);
+        let placement = admission(&pool, 8).admit(&pool, &request(), None).await.unwrap();
+        let Placement::Pair { ranks, .. } = placement else { panic!("a pool of pairs") };
+        assert_eq!(ranks.prefill.is_some(), is_named, "{decode}");
+        assert!(ranks.decode.is_some(), "{decode}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn health_is_a_last_resort_and_capacity_never_is() {
     let mut all = members();
     all.push(member("d2", Role::Decode, "m", 1));

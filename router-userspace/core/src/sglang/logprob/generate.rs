@@ -1,10 +1,10 @@
-//! Logprobs of the prompt, which only prefill computes.
+//! Logprobs of the prompt in answers of `/generate`.
 
 use bytes::Bytes;
 
-use super::json::{JsonType, Patch, Raw};
-use super::merge::Malformed;
-use super::sse;
+use super::super::json::{JsonType, Patch, Raw};
+use super::super::merge::Malformed;
+use super::super::sse;
 
 /// Lists with one entry per token: decode's entries, if any, follow prefill's. The other `input_*`
 /// fields (flat arrays and their shapes) describe prefill's list as a whole, so prefill's are used.
