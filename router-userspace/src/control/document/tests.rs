@@ -217,3 +217,28 @@ fn a_document_that_is_nested_deeply_is_read_or_refused() {
         assert_eq!(documents[0].problems.len(), 1, "{depth}");
     }
 }
+
+#[test]
+fn empty_pieces_are_not_parsed_and_null_documents_count_towards_the_limit() {
+    let separators = "---\n".repeat(100_000);
+    assert_eq!(read(&"f.yaml".into(), &(separators + POD)).len(), 1);
+    let nulls = read(&"f.yaml".into(), &"--- ~\n".repeat(MAX_DOCUMENTS + 5));
+    let [document] = nulls.as_slice() else { panic!("{} documents", nulls.len()) };
+    assert_eq!(document.problems[0].code, "TooMany");
+}
+
+#[test]
+fn line_numbers_of_messages_are_those_of_the_file() {
+    let message = "duplicate key at line 2, column 1 (defined at line 13); a line of text";
+    let moved = "duplicate key at line 102, column 1 (defined at line 113); a line of text";
+    assert_eq!(with_file_lines(message, 100), moved);
+    assert_eq!(with_file_lines("no location", 100), "no location");
+    let text = "a: [\n---\n".repeat(3);
+    let reasons: Vec<String> = read(&"f.yaml".into(), &text)
+        .iter()
+        .map(|document| document.problems[0].reason.to_string())
+        .collect();
+    for (reason, line) in reasons.iter().zip([1, 3, 5]) {
+        assert!(reason.contains(&format!("line {line},")), "{line}: {reason}");
+    }
+}

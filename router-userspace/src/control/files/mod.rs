@@ -4,7 +4,7 @@
 //! a mounted ConfigMap, whose files change when a symlink is swapped. A change is read when two
 //! consecutive polls see the same signatures, so that a half-written file is not read.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -182,6 +182,7 @@ fn replace(
     let mut present: BTreeSet<Key> = good.filter_map(|d| d.key.clone()).collect();
     let mut problems = Vec::new();
     let mut entries: Vec<(Source, Object)> = Vec::new();
+    let valid = LastValid::new(old);
     for document in documents {
         let Document { position, key, content, problems: mut own } = document;
         let source = Source::File { name: Arc::clone(name), document: position };
@@ -190,7 +191,9 @@ fn replace(
             Content::Unhandled => {}
             Content::Broken => {
                 // Only once, and not if the file has a valid version of the same object.
-                let kept: Vec<Object> = last_valid(old, key.as_ref(), position)
+                let kept: Vec<Object> = valid
+                    .objects(key.as_ref(), position)
+                    .iter()
                     .filter(|(_, key)| present.insert(key.clone()))
                     .filter_map(|(source, key)| index.stored(source, key))
                     .collect();
@@ -221,17 +224,34 @@ fn remove(index: &mut Index, objects: &[(Source, Key)]) {
     }
 }
 
-/// The previous objects of a document: by key if it could be read, else by position in the file. A
-/// `List` has several.
-fn last_valid<'o>(
-    old: &'o [(Source, Key)],
-    key: Option<&Key>,
-    position: u32,
-) -> impl Iterator<Item = &'o (Source, Key)> {
-    old.iter().filter(move |(source, known)| match key {
-        Some(key) => known == key,
-        None => source.document() == Some(position),
-    })
+/// The objects of a file before it changed, so that a broken document finds its last valid version
+/// without a search of all.
+struct LastValid<'o> {
+    by_key: HashMap<&'o Key, Vec<&'o (Source, Key)>>,
+    by_position: HashMap<u32, Vec<&'o (Source, Key)>>,
+}
+
+impl<'o> LastValid<'o> {
+    fn new(old: &'o [(Source, Key)]) -> LastValid<'o> {
+        let mut valid = LastValid { by_key: HashMap::new(), by_position: HashMap::new() };
+        for object in old {
+            valid.by_key.entry(&object.1).or_default().push(object);
+            if let Some(position) = object.0.document() {
+                valid.by_position.entry(position).or_default().push(object);
+            }
+        }
+        valid
+    }
+
+    /// The previous objects of a document: by key if it could be read, else by position in the file.
+    /// A `List` has several.
+    fn objects(&self, key: Option<&Key>, position: u32) -> &[&'o (Source, Key)] {
+        let found = match key {
+            Some(key) => self.by_key.get(key),
+            None => self.by_position.get(&position),
+        };
+        found.map_or(&[], Vec::as_slice)
+    }
 }
 
 fn problem(source: &Arc<str>, code: &'static str, reason: String) -> Problem {
