@@ -20,9 +20,11 @@ use crate::simulate::SimulateFlags;
 use crate::token::Guard;
 
 mod policy;
+mod ranges;
 
 pub use policy::PolicyName;
 use policy::targets_of;
+use ranges::MAX_DURATION;
 
 /// Inference gateway for SGLang with prefill/decode disaggregation.
 #[derive(Debug, Parser)]
@@ -262,7 +264,7 @@ pub struct LimitFlags {
     /// it gets 503.
     #[arg(long, default_value_t = 4 << 30, value_name = "BYTES")]
     pub max_body_memory: usize,
-    /// Maximum size of a request's headers in bytes, at least 8192. A larger request gets 431.
+    /// Maximum size of a request's headers in bytes, 8192 to 67108864. A larger request gets 431.
     #[arg(long, default_value_t = 64 << 10, value_name = "BYTES")]
     pub max_header_bytes: usize,
     /// Maximum number of open client connections. When it is reached, new connections wait in the
@@ -285,8 +287,9 @@ pub struct LimitFlags {
     #[arg(long, default_value_t = 3, value_name = "COUNT")]
     pub max_attempts: u32,
     /// Number of engines that may crash during one request. Then the request gets 502 and is not
-    /// retried, because the request itself may cause the crashes.
-    #[arg(long, default_value_t = 1, value_name = "COUNT")]
+    /// retried, because the request itself may cause the crashes. After as many crashes, and at least
+    /// two, requests with the same content get 422 for ten minutes.
+    #[arg(long, default_value_t = 2, value_name = "COUNT")]
     pub max_engine_crashes: u32,
     /// Maximum number of idle connections kept open to each engine.
     #[arg(long, default_value_t = 512, value_name = "COUNT")]
@@ -327,8 +330,8 @@ pub struct TimeoutFlags {
     /// 408.
     #[arg(long, default_value = "30s", value_parser = duration, value_name = "DURATION")]
     pub body_timeout: Duration,
-    /// Time for a client to read the next chunk of its response. After it, the connection is closed
-    /// and the request is aborted at the engines.
+    /// Time for a client to read the next chunk of its response, at most 576h. After it, the
+    /// connection is closed and the request is aborted at the engines.
     #[arg(long, default_value = "300s", value_parser = duration, value_name = "DURATION")]
     pub send_timeout: Duration,
     /// Time after which an idle connection to an engine is closed. Keep it below the engine's own
@@ -385,28 +388,8 @@ impl GatewayFlags {
         if flags.pd_disaggregation && (flags.prefill.is_empty() || flags.decode.is_empty()) {
             bail!("--pd-disaggregation requires at least one --prefill and one --decode");
         }
-        if self.limits.max_attempts == 0 {
-            bail!("--max-attempts must be at least 1");
-        }
-        if self.limits.max_engine_crashes == 0 {
-            bail!("--max-engine-crashes must be at least 1");
-        }
-        if self.limits.max_header_bytes < 8 << 10 {
-            bail!(
-                "--max-header-bytes is {}: it must be at least 8192",
-                self.limits.max_header_bytes
-            );
-        }
-        let memory = self.limits.max_body_memory;
-        if memory < self.limits.max_body || memory > tokio::sync::Semaphore::MAX_PERMITS {
-            bail!(
-                "--max-body-memory is {memory}: it must be at least --max-body and at most {}",
-                tokio::sync::Semaphore::MAX_PERMITS
-            );
-        }
-        if self.limits.max_requests_per_worker == 0 || self.limits.max_connections == 0 {
-            bail!("--max-requests-per-worker and --max-connections must be at least 1");
-        }
+        self.limits.check()?;
+        self.timeouts.check()?;
         let targets = (service.slo_ttft, service.slo_itl);
         if targets != (None, None) && service.policy.0 != Policy::Predicted {
             bail!("--slo-ttft and --slo-itl require --policy predicted");
@@ -483,9 +466,11 @@ fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|_| format!("`{text}` must be a number with a unit, such as 30s"))?;
     Duration::try_from_secs_f64(number * seconds)
         .ok()
-        .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| format!("`{text}` must be above 0 and fit a duration"))
+        .filter(|duration| !duration.is_zero() && *duration <= MAX_DURATION)
+        .ok_or_else(|| {
+            format!("`{text}` must be above 0 and at most {}h", MAX_DURATION.as_secs() / 3600)
+        })
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

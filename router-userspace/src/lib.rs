@@ -15,6 +15,7 @@ pub mod gateway;
 mod http_client;
 pub mod metrics;
 mod scheduler_view;
+pub mod shutdown;
 pub mod simulate;
 mod supervise;
 pub mod telemetry;

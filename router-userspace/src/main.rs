@@ -7,10 +7,9 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use pd_router::config::{Cli, Command, CrdFlags};
 use pd_router::control::objects::crds;
+use pd_router::shutdown::on_signal;
 use pd_router::simulate::simulate;
 use pd_router::{agent, gateway, telemetry};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
     match start(Cli::parse()) {
@@ -50,27 +49,4 @@ fn print_crds(flags: &CrdFlags) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Returns a token that the first SIGTERM or SIGINT cancels. A second signal ends the process at
-/// once with status 130.
-fn on_signal() -> Result<CancellationToken> {
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
-    let shutdown = CancellationToken::new();
-    let cancelled = shutdown.clone();
-    // Not awaited: this task ends with the process.
-    tokio::spawn(async move {
-        for status in [None, Some(130)] {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            cancelled.cancel();
-            if let Some(status) = status {
-                std::process::exit(status);
-            }
-        }
-    });
-    Ok(shutdown)
 }

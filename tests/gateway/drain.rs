@@ -29,6 +29,19 @@ async fn not_ready(gateway: &Gateway) {
 }
 
 #[tokio::test]
+async fn sighup_neither_ends_the_gateway_nor_its_streams() {
+    let (_fleet, gateway, stream) = with_a_stream(100, &[]).await;
+    gateway.hang_up();
+    eventually("the signal is logged", SOON, async || {
+        gateway.log().contains("SIGHUP ignored").then_some(())
+    })
+    .await;
+    let answer = stream.answer().await.expect_status(200);
+    assert!(answer.text().contains("[DONE]"), "{}", answer.text());
+    gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
+}
+
+#[tokio::test]
 async fn a_stream_finishes_and_nothing_new_is_taken() {
     let (_fleet, mut gateway, stream) = with_a_stream(400, &[]).await;
     gateway.terminate();

@@ -165,6 +165,14 @@ impl Gateway {
         kill(self.pid(), Signal::SIGTERM).expect("the gateway runs");
     }
 
+    /// Sends SIGHUP, as some operators do after they have changed a file.
+    ///
+    /// # Panics
+    /// It has ended already.
+    pub fn hang_up(&self) {
+        kill(self.pid(), Signal::SIGHUP).expect("the gateway runs");
+    }
+
     /// Waits until it has ended by itself.
     ///
     /// # Panics

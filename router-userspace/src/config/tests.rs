@@ -20,7 +20,7 @@ fn durations_carry_their_unit() {
     assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));
     assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
     assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
-    for wrong in ["5", "", "s", "-1s", "0s", "1e99h", "5 s"] {
+    for wrong in ["5", "", "s", "-1s", "0s", "1e99h", "5 s", "8761h", "NaNs", "infs"] {
         assert!(duration(wrong).is_err(), "{wrong}");
     }
 }
@@ -34,6 +34,72 @@ fn flags_of_sglang_router_are_read() {
     assert_eq!(settings.source.prefills(), prefills);
     assert_eq!(settings.source.decode, ["http://c:30000", "http://d:30000"]);
     assert_eq!(settings.listen_address, IpAddr::V4(Ipv4Addr::LOCALHOST));
+}
+
+/// Values at and beyond the ends of what a number or a duration can be.
+pub(crate) const EXTREME_VALUES: [&str; 24] = [
+    "",
+    "0",
+    "1",
+    "-1",
+    "65535",
+    "65536",
+    "4294967295",
+    "4294967296",
+    "2305843009213693951",
+    "2305843009213693952",
+    "9223372036854775807",
+    "18446744073709551615",
+    "18446744073709551616",
+    "1e308",
+    "NaN",
+    "inf",
+    "0s",
+    "1ms",
+    "0.000001ms",
+    "576h",
+    "8760h",
+    "5000000000000000h",
+    "1e308h",
+    "\u{fffd}",
+];
+
+/// The flags of a command that take a value.
+pub(crate) fn flags_with_values(command: &str) -> Vec<String> {
+    let cli = Cli::command();
+    let command = cli.find_subcommand(command).expect("the command exists");
+    let takes_value = |flag: &&clap::Arg| flag.get_action().takes_values();
+    let long = |flag: &clap::Arg| flag.get_long().map(|name| format!("--{name}"));
+    command.get_arguments().filter(takes_value).filter_map(long).collect()
+}
+
+#[test]
+fn no_value_of_a_flag_of_the_gateway_panics_and_a_wrong_one_is_named() {
+    for flag in flags_with_values("gateway") {
+        for value in EXTREME_VALUES {
+            let value = format!("{flag}={value}");
+            match settings(&["--manifests", "d", &value]) {
+                Err(error) => assert!(format!("{error:#}").contains(&flag), "{value}: {error:#}"),
+                Ok(settings) => {
+                    let far = std::time::Instant::now().checked_add(settings.timeouts.send_timeout);
+                    assert!(far.is_some(), "{value}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_value_of_a_flag_of_the_agent_panics_and_a_wrong_one_is_named() {
+    for flag in flags_with_values("agent") {
+        for value in EXTREME_VALUES {
+            let value = format!("{flag}={value}");
+            let line = ["pd-router", "agent", "--manifests", "d", &value];
+            if let Err(error) = Cli::try_parse_from(line) {
+                assert!(error.to_string().contains(&flag), "{value}: {error}");
+            }
+        }
+    }
 }
 
 #[test]

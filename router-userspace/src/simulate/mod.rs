@@ -13,6 +13,13 @@ pub use flags::SimulateFlags;
 /// Number of requests of a synthetic trace.
 const SYNTHETIC_REQUESTS: usize = 10_000;
 
+/// Maximum number of engines of a role, of gateways and of seeds. Memory and time grow with each.
+const MAX_COUNT: u64 = 10_000;
+/// Maximum first seed: the seeds after it are numbers of 64 bits too.
+const MAX_SEED: u64 = u64::MAX - MAX_COUNT;
+/// Loads that can be simulated. The times of a trace are divided by the load.
+const LOADS: std::ops::RangeInclusive<f64> = 0.001..=1000.0;
+
 /// Simulates every policy at every load, prints a table, and writes the requested files.
 ///
 /// # Errors
@@ -29,7 +36,7 @@ pub fn simulate(flags: &SimulateFlags) -> Result<()> {
     for &load in &flags.load {
         for &contender in &contenders {
             eprintln!("load {load}: {}", contender.name);
-            let seeds = flags.seed..flags.seed + flags.seeds;
+            let seeds = flags.seed..flags.seed.saturating_add(flags.seeds);
             runs.push(run(&setup, &trace, contender, load, seeds));
         }
     }
@@ -45,12 +52,31 @@ pub fn simulate(flags: &SimulateFlags) -> Result<()> {
 }
 
 fn setup(flags: &SimulateFlags) -> Result<FleetSetup> {
-    if flags.prefills == 0 || flags.decodes == 0 || flags.gateways == 0 || flags.seeds == 0 {
-        bail!("--prefills, --decodes, --gateways and --seeds must be at least 1");
+    let counts = [
+        ("--prefills", flags.prefills as u64),
+        ("--decodes", flags.decodes as u64),
+        ("--gateways", flags.gateways as u64),
+        ("--seeds", flags.seeds),
+    ];
+    for (flag, value) in counts {
+        if !(1..=MAX_COUNT).contains(&value) {
+            bail!("{flag} is {value}: it must be between 1 and {MAX_COUNT}");
+        }
     }
-    let is_valid = |load: &f64| load.is_finite() && *load > 0.0;
-    if !flags.load.iter().all(is_valid) || !(0.0..=10_000.0).contains(&flags.report_age_ms) {
-        bail!("--load must be above 0, and --report-age-ms between 0 and 10000");
+    if flags.seed > MAX_SEED {
+        bail!("--seed is {}: it must be at most {MAX_SEED}", flags.seed);
+    }
+    if let Some(load) = flags.load.iter().find(|load| !LOADS.contains(load)) {
+        bail!("--load is {load}: it must be between {} and {}", LOADS.start(), LOADS.end());
+    }
+    if !(0.0..=10_000.0).contains(&flags.report_age_ms) {
+        bail!("--report-age-ms is {}: it must be between 0 and 10000", flags.report_age_ms);
+    }
+    for (flag, value) in [("--slo-ttft-ms", flags.slo_ttft_ms), ("--slo-itl-ms", flags.slo_itl_ms)]
+    {
+        if !(value > 0.0 && value.is_finite()) {
+            bail!("{flag} is {value}: it must be above 0");
+        }
     }
     for fault in &flags.fault {
         let workers = flags.prefills + flags.decodes;

@@ -46,3 +46,21 @@ fn an_error_names_the_invalid_flag() {
         assert!(error.contains(name), "{line}: {error}");
     }
 }
+
+#[test]
+fn no_value_of_a_flag_of_the_simulator_panics_and_a_wrong_one_is_named() {
+    for flag in crate::config::tests::flags_with_values("simulate") {
+        for value in crate::config::tests::EXTREME_VALUES {
+            let value = format!("{flag}={value}");
+            let error = match Cli::try_parse_from(["pd-router", "simulate", &value]) {
+                Err(error) => error.to_string(),
+                Ok(Cli { command: Command::Simulate(flags), .. }) => match setup(&flags) {
+                    Err(error) => format!("{error:#}"),
+                    Ok(_) => continue,
+                },
+                Ok(_) => panic!("another command"),
+            };
+            assert!(error.contains(&flag), "{value}: {error}");
+        }
+    }
+}
