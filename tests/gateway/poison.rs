@@ -1,4 +1,4 @@
-//! A request that kills engines: it takes one down and not the pool; and what is still retried.
+//! A request that kills engines: it takes two down and not the pool; and what is retried.
 
 use std::time::Duration;
 
@@ -29,48 +29,102 @@ fn assert_died(answer: &Answer, leg: &str) {
     assert_eq!(answer.header("retry-after"), "");
 }
 
+/// The request is refused by its content: no engine gets it.
+fn assert_refused(answer: &Answer) {
+    assert_eq!(answer.status, 422, "{}", answer.text());
+    assert_eq!(answer.header("x-pd-router-reason"), "crashed_engines");
+    assert_eq!(answer.header("x-should-retry"), "false");
+    assert_eq!(answer.header("retry-after"), "");
+}
+
 #[tokio::test]
-async fn a_request_that_kills_prefills_kills_one() {
-    let fleet = Fleet::start(3, 3).await;
+async fn a_request_that_kills_prefills_kills_two_and_is_then_refused() {
+    let fleet = Fleet::start(4, 3).await;
     let gateway = fleet.gateway().await;
     poison(&fleet.prefill);
     assert_died(&gateway.client.post(CHAT, &chat("poison")).await, "prefill");
-    assert_eq!((dead(&fleet.prefill), dead(&fleet.decode)), (1, 0));
+    assert_eq!((dead(&fleet.prefill), dead(&fleet.decode)), (2, 0));
+    for _ in 0..3 {
+        assert_refused(&gateway.client.post(CHAT, &chat("poison")).await);
+    }
+    assert_eq!((dead(&fleet.prefill), dead(&fleet.decode)), (2, 0));
     for _ in 0..6 {
         gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
     }
 }
 
 #[tokio::test]
-async fn a_stream_that_kills_decodes_kills_one() {
-    let fleet = Fleet::start(3, 3).await;
+async fn a_stream_that_kills_decodes_before_its_first_event_kills_two() {
+    let fleet = Fleet::start(3, 4).await;
     let gateway = fleet.gateway().await;
     poison(&fleet.decode);
     let answer = gateway.client.open(CHAT, &streamed("poison")).await.answer().await;
     assert_died(&answer, "decode");
-    assert_eq!((dead(&fleet.prefill), dead(&fleet.decode)), (0, 1));
+    let again = gateway.client.open(CHAT, &streamed("poison")).await.answer().await;
+    assert_refused(&again);
+    assert_eq!((dead(&fleet.prefill), dead(&fleet.decode)), (0, 2));
 }
 
 #[tokio::test]
-async fn a_request_that_kills_ordinary_servers_kills_one() {
-    let fleet = Fleet::start_single(3).await;
+async fn a_stream_that_kills_decodes_after_its_first_event_kills_two() {
+    let fleet = Fleet::start(1, 4).await;
+    let gateway = fleet.gateway().await;
+    for decode in &fleet.decode {
+        let matching =
+            RequestMatch { body_contains: Some("poison".into()), ..RequestMatch::default() };
+        let action = Action::DieMidStream { after: 2 };
+        decode.script(Script { matching, action, times: 0 });
+    }
+    for deaths in 1..=2 {
+        gateway.client.open(CHAT, &streamed("poison")).await.answer().await.expect_status(200);
+        // The engine is examined after its stream has ended.
+        eventually("the crash is logged", Duration::from_secs(5), async || {
+            let logged = gateway.log().matches("engine died during a stream").count();
+            (logged == deaths).then_some(())
+        })
+        .await;
+    }
+    assert_refused(&gateway.client.open(CHAT, &streamed("poison")).await.answer().await);
+    assert_eq!(dead(&fleet.decode), 2);
+}
+
+#[tokio::test]
+async fn a_request_that_kills_ordinary_servers_kills_two() {
+    let fleet = Fleet::start_single(4).await;
     let gateway = fleet.gateway().await;
     poison(&fleet.unified);
     assert_died(&gateway.client.post(CHAT, &chat("poison")).await, "engine");
-    assert_eq!(dead(&fleet.unified), 1);
+    assert_refused(&gateway.client.post(CHAT, &chat("poison")).await);
+    assert_eq!(dead(&fleet.unified), 2);
 }
 
 #[tokio::test]
-async fn max_deaths_bounds_the_engines_that_one_request_may_kill() {
-    let fleet = Fleet::start(3, 3).await;
-    let gateway = fleet.gateway_with(&["--max-engine-crashes", "2"]).await;
-    poison(&fleet.prefill);
-    assert_died(&gateway.client.post(CHAT, &chat("poison")).await, "prefill");
-    assert_eq!((dead(&fleet.prefill), dead(&fleet.decode)), (2, 0));
-    // One engine's death is retried.
+async fn an_engine_that_dies_by_itself_is_replaced_before_the_first_byte() {
+    let fleet = Fleet::start(2, 3).await;
+    let gateway = fleet.gateway_with(&["--policy", "round_robin"]).await;
     fleet.decode[0].once(Action::DieBeforeHead);
-    for _ in 0..3 {
-        gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
+    fleet.prefill[0].once(Action::DieBeforeHead);
+    for n in 0..6 {
+        let body = if n % 2 == 0 { chat("hi") } else { streamed("hi") };
+        gateway.client.open(CHAT, &body).await.answer().await.expect_status(200);
+    }
+    assert_eq!((dead(&fleet.prefill), dead(&fleet.decode)), (1, 1));
+}
+
+#[tokio::test]
+async fn max_engine_crashes_bounds_the_engines_that_one_request_may_kill() {
+    for (limit, killed) in [("1", 1), ("3", 3)] {
+        let fleet = Fleet::start(4, 2).await;
+        let gateway = fleet.gateway_with(&["--max-engine-crashes", limit]).await;
+        poison(&fleet.prefill);
+        assert_died(&gateway.client.post(CHAT, &chat("poison")).await, "prefill");
+        assert_eq!(dead(&fleet.prefill), killed);
+        // Whatever the limit of one request, a client that sends it again crashes no third engine.
+        if limit == "1" {
+            assert_died(&gateway.client.post(CHAT, &chat("poison")).await, "prefill");
+        }
+        assert_refused(&gateway.client.post(CHAT, &chat("poison")).await);
+        assert_eq!(dead(&fleet.prefill), killed.max(2));
     }
 }
 

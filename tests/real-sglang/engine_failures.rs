@@ -85,7 +85,7 @@ pub(crate) async fn prefill_crash_is_contained(testbed: &mut TestBed) {
         println!("  nothing to see with one prefill: memory is short");
         return;
     }
-    let gateway = testbed.gateway(&[]).await;
+    let gateway = testbed.gateway(&["--max-engine-crashes", "1"]).await;
     let mut body = requests::generate("a router", 4);
     (body["return_logprob"], body["top_logprobs_num"]) = (true.into(), 2.into());
     let answer = gateway.client.post("/generate", &body).await;

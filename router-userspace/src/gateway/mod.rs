@@ -33,6 +33,7 @@ pub use self::fleet_handle::FleetHandle;
 use self::placement::queue::Admission;
 use self::placement::responses::Responses;
 use self::readiness::Readiness;
+use self::request::crash_history::CrashHistory;
 use self::request::handle::RequestService;
 use self::request::shared_answers::SharedAnswers;
 use self::server::listener::Listeners;
@@ -184,6 +185,7 @@ impl Parts {
             body_memory,
             responses: Responses::default(),
             shared_answers: SharedAnswers::default(),
+            crashes: CrashHistory::default(),
         });
         Ok(Parts { gateway, probes, polls, readiness, engine_info, tasks, stop_workers })
     }

@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 use super::fleet_handle::FleetHandle;
 use super::placement::queue::Admission;
 use super::placement::responses::Responses;
+use super::request::crash_history::CrashHistory;
 use super::request::shared_answers::SharedAnswers;
 use super::upstream::dispatch::Dispatch;
 use crate::config::GatewaySettings;
@@ -29,4 +30,6 @@ pub(crate) struct Gateway {
     pub(crate) body_memory: Arc<Semaphore>,
     pub(crate) responses: Responses,
     pub(crate) shared_answers: SharedAnswers,
+    /// The contents of requests that were running on engines when these crashed.
+    pub(crate) crashes: CrashHistory,
 }

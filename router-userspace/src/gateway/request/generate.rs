@@ -12,13 +12,14 @@ use router_core::sglang::logprob::PromptLogprobs;
 use router_core::sglang::{Endpoint, Request, headers, merge};
 use tokio::time::Instant;
 
+use super::crash_history::crashes_to_refuse;
 use super::info::serves;
 use super::record::Record;
 use super::reject::Reject;
 use super::relay::StreamLimits;
 use super::request_body;
 use super::response_body::ResponseBody;
-use super::retry::{AttemptWorkers, RetryState};
+use super::retry::{AttemptWorkers, CrashWatch, RetryState};
 use super::routed::{Reply, RouteDeadlines, RoutedRequest};
 use crate::gateway::placement::observe::DecodeObservation;
 use crate::gateway::placement::placer::{Placement, PlacementRequest};
@@ -64,6 +65,10 @@ impl Gateway {
         };
         let request = Request::parse(endpoint, body)?;
         self.check_model(pool, request.model())?;
+        let crashes = self.crashes.crashes(&request);
+        if crashes >= crashes_to_refuse(self.settings.limits.max_engine_crashes) {
+            return Err(Reject::CrashedEngines(crashes));
+        }
         let mut wanted = PlacementRequest {
             blocks: self.admission.blocks(&request),
             model: request.model().map(str::to_owned),
@@ -86,9 +91,14 @@ impl Gateway {
             let started = self.attempt(&attempt, placement, routed.deadlines, observation).await;
             let fault = match started {
                 Err(AttemptError::Fault(fault)) => fault,
+                Ok(Reply::Events { head, source, limits, observation, .. }) => {
+                    let crash_watch = Some(CrashWatch::new(self, pool, workers, &attempt));
+                    return Ok(Reply::Events { head, source, limits, observation, crash_watch });
+                }
                 done => return done.map_err(Reject::from),
             };
-            let (fault, retry) = self.decide_retry(&pool, fault, &workers, &mut retries).await;
+            let (fault, retry) =
+                self.decide_retry(&pool, &attempt, fault, &workers, &mut retries).await;
             if !retry {
                 return Err(Reject::Fault(fault));
             }
@@ -147,11 +157,14 @@ impl Gateway {
                 let pair = PairContext { leases, bootstrap, prediction, ranks };
                 let samples = attempt.request.samples();
                 if samples == 1 {
-                    single(self.dispatch.begin(attempt, &pair).await?, limits, observation)
+                    single(self.dispatch.begin(attempt, pair).await?, limits, observation)
                 } else {
                     // The first failure drops the other samples, which aborts them.
-                    let started = (0..samples).map(|_| self.dispatch.begin(attempt, &pair));
-                    merged(&attempt.request, try_join_all(started).await?, limits, observation)
+                    let begin = |pair| self.dispatch.begin(attempt, pair);
+                    // Each sample owns its part of the pair, which ends with that sample's prefill.
+                    let pairs = std::iter::repeat_n(pair, samples as usize);
+                    let started = try_join_all(pairs.map(begin)).await?;
+                    merged(&attempt.request, started, limits, observation)
                 }
             }
         };
@@ -192,7 +205,7 @@ fn single(
             let head = headers::to_client(&head.headers, false);
             let sample = Sample::new(limits.endpoint, first, events, logprobs, in_flight);
             let source = EventSource::Single(Box::new(sample));
-            Ok(Reply::Events { head, source, limits, observation })
+            Ok(Reply::Events { head, source, limits, observation, crash_watch: None })
         }
         ResponseStart::Whole { head, body } => {
             let is_merged = logprobs.is_some();
@@ -240,7 +253,7 @@ fn merged(
     let head = head.unwrap_or_default();
     if parts.is_empty() {
         let source = EventSource::Merged(Box::new(MergedSamples::new(request.endpoint(), samples)));
-        return Ok(Reply::Events { head, source, limits, observation });
+        return Ok(Reply::Events { head, source, limits, observation, crash_watch: None });
     }
     let merged = merge::json(request.endpoint(), request.samples(), request.batch(), &parts);
     let body = merged.map_err(|why| malformed(&whole_in_flight[0], &why.to_string()))?;

@@ -213,10 +213,11 @@ impl Gateway {
                 record.set_status(response.status());
                 response.map(|body| ResponseBody::streamed(body.recorded(record)))
             }
-            Reply::Events { head, source, limits, observation } => {
+            Reply::Events { head, source, limits, observation, crash_watch } => {
                 record.set_status(http::StatusCode::OK);
                 let dispatch = Arc::clone(&self.dispatch);
                 let relay = Relay::new(dispatch, source, limits, observation, record);
+                let relay = relay.with_crash_watch(crash_watch);
                 let mut response = Response::new(ResponseBody::streamed(relay));
                 *response.headers_mut() = head;
                 response

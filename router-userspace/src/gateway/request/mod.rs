@@ -1,6 +1,7 @@
 //! The life of a request: route, filters, attempts, response, log line.
 
 pub(crate) mod connection_info;
+pub(crate) mod crash_history;
 pub(crate) mod endpoint;
 mod forwarded;
 pub(crate) mod generate;

@@ -11,6 +11,7 @@ use router_core::route::BadPath;
 use router_core::sglang::fault::ClientError;
 use router_core::sglang::{Endpoint, Invalid};
 
+use super::crash_history::CRASH_MEMORY;
 use super::response_body::ResponseBody;
 use crate::gateway::placement::queue::AdmissionError;
 use crate::gateway::upstream::dispatch::AttemptError;
@@ -51,6 +52,8 @@ pub(crate) enum Reject {
     BodyBroken(String),
     Invalid(Invalid),
     ModelNotFound(String),
+    /// Requests with this content were running on this many engines when these crashed.
+    CrashedEngines(u32),
     NoWorkerReady(ObjectName),
     QueueFull,
     QueueTimeout(Duration),
@@ -80,6 +83,7 @@ impl Reject {
             Reject::BodyBroken(_) => "body_broken",
             Reject::Invalid(_) => "invalid_request",
             Reject::ModelNotFound(_) => "model_not_found",
+            Reject::CrashedEngines(_) => "crashed_engines",
             Reject::NoWorkerReady(_) => "no_worker_ready",
             Reject::QueueFull => "queue_full",
             Reject::QueueTimeout(_) => "queue_timeout",
@@ -109,6 +113,8 @@ impl Reject {
             | Reject::NoMemory
             | Reject::QueueTimeout(_)
             | Reject::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            // Not a 5xx, which clients and proxies send again.
+            Reject::CrashedEngines(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Reject::QueueFull => StatusCode::TOO_MANY_REQUESTS,
             Reject::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Reject::Fault(fault) => fault.status(),
@@ -172,6 +178,11 @@ impl Reject {
             Reject::ModelNotFound(model) => {
                 format!("the model `{}` does not exist here", excerpt(model))
             }
+            Reject::CrashedEngines(count) => format!(
+                "{count} engines crashed while they ran a request with this content; it is refused \
+                 for {} minutes",
+                CRASH_MEMORY.as_secs() / 60
+            ),
             Reject::NoWorkerReady(pool) => format!("no engine of pool {pool} is ready"),
             Reject::QueueFull => "too many requests are waiting for an engine".to_owned(),
             Reject::QueueTimeout(limit) => {

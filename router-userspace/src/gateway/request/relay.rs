@@ -16,6 +16,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::record::Record;
 use super::reject::Reject;
 use super::response_body::BodyError;
+use super::retry::CrashWatch;
 use crate::gateway::placement::observe::DecodeObservation;
 use crate::gateway::upstream::dispatch::{Dispatch, Silence};
 use crate::gateway::upstream::fault::{Fault, FaultKind};
@@ -40,6 +41,8 @@ pub(crate) struct Relay {
     limits: StreamLimits,
     /// Updated when the stream has ended well.
     observation: Option<DecodeObservation>,
+    /// Notices the crash of the engine in the middle of the stream.
+    crash_watch: Option<CrashWatch>,
     last: Instant,
     silence: Silence,
     check: Pin<Box<Sleep>>,
@@ -58,7 +61,21 @@ impl Relay {
         let silence = Silence::default();
         let check = Box::pin(sleep_until(next_check(last, limits)));
         let source = Some(source);
-        Relay { dispatch, source, limits, observation, last, silence, check, record }
+        Relay {
+            dispatch,
+            source,
+            limits,
+            observation,
+            crash_watch: None,
+            last,
+            silence,
+            check,
+            record,
+        }
+    }
+
+    pub(crate) fn with_crash_watch(self, crash_watch: Option<CrashWatch>) -> Relay {
+        Relay { crash_watch, ..self }
     }
 
     /// Ends the stream with an error event.
@@ -74,6 +91,11 @@ impl Relay {
         let source = self.source.as_ref()?;
         let fault = Fault { leg: source.leg(), worker: Arc::clone(source.worker()), kind };
         self.dispatch.blame(&fault);
+        if fault.broke()
+            && let Some(watch) = self.crash_watch.take()
+        {
+            watch.on_broken(Arc::clone(&fault.worker));
+        }
         Some(Reject::Fault(fault))
     }
 

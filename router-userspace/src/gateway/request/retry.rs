@@ -1,14 +1,18 @@
 //! Whether a request whose attempt failed is retried on another pair.
 //!
-//! A request may itself be what kills engines, and must not kill one after the other: after an engine
-//! has died while it had the request, the client gets an error instead.
+//! A request may itself be what crashes engines, and must not crash one after the other. After the
+//! second crash the client gets an error, and its content is refused for a while: [`CrashHistory`].
+//!
+//! [`CrashHistory`]: super::crash_history::CrashHistory
 
 use std::sync::Arc;
 
 use router_core::fleet::{Phase, Pool, Verdict, Worker};
 
+use super::crash_history::{ContentFingerprint, crashes_to_refuse};
 use crate::gateway::placement::placer::Placement;
 use crate::gateway::shared::Gateway;
+use crate::gateway::upstream::dispatch::AttemptRequest;
 use crate::gateway::upstream::fault::{Fault, FaultKind};
 
 /// Maximum number of broken connections and silent engines of one request after which it is still
@@ -44,6 +48,7 @@ impl Gateway {
     pub(crate) async fn decide_retry(
         &self,
         pool: &Pool,
+        attempt: &AttemptRequest,
         mut fault: Fault,
         workers: &AttemptWorkers,
         state: &mut RetryState,
@@ -52,11 +57,15 @@ impl Gateway {
         state.attempts += 1;
         if fault.broke() && self.died(pool, &fault.worker, workers).await {
             state.deaths += 1;
-            if state.deaths >= limits.max_engine_crashes {
+            let content = self.crashes.fingerprint(&attempt.request);
+            let of_content = self.crashes.record(content, &fault.worker);
+            if state.deaths >= limits.max_engine_crashes
+                || of_content >= crashes_to_refuse(limits.max_engine_crashes)
+            {
                 fault.kind = FaultKind::Died;
                 tracing::warn!(
                     worker = %fault.worker.name,
-                    deaths = state.deaths,
+                    crashes = of_content,
                     "engine died during a request, not retrying"
                 );
             }
@@ -83,5 +92,38 @@ impl Gateway {
             .pool(&pool.name)
             .and_then(|pool| pool.members.iter().find(|member| same(&&member.worker)));
         member.is_some_and(|member| member.phase == Phase::Ready)
+    }
+}
+
+/// Records the crash of the engine that streams a response: the client has seen a part, so the
+/// request is not retried, and its client may send it again.
+pub(crate) struct CrashWatch {
+    gateway: Arc<Gateway>,
+    pool: Arc<Pool>,
+    workers: AttemptWorkers,
+    content: ContentFingerprint,
+}
+
+impl CrashWatch {
+    pub(crate) fn new(
+        gateway: &Arc<Gateway>,
+        pool: Arc<Pool>,
+        workers: AttemptWorkers,
+        attempt: &AttemptRequest,
+    ) -> CrashWatch {
+        let content = gateway.crashes.fingerprint(&attempt.request);
+        CrashWatch { gateway: Arc::clone(gateway), pool, workers, content }
+    }
+
+    /// The worker's connection broke in the middle of the stream. A task finds out whether the engine
+    /// died.
+    pub(crate) fn on_broken(self, worker: Arc<Worker>) {
+        let tasks = self.gateway.dispatch.tasks.clone();
+        tasks.spawn(async move {
+            if self.gateway.died(&self.pool, &worker, &self.workers).await {
+                let crashes = self.gateway.crashes.record(self.content, &worker);
+                tracing::warn!(worker = %worker.name, crashes, "engine died during a stream");
+            }
+        });
     }
 }

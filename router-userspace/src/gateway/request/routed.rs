@@ -11,10 +11,12 @@ use tokio::time::Instant;
 use super::proxied_body::ProxiedBody;
 use super::relay::StreamLimits;
 use super::response_body::ResponseBody;
+use super::retry::CrashWatch;
 use crate::gateway::placement::observe::DecodeObservation;
 use crate::gateway::upstream::source::EventSource;
 
 /// The answer of a target, without the gateway's own headers.
+#[expect(clippy::large_enum_variant, reason = "a box would be an allocation for each stream")]
 pub(crate) enum Reply {
     Whole(Response<ResponseBody>),
     /// A backend's answer, passed on as it comes.
@@ -25,6 +27,8 @@ pub(crate) enum Reply {
         source: EventSource,
         limits: StreamLimits,
         observation: Option<DecodeObservation>,
+        /// Notices the crash of the engine in the middle of the stream.
+        crash_watch: Option<CrashWatch>,
     },
 }
 

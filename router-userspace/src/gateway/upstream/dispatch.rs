@@ -49,6 +49,7 @@ pub(crate) struct AttemptRequest {
 }
 
 /// A leased pair, and the bootstrap address at which it meets.
+#[derive(Clone)]
 pub(crate) struct PairContext {
     pub leases: Pair<Arc<Lease>>,
     pub bootstrap: BootstrapAddress,
@@ -101,13 +102,16 @@ impl Dispatch {
     /// Sends one sample to both engines of a pair, with its own bootstrap rooms and request ids, and
     /// waits until decode's answer begins. Dropping the future cancels and aborts both legs.
     ///
+    /// The pair is taken by value: prefill's lease and its place in the prefill queue end when prefill
+    /// has answered, while decode may need minutes more for an answer that is not streamed.
+    ///
     /// # Errors
     /// The first leg failed (the other one is cancelled and aborted by then), the deadline passed, or
     /// the drain timeout is exceeded.
     pub(crate) async fn begin(
         self: &Arc<Self>,
         attempt: &AttemptRequest,
-        pair: &PairContext,
+        pair: PairContext,
     ) -> Result<StartedAttempt, AttemptError> {
         let count = attempt.request.rooms();
         let room = |_| Room::steered(rand::random(), &pair.ranks);
@@ -121,10 +125,11 @@ impl Dispatch {
         });
         let abort_rids: Vec<String> =
             rids.iter().filter_map(|rid| attempt.request.endpoint().abort_rid(rid)).collect();
-        let prefill = self.send_prefill(attempt, pair, bodies.prefill, &abort_rids);
-        let worker = pair.leases.decode.worker();
-        let guard = AbortGuard::new(&self.aborter, worker, abort_rids);
-        let in_flight = InFlight::new(prefill, guard, Arc::clone(&pair.leases.decode));
+        let PairContext { leases, prediction, .. } = pair;
+        let guard = AbortGuard::new(&self.aborter, leases.decode.worker(), abort_rids.clone());
+        let prefill =
+            self.send_prefill(attempt, (leases.prefill, prediction), bodies.prefill, abort_rids);
+        let in_flight = InFlight::new(prefill, guard, leases.decode);
         self.race(attempt, bodies.decode, in_flight).await
     }
 
@@ -264,17 +269,14 @@ impl Dispatch {
     fn send_prefill(
         self: &Arc<Self>,
         attempt: &AttemptRequest,
-        pair: &PairContext,
+        (lease, prediction): (Arc<Lease>, Option<Prediction>),
         body: SplicedBody,
-        abort_rids: &[String],
+        abort_rids: Vec<String>,
     ) -> PrefillLeg {
         let (outcome_tx, outcome) = oneshot::channel();
-        let lease = &pair.leases.prefill;
-        let prediction = pair.prediction.clone();
-        let guard = AbortGuard::new(&self.aborter, lease.worker(), abort_rids.to_vec());
+        let guard = AbortGuard::new(&self.aborter, lease.worker(), abort_rids);
         let worker = Arc::clone(lease.worker());
         let dispatch = Arc::clone(self);
-        let lease = Arc::clone(lease);
         let request = attempt.for_prefill();
         let task = self.tasks.spawn(async move {
             let answer = dispatch.prefill(&request, lease.worker(), body).await;
@@ -282,7 +284,7 @@ impl Dispatch {
             if let (Some(prediction), Ok(_)) = (&prediction, &answer) {
                 prediction.observe(lease.worker());
             }
-            drop(lease);
+            drop((lease, prediction));
             // The receiver is gone if the client has its whole answer already.
             let _ = outcome_tx.send(answer);
         });

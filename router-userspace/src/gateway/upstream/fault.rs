@@ -25,8 +25,8 @@ pub(crate) enum FaultKind {
     Unreachable(String),
     /// The connection ended before the answer was whole.
     Broken(String),
-    /// The engine died while it had this request: no other pair is tried, so that one request cannot
-    /// kill engine after engine.
+    /// The engine died while it had this request, and no other pair is tried, so that one request
+    /// cannot kill engine after engine.
     Died,
     /// The worker has stopped answering probes while the request waits.
     Silent,
