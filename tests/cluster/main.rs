@@ -164,7 +164,12 @@ async fn deploy(cluster: &Cluster) {
     let overlay = root().join("tests/cluster/deploy");
     let overlay = overlay.to_str().expect("a path in UTF-8");
     cluster.kubectl(&["apply", "-k", overlay], "");
+    let definitions = root().join("deploy/crds");
+    let definitions = definitions.to_str().expect("a path in UTF-8");
+    cluster.kubectl(&["create", "-k", definitions], "");
     established(cluster).await;
+    let again = cluster.try_kubectl(&["create", "-k", definitions], "");
+    assert!(again.is_err_and(|error| error.contains("already exists")), "nothing is replaced");
     let difference = cluster.kubectl(&["diff", "-k", overlay], "");
     assert_eq!(difference, "", "what was applied is what is there");
 }

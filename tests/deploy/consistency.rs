@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::rendering::{ERDMA, Objects, WAYS, kustomize};
+use crate::rendering::{ERDMA, LOCKED_MEMORY, Objects, WAYS, kustomize};
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
@@ -170,7 +170,10 @@ fn an_agent_has_the_privileges_that_it_needs_and_no_more() {
         };
         assert_eq!(context["privileged"], privileged, "{}", way.folder);
         assert_eq!(context["allowPrivilegeEscalation"], escalates, "{}", way.folder);
-        let needed = ["BPF", "NET_ADMIN", "PERFMON", "SYS_PTRACE", "SYS_RESOURCE"];
+        let mut needed = vec!["BPF", "NET_ADMIN", "PERFMON", "SYS_PTRACE"];
+        if way.folder == LOCKED_MEMORY {
+            needed.push("SYS_RESOURCE");
+        }
         let capabilities = json!({"drop": ["ALL"], "add": needed});
         assert_eq!(context["capabilities"], capabilities);
         // What the privileged container mounts reaches the node, and the agent from there.

@@ -24,17 +24,20 @@ const DOCUMENTS: &str = "deploy/chart/values-documents.yaml";
 /// Where the agent has the node's devices.
 pub(crate) const ERDMA: &str = "tests/deploy/erdma";
 
+/// Where the agent may raise the limit of locked memory.
+pub(crate) const LOCKED_MEMORY: &str = "tests/deploy/locked-memory";
+
 /// Every way to install.
-pub(crate) const WAYS: [Way; 6] = [
+pub(crate) const WAYS: [Way; 7] = [
     Way { folder: "deploy/base", flags: &["--skip-crds"] },
-    Way { folder: "deploy/overlays/documents", flags: &["--values", DOCUMENTS, "--include-crds"] },
+    Way { folder: "deploy/overlays/documents", flags: &["--values", DOCUMENTS, "--skip-crds"] },
     Way {
         folder: "deploy/overlays/ack",
         flags: &["--values", "deploy/chart/values-ack.yaml", "--skip-crds"],
     },
     Way {
         folder: "deploy/overlays/local",
-        flags: &["--values", "deploy/chart/values-local.yaml", "--include-crds"],
+        flags: &["--values", "deploy/chart/values-local.yaml", "--skip-crds"],
     },
     Way {
         folder: ERDMA,
@@ -47,8 +50,18 @@ pub(crate) const WAYS: [Way; 6] = [
         ],
     },
     Way {
+        folder: LOCKED_MEMORY,
+        flags: &[
+            "--values",
+            "deploy/chart/values-ack.yaml",
+            "--skip-crds",
+            "--set",
+            "agent.capabilities={BPF,NET_ADMIN,PERFMON,SYS_PTRACE,SYS_RESOURCE}",
+        ],
+    },
+    Way {
         folder: "tests/deploy/monitored",
-        flags: &["--values", DOCUMENTS, "--include-crds", "--set", "monitoring.enabled=true"],
+        flags: &["--values", DOCUMENTS, "--skip-crds", "--set", "monitoring.enabled=true"],
     },
 ];
 

@@ -53,12 +53,15 @@ fn each_overlay_has_the_classes_and_definitions_that_it_should() {
     // Where ACK's own component runs, its class and its definitions stay its own.
     for folder in ["deploy/base", "deploy/overlays/ack"] {
         assert_eq!(named(folder, "GatewayClass"), ["pd-router"], "{folder}");
-        assert_eq!(named(folder, "CustomResourceDefinition"), [""; 0], "{folder}");
     }
     for folder in ["deploy/overlays/documents", "deploy/overlays/local"] {
         assert_eq!(named(folder, "GatewayClass"), ["ack-gateway", "pd-router"], "{folder}");
-        assert_eq!(named(folder, "CustomResourceDefinition").len(), 2, "{folder}");
     }
+    // Applying a definition would replace another product's, and deleting it its objects.
+    for way in &WAYS {
+        assert_eq!(named(way.folder, "CustomResourceDefinition"), [""; 0], "{}", way.folder);
+    }
+    assert_eq!(named("deploy/crds", "CustomResourceDefinition").len(), 2);
     assert_eq!(named("deploy/overlays/documents", "PodMonitor"), [""; 0]);
     assert_eq!(named("tests/deploy/monitored", "PodMonitor").len(), 2);
     assert_eq!(named("deploy/overlays/local", "HorizontalPodAutoscaler"), [""; 0]);

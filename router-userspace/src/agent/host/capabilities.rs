@@ -4,7 +4,6 @@ use std::io;
 
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
-use tracing::warn;
 
 /// The capabilities that the agent needs, and what it cannot do without each.
 const REQUIRED: [(Capability, &str); 4] = [
@@ -46,14 +45,26 @@ fn retain(keep: impl Fn(&Capability) -> bool) -> io::Result<()> {
     caps::clear(None, CapSet::Inheritable).map_err(io::Error::other)
 }
 
-/// Raises the limit of locked memory. Before Linux 5.11 maps count against it, and most containers have
-/// 64 KiB, which is too little for any map. It needs CAP_SYS_RESOURCE, which is dropped next.
-fn raise_locked_memory() {
-    if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
-        warn!(
-            %error,
-            "cannot raise the limit of locked memory (CAP_SYS_RESOURCE); maps fail before Linux 5.11"
-        );
+/// Raises the limit of locked memory, and returns what is missing. Before Linux 5.11 maps count against
+/// it, and most containers have 64 KiB, which is too little for any map. It needs CAP_SYS_RESOURCE,
+/// which is dropped next. Newer kernels do not need it.
+fn raise_locked_memory() -> Option<String> {
+    let error = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).err()?;
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    maps_lock_memory(&release).then(|| {
+        format!(
+            "CAP_SYS_RESOURCE is missing, needed for maps before Linux 5.11: the limit of locked \
+             memory cannot be raised ({error})"
+        )
+    })
+}
+
+/// Whether maps count against the limit of locked memory on this kernel release.
+fn maps_lock_memory(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < (5, 11),
+        _ => false,
     }
 }
 
@@ -63,7 +74,7 @@ fn raise_locked_memory() {
 /// # Errors
 /// The capabilities cannot be read or set.
 pub(in crate::agent) fn reduce() -> io::Result<Vec<String>> {
-    raise_locked_memory();
+    let locked_memory = raise_locked_memory();
     let effective = read(CapSet::Effective)?;
     let has_cap_bpf = has_cap_bpf()?;
     let needs_sys_admin = !has_cap_bpf || perf_events_need_sys_admin();
@@ -76,6 +87,7 @@ pub(in crate::agent) fn reduce() -> io::Result<Vec<String>> {
         .iter()
         .filter(|(capability, _)| !is_available(*capability))
         .map(|(capability, purpose)| format!("{capability} is missing, needed for {purpose}"))
+        .chain(locked_memory)
         .collect();
     retain(|capability| {
         REQUIRED.iter().any(|(required, _)| required == capability)
@@ -94,4 +106,22 @@ pub(in crate::agent) fn drop_attach_only() -> io::Result<()> {
         return retain(|capability| *capability != Capability::CAP_SYS_ADMIN);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_count_against_locked_memory_before_5_11() {
+        for (release, locks) in [
+            ("5.10.0-30-cloud-amd64", true),
+            ("4.19.0", true),
+            ("5.11.0", false),
+            ("6.18.1-rc1", false),
+            ("", false),
+        ] {
+            assert_eq!(maps_lock_memory(release), locks, "{release}");
+        }
+    }
 }

@@ -46,11 +46,22 @@ pub(in crate::agent) fn prepare(pin_dir: &Path, cgroup: &Path) -> anyhow::Result
         return Ok(());
     }
     // The root of a new mount is that of the cgroup namespace, so it must be made in the node's.
-    let first = File::open("/proc/1/ns/cgroup").context("the node's cgroup namespace")?;
-    setns(first, CloneFlags::CLONE_NEWCGROUP).context("joining the node's cgroup namespace")?;
+    if let Err(error) = join_cgroup_namespace("/proc/1/ns/cgroup".as_ref()) {
+        // Not an error: the agent counts without it, and reports what is missing.
+        tracing::warn!(
+            %error,
+            missing = "cgroup2 of the node, needed for connections (sock_ops)",
+            "cannot join the node's cgroup namespace"
+        );
+        return Ok(());
+    }
     mount_cgroup2(cgroup).with_context(|| format!("cgroup2 at {}", cgroup.display()))?;
     tracing::info!(path = %cgroup.display(), "cgroup2 mounted");
     Ok(())
+}
+
+fn join_cgroup_namespace(path: &Path) -> io::Result<()> {
+    Ok(setns(File::open(path)?, CloneFlags::CLONE_NEWCGROUP)?)
 }
 
 /// Ensures that `path` is on a bpf file system, and mounts one at /sys/fs/bpf if `path` is below it.
