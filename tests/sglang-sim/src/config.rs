@@ -1,6 +1,6 @@
 //! Settings of a simulated engine: role, version, addresses, sizes, speeds and timeouts.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -220,21 +220,60 @@ impl Config {
         if self.bootstrap_port == 0 { 8998 } else { self.bootstrap_port }
     }
 
-    /// The address that peers are given. A wildcard address becomes loopback.
+    /// The address that peers are given. For a wildcard address it is the one from which this host
+    /// reaches others, and loopback only where the host has no other.
     #[must_use]
     pub fn reachable_host(&self) -> IpAddr {
         if !self.host.is_unspecified() {
             return self.host;
         }
-        match self.host {
+        let own = outward(self.host).or_else(|| interface_address(self.host.is_ipv4()));
+        own.unwrap_or(match self.host {
             IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
             IpAddr::V6(_) => IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
-        }
+        })
     }
 
     /// Whether the engine is half of a prefill/decode pair.
     #[must_use]
     pub fn disaggregated(&self) -> bool {
         self.role != Role::Unified
+    }
+}
+
+/// The source address of packets to the internet. Connecting a UDP socket sends nothing.
+fn outward(wildcard: IpAddr) -> Option<IpAddr> {
+    // Addresses of documentation, which nobody has.
+    let somebody = if wildcard.is_ipv4() { "192.0.2.1" } else { "2001:db8::1" };
+    let socket = UdpSocket::bind((wildcard, 0)).ok()?;
+    socket.connect((somebody, 9)).ok()?;
+    let own = socket.local_addr().ok()?.ip();
+    (!own.is_loopback() && !own.is_unspecified()).then_some(own)
+}
+
+/// The first address of an interface that is not loopback, for a host without a default route.
+fn interface_address(v4: bool) -> Option<IpAddr> {
+    let addresses = nix::ifaddrs::getifaddrs().ok()?.filter_map(|interface| interface.address);
+    let mut addresses = addresses.filter_map(|address| {
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    });
+    addresses.find(|address| address.is_ipv4() == v4 && !address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_of_an_engine_on_a_wildcard_address_are_given_no_loopback_address() {
+        let config =
+            Config { host: IpAddr::V4(Ipv4Addr::UNSPECIFIED), ..Config::new(Role::Prefill) };
+        let host = config.reachable_host();
+        assert!(!host.is_unspecified());
+        // A host without any network has nothing but loopback.
+        assert_eq!(host.is_loopback(), interface_address(true).is_none(), "{host}");
+        let fixed = Config { host: IpAddr::V4(Ipv4Addr::LOCALHOST), ..config };
+        assert!(fixed.reachable_host().is_loopback(), "a fixed address is used as it is");
     }
 }
