@@ -82,6 +82,8 @@ pub struct Metrics {
     pub config_problems: Gauge,
     pub readiness_distrusted: Gauge,
     pub fleet_generation: Gauge,
+    pub leader: Gauge,
+    pub status_write_failures: Counter,
     pub worker_up: Family<WorkerLabels, Gauge>,
     pub worker_requests: Family<WorkerLabels, Gauge>,
     pub agents: Gauge,
@@ -137,6 +139,8 @@ impl Metrics {
             config_problems: Gauge::default(),
             readiness_distrusted: Gauge::default(),
             fleet_generation: Gauge::default(),
+            leader: Gauge::default(),
+            status_write_failures: Counter::default(),
             worker_up: Family::default(),
             worker_requests: Family::default(),
             agents: Gauge::default(),
@@ -212,6 +216,16 @@ impl Metrics {
             "fleet_generation",
             "Generation of the current snapshot",
             self.fleet_generation.clone(),
+        );
+        registry.register(
+            "leader",
+            "1 if this replica holds the Lease and writes statuses and Services, else 0",
+            self.leader.clone(),
+        );
+        registry.register(
+            "status_write_failures",
+            "Statuses of cluster objects that could not be written",
+            self.status_write_failures.clone(),
         );
         registry.register(
             "worker_up",

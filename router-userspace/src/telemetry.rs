@@ -14,6 +14,9 @@ use crate::config::{LogFormat, Telemetry};
 /// reader of stderr that has stopped, or a full disk, costs log lines and no request.
 const MAX_WAITING_LINES: usize = 16_384;
 
+/// The directive for the Kubernetes client. `--log` may name another level for it.
+const QUIET: &str = "kube_client=error";
+
 static DROPPED_LINES: OnceLock<ErrorCounter> = OnceLock::new();
 static FAILED_WRITES: AtomicU64 = AtomicU64::new(0);
 static PANICS: AtomicU64 = AtomicU64::new(0);
@@ -59,6 +62,9 @@ fn filter(directives: &str) -> Result<EnvFilter> {
             );
         }
     }
+    // The client warns at every look-up of a kind that is not installed. All its errors are returned
+    // to the caller, which logs them.
+    let parts = [&[QUIET][..], &parts].concat();
     EnvFilter::try_new(parts.join(",")).with_context(|| format!("--log {directives}: not a filter"))
 }
 

@@ -10,6 +10,7 @@ mod load;
 mod outage;
 mod proxied;
 mod readiness;
+mod rights;
 mod rollout;
 mod thousand;
 mod tls;

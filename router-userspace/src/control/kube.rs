@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use kube::api::{Api, ApiResource, DynamicObject};
 use kube::runtime::watcher;
 use kube::{Client, Config};
-use router_core::fleet::Fleet;
+use router_core::fleet::{Fleet, Problem};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -22,7 +22,9 @@ use super::index::{Exposure, Index};
 use super::objects::Kind;
 use super::status_writer::{self, DesiredState};
 use super::watch::{ObservedObject, Watch, WatchCache, WatchEvent, WatchFailure, object_key};
+use super::write_report::WriteReport;
 use crate::config::SourceFlags;
+use crate::metrics::Metrics;
 
 /// Maximum number of events in the channel. When it is full, watches wait.
 const MAX_PENDING_EVENTS: usize = 4096;
@@ -49,8 +51,12 @@ pub struct Cluster {
     /// Input of the task that writes statuses and Services.
     desired: watch::Sender<Arc<DesiredState>>,
     _status: Option<AbortOnDropHandle<()>>,
+    /// What prevents that task from writing.
+    write_problems: Option<watch::Receiver<Vec<Problem>>>,
     /// Events that have been received and not applied yet.
     pending: Vec<(Watch, WatchEvent)>,
+    /// Write problems have changed and are not applied yet.
+    write_problems_changed: bool,
     /// No events are read before this time.
     debounced_until: Instant,
 }
@@ -67,7 +73,7 @@ impl Cluster {
     ///
     /// # Errors
     /// Neither exists, or the configuration is invalid.
-    pub async fn open(flags: &SourceFlags) -> anyhow::Result<Cluster> {
+    pub async fn open(flags: &SourceFlags, metrics: &Metrics) -> anyhow::Result<Cluster> {
         let client = client().await?;
         let namespace: Arc<str> = client.default_namespace().into();
         let mut cluster = Cluster::new(client.clone(), WatchCache::of_gateway(&namespace));
@@ -83,9 +89,11 @@ impl Cluster {
             annotations: flags.gateway_service_annotation.iter().cloned().collect(),
             selector: flags.gateway_pod_labels.0.clone(),
         });
-        let status =
-            tokio::spawn(status_writer::run(client, cluster.desired.subscribe(), template));
+        let (report, problems) = WriteReport::new(metrics);
+        let desired = cluster.desired.subscribe();
+        let status = tokio::spawn(status_writer::run(client, desired, template, report));
         cluster._status = Some(AbortOnDropHandle::new(status));
+        cluster.write_problems = Some(problems);
         Ok(cluster)
     }
 
@@ -111,7 +119,9 @@ impl Cluster {
             readiness_panic_threshold: 100,
             desired,
             _status: None,
+            write_problems: None,
             pending: Vec::new(),
+            write_problems_changed: false,
             debounced_until: Instant::now(),
         }
     }
@@ -129,10 +139,24 @@ impl Cluster {
     /// Waits until a watch has sent an event.
     pub async fn changed(&mut self) {
         tokio::time::sleep_until(self.debounced_until).await;
-        if self.tasks.is_empty() || !self.pending.is_empty() {
+        if self.tasks.is_empty() || !self.pending.is_empty() || self.write_problems_changed {
             return;
         }
-        self.receiver.recv_many(&mut self.pending, MAX_PENDING_EVENTS).await;
+        let problems = self.write_problems.as_mut();
+        let written = async {
+            // An error means that the writer has ended.
+            let changed = match problems {
+                Some(problems) => problems.changed().await.is_ok(),
+                None => false,
+            };
+            if !changed {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            _ = self.receiver.recv_many(&mut self.pending, MAX_PENDING_EVENTS) => {}
+            () = written => self.write_problems_changed = true,
+        }
     }
 
     /// Applies all received events to `index`. Returns whether a new fleet is needed, which is never
@@ -147,6 +171,12 @@ impl Cluster {
             if events.len() >= 2 * MAX_PENDING_EVENTS {
                 break;
             }
+        }
+        if std::mem::take(&mut self.write_problems_changed)
+            && let Some(problems) = &self.write_problems
+        {
+            let problems = problems.borrow().clone();
+            changed |= index.report(&"writing to the cluster".into(), problems);
         }
         let mut references_changed = self.tasks.is_empty();
         for (watch, change) in events {
@@ -213,12 +243,14 @@ async fn follow(client: Client, watch: Watch, sender: mpsc::Sender<(Watch, Watch
     };
     let mut events = watcher(api.clone(), config.clone()).boxed();
     let mut backoff = MIN_BACKOFF;
+    let mut was_absent = false;
     while let Some(event) = events.next().await {
         let (change, wait) = match event {
             Ok(event) => {
                 // Init is emitted before the API server has been asked, so it is no success.
                 if !matches!(event, watcher::Event::Init) {
                     backoff = MIN_BACKOFF;
+                    log_presence(&resource, &mut was_absent, true);
                 }
                 let Some(change) = read(kind, event) else { continue };
                 (change, None)
@@ -231,6 +263,9 @@ async fn follow(client: Client, watch: Watch, sender: mpsc::Sender<(Watch, Watch
             Err(error) => {
                 let failure = failure(&error);
                 let absent = failure == WatchFailure::Absent;
+                if absent {
+                    log_presence(&resource, &mut was_absent, false);
+                }
                 // Logged once per outage; later failures are only a problem in /fleet.
                 if !absent && backoff == MIN_BACKOFF {
                     tracing::warn!(
@@ -251,6 +286,20 @@ async fn follow(client: Client, watch: Watch, sender: mpsc::Sender<(Watch, Watch
             tokio::time::sleep(wait).await;
             // Starts with a new list: after a restore of etcd, the old version may not exist.
             events = watcher(api.clone(), config.clone()).boxed();
+        }
+    }
+}
+
+/// Logs once that a kind is not installed, and once that it is.
+fn log_presence(resource: &ApiResource, was_absent: &mut bool, present: bool) {
+    if std::mem::replace(was_absent, !present) != present {
+        return;
+    }
+    let ApiResource { kind, api_version, .. } = resource;
+    match present {
+        true => tracing::info!(kind, api_version, "kind installed"),
+        false => {
+            tracing::warn!(kind, api_version, "kind not installed, waiting for its definition")
         }
     }
 }

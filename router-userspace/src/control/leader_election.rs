@@ -9,6 +9,8 @@ use kube::Client;
 use kube::api::{Api, PostParams};
 use tokio::time::Instant;
 
+use super::write_report::WriteReport;
+
 /// Name of the Lease, in the namespace that pd-router runs in.
 pub(super) const LEASE: &str = "pd-router-gateway";
 /// Time without renewal after which another replica may take the Lease.
@@ -39,13 +41,15 @@ impl Election {
     }
 
     /// Tries to acquire or renew the Lease.
-    pub(super) async fn acquire_or_renew(&mut self) {
+    pub(super) async fn acquire_or_renew(&mut self, report: &mut WriteReport) {
         let started = Instant::now();
         match tokio::time::timeout(REQUEST_TIMEOUT, self.try_acquire()).await {
-            Ok(Ok(true)) => self.renewed = Some(started),
-            Ok(Ok(false)) => self.renewed = None,
-            Ok(Err(error)) => tracing::debug!(lease = LEASE, %error, "cannot acquire lease"),
-            Err(_) => tracing::debug!(lease = LEASE, error = "timeout", "cannot acquire lease"),
+            Ok(Ok(acquired)) => {
+                self.renewed = acquired.then_some(started);
+                report.succeeded(LEASE);
+            }
+            Ok(Err(error)) => report.lease_failed(LEASE, &error.to_string()),
+            Err(_) => report.lease_failed(LEASE, "timeout"),
         }
     }
 

@@ -19,6 +19,7 @@ mod run;
 mod status_merge;
 mod status_writer;
 pub mod watch;
+mod write_report;
 
 pub use index::{
     CONTROLLER_NAME, Exposure, GatewayService, Index, ObjectStatus, Source, StatusPatch,

@@ -17,6 +17,7 @@ use super::index::{Exposure, Index};
 use super::kube::Cluster;
 use crate::certificates::Certificates;
 use crate::config::SourceFlags;
+use crate::metrics::Metrics;
 
 /// Poll interval of sources without change notification (directories and flags). A change takes
 /// effect after two polls, or at most five while files keep changing.
@@ -35,9 +36,9 @@ impl Feed {
     ///
     /// # Errors
     /// The directory cannot be read, no cluster is configured, or a URL or port is invalid.
-    pub async fn open(flags: &SourceFlags) -> anyhow::Result<Feed> {
+    pub async fn open(flags: &SourceFlags, metrics: &Metrics) -> anyhow::Result<Feed> {
         if flags.kubernetes {
-            let cluster = Cluster::open(flags).await.context("--kubernetes")?;
+            let cluster = Cluster::open(flags, metrics).await.context("--kubernetes")?;
             return Ok(Feed::Cluster(Box::new(cluster)));
         }
         if let Some(path) = &flags.manifests {

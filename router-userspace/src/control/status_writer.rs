@@ -4,7 +4,7 @@
 //! merged and written with its resource version, so that changes of other controllers are kept. A
 //! status that has been written is not read again before it has to change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use super::kube::resource;
 use super::leader_election::{Election, LEASE};
 use super::objects::Key;
 use super::status_merge;
+use super::write_report::WriteReport;
 
 /// Interval between two renewals of the Lease.
 const RENEW_INTERVAL: Duration = Duration::from_secs(3);
@@ -44,6 +45,7 @@ pub(super) async fn run(
     client: Client,
     mut desired: watch::Receiver<Arc<DesiredState>>,
     template: Option<ServiceTemplate>,
+    mut report: WriteReport,
 ) {
     let mut election = Election::new(client.clone());
     let mut reconciler = template.map(|template| ServiceReconciler::new(client.clone(), template));
@@ -57,7 +59,7 @@ pub(super) async fn run(
     loop {
         if Instant::now() >= renew_at {
             renew_at = Instant::now() + RENEW_INTERVAL;
-            election.acquire_or_renew().await;
+            election.acquire_or_renew(&mut report).await;
         }
         let leader = election.is_leader();
         if leader != was_leader {
@@ -66,6 +68,7 @@ pub(super) async fn run(
                 false => tracing::warn!(lease = LEASE, "leader election: lost"),
             }
             writer.written.clear();
+            report.set_leader(leader);
             was_leader = leader;
         }
         if leader {
@@ -73,7 +76,10 @@ pub(super) async fn run(
             if let Some(reconciler) = &mut reconciler {
                 reconciler.reconcile(&state.gateway_services, &state.services).await;
             }
-            writer.write(&state.statuses).await;
+            writer.write(&state.statuses, &mut report).await;
+        }
+        if !leader {
+            report.retain(|_| false);
         }
         tokio::select! {
             changed = desired.changed() => if changed.is_err() { return },
@@ -90,24 +96,29 @@ struct Writer {
 }
 
 impl Writer {
-    async fn write(&mut self, statuses: &[ObjectStatus]) {
+    async fn write(&mut self, statuses: &[ObjectStatus], report: &mut WriteReport) {
         if self.since.elapsed() > RESYNC {
             self.written.clear();
             self.since = Instant::now();
         }
-        let keys: std::collections::BTreeSet<&Key> =
-            statuses.iter().map(|status| &status.key).collect();
+        let keys: BTreeSet<&Key> = statuses.iter().map(|status| &status.key).collect();
         self.written.retain(|key, _| keys.contains(key));
+        let names: BTreeSet<String> = keys.iter().map(ToString::to_string).collect();
+        report.retain(|object| names.contains(object));
         for ObjectStatus { key, patch } in statuses {
             if self.written.get(key) == Some(patch) {
                 continue;
             }
             match self.write_one(key, patch).await {
-                Ok(()) => _ = self.written.insert(key.clone(), patch.clone()),
-                // The next round tries again.
-                Err(error) => {
-                    tracing::debug!(%error, object = %key, "cannot write status, retrying")
+                Ok(()) => {
+                    self.written.insert(key.clone(), patch.clone());
+                    report.succeeded(&key.to_string());
                 }
+                // Another controller has written in the meantime. The next round tries again.
+                Err(kube::Error::Api(status)) if status.code == 409 => {
+                    tracing::debug!(object = %key, "status conflict, retrying");
+                }
+                Err(error) => report.status_failed(&key.to_string(), &error),
             }
         }
     }

@@ -67,7 +67,7 @@ const BIND_RETRY: Duration = Duration::from_secs(1);
 pub async fn run(settings: GatewaySettings, shutdown: CancellationToken) -> Result<()> {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    let feed = control::Feed::open(&settings.source).await?;
+    let feed = control::Feed::open(&settings.source, &metrics).await?;
     let admin_listen = settings.admin_listen;
     let guard = Arc::clone(&settings.admin_guard);
     let drain_timeout = settings.timeouts.drain_timeout;
