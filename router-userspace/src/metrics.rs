@@ -1,18 +1,17 @@
 //! The metrics of the gateway: names, labels and help texts.
 
-use std::fmt;
+pub(crate) mod exposition;
+
 use std::sync::atomic::AtomicU64;
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::telemetry;
+use self::exposition::ProcessCounters;
 
 /// One request of a client, and its result.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -92,24 +91,6 @@ pub struct Metrics {
     pub feedback_errors: Family<FeedbackLabels, Counter>,
     pub worker_load_age: Family<WorkerLabels, Gauge<f64, AtomicU64>>,
     pub worker_load_score: Family<WorkerLabels, Gauge<f64, AtomicU64>>,
-}
-
-/// Counters that the process keeps for itself, read when they are scraped.
-#[derive(Debug)]
-struct ProcessCounters;
-
-impl Collector for ProcessCounters {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let counters = [
-            ("log_lines_lost", "Log lines that were not written", telemetry::lost_lines()),
-            ("panics", "Panics of requests and of background tasks", telemetry::panics()),
-        ];
-        for (name, help, count) in counters {
-            let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            ConstCounter::new(count).encode(metric)?;
-        }
-        Ok(())
-    }
 }
 
 /// 1 ms to 10 min: from a cached answer to a long generation.
@@ -268,12 +249,4 @@ impl Metrics {
             self.worker_load_score.clone(),
         );
     }
-}
-
-/// The registry in the Prometheus text format.
-pub fn encode(registry: &Registry) -> String {
-    let mut out = String::new();
-    // Writing to a String cannot fail.
-    let _ = text::encode(&mut out, registry);
-    out
 }

@@ -16,8 +16,8 @@ fn samples() -> BTreeSet<String> {
         let name = format!("pd_{}", cells[0]);
         let endings: &[&str] = match cells[1] {
             "histogram" => &["_bucket", "_sum", "_count"],
-            "counter" if name.starts_with("pd_router_") => &["_total"],
-            "counter" | "gauge" => &[""],
+            "counter" => &["_total"],
+            "gauge" => &[""],
             other => panic!("{name} is a {other}"),
         };
         names.extend(endings.iter().map(|ending| format!("{name}{ending}")));

@@ -25,7 +25,7 @@ use crate::agent::pods::registered_pod::RegisteredPod;
 use crate::agent::rdma::report::RdmaLoad;
 
 /// The whole snapshot.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub(in crate::agent) struct Loads {
     pub(in crate::agent) node: Option<String>,
     pub(in crate::agent) pods: Vec<PodLoad>,
@@ -167,7 +167,7 @@ pub(in crate::agent) struct PodPorts {
     pub(in crate::agent) listening: Vec<u16>,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(in crate::agent) struct LossCounts {
     pub(in crate::agent) connections: u64,
     pub(in crate::agent) pairs: u64,

@@ -1,185 +1,227 @@
-//! The agent's metrics in the Prometheus text format, made from a snapshot.
+//! The agent's metrics: names, labels and help texts.
+//!
+//! The page is made of one snapshot for each scrape, so that nothing is kept for a pod that is gone.
 
-use std::fmt::{self, Write};
+use std::fmt;
 
-use crate::agent::api::loads::{Loads, PairLoad, PodLoad};
-use crate::agent::counters::queue_pairs::RoceCounts;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType::{self, Counter, Gauge, Histogram};
+use prometheus_client::registry::Registry;
+use router_core::fleet::Role;
+
+use crate::agent::api::loads::{LatencyTotals, Loads, PairLoad, PodLoad};
+use crate::agent::counters::queue_pairs::{RoceCounts, RoceLoad};
+use crate::agent::rdma;
+use crate::metrics::exposition::{self, Number, ProcessCounters, encode_family, encode_single};
 
 /// A metric of every pod: its name, type, help text and value.
-type PodMetric = (&'static str, &'static str, &'static str, fn(&PodLoad) -> f64);
+type PodMetric = (&'static str, MetricType, &'static str, fn(&PodLoad) -> Number);
 /// A metric of every pair: its name, type, help text and value.
-type PairMetric = (&'static str, &'static str, &'static str, fn(&PairLoad) -> f64);
+type PairMetric = (&'static str, MetricType, &'static str, fn(&PairLoad) -> Number);
 
-const PODS: [PodMetric; 17] = [
-    ("requests_total", "counter", "Requests that began", |pod| pod.started as f64),
-    ("answers_total", "counter", "Responses that ended", |pod| pod.finished as f64),
-    ("aborted_total", "counter", "Responses that were cut short", |pod| pod.aborted as f64),
-    ("requests_in_flight", "gauge", "Requests whose response has not ended", |pod| {
-        pod.in_flight as f64
+const PODS: [PodMetric; 13] = [
+    ("pod_requests", Counter, "Requests that began", |pod| pod.started.into()),
+    ("pod_answers", Counter, "Responses that ended", |pod| pod.finished.into()),
+    ("pod_aborted", Counter, "Responses that were cut short", |pod| pod.aborted.into()),
+    ("pod_requests_in_flight", Gauge, "Requests whose response has not ended", |pod| {
+        pod.in_flight.into()
     }),
-    ("requests_waiting", "gauge", "Requests whose response has not begun", |pod| {
-        pod.waiting as f64
+    ("pod_requests_waiting", Gauge, "Requests whose response has not begun", |pod| {
+        pod.waiting.into()
     }),
-    ("request_bytes_waiting", "gauge", "Bytes of requests whose response has not begun", |pod| {
-        pod.waiting_bytes as f64
+    ("pod_request_bytes_waiting", Gauge, "Bytes of requests whose response has not begun", |pod| {
+        pod.waiting_bytes.into()
     }),
-    ("load_score", "gauge", "Load of the pod, from 0 (idle) to 1 (saturated)", |pod| pod.score),
-    ("streams", "gauge", "Chunked responses that have begun and not ended", |pod| {
-        pod.streaming as f64
+    ("pod_load_score", Gauge, "Load of the pod, from 0 (idle) to 1 (saturated)", |pod| {
+        pod.score.into()
     }),
-    (
-        "ttft_seconds_sum",
-        "counter",
-        "Sum of the times from a request to the first byte of its response body",
-        |pod| pod.ttft.sum_ms / 1e3,
-    ),
-    ("ttft_seconds_count", "counter", "Responses with a body", |pod| pod.ttft.samples as f64),
-    (
-        "itl_seconds_sum",
-        "counter",
-        "Sum of the times between segments of chunked responses",
-        |pod| pod.itl.sum_ms / 1e3,
-    ),
-    ("itl_seconds_count", "counter", "Segments of chunked responses after the first", |pod| {
-        pod.itl.samples as f64
+    ("pod_streams", Gauge, "Chunked responses that have begun and not ended", |pod| {
+        pod.streaming.into()
     }),
-    ("receive_bytes_total", "counter", "IP bytes to the pod", |pod| pod.rx.bytes as f64),
-    ("transmit_bytes_total", "counter", "IP bytes from the pod", |pod| pod.tx.bytes as f64),
-    ("receive_packets_total", "counter", "Packets to the pod", |pod| pod.rx.packets as f64),
-    ("transmit_packets_total", "counter", "Packets from the pod", |pod| pod.tx.packets as f64),
-    ("uplink_receive_bytes_total", "counter", "IP bytes to the pod over uplinks", |pod| {
-        pod.uplink_bytes as f64
+    ("pod_receive_bytes", Counter, "IP bytes to the pod", |pod| pod.rx.bytes.into()),
+    ("pod_transmit_bytes", Counter, "IP bytes from the pod", |pod| pod.tx.bytes.into()),
+    ("pod_receive_packets", Counter, "Packets to the pod", |pod| pod.rx.packets.into()),
+    ("pod_transmit_packets", Counter, "Packets from the pod", |pod| pod.tx.packets.into()),
+    ("pod_uplink_receive_bytes", Counter, "IP bytes to the pod over uplinks", |pod| {
+        pod.uplink_bytes.into()
     }),
 ];
 
+/// A latency of every pod: its name, help text and value.
+type PodLatency = (&'static str, &'static str, fn(&PodLoad) -> LatencyTotals);
+
+const LATENCIES: [PodLatency; 2] = [
+    ("pod_ttft_seconds", "Time from a request to the first byte of its response body", |pod| {
+        pod.ttft
+    }),
+    ("pod_itl_seconds", "Time between segments of chunked responses", |pod| pod.itl),
+];
+
 const PAIRS: [PairMetric; 7] = [
-    (
-        "connections_opened_total",
-        "counter",
-        "Connection attempts and accepted connections",
-        |pair| pair.opened as f64,
-    ),
-    ("connections_failed_total", "counter", "Connection attempts that failed", |pair| {
-        pair.failed as f64
+    ("pair_connections_opened", Counter, "Connection attempts and accepted connections", |pair| {
+        pair.opened.into()
     }),
-    ("connections_closed_total", "counter", "Connections that ended", |pair| pair.closed as f64),
-    ("connections_open", "gauge", "Open connections", |pair| pair.open as f64),
-    ("acknowledged_bytes_total", "counter", "Payload that the peer acknowledged", |pair| {
-        pair.tx_bytes as f64
+    ("pair_connections_failed", Counter, "Connection attempts that failed", |pair| {
+        pair.failed.into()
     }),
-    ("received_bytes_total", "counter", "Payload received", |pair| pair.rx_bytes as f64),
-    ("retransmits_total", "counter", "Retransmitted segments", |pair| pair.retransmits as f64),
+    ("pair_connections_closed", Counter, "Connections that ended", |pair| pair.closed.into()),
+    ("pair_connections_open", Gauge, "Open connections", |pair| pair.open.into()),
+    ("pair_acknowledged_bytes", Counter, "Payload that the peer acknowledged", |pair| {
+        pair.tx_bytes.into()
+    }),
+    ("pair_received_bytes", Counter, "Payload received", |pair| pair.rx_bytes.into()),
+    ("pair_retransmits", Counter, "Retransmitted segments", |pair| pair.retransmits.into()),
 ];
 
 /// A RoCEv2 counter: its name, help text and value.
 type RoceMetric = (&'static str, &'static str, fn(&RoceCounts) -> u64);
 
 const ROCE: [RoceMetric; 8] = [
-    ("packets", "RoCEv2 packets that arrived over uplinks", |counts| counts.packets),
-    ("repeated", "Retransmitted RoCEv2 packets", |counts| counts.repeated),
-    ("messages", "Messages that ended", |counts| counts.messages),
-    ("payload_bytes", "Payload of SENDs, WRITEs and READ responses", |counts| counts.payload_bytes),
-    ("writes", "WRITE requests", |counts| counts.writes),
-    ("write_bytes", "Bytes that WRITE requests announce", |counts| counts.write_bytes),
-    ("reads", "READ requests", |counts| counts.reads),
-    ("read_bytes", "Bytes that READ requests ask for", |counts| counts.read_bytes),
+    ("roce_packets", "RoCEv2 packets that arrived over uplinks", |counts| counts.packets),
+    ("roce_repeated", "Retransmitted RoCEv2 packets", |counts| counts.repeated),
+    ("roce_messages", "Messages that ended", |counts| counts.messages),
+    ("roce_payload_bytes", "Payload of SENDs, WRITEs and READ responses", |counts| {
+        counts.payload_bytes
+    }),
+    ("roce_writes", "WRITE requests", |counts| counts.writes),
+    ("roce_write_bytes", "Bytes that WRITE requests announce", |counts| counts.write_bytes),
+    ("roce_reads", "READ requests", |counts| counts.reads),
+    ("roce_read_bytes", "Bytes that READ requests ask for", |counts| counts.read_bytes),
 ];
 
 /// The page of all metrics.
-pub(in crate::agent) fn text(loads: &Loads) -> String {
-    let mut page = String::new();
-    // Writing to a string cannot fail.
-    _ = write(&mut page, loads);
-    page
+pub(in crate::agent) fn page(loads: Loads) -> String {
+    let mut registry = Registry::default();
+    let agent = registry.sub_registry_with_prefix("pd_agent");
+    agent.register_collector(Box::new(LoadsCollector(loads)));
+    agent.register_collector(Box::new(ProcessCounters));
+    exposition::encode(&registry)
 }
 
-fn write(page: &mut String, loads: &Loads) -> fmt::Result {
-    for (name, kind, what, value) in PODS {
-        header(page, &format!("pod_{name}"), kind, what)?;
-        for pod in &loads.pods {
-            let role = pod.role.map_or("none", role_name);
-            let (pod_name, value) = (escaped(&pod.pod), value(pod));
-            writeln!(page, "pd_agent_pod_{name}{{pod=\"{pod_name}\",role=\"{role}\"}} {value}")?;
-        }
+/// The metrics of one snapshot.
+#[derive(Debug)]
+struct LoadsCollector(Loads);
+
+impl Collector for LoadsCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (encoder, LoadsCollector(loads)) = (&mut encoder, self);
+        encode_pods(encoder, &loads.pods)?;
+        encode_pairs(encoder, loads)?;
+        rdma::report::encode_metrics(encoder, &loads.rdma)?;
+        encode_roce(encoder, &loads.roce)?;
+        let lost = loads.lost;
+        let maps = [
+            ("connections", lost.connections),
+            ("pairs", lost.pairs),
+            ("streams", lost.streams),
+            ("queue_pairs", lost.queue_pairs),
+            ("headers", lost.unreadable),
+        ];
+        encode_family(
+            encoder,
+            (
+                "lost_details",
+                Counter,
+                "Details that did not fit into a map, and headers that cannot be parsed",
+            ),
+            maps.into_iter().map(|(map, count)| ([("map", map)], count.into())),
+        )?;
+        encode_single(
+            encoder,
+            ("missing", Gauge, "Number of measurements that are not possible on this node"),
+            Number::Count(loads.missing.len() as u64),
+        )
     }
-    for (name, kind, what, value) in PAIRS {
-        header(page, &format!("pair_{name}"), kind, what)?;
-        for pair in &loads.pairs {
-            let (pod, peer) = (escaped(&pair.pod), escaped(pair.peer.as_deref().unwrap_or("")));
-            let (class, value) = (pair.class, value(pair));
-            let labels = format!("pod=\"{pod}\",peer=\"{peer}\",class=\"{class}\"");
-            writeln!(page, "pd_agent_pair_{name}{{{labels}}} {value}")?;
-        }
-    }
-    header(page, "kv_bytes_total", "counter", "KV cache from a prefill to a decode")?;
-    for kv in &loads.kv {
-        let (prefill, decode) = (escaped(&kv.prefill), escaped(&kv.decode));
-        let labels = format!("prefill=\"{prefill}\",decode=\"{decode}\"");
-        writeln!(page, "pd_agent_kv_bytes_total{{{labels}}} {}", kv.bytes)?;
-    }
-    crate::agent::rdma::report::write_metrics(page, &loads.rdma)?;
-    for (name, what, value) in ROCE {
-        header(page, &format!("roce_{name}_total"), "counter", what)?;
-        for load in &loads.roce.queue_pairs {
-            let labels = format!(
-                "source=\"{}\",destination=\"{}\",queue_pair=\"{}\"",
-                load.source, load.destination, load.queue_pair
-            );
-            let value = value(&load.counted);
-            writeln!(page, "pd_agent_roce_{name}_total{{{labels}}} {value}")?;
-        }
-        let labels = "source=\"\",destination=\"\",queue_pair=\"\"";
-        let value = value(&loads.roce.others);
-        writeln!(page, "pd_agent_roce_{name}_total{{{labels}}} {value}")?;
-    }
-    header(
-        page,
-        "lost_details_total",
-        "counter",
-        "Details that did not fit into a map, and headers that cannot be parsed",
-    )?;
-    let lost = loads.lost;
-    for (map, count) in [
-        ("connections", lost.connections),
-        ("pairs", lost.pairs),
-        ("streams", lost.streams),
-        ("queue_pairs", lost.queue_pairs),
-        ("headers", lost.unreadable),
-    ] {
-        writeln!(page, "pd_agent_lost_details_total{{map=\"{map}\"}} {count}")?;
-    }
-    header(page, "missing", "gauge", "Number of measurements that are not possible on this node")?;
-    writeln!(page, "pd_agent_missing {}", loads.missing.len())
 }
 
-fn header(page: &mut String, name: &str, kind: &str, what: &str) -> fmt::Result {
-    writeln!(page, "# HELP pd_agent_{name} {what}.\n# TYPE pd_agent_{name} {kind}")
+fn encode_pods(encoder: &mut DescriptorEncoder<'_>, pods: &[PodLoad]) -> fmt::Result {
+    for (name, kind, help, value) in PODS {
+        let samples = pods.iter().map(|pod| (pod_labels(pod), value(pod)));
+        encode_family(encoder, (name, kind, help), samples)?;
+    }
+    for (name, help, value) in LATENCIES {
+        let mut family = encoder.encode_descriptor(name, &format!("{help}."), None, Histogram)?;
+        for pod in pods {
+            let LatencyTotals { sum_ms, samples, .. } = value(pod);
+            // A snapshot has the sum and the count; the format requires a bucket as well.
+            let buckets = [(f64::INFINITY, samples)];
+            family.encode_family(&pod_labels(pod))?.encode_histogram::<NoLabelSet>(
+                sum_ms / 1e3,
+                samples,
+                &buckets,
+                None,
+            )?;
+        }
+    }
+    Ok(())
 }
 
-fn role_name(role: router_core::fleet::Role) -> &'static str {
+fn pod_labels(pod: &PodLoad) -> [(&'static str, &str); 2] {
+    [("pod", &pod.pod), ("role", pod.role.map_or("none", role_name))]
+}
+
+fn encode_pairs(encoder: &mut DescriptorEncoder<'_>, loads: &Loads) -> fmt::Result {
+    for (name, kind, help, value) in PAIRS {
+        let samples = loads.pairs.iter().map(|pair| {
+            let peer = pair.peer.as_deref().unwrap_or_default();
+            ([("pod", &*pair.pod), ("peer", peer), ("class", pair.class)], value(pair))
+        });
+        encode_family(encoder, (name, kind, help), samples)?;
+    }
+    let transfers = loads
+        .kv
+        .iter()
+        .map(|kv| ([("prefill", &*kv.prefill), ("decode", &*kv.decode)], Number::Count(kv.bytes)));
+    encode_family(encoder, ("kv_bytes", Counter, "KV cache from a prefill to a decode"), transfers)
+}
+
+fn encode_roce(encoder: &mut DescriptorEncoder<'_>, roce: &RoceLoad) -> fmt::Result {
+    for (name, help, value) in ROCE {
+        let labels = |source, destination, queue_pair| {
+            [("source", source), ("destination", destination), ("queue_pair", queue_pair)]
+        };
+        let busiest = roce.queue_pairs.iter().map(|load| {
+            let (source, destination) = (load.source.to_string(), load.destination.to_string());
+            (labels(source, destination, load.queue_pair.to_string()), value(&load.counted).into())
+        });
+        let others = labels(String::new(), String::new(), String::new());
+        let others = (others, value(&roce.others).into());
+        encode_family(encoder, (name, Counter, help), busiest.chain([others]))?;
+    }
+    Ok(())
+}
+
+fn role_name(role: Role) -> &'static str {
     match role {
-        router_core::fleet::Role::Prefill => "prefill",
-        router_core::fleet::Role::Decode => "decode",
-        router_core::fleet::Role::Unified => "unified",
+        Role::Prefill => "prefill",
+        Role::Decode => "decode",
+        Role::Unified => "unified",
     }
-}
-
-fn escaped(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
-    fn every_metric_of_pods_and_pairs_is_documented() {
+    fn every_metric_is_documented_and_every_documented_metric_exists() {
         let document = include_str!("../../../../docs/reference/metrics.md");
-        let pods = PODS.iter().map(|(name, kind, ..)| (format!("pod_{name}"), kind));
-        let pairs = PAIRS.iter().map(|(name, kind, ..)| (format!("pair_{name}"), kind));
-        for (name, kind) in pods.chain(pairs) {
-            let row = format!("| `pd_agent_{name}` | {kind} |");
-            assert!(document.contains(&row), "docs/reference/metrics.md has no row {row}");
-        }
+        let documented: BTreeSet<String> = document
+            .lines()
+            .filter(|line| line.starts_with("| `pd_agent_"))
+            .map(|line| line.splitn(4, '|').take(3).collect::<Vec<_>>().join("|"))
+            .collect();
+        let page = page(Loads::default());
+        let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        let exist = types.map(|line| {
+            let (name, kind) = line.split_once(' ').expect("a name and a type");
+            format!("| `{name}` | {kind} ")
+        });
+        assert_eq!(documented, exist.collect(), "docs/reference/metrics.md against the page");
+        assert!(page.contains("\npd_agent_missing 0\n"), "{page}");
+        assert!(page.ends_with("# EOF\n"), "{page}");
     }
 }

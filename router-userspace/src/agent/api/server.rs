@@ -21,6 +21,7 @@ use tracing::debug;
 use crate::agent::api::loads::Loads;
 use crate::agent::api::metrics;
 use crate::feedback::publish::{CONTENT_TYPE, Publisher};
+use crate::metrics::exposition;
 use crate::token::Guard;
 
 /// Maximum number of open connections. When it is reached, new connections wait.
@@ -116,15 +117,12 @@ impl<S: Fn() -> Loads + Send + Sync + 'static> Server<S> {
         }
         let loads = (self.snapshot)();
         if path == "/metrics" {
-            return plain(StatusCode::OK, metrics::text(&loads));
+            return typed(exposition::CONTENT_TYPE, metrics::page(loads));
         }
         let Ok(body) = serde_json::to_vec(&loads) else {
             return plain(StatusCode::INTERNAL_SERVER_ERROR, "cannot write JSON\n");
         };
-        let mut response = Response::new(Full::new(body.into()).boxed_unsync());
-        let json = header::HeaderValue::from_static("application/json");
-        response.headers_mut().insert(header::CONTENT_TYPE, json);
-        response
+        typed("application/json", body)
     }
 
     fn stream(&self) -> ServerResponse {
@@ -157,10 +155,15 @@ fn set_options(stream: &tokio::net::TcpStream) {
 }
 
 fn plain(status: StatusCode, text: impl Into<Bytes>) -> ServerResponse {
-    let mut response = Response::new(Full::new(text.into()).boxed_unsync());
+    let mut response = typed("text/plain; charset=utf-8", text);
     *response.status_mut() = status;
-    let kind = header::HeaderValue::from_static("text/plain; version=0.0.4");
-    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+fn typed(content_type: &'static str, body: impl Into<Bytes>) -> ServerResponse {
+    let mut response = Response::new(Full::new(body.into()).boxed_unsync());
+    let content_type = header::HeaderValue::from_static(content_type);
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     response
 }
 

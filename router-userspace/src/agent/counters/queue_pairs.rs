@@ -81,7 +81,7 @@ impl From<QueuePairStats> for RoceCounts {
 }
 
 /// RoCEv2 in `/v1/loads`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub(in crate::agent) struct RoceLoad {
     /// The busiest queue pairs.
     pub(in crate::agent) queue_pairs: Vec<QueuePairLoad>,

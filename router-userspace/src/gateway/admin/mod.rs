@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use super::readiness::Readiness;
 use super::shared::Gateway;
-use crate::metrics;
+use crate::metrics::exposition;
 use crate::token::Guard;
 
 /// Maximum number of connections to the admin port. When it is reached, new connections wait.
@@ -111,10 +111,7 @@ impl AdminState {
             "/metrics" => {
                 let registry = self.registry.lock();
                 self.gateway.update_gauges();
-                typed(
-                    "application/openmetrics-text; version=1.0.0; charset=utf-8",
-                    metrics::encode(&registry),
-                )
+                typed(exposition::CONTENT_TYPE, exposition::encode(&registry))
             }
             "/fleet" => typed("application/json", self.gateway.describe()),
             _ if let Some(pod) = pod => match self.gateway.describe_loads(pod) {
