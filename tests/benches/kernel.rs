@@ -6,7 +6,6 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,6 @@ use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::time::TimeValLike;
 use pd_router::agent::bpf::maps::Maps;
 use pd_router::agent::bpf::programs::Programs;
-use pd_router::agent::bpf::syscall::test_run;
 use pd_router::agent::flags::TcMode;
 use router_common::flow::{POD_LOCAL, Pod, PodAddress, mapped};
 use router_tests::agent::Agent;
@@ -121,10 +119,7 @@ fn per_packet() {
     ];
     ask(&programs, 0..1_000);
     for (program, what, make) in cases {
-        let fd = programs.fd(program).expect("a program");
-        let run = |packet: &[u8], repeat| {
-            f64::from(test_run(fd.as_fd(), packet, repeat).expect("a run").1)
-        };
+        let run = |packet: &[u8], repeat| nanoseconds(&programs, program, packet, repeat);
         let empty = run(&arp, 2_000_000);
         let one = run(&make(0), 2_000_000) - empty;
         let frames: Vec<_> = (0..1_000).map(make).collect();
@@ -134,14 +129,18 @@ fn per_packet() {
     new_payload(&programs, &arp);
 }
 
+/// The mean time of a run in nanoseconds.
+fn nanoseconds(programs: &Programs, program: &str, packet: &[u8], repeat: u32) -> f64 {
+    programs.test_run(program, packet, repeat).expect("a run").1.as_nanos() as f64
+}
+
 /// Sends a request for each of these clients, without an answer.
 fn ask(programs: &Programs, flows: Range<u32>) {
-    let program = programs.fd("pd_pod_egress").expect("a program");
     for flow in flows {
         let syn = segment(flow, SYN, 0, b"");
         let request = segment(flow, ACK, 1, b"POST / HTTP/1.1\r\n\r\n");
         for packet in [syn, request] {
-            test_run(program.as_fd(), &packet, 1).expect("a run");
+            nanoseconds(programs, "pd_pod_egress", &packet, 1);
         }
     }
 }
@@ -162,10 +161,9 @@ fn new_payload(programs: &Programs, arp: &[u8]) {
         _ => answered(segment(flow, ACK, 10_000 + turn * TOKEN.len() as u32, TOKEN)),
     };
     let run = |program: &str, make: &dyn Fn(u32, u32) -> Vec<u8>| {
-        let fd = programs.fd(program).expect("a program");
         let once = |turn: u32| -> f64 {
-            let took = |flow| test_run(fd.as_fd(), &make(flow, turn), 1).expect("a run").1;
-            FLOWS.map(|flow| f64::from(took(flow))).sum::<f64>() / FLOWS.len() as f64
+            let took = |flow| nanoseconds(programs, program, &make(flow, turn), 1);
+            FLOWS.map(took).sum::<f64>() / FLOWS.len() as f64
         };
         once(0);
         (1..=TURNS).map(once).sum::<f64>() / f64::from(TURNS)

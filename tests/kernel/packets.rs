@@ -1,13 +1,11 @@
 //! Packets of every shape, run through the programs one by one (BPF_PROG_TEST_RUN): what is counted,
 //! and that every packet passes.
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use netns::Namespace;
 use pd_router::agent::bpf::maps::Maps;
 use pd_router::agent::bpf::programs::{Hook, Programs};
-use pd_router::agent::bpf::syscall::test_run;
 use pd_router::agent::flags::TcMode;
 use router_common::flow::{
     POD_LOCAL, Pod, PodAddress, PodHttp, PodTraffic, QueuePairStats, Uplink, mapped,
@@ -19,6 +17,7 @@ use crate::frames::{
 
 const PINS: &str = "/sys/fs/bpf/table";
 const POD: u32 = 1;
+const XDP: &str = "pd_xdp";
 /// The interface on which a test run's packets are: loopback.
 const LOOPBACK: u32 = 1;
 const NEXT: i32 = -1;
@@ -29,10 +28,6 @@ const EINVAL: i32 = nix::errno::Errno::EINVAL as i32;
 pub(crate) struct Table {
     maps: Maps,
     programs: Programs,
-    pod_egress: OwnedFd,
-    pod_ingress: OwnedFd,
-    link_ingress: OwnedFd,
-    xdp: OwnedFd,
 }
 
 impl Table {
@@ -54,21 +49,17 @@ impl Table {
             };
             maps.pods.set(&PodAddress { address, port: 0, reserved: 0 }, &pod).expect("a pod");
         }
-        let fd = |name: &str| programs.fd(name).expect("a program");
-        Table {
-            pod_egress: fd(Hook::PodEgress.program()),
-            pod_ingress: fd(Hook::PodIngress.program()),
-            link_ingress: fd(Hook::LinkIngress.program()),
-            xdp: fd("pd_xdp"),
-            maps,
-            programs,
-        }
+        Table { maps, programs }
+    }
+
+    fn run(&self, program: &str, packet: &[u8]) -> std::io::Result<i32> {
+        self.programs.test_run(program, packet, 1).map(|(verdict, _)| verdict)
     }
 
     /// What the packet adds to the pod's traffic when it is on its way to the pod.
     fn to_pod(&self, packet: &[u8]) -> PodTraffic {
         self.maps.pod_traffic.clear(&POD).expect("clearing");
-        assert_eq!(test_run(self.pod_egress.as_fd(), packet, 1).expect("a run").0, NEXT);
+        assert_eq!(self.run(Hook::PodEgress.program(), packet).expect("a run"), NEXT);
         self.traffic()
     }
 
@@ -105,7 +96,7 @@ impl Table {
 
     /// What is counted of RoCEv2 once `packet` came over XDP as well.
     pub(crate) fn comes(&self, packet: &[u8]) -> Option<QueuePairStats> {
-        assert_eq!(test_run(self.xdp.as_fd(), packet, 1).expect("a run").0, XDP_PASS);
+        assert_eq!(self.run(XDP, packet).expect("a run"), XDP_PASS);
         let found = self.maps.queue_pairs.all(100).expect("reading");
         assert!(found.len() <= 1);
         found.first().map(|(key, stats)| {
@@ -180,7 +171,7 @@ fn every_shape_of_header_counts_its_packet_and_its_payload() {
             assert_eq!((counted.rx_packets, counted.rx_payload), (1, payload), "{shape}");
             let over = table.traffic().uplink_packets;
             assert_eq!(over, 0, "{shape} came over no uplink");
-            assert_eq!(test_run(table.xdp.as_fd(), &packet, 1).expect("a run").0, XDP_PASS);
+            assert_eq!(table.run(XDP, &packet).expect("a run"), XDP_PASS);
             assert_eq!(table.traffic().uplink_packets, 1, "{shape} by XDP");
         }
         // Packets of no pod.
@@ -229,12 +220,11 @@ fn packets_cut_off_at_any_byte_pass() {
         for (shape, packet, _) in shapes() {
             for length in 14..packet.len() {
                 let cut = &packet[..length];
-                let tc = [&table.pod_egress, &table.pod_ingress, &table.link_ingress];
-                for (program, verdict) in
-                    tc.map(|program| (program, NEXT)).into_iter().chain([(&table.xdp, XDP_PASS)])
-                {
-                    match test_run(program.as_fd(), cut, 1) {
-                        Ok((result, _)) => assert_eq!(result, verdict, "{shape} cut at {length}"),
+                let tc = [Hook::PodEgress, Hook::PodIngress, Hook::LinkIngress];
+                let tc = tc.map(|hook| (hook.program(), NEXT));
+                for (program, verdict) in tc.into_iter().chain([(XDP, XDP_PASS)]) {
+                    match table.run(program, cut) {
+                        Ok(result) => assert_eq!(result, verdict, "{shape} cut at {length}"),
                         // The kernel itself wants a whole IP header for tc.
                         Err(error) if error.raw_os_error() == Some(EINVAL) => continue,
                         Err(error) => panic!("{shape} cut at {length}: {error}"),
@@ -252,7 +242,7 @@ fn tc_does_not_count_uplink_packets_that_xdp_counts() {
     with_programs(|table| {
         let packet = ethernet(0x800, &v4(6, 0, &[], &tcp(1, 16, &[], b"hello")));
         let arrive = || {
-            let (verdict, _) = test_run(table.link_ingress.as_fd(), &packet, 1).expect("a run");
+            let verdict = table.run(Hook::LinkIngress.program(), &packet).expect("a run");
             assert_eq!(verdict, NEXT);
             table.traffic()
         };
@@ -351,8 +341,8 @@ fn rocev2_is_counted_as_the_ibta_lays_it_out() {
         ] {
             assert_eq!(table.roce(&packet), Some(wanted), "{what}");
             for length in 14..packet.len() {
-                let run = test_run(table.xdp.as_fd(), &packet[..length], 1);
-                assert_eq!(run.expect("a run").0, XDP_PASS, "{what} cut at {length}");
+                let run = table.run(XDP, &packet[..length]);
+                assert_eq!(run.expect("a run"), XDP_PASS, "{what} cut at {length}");
             }
         }
         let other = ethernet(0x800, &v4(17, 0, &[], &udp(4790, &[0; 64])));

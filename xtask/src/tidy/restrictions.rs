@@ -13,7 +13,11 @@ struct Restriction {
 const USERSPACE: &str = "router-userspace/src/";
 
 const RESTRICTIONS: [Restriction; 4] = [
-    Restriction { subject: "aya", words: &["aya"], files: &["agent/bpf/programs.rs"] },
+    Restriction {
+        subject: "aya",
+        words: &["aya"],
+        files: &["agent/bpf/programs.rs", "agent/bpf/syscall.rs", "agent/bpf/tables.rs"],
+    },
     Restriction {
         subject: "the Kubernetes client",
         words: &["kube"],

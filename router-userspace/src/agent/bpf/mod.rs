@@ -2,4 +2,5 @@
 
 pub mod maps;
 pub mod programs;
-pub mod syscall;
+mod syscall;
+pub mod tables;

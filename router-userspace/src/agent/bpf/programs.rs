@@ -4,19 +4,20 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use aya::programs::links::FdLink;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{
-    CgroupAttachMode, LinkOrder, Program, SchedClassifier, SockOps, TcAttachType, TracePoint, Xdp,
-    XdpMode, tc,
+    CgroupAttachMode, LinkOrder, Program, ProgramError, SchedClassifier, SockOps, TcAttachType,
+    TestRun, TestRunOptions, TracePoint, Xdp, XdpMode, tc,
 };
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use router_common::maps::PINNED;
 
-use crate::agent::bpf::syscall;
+use crate::agent::bpf::syscall::PinnedLink;
 use crate::agent::flags::{TcMode, XdpPolicy};
 
 /// Where a tc program is attached to an interface.
@@ -133,6 +134,25 @@ impl Programs {
     pub fn fd(&self, name: &str) -> Result<OwnedFd> {
         let program = self.ebpf.program(name).with_context(|| format!("no program {name}"))?;
         Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+    }
+
+    /// Runs a program on `packet` `repeat` times; returns its verdict and the mean time of a run.
+    ///
+    /// # Errors
+    /// The object has no such program, the kernel cannot test programs of its type, or the packet is
+    /// shorter than an Ethernet header.
+    pub fn test_run(&self, name: &str, packet: &[u8], repeat: u32) -> io::Result<(i32, Duration)> {
+        let options = TestRunOptions { data_in: Some(packet), repeat, ..TestRunOptions::default() };
+        let run = match self.ebpf.program(name) {
+            Some(Program::SchedClassifier(program)) => program.test_run(options),
+            Some(Program::Xdp(program)) => program.test_run(options),
+            _ => return Err(io::Error::other(format!("no program {name} that takes packets"))),
+        };
+        match run {
+            Ok(run) => Ok((run.return_value.cast_signed(), run.duration)),
+            Err(ProgramError::SyscallError(error)) => Err(error.io_error),
+            Err(error) => Err(io::Error::other(error)),
+        }
     }
 
     /// The number of instructions that the verifier processed for each program. Empty before Linux 5.16,
@@ -283,7 +303,7 @@ impl Programs {
 
     fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P>
     where
-        &'a mut P: TryFrom<&'a mut Program, Error = aya::programs::ProgramError>,
+        &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
     {
         let program = self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
         Ok(program.try_into()?)
@@ -292,26 +312,18 @@ impl Programs {
     /// Replaces the program of a link that an earlier agent pinned. Returns false if there is no such
     /// link, or if what it was attached to is gone.
     fn take_over(&self, program: &str, pin: &Path) -> Result<bool> {
-        let link = match syscall::open(pin) {
+        let link = match PinnedLink::open(pin) {
             Ok(link) => link,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(error).context(format!("opening {}", pin.display())),
         };
-        if syscall::update_link(link.as_fd(), self.fd(program)?.as_fd()).is_ok() {
+        if link.update(self.fd(program)?.as_fd()).is_ok() {
             return Ok(true);
         }
         // What the link was attached to is gone.
         std::fs::remove_file(pin).with_context(|| format!("removing {}", pin.display()))?;
         Ok(false)
     }
-}
-
-/// Number of possible CPUs: per-CPU maps have a value for each of them.
-///
-/// # Errors
-/// sysfs does not list the CPUs.
-pub(super) fn possible_cpus() -> Result<usize> {
-    aya::util::nr_cpus().map_err(|(file, error)| anyhow!("reading {file}: {error}"))
 }
 
 /// Detaches and removes everything that is pinned under `pins`, and the clsact filters on `interfaces`.
