@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::StreamExt;
-use kube::api::{Api, ApiResource, DynamicObject};
+use kube::api::{Api, DynamicObject};
 use kube::runtime::watcher;
 use kube::{Client, Config};
 use router_core::fleet::{Fleet, Problem};
@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::api_resource::api_resource;
 use super::gateway_service::plan::ServiceTemplate;
 use super::index::{Exposure, Index};
 use super::objects::Kind;
@@ -231,7 +232,7 @@ async fn client() -> anyhow::Result<Client> {
 /// Sends the events of `watch` until the receiver is dropped.
 async fn follow(client: Client, watch: Watch, sender: mpsc::Sender<(Watch, WatchEvent)>) {
     let kind = watch.kind();
-    let resource = resource(kind);
+    let resource = api_resource(kind);
     let api: Api<DynamicObject> = match watch.namespace() {
         None => Api::all_with(client, &resource),
         Some(namespace) => Api::namespaced_with(client, namespace, &resource),
@@ -346,41 +347,4 @@ fn chain(error: &watcher::Error) -> String {
         source = error.source();
     }
     text
-}
-
-/// The API resource of a kind, in the oldest version that supported clusters serve.
-pub(super) fn resource(kind: Kind) -> ApiResource {
-    let (group, version, plural) = match kind {
-        Kind::Namespace => ("", "v1", "namespaces"),
-        Kind::Pod => ("", "v1", "pods"),
-        Kind::Service => ("", "v1", "services"),
-        Kind::Secret => ("", "v1", "secrets"),
-        Kind::EndpointSlice => ("discovery.k8s.io", "v1", "endpointslices"),
-        Kind::GatewayClass => ("gateway.networking.k8s.io", "v1", "gatewayclasses"),
-        Kind::Gateway => ("gateway.networking.k8s.io", "v1", "gateways"),
-        Kind::HttpRoute => ("gateway.networking.k8s.io", "v1", "httproutes"),
-        // Gateway API serves v1 only since 1.5.
-        Kind::ReferenceGrant => ("gateway.networking.k8s.io", "v1beta1", "referencegrants"),
-        Kind::InferencePoolV1Alpha2 => {
-            ("inference.networking.x-k8s.io", "v1alpha2", "inferencepools")
-        }
-        Kind::InferencePoolV1 => ("inference.networking.k8s.io", "v1", "inferencepools"),
-        Kind::InferenceTrafficPolicy => {
-            ("inferenceextension.alibabacloud.com", "v1alpha1", "inferencetrafficpolicies")
-        }
-        Kind::BackendTrafficPolicy => {
-            ("gateway.envoyproxy.io", "v1alpha1", "backendtrafficpolicies")
-        }
-    };
-    let api_version = match group {
-        "" => version.to_owned(),
-        group => format!("{group}/{version}"),
-    };
-    ApiResource {
-        group: group.to_owned(),
-        version: version.to_owned(),
-        api_version,
-        kind: kind.as_str().to_owned(),
-        plural: plural.to_owned(),
-    }
 }

@@ -3,6 +3,7 @@
 //! Sources ([`kube`], [`files`], [`flags`]) write typed objects to the [`Index`]. [`run()`] builds and
 //! publishes a new fleet whenever the index has changed.
 
+mod api_resource;
 pub mod document;
 mod duration;
 mod fields;

@@ -108,7 +108,7 @@ impl ControlState {
 /// gateway's probes have learned about engines has changed, until `shutdown` is ready.
 pub async fn run(
     feed: Feed,
-    mut facts: mpsc::Receiver<(WorkerKey, EngineInfo)>,
+    mut engine_info: mpsc::Receiver<(WorkerKey, EngineInfo)>,
     publish: impl Fn(Fleet, Certificates) + Send + Sync + 'static,
     shutdown: impl Future<Output = ()>,
 ) {
@@ -134,7 +134,7 @@ pub async fn run(
             () = state.feed.changed(&mut ticks) => (true, None),
             // No event of the source says that a distrusted engine has stopped answering.
             () = tokio::time::sleep(POLL_INTERVAL), if !state.fleet.distrusted.is_empty() => (true, None),
-            received = facts.recv(), if probes_open => {
+            received = engine_info.recv(), if probes_open => {
                 probes_open = received.is_some();
                 (false, received)
             }
@@ -142,8 +142,8 @@ pub async fn run(
         let mut changed = false;
         let mut received = received;
         while let Some((worker, learned)) = received {
-            changed |= state.index.set_facts(worker, learned);
-            received = facts.try_recv().ok();
+            changed |= state.index.set_engine_info(worker, learned);
+            received = engine_info.try_recv().ok();
         }
         // Nothing is published before the source has been read.
         changed &= !first;
@@ -250,11 +250,11 @@ spec: {selector: {matchLabels: {app: a}}, targetPorts: [{number: 8000}]}
     }
 
     #[tokio::test]
-    async fn changes_of_files_and_facts_are_published_until_shutdown() {
+    async fn changes_of_files_and_engine_info_are_published_until_shutdown() {
         let scratch = TempDirectory::new();
         scratch.write("all.yaml", &(POOL.to_owned() + &pod("False")));
         let feed = Feed::Directory(Directory::open(scratch.path()).unwrap());
-        let (facts, received) = mpsc::channel(8);
+        let (engine_info, received) = mpsc::channel(8);
         let (published, mut fleets) = mpsc::unbounded_channel();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let running = tokio::spawn(run(
@@ -275,7 +275,7 @@ spec: {selector: {matchLabels: {app: a}}, targetPorts: [{number: 8000}]}
         assert!(Arc::ptr_eq(&worker, &second.pools[0].members[0].worker));
 
         let model = EngineInfo { served_model_name: Some("qwen".into()), ..EngineInfo::default() };
-        facts.send((worker.key.clone(), model)).await.unwrap();
+        engine_info.send((worker.key.clone(), model)).await.unwrap();
         let has_model =
             |fleet: &Fleet| fleet.pools[0].compatible_sets[0].models.iter().any(|m| **m == *"qwen");
         next(&mut fleets, has_model).await;

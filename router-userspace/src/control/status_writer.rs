@@ -16,10 +16,10 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::api_resource::api_resource;
 use super::gateway_service::ServiceReconciler;
 use super::gateway_service::plan::ServiceTemplate;
 use super::index::{GatewayService, ObjectStatus, StatusPatch};
-use super::kube::resource;
 use super::leader_election::{Election, LEASE};
 use super::objects::Key;
 use super::status_merge;
@@ -124,7 +124,7 @@ impl Writer {
     }
 
     async fn write_one(&self, key: &Key, wanted: &StatusPatch) -> Result<(), kube::Error> {
-        let resource = resource(key.kind);
+        let resource = api_resource(key.kind);
         let api: Api<DynamicObject> = match key.kind.namespaced() {
             true => Api::namespaced_with(self.client.clone(), &key.name.namespace, &resource),
             false => Api::all_with(self.client.clone(), &resource),

@@ -22,6 +22,7 @@ const RESTRICTIONS: [Restriction; 4] = [
         subject: "the Kubernetes client",
         words: &["kube"],
         files: &[
+            "control/api_resource.rs",
             "control/kube.rs",
             "control/leader_election.rs",
             "control/status_writer.rs",

@@ -16,9 +16,9 @@ impl EngineInfo {
     /// ```
     /// use router_core::fleet::EngineInfo;
     ///
-    /// let facts = EngineInfo::from_server_info(br#"{"page_size":64,"dp_size":2,
+    /// let info = EngineInfo::from_server_info(br#"{"page_size":64,"dp_size":2,
     ///     "internal_states":[{"effective_max_running_requests_per_dp":48}]}"#).unwrap();
-    /// assert_eq!((facts.page_size, facts.max_running_requests), (Some(64), Some(96)));
+    /// assert_eq!((info.page_size, info.max_running_requests), (Some(64), Some(96)));
     /// ```
     pub fn from_server_info(body: &[u8]) -> Option<EngineInfo> {
         let info = ServerInfo::read(body)?;
@@ -260,19 +260,19 @@ mod tests {
             "kv_cache_dtype":"auto","max_running_requests":null,"disaggregation_mode":"prefill",
             "disaggregation_bootstrap_port":34000,"max_total_num_tokens":20000,
             "internal_states":[{"memory_usage":{"token_capacity":19999}}],"version":"0.4.10.post2"}"#;
-        let facts = EngineInfo::from_server_info(old).unwrap();
-        assert_eq!(facts.model_path.as_deref(), Some("/m"));
-        assert_eq!(facts.disaggregation_bootstrap_port, Some(34000));
-        assert_eq!(facts.max_total_num_tokens, Some(20000));
-        assert_eq!(facts.max_running_requests, None);
-        assert_eq!(facts.version.as_deref(), Some("0.4.10.post2"));
+        let info = EngineInfo::from_server_info(old).unwrap();
+        assert_eq!(info.model_path.as_deref(), Some("/m"));
+        assert_eq!(info.disaggregation_bootstrap_port, Some(34000));
+        assert_eq!(info.max_total_num_tokens, Some(20000));
+        assert_eq!(info.max_running_requests, None);
+        assert_eq!(info.version.as_deref(), Some("0.4.10.post2"));
 
         let nested = br#"{"server_args":{"model_path":"/m","max_running_requests":7},
             "internal_states":[{"memory_usage":{"token_capacity":5}}],"dp_size":"x"}"#;
-        let facts = EngineInfo::from_server_info(nested).unwrap();
-        assert_eq!(facts.model_path.as_deref(), Some("/m"));
-        assert_eq!((facts.max_running_requests, facts.max_total_num_tokens), (Some(7), Some(5)));
-        assert_eq!(facts.dp_size, None);
+        let info = EngineInfo::from_server_info(nested).unwrap();
+        assert_eq!(info.model_path.as_deref(), Some("/m"));
+        assert_eq!((info.max_running_requests, info.max_total_num_tokens), (Some(7), Some(5)));
+        assert_eq!(info.dp_size, None);
 
         assert_eq!(EngineInfo::from_server_info(b"[]"), None);
         assert_eq!(EngineInfo::from_server_info(b"not found"), None);
@@ -281,11 +281,11 @@ mod tests {
 
     #[test]
     fn a_prefill_with_load_balance_method_auto_follows_the_room() {
-        let facts = |text: &str| EngineInfo::from_server_info(text.as_bytes()).unwrap();
-        let auto = facts(r#"{"load_balance_method":"auto","disaggregation_mode":"prefill"}"#);
+        let info = |text: &str| EngineInfo::from_server_info(text.as_bytes()).unwrap();
+        let auto = info(r#"{"load_balance_method":"auto","disaggregation_mode":"prefill"}"#);
         assert_eq!(auto.follow_bootstrap_room, Some(true));
         let robin =
-            facts(r#"{"load_balance_method":"round_robin","disaggregation_mode":"prefill"}"#);
+            info(r#"{"load_balance_method":"round_robin","disaggregation_mode":"prefill"}"#);
         assert_eq!(robin.follow_bootstrap_room, Some(false));
     }
 

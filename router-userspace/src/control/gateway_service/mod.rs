@@ -11,8 +11,8 @@ use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams, Precon
 use serde_json::Value;
 
 use self::plan::{ServiceAction, ServiceTemplate};
+use super::api_resource::api_resource;
 use super::index::{CONTROLLER_NAME, GATEWAY_UID_LABEL, GatewayService, gateway_uid};
-use super::kube::resource;
 use super::objects::Kind;
 
 /// Reconciles the Services of all Gateways.
@@ -104,7 +104,7 @@ impl ServiceReconciler {
             return Ok(false);
         };
         let gateways: Api<DynamicObject> =
-            Api::namespaced_with(self.client.clone(), namespace, &resource(Kind::Gateway));
+            Api::namespaced_with(self.client.clone(), namespace, &api_resource(Kind::Gateway));
         let gateway = match gateways.get(name).await {
             Ok(gateway) => gateway,
             Err(error) => return if is_gone(&error, name) { Ok(true) } else { Err(error) },
@@ -115,7 +115,7 @@ impl ServiceReconciler {
         let class = gateway.data.pointer("/spec/gatewayClassName").and_then(Value::as_str);
         let Some(class) = class else { return Ok(false) };
         let classes: Api<DynamicObject> =
-            Api::all_with(self.client.clone(), &resource(Kind::GatewayClass));
+            Api::all_with(self.client.clone(), &api_resource(Kind::GatewayClass));
         match classes.get(class).await {
             Ok(found) => {
                 let controller = found.data.pointer("/spec/controllerName").and_then(Value::as_str);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use router_core::fleet::{AgentAddress, Phase};
 
 use super::Source;
-use super::build::Build;
+use super::build::{Build, Subject};
 
 /// The labels of an agent's pod.
 pub(in crate::control) const AGENT_LABELS: [(&str, &str); 2] =
@@ -34,7 +34,7 @@ pub(super) fn find(build: &mut Build<'_>) -> Vec<AgentAddress> {
             continue;
         }
         if agents.len() == MAX_AGENTS {
-            over_limit = Some(pod.subject());
+            over_limit = Some(Subject::of_pod(pod));
             break;
         }
         let address = SocketAddr::new(ip, port(pod.pod));

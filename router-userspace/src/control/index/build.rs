@@ -1,4 +1,4 @@
-//! Builds a fleet: the order of the steps, and the state that they share.
+//! [`Build`]: the state that the steps of a build share.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -12,11 +12,13 @@ use router_core::fleet::{
 
 use super::super::objects::{Key, Kind, Object};
 use super::pods::PodView;
-use super::{Index, Source, agents, listeners, ownership, pods, policies, pools, routes};
+use super::{Index, Source};
 use crate::certificates::Certificates;
 
 /// Maximum number of problems in a fleet. One more problem counts the rest.
 const MAX_PROBLEMS: usize = 1_000;
+/// Maximum number of pods in a fleet, in the order of their names. The rest is ignored and counted.
+pub(super) const MAX_PODS: usize = 10_000;
 
 /// The state that the steps of a build share.
 pub(super) struct Build<'a> {
@@ -61,79 +63,44 @@ impl std::fmt::Display for Subject<'_> {
     }
 }
 
-pub(super) fn fleet(
-    index: &Index,
-    previous: &Fleet,
-    certificates: &Certificates,
-    guard: &mut ReadinessGuard,
-    now_ms: u64,
-) -> (Fleet, Certificates) {
-    let not_owned = ownership::not_owned(index);
-    let mut build = Build {
-        index,
-        previous,
-        not_owned: &not_owned,
-        pods: HashMap::new(),
-        pools: HashMap::new(),
-        services: std::collections::BTreeMap::new(),
-        workers: previous.workers().map(|known| ((&known.key, known.address), known)).collect(),
-        joined: HashMap::new(),
-        experience: previous
-            .pools
-            .iter()
-            .map(|pool| (pool.name.clone(), Arc::clone(&pool.rate_estimators)))
-            .collect(),
-        problems: source_problems(index, &not_owned),
-        certificates: certificates.clone(),
-        guard,
-        now_ms,
-        distrusted: Vec::new(),
-    };
-    build.report_duplicates();
-    pods::read(&mut build);
-    let pools = pools::build(&mut build);
-    let policies = policies::read(&mut build);
-    let pending_listeners = listeners::pending_listeners(&mut build);
-    let (listeners, unserved_listeners) = routes::attach(&mut build, pending_listeners, &policies);
-    let mut certificates = std::mem::take(&mut build.certificates);
-    build.guard.finish();
-    let fleet = Fleet {
-        generation: previous.generation + 1,
-        listeners,
-        unserved_listeners,
-        pools,
-        services: std::mem::take(&mut build.services).into_values().collect(),
-        agents: agents::find(&mut build),
-        distrusted: distinct(std::mem::take(&mut build.distrusted)),
-        problems: build.sorted_problems(),
-    };
-    certificates.retain_used(&fleet);
-    (fleet, certificates)
-}
-
-/// Each worker once, sorted by name. A worker of two pools is distrusted twice.
-fn distinct(mut workers: Vec<Arc<Worker>>) -> Vec<Arc<Worker>> {
-    workers.sort_by(|a, b| (&a.name, a.key.port).cmp(&(&b.name, b.key.port)));
-    workers.dedup_by(|a, b| Arc::ptr_eq(a, b));
-    workers
-}
-
-/// The problems that sources report, without those of objects that other controllers serve.
-fn source_problems(index: &Index, not_owned: &HashSet<Key>) -> Vec<Problem> {
-    let all = index.source_problems.values().flatten();
-    if not_owned.is_empty() {
-        return all.cloned().collect();
+impl<'a> Subject<'a> {
+    pub(super) fn of_pod(pod: &PodView<'a>) -> Subject<'a> {
+        Subject { source: pod.source, kind: Kind::Pod, name: &pod.summary.name }
     }
-    let cluster = Source::Cluster.name();
-    let others: HashSet<String> = not_owned.iter().map(Key::to_string).collect();
-    let ours = all.filter(|problem| {
-        let object = problem.object.as_deref();
-        problem.source != cluster || object.is_none_or(|object| !others.contains(object))
-    });
-    ours.cloned().collect()
 }
 
 impl<'a> Build<'a> {
+    /// A build without a result of any step yet.
+    pub(super) fn new(
+        index: &'a Index,
+        previous: &'a Fleet,
+        not_owned: &'a HashSet<Key>,
+        certificates: &Certificates,
+        guard: &'a mut ReadinessGuard,
+        now_ms: u64,
+    ) -> Build<'a> {
+        Build {
+            index,
+            previous,
+            not_owned,
+            pods: HashMap::new(),
+            pools: HashMap::new(),
+            services: std::collections::BTreeMap::new(),
+            workers: previous.workers().map(|known| ((&known.key, known.address), known)).collect(),
+            joined: HashMap::new(),
+            experience: previous
+                .pools
+                .iter()
+                .map(|pool| (pool.name.clone(), Arc::clone(&pool.rate_estimators)))
+                .collect(),
+            problems: source_problems(index, not_owned),
+            certificates: certificates.clone(),
+            guard,
+            now_ms,
+            distrusted: Vec::new(),
+        }
+    }
+
     /// The objects of a kind that this controller serves, sorted by name.
     pub(super) fn owned(
         &self,
@@ -183,7 +150,27 @@ impl<'a> Build<'a> {
         Arc::clone(entry.or_insert_with(|| Arc::new(RateEstimators::of_pool())))
     }
 
-    fn report_duplicates(&mut self) {
+    /// Sorts the pods by namespace.
+    pub(super) fn read_pods(&mut self) {
+        let index = self.index;
+        for (count, view) in index.pod_views().enumerate() {
+            if count == MAX_PODS {
+                let reason = format!(
+                    "is the first of {} pods over the limit of {MAX_PODS}; they are ignored",
+                    index.pod_views().count() - count
+                );
+                self.add_problem(Subject::of_pod(&view), "", "TooMany", reason);
+                break;
+            }
+            match self.pods.get_mut(&view.summary.name.namespace) {
+                Some(pods) => pods.push(view),
+                None => _ = self.pods.insert(Arc::clone(&view.summary.name.namespace), vec![view]),
+            }
+        }
+    }
+
+    /// Adds a problem for each object that two sources have.
+    pub(super) fn report_duplicates(&mut self) {
         let index = self.index;
         for (key, first, other) in index.duplicates() {
             let subject = Subject { source: other, kind: key.kind, name: &key.name };
@@ -192,7 +179,8 @@ impl<'a> Build<'a> {
         }
     }
 
-    fn sorted_problems(mut self) -> Vec<Problem> {
+    /// All problems, sorted, and cut off at [`MAX_PROBLEMS`].
+    pub(super) fn sorted_problems(mut self) -> Vec<Problem> {
         self.problems.sort();
         self.problems.dedup();
         if let Some(more @ 1..) = self.problems.len().checked_sub(MAX_PROBLEMS) {
@@ -213,4 +201,19 @@ impl<'a> Build<'a> {
 /// The creation time of an object in seconds since 1970, or `None` if it has none, as in files.
 pub(super) fn created(metadata: &ObjectMeta) -> Option<i64> {
     metadata.creation_timestamp.as_ref().map(|time| time.0.as_second())
+}
+
+/// The problems that sources report, without those of objects that other controllers serve.
+fn source_problems(index: &Index, not_owned: &HashSet<Key>) -> Vec<Problem> {
+    let all = index.source_problems.values().flatten();
+    if not_owned.is_empty() {
+        return all.cloned().collect();
+    }
+    let cluster = Source::Cluster.name();
+    let others: HashSet<String> = not_owned.iter().map(Key::to_string).collect();
+    let ours = all.filter(|problem| {
+        let object = problem.object.as_deref();
+        problem.source != cluster || object.is_none_or(|object| !others.contains(object))
+    });
+    ours.cloned().collect()
 }

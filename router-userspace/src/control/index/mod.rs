@@ -31,8 +31,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
-use router_core::fleet::{EngineInfo, Fleet, ObjectName, Problem, ReadinessGuard, WorkerKey};
+use router_core::fleet::{
+    EngineInfo, Fleet, ObjectName, Problem, ReadinessGuard, Worker, WorkerKey,
+};
 
+use self::build::Build;
 use self::pods::{PodSummary, PodView};
 use super::objects::{Key, Kind, Object};
 use crate::certificates::Certificates;
@@ -79,9 +82,9 @@ impl fmt::Display for Source {
     }
 }
 
-/// Maximum number of engines whose facts are kept: more than pods, since a pod may have several
-/// ports and restarts.
-const MAX_FACTS: usize = 4 * pods::MAX_PODS;
+/// Maximum number of engines whose [`EngineInfo`] is kept: more than pods, since a pod may have
+/// several ports and restarts.
+const MAX_ENGINE_INFOS: usize = 4 * build::MAX_PODS;
 
 /// An object of one source.
 #[derive(Debug)]
@@ -97,7 +100,7 @@ pub struct Index {
     objects: BTreeMap<Key, BTreeMap<Source, StoredObject>>,
     /// Problems that the sources report, by file or object.
     source_problems: BTreeMap<Arc<str>, Vec<Problem>>,
-    facts: HashMap<WorkerKey, Arc<EngineInfo>>,
+    engine_info: HashMap<WorkerKey, Arc<EngineInfo>>,
     /// The namespace of a cluster whose agents are trusted. Anyone who may create pods in another
     /// namespace could label them as agents, and would be sent the token.
     agent_namespace: Option<Arc<str>>,
@@ -160,16 +163,16 @@ impl Index {
     }
 
     /// Stores what an engine reports about itself. Returns whether it has changed.
-    pub fn set_facts(&mut self, worker: WorkerKey, facts: EngineInfo) -> bool {
-        if self.facts.get(&worker).is_some_and(|known| **known == facts) {
+    pub fn set_engine_info(&mut self, worker: WorkerKey, info: EngineInfo) -> bool {
+        if self.engine_info.get(&worker).is_some_and(|known| **known == info) {
             return false;
         }
-        if self.facts.len() >= MAX_FACTS && !self.facts.contains_key(&worker) {
+        if self.engine_info.len() >= MAX_ENGINE_INFOS && !self.engine_info.contains_key(&worker) {
             let uids: std::collections::HashSet<Arc<str>> =
                 self.pod_views().map(|view| Arc::clone(&view.summary.uid)).collect();
-            self.facts.retain(|key, _| uids.contains(&key.uid));
+            self.engine_info.retain(|key, _| uids.contains(&key.uid));
         }
-        self.facts.insert(worker, Arc::new(facts));
+        self.engine_info.insert(worker, Arc::new(info));
         true
     }
 
@@ -182,7 +185,7 @@ impl Index {
     /// that they keep their leases and health.
     pub fn build(&self, previous: &Fleet) -> Fleet {
         let mut guard = ReadinessGuard::disabled();
-        build::fleet(self, previous, &Certificates::default(), &mut guard, 0).0
+        self.build_guarded(previous, &Certificates::default(), &mut guard, 0).0
     }
 
     /// As [`build`](Index::build), with the certificates of the fleet's listeners. Those of the
@@ -195,7 +198,29 @@ impl Index {
         guard: &mut ReadinessGuard,
         now_ms: u64,
     ) -> (Fleet, Certificates) {
-        build::fleet(self, previous, certificates, guard, now_ms)
+        let not_owned = ownership::not_owned(self);
+        let mut build = Build::new(self, previous, &not_owned, certificates, guard, now_ms);
+        build.report_duplicates();
+        build.read_pods();
+        let pools = pools::build(&mut build);
+        let policies = policies::read(&mut build);
+        let pending_listeners = listeners::pending_listeners(&mut build);
+        let (listeners, unserved_listeners) =
+            routes::attach(&mut build, pending_listeners, &policies);
+        let mut certificates = std::mem::take(&mut build.certificates);
+        build.guard.finish();
+        let fleet = Fleet {
+            generation: previous.generation + 1,
+            listeners,
+            unserved_listeners,
+            pools,
+            services: std::mem::take(&mut build.services).into_values().collect(),
+            agents: agents::find(&mut build),
+            distrusted: distinct(std::mem::take(&mut build.distrusted)),
+            problems: build.sorted_problems(),
+        };
+        certificates.retain_used(&fleet);
+        (fleet, certificates)
     }
 
     /// The statuses that the objects of a cluster should have while `fleet` is served.
@@ -259,6 +284,13 @@ impl Index {
             sources.keys().skip(1).filter_map(move |other| Some((key, first?, other)))
         })
     }
+}
+
+/// Each worker once, sorted by name. A worker of two pools is distrusted twice.
+fn distinct(mut workers: Vec<Arc<Worker>>) -> Vec<Arc<Worker>> {
+    workers.sort_by(|a, b| (&a.name, a.key.port).cmp(&(&b.name, b.key.port)));
+    workers.dedup_by(|a, b| Arc::ptr_eq(a, b));
+    workers
 }
 
 #[cfg(test)]

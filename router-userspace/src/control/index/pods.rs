@@ -7,12 +7,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use router_core::fleet::{ObjectName, Phase};
 
-use super::super::objects::{Kind, object_name};
-use super::build::{Build, Subject};
+use super::super::objects::object_name;
 use super::{Index, Source};
-
-/// Maximum number of pods in a fleet, in the order of their names. The rest is ignored and counted.
-pub(super) const MAX_PODS: usize = 10_000;
 
 /// Labels with the index of a pod in a multi-node engine: those of LeaderWorkerSet, and of
 /// RoleBasedGroup before and since v1alpha2. Only the pod with index 0 serves HTTP.
@@ -65,24 +61,6 @@ pub(super) fn uid(pod: &Pod) -> Arc<str> {
     match pod.metadata.uid.as_deref().filter(|uid| !uid.is_empty()) {
         Some(uid) => uid.into(),
         None => object_name(&pod.metadata).to_string().into(),
-    }
-}
-
-pub(super) fn read(build: &mut Build<'_>) {
-    let index = build.index;
-    for (count, view) in index.pod_views().enumerate() {
-        if count == MAX_PODS {
-            let reason = format!(
-                "is the first of {} pods over the limit of {MAX_PODS}; they are ignored",
-                index.pod_views().count() - count
-            );
-            build.add_problem(view.subject(), "", "TooMany", reason);
-            break;
-        }
-        match build.pods.get_mut(&view.summary.name.namespace) {
-            Some(pods) => pods.push(view),
-            None => _ = build.pods.insert(Arc::clone(&view.summary.name.namespace), vec![view]),
-        }
     }
 }
 
@@ -172,9 +150,5 @@ impl<'a> PodView<'a> {
     pub(super) fn selected_by(&self, selector: &BTreeMap<String, String>) -> bool {
         !selector.is_empty()
             && selector.iter().all(|(name, value)| self.label(name) == Some(value.as_str()))
-    }
-
-    pub(super) fn subject(&self) -> Subject<'a> {
-        Subject { source: self.source, kind: Kind::Pod, name: &self.summary.name }
     }
 }

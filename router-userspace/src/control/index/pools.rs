@@ -240,11 +240,11 @@ fn members_of(
     let member = |&port: &u16| {
         let summary = pod.summary;
         let key = WorkerKey { uid: Arc::clone(&summary.uid), port };
-        let facts = build.index.facts.get(&key).cloned();
+        let engine_info = build.index.engine_info.get(&key).cloned();
         let worker = build.worker(key, &summary.full_name, SocketAddr::new(ip, port));
         let phase = pod.phase(build.index);
         let (group, node) = (summary.group.clone(), summary.node.clone());
-        Member { worker, role, phase, bootstrap, group, engine_info: facts, node }
+        Member { worker, role, phase, bootstrap, group, engine_info, node }
     };
     Ok(ports.iter().map(member).collect())
 }
@@ -256,7 +256,7 @@ fn bootstrap_port(build: &mut Build<'_>, pod: &PodView<'_>, of_policy: u16) -> u
         Err(_) => {
             let field = format!("metadata.annotations[{BOOTSTRAP_PORT_ANNOTATION:?}]");
             let reason = format!("{text:?} is not a port; {of_policy} is used");
-            build.add_problem(pod.subject(), field, "Invalid", reason);
+            build.add_problem(Subject::of_pod(pod), field, "Invalid", reason);
             of_policy
         }
     }

@@ -1,4 +1,4 @@
-//! What holds of every build: order does not matter, workers outlive fleets, facts change fits.
+//! What holds of every build: order does not matter, workers outlive fleets, engine info changes which engines fit.
 
 use proptest::prelude::*;
 use router_core::fleet::{Member, Weight, WorkerLimits};
@@ -124,19 +124,19 @@ fn a_pod_of_two_pools_is_one_worker() {
 }
 
 #[test]
-fn facts_change_which_engines_fit() {
+fn engine_info_changes_which_engines_fit() {
     let pods = pod("a", "u-a", "10.0.0.1") + &pod("b", "u-b", "10.0.0.2");
     let mut index = golden::index("case.yaml", &format!("{POOL}{pods}"));
     let before = index.build(&Fleet::default());
     assert_eq!(before.pools[0].compatible_sets.len(), 1);
     let set = |index: &mut Index, uid: &str, model: &str| {
         let model_path = Some(model.to_owned());
-        let facts = EngineInfo { model_path, ..EngineInfo::default() };
-        index.set_facts(WorkerKey { uid: uid.into(), port: 8000 }, facts)
+        let info = EngineInfo { model_path, ..EngineInfo::default() };
+        index.set_engine_info(WorkerKey { uid: uid.into(), port: 8000 }, info)
     };
     assert!(set(&mut index, "u-a", "qwen"));
     assert!(set(&mut index, "u-b", "llama"));
-    assert!(!set(&mut index, "u-b", "llama"), "unchanged facts are no change");
+    assert!(!set(&mut index, "u-b", "llama"), "unchanged info is no change");
     let after = index.build(&before);
     assert_eq!(after.pools[0].compatible_sets.len(), 2);
     assert_eq!(after.pools[0].serving(Some("qwen")).next().unwrap().unified, [0]);
@@ -222,18 +222,18 @@ fn an_empty_selector_selects_nothing() {
 fn pods_over_the_limit_are_ignored_and_reported() {
     let mut index = golden::index("case.yaml", POOL);
     let Object::Pod(template) = golden::object(&pod("p", "u", "10.0.0.1")) else { panic!() };
-    for number in 0..pods::MAX_PODS + 5 {
+    for number in 0..build::MAX_PODS + 5 {
         let mut pod = template.clone();
         pod.metadata.name = Some(format!("p-{number:05}"));
         pod.metadata.uid = Some(format!("u-{number}"));
         index.apply(Source::Cluster, Object::Pod(pod));
         let model_path = Some("qwen".to_owned());
         let max_total_num_tokens = Some(u64::try_from(number).unwrap());
-        let facts = EngineInfo { model_path, max_total_num_tokens, ..EngineInfo::default() };
-        index.set_facts(WorkerKey { uid: format!("u-{number}").into(), port: 8000 }, facts);
+        let info = EngineInfo { model_path, max_total_num_tokens, ..EngineInfo::default() };
+        index.set_engine_info(WorkerKey { uid: format!("u-{number}").into(), port: 8000 }, info);
     }
     let fleet = index.build(&Fleet::default());
-    assert_eq!(fleet.pools[0].members.len(), pods::MAX_PODS);
+    assert_eq!(fleet.pools[0].members.len(), build::MAX_PODS);
     assert_eq!(fleet.pools[0].compatible_sets.len(), 1);
     let problem = fleet.problems[0].to_string();
     assert!(

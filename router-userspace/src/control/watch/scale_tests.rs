@@ -27,14 +27,14 @@ fn one_pods_event_among_a_thousand_costs_milliseconds() {
     let named = |at: usize| format!("engine-{at}");
     case.list(&watch, (0..PODS).map(|at| pod(&named(at), 1, "a", true)).collect());
     let mut fleet = case.index.build(&Fleet::default());
-    let facts = || EngineInfo {
+    let info = || EngineInfo {
         served_model_name: Some("qwen".into()),
         model_path: Some("/models/qwen".into()),
         page_size: Some(64),
         ..EngineInfo::default()
     };
     for worker in fleet.workers() {
-        case.index.set_facts(worker.key.clone(), facts());
+        case.index.set_engine_info(worker.key.clone(), info());
     }
     fleet = case.index.build(&fleet);
     let mut took = Vec::new();
