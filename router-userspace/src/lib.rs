@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod certificates;
+mod client_body;
 mod clock;
 pub mod config;
 pub mod control;

@@ -100,13 +100,20 @@ impl Guard {
             Guard::Loopback => at.ip().to_canonical().is_loopback(),
             Guard::Token(file) => {
                 let given = headers.get(AUTHORIZATION).map(http::HeaderValue::as_bytes);
-                let given = given.and_then(|value| value.strip_prefix(b"Bearer "));
+                let given = given.and_then(bearer_token);
                 let token = file.token();
                 // In constant time, so that response times do not reveal a matching prefix.
                 given.zip(token).is_some_and(|(given, token)| given.ct_eq(token.as_bytes()).into())
             }
         }
     }
+}
+
+/// The token of a field with the scheme `Bearer`, whose name is case-insensitive (RFC 9110, section
+/// 11.1).
+fn bearer_token(field: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = field.split_at_checked(b"Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
 }
 
 #[cfg(test)]
@@ -144,6 +151,7 @@ mod tests {
         scratch.write("token", "secret\n");
         let guard = Guard::new(Some(&scratch.path().join("token")), false);
         assert!(admits(&guard, Some("Bearer secret"), OUTSIDE));
+        assert!(admits(&guard, Some("bearer secret"), OUTSIDE));
         for wrong in
             [None, Some("Bearer "), Some("Bearer secre"), Some("Bearer secreT"), Some("secret")]
         {

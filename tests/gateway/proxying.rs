@@ -260,3 +260,73 @@ async fn long_texts_of_a_client_are_cut_in_logs() {
     .await;
     assert!(line.len() < 2000, "{line}");
 }
+
+/// Sends a head, its body a moment later, and returns the socket.
+async fn send_late_body(gateway: &Gateway, body: &[u8]) -> TcpStream {
+    let mut socket = TcpStream::connect(gateway.client.address).await.expect("a connection");
+    let length = body.len();
+    let head = format!(
+        "POST /no-route HTTP/1.1\r\nhost: shop.example\r\ncontent-length: {length}\r\n\r\n"
+    );
+    socket.write_all(head.as_bytes()).await.expect("sending a head");
+    // The refusal is sent before the body comes, as over a real network.
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    socket.write_all(body).await.expect("the gateway reads on");
+    socket
+}
+
+async fn read_head(socket: &mut TcpStream) -> String {
+    let mut text = String::new();
+    let mut piece = [0; 4096];
+    // The body of an error is one JSON object.
+    while !text.ends_with('}') {
+        let read = tokio::time::timeout(Duration::from_secs(20), socket.read(&mut piece));
+        match read.await.expect("an answer").expect("no reset") {
+            0 => break,
+            n => text.push_str(&String::from_utf8_lossy(&piece[..n])),
+        }
+    }
+    text
+}
+
+#[tokio::test]
+async fn an_early_refusal_of_a_long_body_says_close_and_is_read() {
+    let (_backend, gateway, _manifests) = start(PLAIN, &[]).await;
+    let body = vec![b'x'; 20 << 20];
+    let mut socket = send_late_body(&gateway, &body).await;
+    let answer = read_head(&mut socket).await;
+    assert_eq!(status(&answer), "404", "{answer}");
+    assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_early_refusal_of_a_short_body_keeps_the_connection() {
+    let (_backend, gateway, _manifests) = start(PLAIN, &[]).await;
+    let mut socket = send_late_body(&gateway, b"hello").await;
+    let answer = read_head(&mut socket).await;
+    assert_eq!(status(&answer), "404", "{answer}");
+    assert!(!answer.contains("connection: close"), "{answer}");
+    socket.write_all(get("/no-route", "").as_bytes()).await.expect("the connection is kept");
+    assert_eq!(status(&read_head(&mut socket).await), "404");
+}
+
+#[tokio::test]
+async fn an_early_refusal_does_not_ask_for_the_body() {
+    let (_backend, gateway, _manifests) = start(PLAIN, &[]).await;
+    let head = "POST /no-route HTTP/1.1\r\nhost: shop.example\r\ncontent-length: 5\r\n\
+                expect: 100-continue\r\n\r\n";
+    let answer = ask(&gateway, head).await;
+    assert_eq!(status(&answer), "404", "{answer}");
+    assert!(answer.contains("connection: close"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_clients_malformed_chunk_is_its_own_fault() {
+    let (_backend, gateway, _manifests) = start("", &[]).await;
+    let request = "POST /public/x HTTP/1.1\r\nhost: shop.example\r\n\
+                   transfer-encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n";
+    let answer = ask(&gateway, request).await;
+    assert_eq!(status(&answer), "400", "{answer}");
+    assert!(answer.contains("x-pd-router-reason: body_broken"), "{answer}");
+    assert!(!answer.contains("retry-after"), "{answer}");
+}

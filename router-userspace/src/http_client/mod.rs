@@ -18,10 +18,11 @@ use router_core::sglang::SplicedBody;
 
 use self::reclaimable::ReclaimableBody;
 use self::whole::WholeBody;
+use crate::client_body::{ClientBody, ClientBodyError};
 use crate::config::GatewaySettings;
 
 /// The body of a request: known bytes, or a client's body that is passed on as it arrives.
-pub(crate) type OutgoingBody = Either<WholeBody, Limited<ReclaimableBody<Incoming>>>;
+pub(crate) type OutgoingBody = Either<WholeBody, Limited<ReclaimableBody<ClientBody>>>;
 
 /// A body of known bytes.
 pub(crate) fn whole(body: impl Into<SplicedBody>) -> OutgoingBody {
@@ -43,6 +44,9 @@ pub(crate) enum SendError {
     /// The client's body is over the limit.
     #[error("the body is over its limit")]
     BodyTooLarge,
+    /// The client's body is malformed, or the client has left.
+    #[error("the client's body broke: {0}")]
+    ClientBody(String),
 }
 
 impl SendError {
@@ -176,6 +180,10 @@ pub(crate) async fn read_body(mut body: Incoming, limit: usize) -> Result<Bytes,
 fn send_error(error: Error) -> SendError {
     if chain(&error).any(|error| error.is::<LengthLimitError>()) {
         SendError::BodyTooLarge
+    } else if let Some(broken) =
+        chain(&error).find_map(|error| error.downcast_ref::<ClientBodyError>())
+    {
+        SendError::ClientBody(broken.to_string())
     } else if error.is_connect() {
         let why = innermost(&error);
         if is_connect_timeout(&error) {

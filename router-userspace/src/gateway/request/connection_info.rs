@@ -8,6 +8,7 @@ use router_core::fleet::Fleet;
 use router_core::route::{self, Head};
 
 use super::reject::Reject;
+use crate::client_body::UnreadBody;
 
 /// How a connection came in.
 #[derive(Clone, Debug)]
@@ -19,18 +20,31 @@ pub(crate) struct ConnectionInfo {
     /// The address of the client.
     client: HeaderValue,
     trusted_proxy: bool,
+    unread: Arc<UnreadBody>,
 }
 
 impl ConnectionInfo {
     pub(crate) fn plain(port: u16, client: IpAddr, trusted_proxy: bool) -> ConnectionInfo {
         let client = HeaderValue::try_from(client.to_canonical().to_string())
             .expect("an address is a header value");
-        ConnectionInfo { port, secure: false, server_name: None, client, trusted_proxy }
+        ConnectionInfo {
+            port,
+            secure: false,
+            server_name: None,
+            client,
+            trusted_proxy,
+            unread: Arc::default(),
+        }
     }
 
     /// Adds the TLS handshake of a connection.
     pub(crate) fn secured(self, server_name: Option<&str>) -> ConnectionInfo {
         ConnectionInfo { secure: true, server_name: server_name.map(Into::into), ..self }
+    }
+
+    /// The rest of the last request's body.
+    pub(crate) fn unread(&self) -> &Arc<UnreadBody> {
+        &self.unread
     }
 
     /// The port of this process.

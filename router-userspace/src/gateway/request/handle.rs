@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use http::header::{HOST, LOCATION};
+use http::header::{CONNECTION, EXPECT, HOST, LOCATION};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use router_core::fleet::{Fleet, Pool};
 use router_core::route::{self, Filters, Found, Target};
@@ -19,6 +19,7 @@ use super::reject::Reject;
 use super::relay::Relay;
 use super::response_body::ResponseBody;
 use super::routed::{Reply, RouteDeadlines, RoutedRequest};
+use crate::client_body::ClientBody;
 use crate::gateway::fleet_handle::FleetHandle;
 use crate::gateway::shared::Gateway;
 use crate::metrics::Metrics;
@@ -58,11 +59,18 @@ impl RequestService {
         request: Request<Incoming>,
     ) -> Response<ResponseBody> {
         let (parts, body) = request.into_parts();
+        let is_http1 = parts.version < Version::HTTP_2;
+        let unread = is_http1.then(|| Arc::clone(connection.unread()));
+        let body = ClientBody::new(body, unread, parts.headers.contains_key(EXPECT));
         let mut record = Record::new(self.0.metrics.clone(), request_id(&parts.headers));
         let fleet = self.0.fleet.snapshot();
         let format = error_format(parts.uri.path());
         let (reply, filters) = self.0.serve(&fleet, connection, parts, body, &mut record).await;
-        self.0.answer(reply, filters, format, record)
+        let mut response = self.0.answer(reply, filters, format, record);
+        if is_http1 && connection.unread().closes_connection().await {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     }
 }
 
@@ -73,7 +81,7 @@ impl Gateway {
         fleet: &Fleet,
         connection: &ConnectionInfo,
         mut parts: Parts,
-        body: Incoming,
+        body: ClientBody,
         record: &mut Record,
     ) -> (Result<Reply, Rejected>, Filters) {
         let found = self.find(fleet, connection, &mut parts);
@@ -103,7 +111,7 @@ impl Gateway {
         self: &Arc<Self>,
         found: &Found<'_>,
         parts: Parts,
-        body: Incoming,
+        body: ClientBody,
         record: &mut Record,
     ) -> Result<Reply, Rejected> {
         match found.target {
@@ -151,7 +159,7 @@ impl Gateway {
         &self,
         found: &Found<'_>,
         mut parts: Parts,
-        body: Incoming,
+        body: ClientBody,
         record: &Record,
     ) -> Result<RoutedRequest, Reject> {
         let given = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);

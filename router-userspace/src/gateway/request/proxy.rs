@@ -21,6 +21,7 @@ use super::record::Record;
 use super::reject::Reject;
 use super::request_body;
 use super::routed::{Reply, RouteDeadlines, RoutedRequest};
+use crate::client_body::ClientBody;
 use crate::gateway::shared::Gateway;
 use crate::gateway::upstream::fault::{Fault, FaultKind};
 use crate::gateway::upstream::leg::until;
@@ -90,7 +91,7 @@ impl Gateway {
         let RoutedRequest { parts, body, headers, path, deadlines } = request;
         let (limit, idle) = (self.settings.limits.max_body, self.settings.timeouts.body_timeout);
         let (body, _memory) = tokio::select! {
-            body = request_body::read(&parts.headers, body, limit, idle, &self.body_memory) => body?,
+            body = request_body::read(&headers, body, limit, idle, &self.body_memory) => body?,
             () = until(deadlines.request) => return Err(Reject::Deadline),
         };
         let small = OneEngineRequest::parse(body)?;
@@ -171,6 +172,7 @@ impl Gateway {
                     }
                     Ok(answer) => return Ok(proxied(answer, lease, deadline)),
                     Err(SendError::BodyTooLarge) => return Err(Reject::BodyTooLarge(limit)),
+                    Err(SendError::ClientBody(why)) => return Err(Reject::BodyBroken(why)),
                     Err(error) => error,
                 },
                 () = until(deadline) => return Err(Reject::Deadline),
@@ -207,13 +209,13 @@ enum ForwardedBody {
     /// All bytes, which can be sent again.
     Whole(Bytes),
     /// The client's body, passed on as it comes.
-    Passed(Incoming),
+    Passed(ClientBody),
 }
 
 /// The body of a request that is being sent, for the next attempt.
 enum KeptBody {
     Known(ForwardedBody),
-    IfUnread(Reclaim<Incoming>),
+    IfUnread(Reclaim<ClientBody>),
 }
 
 impl KeptBody {

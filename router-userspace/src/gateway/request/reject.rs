@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use router_core::fleet::ObjectName;
 use router_core::route::BadPath;
@@ -233,6 +233,9 @@ impl Reject {
         headers.insert(REASON, HeaderValue::from_static(self.reason()));
         if let Reject::WrongMethod { allow } = self {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if let Reject::EncodedBody(_) = self {
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         if self.is_permanent() {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));

@@ -8,11 +8,11 @@ use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
 use http_body::Body;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::reject::Reject;
+use crate::client_body::ClientBody;
 
 /// Reads the whole body of a request. The permits are the body's bytes in `memory`, to be kept as long
 /// as the body.
@@ -22,14 +22,12 @@ use super::reject::Reject;
 /// nothing for `idle_timeout`, or closes the connection.
 pub(crate) async fn read(
     headers: &HeaderMap,
-    body: Incoming,
+    body: ClientBody,
     limit: usize,
     idle_timeout: Duration,
     memory: &Arc<Semaphore>,
 ) -> Result<(Bytes, OwnedSemaphorePermit), Reject> {
-    if let Some(encoding) = headers.get(CONTENT_ENCODING).filter(|value| *value != "identity") {
-        return Err(Reject::EncodedBody(String::from_utf8_lossy(encoding.as_bytes()).into_owned()));
-    }
+    check_encoding(headers)?;
     let announced =
         body.size_hint().exact().map(|length| usize::try_from(length).unwrap_or(usize::MAX));
     if announced.is_some_and(|length| length > limit) {
@@ -38,8 +36,21 @@ pub(crate) async fn read(
     collect(body, announced, limit, idle_timeout, memory).await
 }
 
+/// Refuses an encoded body. Names are case-insensitive, and `identity` and empty elements of the list
+/// are no coding (RFC 9110, section 8.4.1).
+fn check_encoding(headers: &HeaderMap) -> Result<(), Reject> {
+    let fields = headers.get_all(CONTENT_ENCODING).into_iter();
+    let names = fields.flat_map(|field| field.as_bytes().split(|&byte| byte == b','));
+    let mut names = names.map(<[u8]>::trim_ascii);
+    let encoded = names.find(|name| !name.is_empty() && !name.eq_ignore_ascii_case(b"identity"));
+    match encoded {
+        Some(name) => Err(Reject::EncodedBody(String::from_utf8_lossy(name).into_owned())),
+        None => Ok(()),
+    }
+}
+
 async fn collect(
-    mut body: Incoming,
+    mut body: ClientBody,
     announced: Option<usize>,
     limit: usize,
     idle_timeout: Duration,
@@ -76,4 +87,28 @@ async fn collect(
 fn reserve(memory: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Reject> {
     let bytes = u32::try_from(bytes).map_err(|_| Reject::NoMemory)?;
     Arc::clone(memory).try_acquire_many_owned(bytes).map_err(|_| Reject::NoMemory)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn an_encoding_is_refused_in_any_case_and_identity_is_none() {
+        let check = |values: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(CONTENT_ENCODING, HeaderValue::from_static(value));
+            }
+            check_encoding(&headers).map_err(|reject| reject.reason())
+        };
+        for none in [&[][..], &[""], &["identity"], &["Identity, ,"], &["identity", ""]] {
+            assert_eq!(check(none), Ok(()), "{none:?}");
+        }
+        for some in [&["GZip"][..], &["identity, br"], &["identity", "zstd"]] {
+            assert_eq!(check(some), Err("encoded_body"), "{some:?}");
+        }
+    }
 }

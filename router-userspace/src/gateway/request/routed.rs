@@ -5,13 +5,13 @@ use std::time::Duration;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Response};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::proxied_body::ProxiedBody;
 use super::relay::StreamLimits;
 use super::response_body::ResponseBody;
 use super::retry::CrashWatch;
+use crate::client_body::ClientBody;
 use crate::gateway::placement::observe::DecodeObservation;
 use crate::gateway::upstream::source::EventSource;
 
@@ -35,7 +35,7 @@ pub(crate) enum Reply {
 /// A request on its way to its target.
 pub(crate) struct RoutedRequest {
     pub parts: Parts,
-    pub body: Incoming,
+    pub body: ClientBody,
     /// End-to-end headers, with the route's changes and without engine control.
     pub headers: HeaderMap,
     /// The path for the target.

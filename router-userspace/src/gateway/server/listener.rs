@@ -238,6 +238,7 @@ impl Connection {
         info: ConnectionInfo,
     ) {
         let activity = ConnectionActivity::new();
+        let unread = Arc::clone(info.unread());
         let requests = Arc::clone(&activity);
         let service = self.service;
         let answer = service_fn(move |request: http::Request<Incoming>| {
@@ -262,6 +263,7 @@ impl Connection {
         let ended = tokio::select! {
             ended = served => ended,
             () = activity.drop_stalled(self.send_timeout) => return,
+            () = unread.linger() => return,
         };
         if let Err(error) = ended {
             tracing::debug!(peer = %self.peer, error, "connection failed");

@@ -21,7 +21,9 @@ impl From<SendError> for FaultKind {
             }
             SendError::Broken(why) => FaultKind::Broken(why),
             // The body of a leg is whole, and its size was checked.
-            SendError::BodyTooLarge => FaultKind::Broken(error.to_string()),
+            SendError::BodyTooLarge | SendError::ClientBody(_) => {
+                FaultKind::Broken(error.to_string())
+            }
         }
     }
 }

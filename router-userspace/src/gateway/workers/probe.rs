@@ -263,7 +263,9 @@ impl Prober {
             Ok(answer) => answer.map_err(|error| match error {
                 SendError::Unreachable(_) => ProbeFailure::Unreachable,
                 SendError::ConnectTimeout(_) => ProbeFailure::Timeout,
-                SendError::Broken(_) | SendError::BodyTooLarge => ProbeFailure::Broken,
+                SendError::Broken(_) | SendError::BodyTooLarge | SendError::ClientBody(_) => {
+                    ProbeFailure::Broken
+                }
             }),
             Err(_) => Err(ProbeFailure::Timeout),
         }

@@ -25,7 +25,72 @@ pub fn strip_addresses(message: &str) -> String {
         out.extend(chars.next());
         rest = chars.as_str();
     }
+    strip_inside(&out)
+}
+
+/// Replaces what is left inside words: IPv4 addresses, IPv6 addresses in brackets, and names of a
+/// cluster, each with a port if it has one.
+fn strip_inside(message: &str) -> String {
+    let mut out = String::with_capacity(message.len());
+    let mut rest = message;
+    while let Some(start) = rest.find(|c: char| c.is_ascii_alphanumeric() || c == '[') {
+        out.push_str(&rest[..start]);
+        rest = &rest[start..];
+        let length = match inner_address(rest) {
+            Some(length) => {
+                out.push_str(PLACEHOLDER);
+                length + port(&rest[length..])
+            }
+            None => {
+                let length = plain_run(rest);
+                out.push_str(&rest[..length]);
+                length
+            }
+        };
+        rest = &rest[length..];
+    }
+    out.push_str(rest);
     out
+}
+
+/// The length of the text that cannot begin an address after its first character: letters, or a
+/// number with its dots.
+fn plain_run(text: &str) -> usize {
+    let number = |c: char| c.is_ascii_digit() || c == '.';
+    let end = match text.starts_with(number) {
+        true => text.find(|c: char| !number(c)),
+        false => text[1..].find(|c: char| !c.is_ascii_alphabetic()).map(|at| at + 1),
+    };
+    end.unwrap_or(text.len())
+}
+
+/// The length of the address that the text begins with.
+fn inner_address(text: &str) -> Option<usize> {
+    if let Some(bracketed) = text.strip_prefix('[') {
+        let end = bracketed.find(']')?;
+        let address = bracketed[..end].split('%').next().unwrap_or_default();
+        return address.parse::<std::net::Ipv6Addr>().ok().map(|_| end + 2);
+    }
+    let ending = |run: fn(char) -> bool| {
+        let end = text.find(|c: char| !run(c)).unwrap_or(text.len());
+        text[..end].trim_end_matches(['.', '-', '_'])
+    };
+    let number = ending(|c| c.is_ascii_digit() || c == '.');
+    if number.parse::<std::net::Ipv4Addr>().is_ok() {
+        return Some(number.len());
+    }
+    let name = ending(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
+    let of_a_cluster = name.contains(".svc.")
+        || name.contains(".pod.")
+        || [".svc", ".local", ".internal"].iter().any(|end| name.ends_with(end));
+    of_a_cluster.then_some(name.len())
+}
+
+/// The length of the port that the text begins with.
+fn port(text: &str) -> usize {
+    let Some(digits) = text.strip_prefix(':') else { return 0 };
+    let length = digits.bytes().take_while(u8::is_ascii_digit).count();
+    if (1..=5).contains(&length) { length + 1 } else { 0 }
 }
 
 /// The separators of words. `/` is not one, so that URLs stay whole.
@@ -88,6 +153,15 @@ mod tests {
             ("tcp://10.0.0.1:4343", "<engine>"),
             ("prefill-0.pd.svc:30000 refused", "<engine> refused"),
             ("localhost:30000", "<engine>"),
+            ("addr:10.0.0.1:8998", "addr:<engine>"),
+            ("[10.0.0.1:8998]", "[<engine>]"),
+            ("10.0.0.1:8998-10.0.0.2:9000", "<engine>-<engine>"),
+            ("10.0.0.1:8998_0_1_0", "<engine>_0_1_0"),
+            ("tcp:10.0.0.1 a@10.0.0.1 10.0.0.1*", "tcp:<engine> a@<engine> <engine>*"),
+            ("x[fd00::1]:8998_0", "x<engine>_0"),
+            ("at prefill-0.pd.svc.cluster.local.", "at <engine>."),
+            ("ip-10-0-0-1.ec2.internal:80", "<engine>"),
+            ("version 0.5.12, [1, 2], a.b.c", "version 0.5.12, [1, 2], a.b.c"),
             ("10.0.0.1:80/http://10.0.0.2 é://", "<engine>/<engine> é<engine>"),
             (
                 "KVPoll.Bootstrapping after 8.0s at 12:34:56",
