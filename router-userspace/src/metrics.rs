@@ -76,6 +76,7 @@ pub struct Metrics {
     pub queued: Gauge,
     pub legs: Family<LegLabels, Counter>,
     pub retries: Family<ReasonLabels, Counter>,
+    pub retry_budget_exhausted: Counter,
     pub aborts: Family<AbortLabels, Counter>,
     pub connections: Gauge,
     pub config_problems: Gauge,
@@ -115,6 +116,7 @@ impl Metrics {
             queued: Gauge::default(),
             legs: Family::default(),
             retries: Family::default(),
+            retry_budget_exhausted: Counter::default(),
             aborts: Family::default(),
             connections: Gauge::default(),
             config_problems: Gauge::default(),
@@ -173,6 +175,11 @@ impl Metrics {
             "retries",
             "Retries on another pair, by the reason of the failed attempt",
             self.retries.clone(),
+        );
+        registry.register(
+            "retry_budget_exhausted",
+            "Requests that were not retried because the retry budget of their pool was used up",
+            self.retry_budget_exhausted.clone(),
         );
         registry.register(
             "aborts",

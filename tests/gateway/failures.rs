@@ -250,10 +250,10 @@ async fn attempts_are_bounded() {
     let fleet = Fleet::start(1, 4).await;
     let gateway = fleet.gateway_with(&["--max-attempts", "3"]).await;
     for decode in &fleet.decode {
-        decode.always(status(503));
+        decode.always(status(502));
     }
     let answer = gateway.client.post(CHAT, &chat("hi")).await;
-    assert_error(&answer, 503, "decode");
+    assert_error(&answer, 502, "decode");
     let tried: usize = fleet.decode.iter().map(|decode| decode.legs().len()).sum();
     assert_eq!(tried, 3);
 }

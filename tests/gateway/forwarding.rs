@@ -60,6 +60,25 @@ async fn an_unreachable_endpoint_of_a_service_is_skipped_and_the_next_gets_the_b
 }
 
 #[tokio::test]
+async fn an_endpoint_of_a_service_that_cannot_be_reached_is_left_for_a_while() {
+    let fleet = Fleet::start_single(1).await;
+    let gone = Loopback::claim();
+    service(&fleet, &[gone.ip(), fleet.unified[0].address.ip()]);
+    let gateway = fleet.gateway().await;
+    let began = std::time::Instant::now();
+    for _ in 0..40 {
+        gateway.client.post("/v1/embeddings", &json!({"input": "hi"})).await.expect_status(200);
+    }
+    let retried = gateway.log().lines().filter(|line| line.contains("\"attempts\":2")).count();
+    // The time outs are two, four and eight seconds.
+    let limit = if began.elapsed().as_secs() < 2 { 1 } else { 4 };
+    assert!(
+        (1..=limit).contains(&retried),
+        "{retried} of 40 requests met the endpoint that is gone"
+    );
+}
+
+#[tokio::test]
 async fn a_body_that_was_partly_sent_is_not_sent_again() {
     let fleet = Fleet::start_single(2).await;
     let addresses: Vec<IpAddr> = fleet.unified.iter().map(|engine| engine.address.ip()).collect();

@@ -26,6 +26,7 @@ mod proxying;
 mod ranks;
 mod reload;
 mod responses;
+mod retries;
 mod routing;
 mod samples;
 mod side_answers;

@@ -207,6 +207,7 @@ impl Parts {
             polls.follow(&fleet);
             gateway.feedback.follow(&fleet);
             gateway.remove_counters_of_departed(&fleet);
+            gateway.record_serving_pools();
             gateway.fleet.publish(fleet, certificates);
             gateway.admission.wake();
             ports.send_if_modified(|ports| {

@@ -33,3 +33,13 @@ pub(crate) struct Gateway {
     /// The contents of requests that were running on engines when these crashed.
     pub(crate) crashes: CrashHistory,
 }
+
+impl Gateway {
+    /// Records which pools had ready workers until now. Called before the next snapshot is published.
+    pub(crate) fn record_serving_pools(&self) {
+        let now_ms = self.dispatch.clock.now_ms();
+        for pool in self.fleet.load().pools.iter().filter(|pool| pool.has_ready_workers()) {
+            pool.history.served_until(now_ms);
+        }
+    }
+}

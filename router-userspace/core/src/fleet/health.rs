@@ -9,47 +9,103 @@ use serde::Serialize;
 
 /// The health of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// No request or probe has been sent to it yet.
     Unknown,
     Up,
+    /// It was failing, and its time out has passed: one request at a time tries it.
+    HalfOpen,
     /// It answers probes and fails requests: the circuit breaker is open.
     Failing,
     /// It cannot be reached or does not answer.
     Down,
 }
 
+impl Verdict {
+    /// Whether the worker gets requests while others are up too.
+    pub fn serves(self) -> bool {
+        matches!(self, Verdict::Up | Verdict::HalfOpen)
+    }
+}
+
 /// Consecutive server errors that open the circuit breaker.
 pub const ERRORS_TO_OPEN: u64 = 5;
 /// Consecutive failed probes after which a worker is down.
 pub const PROBES_TO_OPEN: u64 = 2;
-/// Time for which an open breaker ignores successful probes, which succeed while requests fail.
+/// Time for which an open breaker ignores successful probes, which succeed while requests fail. It
+/// doubles each time the breaker opens again before a request has succeeded.
 pub const OPEN_MS: u64 = 2_000;
+/// Maximum time for which a breaker is open.
+pub const MAX_OPEN_MS: u64 = 60_000;
+/// Time for which a worker that refused a request as too many counts as full.
+pub const REFUSED_MS: u64 = 1_000;
 
-const STATE: u64 = 0b11;
+const STATE: u64 = 0b111;
 const UP: u64 = 1;
 const DOWN: u64 = 2;
 const FAILING: u64 = 3;
-const COUNT_SHIFT: u32 = 2;
+const HALF_OPEN: u64 = 4;
+const LEVEL_SHIFT: u32 = 3;
+/// Mask and maximum of the level. The time out reaches its maximum before.
+const LEVEL: u64 = 0b111;
+const COUNT_SHIFT: u32 = 6;
 const COUNT: u64 = 0xff;
-const UNTIL_SHIFT: u32 = 10;
+const UNTIL_SHIFT: u32 = 14;
 
 /// Value of the failure count of a worker that is down because it leaves probes unanswered.
 const SILENT: u64 = 1;
 
-/// The state, the consecutive failures, and the time until which good probes are ignored, in one word.
+/// The state, the consecutive failures, how often the breaker has opened, and the time until which good
+/// probes are ignored, in one word.
 #[derive(Debug, Default)]
-pub struct Health(AtomicU64);
+pub struct Health {
+    word: AtomicU64,
+    /// When the worker last refused a request as too many; 0 if it has answered one since.
+    refused_ms: AtomicU64,
+}
 
-fn pack(state: u64, count: u64, until_ms: u64) -> u64 {
-    state | (count.min(COUNT) << COUNT_SHIFT) | (until_ms << UNTIL_SHIFT)
+/// The fields of the word.
+#[derive(Clone, Copy)]
+struct HealthFields {
+    state: u64,
+    count: u64,
+    /// How often the breaker has opened since the last success.
+    level: u64,
+    until_ms: u64,
+}
+
+impl HealthFields {
+    const WELL: HealthFields = HealthFields { state: UP, count: 0, level: 0, until_ms: 0 };
+
+    fn of(word: u64) -> HealthFields {
+        HealthFields {
+            state: word & STATE,
+            count: (word >> COUNT_SHIFT) & COUNT,
+            level: (word >> LEVEL_SHIFT) & LEVEL,
+            until_ms: word >> UNTIL_SHIFT,
+        }
+    }
+
+    fn pack(self) -> u64 {
+        self.state
+            | (self.level << LEVEL_SHIFT)
+            | (self.count.min(COUNT) << COUNT_SHIFT)
+            | (self.until_ms << UNTIL_SHIFT)
+    }
+
+    fn opened(self, now_ms: u64) -> HealthFields {
+        let open_ms = (OPEN_MS << self.level).min(MAX_OPEN_MS);
+        let level = (self.level + 1).min(LEVEL);
+        HealthFields { state: FAILING, count: 0, level, until_ms: now_ms + open_ms }
+    }
 }
 
 impl Health {
     pub fn verdict(&self) -> Verdict {
-        match self.0.load(Ordering::Relaxed) & STATE {
+        match self.word.load(Ordering::Relaxed) & STATE {
             UP => Verdict::Up,
+            HALF_OPEN => Verdict::HalfOpen,
             FAILING => Verdict::Failing,
             DOWN => Verdict::Down,
             _ => Verdict::Unknown,
@@ -60,48 +116,77 @@ impl Health {
     /// that refuses connections or reports that it is not ready is not silent: an engine that shuts
     /// down still finishes its running requests.
     pub fn is_silent(&self) -> bool {
-        let word = self.0.load(Ordering::Relaxed);
-        word & STATE == DOWN && (word >> COUNT_SHIFT) & COUNT == SILENT
+        let fields = HealthFields::of(self.word.load(Ordering::Relaxed));
+        fields.state == DOWN && fields.count == SILENT
     }
 
     /// Records that the worker answered a request, also with a client error.
     pub fn answered(&self) {
         // Read first: this runs once per request, and a write would move the cache line.
-        let word = self.0.load(Ordering::Relaxed);
-        if word & STATE == UP && (word >> COUNT_SHIFT) & COUNT == 0 {
+        if self.refused_ms.load(Ordering::Relaxed) != 0 {
+            self.refused_ms.store(0, Ordering::Relaxed);
+        }
+        if self.word.load(Ordering::Relaxed) == HealthFields::WELL.pack() {
             return;
         }
-        self.update(|state, count, until| match state {
-            DOWN => (DOWN, count, until),
-            FAILING => (FAILING, 0, until),
-            _ => (UP, 0, 0),
+        self.update(|fields| match fields.state {
+            DOWN => fields,
+            FAILING => HealthFields { count: 0, ..fields },
+            _ => HealthFields::WELL,
         });
+    }
+
+    /// Records that the worker refused a request because it has too many. That is not a sign of bad
+    /// health.
+    pub fn refused(&self, now_ms: u64) {
+        self.refused_ms.store(now_ms.max(1), Ordering::Relaxed);
+    }
+
+    /// Whether the worker has refused a request as too many within [`REFUSED_MS`] and answered none
+    /// since.
+    pub fn refused_recently(&self, now_ms: u64) -> bool {
+        let refused_ms = self.refused_ms.load(Ordering::Relaxed);
+        refused_ms != 0 && now_ms.saturating_sub(refused_ms) < REFUSED_MS
     }
 
     /// Records that the connection was refused, reset or never established. The worker is down until
     /// the next successful probe.
     pub fn unreachable(&self) {
-        self.update(|state, count, _| match state {
-            DOWN => (DOWN, count, 0),
-            _ => (DOWN, 0, 0),
+        self.update(|fields| {
+            let count = if fields.state == DOWN { fields.count } else { 0 };
+            HealthFields { state: DOWN, count, level: 0, until_ms: 0 }
+        });
+    }
+
+    /// Opens the breaker at once. For a worker that no probe looks at.
+    pub fn ejected(&self, now_ms: u64) {
+        self.update(|fields| match fields.state {
+            DOWN | FAILING => fields,
+            _ => fields.opened(now_ms),
         });
     }
 
     /// Records that the worker answered with a server error.
     pub fn errored(&self, now_ms: u64) {
-        self.update(|state, count, until| match state {
-            DOWN | FAILING => (state, count, until),
-            _ if count + 1 >= ERRORS_TO_OPEN => (FAILING, 0, now_ms + OPEN_MS),
-            state => (state, count + 1, until),
+        self.update(|fields| match fields.state {
+            DOWN | FAILING => fields,
+            HALF_OPEN => fields.opened(now_ms),
+            _ if fields.count + 1 >= ERRORS_TO_OPEN => fields.opened(now_ms),
+            _ => HealthFields { count: fields.count + 1, ..fields },
         });
     }
 
-    /// Records a successful probe.
+    /// Records a successful probe. After the time out of an open breaker, one request tries the worker.
     pub fn probe_passed(&self, now_ms: u64) {
-        self.update(|state, count, until| match state {
-            FAILING if now_ms < until => (FAILING, count, until),
-            UP => (UP, count, 0),
-            _ => (UP, 0, 0),
+        self.update(|fields| match fields.state {
+            UP | HALF_OPEN => HealthFields { until_ms: 0, ..fields },
+            FAILING | DOWN if fields.level > 0 && now_ms < fields.until_ms => {
+                HealthFields { state: FAILING, count: 0, ..fields }
+            }
+            FAILING | DOWN if fields.level > 0 => {
+                HealthFields { state: HALF_OPEN, count: 0, until_ms: 0, ..fields }
+            }
+            _ => HealthFields::WELL,
         });
     }
 
@@ -121,20 +206,18 @@ impl Health {
     }
 
     fn probe_missed(&self, kind: u64) {
-        self.update(|state, count, until| match state {
-            UP if count + 1 < PROBES_TO_OPEN => (UP, count + 1, until),
-            _ => (DOWN, kind, 0),
+        self.update(|fields| match fields.state {
+            UP if fields.count + 1 < PROBES_TO_OPEN => {
+                HealthFields { count: fields.count + 1, ..fields }
+            }
+            _ => HealthFields { state: DOWN, count: kind, ..fields },
         });
     }
 
-    fn update(&self, f: impl Fn(u64, u64, u64) -> (u64, u64, u64)) {
-        let next = |word: u64| {
-            let (state, count, until) =
-                f(word & STATE, (word >> COUNT_SHIFT) & COUNT, word >> UNTIL_SHIFT);
-            Some(pack(state, count, until))
-        };
+    fn update(&self, f: impl Fn(HealthFields) -> HealthFields) {
+        let next = |word: u64| Some(f(HealthFields::of(word)).pack());
         // `next` never returns `None`, so the update cannot fail.
-        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        let _ = self.word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
     }
 }
 
@@ -174,7 +257,56 @@ mod tests {
         health.probe_passed(10 + OPEN_MS - 1);
         assert_eq!(health.verdict(), Verdict::Failing);
         health.probe_passed(10 + OPEN_MS);
+        assert_eq!(health.verdict(), Verdict::HalfOpen);
+        health.answered();
         assert_eq!(health.verdict(), Verdict::Up);
+    }
+
+    #[test]
+    fn the_time_out_doubles_up_to_a_minute_until_a_request_succeeds() {
+        let health = Health::default();
+        let mut now = 0;
+        health.ejected(now);
+        for seconds in [2, 4, 8, 16, 32, 60, 60, 60] {
+            now += seconds * 1000;
+            health.probe_passed(now - 1);
+            assert_eq!(health.verdict(), Verdict::Failing, "{seconds}");
+            health.probe_passed(now);
+            assert_eq!(health.verdict(), Verdict::HalfOpen, "{seconds}");
+            health.errored(now);
+        }
+        now += MAX_OPEN_MS;
+        health.probe_passed(now);
+        health.answered();
+        assert_eq!(health.verdict(), Verdict::Up);
+        health.ejected(now);
+        health.probe_passed(now + OPEN_MS);
+        assert_eq!(health.verdict(), Verdict::HalfOpen, "a success resets the time");
+    }
+
+    #[test]
+    fn lost_probes_do_not_shorten_the_time_out_and_a_restart_ends_it() {
+        let health = Health::default();
+        health.ejected(0);
+        health.probe_timed_out();
+        assert_eq!(health.verdict(), Verdict::Down);
+        health.probe_passed(OPEN_MS - 1);
+        assert_eq!(health.verdict(), Verdict::Failing);
+        health.unreachable();
+        health.probe_passed(OPEN_MS - 1);
+        assert_eq!(health.verdict(), Verdict::Up, "the process is a new one");
+    }
+
+    #[test]
+    fn a_refusal_counts_for_a_second_or_until_the_next_answer() {
+        let health = Health::default();
+        assert!(!health.refused_recently(0));
+        health.refused(0);
+        assert!(health.refused_recently(REFUSED_MS));
+        assert!(!health.refused_recently(REFUSED_MS + 1));
+        health.refused(5_000);
+        health.answered();
+        assert!(!health.refused_recently(5_000));
     }
 
     #[test]

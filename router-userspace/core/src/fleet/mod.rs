@@ -13,11 +13,13 @@ mod links;
 mod load;
 mod model_names;
 mod pool;
+mod pool_history;
 mod prefill_queue;
 mod problem;
 mod ranks;
 mod rates;
 mod readiness;
+mod retry_budget;
 mod service;
 mod snapshot;
 mod worker;
@@ -26,7 +28,9 @@ pub use adaptive_ewma::{AdaptiveEwma, FRESH_HALF_LIFE_MS, HALF_LIFE_MS, Prior};
 pub use agents::AgentAddress;
 pub use engine_info::EngineInfo;
 pub use engine_load::{EngineLoad, EngineLoadCell, PolledLoad, RankLoad};
-pub use health::{ERRORS_TO_OPEN, Health, OPEN_MS, PROBES_TO_OPEN, Verdict};
+pub use health::{
+    ERRORS_TO_OPEN, Health, MAX_OPEN_MS, OPEN_MS, PROBES_TO_OPEN, REFUSED_MS, Verdict,
+};
 pub use lease_history::LeaseHistory;
 pub use links::{Link, LinkPrior, LinkTable};
 pub use load::{Load, LoadCell, STALE_MS};
@@ -34,11 +38,13 @@ pub use model_names::ModelError;
 pub use pool::{
     CompatibleSet, Excluded, Member, ObjectName, Phase, Pool, Profile, Role, host_text,
 };
+pub use pool_history::PoolHistory;
 pub use prefill_queue::{PrefillQueue, QueueHead};
 pub use problem::Problem;
 pub use ranks::{MAX_RANKS, RankAssignment, Ranks, Steering};
 pub use rates::{EngineRates, RateEstimators};
 pub use readiness::{READINESS_WINDOW_MS, ReadinessGuard, ReadinessObservation};
+pub use retry_budget::{MIN_RETRIES_PER_SECOND, RETRY_PERCENT, RetryBudget};
 pub use service::ServiceBackend;
 pub use snapshot::{Fleet, ListenPort};
 pub use worker::{Lease, OnRelease, Usage, Weight, Worker, WorkerKey, WorkerLimits, cache_of};

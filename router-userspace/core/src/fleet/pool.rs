@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{EngineInfo, Ranks, RateEstimators, Worker, cache_of};
+use super::{EngineInfo, PoolHistory, Ranks, RateEstimators, Worker, cache_of};
 use crate::fnv::fnv1a_nonzero;
 
 /// `namespace/name` of an object.
@@ -129,6 +129,9 @@ pub struct Pool {
     /// The estimators over all its engines. They outlive the snapshot.
     #[serde(skip)]
     pub rate_estimators: Arc<RateEstimators>,
+    /// What is remembered of the pool from one snapshot to the next.
+    #[serde(skip)]
+    pub history: Arc<PoolHistory>,
 }
 
 impl Pool {
@@ -147,6 +150,7 @@ impl Pool {
             compatible_sets: Vec::new(),
             excluded: Vec::new(),
             rate_estimators: Arc::new(RateEstimators::of_pool()),
+            history: Arc::default(),
         };
         let (reported, unreported): (Vec<usize>, Vec<usize>) =
             (0..pool.members.len()).partition(|&i| pool.members[i].engine_info.is_some());
@@ -172,6 +176,15 @@ impl Pool {
         pool.exclude_incomplete_sets();
         pool.list_caches();
         pool
+    }
+
+    /// Whether a set of compatible workers has a ready worker of each role.
+    pub fn has_ready_workers(&self) -> bool {
+        let ready = |ids: &[usize]| ids.iter().any(|&id| self.members[id].phase == Phase::Ready);
+        self.compatible_sets.iter().any(|set| match self.profile {
+            Profile::Pd => ready(&set.prefill) && ready(&set.decode),
+            Profile::Single => ready(&set.unified),
+        })
     }
 
     fn add_to_compatible_set(&mut self, index: usize, representatives: &mut Vec<Vec<usize>>) {

@@ -155,6 +155,9 @@ fn pool(
     let profile = if roles.is_some() { Profile::Pd } else { Profile::Single };
     let mut pool = Pool::new(subject.name.clone(), profile, members);
     pool.rate_estimators = build.experience(subject.name);
+    if let Some(before) = build.previous.pool(subject.name) {
+        pool.history = Arc::clone(&before.history);
+    }
     pool.excluded.extend(unfit);
     let runtime = policy.and_then(|policy| policy.policy.spec.model_server_runtime.as_deref());
     pool.runtime = runtime.unwrap_or("sglang").into();

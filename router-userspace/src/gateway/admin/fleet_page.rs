@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use router_core::fleet::{Fleet, Member, Phase, Pool, Role, Verdict};
+use router_core::fleet::{Fleet, Member, Phase, Pool, Role};
 use router_core::frame::{PodRecord, pod_id};
 use router_core::pair::Leg;
 use serde_json::json;
@@ -112,7 +112,7 @@ impl Gateway {
                     Role::Unified => "unified",
                 },
             };
-            let up = member.phase == Phase::Ready && member.worker.health.verdict() == Verdict::Up;
+            let up = member.phase == Phase::Ready && member.worker.health.verdict().serves();
             self.metrics.worker_up.get_or_create(&labels).set(i64::from(up));
             let requests = count(member.worker.usage().requests);
             self.metrics.worker_requests.get_or_create(&labels).set(requests);

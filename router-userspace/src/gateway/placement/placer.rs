@@ -100,6 +100,7 @@ pub(crate) struct Placer<'a> {
     pub draw: Draw,
     pub limits: &'a LimitFlags,
     pub agent_trust: AgentTrust,
+    pub now_ms: u64,
 }
 
 impl Placer<'_> {
@@ -396,11 +397,14 @@ impl Placer<'_> {
     fn rank(&self, member: &Member) -> u8 {
         let avoided =
             || self.request.avoid.iter().any(|worker| Arc::ptr_eq(worker, &member.worker));
-        match member.worker.health.verdict() {
-            Verdict::Up if !avoided() => 0,
+        let health = &member.worker.health;
+        match health.verdict() {
+            Verdict::Up if !avoided() && !health.refused_recently(self.now_ms) => 0,
             Verdict::Up => 1,
+            // One request tries it: leases are taken under one lock, so no second sees it idle.
+            Verdict::HalfOpen if !avoided() && member.worker.usage().requests == 0 => 0,
             Verdict::Unknown => 2,
-            Verdict::Failing => 3,
+            Verdict::HalfOpen | Verdict::Failing => 3,
             Verdict::Down => 4,
         }
     }

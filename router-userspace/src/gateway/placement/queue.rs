@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
-use router_core::fleet::{EngineRates, ObjectName, OnRelease, Pool, Worker, WorkerKey};
+use router_core::fleet::{EngineRates, ObjectName, OnRelease, Phase, Pool, Worker, WorkerKey};
 use router_core::schedule::{AgentTrust, Draw};
 use router_core::sglang::Request;
 use tokio::sync::Notify;
@@ -32,6 +32,10 @@ type QueueKey = (ObjectName, Option<Arc<str>>, Option<WorkerKey>);
 /// Capacity that other gateways free produces no wake-up, so the head of a queue polls at the
 /// interval of the load frames.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Time for which requests wait for the workers of a pool that had some and has none: a rollout or a
+/// restart, or a pool that scales from zero.
+const SERVED_LATELY_MS: u64 = 5 * 60 * 1000;
 
 /// Why a request gets no workers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,10 +102,11 @@ impl Admission {
         })
     }
 
-    /// Leases the workers for `request`: at once, or after a wait.
+    /// Leases the workers for `request`: at once, or after a wait for capacity. In a pool whose workers
+    /// are not ready yet, or that had some lately, a request waits for a worker too.
     ///
     /// # Errors
-    /// No worker is ready, the model is unknown, the queue is full, or the earlier of the queue's
+    /// No worker is ready or was lately, the model is unknown, the queue is full, or the earlier of the queue's
     /// timeout and the request's `deadline` has passed.
     pub(crate) async fn admit(
         self: &Arc<Self>,
@@ -111,6 +116,7 @@ impl Admission {
     ) -> Result<Placement, AdmissionError> {
         let since = Instant::now();
         let placer = self.placer(pool, request, AgentTrust::Trusted);
+        let mut why = PlacementError::Full;
         let ticket = {
             let mut queues = self.lock();
             // Usually no request waits, and no key has to be made.
@@ -122,6 +128,10 @@ impl Admission {
                 Err(PlacementError::Full)
             };
             match leased {
+                Err(PlacementError::NotReady) if self.may_become_ready(pool, request) => {
+                    why = PlacementError::NotReady;
+                    self.join(&mut queues.waiting, queue_key(pool, request))?
+                }
                 Err(PlacementError::Full) => {
                     self.join(&mut queues.waiting, queue_key(pool, request))?
                 }
@@ -137,8 +147,9 @@ impl Admission {
         // Only the head of a queue is woken.
         if timeout_at(until, ticket.turn.notified()).await.is_ok() {
             loop {
-                if let Some(placement) = ticket.try_again(request, since) {
-                    return placement;
+                match ticket.try_again(request, since) {
+                    Ok(placement) => return placement,
+                    Err(now) => why = now,
                 }
                 let again = Instant::now() + POLL_INTERVAL;
                 let woken = timeout_at(until.min(again), ticket.turn.notified()).await;
@@ -149,8 +160,19 @@ impl Admission {
         }
         Err(match deadline {
             Some(deadline) if deadline <= queue_deadline => AdmissionError::Deadline,
+            _ if why == PlacementError::NotReady => {
+                AdmissionError::NoWorkerReady(pool.name.clone())
+            }
             _ => AdmissionError::QueueTimeout(self.queue_timeout),
         })
+    }
+
+    /// Whether waiting may help although no worker is ready.
+    fn may_become_ready(&self, pool: &Pool, request: &PlacementRequest) -> bool {
+        let starting = || pool.members.iter().any(|member| member.phase == Phase::NotReady);
+        let now_ms = self.view.clock.now_ms();
+        request.only.is_none()
+            && (pool.history.served_within(now_ms, SERVED_LATELY_MS) || starting())
     }
 
     /// What the stream of the placement's answering worker is to be observed with.
@@ -209,7 +231,8 @@ impl Admission {
     ) -> Placer<'a> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let draw = Draw { chance: rand::random(), turn };
-        Placer { pool, request, view: &self.view, draw, limits: &self.limits, agent_trust }
+        let (view, now_ms) = (&self.view, self.view.clock.now_ms());
+        Placer { pool, request, view, draw, limits: &self.limits, agent_trust, now_ms }
     }
 
     /// Makes a placement of the leases, without the lock.
@@ -259,27 +282,27 @@ struct QueueTicket {
 }
 
 impl QueueTicket {
-    /// Tries to lease the workers. `None` if all are still full: wait on.
+    /// Tries to lease the workers. An error says why to wait on.
     fn try_again(
         &self,
         request: &PlacementRequest,
         since: Instant,
-    ) -> Option<Result<Placement, AdmissionError>> {
+    ) -> Result<Result<Placement, AdmissionError>, PlacementError> {
         let waited_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
         let agent_trust = AgentTrust::after(waited_ms, self.admission.view.poll_ms);
         let fleet = self.admission.fleet.load();
         let Some(pool) = fleet.pool(&self.key.0) else {
-            return Some(Err(AdmissionError::NoWorkerReady(self.key.0.clone())));
+            return Ok(Err(AdmissionError::NoWorkerReady(self.key.0.clone())));
         };
         let placer = self.admission.placer(pool, request, agent_trust);
         // Under the lock, so that no later request takes the capacity.
         let leased = placer.lease(&self.admission.released, &mut self.admission.lock().buffers);
         match leased {
-            Ok(leased) => Some(Ok(self.admission.finish(&placer, leased))),
+            Ok(leased) => Ok(Ok(self.admission.finish(&placer, leased))),
             // During a rollout no worker may be ready for a moment: the deadline decides.
-            Err(PlacementError::Full | PlacementError::NotReady) => None,
+            Err(why @ (PlacementError::Full | PlacementError::NotReady)) => Err(why),
             Err(PlacementError::UnknownModel) => {
-                Some(Err(refused(PlacementError::UnknownModel, &self.key.0, request)))
+                Ok(Err(refused(PlacementError::UnknownModel, &self.key.0, request)))
             }
         }
     }

@@ -65,10 +65,7 @@ impl Gateway {
         };
         let request = Request::parse(endpoint, body)?;
         self.check_model(pool, request.model())?;
-        let crashes = self.crashes.crashes(&request);
-        if crashes >= crashes_to_refuse(self.settings.limits.max_engine_crashes) {
-            return Err(Reject::CrashedEngines(crashes));
-        }
+        self.check_crashes(&request)?;
         let mut wanted = PlacementRequest {
             blocks: self.admission.blocks(&request),
             model: request.model().map(str::to_owned),
@@ -80,6 +77,7 @@ impl Gateway {
         let protocol = if pool.h2c { Protocol::H2c } else { Protocol::Http1 };
         let mut attempt = AttemptRequest { request, protocol, path, headers, deadline: None };
         let mut retries = RetryState::default();
+        pool.history.retry_budget.on_request(self.dispatch.clock.now_ms());
         let mut pool = Arc::clone(pool);
         loop {
             record.attempts += 1;
@@ -117,6 +115,13 @@ impl Gateway {
                 pool = Arc::clone(now);
             }
         }
+    }
+
+    /// Refuses a request whose content was running on engines when they crashed.
+    fn check_crashes(&self, request: &Request) -> Result<(), Reject> {
+        let crashes = self.crashes.crashes(request);
+        let limit = crashes_to_refuse(self.settings.limits.max_engine_crashes);
+        if crashes < limit { Ok(()) } else { Err(Reject::CrashedEngines(crashes)) }
     }
 
     /// Waits a moment while all workers of the pool are down: in a pool of one pair, an engine that

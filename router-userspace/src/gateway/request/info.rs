@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use http::header::CONTENT_TYPE;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Response};
-use router_core::fleet::{Member, Phase, Pool, Role, Verdict, Worker};
+use router_core::fleet::{Member, Phase, Pool, Role, Worker};
 use router_core::sglang::info;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -227,7 +227,7 @@ fn of_role(pool: &Pool, role: Role) -> Vec<&Arc<Worker>> {
 }
 
 fn is_up(member: &Member) -> bool {
-    member.phase == Phase::Ready && member.worker.health.verdict() == Verdict::Up
+    member.phase == Phase::Ready && member.worker.health.verdict().serves()
 }
 
 /// Merges several `/v1/models` lists. They are parsed and serialised: no client relies on the bytes.

@@ -14,6 +14,7 @@ use router_core::fleet::{
 };
 use router_core::schedule::{Candidate, Draw, Policy};
 use router_core::sglang::{OneEngineRequest, headers};
+use tokio::time::Instant;
 
 use super::model::name_in_path;
 use super::proxied_body::ProxiedBody;
@@ -48,7 +49,8 @@ impl Gateway {
             // HTTP/2 has the host in the request line; a different `Host` header is not allowed.
             request.headers.remove(HOST);
         }
-        let choose = |avoid: Option<&Arc<Worker>>| endpoint_of(service, avoid);
+        let now_ms = self.dispatch.clock.now_ms();
+        let choose = |avoid: Option<&Arc<Worker>>| endpoint_of(service, avoid, now_ms);
         self.forward(&choose, protocol, request, record).await
     }
 
@@ -104,6 +106,14 @@ impl Gateway {
         self.forward_body(&choose, Protocol::Http1, request, record).await
     }
 
+    /// Updates the health of a worker that failed a forwarded request.
+    fn blame_forwarded(&self, fault: &Fault) {
+        match self.dispatch.probes.is_probed(&fault.worker) {
+            true => self.dispatch.blame(fault),
+            false => blame_endpoint(fault, self.dispatch.clock.now_ms()),
+        }
+    }
+
     /// Forwards the request and passes the answer back as it comes.
     async fn forward(
         &self,
@@ -144,7 +154,7 @@ impl Gateway {
             let worker = Arc::clone(lease.worker());
             record.worker = Some(Arc::clone(&worker.name));
             record.attempts += 1;
-            let deadline = deadlines.attempt_deadline();
+            let (since, deadline) = (Instant::now(), deadlines.attempt_deadline());
             let (outgoing, kept) = match body.take().unwrap_or(ForwardedBody::None) {
                 ForwardedBody::None => (whole(Bytes::new()), KeptBody::Known(ForwardedBody::None)),
                 ForwardedBody::Whole(bytes) => {
@@ -165,30 +175,33 @@ impl Gateway {
             );
             let error = tokio::select! {
                 answer = sent => match answer {
-                    // No client's Upgrade field is forwarded.
-                    Ok(answer) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                        let kind = FaultKind::Malformed("status 101 without Upgrade".to_owned());
-                        return Err(Fault { leg: None, worker, kind }.into());
-                    }
-                    Ok(answer) => return Ok(proxied(answer, lease, deadline)),
+                    Ok(answer) => return proxied(answer, lease, deadline),
                     Err(SendError::BodyTooLarge) => return Err(Reject::BodyTooLarge(limit)),
                     Err(SendError::ClientBody(why)) => return Err(Reject::BodyBroken(why)),
                     Err(error) => error,
                 },
-                () = until(deadline) => return Err(Reject::Deadline),
+                () = until(deadline) => {
+                    let limit = since.elapsed();
+                    let kind = FaultKind::Timeout { waited_for: "its answer", limit };
+                    self.blame_forwarded(&Fault { leg: None, worker, kind });
+                    return Err(Reject::Deadline);
+                }
             };
+            let is_unsent = error.is_unsent();
+            let fault = Fault { leg: None, worker: Arc::clone(&worker), kind: error.into() };
+            self.blame_forwarded(&fault);
             body = kept.returned();
-            let sendable = only_reads || (error.is_unsent() && body.is_some());
+            let sendable = only_reads || (is_unsent && body.is_some());
             let other = || choose(Some(&worker)).ok();
             let again = match sendable && record.attempts < MAX_ATTEMPTS {
-                true if error.is_unsent() => other(),
+                true if is_unsent => other(),
                 true => other().or_else(|| choose(None).ok()),
                 false => None,
             };
             let Some(again) = again else {
-                return Err(Fault { leg: None, worker, kind: error.into() }.into());
+                return Err(fault.into());
             };
-            tracing::debug!(worker = %worker.name, reason = %error, "retrying");
+            tracing::debug!(worker = %worker.name, reason = fault.detail(), "retrying");
             lease = again;
         }
     }
@@ -230,21 +243,63 @@ impl KeptBody {
 fn proxied(
     answer: Response<Incoming>,
     lease: Lease,
-    deadline: Option<tokio::time::Instant>,
-) -> Reply {
+    deadline: Option<Instant>,
+) -> Result<Reply, Reject> {
+    let worker = lease.worker();
+    // No client's Upgrade field is forwarded.
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let kind = FaultKind::Malformed("status 101 without Upgrade".to_owned());
+        return Err(Fault { leg: None, worker: Arc::clone(worker), kind }.into());
+    }
+    worker.health.answered();
     let (head, body) = answer.into_parts();
     let mut response = Response::new(ProxiedBody::new(body, lease, deadline));
     *response.status_mut() = head.status;
     *response.headers_mut() = headers::to_client(&head.headers, true);
-    Reply::Proxied(Box::new(response))
+    Ok(Reply::Proxied(Box::new(response)))
 }
 
-fn endpoint_of(service: &ServiceBackend, avoid: Option<&Arc<Worker>>) -> Result<Lease, Reject> {
-    let endpoints = service.endpoints.iter().enumerate();
-    let candidates: Vec<Candidate> = endpoints
-        .filter(|(_, worker)| !is(worker, avoid))
-        .map(|(id, worker)| Candidate { id, usage: worker.usage(), ..Candidate::default() })
-        .collect();
+/// No probe looks at a Service's endpoint. One that cannot be reached is left for a while at once, one
+/// that breaks connections or is late after several in a row.
+fn blame_endpoint(fault: &Fault, now_ms: u64) {
+    match fault.kind {
+        FaultKind::Unreachable(_) => fault.worker.health.ejected(now_ms),
+        _ => fault.worker.health.errored(now_ms),
+    }
+}
+
+/// Whether an endpoint is to be used while there are others. After its time out, one request tries it.
+fn is_usable(worker: &Worker, now_ms: u64) -> bool {
+    if worker.health.verdict() == Verdict::Failing {
+        worker.health.probe_passed(now_ms);
+    }
+    match worker.health.verdict() {
+        Verdict::Failing => false,
+        Verdict::HalfOpen => worker.usage().requests == 0,
+        _ => true,
+    }
+}
+
+fn endpoint_of(
+    service: &ServiceBackend,
+    avoid: Option<&Arc<Worker>>,
+    now_ms: u64,
+) -> Result<Lease, Reject> {
+    let candidates = |only_usable: bool| {
+        let endpoints = service.endpoints.iter().enumerate();
+        let fits = |worker: &Arc<Worker>| {
+            !is(worker, avoid) && (!only_usable || is_usable(worker, now_ms))
+        };
+        let candidate = |(id, worker): (usize, &Arc<Worker>)| Candidate {
+            id,
+            usage: worker.usage(),
+            ..Candidate::default()
+        };
+        endpoints.filter(|(_, worker)| fits(worker)).map(candidate).collect::<Vec<_>>()
+    };
+    let usable = candidates(true);
+    // Where all are left alone, one of them is tried rather than none.
+    let candidates = if usable.is_empty() { candidates(false) } else { usable };
     let draw = Draw { chance: rand::random(), turn: 0 };
     let chosen =
         Policy::PowerOfTwo.pick(&candidates, draw).ok_or_else(|| none_ready(&service.name))?;
@@ -281,7 +336,7 @@ fn lease_one_of<'p, M: Iterator<Item = &'p Member>>(
 ) -> Result<Lease, Reject> {
     let ready = |m: &&Member| m.phase == Phase::Ready && !is(&m.worker, avoid);
     let ready: Vec<&Member> = members().filter(ready).collect();
-    let up = |member: &&&Member| member.worker.health.verdict() == Verdict::Up;
+    let up = |member: &&&Member| member.worker.health.verdict().serves();
     let start = rand::random_range(0..ready.len().max(1));
     let walk = || ready[start.min(ready.len())..].iter().chain(&ready[..start.min(ready.len())]);
     let chosen = walk().find(up).or_else(|| walk().next());

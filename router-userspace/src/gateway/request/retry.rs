@@ -19,12 +19,16 @@ use crate::gateway::upstream::fault::{Fault, FaultKind};
 /// retried, not counting engines that died.
 const MAX_BROKEN: u32 = 1;
 
+/// Maximum number of retries of one request after engines refused it as too many.
+const MAX_FULL: u32 = 1;
+
 /// The failed attempts of one request.
 #[derive(Debug, Default)]
 pub(crate) struct RetryState {
     attempts: u32,
     broken: u32,
     deaths: u32,
+    full: u32,
 }
 
 /// The workers of one attempt, and their health before it.
@@ -72,8 +76,20 @@ impl Gateway {
         } else if fault.broke() || matches!(fault.kind, FaultKind::Silent) {
             state.broken += 1;
         }
+        let now_ms = self.dispatch.clock.now_ms();
+        if fault.is_full() {
+            state.full += 1;
+            // Nothing is gained by asking again, and each leg costs an engine time.
+            if state.full > MAX_FULL || all_full(pool, &fault.worker, now_ms) {
+                return (fault, false);
+            }
+        }
         let retry =
             fault.retryable() && state.attempts < limits.max_attempts && state.broken <= MAX_BROKEN;
+        if retry && !pool.history.retry_budget.try_retry(now_ms) {
+            self.metrics.retry_budget_exhausted.inc();
+            return (fault, false);
+        }
         (fault, retry)
     }
 
@@ -93,6 +109,19 @@ impl Gateway {
             .and_then(|pool| pool.members.iter().find(|member| same(&&member.worker)));
         member.is_some_and(|member| member.phase == Phase::Ready)
     }
+}
+
+/// Whether all workers with the role of `worker` have refused a request as too many within the last
+/// second.
+fn all_full(pool: &Pool, worker: &Arc<Worker>, now_ms: u64) -> bool {
+    let found = pool.members.iter().find(|member| Arc::ptr_eq(&member.worker, worker));
+    let Some(role) = found.map(|member| member.role) else { return false };
+    let mut candidates = pool.members.iter().filter(|member| {
+        member.role == role
+            && member.phase == Phase::Ready
+            && member.worker.health.verdict() != Verdict::Down
+    });
+    candidates.all(|member| member.worker.health.refused_recently(now_ms))
 }
 
 /// Records the crash of the engine that streams a response: the client has seen a part, so the

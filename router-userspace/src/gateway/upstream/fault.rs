@@ -124,7 +124,9 @@ impl Fault {
         match &self.kind {
             FaultKind::Unreachable(_) => self.worker.health.unreachable(),
             // The engine is full, which is not a sign of bad health.
-            FaultKind::Engine { status: StatusCode::SERVICE_UNAVAILABLE, .. } => {}
+            FaultKind::Engine { status: StatusCode::SERVICE_UNAVAILABLE, .. } => {
+                self.worker.health.refused(now_ms);
+            }
             FaultKind::Engine { status, about_transfer, .. } if status.is_server_error() => {
                 if !about_transfer {
                     self.worker.health.errored(now_ms);
@@ -164,6 +166,12 @@ impl Fault {
     /// Whether the error is about bootstrap or KV transfer, so that either leg may be the cause.
     pub(crate) fn about_transfer(&self) -> bool {
         matches!(&self.kind, FaultKind::Engine { about_transfer: true, .. })
+    }
+
+    /// Whether the engine refused the request because it has too many.
+    pub(crate) fn is_full(&self) -> bool {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        matches!(&self.kind, FaultKind::Engine { status: answered, .. } if *answered == status)
     }
 
     /// Whether the connection broke after the request was sent.

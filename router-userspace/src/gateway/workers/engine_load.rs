@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::StatusCode;
 use http::uri::PathAndQuery;
 use parking_lot::Mutex;
-use router_core::fleet::{Fleet, Verdict, Worker, WorkerKey};
+use router_core::fleet::{Fleet, Worker, WorkerKey};
 use router_core::sglang::loads::LoadEndpoint;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -81,7 +81,7 @@ impl LoadPoller {
         loop {
             // Jitter, so that a thousand engines are not polled at once.
             tokio::time::sleep(self.interval.mul_f64(rand::random_range(0.9..=1.1))).await;
-            if worker.health.verdict() != Verdict::Up {
+            if !worker.health.verdict().serves() {
                 endpoint = None;
                 continue;
             }

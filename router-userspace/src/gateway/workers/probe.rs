@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::uri::{Authority, PathAndQuery};
 use parking_lot::Mutex;
-use router_core::fleet::{EngineInfo, Fleet, Phase, Role, Verdict, Worker, WorkerKey};
+use router_core::fleet::{EngineInfo, Fleet, Phase, Role, Worker, WorkerKey};
 use router_core::sglang::info::RouteParams;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, timeout};
@@ -117,6 +117,11 @@ impl Probes {
         *probe_tasks = now;
     }
 
+    /// Whether the worker is probed. The endpoints of Services are not.
+    pub(crate) fn is_probed(&self, worker: &Worker) -> bool {
+        self.probe_tasks.lock().contains_key(&worker.key)
+    }
+
     /// Probes a worker now instead of at the end of its interval.
     pub(crate) fn probe_now(&self, worker: &Worker) {
         let probe_tasks = self.probe_tasks.lock();
@@ -161,7 +166,7 @@ impl Prober {
             let now = worker.health.verdict();
             if now != before {
                 tracing::info!(worker = %worker.name, ?before, ?now, "worker health changed");
-                if now == Verdict::Up {
+                if now.serves() {
                     (self.returned)();
                 } else {
                     // The worker may come back as another engine under the same name.
@@ -169,8 +174,8 @@ impl Prober {
                 }
             }
             let usual = self.timeouts.probe_interval;
-            let pause = if now == Verdict::Up { usual } else { away.min(usual) };
-            away = if now == Verdict::Up { DOWN_INTERVAL } else { (2 * away).min(usual) };
+            let pause = if now.serves() { usual } else { away.min(usual) };
+            away = if now.serves() { DOWN_INTERVAL } else { (2 * away).min(usual) };
             // Jitter, so that a thousand engines are not probed at once.
             let pause = pause.mul_f64(rand::random_range(0.9..=1.1));
             let _ = timeout(pause, wake.notified()).await;

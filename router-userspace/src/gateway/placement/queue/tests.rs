@@ -219,6 +219,29 @@ async fn health_is_a_last_resort_and_capacity_never_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_half_open_worker_gets_one_request_at_a_time() {
+    let mut all = members();
+    all.push(member("d2", Role::Decode, "m", 8));
+    let half_open = Arc::clone(&all[2].worker);
+    half_open.health.ejected(0);
+    half_open.health.probe_passed(60_000);
+    all[1].engine_info = all[2].engine_info.clone();
+    let pool = pool(all);
+    let admission = admission(&pool, 8);
+    let mut held = Vec::new();
+    for _ in 0..6 {
+        held.push(admission.admit(&pool, &request(), None).await.unwrap());
+    }
+    assert_eq!(half_open.usage().requests, 1);
+    held.clear();
+    half_open.health.answered();
+    for _ in 0..6 {
+        held.push(admission.admit(&pool, &request(), None).await.unwrap());
+    }
+    assert!(half_open.usage().requests > 1, "it has answered and is up again");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_worker_that_failed_this_request_is_chosen_again_only_if_alone() {
     let mut all = members();
     all.push(member("d2", Role::Decode, "m", 8));
@@ -244,6 +267,26 @@ async fn a_pool_without_a_ready_worker_is_refused_at_once() {
     let admission = admission(&pool, 8);
     let refused = admission.admit(&pool, &request(), None).await.unwrap_err();
     assert_eq!(refused, AdmissionError::NoWorkerReady(pool.name.clone()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_waits_for_workers_that_start_or_that_were_there_lately() {
+    let mut all = members();
+    all[1].phase = Phase::NotReady;
+    let starting = pool(all);
+    let admission = admission(&starting, 8);
+    let began = Instant::now();
+    let refused = admission.admit(&starting, &request(), None).await.unwrap_err();
+    assert_eq!(refused, AdmissionError::NoWorkerReady(starting.name.clone()));
+    assert!(began.elapsed() >= Duration::from_secs(30), "it waited for --queue-timeout");
+
+    let empty = pool(Vec::new());
+    empty.history.served_until(admission.view.clock.now_ms());
+    let waiting = wait_in_queue(&admission, &empty).await;
+    let fleet = Fleet { generation: 2, pools: vec![pool(members())], ..Fleet::default() };
+    admission.fleet.publish(fleet, Certificates::default());
+    admission.wake();
+    assert!(waiting.await.unwrap().is_ok(), "the pool has workers again");
 }
 
 /// One engine in both roles: its prefill lease uses the capacity that its decode lease needs.
