@@ -224,7 +224,8 @@ pub struct SourceFlags {
     /// sglang-router.
     #[arg(long)]
     pub pd_disaggregation: bool,
-    /// URL of a prefill engine, and its bootstrap port (8998 if omitted or `none`). May be repeated.
+    /// URL of a prefill engine, and its bootstrap port (what the engine reports if omitted or
+    /// `none`). May be repeated.
     #[arg(long, num_args = 1..=2, value_names = ["URL", "BOOTSTRAP_PORT"], action = clap::ArgAction::Append)]
     pub prefill: Vec<String>,
     /// URL of a decode engine. May be repeated.

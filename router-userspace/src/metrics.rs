@@ -63,6 +63,11 @@ pub struct WorkerLabels {
     pub role: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PoolLabels {
+    pub pool: String,
+}
+
 type LatencyFamily = Family<EndpointLabels, Histogram, fn() -> Histogram>;
 
 /// The gateway's metrics; cheap to clone into every task.
@@ -84,6 +89,7 @@ pub struct Metrics {
     pub fleet_generation: Gauge,
     pub leader: Gauge,
     pub status_write_failures: Counter,
+    pub pool_can_serve: Family<PoolLabels, Gauge>,
     pub worker_up: Family<WorkerLabels, Gauge>,
     pub worker_requests: Family<WorkerLabels, Gauge>,
     pub agents: Gauge,
@@ -124,6 +130,7 @@ impl Metrics {
             fleet_generation: Gauge::default(),
             leader: Gauge::default(),
             status_write_failures: Counter::default(),
+            pool_can_serve: Family::default(),
             worker_up: Family::default(),
             worker_requests: Family::default(),
             agents: Gauge::default(),
@@ -214,6 +221,11 @@ impl Metrics {
             "status_write_failures",
             "Statuses of cluster objects that could not be written",
             self.status_write_failures.clone(),
+        );
+        registry.register(
+            "pool_can_serve",
+            "1 if engines that fit together are ready and not down, one of each role, else 0",
+            self.pool_can_serve.clone(),
         );
         registry.register(
             "worker_up",

@@ -111,15 +111,16 @@ impl Fleet {
 }
 
 impl Engine {
-    /// Starts an engine with the documents' ports on an address of its own.
+    /// Starts an engine on an address of its own, with the documents' ports unless `change` sets others.
     ///
     /// # Panics
     /// It does not start.
     pub async fn start(name: &str, role: Role, change: impl Fn(Config) -> Config) -> Engine {
         let address = Loopback::claim();
-        let mut config = change(Config::new(role));
+        let mut config = Config::new(role);
         (config.host, config.port) = (address.ip(), ENGINE_PORT);
         config.bootstrap_port = BOOTSTRAP_PORT;
+        let config = change(config);
         let sim = sglang_sim::Engine::start(config).await.expect("starting an engine");
         let role = match role {
             Role::Prefill => "prefill",

@@ -131,8 +131,9 @@ fn draw_of(round: u64) -> Draw {
 
 fn busy(name: &str, count: usize) -> Vec<Arc<Worker>> {
     let worker = |at: usize| {
-        let key = WorkerKey { uid: format!("{name}-{at}").into(), port: 8000 };
-        let worker = Arc::new(Worker::new(key, name, ([10, 0, 0, 1], 8000).into()));
+        let address = ([10, 0, 0, 1], 8000).into();
+        let key = WorkerKey { uid: format!("{name}-{at}").into(), address };
+        let worker = Arc::new(Worker::new(key, name));
         worker.health.probe_passed(0);
         let noise = (at as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
         let weight = Usage {

@@ -62,8 +62,8 @@ pub struct Engines {
 }
 
 impl Engines {
-    /// Parses the values of `--prefill URL [BOOTSTRAP_PORT|none]`, `--decode URL` and `--port`. The
-    /// default bootstrap port is SGLang's 8998.
+    /// Parses the values of `--prefill URL [BOOTSTRAP_PORT|none]`, `--decode URL` and `--port`. Without
+    /// a bootstrap port, the one that the engine reports is used.
     pub fn parse(
         prefill: &[Vec<String>],
         decode: &[String],
@@ -284,20 +284,20 @@ mod tests {
             .iter()
             .map(|member| {
                 let bootstrap = member.bootstrap.map(|address| address.to_string());
-                (member.role, member.worker.address.to_string(), bootstrap)
+                (member.role, member.worker.address().to_string(), bootstrap)
             })
             .collect();
-        let prefill = |address: &str, bootstrap: &str| {
-            (Role::Prefill, address.to_owned(), Some(bootstrap.to_owned()))
+        let prefill = |address: &str, bootstrap: Option<&str>| {
+            (Role::Prefill, address.to_owned(), bootstrap.map(str::to_owned))
         };
         assert_eq!(
             seen,
             [
-                prefill("127.0.0.11:30001", "127.0.0.11:34000"),
-                prefill("127.0.0.11:30002", "127.0.0.11:8998"),
+                prefill("127.0.0.11:30001", Some("127.0.0.11:34000")),
+                prefill("127.0.0.11:30002", None),
                 (Role::Decode, "127.0.0.21:30004".to_owned(), None),
                 (Role::Decode, "127.0.0.22:80".to_owned(), None),
-                prefill("[::1]:30003", "[::1]:8998"),
+                prefill("[::1]:30003", None),
             ]
         );
         let headers = http::HeaderMap::new();

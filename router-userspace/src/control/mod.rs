@@ -23,6 +23,7 @@ pub mod watch;
 mod write_report;
 
 pub use index::{
-    CONTROLLER_NAME, Exposure, GatewayService, Index, ObjectStatus, Source, StatusPatch,
+    CONTROLLER_NAME, DEFAULT_BOOTSTRAP_PORT, Exposure, GatewayService, Index, ObjectStatus, Source,
+    StatusPatch,
 };
 pub use run::{Feed, POLL_INTERVAL, run};

@@ -235,8 +235,8 @@ mod tests {
     }
 
     fn member(name: &str, role: Role, node: &str) -> Member {
-        let key = WorkerKey { uid: name.into(), port: 8000 };
-        let worker = Arc::new(Worker::new(key, name, ([127, 0, 0, 1], 8000).into()));
+        let key = WorkerKey { uid: name.into(), address: ([127, 0, 0, 1], 8000).into() };
+        let worker = Arc::new(Worker::new(key, name));
         let (bootstrap, group, engine_info) = (None, None, None);
         Member {
             worker,

@@ -41,6 +41,7 @@ use self::shared::Gateway;
 use self::upstream::abort::Aborter;
 use self::upstream::dispatch::Dispatch;
 use self::workers::engine_load::{LoadPoller, LoadPolls};
+use self::workers::health_monitor::HealthMonitor;
 use self::workers::probe::{Prober, Probes};
 use crate::certificates::Certificates;
 use crate::clock::MonotonicClock;
@@ -149,12 +150,14 @@ impl Parts {
             Admission::new(Arc::clone(&fleet), view.clone(), limits, timeouts.queue_timeout);
         let (info_tx, engine_info) = mpsc::channel(MAX_ENGINE_INFOS);
         let waker = Arc::clone(&admission);
+        let returned = move || waker.wake();
+        let health = Arc::new(HealthMonitor::new(Arc::clone(&fleet), clock, returned));
         let prober = Prober {
             engines: engines.clone(),
             timeouts: timeouts.clone(),
             view: view.clone(),
             engine_info: info_tx,
-            returned: Arc::new(move || waker.wake()),
+            health: Arc::clone(&health),
         };
         let probes = Arc::new(Probes::new(prober, tasks.clone(), stop_workers.clone()));
         let polls = polls(&settings, &engines, clock, &tasks, &stop_workers);
@@ -165,6 +168,7 @@ impl Parts {
             aborter: Aborter::new(engines.clone(), tasks.clone(), metrics.clone()),
             engines,
             probes: Arc::clone(&probes),
+            health,
             tasks: tasks.clone(),
             timeouts,
             max_response: settings.limits.max_response,
@@ -209,6 +213,7 @@ impl Parts {
             gateway.remove_counters_of_departed(&fleet);
             gateway.record_serving_pools();
             gateway.fleet.publish(fleet, certificates);
+            gateway.dispatch.health.check_pools(&gateway.fleet.snapshot());
             gateway.admission.wake();
             ports.send_if_modified(|ports| {
                 let changed = *ports != wanted;

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::Role;
+
 /// What an engine reported about itself. `None` means that the field was not reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct EngineInfo {
@@ -43,6 +45,16 @@ impl EngineInfo {
             && self.kv_cache_dtype == other.kv_cache_dtype
             && self.page_size == other.page_size
             && self.served_model_name == other.served_model_name
+    }
+
+    /// Whether the engine runs in another role than `role`: `prefill`, `decode`, or neither.
+    pub(super) fn contradicts(&self, role: Role) -> bool {
+        let wanted = match role {
+            Role::Prefill => "prefill",
+            Role::Decode => "decode",
+            Role::Unified => "null",
+        };
+        self.disaggregation_mode.as_deref().is_some_and(|mode| mode != wanted)
     }
 
     /// Whether this engine serves requests that name `model`.

@@ -53,16 +53,33 @@ const COUNT_SHIFT: u32 = 6;
 const COUNT: u64 = 0xff;
 const UNTIL_SHIFT: u32 = 14;
 
-/// Value of the failure count of a worker that is down because it leaves probes unanswered.
+/// Values of the failure count of a worker that is down: why it is down.
+///
+/// It refuses connections, or reports that it is not ready.
+const AWAY: u64 = 0;
+/// It leaves probes unanswered.
 const SILENT: u64 = 1;
+/// It answers, and its bootstrap server cannot be reached.
+const UNREGISTERED: u64 = 2;
 
-/// The state, the consecutive failures, how often the breaker has opened, and the time until which good
-/// probes are ignored, in one word.
+/// A change of a worker's health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthChange {
+    pub before: Verdict,
+    pub after: Verdict,
+}
+
+/// Whether a worker answers. Methods that record an observation return the change of the verdict, if
+/// there is one.
 #[derive(Debug, Default)]
 pub struct Health {
+    /// The state, the consecutive failures, how often the breaker has opened, and the time until which
+    /// good probes are ignored.
     word: AtomicU64,
     /// When the worker last refused a request as too many; 0 if it has answered one since.
     refused_ms: AtomicU64,
+    /// When the verdict changed last.
+    changed_ms: AtomicU64,
 }
 
 /// The fields of the word.
@@ -94,6 +111,16 @@ impl HealthFields {
             | (self.until_ms << UNTIL_SHIFT)
     }
 
+    fn verdict(self) -> Verdict {
+        match self.state {
+            UP => Verdict::Up,
+            HALF_OPEN => Verdict::HalfOpen,
+            FAILING => Verdict::Failing,
+            DOWN => Verdict::Down,
+            _ => Verdict::Unknown,
+        }
+    }
+
     fn opened(self, now_ms: u64) -> HealthFields {
         let open_ms = (OPEN_MS << self.level).min(MAX_OPEN_MS);
         let level = (self.level + 1).min(LEVEL);
@@ -103,37 +130,47 @@ impl HealthFields {
 
 impl Health {
     pub fn verdict(&self) -> Verdict {
-        match self.word.load(Ordering::Relaxed) & STATE {
-            UP => Verdict::Up,
-            HALF_OPEN => Verdict::HalfOpen,
-            FAILING => Verdict::Failing,
-            DOWN => Verdict::Down,
-            _ => Verdict::Unknown,
-        }
+        HealthFields::of(self.word.load(Ordering::Relaxed)).verdict()
+    }
+
+    /// Stores the time of a change of the verdict, and returns for how long the verdict before it
+    /// lasted. That of the first verdict is counted from 0 of the clock.
+    pub fn mark_changed(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.changed_ms.swap(now_ms, Ordering::Relaxed))
     }
 
     /// Whether the worker leaves probes unanswered, because it is frozen or its host is gone. A worker
     /// that refuses connections or reports that it is not ready is not silent: an engine that shuts
     /// down still finishes its running requests.
     pub fn is_silent(&self) -> bool {
+        self.is_down_for(SILENT)
+    }
+
+    /// Whether the worker answers and its bootstrap server cannot be reached. A decode cannot get a KV
+    /// cache from this prefill: it would wait for its whole timeout.
+    pub fn is_unregistered(&self) -> bool {
+        self.is_down_for(UNREGISTERED)
+    }
+
+    fn is_down_for(&self, kind: u64) -> bool {
         let fields = HealthFields::of(self.word.load(Ordering::Relaxed));
-        fields.state == DOWN && fields.count == SILENT
+        fields.state == DOWN && fields.count == kind
     }
 
     /// Records that the worker answered a request, also with a client error.
-    pub fn answered(&self) {
+    pub fn answered(&self) -> Option<HealthChange> {
         // Read first: this runs once per request, and a write would move the cache line.
         if self.refused_ms.load(Ordering::Relaxed) != 0 {
             self.refused_ms.store(0, Ordering::Relaxed);
         }
         if self.word.load(Ordering::Relaxed) == HealthFields::WELL.pack() {
-            return;
+            return None;
         }
         self.update(|fields| match fields.state {
             DOWN => fields,
             FAILING => HealthFields { count: 0, ..fields },
             _ => HealthFields::WELL,
-        });
+        })
     }
 
     /// Records that the worker refused a request because it has too many. That is not a sign of bad
@@ -151,33 +188,44 @@ impl Health {
 
     /// Records that the connection was refused, reset or never established. The worker is down until
     /// the next successful probe.
-    pub fn unreachable(&self) {
+    pub fn unreachable(&self) -> Option<HealthChange> {
         self.update(|fields| {
-            let count = if fields.state == DOWN { fields.count } else { 0 };
+            let count = if fields.state == DOWN { fields.count } else { AWAY };
             HealthFields { state: DOWN, count, level: 0, until_ms: 0 }
-        });
+        })
+    }
+
+    /// Records that the worker answers and its bootstrap server refuses the connection. The worker is
+    /// down at once, without a second probe.
+    pub fn bootstrap_refused(&self) -> Option<HealthChange> {
+        self.update(|fields| HealthFields { state: DOWN, count: UNREGISTERED, ..fields })
+    }
+
+    /// Records that the worker answers and its bootstrap server did not in time.
+    pub fn bootstrap_timed_out(&self) -> Option<HealthChange> {
+        self.probe_missed(UNREGISTERED)
     }
 
     /// Opens the breaker at once. For a worker that no probe looks at.
-    pub fn ejected(&self, now_ms: u64) {
+    pub fn ejected(&self, now_ms: u64) -> Option<HealthChange> {
         self.update(|fields| match fields.state {
             DOWN | FAILING => fields,
             _ => fields.opened(now_ms),
-        });
+        })
     }
 
     /// Records that the worker answered with a server error.
-    pub fn errored(&self, now_ms: u64) {
+    pub fn errored(&self, now_ms: u64) -> Option<HealthChange> {
         self.update(|fields| match fields.state {
             DOWN | FAILING => fields,
             HALF_OPEN => fields.opened(now_ms),
             _ if fields.count + 1 >= ERRORS_TO_OPEN => fields.opened(now_ms),
             _ => HealthFields { count: fields.count + 1, ..fields },
-        });
+        })
     }
 
     /// Records a successful probe. After the time out of an open breaker, one request tries the worker.
-    pub fn probe_passed(&self, now_ms: u64) {
+    pub fn probe_passed(&self, now_ms: u64) -> Option<HealthChange> {
         self.update(|fields| match fields.state {
             UP | HALF_OPEN => HealthFields { until_ms: 0, ..fields },
             FAILING | DOWN if fields.level > 0 && now_ms < fields.until_ms => {
@@ -187,37 +235,41 @@ impl Health {
                 HealthFields { state: HALF_OPEN, count: 0, until_ms: 0, ..fields }
             }
             _ => HealthFields::WELL,
-        });
+        })
     }
 
     /// Records that the worker reports not to be ready. It is down at once, without a second probe.
-    pub fn not_ready(&self) {
-        self.unreachable();
+    pub fn not_ready(&self) -> Option<HealthChange> {
+        self.unreachable()
     }
 
     /// Records that the connection of a probe failed.
-    pub fn probe_failed(&self) {
-        self.probe_missed(0);
+    pub fn probe_failed(&self) -> Option<HealthChange> {
+        self.probe_missed(AWAY)
     }
 
     /// Records that a probe was not answered in time.
-    pub fn probe_timed_out(&self) {
-        self.probe_missed(SILENT);
+    pub fn probe_timed_out(&self) -> Option<HealthChange> {
+        self.probe_missed(SILENT)
     }
 
-    fn probe_missed(&self, kind: u64) {
+    fn probe_missed(&self, kind: u64) -> Option<HealthChange> {
         self.update(|fields| match fields.state {
             UP if fields.count + 1 < PROBES_TO_OPEN => {
                 HealthFields { count: fields.count + 1, ..fields }
             }
             _ => HealthFields { state: DOWN, count: kind, ..fields },
-        });
+        })
     }
 
-    fn update(&self, f: impl Fn(HealthFields) -> HealthFields) {
+    /// Returns the change of the verdict. Of concurrent updates each change is returned once.
+    fn update(&self, f: impl Fn(HealthFields) -> HealthFields) -> Option<HealthChange> {
         let next = |word: u64| Some(f(HealthFields::of(word)).pack());
+        let before = self.word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
         // `next` never returns `None`, so the update cannot fail.
-        let _ = self.word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        let before = HealthFields::of(before.unwrap_or_else(|word| word));
+        let (before, after) = (before.verdict(), f(before).verdict());
+        (before != after).then_some(HealthChange { before, after })
     }
 }
 
@@ -335,6 +387,32 @@ mod tests {
         health.not_ready();
         assert_eq!(health.verdict(), Verdict::Down);
         assert!(!health.is_silent());
+    }
+
+    #[test]
+    fn each_change_is_returned_once() {
+        let health = Health::default();
+        let change = |before, after| Some(HealthChange { before, after });
+        assert_eq!(health.answered(), change(Verdict::Unknown, Verdict::Up));
+        assert_eq!(health.answered(), None);
+        assert_eq!(health.unreachable(), change(Verdict::Up, Verdict::Down));
+        assert_eq!((health.unreachable(), health.probe_timed_out()), (None, None));
+        assert_eq!(health.probe_passed(5), change(Verdict::Down, Verdict::Up));
+        assert_eq!((health.mark_changed(5), health.mark_changed(9)), (5, 4));
+    }
+
+    #[test]
+    fn a_refused_bootstrap_server_counts_until_a_probe_passes() {
+        let health = Health::default();
+        health.probe_passed(0);
+        health.bootstrap_timed_out();
+        assert!(!health.is_unregistered(), "one timeout is not enough");
+        health.bootstrap_refused();
+        health.answered();
+        health.unreachable();
+        assert!(health.is_unregistered() && !health.is_silent());
+        health.probe_passed(0);
+        assert!(!health.is_unregistered());
     }
 
     #[test]

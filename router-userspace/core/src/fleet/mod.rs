@@ -21,6 +21,7 @@ mod rates;
 mod readiness;
 mod retry_budget;
 mod service;
+mod shortage;
 mod snapshot;
 mod worker;
 
@@ -29,7 +30,7 @@ pub use agents::AgentAddress;
 pub use engine_info::EngineInfo;
 pub use engine_load::{EngineLoad, EngineLoadCell, PolledLoad, RankLoad};
 pub use health::{
-    ERRORS_TO_OPEN, Health, MAX_OPEN_MS, OPEN_MS, PROBES_TO_OPEN, REFUSED_MS, Verdict,
+    ERRORS_TO_OPEN, Health, HealthChange, MAX_OPEN_MS, OPEN_MS, PROBES_TO_OPEN, REFUSED_MS, Verdict,
 };
 pub use lease_history::LeaseHistory;
 pub use links::{Link, LinkPrior, LinkTable};

@@ -112,14 +112,15 @@ mod tests {
 
     fn pool(models: &[(&str, &str)]) -> Pool {
         let member = |(path, served): &(&str, &str)| {
-            let key = WorkerKey { uid: (*path).into(), port: 8000 };
+            let address = ([127, 0, 0, 1], 8000).into();
+            let key = WorkerKey { uid: (*path).into(), address };
             let info = EngineInfo {
                 model_path: Some((*path).to_owned()),
                 served_model_name: Some((*served).to_owned()),
                 ..EngineInfo::default()
             };
             Member {
-                worker: Arc::new(Worker::new(key, *path, ([127, 0, 0, 1], 8000).into())),
+                worker: Arc::new(Worker::new(key, *path)),
                 role: Role::Unified,
                 phase: Phase::Ready,
                 bootstrap: None,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{EngineInfo, PoolHistory, Ranks, RateEstimators, Worker, cache_of};
+use super::{EngineInfo, PoolHistory, Ranks, RateEstimators, Verdict, Worker, cache_of};
 use crate::fnv::fnv1a_nonzero;
 
 /// `namespace/name` of an object.
@@ -53,7 +53,8 @@ pub struct Member {
     pub worker: Arc<Worker>,
     pub role: Role,
     pub phase: Phase,
-    /// The bootstrap server where decodes request this prefill's KV cache.
+    /// The bootstrap server where decodes request this prefill's KV cache. `None` while its port is
+    /// neither configured nor reported.
     pub bootstrap: Option<SocketAddr>,
     /// Pods of one group are preferred for each other.
     pub group: Option<Arc<str>>,
@@ -68,6 +69,34 @@ impl Member {
     /// Returns the data-parallel ranks that a request can be assigned to.
     pub fn ranks(&self) -> Option<Ranks> {
         Ranks::of(self.engine_info.as_deref()?, self.role)
+    }
+
+    /// Whether requests may be sent to this member, whatever its health: as a last resort also if it
+    /// is down. A prefill whose bootstrap server cannot be reached is no last resort, since decode
+    /// would wait for its KV cache in vain.
+    pub fn is_eligible(&self) -> bool {
+        let meets = || self.bootstrap.is_some() && !self.worker.health.is_unregistered();
+        self.phase == Phase::Ready && (self.role != Role::Prefill || meets())
+    }
+
+    /// Whether a request that is sent to this member is expected to be served.
+    pub fn can_serve(&self) -> bool {
+        self.is_eligible() && self.worker.health.verdict() != Verdict::Down
+    }
+
+    /// Why the engine's own `disaggregation_mode` forbids the member's role.
+    pub(super) fn contradiction(&self) -> Option<String> {
+        let info = self.engine_info.as_deref().filter(|info| info.contradicts(self.role))?;
+        let mode = info.disaggregation_mode.as_deref().unwrap_or_default();
+        let runs_as = if mode == "null" { "an ordinary server" } else { mode };
+        Some(match self.role {
+            Role::Prefill => format!("its role is prefill, and the engine runs as {runs_as}"),
+            Role::Decode => format!("its role is decode, and the engine runs as {runs_as}"),
+            Role::Unified => format!(
+                "the engine runs as {runs_as}, and no InferenceTrafficPolicy with profile.pd \
+                 names the pool"
+            ),
+        })
     }
 }
 
@@ -120,6 +149,9 @@ pub struct Pool {
     pub runtime: Arc<str>,
     /// The engines use HTTP/2 without TLS (`appProtocol: kubernetes.io/h2c`).
     pub h2c: bool,
+    /// How its pods are selected, in words: the selector, and the label of the role.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub selection: Arc<str>,
     pub members: Vec<Member>,
     pub compatible_sets: Vec<CompatibleSet>,
     pub excluded: Vec<Excluded>,
@@ -145,6 +177,7 @@ impl Pool {
             profile,
             runtime: "sglang".into(),
             h2c: false,
+            selection: "".into(),
             groups: members.iter().map(|m| m.group.as_deref().map_or(0, group_number)).collect(),
             members,
             compatible_sets: Vec::new(),
@@ -152,8 +185,19 @@ impl Pool {
             rate_estimators: Arc::new(RateEstimators::of_pool()),
             history: Arc::default(),
         };
-        let (reported, unreported): (Vec<usize>, Vec<usize>) =
-            (0..pool.members.len()).partition(|&i| pool.members[i].engine_info.is_some());
+        let contradictions: Vec<_> = pool.members.iter().map(Member::contradiction).collect();
+        let is_reported = |member: &Member| {
+            // An engine without `/server_info` has an empty info.
+            member.engine_info.as_deref().is_some_and(|info| *info != EngineInfo::default())
+        };
+        let (reported, unreported): (Vec<usize>, Vec<usize>) = (0..pool.members.len())
+            .filter(|&i| contradictions[i].is_none())
+            .partition(|&i| is_reported(&pool.members[i]));
+        for (index, reason) in contradictions.iter().enumerate() {
+            if let Some(reason) = reason {
+                pool.exclude(index, reason);
+            }
+        }
         // One member per distinct info in a set. Comparing with all members would be quadratic in the
         // pool, and most engines of a set report the same info.
         let mut representatives: Vec<Vec<usize>> = Vec::new();
@@ -185,6 +229,14 @@ impl Pool {
             Profile::Pd => ready(&set.prefill) && ready(&set.decode),
             Profile::Single => ready(&set.unified),
         })
+    }
+
+    /// Whether the pool can serve a request: some compatible engines, one of every role that a request
+    /// needs, take requests and are not down.
+    pub fn can_serve(&self) -> bool {
+        let any = |ids: &[usize]| ids.iter().any(|&id| self.members[id].can_serve());
+        let sets = &mut self.compatible_sets.iter();
+        sets.any(|set| any(&set.unified) || (any(&set.prefill) && any(&set.decode)))
     }
 
     fn add_to_compatible_set(&mut self, index: usize, representatives: &mut Vec<Vec<usize>>) {
@@ -294,8 +346,8 @@ mod tests {
     use super::*;
 
     fn member(name: &str, role: Role, info: Option<EngineInfo>) -> Member {
-        let key = WorkerKey { uid: name.into(), port: 8000 };
-        let worker = Arc::new(Worker::new(key, name, ([127, 0, 0, 1], 8000).into()));
+        let key = WorkerKey { uid: name.into(), address: ([127, 0, 0, 1], 8000).into() };
+        let worker = Arc::new(Worker::new(key, name));
         let info = info.map(Arc::new);
         let (bootstrap, group, node) = (None, None, None);
         Member { worker, role, phase: Phase::Ready, bootstrap, group, engine_info: info, node }
@@ -340,6 +392,50 @@ mod tests {
         assert_eq!(serving(Some("b")), [vec![3]]);
         assert!(serving(Some("c")).is_empty());
         assert!(serving(None).is_empty());
+    }
+
+    #[test]
+    fn engines_that_run_in_another_role_are_excluded_and_named() {
+        let runs_as = |mode: &str| {
+            let disaggregation_mode = Some(mode.to_owned());
+            Some(EngineInfo { disaggregation_mode, ..model("m", 1).unwrap_or_default() })
+        };
+        let pool = pool(vec![
+            member("p", Role::Prefill, runs_as("prefill")),
+            member("d", Role::Decode, runs_as("decode")),
+            member("swapped", Role::Prefill, runs_as("decode")),
+            member("ordinary", Role::Decode, runs_as("null")),
+            member("says-nothing", Role::Decode, model("m", 1)),
+        ]);
+        let set = &pool.compatible_sets[0];
+        assert_eq!((set.prefill.as_slice(), set.decode.as_slice()), (&[0][..], &[1, 4][..]));
+        let excluded: Vec<String> =
+            pool.excluded.iter().map(|one| format!("{}: {}", one.worker, one.reason)).collect();
+        assert_eq!(
+            excluded,
+            [
+                "swapped: its role is prefill, and the engine runs as decode",
+                "ordinary: its role is decode, and the engine runs as an ordinary server",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_pool_can_serve_while_an_eligible_pair_is_not_down() {
+        let bootstrap = Some(([127, 0, 0, 1], 8998).into());
+        let prefill = Member { bootstrap, ..member("p", Role::Prefill, None) };
+        let pool = pool(vec![prefill, member("d", Role::Decode, None)]);
+        assert!(pool.can_serve(), "nothing speaks against engines that were not probed");
+        let [prefill, decode] = [0, 1].map(|id| &pool.members[id].worker.health);
+        for _ in 0..super::super::ERRORS_TO_OPEN {
+            decode.errored(0);
+        }
+        assert!(pool.can_serve(), "a failing engine is tried if there is no other");
+        decode.unreachable();
+        assert!(!pool.can_serve());
+        decode.probe_passed(10_000);
+        prefill.bootstrap_refused();
+        assert!(!pool.can_serve() && !pool.members[0].is_eligible());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! [`Worker`]: one engine's HTTP endpoint with its live state, and the [`Lease`] that counts a request.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -18,12 +18,12 @@ use super::ranks::MAX_RANKS;
 use super::rates::RateEstimators;
 use crate::fnv::fnv1a_nonzero;
 
-/// The identity of a worker: the pod's UID and the port. The same address with a new UID is another
-/// worker.
+/// The identity of a worker: the pod's UID, its address and the port. The same address with a new UID
+/// is another worker, and so is the same UID with a new address: its engine is another process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct WorkerKey {
     pub uid: Arc<str>,
-    pub port: u16,
+    pub address: SocketAddr,
 }
 
 /// One engine's HTTP endpoint. It lives as long as a snapshot or a lease refers to it.
@@ -32,8 +32,7 @@ pub struct Worker {
     pub key: WorkerKey,
     /// `namespace/pod`.
     pub name: Arc<str>,
-    pub address: SocketAddr,
-    /// `address` as the authority of a URL.
+    /// The key's address as the authority of a URL.
     pub authority: Authority,
     /// Hash of `key`: the same in every snapshot and every gateway.
     pub identity: u64,
@@ -143,11 +142,10 @@ impl WorkerLimits {
 pub type OnRelease = Arc<dyn Fn(&Worker) + Send + Sync>;
 
 impl Worker {
-    pub fn new(key: WorkerKey, name: impl Into<Arc<str>>, address: SocketAddr) -> Worker {
+    pub fn new(key: WorkerKey, name: impl Into<Arc<str>>) -> Worker {
         Worker {
             name: name.into(),
-            address,
-            authority: authority(address),
+            authority: authority(key.address),
             identity: identity(&key),
             health: Health::default(),
             load: LoadCell::default(),
@@ -159,6 +157,10 @@ impl Worker {
             counts: UsageCounters::default(),
             ranks: OnceLock::new(),
         }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.key.address
     }
 
     /// Returns the sum of the leases on this worker.
@@ -205,9 +207,13 @@ fn authority(address: SocketAddr) -> Authority {
     address.to_string().parse().expect("a socket address is an authority")
 }
 
-/// Hash of the pod's UID and the port, never 0.
+/// Hash of the pod's UID, the address and the port, never 0.
 fn identity(key: &WorkerKey) -> u64 {
-    fnv1a_nonzero(key.uid.bytes().chain(key.port.to_be_bytes()))
+    let port = key.address.port().to_be_bytes();
+    match key.address.ip().to_canonical() {
+        IpAddr::V4(ip) => fnv1a_nonzero(key.uid.bytes().chain(ip.octets()).chain(port)),
+        IpAddr::V6(ip) => fnv1a_nonzero(key.uid.bytes().chain(ip.octets()).chain(port)),
+    }
 }
 
 /// Returns the identity of the prefix cache of a worker's data-parallel rank. That of rank 0 is the
@@ -274,7 +280,7 @@ impl Serialize for Worker {
         let mut fields = serializer.serialize_struct("Worker", 5)?;
         fields.serialize_field("name", &self.name)?;
         fields.serialize_field("uid", &self.key.uid)?;
-        fields.serialize_field("address", &self.address)?;
+        fields.serialize_field("address", &self.key.address)?;
         fields.serialize_field("health", &self.health.verdict())?;
         fields.serialize_field("usage", &self.usage())?;
         fields.end()
@@ -297,8 +303,18 @@ mod tests {
     use super::*;
 
     fn worker() -> Arc<Worker> {
-        let key = WorkerKey { uid: "uid".into(), port: 8000 };
-        Arc::new(Worker::new(key, "default/pod", ([127, 0, 0, 1], 8000).into()))
+        Arc::new(Worker::new(key([127, 0, 0, 1]), "default/pod"))
+    }
+
+    fn key(ip: [u8; 4]) -> WorkerKey {
+        WorkerKey { uid: "uid".into(), address: (ip, 8000).into() }
+    }
+
+    #[test]
+    fn a_pod_with_another_address_has_another_cache() {
+        let moved = Worker::new(key([127, 0, 0, 2]), "default/pod");
+        assert_ne!(moved.identity, worker().identity);
+        assert_eq!(Worker::new(key([127, 0, 0, 1]), "x").identity, worker().identity);
     }
 
     const ONE: Weight =

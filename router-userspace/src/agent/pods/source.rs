@@ -11,10 +11,10 @@ use router_core::fleet::{Fleet, ObjectName, Role};
 use tokio::sync::oneshot;
 
 use crate::agent::flags::{AgentFlags, Peers};
-use crate::control::Index;
 use crate::control::files::Directory;
 use crate::control::kube::Cluster;
 use crate::control::watch::WatchCache;
+use crate::control::{DEFAULT_BOOTSTRAP_PORT, Index};
 
 /// The parts of a pod that the agent needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,9 +175,13 @@ fn known_pod(pod: &Pod, fleet: &Fleet) -> Option<KnownPod> {
     };
     for (_, member) in fleet.members().filter(|(_, member)| *member.worker.key.uid == *known.uid) {
         known.role = Some(member.role);
-        known.bootstrap = member.bootstrap.map(|address| address.port()).or(known.bootstrap);
-        if !known.ports.contains(&member.worker.key.port) {
-            known.ports.push(member.worker.key.port);
+        // The agent does not ask engines: of a port that is not configured it knows SGLang's default.
+        let default = (member.role == Role::Prefill).then_some(DEFAULT_BOOTSTRAP_PORT);
+        let configured = member.bootstrap.map(|address| address.port());
+        known.bootstrap = configured.or(known.bootstrap).or(default);
+        let port = member.worker.address().port();
+        if !known.ports.contains(&port) {
+            known.ports.push(port);
         }
     }
     Some(known)

@@ -39,7 +39,7 @@ fn assert_documented(fleet: &Fleet) {
     let member = |at: usize| {
         let member = &pool.members[at];
         let bootstrap = member.bootstrap.map(|address| address.to_string());
-        (member.role, member.worker.address.to_string(), bootstrap)
+        (member.role, member.worker.address().to_string(), bootstrap)
     };
     let of = |role, ip: &str, bootstrap: bool| {
         (role, format!("{ip}:8000"), bootstrap.then(|| format!("{ip}:34000")))

@@ -131,7 +131,7 @@ fn a_document_that_does_not_parse_keeps_its_last_good_version_alone() {
     let broken = pod("a", 1).replace("{app: a}", "{app: 1}");
     served.write("all.yaml", &(POOL.to_owned() + &pod("b", 4) + &broken));
     let members = &served.fleet.pools[0].members;
-    let addresses: Vec<String> = members.iter().map(|m| m.worker.address.to_string()).collect();
+    let addresses: Vec<String> = members.iter().map(|m| m.worker.address().to_string()).collect();
     assert_eq!(addresses, ["10.0.0.1:8000", "10.0.0.4:8000"]);
     let problems = served.problems();
     assert!(
@@ -176,11 +176,11 @@ fn a_document_that_never_parsed_is_absent_and_the_pods_beside_it_apply() {
 fn the_first_file_by_name_wins_until_it_is_gone() {
     let mut served =
         Served::new(&[("pool.yaml", POOL), ("b.yaml", &pod("a", 2)), ("a.yaml", &pod("a", 1))]);
-    assert_eq!(served.fleet.pools[0].members[0].worker.address.to_string(), "10.0.0.1:8000");
+    assert_eq!(served.fleet.pools[0].members[0].worker.address().to_string(), "10.0.0.1:8000");
     assert!(served.problems().contains("b.yaml document 1, Pod default/a: is also in a.yaml"));
     std::fs::remove_file(served.scratch.path().join("a.yaml")).unwrap();
     served.look();
-    assert_eq!(served.fleet.pools[0].members[0].worker.address.to_string(), "10.0.0.2:8000");
+    assert_eq!(served.fleet.pools[0].members[0].worker.address().to_string(), "10.0.0.2:8000");
     assert_eq!(served.problems(), "");
 }
 
@@ -220,7 +220,7 @@ fn a_mounted_config_map_that_swaps_its_symlink_is_seen() {
     let mut index = Index::default();
     let mut address = |directory: &mut Directory| {
         while directory.poll(&mut index) || directory.waited > 0 {}
-        index.build(&Fleet::default()).pools[0].members[0].worker.address.to_string()
+        index.build(&Fleet::default()).pools[0].members[0].worker.address().to_string()
     };
     assert_eq!(address(&mut directory), "10.0.0.1:8000");
     link("..v2", "..data");
@@ -272,10 +272,10 @@ fn a_good_version_in_the_same_file_counts_before_the_last_good_one() {
     let mut served = Served::new(&[("all.yaml", &(POOL.to_owned() + &pod("a", 1)))]);
     let broken = pod("a", 2).replace("{app: a}", "{app: 1}");
     served.write("all.yaml", &(POOL.to_owned() + &broken + &broken + &pod("a", 3)));
-    assert_eq!(served.fleet.pools[0].members[0].worker.address.to_string(), "10.0.0.3:8000");
+    assert_eq!(served.fleet.pools[0].members[0].worker.address().to_string(), "10.0.0.3:8000");
     assert!(!served.problems().contains("kept"), "{}", served.problems());
     served.write("all.yaml", &(POOL.to_owned() + &broken + &broken));
-    assert_eq!(served.fleet.pools[0].members[0].worker.address.to_string(), "10.0.0.3:8000");
+    assert_eq!(served.fleet.pools[0].members[0].worker.address().to_string(), "10.0.0.3:8000");
     assert!(!served.problems().contains("is also in"), "{}", served.problems());
 }
 

@@ -1,7 +1,6 @@
 //! [`Build`]: the state that the steps of a build share.
 
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -32,9 +31,9 @@ pub(super) struct Build<'a> {
     pub(super) pools: HashMap<(Kind, ObjectName), Arc<Pool>>,
     pub(super) services: std::collections::BTreeMap<(ObjectName, u16), Arc<ServiceBackend>>,
     /// Workers of the previous fleet.
-    workers: HashMap<(&'a WorkerKey, SocketAddr), &'a Arc<Worker>>,
+    workers: HashMap<&'a WorkerKey, &'a Arc<Worker>>,
     /// Workers that the previous fleet does not have.
-    joined: HashMap<(WorkerKey, SocketAddr), Arc<Worker>>,
+    joined: HashMap<WorkerKey, Arc<Worker>>,
     /// What has been learned about the previous fleet's pools, by pool name.
     experience: HashMap<ObjectName, Arc<RateEstimators>>,
     problems: Vec<Problem>,
@@ -86,7 +85,7 @@ impl<'a> Build<'a> {
             pods: HashMap::new(),
             pools: HashMap::new(),
             services: std::collections::BTreeMap::new(),
-            workers: previous.workers().map(|known| ((&known.key, known.address), known)).collect(),
+            workers: previous.workers().map(|known| (&known.key, known)).collect(),
             joined: HashMap::new(),
             experience: previous
                 .pools
@@ -130,18 +129,13 @@ impl<'a> Build<'a> {
         });
     }
 
-    /// The worker of this pod and port: that of the previous fleet, or a new one.
-    pub(super) fn worker(
-        &mut self,
-        key: WorkerKey,
-        name: &Arc<str>,
-        address: SocketAddr,
-    ) -> Arc<Worker> {
-        if let Some(known) = self.workers.get(&(&key, address)) {
+    /// The worker of this pod, address and port: that of the previous fleet, or a new one.
+    pub(super) fn worker(&mut self, key: WorkerKey, name: &Arc<str>) -> Arc<Worker> {
+        if let Some(known) = self.workers.get(&key) {
             return Arc::clone(known);
         }
-        let entry = self.joined.entry((key.clone(), address));
-        Arc::clone(entry.or_insert_with(|| Arc::new(Worker::new(key, Arc::clone(name), address))))
+        let entry = self.joined.entry(key.clone());
+        Arc::clone(entry.or_insert_with(|| Arc::new(Worker::new(key, Arc::clone(name)))))
     }
 
     /// What has been learned about the pool of this name, initially nothing.

@@ -2,6 +2,7 @@
 //! uses neither time nor randomness: the same objects in any order make the same fleet.
 
 mod agents;
+mod bootstrap;
 mod build;
 mod certificates;
 mod filters;
@@ -19,11 +20,13 @@ mod services;
 mod status;
 
 pub(super) use agents::AGENT_LABELS;
+pub(super) use bootstrap::BOOTSTRAP_PORT_ANNOTATION;
+pub use bootstrap::DEFAULT_BOOTSTRAP_PORT;
 pub(super) use certificates::TLS_ENTRIES;
 pub use gateway_services::{Exposure, GatewayService};
 pub(super) use gateway_services::{GATEWAY_UID_LABEL, gateway_uid, targets};
 pub use ownership::CONTROLLER_NAME;
-pub(super) use pools::{BOOTSTRAP_PORT_ANNOTATION, DEFAULT_ROLE_LABEL};
+pub(super) use pools::DEFAULT_ROLE_LABEL;
 pub use status::{ObjectStatus, StatusPatch};
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -288,7 +291,7 @@ impl Index {
 
 /// Each worker once, sorted by name. A worker of two pools is distrusted twice.
 fn distinct(mut workers: Vec<Arc<Worker>>) -> Vec<Arc<Worker>> {
-    workers.sort_by(|a, b| (&a.name, a.key.port).cmp(&(&b.name, b.key.port)));
+    workers.sort_by(|a, b| (&a.name, a.address()).cmp(&(&b.name, b.address())));
     workers.dedup_by(|a, b| Arc::ptr_eq(a, b));
     workers
 }

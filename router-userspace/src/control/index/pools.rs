@@ -9,19 +9,17 @@ use super::super::objects::{
     InferencePool, InferenceTrafficPolicy, Kind, Object, POOL_GROUP_V1, POOL_GROUP_V1ALPHA2,
     PoolSpec, object_name,
 };
+use super::Source;
+use super::bootstrap::{self, BootstrapPorts, PolicyMismatches};
 use super::build::{Build, Subject, created};
 use super::pods::PodView;
-use super::{Source, readiness};
+use super::readiness;
 
 /// The default label of a pod's role, which RoleBasedGroup sets up to v0.6.
 pub(in crate::control) const DEFAULT_ROLE_LABEL: &str = "rolebasedgroup.workloads.x-k8s.io/role";
 /// The role label of RoleBasedGroup since v0.7. It is read if no pod of the pool has the configured
 /// label.
 const ALIAS_ROLE_LABEL: &str = "rbg.workloads.x-k8s.io/role-name";
-/// Annotation that overrides the policy's bootstrap port for one pod.
-pub(in crate::control) const BOOTSTRAP_PORT_ANNOTATION: &str = "sglang.ai/bootstrap-port";
-/// SGLang's default of `--disaggregation-bootstrap-port`.
-const DEFAULT_BOOTSTRAP_PORT: u16 = 8998;
 
 /// An InferenceTrafficPolicy with its source and name.
 struct NamedPolicy<'a> {
@@ -51,7 +49,8 @@ impl NamedPolicy<'_> {
 /// Where the role and the bootstrap port of a pool's pods are read from.
 struct RoleSource {
     label: String,
-    bootstrap_port: u16,
+    /// The policy's port.
+    bootstrap_port: Option<u16>,
 }
 
 pub(super) fn build(build: &mut Build<'_>) -> Vec<Arc<Pool>> {
@@ -137,8 +136,10 @@ fn pool(
     let mut members = Vec::new();
     let mut unfit = Vec::new();
     let mut observed = Vec::new();
+    let mut mismatches = PolicyMismatches::default();
     for pod in &selected {
-        match members_of(build, pod, roles.as_ref(), &spec.ports(pod.pod)) {
+        let ports = spec.ports(pod.pod);
+        match members_of(build, pod, roles.as_ref(), &ports, &mut mismatches) {
             Ok(of_pod) => {
                 let role = of_pod.first().map_or(Role::Unified, |member| member.role);
                 observed.push(readiness::observation(build, pod, role, &of_pod));
@@ -152,8 +153,16 @@ fn pool(
     drop(selected);
     build.pods = pods;
     readiness::distrust_members(build, subject, &observed, &mut members);
+    let port = roles.as_ref().and_then(|roles| roles.bootstrap_port);
+    if let (Some(policy), Some(port)) = (policy, port) {
+        mismatches.report(build, policy.subject(), port);
+    }
     let profile = if roles.is_some() { Profile::Pd } else { Profile::Single };
+    if profile == Profile::Single {
+        bootstrap::report_missing_policy(build, subject, &members);
+    }
     let mut pool = Pool::new(subject.name.clone(), profile, members);
+    pool.selection = selection(spec, roles.as_ref()).into();
     pool.rate_estimators = build.experience(subject.name);
     if let Some(before) = build.previous.pool(subject.name) {
         pool.history = Arc::clone(&before.history);
@@ -163,6 +172,14 @@ fn pool(
     pool.runtime = runtime.unwrap_or("sglang").into();
     pool.h2c = h2c(build, subject, spec.app_protocol());
     pool
+}
+
+/// How the pool's pods are selected, in words.
+fn selection(spec: &InferencePool, roles: Option<&RoleSource>) -> String {
+    let labels: Vec<String> =
+        spec.selector().iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let role = roles.map_or(String::new(), |roles| format!(", role label {}", roles.label));
+    format!("selector {}{role}", labels.join(","))
 }
 
 /// Returns the role source if the policy has profile `pd`, and reports its invalid fields.
@@ -184,7 +201,7 @@ fn roles(build: &mut Build<'_>, policy: &NamedPolicy<'_>) -> Option<RoleSource> 
     let port = pd.kv_transfer.as_ref().and_then(|kv| kv.bootstrap_port);
     Some(RoleSource {
         label: pd.pd_role_label_name.clone().unwrap_or_else(|| DEFAULT_ROLE_LABEL.to_owned()),
-        bootstrap_port: port.map_or(DEFAULT_BOOTSTRAP_PORT, |port| port.get()),
+        bootstrap_port: port.map(|port| port.get()),
     })
 }
 
@@ -221,6 +238,7 @@ fn members_of(
     pod: &PodView<'_>,
     roles: Option<&RoleSource>,
     ports: &[u16],
+    mismatches: &mut PolicyMismatches,
 ) -> Result<Vec<Member>, String> {
     let role = match roles {
         None => Role::Unified,
@@ -234,35 +252,33 @@ fn members_of(
         },
     };
     let ip = pod.summary.address.clone()?;
-    let bootstrap = match (role, roles) {
-        (Role::Prefill, Some(roles)) => {
-            Some(SocketAddr::new(ip, bootstrap_port(build, pod, roles.bootstrap_port)))
-        }
-        _ => None,
-    };
-    let member = |&port: &u16| {
-        let summary = pod.summary;
-        let key = WorkerKey { uid: Arc::clone(&summary.uid), port };
-        let engine_info = build.index.engine_info.get(&key).cloned();
-        let worker = build.worker(key, &summary.full_name, SocketAddr::new(ip, port));
-        let phase = pod.phase(build.index);
-        let (group, node) = (summary.group.clone(), summary.node.clone());
-        Member { worker, role, phase, bootstrap, group, engine_info, node }
-    };
-    Ok(ports.iter().map(member).collect())
-}
-
-fn bootstrap_port(build: &mut Build<'_>, pod: &PodView<'_>, of_policy: u16) -> u16 {
-    let Some(text) = pod.annotation(BOOTSTRAP_PORT_ANNOTATION) else { return of_policy };
-    match text.trim().parse::<std::num::NonZeroU16>() {
-        Ok(port) => port.get(),
-        Err(_) => {
-            let field = format!("metadata.annotations[{BOOTSTRAP_PORT_ANNOTATION:?}]");
-            let reason = format!("{text:?} is not a port; {of_policy} is used");
-            build.add_problem(Subject::of_pod(pod), field, "Invalid", reason);
-            of_policy
-        }
+    let summary = pod.summary;
+    let of_policy = roles.and_then(|roles| roles.bootstrap_port);
+    let configured =
+        (role == Role::Prefill).then(|| BootstrapPorts::read(build, pod, ports.len(), of_policy));
+    let mut members = Vec::with_capacity(ports.len());
+    for (at, &port) in ports.iter().enumerate() {
+        let key = WorkerKey { uid: Arc::clone(&summary.uid), address: SocketAddr::new(ip, port) };
+        let info = build.index.engine_info.get(&key).cloned();
+        let bootstrap = configured.as_ref().and_then(|configured| {
+            configured.of_engine(build, pod, (at, port), info.as_deref(), mismatches)
+        });
+        // Workers of one pod need names that differ.
+        let name = match ports.len() {
+            1 => Arc::clone(&summary.full_name),
+            _ => format!("{}:{port}", summary.full_name).into(),
+        };
+        members.push(Member {
+            worker: build.worker(key, &name),
+            role,
+            phase: pod.phase(build.index),
+            bootstrap: bootstrap.map(|port| SocketAddr::new(ip, port)),
+            group: summary.group.clone(),
+            engine_info: info,
+            node: summary.node.clone(),
+        });
     }
+    Ok(members)
 }
 
 fn h2c(build: &mut Build<'_>, subject: Subject<'_>, app_protocol: Option<&str>) -> bool {

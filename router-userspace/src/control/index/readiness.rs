@@ -222,7 +222,9 @@ mod tests {
             }
             (1..=4).for_each(|at| case.apply(Kind::Pod, pod(at, true)));
             case.build();
-            case.fleet.workers().for_each(|worker| worker.health.probe_passed(0));
+            for worker in case.fleet.workers() {
+                worker.health.probe_passed(0);
+            }
             case
         }
 

@@ -61,8 +61,8 @@ pub(super) fn resolve(
         }
     }
     let mut worker = |endpoint: ServiceEndpoint| {
-        let key = WorkerKey { uid: endpoint.uid, port: endpoint.address.port() };
-        (build.worker(key, &endpoint.name, endpoint.address), endpoint.phase)
+        let key = WorkerKey { uid: endpoint.uid, address: endpoint.address };
+        (build.worker(key, &endpoint.name), endpoint.phase)
     };
     let endpoints = endpoints.into_values().map(&mut worker).collect();
     let endpoints = readiness::ready_endpoints(build, name, port, endpoints);

@@ -129,14 +129,17 @@ fn engine_info_changes_which_engines_fit() {
     let mut index = golden::index("case.yaml", &format!("{POOL}{pods}"));
     let before = index.build(&Fleet::default());
     assert_eq!(before.pools[0].compatible_sets.len(), 1);
-    let set = |index: &mut Index, uid: &str, model: &str| {
+    let set = |index: &mut Index, uid: &str, last: u8, model: &str| {
         let model_path = Some(model.to_owned());
         let info = EngineInfo { model_path, ..EngineInfo::default() };
-        index.set_engine_info(WorkerKey { uid: uid.into(), port: 8000 }, info)
+        index.set_engine_info(
+            WorkerKey { uid: uid.into(), address: ([10, 0, 0, last], 8000).into() },
+            info,
+        )
     };
-    assert!(set(&mut index, "u-a", "qwen"));
-    assert!(set(&mut index, "u-b", "llama"));
-    assert!(!set(&mut index, "u-b", "llama"), "unchanged info is no change");
+    assert!(set(&mut index, "u-a", 1, "qwen"));
+    assert!(set(&mut index, "u-b", 2, "llama"));
+    assert!(!set(&mut index, "u-b", 2, "llama"), "unchanged info are no change");
     let after = index.build(&before);
     assert_eq!(after.pools[0].compatible_sets.len(), 2);
     assert_eq!(after.pools[0].serving(Some("qwen")).next().unwrap().unified, [0]);
@@ -230,7 +233,8 @@ fn pods_over_the_limit_are_ignored_and_reported() {
         let model_path = Some("qwen".to_owned());
         let max_total_num_tokens = Some(u64::try_from(number).unwrap());
         let info = EngineInfo { model_path, max_total_num_tokens, ..EngineInfo::default() };
-        index.set_engine_info(WorkerKey { uid: format!("u-{number}").into(), port: 8000 }, info);
+        let uid = format!("u-{number}").into();
+        index.set_engine_info(WorkerKey { uid, address: ([10, 0, 0, 1], 8000).into() }, info);
     }
     let fleet = index.build(&Fleet::default());
     assert_eq!(fleet.pools[0].members.len(), build::MAX_PODS);
@@ -256,5 +260,5 @@ fn a_pod_of_two_pools_has_its_problem_once() {
     let fleet = golden::fleet(&(split("one") + &split("two") + &pod));
     let problems: Vec<String> = fleet.problems.iter().map(ToString::to_string).collect();
     assert_eq!(problems.len(), 1, "{problems:#?}");
-    assert!(problems[0].contains("\"x\" is not a port; 8998 is used"), "{problems:#?}");
+    assert!(problems[0].contains("\"x\" is not a port; it is ignored"), "{problems:#?}");
 }

@@ -165,7 +165,7 @@ pub struct PdProfile {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct KvTransfer {
-    /// Where prefills answer decodes: their `--disaggregation-bootstrap-port`. Default 8998.
+    /// The engines' `--disaggregation-bootstrap-port`. Default: what each engine reports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bootstrap_port: Option<NonZeroU16>,
 }

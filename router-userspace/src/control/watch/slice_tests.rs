@@ -45,7 +45,7 @@ fn endpoints(lines: &str) -> Vec<String> {
     }
     let fleet = index.build(&Fleet::default());
     let endpoints = fleet.services[0].endpoints.iter();
-    endpoints.map(|worker| format!("{} {}", worker.name, worker.address)).collect()
+    endpoints.map(|worker| format!("{} {}", worker.name, worker.address())).collect()
 }
 
 /// A line that adds or changes a slice; an endpoint is an address, a pod's name or none, and its

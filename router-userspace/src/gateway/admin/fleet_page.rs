@@ -10,7 +10,14 @@ use serde_json::json;
 
 use crate::gateway::shared::Gateway;
 use crate::gateway::upstream::fault::FaultReason;
-use crate::metrics::{LegLabels, WorkerLabels};
+use crate::metrics::{LegLabels, PoolLabels, WorkerLabels};
+
+/// Whether a worker is an engine of this pod. Of a pod with several target ports, the workers' names
+/// end with the port.
+fn is_of_pod(worker: &str, pod: &str) -> bool {
+    let port = worker.strip_prefix(pod).map(|rest| rest.strip_prefix(':').unwrap_or(rest));
+    port.is_some_and(|port| port.is_empty() || port.parse::<u16>().is_ok())
+}
 
 impl Gateway {
     /// The current snapshot, the streams of the agents and the load of every worker, as JSON.
@@ -31,7 +38,7 @@ impl Gateway {
     /// [`Gateway::describe`]. `None` if there is no such worker.
     pub(crate) fn describe_loads(&self, worker: &str) -> Option<String> {
         let fleet = self.fleet.snapshot();
-        let named = fleet.members().filter(|(_, member)| *member.worker.name == *worker);
+        let named = fleet.members().filter(|(_, member)| is_of_pod(&member.worker.name, worker));
         let loads: Vec<serde_json::Value> = named
             .map(|(pool, member)| {
                 let reported = self.feedback.pod(pod_id(&member.worker.key.uid));
@@ -59,7 +66,7 @@ impl Gateway {
         let engine = worker.engine.get(clock.now_ms());
         json!({
             "worker": worker.name,
-            "port": worker.key.port,
+            "port": worker.address().port(),
             "pool": pool.name,
             "agent": reported.map(|(agent, _)| agent),
             "kernel": reported.map(|(_, record)| record),
@@ -98,11 +105,17 @@ impl Gateway {
         self.metrics.worker_requests.clear();
         self.metrics.worker_load_age.clear();
         self.metrics.worker_load_score.clear();
+        self.metrics.pool_can_serve.clear();
         let (known, connected) = self.feedback.counts();
         self.metrics.agents.set(count(known as u64));
         self.metrics.agents_connected.set(count(connected as u64));
         let (pods, now_us) = (self.feedback.pods(), self.dispatch.clock.now_us());
-        for (pool, member) in self.fleet.snapshot().members() {
+        let fleet = self.fleet.snapshot();
+        for pool in &fleet.pools {
+            let labels = PoolLabels { pool: pool.name.to_string() };
+            self.metrics.pool_can_serve.get_or_create(&labels).set(i64::from(pool.can_serve()));
+        }
+        for (pool, member) in fleet.members() {
             let labels = WorkerLabels {
                 pool: pool.name.to_string(),
                 worker: member.worker.name.to_string(),

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use router_core::fleet::{
-    CompatibleSet, EngineInfo, Lease, Load, MAX_RANKS, Member, OnRelease, Phase, PolledLoad, Pool,
+    CompatibleSet, EngineInfo, Lease, Load, MAX_RANKS, Member, OnRelease, PolledLoad, Pool,
     Profile, QueueHead, RankAssignment, Ranks, Role, Steering, Verdict, Weight, Worker,
     WorkerLimits,
 };
@@ -387,10 +387,9 @@ impl Placer<'_> {
 
     fn is_ready(&self, id: usize) -> bool {
         let member = &self.pool.members[id];
-        let meets = member.role != Role::Prefill || member.bootstrap.is_some();
         let only = self.request.only.as_ref();
         let is_allowed = only.is_none_or(|only| Arc::ptr_eq(only, &member.worker));
-        member.phase == Phase::Ready && meets && is_allowed
+        member.is_eligible() && is_allowed
     }
 
     /// The member's health as a rank: the lowest is the best.

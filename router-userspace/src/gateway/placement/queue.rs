@@ -40,8 +40,8 @@ const SERVED_LATELY_MS: u64 = 5 * 60 * 1000;
 /// Why a request gets no workers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum AdmissionError {
-    /// No worker of the pool is ready.
-    NoWorkerReady(ObjectName),
+    /// No worker of the pool is ready: the pool, and what it lacks.
+    NoWorkerReady(String),
     /// The pool does not serve this model.
     ModelNotFound(String),
     /// The request names no model, and the pool serves several.
@@ -138,7 +138,7 @@ impl Admission {
                 leased => {
                     drop(queues);
                     let placement = leased.map(|leased| self.finish(&placer, leased));
-                    return placement.map_err(|why| refused(why, &pool.name, request));
+                    return placement.map_err(|why| refused(why, pool, request));
                 }
             }
         };
@@ -160,9 +160,7 @@ impl Admission {
         }
         Err(match deadline {
             Some(deadline) if deadline <= queue_deadline => AdmissionError::Deadline,
-            _ if why == PlacementError::NotReady => {
-                AdmissionError::NoWorkerReady(pool.name.clone())
-            }
+            _ if why == PlacementError::NotReady => AdmissionError::NoWorkerReady(none_ready(pool)),
             _ => AdmissionError::QueueTimeout(self.queue_timeout),
         })
     }
@@ -292,7 +290,8 @@ impl QueueTicket {
         let agent_trust = AgentTrust::after(waited_ms, self.admission.view.poll_ms);
         let fleet = self.admission.fleet.load();
         let Some(pool) = fleet.pool(&self.key.0) else {
-            return Ok(Err(AdmissionError::NoWorkerReady(self.key.0.clone())));
+            let gone = format!("pool {} was removed", self.key.0);
+            return Ok(Err(AdmissionError::NoWorkerReady(gone)));
         };
         let placer = self.admission.placer(pool, request, agent_trust);
         // Under the lock, so that no later request takes the capacity.
@@ -302,7 +301,7 @@ impl QueueTicket {
             // During a rollout no worker may be ready for a moment: the deadline decides.
             Err(why @ (PlacementError::Full | PlacementError::NotReady)) => Err(why),
             Err(PlacementError::UnknownModel) => {
-                Ok(Err(refused(PlacementError::UnknownModel, &self.key.0, request)))
+                Ok(Err(refused(PlacementError::UnknownModel, pool, request)))
             }
         }
     }
@@ -339,16 +338,22 @@ fn queue_key(pool: &Pool, request: &PlacementRequest) -> QueueKey {
     (pool.name.clone(), compatible.and_then(|compatible| compatible.models.first().cloned()), only)
 }
 
-fn refused(why: PlacementError, pool: &ObjectName, request: &PlacementRequest) -> AdmissionError {
+fn refused(why: PlacementError, pool: &Pool, request: &PlacementRequest) -> AdmissionError {
     match why {
         PlacementError::UnknownModel => match &request.model {
             Some(model) => AdmissionError::ModelNotFound(model.clone()),
             None => AdmissionError::ModelRequired,
         },
         PlacementError::Full | PlacementError::NotReady => {
-            AdmissionError::NoWorkerReady(pool.clone())
+            AdmissionError::NoWorkerReady(none_ready(pool))
         }
     }
+}
+
+/// Why no worker of the pool serves a request, in words.
+pub(crate) fn none_ready(pool: &Pool) -> String {
+    let serves = if pool.can_serve() { ", none of which can serve this request" } else { "" };
+    format!("pool {}: {}{serves}", pool.name, pool.shortage())
 }
 
 #[cfg(test)]

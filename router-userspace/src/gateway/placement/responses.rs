@@ -97,8 +97,8 @@ mod tests {
     use super::*;
 
     fn worker(port: u16) -> Arc<Worker> {
-        let key = WorkerKey { uid: "uid".into(), port };
-        Arc::new(Worker::new(key, "ns/pod", ([127, 0, 0, 1], port).into()))
+        let key = WorkerKey { uid: "uid".into(), address: ([127, 0, 0, 1], port).into() };
+        Arc::new(Worker::new(key, "ns/pod"))
     }
 
     #[test]

@@ -138,8 +138,8 @@ mod tests {
     }
 
     fn worker(uid: &str) -> Worker {
-        let key = WorkerKey { uid: uid.into(), port: 8000 };
-        Worker::new(key, "default/pod", ([127, 0, 0, 1], 8000).into())
+        let key = WorkerKey { uid: uid.into(), address: ([127, 0, 0, 1], 8000).into() };
+        Worker::new(key, "default/pod")
     }
 
     #[tokio::test(start_paused = true)]

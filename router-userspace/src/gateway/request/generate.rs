@@ -13,7 +13,6 @@ use router_core::sglang::{Endpoint, Request, headers, merge};
 use tokio::time::Instant;
 
 use super::crash_history::crashes_to_refuse;
-use super::info::serves;
 use super::record::Record;
 use super::reject::Reject;
 use super::relay::StreamLimits;
@@ -128,7 +127,7 @@ impl Gateway {
     /// restarts must not use up all attempts.
     async fn wait_until_up(&self, pool: &Pool) {
         let until = Instant::now() + RESTART_GRACE;
-        let up = || self.fleet.load().pool(&pool.name).is_none_or(|pool| serves(pool));
+        let up = || self.fleet.load().pool(&pool.name).is_none_or(|pool| pool.can_serve());
         while !up() && Instant::now() < until {
             tokio::time::sleep(RESTART_POLL).await;
         }

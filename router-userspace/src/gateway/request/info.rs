@@ -123,12 +123,12 @@ impl Gateway {
         Ok(info::server_info(&bodies(prefill), &bodies(decode)))
     }
 
-    /// `GET /health`: whether the pool could serve a request now.
+    /// `GET /health`: whether a request to the pool would be sent to engines that are not down.
     pub(crate) fn health(&self, pool: &Pool) -> Result<Reply, Reject> {
-        if serves(pool) {
+        if pool.can_serve() {
             return Ok(json_reply(Bytes::from_static(HEALTHY)));
         }
-        Err(Reject::NoWorkerReady(pool.name.clone()))
+        Err(Reject::no_worker_ready(pool))
     }
 
     /// `GET /health_generate`: whether a worker of each role generates a token.
@@ -147,7 +147,7 @@ impl Gateway {
             if wanted > 0 && good == wanted {
                 return Ok(Bytes::from_static(HEALTHY));
             }
-            Err(Reject::NoWorkerReady(pool.name.clone()))
+            Err(Reject::no_worker_ready(pool))
         };
         self.shared(pool, &request, fetch).await
     }
@@ -205,15 +205,9 @@ fn successes(pool: &Pool, parts: Vec<Part>) -> Result<Vec<Bytes>, Reject> {
 fn refused(pool: &Pool, mut parts: Vec<Part>) -> Reject {
     let clients = parts.iter().position(|part| part.answer.status().is_client_error());
     match parts.is_empty() {
-        true => Reject::NoWorkerReady(pool.name.clone()),
+        true => Reject::no_worker_ready(pool),
         false => parts.swap_remove(clients.unwrap_or(0)).refusal(),
     }
-}
-
-/// Whether a worker of every role that a request needs is up.
-pub(crate) fn serves(pool: &Pool) -> bool {
-    let up = |ids: &[usize]| ids.iter().any(|&id| is_up(&pool.members[id]));
-    pool.compatible_sets.iter().any(|fit| up(&fit.unified) || (up(&fit.prefill) && up(&fit.decode)))
 }
 
 /// The first workers that are up.

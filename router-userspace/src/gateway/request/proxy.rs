@@ -1,6 +1,7 @@
 //! Plain proxying: to a Service of a route, and to one worker of a pool.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HOST;
@@ -10,7 +11,8 @@ use http_body::Body;
 use http_body_util::{Either, Limited};
 use hyper::body::Incoming;
 use router_core::fleet::{
-    Lease, Member, ObjectName, Phase, Pool, ServiceBackend, Verdict, Weight, Worker, WorkerLimits,
+    HealthChange, Lease, Member, ObjectName, Phase, Pool, ServiceBackend, Verdict, Weight, Worker,
+    WorkerLimits,
 };
 use router_core::schedule::{Candidate, Draw, Policy};
 use router_core::sglang::{OneEngineRequest, headers};
@@ -106,11 +108,21 @@ impl Gateway {
         self.forward_body(&choose, Protocol::Http1, request, record).await
     }
 
+    /// The worker has not answered until the request's deadline.
+    fn too_late(&self, worker: Arc<Worker>, limit: Duration) -> Reject {
+        let kind = FaultKind::Timeout { waited_for: "its answer", limit };
+        self.blame_forwarded(&Fault { leg: None, worker, kind });
+        Reject::Deadline
+    }
+
     /// Updates the health of a worker that failed a forwarded request.
     fn blame_forwarded(&self, fault: &Fault) {
         match self.dispatch.probes.is_probed(&fault.worker) {
             true => self.dispatch.blame(fault),
-            false => blame_endpoint(fault, self.dispatch.clock.now_ms()),
+            false => {
+                let change = blame_endpoint(fault, self.dispatch.clock.now_ms());
+                self.dispatch.health.observed(&fault.worker, change, fault.detail());
+            }
         }
     }
 
@@ -175,17 +187,15 @@ impl Gateway {
             );
             let error = tokio::select! {
                 answer = sent => match answer {
-                    Ok(answer) => return proxied(answer, lease, deadline),
+                    Ok(answer) => {
+                        self.dispatch.answered(&worker);
+                        return proxied(answer, lease, deadline);
+                    }
                     Err(SendError::BodyTooLarge) => return Err(Reject::BodyTooLarge(limit)),
                     Err(SendError::ClientBody(why)) => return Err(Reject::BodyBroken(why)),
                     Err(error) => error,
                 },
-                () = until(deadline) => {
-                    let limit = since.elapsed();
-                    let kind = FaultKind::Timeout { waited_for: "its answer", limit };
-                    self.blame_forwarded(&Fault { leg: None, worker, kind });
-                    return Err(Reject::Deadline);
-                }
+                () = until(deadline) => return Err(self.too_late(worker, since.elapsed())),
             };
             let is_unsent = error.is_unsent();
             let fault = Fault { leg: None, worker: Arc::clone(&worker), kind: error.into() };
@@ -251,7 +261,6 @@ fn proxied(
         let kind = FaultKind::Malformed("status 101 without Upgrade".to_owned());
         return Err(Fault { leg: None, worker: Arc::clone(worker), kind }.into());
     }
-    worker.health.answered();
     let (head, body) = answer.into_parts();
     let mut response = Response::new(ProxiedBody::new(body, lease, deadline));
     *response.status_mut() = head.status;
@@ -261,7 +270,7 @@ fn proxied(
 
 /// No probe looks at a Service's endpoint. One that cannot be reached is left for a while at once, one
 /// that breaks connections or is late after several in a row.
-fn blame_endpoint(fault: &Fault, now_ms: u64) {
+fn blame_endpoint(fault: &Fault, now_ms: u64) -> Option<HealthChange> {
     match fault.kind {
         FaultKind::Unreachable(_) => fault.worker.health.ejected(now_ms),
         _ => fault.worker.health.errored(now_ms),
@@ -310,8 +319,8 @@ fn is(worker: &Arc<Worker>, avoid: Option<&Arc<Worker>>) -> bool {
     avoid.is_some_and(|avoid| Arc::ptr_eq(avoid, worker))
 }
 
-fn none_ready(of: &ObjectName) -> Reject {
-    Reject::NoWorkerReady(of.clone())
+fn none_ready(service: &ObjectName) -> Reject {
+    Reject::NoWorkerReady(format!("Service {service} has no ready endpoint"))
 }
 
 fn lease(worker: &Arc<Worker>, of: &ObjectName) -> Result<Lease, Reject> {
@@ -340,5 +349,5 @@ fn lease_one_of<'p, M: Iterator<Item = &'p Member>>(
     let start = rand::random_range(0..ready.len().max(1));
     let walk = || ready[start.min(ready.len())..].iter().chain(&ready[..start.min(ready.len())]);
     let chosen = walk().find(up).or_else(|| walk().next());
-    lease(&chosen.ok_or_else(|| none_ready(&pool.name))?.worker, &pool.name)
+    lease(&chosen.ok_or_else(|| Reject::no_worker_ready(pool))?.worker, &pool.name)
 }

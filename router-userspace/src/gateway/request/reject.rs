@@ -6,14 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
-use router_core::fleet::ObjectName;
+use router_core::fleet::Pool;
 use router_core::route::BadPath;
 use router_core::sglang::fault::ClientError;
 use router_core::sglang::{Endpoint, Invalid};
 
 use super::crash_history::CRASH_MEMORY;
 use super::response_body::ResponseBody;
-use crate::gateway::placement::queue::AdmissionError;
+use crate::gateway::placement::queue::{AdmissionError, none_ready};
 use crate::gateway::upstream::dispatch::AttemptError;
 use crate::gateway::upstream::fault::{Fault, FaultKind};
 
@@ -54,7 +54,8 @@ pub(crate) enum Reject {
     ModelNotFound(String),
     /// Requests with this content were running on this many engines when these crashed.
     CrashedEngines(u32),
-    NoWorkerReady(ObjectName),
+    /// Nothing serves the request: the message names the pool or Service, and the cause.
+    NoWorkerReady(String),
     QueueFull,
     QueueTimeout(Duration),
     /// The route's timeout for the whole request has passed.
@@ -65,6 +66,11 @@ pub(crate) enum Reject {
 }
 
 impl Reject {
+    /// The rejection of a request that no worker of the pool can serve.
+    pub(crate) fn no_worker_ready(pool: &Pool) -> Reject {
+        Reject::NoWorkerReady(none_ready(pool))
+    }
+
     /// The name of the reason: the log field, the metric's label and the response header.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
@@ -183,7 +189,7 @@ impl Reject {
                  for {} minutes",
                 CRASH_MEMORY.as_secs() / 60
             ),
-            Reject::NoWorkerReady(pool) => format!("no engine of pool {pool} is ready"),
+            Reject::NoWorkerReady(why) => why.clone(),
             Reject::QueueFull => "too many requests are waiting for an engine".to_owned(),
             Reject::QueueTimeout(limit) => {
                 format!("no engine had capacity for the request within {limit:?}")
@@ -298,7 +304,7 @@ impl From<AttemptError> for Reject {
 impl From<AdmissionError> for Reject {
     fn from(error: AdmissionError) -> Reject {
         match error {
-            AdmissionError::NoWorkerReady(pool) => Reject::NoWorkerReady(pool),
+            AdmissionError::NoWorkerReady(why) => Reject::NoWorkerReady(why),
             AdmissionError::ModelNotFound(model) => Reject::ModelNotFound(model),
             AdmissionError::ModelRequired => Reject::model_required(),
             AdmissionError::QueueFull => Reject::QueueFull,
@@ -326,8 +332,8 @@ mod tests {
     /// The response to a request that an engine refused with this status and these headers.
     fn refused(status: StatusCode, sent: &[(HeaderName, &'static str)]) -> Response<ResponseBody> {
         let sent = sent.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value)));
-        let key = WorkerKey { uid: "uid".into(), port: 1 };
-        let worker = Arc::new(Worker::new(key, "ns/pod", ([127, 0, 0, 1], 1).into()));
+        let key = WorkerKey { uid: "uid".into(), address: ([127, 0, 0, 1], 1).into() };
+        let worker = Arc::new(Worker::new(key, "ns/pod"));
         let kind = plain_refusal(status, &sent.collect(), b"{\"error\":\"no\"}");
         Reject::from(Fault { leg: None, worker, kind }).into_response(Endpoint::Chat)
     }

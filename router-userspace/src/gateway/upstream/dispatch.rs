@@ -28,6 +28,7 @@ use crate::clock::MonotonicClock;
 use crate::config::TimeoutFlags;
 use crate::gateway::engine_client::EngineClient;
 use crate::gateway::placement::observe::Prediction;
+use crate::gateway::workers::health_monitor::HealthMonitor;
 use crate::gateway::workers::probe::Probes;
 use crate::http_client::{Protocol, read_body};
 use crate::metrics::{LegLabels, Metrics};
@@ -88,6 +89,7 @@ pub(crate) struct Dispatch {
     pub engines: EngineClient,
     pub aborter: Arc<Aborter>,
     pub probes: Arc<Probes>,
+    pub health: Arc<HealthMonitor>,
     pub tasks: TaskTracker,
     pub timeouts: TimeoutFlags,
     /// Maximum size of a whole answer, in bytes.
@@ -173,7 +175,7 @@ impl Dispatch {
                 biased;
                 answer = &mut response_start, if started.is_none() => match answer {
                     Ok(answer) => {
-                        worker.health.answered();
+                        self.answered(&worker);
                         if !merges || !in_flight.awaits_prefill() {
                             return Ok(StartedAttempt { response: answer, prefill_answer: prefill, in_flight });
                         }
@@ -215,10 +217,19 @@ impl Dispatch {
 
     /// Updates the health of the one worker that failed, and probes it if it may be down.
     pub(crate) fn blame(&self, fault: &Fault) {
-        fault.charge(self.clock.now_ms());
+        let change = fault.charge(self.clock.now_ms());
+        if change.is_some() {
+            self.health.observed(&fault.worker, change, fault.detail());
+        }
         if fault.wants_probe() {
             self.probes.probe_now(&fault.worker);
         }
+    }
+
+    /// Records that a worker answered a request.
+    pub(crate) fn answered(&self, worker: &Arc<Worker>) {
+        let change = worker.health.answered();
+        self.health.observed(worker, change, "it answered a request");
     }
 
     async fn response_start(
@@ -316,7 +327,7 @@ impl Dispatch {
         };
         match timeout(limit, answer).await {
             Ok(Ok(answer)) => {
-                worker.health.answered();
+                self.answered(worker);
                 Ok(answer)
             }
             Ok(Err(kind)) => Err(fault(kind)),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
-use router_core::fleet::Worker;
+use router_core::fleet::{HealthChange, Worker};
 use router_core::pair::Leg;
 use router_core::sglang::Endpoint;
 use router_core::sglang::fault::ClientError;
@@ -118,18 +118,21 @@ impl Fault {
         }
     }
 
-    /// Updates the worker's health. A transfer error does not change it: a dead prefill shows as
+    /// Updates the worker's health, and returns the change. A transfer error does not change it: a dead prefill shows as
     /// decode's 500, and a dead decode as prefill's.
-    pub(crate) fn charge(&self, now_ms: u64) {
+    pub(crate) fn charge(&self, now_ms: u64) -> Option<HealthChange> {
         match &self.kind {
             FaultKind::Unreachable(_) => self.worker.health.unreachable(),
             // The engine is full, which is not a sign of bad health.
             FaultKind::Engine { status: StatusCode::SERVICE_UNAVAILABLE, .. } => {
                 self.worker.health.refused(now_ms);
+                None
             }
             FaultKind::Engine { status, about_transfer, .. } if status.is_server_error() => {
-                if !about_transfer {
-                    self.worker.health.errored(now_ms);
+                if *about_transfer {
+                    None
+                } else {
+                    self.worker.health.errored(now_ms)
                 }
             }
             FaultKind::Malformed(_) => self.worker.health.errored(now_ms),
@@ -138,7 +141,7 @@ impl Fault {
             FaultKind::Broken(_)
             | FaultKind::Died
             | FaultKind::Silent
-            | FaultKind::Timeout { .. } => {}
+            | FaultKind::Timeout { .. } => None,
         }
     }
 
@@ -194,28 +197,37 @@ impl Fault {
 
     /// The message for the client: the leg and the cause, without an engine's address.
     pub(crate) fn message(&self) -> String {
-        let leg = self.leg.map_or("engine", Leg::as_str);
+        let engine = match self.leg {
+            Some(Leg::Prefill) => "prefill engine",
+            Some(Leg::Decode) => "decode engine",
+            None => "engine",
+        };
         match &self.kind {
-            FaultKind::Unreachable(_) => format!("the {leg} engine cannot be reached"),
+            FaultKind::Unreachable(_) => format!("the {engine} cannot be reached"),
             FaultKind::Broken(_) => {
-                format!("the {leg} engine closed the connection before its answer was whole")
+                format!("the {engine} closed the connection before its answer was whole")
             }
             FaultKind::Died => {
-                format!("the {leg} engine died while it had this request; no other is tried")
+                format!("the {engine} died while it had this request; no other is tried")
             }
-            FaultKind::Silent => format!("the {leg} engine has stopped answering"),
+            FaultKind::Silent => format!("the {engine} has stopped answering"),
             FaultKind::Timeout { waited_for, limit } => {
-                format!("the {leg} engine did not send {waited_for} within {limit:?}")
+                format!("the {engine} did not send {waited_for} within {limit:?}")
             }
             FaultKind::Engine { error, .. } if self.is_clients() => error.message.clone(),
             FaultKind::Engine { status, error, .. } => {
-                format!("the {leg} engine answered {}: {}", status.as_u16(), error.message)
+                format!("the {engine} answered {}: {}", status.as_u16(), error.message)
             }
-            FaultKind::Unserved(endpoint) => {
-                format!("the {leg} engine's version does not serve {endpoint} as one of a pair")
+            FaultKind::Unserved(endpoint) if self.leg.is_some() => {
+                format!("the {engine}'s version does not serve {endpoint} as one of a pair")
+            }
+            FaultKind::Unserved(_) => {
+                "the engine runs as prefill or decode, and no InferenceTrafficPolicy with profile.pd \
+                 names its pool"
+                    .to_owned()
             }
             FaultKind::Malformed(why) => {
-                format!("the {leg} engine's answer is malformed: {why}")
+                format!("the {engine}'s answer is malformed: {why}")
             }
         }
     }
@@ -253,6 +265,22 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+
+    #[test]
+    fn messages_name_the_leg_or_the_one_engine() {
+        let address = ([127, 0, 0, 1], 1).into();
+        let key = router_core::fleet::WorkerKey { uid: "u".into(), address };
+        let worker = Arc::new(Worker::new(key, "default/pod"));
+        let message = |leg, kind| Fault { leg, worker: Arc::clone(&worker), kind }.message();
+        let unreachable = || FaultKind::Unreachable(String::new());
+        assert_eq!(message(None, unreachable()), "the engine cannot be reached");
+        assert_eq!(
+            message(Some(Leg::Decode), unreachable()),
+            "the decode engine cannot be reached"
+        );
+        let unserved = message(None, FaultKind::Unserved(Endpoint::Chat));
+        assert!(unserved.contains("no InferenceTrafficPolicy"), "{unserved}");
+    }
 
     #[test]
     fn every_reason_has_a_name_of_its_own_at_each_leg() {

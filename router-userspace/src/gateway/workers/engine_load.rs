@@ -8,12 +8,13 @@ use std::time::Duration;
 use http::StatusCode;
 use http::uri::PathAndQuery;
 use parking_lot::Mutex;
-use router_core::fleet::{Fleet, Worker, WorkerKey};
+use router_core::fleet::{Fleet, Worker};
 use router_core::sglang::loads::LoadEndpoint;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::FollowedWorker;
 use crate::clock::MonotonicClock;
 use crate::gateway::engine_client::EngineClient;
 use crate::supervise::restarted;
@@ -37,7 +38,7 @@ pub(crate) struct LoadPolls {
     poller: LoadPoller,
     tasks: TaskTracker,
     stop: CancellationToken,
-    polled: Mutex<HashMap<WorkerKey, CancellationToken>>,
+    polled: Mutex<HashMap<FollowedWorker, CancellationToken>>,
 }
 
 impl LoadPolls {
@@ -50,17 +51,18 @@ impl LoadPolls {
     }
 
     /// Starts the polls of new workers and stops those of removed workers.
+    #[expect(clippy::mutable_key_type, reason = "the key is compared by its address")]
     pub(crate) fn follow(&self, fleet: &Fleet) {
         let mut polled = self.polled.lock();
         let mut now = HashMap::with_capacity(polled.len());
         for (_, member) in fleet.members() {
-            let worker = &member.worker;
-            if now.contains_key(&worker.key) {
+            let worker = FollowedWorker(Arc::clone(&member.worker));
+            if now.contains_key(&worker) {
                 continue;
             }
-            let known = polled.remove(&worker.key);
-            let stop = known.unwrap_or_else(|| self.start(Arc::clone(worker)));
-            now.insert(worker.key.clone(), stop);
+            let known = polled.remove(&worker);
+            let stop = known.unwrap_or_else(|| self.start(Arc::clone(&worker.0)));
+            now.insert(worker, stop);
         }
         polled.values().for_each(CancellationToken::cancel);
         *polled = now;

@@ -11,13 +11,15 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::uri::{Authority, PathAndQuery};
 use parking_lot::Mutex;
-use router_core::fleet::{EngineInfo, Fleet, Phase, Role, Worker, WorkerKey};
+use router_core::fleet::{EngineInfo, Fleet, Member, Phase, Role, Verdict, Worker, WorkerKey};
 use router_core::sglang::info::RouteParams;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::FollowedWorker;
+use super::health_monitor::HealthMonitor;
 use crate::config::TimeoutFlags;
 use crate::gateway::engine_client::EngineClient;
 use crate::http_client::SendError;
@@ -40,22 +42,41 @@ const SERVER_INFO: [PathAndQuery; 2] =
 struct ProbeState {
     /// The engine information was read.
     has_info: bool,
-    /// A connection was refused since the worker was up: the process that comes back is another one,
-    /// with an empty cache.
+    /// The engine was away since the worker was up: the process that comes back is another one, with
+    /// an empty cache.
     restarted: bool,
 }
 
-/// The role of a worker, on which its probes depend.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The bootstrap registry that a probe checks beside the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum ProbedRegistry {
+    /// The worker is no prefill.
+    NotNeeded,
+    /// The port is not configured, and the engine has not been asked.
+    NotKnown,
+    At(SocketAddr),
+}
+
+impl ProbedRegistry {
+    fn of(member: &Member) -> ProbedRegistry {
+        match (member.role, member.bootstrap) {
+            (Role::Prefill, None) => ProbedRegistry::NotKnown,
+            (Role::Prefill, Some(address)) => ProbedRegistry::At(address),
+            (Role::Decode | Role::Unified, _) => ProbedRegistry::NotNeeded,
+        }
+    }
+}
+
+/// What a snapshot says of a worker that is probed.
+#[derive(Clone, Copy)]
 struct ProbeTarget {
-    role: Role,
-    bootstrap: Option<SocketAddr>,
+    registry: ProbedRegistry,
+    /// The worker's pod is ready.
+    ready: bool,
 }
 
 struct ProbeTask {
     target: ProbeTarget,
-    /// The worker's pod is ready.
-    ready: bool,
     stop: CancellationToken,
     wake: Arc<Notify>,
 }
@@ -66,7 +87,7 @@ pub(crate) struct Probes {
     tasks: TaskTracker,
     /// Ends all probe tasks.
     stop: CancellationToken,
-    probe_tasks: Mutex<HashMap<WorkerKey, ProbeTask>>,
+    probe_tasks: Mutex<HashMap<FollowedWorker, ProbeTask>>,
 }
 
 /// The state that all probe tasks share.
@@ -77,8 +98,7 @@ pub(crate) struct Prober {
     pub(crate) view: SchedulerView,
     /// Receives the information of an engine.
     pub(crate) engine_info: mpsc::Sender<(WorkerKey, EngineInfo)>,
-    /// Called when a worker comes back: requests may wait for it.
-    pub(crate) returned: Arc<dyn Fn() + Send + Sync>,
+    pub(crate) health: Arc<HealthMonitor>,
 }
 
 impl Probes {
@@ -87,29 +107,38 @@ impl Probes {
     }
 
     /// Starts the probes of new workers and stops those of removed workers.
+    #[expect(clippy::mutable_key_type, reason = "the key is compared by its address")]
     pub(crate) fn follow(&self, fleet: &Fleet) {
+        // A worker of two pools is probed once, as the pool wants it that asks for more.
+        let mut wanted: HashMap<FollowedWorker, ProbeTarget> = HashMap::new();
+        for (_, member) in fleet.members() {
+            let (registry, ready) = (ProbedRegistry::of(member), member.phase == Phase::Ready);
+            let target = wanted
+                .entry(FollowedWorker(Arc::clone(&member.worker)))
+                .or_insert(ProbeTarget { registry, ready });
+            target.registry = target.registry.max(registry);
+            target.ready |= ready;
+        }
         let mut probe_tasks = self.probe_tasks.lock();
-        let mut now: HashMap<WorkerKey, ProbeTask> = HashMap::with_capacity(probe_tasks.len());
-        for member in fleet.pools.iter().flat_map(|pool| &pool.members) {
-            let key = &member.worker.key;
-            let target = ProbeTarget { role: member.role, bootstrap: member.bootstrap };
-            let ready = member.phase == Phase::Ready;
-            match probe_tasks.remove(key).or_else(|| now.remove(key)) {
-                Some(mut task) if task.target == target => {
+        let mut now = HashMap::with_capacity(wanted.len());
+        for (worker, target) in wanted {
+            let task = match probe_tasks.remove(&worker) {
+                Some(mut task) if task.target.registry == target.registry => {
                     // The kubelet may see the worker return before the next probe is due.
-                    if ready && !task.ready {
+                    if target.ready && !task.target.ready {
                         task.wake.notify_one();
                     }
-                    task.ready = ready;
-                    now.insert(key.clone(), task);
+                    task.target = target;
+                    task
                 }
                 old => {
                     if let Some(old) = old {
                         old.stop.cancel();
                     }
-                    now.insert(key.clone(), self.start(Arc::clone(&member.worker), target, ready));
+                    self.start(Arc::clone(&worker.0), target)
                 }
-            }
+            };
+            now.insert(worker, task);
         }
         for gone in probe_tasks.values() {
             gone.stop.cancel();
@@ -118,14 +147,14 @@ impl Probes {
     }
 
     /// Whether the worker is probed. The endpoints of Services are not.
-    pub(crate) fn is_probed(&self, worker: &Worker) -> bool {
-        self.probe_tasks.lock().contains_key(&worker.key)
+    pub(crate) fn is_probed(&self, worker: &Arc<Worker>) -> bool {
+        self.probe_tasks.lock().contains_key(&FollowedWorker(Arc::clone(worker)))
     }
 
     /// Probes a worker now instead of at the end of its interval.
-    pub(crate) fn probe_now(&self, worker: &Worker) {
+    pub(crate) fn probe_now(&self, worker: &Arc<Worker>) {
         let probe_tasks = self.probe_tasks.lock();
-        if let Some(task) = probe_tasks.get(&worker.key) {
+        if let Some(task) = probe_tasks.get(&FollowedWorker(Arc::clone(worker))) {
             task.wake.notify_one();
         }
     }
@@ -137,77 +166,108 @@ impl Probes {
         loop {
             match self.prober.is_ready(worker).await {
                 Ok(()) => return true,
-                Err(ProbeFailure::Broken) if Instant::now() < until => sleep(ENDING_INTERVAL).await,
+                Err(ProbeFailure::Broken(_)) if Instant::now() < until => {
+                    sleep(ENDING_INTERVAL).await
+                }
                 Err(_) => return false,
             }
         }
     }
 
-    fn start(&self, worker: Arc<Worker>, target: ProbeTarget, ready: bool) -> ProbeTask {
+    fn start(&self, worker: Arc<Worker>, target: ProbeTarget) -> ProbeTask {
         let stop = self.stop.child_token();
         let wake = Arc::new(Notify::new());
-        let (prober, of_worker, woken) = (self.prober.clone(), target.clone(), Arc::clone(&wake));
+        let (prober, registry, woken) = (self.prober.clone(), target.registry, Arc::clone(&wake));
         let probing = restarted("probe", move || {
-            prober.clone().watch(Arc::clone(&worker), of_worker.clone(), Arc::clone(&woken))
+            prober.clone().watch(Arc::clone(&worker), registry, Arc::clone(&woken))
         });
         let stopped = stop.clone();
         self.tasks.spawn(async move { stopped.run_until_cancelled(probing).await });
-        ProbeTask { target, ready, stop, wake }
+        ProbeTask { target, stop, wake }
     }
 }
 
 impl Prober {
-    async fn watch(self, worker: Arc<Worker>, target: ProbeTarget, wake: Arc<Notify>) {
+    async fn watch(self, worker: Arc<Worker>, registry: ProbedRegistry, wake: Arc<Notify>) {
         let mut state = ProbeState::default();
         let mut away = DOWN_INTERVAL;
         loop {
-            let before = worker.health.verdict();
-            self.probe(&worker, &target, &mut state).await;
-            let now = worker.health.verdict();
-            if now != before {
-                tracing::info!(worker = %worker.name, ?before, ?now, "worker health changed");
-                if now.serves() {
-                    (self.returned)();
-                } else {
-                    // The worker may come back as another engine under the same name.
-                    state.has_info = false;
-                }
+            if worker.health.verdict() == Verdict::Down {
+                // A probe or a request found it down: it may come back as another engine under the
+                // same name.
+                state.has_info = false;
+                state.restarted |= !worker.health.is_silent();
             }
+            self.probe(&worker, registry, &mut state).await;
+            let is_up = worker.health.verdict().serves();
             let usual = self.timeouts.probe_interval;
-            let pause = if now.serves() { usual } else { away.min(usual) };
-            away = if now.serves() { DOWN_INTERVAL } else { (2 * away).min(usual) };
+            let pause = if is_up { usual } else { away.min(usual) };
+            away = if is_up { DOWN_INTERVAL } else { (2 * away).min(usual) };
             // Jitter, so that a thousand engines are not probed at once.
             let pause = pause.mul_f64(rand::random_range(0.9..=1.1));
             let _ = timeout(pause, wake.notified()).await;
         }
     }
 
-    async fn probe(&self, worker: &Arc<Worker>, target: &ProbeTarget, state: &mut ProbeState) {
+    async fn probe(&self, worker: &Arc<Worker>, registry: ProbedRegistry, state: &mut ProbeState) {
         let ready = self.is_ready(worker);
-        let registered = self.is_registered(target);
+        let registered = self.is_registered(registry);
         let (ready, registered) = tokio::join!(ready, registered);
-        state.restarted |= matches!(ready, Err(ProbeFailure::Unreachable));
-        match (ready, registered) {
-            (Ok(()), Ok(())) => {
-                // The information is read before the worker gets requests, so that the first request
-                // finds a compatible pair.
-                if !state.has_info {
-                    state.has_info = self.read_info(worker).await;
-                }
-                if std::mem::take(&mut state.restarted) {
-                    self.view.forget_prefixes(worker);
-                }
-                worker.health.probe_passed(self.view.clock.now_ms());
-            }
-            (Err(ProbeFailure::Unreachable), _) | (_, Err(ProbeFailure::Unreachable)) => {
-                worker.health.unreachable();
-            }
-            (Err(ProbeFailure::NotReady), _) | (_, Err(ProbeFailure::NotReady)) => {
-                worker.health.not_ready()
-            }
-            (Err(ProbeFailure::Timeout), _) => worker.health.probe_timed_out(),
-            _ => worker.health.probe_failed(),
+        state.restarted |= matches!(ready, Err(ProbeFailure::Unreachable(_)));
+        // The information is read before the worker gets requests, so that the first request finds a
+        // compatible pair, and before its registry is found, since it names the registry's port.
+        let mut answered = state.has_info;
+        if ready.is_ok() && !state.has_info {
+            let read = self.read_info(worker).await;
+            answered = read != InfoRead::Failed;
+            state.has_info = read == InfoRead::Done && registry != ProbedRegistry::NotKnown;
         }
+        if ready.is_ok() && registry == ProbedRegistry::NotKnown && answered {
+            // The next snapshot has the port, and restarts this probe.
+            return;
+        }
+        let passed = ready.is_ok() && registered.is_ok() && registry != ProbedRegistry::NotKnown;
+        if passed && std::mem::take(&mut state.restarted) {
+            self.view.forget_prefixes(worker);
+        }
+        let health = &worker.health;
+        let (change, reason) = match (ready, registered) {
+            (Ok(()), Ok(())) if passed => {
+                (health.probe_passed(self.view.clock.now_ms()), "it answers probes".to_owned())
+            }
+            (Ok(()), Ok(())) => (
+                health.probe_failed(),
+                "no bootstrap port is configured, and the engine does not answer /server_info"
+                    .to_owned(),
+            ),
+            (Err(failure), _) => {
+                let reason = failure.reason("it");
+                let change = match failure {
+                    ProbeFailure::Unreachable(_) => health.unreachable(),
+                    ProbeFailure::NotReady => health.not_ready(),
+                    ProbeFailure::Timeout => health.probe_timed_out(),
+                    ProbeFailure::Broken(_) => health.probe_failed(),
+                };
+                (change, reason)
+            }
+            (Ok(()), Err(failure)) => {
+                let server = match registry {
+                    ProbedRegistry::At(address) => format!("its bootstrap server {address}"),
+                    ProbedRegistry::NotNeeded | ProbedRegistry::NotKnown => {
+                        "its bootstrap server".to_owned()
+                    }
+                };
+                let reason = failure.reason(&server);
+                let change = match failure {
+                    ProbeFailure::Unreachable(_) => health.bootstrap_refused(),
+                    ProbeFailure::NotReady => health.not_ready(),
+                    ProbeFailure::Timeout => health.bootstrap_timed_out(),
+                    ProbeFailure::Broken(_) => health.probe_failed(),
+                };
+                (change, reason)
+            }
+        };
+        self.health.observed(worker, change, reason);
     }
 
     /// `GET /ready`. Any answer but a 503 counts as ready: older engines have no `/ready`, and no
@@ -219,12 +279,12 @@ impl Prober {
 
     /// Whether all ranks of a prefill are in its bootstrap registry: before that, decode cannot find
     /// them. The query's parameters differ by version; a 400 means that they are another version's.
-    async fn is_registered(&self, target: &ProbeTarget) -> Result<(), ProbeFailure> {
-        let (Role::Prefill, Some(bootstrap)) = (target.role, target.bootstrap) else {
-            return Ok(());
-        };
-        let authority: Authority =
-            bootstrap.to_string().parse().map_err(|_| ProbeFailure::Unreachable)?;
+    async fn is_registered(&self, registry: ProbedRegistry) -> Result<(), ProbeFailure> {
+        let ProbedRegistry::At(bootstrap) = registry else { return Ok(()) };
+        let authority: Authority = bootstrap
+            .to_string()
+            .parse()
+            .map_err(|_| ProbeFailure::Unreachable("is no address".to_owned()))?;
         for form in [RouteParams::Ranks, RouteParams::DpGroup] {
             let path = PathAndQuery::from_static(form.query());
             let (status, answer) = self.get(authority.clone(), path).await?;
@@ -242,20 +302,28 @@ impl Prober {
         Ok(())
     }
 
-    /// Reads the engine information. Returns false if it is to be read again.
-    async fn read_info(&self, worker: &Worker) -> bool {
+    /// Reads the engine information and passes it on. An engine that refuses to tell has an empty one.
+    async fn read_info(&self, worker: &Worker) -> InfoRead {
+        let mut found = (EngineInfo::default(), InfoRead::Done);
         for path in SERVER_INFO {
             match self.get(worker.authority.clone(), path).await {
-                Ok((StatusCode::NOT_FOUND, _)) => {}
+                // Engines have one of the two paths. The information of one with neither stays unknown.
+                Ok((StatusCode::NOT_FOUND, _)) => continue,
                 Ok((status, answer)) if status.is_success() => {
-                    let Some(info) = EngineInfo::from_server_info(&answer) else { return false };
-                    return self.engine_info.send((worker.key.clone(), info)).await.is_ok();
+                    match EngineInfo::from_server_info(&answer) {
+                        Some(info) => found.0 = info,
+                        None => return InfoRead::Failed,
+                    }
                 }
-                Ok(_) | Err(_) => return false,
+                // It may need a key, and is asked again.
+                Ok((status, _)) if status.is_client_error() => found.1 = InfoRead::Refused,
+                Ok(_) | Err(_) => return InfoRead::Failed,
             }
+            break;
         }
-        // The engine has neither path: its information stays unknown.
-        true
+        let (info, read) = found;
+        let sent = self.engine_info.send((worker.key.clone(), info)).await;
+        if sent.is_ok() { read } else { InfoRead::Failed }
     }
 
     async fn get(
@@ -266,10 +334,11 @@ impl Prober {
         let answer = self.engines.get(authority, path, MAX_PROBE_ANSWER);
         match timeout(self.timeouts.probe_timeout, answer).await {
             Ok(answer) => answer.map_err(|error| match error {
-                SendError::Unreachable(_) => ProbeFailure::Unreachable,
+                SendError::Unreachable(why) => ProbeFailure::Unreachable(why),
                 SendError::ConnectTimeout(_) => ProbeFailure::Timeout,
-                SendError::Broken(_) | SendError::BodyTooLarge | SendError::ClientBody(_) => {
-                    ProbeFailure::Broken
+                SendError::Broken(why) => ProbeFailure::Broken(why),
+                SendError::BodyTooLarge | SendError::ClientBody(_) => {
+                    ProbeFailure::Broken("its answer is too large".to_owned())
                 }
             }),
             Err(_) => Err(ProbeFailure::Timeout),
@@ -277,11 +346,33 @@ impl Prober {
     }
 }
 
+/// What came of reading an engine's information.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum InfoRead {
+    Done,
+    /// The engine answered that it does not tell: it is asked again.
+    Refused,
+    /// No answer came, or none that can be read: it is asked again.
+    Failed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum ProbeFailure {
-    Unreachable,
+    Unreachable(String),
     /// The engine answered that it is not ready.
     NotReady,
-    Broken,
+    Broken(String),
     Timeout,
+}
+
+impl ProbeFailure {
+    /// The reason of a change of health, for logs. `server` is who was asked.
+    fn reason(&self, server: &str) -> String {
+        match self {
+            ProbeFailure::Unreachable(why) => format!("{server} cannot be reached: {why}"),
+            ProbeFailure::NotReady => format!("{server} reports that it is not ready"),
+            ProbeFailure::Broken(why) => format!("{server} closed the connection: {why}"),
+            ProbeFailure::Timeout => format!("{server} did not answer in time"),
+        }
+    }
 }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use router_core::fleet::{ObjectName, Phase, Pool, Profile, Role};
+use router_core::fleet::{ObjectName, Phase, Pool, Problem, Profile, Role};
 use serde_json::{Value, json};
 
 use super::super::super::objects::{
     InferencePool, InferenceTrafficPolicy, POOL_GROUP_V1, POOL_GROUP_V1ALPHA2, PoolSpec,
 };
-use super::super::grants;
+use super::super::{bootstrap, grants};
 use super::{
     CONTROLLER_NAME, Condition, GATEWAY_GROUP, Kind, Object, StatusContext, StatusPatch,
     object_name, ownership,
@@ -88,18 +88,18 @@ impl StatusContext<'_> {
         let generation = policy.metadata.generation.unwrap_or_default();
         let problems: Vec<_> = self
             .problems("")
-            .filter(|problem| !matches!(problem.code, "UnknownField" | "RoleLabelAlias"))
+            .filter(|problem| problem.code != "UnknownField" && !is_remark(problem))
             .collect();
         let mut accepted = Condition::unless("Accepted", "Accepted", problems);
         let pd = policy.spec.profile.as_ref().and_then(|profile| profile.pd.as_ref());
         if accepted.status {
-            let alias = self.problems("").find(|problem| problem.code == "RoleLabelAlias");
+            let remark = self.problems("").find(|problem| is_remark(problem));
             let port = pd.map(|pd| pd.kv_transfer.as_ref().and_then(|kv| kv.bootstrap_port));
-            if let Some(alias) = alias {
-                (accepted.reason, accepted.message) = (alias.code, alias.reason.to_string());
+            if let Some(remark) = remark {
+                (accepted.reason, accepted.message) = (remark.code, remark.reason.to_string());
             } else if port == Some(None) {
                 accepted.reason = "DefaultBootstrapPort";
-                accepted.message = "spec.profile.pd.kvTransfer.bootstrapPort is not set: SGLang's default 8998 is used".to_owned();
+                accepted.message = "spec.profile.pd.kvTransfer.bootstrapPort is not set: the port that each engine reports is used".to_owned();
             }
             let unread = self.unread();
             if !unread.is_empty() {
@@ -117,6 +117,11 @@ impl StatusContext<'_> {
         }
         StatusPatch::Conditions(conditions)
     }
+}
+
+/// Whether the policy is in effect in spite of the problem.
+fn is_remark(problem: &Problem) -> bool {
+    matches!(problem.code, "RoleLabelAlias" | bootstrap::MISMATCH)
 }
 
 fn group(kind: Kind) -> &'static str {

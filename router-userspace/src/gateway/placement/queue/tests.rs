@@ -26,9 +26,8 @@ pub(super) fn limits(max_queued: usize) -> LimitFlags {
 }
 
 pub(super) fn member(name: &str, role: Role, model: &str, slots: u32) -> Member {
-    let key = WorkerKey { uid: name.into(), port: 8000 };
     let address = ([127, 0, 0, 1], 8000).into();
-    let worker = Arc::new(Worker::new(key, name, address));
+    let worker = Arc::new(Worker::new(WorkerKey { uid: name.into(), address }, name));
     worker.health.probe_passed(0);
     let info = EngineInfo {
         model_path: Some(model.to_owned()),
@@ -266,7 +265,8 @@ async fn a_pool_without_a_ready_worker_is_refused_at_once() {
     let pool = pool(all);
     let admission = admission(&pool, 8);
     let refused = admission.admit(&pool, &request(), None).await.unwrap_err();
-    assert_eq!(refused, AdmissionError::NoWorkerReady(pool.name.clone()));
+    let AdmissionError::NoWorkerReady(why) = refused else { panic!("{refused:?}") };
+    assert!(why.starts_with("pool default/pool: "), "{why}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -277,7 +277,7 @@ async fn a_request_waits_for_workers_that_start_or_that_were_there_lately() {
     let admission = admission(&starting, 8);
     let began = Instant::now();
     let refused = admission.admit(&starting, &request(), None).await.unwrap_err();
-    assert_eq!(refused, AdmissionError::NoWorkerReady(starting.name.clone()));
+    assert_eq!(refused, AdmissionError::NoWorkerReady(none_ready(&starting)));
     assert!(began.elapsed() >= Duration::from_secs(30), "it waited for --queue-timeout");
 
     let empty = pool(Vec::new());
