@@ -58,7 +58,7 @@ impl Feed {
     }
 
     /// Whether readiness that most of a pool loses at once is believed. What files and flags say is
-    /// always believed: nobody but the operator writes them.
+    /// always believed: only the operator writes them.
     fn readiness_guard(&self) -> ReadinessGuard {
         match self {
             Feed::Directory(_) | Feed::Engines(_) => ReadinessGuard::disabled(),

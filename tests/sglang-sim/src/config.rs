@@ -243,10 +243,10 @@ impl Config {
 
 /// The source address of packets to the internet. Connecting a UDP socket sends nothing.
 fn outward(wildcard: IpAddr) -> Option<IpAddr> {
-    // Addresses of documentation, which nobody has.
-    let somebody = if wildcard.is_ipv4() { "192.0.2.1" } else { "2001:db8::1" };
+    // Addresses of documentation, which no host has.
+    let other = if wildcard.is_ipv4() { "192.0.2.1" } else { "2001:db8::1" };
     let socket = UdpSocket::bind((wildcard, 0)).ok()?;
-    socket.connect((somebody, 9)).ok()?;
+    socket.connect((other, 9)).ok()?;
     let own = socket.local_addr().ok()?.ip();
     (!own.is_loopback() && !own.is_unspecified()).then_some(own)
 }

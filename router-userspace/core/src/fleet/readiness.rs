@@ -31,14 +31,14 @@ pub struct ReadinessObservation {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Readiness {
+enum ReportedReadiness {
     Ready,
     Lost { at_ms: u64, distrusted: bool },
 }
 
 #[derive(Clone, Copy, Debug)]
 struct TrackedPod {
-    readiness: Readiness,
+    readiness: ReportedReadiness,
     role: Role,
     restarts: u32,
 }
@@ -85,7 +85,7 @@ impl ReadinessGuard {
         }
         let distrusted = |pod: &ReadinessObservation| {
             let readiness = tracked.get(&pod.uid).map(|known| known.readiness);
-            matches!(readiness, Some(Readiness::Lost { distrusted: true, .. }))
+            matches!(readiness, Some(ReportedReadiness::Lost { distrusted: true, .. }))
         };
         let judged = pods.iter().map(distrusted).collect();
         self.next.insert(group.to_owned(), tracked);
@@ -98,14 +98,14 @@ impl ReadinessGuard {
     }
 
     fn distrust_mass_loss(&self, pods: &mut TrackedPods, counts: impl Fn(&TrackedPod) -> bool) {
-        let is_ready = |pod: &TrackedPod| pod.readiness == Readiness::Ready;
+        let is_ready = |pod: &TrackedPod| pod.readiness == ReportedReadiness::Ready;
         let all = pods.values().filter(|pod| counts(pod)).count();
         let lost = pods.values().filter(|pod| counts(pod) && !is_ready(pod)).count();
         if lost < MIN_LOST || lost * 100 <= usize::from(self.threshold_percent) * all {
             return;
         }
         for pod in pods.values_mut().filter(|pod| counts(pod)) {
-            if let Readiness::Lost { distrusted, .. } = &mut pod.readiness {
+            if let ReportedReadiness::Lost { distrusted, .. } = &mut pod.readiness {
                 *distrusted = true;
             }
         }
@@ -114,7 +114,8 @@ impl ReadinessGuard {
 
 /// What is remembered of a pod. `None` if its phase is believed and no longer counts.
 fn track(pod: &ReadinessObservation, before: &TrackedPods, now_ms: u64) -> Option<TrackedPod> {
-    let ready = TrackedPod { readiness: Readiness::Ready, role: pod.role, restarts: pod.restarts };
+    let ready =
+        TrackedPod { readiness: ReportedReadiness::Ready, role: pod.role, restarts: pod.restarts };
     match pod.phase {
         Phase::Ready => return Some(ready),
         Phase::Draining => return None,
@@ -123,9 +124,9 @@ fn track(pod: &ReadinessObservation, before: &TrackedPods, now_ms: u64) -> Optio
     let known =
         before.get(&pod.uid).filter(|known| known.restarts == pod.restarts && pod.serves)?;
     let readiness = match known.readiness {
-        Readiness::Ready => Readiness::Lost { at_ms: now_ms, distrusted: false },
+        ReportedReadiness::Ready => ReportedReadiness::Lost { at_ms: now_ms, distrusted: false },
         // Believed for so long that it no longer counts.
-        Readiness::Lost { at_ms, distrusted: false }
+        ReportedReadiness::Lost { at_ms, distrusted: false }
             if now_ms.saturating_sub(at_ms) > READINESS_WINDOW_MS =>
         {
             return None;
