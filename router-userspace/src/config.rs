@@ -280,6 +280,10 @@ pub struct LimitFlags {
     /// completely, so that the request can be retried if the engine fails; a larger one gets 502.
     #[arg(long, default_value_t = 256 << 20, value_name = "BYTES")]
     pub max_response: usize,
+    /// Maximum size in bytes of all buffered responses in memory together, from when their bytes
+    /// arrive until clients have read them. A request whose response would exceed it gets 503.
+    #[arg(long, default_value_t = 1 << 30, value_name = "BYTES")]
+    pub max_response_memory: usize,
     /// Maximum number of queued requests per pool. When it is reached, a new request gets 429.
     #[arg(long, default_value_t = 1024, value_name = "COUNT")]
     pub max_queued: usize,
@@ -313,6 +317,10 @@ pub struct TimeoutFlags {
     /// Time until the first event of a streamed response. After it, the attempt fails.
     #[arg(long, default_value = "300s", value_parser = duration, value_name = "DURATION")]
     pub first_event_timeout: Duration,
+    /// Time until the first byte of a response that is not a stream. Engines send it when the whole
+    /// response is generated. After it, the attempt fails.
+    #[arg(long, default_value = "30m", value_parser = duration, value_name = "DURATION")]
+    pub first_byte_timeout: Duration,
     /// Time between two chunks of a response. After it, the request is aborted.
     #[arg(long, default_value = "300s", value_parser = duration, value_name = "DURATION")]
     pub stream_idle_timeout: Duration,

@@ -9,14 +9,15 @@
 
 pub mod agent;
 pub mod certificates;
-mod client_body;
 mod clock;
 pub mod config;
+mod connection_slots;
 pub mod control;
 pub mod feedback;
 pub mod gateway;
 mod http_client;
 pub mod metrics;
+mod open_files;
 mod scheduler_view;
 pub mod shutdown;
 pub mod simulate;

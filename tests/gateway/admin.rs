@@ -6,6 +6,9 @@ use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method};
 use router_tests::folder::Folder;
 use router_tests::{Client, Fleet, Gateway, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 /// A token is read again within a second; this machine may be slow.
 const SOON: Duration = Duration::from_secs(10);
@@ -71,4 +74,52 @@ async fn loads_of_one_worker_can_be_read_alone() {
     for unknown in ["", "default/unknown", "prefill-0"] {
         gateway.admin.get(&format!("/fleet/loads/{unknown}")).await.expect_status(404);
     }
+}
+
+/// More connections than the admin port has slots.
+const CROWD: usize = 80;
+
+/// Probes must not wait for others' connections to time out, which takes 10 s.
+async fn assert_probes_are_answered(gateway: &Gateway) {
+    for path in ["/livez", "/readyz"].repeat(5) {
+        let probe = timeout(Duration::from_secs(4), ask(&gateway.admin, path, None));
+        let (status, _) = probe.await.expect("a probe was not answered in time");
+        assert_eq!(status, 200, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn probes_are_answered_beside_clients_that_are_idle() {
+    let fleet = Fleet::start(1, 1).await;
+    let gateway = fleet.gateway().await;
+    let address = gateway.admin.address;
+    let crowd = (0..CROWD).map(|_| {
+        tokio::spawn(async move {
+            // Each connection is opened again when it is closed for another one.
+            while let Ok(mut socket) = TcpStream::connect(address).await {
+                let _ = socket.read(&mut [0]).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+    });
+    let crowd: Vec<_> = crowd.collect();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_probes_are_answered(&gateway).await;
+    crowd.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
+async fn probes_are_answered_beside_clients_that_do_not_read() {
+    let fleet = Fleet::start(1, 1).await;
+    let gateway = fleet.gateway().await;
+    let requests = "GET /livez HTTP/1.1\r\nhost: g\r\n\r\n".repeat(1000);
+    let mut crowd = Vec::new();
+    for _ in 0..CROWD {
+        let mut socket = TcpStream::connect(gateway.admin.address).await.expect("a connection");
+        // What does not fit stays unsent, and the connection is closed at any time.
+        let _ = timeout(Duration::from_millis(50), socket.write_all(requests.as_bytes())).await;
+        crowd.push(socket);
+    }
+    assert_probes_are_answered(&gateway).await;
+    drop(crowd);
 }

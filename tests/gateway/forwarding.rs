@@ -10,14 +10,20 @@ use router_tests::{Fleet, Gateway};
 use serde_json::json;
 
 /// A Service of these addresses, and a route to it.
-fn service(fleet: &Fleet, endpoints: &[IpAddr]) {
-    let mut yaml = "apiVersion: v1
+pub(crate) fn service(fleet: &Fleet, endpoints: &[IpAddr]) {
+    service_with(fleet, endpoints, "protocol: TCP");
+}
+
+/// A Service of these addresses whose port has one more field, and a route to it.
+pub(crate) fn service_with(fleet: &Fleet, endpoints: &[IpAddr], field: &str) {
+    let mut yaml = format!(
+        "apiVersion: v1
 kind: Service
-metadata: {name: plain}
+metadata: {{name: plain}}
 spec:
-  ports: [{name: http, port: 80, targetPort: 8000}]
+  ports: [{{name: http, port: 80, targetPort: 8000, {field}}}]
 "
-    .to_owned();
+    );
     for (index, ip) in endpoints.iter().enumerate() {
         let slice = format!(
             "---

@@ -8,6 +8,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use router_tests::fleet::SOON;
 use router_tests::{Fleet, eventually};
+use sglang_sim::Action;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -159,4 +160,49 @@ async fn a_connection_to_an_engine_that_died_idle_is_no_error() {
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn a_whole_answer_that_never_comes_ends_and_releases_both_engines() {
+    let fleet = Fleet::start_with(1, 1, |engine| engine).await;
+    let gateway = fleet.gateway_with(&["--first-byte-timeout", "1s"]).await;
+    // It has the KV cache, answers probes, and makes no token.
+    fleet.decode[0].once(Action::Slow { factor: 1e6 });
+    let answer = gateway.client.post(CHAT, &chat("hi")).await.expect_status(504);
+    assert_eq!(answer.header("x-pd-router-reason"), "decode_timeout");
+    let leg = fleet.decode[0].legs_arrived(1).await.remove(0);
+    fleet.decode[0].abort_arrived(&leg).await;
+    let usage = gateway.metric("pd_router_worker_requests", &[]).await;
+    assert_eq!(usage, 0.0, "a lease was kept");
+}
+
+#[tokio::test]
+async fn a_gateway_without_file_descriptors_charges_no_engine() {
+    let fleet = Fleet::start(1, 2).await;
+    // Probes go on meanwhile, and fail for want of descriptors as well.
+    let flags = ["--probe-interval", "200ms", "--engine-load-interval", "1h"];
+    let gateway = fleet.gateway_with(&flags).await;
+    gateway.limit_open_files(gateway.open_files() + 2);
+    let requests = (0..8).map(|_| {
+        let client = gateway.client;
+        tokio::spawn(async move { client.post(CHAT, &chat("hi")).await })
+    });
+    let mut refused = 0;
+    for request in requests.collect::<Vec<_>>() {
+        let answer = request.await.expect("no panic");
+        let (status, reason) = (answer.status.as_u16(), answer.header("x-pd-router-reason"));
+        assert!(
+            matches!((status, reason), (200, _) | (503, "gateway_resources")),
+            "{status} {reason}"
+        );
+        refused += usize::from(status == 503);
+    }
+    assert!(refused > 0, "there were descriptors enough");
+    gateway.limit_open_files(1024);
+    eventually("all is well again", SOON, async || {
+        (gateway.client.post(CHAT, &chat("hi")).await.status == 200).then_some(())
+    })
+    .await;
+    assert_eq!(gateway.metric("pd_router_worker_up", &[]).await, 3.0);
+    assert!(!gateway.log().contains("\"before\":\"Up\""), "an engine was charged");
 }

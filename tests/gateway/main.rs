@@ -35,6 +35,7 @@ mod side_answers;
 mod smuggling;
 mod streaming;
 mod tls;
+mod waits;
 
 use serde_json::{Value, json};
 

@@ -211,6 +211,26 @@ impl Gateway {
         process::cpu_time(self.child.id())
     }
 
+    /// Number of its open files.
+    ///
+    /// # Panics
+    /// It has ended.
+    #[must_use]
+    pub fn open_files(&self) -> usize {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", self.child.id()));
+        files.expect("the process runs").count()
+    }
+
+    /// Sets its soft limit of open files.
+    ///
+    /// # Panics
+    /// `prlimit` (util-linux) does not run, or refuses.
+    pub fn limit_open_files(&self, soft: usize) {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--pid={}", self.child.id())).arg(format!("--nofile={soft}:"));
+        assert!(command.status().expect("running prlimit").success());
+    }
+
     fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().try_into().expect("an id fits"))
     }

@@ -42,15 +42,22 @@ impl LimitFlags {
                  {MAX_HEADER_BYTES}"
             );
         }
-        let memory = self.max_body_memory;
-        if memory > Semaphore::MAX_PERMITS {
-            bail!("--max-body-memory is {memory}: it must be at most {}", Semaphore::MAX_PERMITS);
-        }
-        if memory < self.max_body {
-            bail!(
-                "--max-body is {}: it must be at most --max-body-memory, which is {memory}",
-                self.max_body
-            );
+        let most = Semaphore::MAX_PERMITS;
+        for (flag, memory, one_flag, one) in [
+            ("--max-body-memory", self.max_body_memory, "--max-body", self.max_body),
+            (
+                "--max-response-memory",
+                self.max_response_memory,
+                "--max-response",
+                self.max_response,
+            ),
+        ] {
+            if memory > most {
+                bail!("{flag} is {memory}: it must be at most {most}");
+            }
+            if memory < one {
+                bail!("{one_flag} is {one}: it must be at most {flag}, which is {memory}");
+            }
         }
         Ok(())
     }

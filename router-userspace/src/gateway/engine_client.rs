@@ -9,7 +9,8 @@ use hyper::body::Incoming;
 use router_core::fleet::Worker;
 use router_core::sglang::SplicedBody;
 
-use crate::http_client::{HttpClient, Protocol, SendError, read_body, whole};
+use crate::http_client::response::{ReadLimits, read_body};
+use crate::http_client::{HttpClient, Protocol, SendError, whole};
 
 const ABORT_PATH: PathAndQuery = PathAndQuery::from_static("/abort_request");
 
@@ -55,7 +56,8 @@ impl EngineClient {
         let response =
             self.http.send(Protocol::Http1, authority, method, path, headers, body).await?;
         let (head, body) = response.into_parts();
-        let body = read_body(body, limit).await.map_err(SendError::Broken)?;
+        let body = read_body(body, &ReadLimits::size(limit)).await;
+        let body = body.map_err(|error| SendError::Broken(error.to_string()))?;
         Ok(Response::from_parts(head, body))
     }
 

@@ -49,6 +49,7 @@ use crate::config::GatewaySettings;
 use crate::control;
 use crate::feedback::{SubscriberContext, Subscriptions};
 use crate::http_client::HttpClient;
+use crate::http_client::response::{ReadLimits, ResponseMemory};
 use crate::metrics::Metrics;
 use crate::scheduler_view::SchedulerView;
 use crate::supervise::Supervisor;
@@ -66,6 +67,7 @@ const BIND_RETRY: Duration = Duration::from_secs(1);
 /// # Errors
 /// The manifests cannot be read or the admin port cannot be opened at the start.
 pub async fn run(settings: GatewaySettings, shutdown: CancellationToken) -> Result<()> {
+    crate::open_files::raise_limit(settings.limits.max_connections);
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
     let feed = control::Feed::open(&settings.source, &metrics).await?;
@@ -164,6 +166,11 @@ impl Parts {
         let subscriber = SubscriberContext::new(&settings, &http, view, &metrics);
         let feedback = Subscriptions::new(subscriber, tasks.clone(), &stop_workers)
             .context("cannot start the feedback thread")?;
+        let response_limits = ReadLimits {
+            size: settings.limits.max_response,
+            idle: Some(timeouts.stream_idle_timeout),
+            memory: Some(ResponseMemory::new(settings.limits.max_response_memory)),
+        };
         let dispatch = Arc::new(Dispatch {
             aborter: Aborter::new(engines.clone(), tasks.clone(), metrics.clone()),
             engines,
@@ -171,7 +178,7 @@ impl Parts {
             health,
             tasks: tasks.clone(),
             timeouts,
-            max_response: settings.limits.max_response,
+            response_limits,
             clock,
             metrics: metrics.clone(),
             drain_exceeded: CancellationToken::new(),

@@ -1,28 +1,40 @@
 //! [`HttpClient`]: pooled keep-alive connections to engines, backends and agents. The only module
 //! that may use hyper's client.
 
-pub(crate) mod reclaimable;
+pub(crate) mod client_body;
+pub(crate) mod pace;
+pub(crate) mod response;
+pub(crate) mod unread_body;
 mod whole;
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Response, Uri};
-use http_body_util::{BodyExt, Either, LengthLimitError, Limited};
+use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use router_core::sglang::SplicedBody;
 
-use self::reclaimable::ReclaimableBody;
+use self::client_body::ClientBody;
+use self::response::{ReadLimits, read_body};
 use self::whole::WholeBody;
-use crate::client_body::{ClientBody, ClientBodyError};
 use crate::config::GatewaySettings;
 
+/// Interval of PING frames on HTTP/2 connections, and the time that a server has to answer one. After it,
+/// the connection and its requests end, and the next request opens another connection.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Interval of TCP keepalive probes while nothing is sent: an engine computes for minutes before it answers.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// Time for which what was sent, or a keepalive probe, may stay unacknowledged.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// The body of a request: known bytes, or a client's body that is passed on as it arrives.
-pub(crate) type OutgoingBody = Either<WholeBody, Limited<ReclaimableBody<ClientBody>>>;
+pub(crate) type OutgoingBody = Either<WholeBody, ClientBody>;
 
 /// A body of known bytes.
 pub(crate) fn whole(body: impl Into<SplicedBody>) -> OutgoingBody {
@@ -38,15 +50,13 @@ pub(crate) enum SendError {
     /// The attempt to connect timed out, or no route leads there: nothing was sent.
     #[error("no answer to the attempt to connect: {0}")]
     ConnectTimeout(String),
+    /// The gateway itself lacks what a connection needs: file descriptors, ports or memory for sockets.
+    /// Nothing was sent, and the server is not at fault.
+    #[error("the gateway cannot connect: {0}")]
+    NoResources(String),
     /// The connection ended before the answer was read; the server may have begun.
     #[error("the connection broke: {0}")]
     Broken(String),
-    /// The client's body is over the limit.
-    #[error("the body is over its limit")]
-    BodyTooLarge,
-    /// The client's body is malformed, or the client has left.
-    #[error("the client's body broke: {0}")]
-    ClientBody(String),
 }
 
 impl SendError {
@@ -73,24 +83,24 @@ pub(crate) struct HttpClient {
 
 impl HttpClient {
     pub(crate) fn new(settings: &GatewaySettings) -> HttpClient {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(settings.timeouts.connect_timeout));
-        connector.set_keepalive(Some(Duration::from_secs(30)));
+        let connector = connector(settings.timeouts.connect_timeout);
         let mut client = Client::builder(TokioExecutor::new());
         client
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(settings.timeouts.pool_idle_timeout)
-            .pool_max_idle_per_host(settings.limits.max_idle_per_worker);
+            .pool_max_idle_per_host(settings.limits.max_idle_per_worker)
+            // All requests to one server share an HTTP/2 connection: one that is dead must be noticed.
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .http2_keep_alive_timeout(PING_TIMEOUT)
+            .http2_keep_alive_while_idle(true);
         let http1 = client.build(connector.clone());
         HttpClient { http1, h2c: client.http2_only(true).build(connector) }
     }
 
     /// A client for rare requests: connections are not kept alive.
     pub(crate) fn without_pool(connect_timeout: Duration) -> HttpClient {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(connect_timeout));
+        let connector = connector(connect_timeout);
         let mut client = Client::builder(TokioExecutor::new());
         client.pool_max_idle_per_host(0);
         let http1 = client.build(connector.clone());
@@ -113,7 +123,8 @@ impl HttpClient {
             .await
             .map_err(|error| error.to_string())?;
         let status = answer.status();
-        let body = read_body(answer.into_body(), limit).await?;
+        let body = read_body(answer.into_body(), &ReadLimits::size(limit)).await;
+        let body = body.map_err(|error| error.to_string())?;
         if status == http::StatusCode::OK { Ok(body) } else { Err(status.to_string()) }
     }
 
@@ -152,41 +163,23 @@ impl HttpClient {
     }
 }
 
-/// Reads the whole body of a response.
-///
-/// # Errors
-/// The connection broke, or the body is over `limit` bytes.
-pub(crate) async fn read_body(mut body: Incoming, limit: usize) -> Result<Bytes, String> {
-    let mut first = Bytes::new();
-    let mut all = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| innermost(&error))?;
-        let Ok(data) = frame.into_data() else { continue };
-        if first.len() + all.len() + data.len() > limit {
-            return Err(format!("the answer is over {limit} bytes"));
-        }
-        if first.is_empty() && all.is_empty() {
-            first = data;
-            continue;
-        }
-        if all.is_empty() {
-            all.extend_from_slice(&std::mem::take(&mut first));
-        }
-        all.extend_from_slice(&data);
-    }
-    Ok(if all.is_empty() { first } else { all.freeze() })
+/// Makes connections that end when their server is gone.
+fn connector(connect_timeout: Duration) -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(connect_timeout));
+    connector.set_keepalive(Some(KEEPALIVE));
+    connector.set_keepalive_interval(Some(KEEPALIVE));
+    connector.set_tcp_user_timeout(Some(USER_TIMEOUT));
+    connector
 }
 
 fn send_error(error: Error) -> SendError {
-    if chain(&error).any(|error| error.is::<LengthLimitError>()) {
-        SendError::BodyTooLarge
-    } else if let Some(broken) =
-        chain(&error).find_map(|error| error.downcast_ref::<ClientBodyError>())
-    {
-        SendError::ClientBody(broken.to_string())
-    } else if error.is_connect() {
+    if error.is_connect() {
         let why = innermost(&error);
-        if is_connect_timeout(&error) {
+        if lacks_resources(&error) {
+            SendError::NoResources(why)
+        } else if is_connect_timeout(&error) {
             SendError::ConnectTimeout(why)
         } else {
             SendError::Unreachable(why)
@@ -198,10 +191,27 @@ fn send_error(error: Error) -> SendError {
 
 fn is_connect_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
     use std::io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
-    let kinds = chain(error).filter_map(|error| error.downcast_ref::<std::io::Error>());
-    kinds
+    system_errors(error)
         .map(std::io::Error::kind)
         .any(|kind| matches!(kind, TimedOut | HostUnreachable | NetworkUnreachable))
+}
+
+/// Whether an attempt to connect failed for want of something that the gateway's own host gives.
+fn lacks_resources(error: &(dyn std::error::Error + 'static)) -> bool {
+    system_errors(error).any(is_shortage)
+}
+
+/// Whether the system call failed because the process or its host has run out of file descriptors,
+/// local ports, or memory for sockets.
+pub(crate) fn is_shortage(error: &std::io::Error) -> bool {
+    let codes = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
+}
+
+fn system_errors<'e>(
+    error: &'e (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'e std::io::Error> {
+    chain(error).filter_map(|error| error.downcast_ref::<std::io::Error>())
 }
 
 fn chain<'e>(
@@ -213,4 +223,19 @@ fn chain<'e>(
 /// The last cause of an error: the operating system's message, without the layers around it.
 pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     chain(error).last().unwrap_or(error).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shortage_of_the_gateway_is_not_a_refused_connection() {
+        for code in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::EADDRNOTAVAIL] {
+            assert!(is_shortage(&std::io::Error::from_raw_os_error(code)), "{code}");
+        }
+        for code in [libc::ECONNREFUSED, libc::ECONNRESET, libc::EHOSTUNREACH, libc::ETIMEDOUT] {
+            assert!(!is_shortage(&std::io::Error::from_raw_os_error(code)), "{code}");
+        }
+    }
 }

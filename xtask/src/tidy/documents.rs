@@ -183,7 +183,12 @@ pub(super) fn reasons(tree: &Tree) -> Vec<Problem> {
     };
     let rejections = quoted("gateway/request/reject.rs");
     let faults = quoted("gateway/upstream/fault.rs").into_iter();
-    let faults = faults.filter_map(|name| Some(format!("..._{}", name.strip_prefix("engine_")?)));
+    let faults =
+        faults.filter(|name| !name.starts_with("prefill_") && !name.starts_with("decode_"));
+    let faults = faults.map(|name| match name.strip_prefix("engine_") {
+        Some(reason) => format!("..._{reason}"),
+        None => name,
+    });
     rejections
         .into_iter()
         .chain(faults)

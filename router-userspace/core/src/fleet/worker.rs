@@ -45,6 +45,7 @@ pub struct Worker {
     pub rate_estimators: RateEstimators,
     /// The engine's last report about its load.
     pub engine: EngineLoadCell,
+    answers: AtomicU64,
     prefill_queue: Mutex<PrefillQueue>,
     counts: UsageCounters,
     /// Usage of each data-parallel rank, by leases that name one.
@@ -153,6 +154,7 @@ impl Worker {
             rate_estimators: RateEstimators::default(),
             engine: EngineLoadCell::default(),
             key,
+            answers: AtomicU64::new(0),
             prefill_queue: Mutex::default(),
             counts: UsageCounters::default(),
             ranks: OnceLock::new(),
@@ -161,6 +163,17 @@ impl Worker {
 
     pub fn address(&self) -> SocketAddr {
         self.key.address
+    }
+
+    /// Counts a leg that the worker's engine has answered with generated output.
+    pub fn count_answer(&self) {
+        self.answers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Number of legs that the worker's engine has answered. If it grows while a request waits, the
+    /// engine's scheduler runs.
+    pub fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
     }
 
     /// Returns the sum of the leases on this worker.

@@ -15,22 +15,21 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tracing::debug;
 
 use crate::agent::api::loads::Loads;
 use crate::agent::api::metrics;
+use crate::connection_slots::{ConnectionSlot, ConnectionSlots, set_options};
 use crate::feedback::publish::{CONTENT_TYPE, Publisher};
 use crate::metrics::exposition;
 use crate::token::Guard;
 
-/// Maximum number of open connections. When it is reached, new connections wait.
+/// Maximum number of open connections, above the number of subscribers. When it is reached, the one whose
+/// last request is the oldest is closed for a new one, subscribers excepted.
 const MAX_CONNECTIONS: usize = 128;
 /// Bytes that may be buffered for a client that does not read. Frames beyond it are replaced by a full
 /// frame.
 const SEND_BUFFER: usize = 64 << 10;
-/// Time after which a connection whose peer acknowledges nothing is closed.
-const STALLED_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time that a client has to send the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const UNKNOWN_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
@@ -50,10 +49,9 @@ impl<S: Fn() -> Loads + Send + Sync + 'static> Server<S> {
     /// Serves until dropped.
     pub(in crate::agent) async fn serve(self, listener: TcpListener) {
         let server = Arc::new(self);
-        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let slots = ConnectionSlots::new(MAX_CONNECTIONS);
         let mut connections = tokio::task::JoinSet::new();
         loop {
-            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
             while connections.try_join_next().is_some() {}
             let (stream, peer) = match listener.accept().await {
                 Ok(accepted) => accepted,
@@ -64,13 +62,15 @@ impl<S: Fn() -> Loads + Send + Sync + 'static> Server<S> {
                     continue;
                 }
             };
+            bound_buffer(&stream);
             set_options(&stream);
+            let Some(slot) = slots.admit().await else { continue };
             let server = Arc::clone(&server);
             // If the client has closed it, the guard treats it as not from loopback.
             let local_address = stream.local_addr().unwrap_or(UNKNOWN_ADDRESS);
             connections.spawn(async move {
                 let service = service_fn(|request| {
-                    let response = server.respond(&request, local_address);
+                    let response = server.respond(&request, local_address, &slot);
                     async move { Ok::<_, Infallible>(response) }
                 });
                 let connection = http1::Builder::new()
@@ -78,15 +78,20 @@ impl<S: Fn() -> Loads + Send + Sync + 'static> Server<S> {
                     .header_read_timeout(HEAD_TIMEOUT)
                     .max_buf_size(SEND_BUFFER)
                     .serve_connection(TokioIo::new(stream), service);
-                if let Err(error) = connection.await {
+                if let Some(Err(error)) = slot.run(connection).await {
                     debug!(%peer, %error, "connection failed");
                 }
-                drop(permit);
             });
         }
     }
 
-    fn respond(&self, request: &Request<Incoming>, local_address: SocketAddr) -> ServerResponse {
+    fn respond(
+        &self,
+        request: &Request<Incoming>,
+        local_address: SocketAddr,
+        slot: &ConnectionSlot,
+    ) -> ServerResponse {
+        slot.used();
         let path = request.uri().path();
         if request.method() != Method::GET {
             return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed\n");
@@ -113,7 +118,7 @@ impl<S: Fn() -> Loads + Send + Sync + 'static> Server<S> {
             return response;
         }
         if path == "/v1/loads/stream" {
-            return self.stream();
+            return self.stream(slot);
         }
         let loads = (self.snapshot)();
         if path == "/metrics" {
@@ -125,10 +130,11 @@ impl<S: Fn() -> Loads + Send + Sync + 'static> Server<S> {
         typed("application/json", body)
     }
 
-    fn stream(&self) -> ServerResponse {
+    fn stream(&self, slot: &ConnectionSlot) -> ServerResponse {
         let Some(frames) = self.publisher.subscribe() else {
             return plain(StatusCode::SERVICE_UNAVAILABLE, "too many subscribers\n");
         };
+        slot.streams();
         let mut response = Response::new(frames);
         let binary = header::HeaderValue::from_static(CONTENT_TYPE);
         response.headers_mut().insert(header::CONTENT_TYPE, binary);
@@ -141,15 +147,9 @@ pub(in crate::agent) fn may_listen(address: SocketAddr, guard: &Guard) -> bool {
     address.ip().is_loopback() || !matches!(guard, Guard::Loopback)
 }
 
-/// Sends frames without delay, and bounds what a client that does not read can hold.
-fn set_options(stream: &tokio::net::TcpStream) {
-    let socket = socket2::SockRef::from(stream);
-    let results = [
-        stream.set_nodelay(true),
-        socket.set_send_buffer_size(SEND_BUFFER),
-        socket.set_tcp_user_timeout(Some(STALLED_TIMEOUT)),
-    ];
-    for error in results.into_iter().filter_map(Result::err) {
+/// Bounds what a client that does not read can hold.
+fn bound_buffer(stream: &tokio::net::TcpStream) {
+    if let Err(error) = socket2::SockRef::from(stream).set_send_buffer_size(SEND_BUFFER) {
         debug!(%error, "setsockopt failed");
     }
 }
@@ -178,5 +178,33 @@ mod tests {
         assert!(may_listen(outside, &Guard::new(None, true)));
         assert!(may_listen(outside, &Guard::new(Some("token".as_ref()), false)));
         assert!(may_listen("[::1]:1".parse().unwrap(), &Guard::new(None, false)));
+    }
+
+    #[tokio::test]
+    async fn probes_are_answered_beside_idle_connections() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = Server {
+            guard: Guard::new(None, true),
+            ready: Arc::new(AtomicBool::new(true)),
+            snapshot: || -> Loads { unreachable!("no loads are asked for") },
+            publisher: Publisher::new(1),
+        };
+        let serving = tokio::spawn(server.serve(listener));
+        let mut idle = Vec::new();
+        for _ in 0..MAX_CONNECTIONS + 12 {
+            idle.push(tokio::net::TcpStream::connect(address).await.unwrap());
+        }
+        for path in ["/livez", "/readyz"] {
+            let mut probe = tokio::net::TcpStream::connect(address).await.unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n");
+            probe.write_all(request.as_bytes()).await.unwrap();
+            let mut status = [0; 12];
+            let answered = probe.read_exact(&mut status);
+            tokio::time::timeout(HEAD_TIMEOUT / 2, answered).await.unwrap().unwrap();
+            assert_eq!(&status, b"HTTP/1.1 200", "{path}");
+        }
+        serving.abort();
     }
 }

@@ -9,7 +9,7 @@ use router_core::pair::Leg;
 use serde_json::json;
 
 use crate::gateway::shared::Gateway;
-use crate::gateway::upstream::fault::FaultReason;
+use crate::gateway::upstream::fault::{FaultReason, SHORTAGES};
 use crate::metrics::{LegLabels, PoolLabels, WorkerLabels};
 
 /// Whether a worker is an engine of this pod. Of a pod with several target ports, the workers' names
@@ -88,7 +88,7 @@ impl Gateway {
             for leg in [Some(Leg::Prefill), Some(Leg::Decode), None] {
                 let outcomes = FaultReason::ALL.map(|reason| reason.name(leg));
                 let leg = leg.map_or("unified", Leg::as_str);
-                for outcome in outcomes.into_iter().chain(["ok"]) {
+                for outcome in outcomes.into_iter().chain(SHORTAGES).chain(["ok"]) {
                     let worker = worker.to_owned();
                     self.metrics.legs.remove(&LegLabels { leg, worker, outcome });
                 }

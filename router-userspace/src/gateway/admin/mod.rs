@@ -17,16 +17,17 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::readiness::Readiness;
 use super::shared::Gateway;
+use crate::connection_slots::{ConnectionSlots, set_options};
 use crate::metrics::exposition;
 use crate::token::Guard;
 
-/// Maximum number of connections to the admin port. When it is reached, new connections wait.
+/// Maximum number of connections to the admin port. When it is reached, the one whose last request is
+/// the oldest is closed for a new one.
 const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const UNSPECIFIED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
@@ -54,10 +55,9 @@ impl Admin {
 
     /// Serves until `stop`.
     pub(crate) async fn run(self, state: AdminState, stop: CancellationToken) {
-        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let slots = ConnectionSlots::new(MAX_CONNECTIONS);
         let connections = TaskTracker::new();
         loop {
-            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
             let stream = tokio::select! {
                 accepted = self.0.accept() => match accepted {
                     Ok((stream, _)) => stream,
@@ -69,22 +69,25 @@ impl Admin {
                 },
                 () = stop.cancelled() => return,
             };
+            set_options(&stream);
+            let Some(slot) = slots.admit().await else { continue };
             // A connection that is gone already has no local address. The guard takes the unspecified
             // address for one that is reachable from outside.
             let at = stream.local_addr().unwrap_or(UNSPECIFIED);
             let (state, stop) = (state.clone(), stop.clone());
             connections.spawn(async move {
-                let answer = service_fn(move |request| {
+                let answer = service_fn(|request| {
+                    slot.used();
                     let response = state.answer(&request, at);
                     async move { Ok::<_, std::convert::Infallible>(response) }
                 });
                 let mut server = http1::Builder::new();
                 server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
                 let connection = server.serve_connection(TokioIo::new(stream), answer);
-                if let Some(Err(error)) = stop.run_until_cancelled(connection).await {
+                let connection = slot.run(stop.run_until_cancelled(connection));
+                if let Some(Some(Err(error))) = connection.await {
                     tracing::debug!(%error, "admin connection ended early");
                 }
-                drop(permit);
             });
         }
     }

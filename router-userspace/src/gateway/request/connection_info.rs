@@ -8,7 +8,7 @@ use router_core::fleet::Fleet;
 use router_core::route::{self, Head};
 
 use super::reject::Reject;
-use crate::client_body::UnreadBody;
+use crate::http_client::unread_body::UnreadBody;
 
 /// How a connection came in.
 #[derive(Clone, Debug)]

@@ -32,6 +32,8 @@ use crate::gateway::upstream::in_flight::InFlight;
 use crate::gateway::upstream::leg::until;
 use crate::gateway::upstream::source::{EventSource, MergedSamples, Sample};
 use crate::http_client::Protocol;
+use crate::http_client::response::ResponseMemory;
+use crate::metrics::ReasonLabels;
 
 /// Pause before a retry, multiplied by the number of attempts made: an engine that restarts needs a
 /// moment.
@@ -99,8 +101,7 @@ impl Gateway {
             if !retry {
                 return Err(Reject::Fault(fault));
             }
-            let reason = crate::metrics::ReasonLabels { reason: fault.reason() };
-            self.metrics.retries.get_or_create(&reason).inc();
+            self.metrics.retries.get_or_create(&ReasonLabels { reason: fault.reason() }).inc();
             tracing::debug!(reason = fault.reason(), detail = fault.detail(), "retrying");
             // Either worker may have caused a transfer fault.
             match fault.about_transfer() {
@@ -146,6 +147,7 @@ impl Gateway {
             idle: self.settings.timeouts.stream_idle_timeout,
             deadline: deadlines.attempt_deadline(),
         };
+        let memory = self.dispatch.response_limits.memory.clone();
         let reply = match placement {
             Placement::Single(lease) => {
                 let started = self.dispatch.begin_alone(attempt, Arc::new(lease)).await?;
@@ -154,21 +156,22 @@ impl Gateway {
                 {
                     self.responses.remember(id.into(), started.in_flight.worker());
                 }
-                single(started, limits, observation)
+                single(started, limits, observation, &memory)
             }
             Placement::Pair { leases, bootstrap, prediction, ranks, .. } => {
                 let leases = leases.map(Arc::new);
                 let pair = PairContext { leases, bootstrap, prediction, ranks };
                 let samples = attempt.request.samples();
                 if samples == 1 {
-                    single(self.dispatch.begin(attempt, pair).await?, limits, observation)
+                    let started = self.dispatch.begin(attempt, pair).await?;
+                    single(started, limits, observation, &memory)
                 } else {
                     // The first failure drops the other samples, which aborts them.
                     let begin = |pair| self.dispatch.begin(attempt, pair);
                     // Each sample owns its part of the pair, which ends with that sample's prefill.
                     let pairs = std::iter::repeat_n(pair, samples as usize);
                     let started = try_join_all(pairs.map(begin)).await?;
-                    merged(&attempt.request, started, limits, observation)
+                    merged(&attempt.request, started, limits, observation, &memory)
                 }
             }
         };
@@ -200,6 +203,7 @@ fn single(
     started: StartedAttempt,
     limits: StreamLimits,
     observation: Option<DecodeObservation>,
+    memory: &Option<ResponseMemory>,
 ) -> Result<Reply, Fault> {
     let logprobs = prompt_logprobs(limits.endpoint, &started)?;
     let StartedAttempt { response, in_flight, .. } = started;
@@ -216,7 +220,8 @@ fn single(
             let body = match logprobs {
                 Some(logprobs) => logprobs
                     .merge_json(&body)
-                    .map_err(|why| malformed(&in_flight, &why.to_string()))?,
+                    .map_err(|why| malformed(&in_flight, &why.to_string()))
+                    .and_then(|body| charge(memory, body, &in_flight))?,
                 None => body,
             };
             in_flight.complete();
@@ -231,6 +236,7 @@ fn merged(
     all: Vec<StartedAttempt>,
     limits: StreamLimits,
     observation: Option<DecodeObservation>,
+    memory: &Option<ResponseMemory>,
 ) -> Result<Reply, Fault> {
     let mut head = None;
     let mut samples = Vec::new();
@@ -261,10 +267,23 @@ fn merged(
     }
     let merged = merge::json(request.endpoint(), request.samples(), request.batch(), &parts);
     let body = merged.map_err(|why| malformed(&whole_in_flight[0], &why.to_string()))?;
+    let body = charge(memory, body, &whole_in_flight[0])?;
     for in_flight in whole_in_flight {
         in_flight.complete();
     }
     Ok(Reply::Whole(whole(head, body)))
+}
+
+/// Charges a body that was merged from others.
+fn charge(
+    memory: &Option<ResponseMemory>,
+    body: Bytes,
+    in_flight: &InFlight,
+) -> Result<Bytes, Fault> {
+    let Some(memory) = memory else { return Ok(body) };
+    let worker = Arc::clone(in_flight.worker());
+    let charged = memory.charge(body);
+    charged.map_err(|error| Fault { leg: in_flight.leg(), worker, kind: error.into() })
 }
 
 fn malformed(in_flight: &InFlight, why: &str) -> Fault {

@@ -19,9 +19,9 @@ use super::reject::Reject;
 use super::relay::Relay;
 use super::response_body::ResponseBody;
 use super::routed::{Reply, RouteDeadlines, RoutedRequest};
-use crate::client_body::ClientBody;
 use crate::gateway::fleet_handle::FleetHandle;
 use crate::gateway::shared::Gateway;
+use crate::http_client::client_body::ClientBody;
 use crate::metrics::Metrics;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -8,7 +8,7 @@ use http::header::HOST;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::Body;
-use http_body_util::{Either, Limited};
+use http_body_util::Either;
 use hyper::body::Incoming;
 use router_core::fleet::{
     HealthChange, Lease, Member, ObjectName, Phase, Pool, ServiceBackend, Verdict, Weight, Worker,
@@ -16,19 +16,19 @@ use router_core::fleet::{
 };
 use router_core::schedule::{Candidate, Draw, Policy};
 use router_core::sglang::{OneEngineRequest, headers};
-use tokio::time::Instant;
+use tokio::time::{Instant, interval_at, sleep};
 
 use super::model::name_in_path;
-use super::proxied_body::ProxiedBody;
+use super::proxied_body::{ProxiedBody, ProxyLimits};
 use super::record::Record;
 use super::reject::Reject;
 use super::request_body;
 use super::routed::{Reply, RouteDeadlines, RoutedRequest};
-use crate::client_body::ClientBody;
 use crate::gateway::shared::Gateway;
+use crate::gateway::upstream::dispatch::{HEALTH_INTERVAL, Silence};
 use crate::gateway::upstream::fault::{Fault, FaultKind};
 use crate::gateway::upstream::leg::until;
-use crate::http_client::reclaimable::{Reclaim, ReclaimableBody};
+use crate::http_client::client_body::{BodyHandle, ClientBody};
 use crate::http_client::{Protocol, SendError, whole};
 
 /// Maximum number of endpoints that one request is sent to.
@@ -173,8 +173,9 @@ impl Gateway {
                     (whole(bytes.clone()), KeptBody::Known(ForwardedBody::Whole(bytes)))
                 }
                 ForwardedBody::Passed(body) => {
-                    let (body, reclaim) = ReclaimableBody::new(body);
-                    (Either::Right(Limited::new(body, limit)), KeptBody::IfUnread(reclaim))
+                    let idle = self.settings.timeouts.body_timeout;
+                    let (body, handle) = body.limited(limit, idle);
+                    (Either::Right(body), KeptBody::IfUnread(handle))
                 }
             };
             let sent = self.http.send(
@@ -185,36 +186,87 @@ impl Gateway {
                 headers.clone(),
                 outgoing,
             );
-            let error = tokio::select! {
-                answer = sent => match answer {
-                    Ok(answer) => {
-                        self.dispatch.answered(&worker);
-                        return proxied(answer, lease, deadline);
-                    }
-                    Err(SendError::BodyTooLarge) => return Err(Reject::BodyTooLarge(limit)),
-                    Err(SendError::ClientBody(why)) => return Err(Reject::BodyBroken(why)),
-                    Err(error) => error,
-                },
-                () = until(deadline) => return Err(self.too_late(worker, since.elapsed())),
+            let (kind, unsent) = match self.head(sent, &worker, deadline).await {
+                Ok(answer) => {
+                    self.dispatch.answered(&worker);
+                    kept.answered();
+                    return Ok(proxied(answer, lease, self.proxy_limits(deadline)));
+                }
+                Err(NoHead::Deadline) => return Err(self.too_late(worker, since.elapsed())),
+                Err(NoHead::Fault { kind, unsent }) => (kind, unsent),
             };
-            let is_unsent = error.is_unsent();
-            let fault = Fault { leg: None, worker: Arc::clone(&worker), kind: error.into() };
+            // Before the worker is blamed: the client may be at fault.
+            body = kept.returned()?;
+            let fault = Fault { leg: None, worker: Arc::clone(&worker), kind };
             self.blame_forwarded(&fault);
-            body = kept.returned();
-            let sendable = only_reads || (is_unsent && body.is_some());
+            let sendable = fault.retryable() && (only_reads || (unsent && body.is_some()));
             let other = || choose(Some(&worker)).ok();
             let again = match sendable && record.attempts < MAX_ATTEMPTS {
-                true if is_unsent => other(),
+                true if unsent => other(),
                 true => other().or_else(|| choose(None).ok()),
                 false => None,
             };
-            let Some(again) = again else {
-                return Err(fault.into());
-            };
-            tracing::debug!(worker = %worker.name, reason = fault.detail(), "retrying");
+            let Some(again) = again else { return Err(fault.into()) };
+            tracing::debug!(worker = %worker.name, reason = %fault.detail(), "retrying");
             lease = again;
         }
     }
+
+    /// Waits for the head of an answer, as long as the worker answers probes.
+    async fn head(
+        &self,
+        sent: impl Future<Output = Result<Response<Incoming>, SendError>>,
+        worker: &Worker,
+        deadline: Option<Instant>,
+    ) -> Result<Response<Incoming>, NoHead> {
+        let timeouts = &self.settings.timeouts;
+        let limit = timeouts.first_byte_timeout;
+        let late = sleep(limit);
+        tokio::pin!(sent, late);
+        let mut health = interval_at(Instant::now() + HEALTH_INTERVAL, HEALTH_INTERVAL);
+        let mut silence = Silence::default();
+        let kind = loop {
+            tokio::select! {
+                biased;
+                answer = &mut sent => match answer {
+                    // No client's Upgrade field is forwarded.
+                    Ok(answer) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                        break FaultKind::Malformed("status 101 without Upgrade".to_owned());
+                    }
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => {
+                        let unsent = error.is_unsent();
+                        return Err(NoHead::Fault { kind: error.into(), unsent });
+                    }
+                },
+                _ = health.tick() => {
+                    let silent = worker.health.is_silent();
+                    if silence.lasts(silent, timeouts.unresponsive_timeout) {
+                        break FaultKind::Silent;
+                    }
+                }
+                () = until(deadline) => return Err(NoHead::Deadline),
+                () = &mut late => break FaultKind::Timeout { waited_for: "its answer", limit },
+            }
+        };
+        Err(NoHead::Fault { kind, unsent: false })
+    }
+
+    fn proxy_limits(&self, deadline: Option<Instant>) -> ProxyLimits {
+        let timeouts = &self.settings.timeouts;
+        let (idle, unresponsive) = (timeouts.stream_idle_timeout, timeouts.unresponsive_timeout);
+        ProxyLimits { deadline, idle, unresponsive }
+    }
+}
+
+/// Why no head of an answer came.
+enum NoHead {
+    Deadline,
+    Fault {
+        kind: FaultKind,
+        /// No part of the request was sent.
+        unsent: bool,
+    },
 }
 
 /// A request whose body is forwarded to one endpoint.
@@ -238,34 +290,38 @@ enum ForwardedBody {
 /// The body of a request that is being sent, for the next attempt.
 enum KeptBody {
     Known(ForwardedBody),
-    IfUnread(Reclaim<ClientBody>),
+    IfUnread(BodyHandle),
 }
 
 impl KeptBody {
-    fn returned(self) -> Option<ForwardedBody> {
+    /// The endpoint has begun to answer.
+    fn answered(&self) {
+        if let KeptBody::IfUnread(handle) = self {
+            handle.answered();
+        }
+    }
+
+    /// The body for the next attempt, unless it was read.
+    ///
+    /// # Errors
+    /// The client's body is why the attempt failed.
+    fn returned(self) -> Result<Option<ForwardedBody>, Reject> {
         match self {
-            KeptBody::Known(body) => Some(body),
-            KeptBody::IfUnread(reclaim) => reclaim.returned().map(ForwardedBody::Passed),
+            KeptBody::Known(body) => Ok(Some(body)),
+            KeptBody::IfUnread(handle) => match handle.error() {
+                Some(error) => Err(error.into()),
+                None => Ok(handle.returned().map(ForwardedBody::Passed)),
+            },
         }
     }
 }
 
-fn proxied(
-    answer: Response<Incoming>,
-    lease: Lease,
-    deadline: Option<Instant>,
-) -> Result<Reply, Reject> {
-    let worker = lease.worker();
-    // No client's Upgrade field is forwarded.
-    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let kind = FaultKind::Malformed("status 101 without Upgrade".to_owned());
-        return Err(Fault { leg: None, worker: Arc::clone(worker), kind }.into());
-    }
+fn proxied(answer: Response<Incoming>, lease: Lease, limits: ProxyLimits) -> Reply {
     let (head, body) = answer.into_parts();
-    let mut response = Response::new(ProxiedBody::new(body, lease, deadline));
+    let mut response = Response::new(ProxiedBody::new(body, lease, limits));
     *response.status_mut() = head.status;
     *response.headers_mut() = headers::to_client(&head.headers, true);
-    Ok(Reply::Proxied(Box::new(response)))
+    Reply::Proxied(Box::new(response))
 }
 
 /// No probe looks at a Service's endpoint. One that cannot be reached is left for a while at once, one
@@ -273,6 +329,8 @@ fn proxied(
 fn blame_endpoint(fault: &Fault, now_ms: u64) -> Option<HealthChange> {
     match fault.kind {
         FaultKind::Unreachable(_) => fault.worker.health.ejected(now_ms),
+        // The gateway itself is short of something.
+        FaultKind::Shortage(_) => None,
         _ => fault.worker.health.errored(now_ms),
     }
 }

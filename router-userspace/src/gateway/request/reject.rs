@@ -16,6 +16,7 @@ use super::response_body::ResponseBody;
 use crate::gateway::placement::queue::{AdmissionError, none_ready};
 use crate::gateway::upstream::dispatch::AttemptError;
 use crate::gateway::upstream::fault::{Fault, FaultKind};
+use crate::http_client::client_body::ClientBodyError;
 
 /// The response header with [`Reject::reason`].
 pub(crate) const REASON: HeaderName = HeaderName::from_static("x-pd-router-reason");
@@ -132,7 +133,7 @@ impl Reject {
     fn is_permanent(&self) -> bool {
         match self {
             Reject::Fault(fault) => {
-                matches!(fault.kind, FaultKind::Died)
+                matches!(fault.kind, FaultKind::Died | FaultKind::TooLarge(_))
                     || fault.status() == StatusCode::NOT_IMPLEMENTED
             }
             // A new connection, or the rest of a body, may be all that is missing.
@@ -152,7 +153,7 @@ impl Reject {
             | Reject::QueueFull
             | Reject::QueueTimeout(_)
             | Reject::Draining => Some(1),
-            Reject::Fault(fault) if fault.retryable() => Some(1),
+            Reject::Fault(fault) if fault.passes() => Some(1),
             _ => None,
         }
     }
@@ -177,7 +178,9 @@ impl Reject {
             Reject::BodyTooLarge(limit) => format!("the request body is over {limit} bytes"),
             Reject::NoMemory => "too many large requests at once".to_owned(),
             Reject::BodyTimeout(limit) => {
-                format!("no part of the request body came within {limit:?}")
+                format!(
+                    "the request body came too slowly: nothing for {limit:?}, or too little in all"
+                )
             }
             Reject::BodyBroken(why) => format!("the request body could not be read: {why}"),
             Reject::Invalid(invalid) => invalid.message.clone(),
@@ -288,6 +291,16 @@ fn add_engine_headers(sent: &HeaderMap, headers: &mut HeaderMap) {
 impl From<Fault> for Reject {
     fn from(fault: Fault) -> Reject {
         Reject::Fault(fault)
+    }
+}
+
+impl From<ClientBodyError> for Reject {
+    fn from(error: ClientBodyError) -> Reject {
+        match error {
+            ClientBodyError::TooLarge(limit) => Reject::BodyTooLarge(limit),
+            ClientBodyError::Late(limit) => Reject::BodyTimeout(limit),
+            ClientBodyError::Broken(why) => Reject::BodyBroken(why),
+        }
     }
 }
 

@@ -9,17 +9,18 @@ use http::header::CONTENT_ENCODING;
 use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::reject::Reject;
-use crate::client_body::ClientBody;
+use crate::http_client::client_body::ClientBody;
+use crate::http_client::pace::Pace;
 
 /// Reads the whole body of a request. The permits are the body's bytes in `memory`, to be kept as long
 /// as the body.
 ///
 /// # Errors
-/// The body is encoded, is over `limit` bytes, or exceeds the permits of `memory`; the client sends
-/// nothing for `idle_timeout`, or closes the connection.
+/// The body is encoded, is over `limit` bytes, or exceeds the permits of `memory`; the client is slower
+/// than [`Pace`] allows with `idle_timeout`, or closes the connection.
 pub(crate) async fn read(
     headers: &HeaderMap,
     body: ClientBody,
@@ -59,11 +60,14 @@ async fn collect(
     let mut permits = reserve(memory, 0)?;
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
-    while let Some(frame) =
-        timeout(idle_timeout, body.frame()).await.map_err(|_| Reject::BodyTimeout(idle_timeout))?
-    {
-        let frame = frame.map_err(|error| Reject::BodyBroken(error.to_string()))?;
+    let mut pace = Pace::new(idle_timeout);
+    loop {
+        let start = Instant::now();
+        let frame = timeout_at(pace.deadline(start), body.frame()).await;
+        let Some(frame) = frame.map_err(|_| Reject::BodyTimeout(idle_timeout))? else { break };
+        let frame = frame?;
         let Ok(data) = frame.into_data() else { continue };
+        pace.received(data.len(), start);
         if first.len() + all.len() + data.len() > limit {
             return Err(Reject::BodyTooLarge(limit));
         }

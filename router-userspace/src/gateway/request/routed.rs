@@ -11,9 +11,9 @@ use super::proxied_body::ProxiedBody;
 use super::relay::StreamLimits;
 use super::response_body::ResponseBody;
 use super::retry::CrashWatch;
-use crate::client_body::ClientBody;
 use crate::gateway::placement::observe::DecodeObservation;
 use crate::gateway::upstream::source::EventSource;
+use crate::http_client::client_body::ClientBody;
 
 /// The answer of a target, without the gateway's own headers.
 #[expect(clippy::large_enum_variant, reason = "a box would be an allocation for each stream")]

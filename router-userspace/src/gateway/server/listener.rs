@@ -31,6 +31,8 @@ use crate::gateway::request::handle::RequestService;
 const BACKLOG: i32 = 4096;
 /// Pause after accepting failed, for example because no file descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Minimum time between two warnings that accepting fails: it is retried twenty times a second.
+const ACCEPT_WARNING: Duration = Duration::from_secs(10);
 /// Interval of TCP keepalive probes on idle connections.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Time that a connection that was accepted before its port closed has for its first request, which
@@ -154,6 +156,7 @@ struct Acceptor {
 
 impl Acceptor {
     async fn run(self, listener: TcpListener) {
+        let mut warned: Option<Instant> = None;
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -162,7 +165,10 @@ impl Acceptor {
             match accepted {
                 Ok((stream, peer)) => self.admit(stream, peer).await,
                 Err(error) => {
-                    tracing::warn!(port = self.port, %error, "cannot accept a connection");
+                    if warned.is_none_or(|warned| warned.elapsed() >= ACCEPT_WARNING) {
+                        warned = Some(Instant::now());
+                        tracing::warn!(port = self.port, %error, "cannot accept a connection");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }

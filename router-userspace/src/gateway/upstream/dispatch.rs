@@ -30,11 +30,12 @@ use crate::gateway::engine_client::EngineClient;
 use crate::gateway::placement::observe::Prediction;
 use crate::gateway::workers::health_monitor::HealthMonitor;
 use crate::gateway::workers::probe::Probes;
-use crate::http_client::{Protocol, read_body};
+use crate::http_client::Protocol;
+use crate::http_client::response::{ReadLimits, read_body};
 use crate::metrics::{LegLabels, Metrics};
 
 /// Interval at which a waiting attempt checks whether its workers still answer probes.
-const HEALTH_INTERVAL: Duration = Duration::from_millis(250);
+pub(crate) const HEALTH_INTERVAL: Duration = Duration::from_millis(250);
 /// Time to wait for the other leg's error when one leg's error is about the transfer.
 const CAUSE_WAIT: Duration = Duration::from_millis(100);
 
@@ -92,8 +93,8 @@ pub(crate) struct Dispatch {
     pub health: Arc<HealthMonitor>,
     pub tasks: TaskTracker,
     pub timeouts: TimeoutFlags,
-    /// Maximum size of a whole answer, in bytes.
-    pub max_response: usize,
+    /// Limits on an answer that is read whole.
+    pub response_limits: ReadLimits,
     pub clock: MonotonicClock,
     pub metrics: Metrics,
     /// Cancelled when the drain timeout is exceeded: running requests end with an error.
@@ -176,6 +177,7 @@ impl Dispatch {
                 answer = &mut response_start, if started.is_none() => match answer {
                     Ok(answer) => {
                         self.answered(&worker);
+                        worker.count_answer();
                         if !merges || !in_flight.awaits_prefill() {
                             return Ok(StartedAttempt { response: answer, prefill_answer: prefill, in_flight });
                         }
@@ -206,6 +208,7 @@ impl Dispatch {
             }
         };
         let fault = match started {
+            None if fault.is_timeout() => self.blamed_timeout(fault, &in_flight),
             None => cause(fault, &mut in_flight, &mut response_start).await,
             // Decode has answered without an error.
             Some(_) => fault,
@@ -213,6 +216,16 @@ impl Dispatch {
         in_flight.failed(&fault);
         self.blame(&fault);
         Err(AttemptError::Fault(fault))
+    }
+
+    /// The timeout of the leg that is to blame, counted. Prefill's own is counted by its task.
+    fn blamed_timeout(&self, fault: Fault, in_flight: &InFlight) -> Fault {
+        let is_prefills = fault.leg == Some(Leg::Prefill);
+        let blamed = in_flight.blame_timeout(fault);
+        if !is_prefills || blamed.leg != Some(Leg::Prefill) {
+            self.count(blamed.leg, &blamed.worker, Some(&blamed));
+        }
+        blamed
     }
 
     /// Updates the health of the one worker that failed, and probes it if it may be down.
@@ -239,21 +252,35 @@ impl Dispatch {
         worker: &Arc<Worker>,
         body: SplicedBody,
     ) -> Result<ResponseStart, Fault> {
+        let fault = |waited_for, limit| Fault {
+            leg,
+            worker: Arc::clone(worker),
+            kind: FaultKind::Timeout { waited_for, limit },
+        };
         let started = async {
-            let response = self.head(attempt, leg, worker, body).await?;
-            let started = read_start(response, &attempt.request, self.max_response).await;
+            let head = self.head(attempt, leg, worker, body);
+            // A stream has a limit of its own below, which includes the head.
+            let response = if attempt.request.stream() {
+                head.await?
+            } else {
+                let limit = self.timeouts.first_byte_timeout;
+                timeout(limit, head).await.unwrap_or_else(|_| Err(fault("its answer", limit)))?
+            };
+            let started = read_start(response, &attempt.request, &self.response_limits).await;
             started.map_err(|kind| Fault { leg, worker: Arc::clone(worker), kind })
         };
-        // Only a stream shows early that it has begun: other answers have no such limit.
         let limit = self.timeouts.first_event_timeout;
         let started = if attempt.request.stream() {
-            let kind = FaultKind::Timeout { waited_for: "the first event of its answer", limit };
-            let fault = Fault { leg, worker: Arc::clone(worker), kind };
-            timeout(limit, started).await.unwrap_or(Err(fault))
+            let late = |_| Err(fault("the first event of its answer", limit));
+            timeout(limit, started).await.unwrap_or_else(late)
         } else {
             started.await
         };
-        self.count(leg, worker, started.as_ref().err());
+        let fault = started.as_ref().err();
+        // A timeout is counted once it is known which leg is to blame.
+        if !fault.is_some_and(Fault::is_timeout) {
+            self.count(leg, worker, fault);
+        }
         started
     }
 
@@ -272,7 +299,8 @@ impl Dispatch {
         if response.status().is_success() {
             return Ok(response);
         }
-        Err(fault(leg::refusal(attempt.request.endpoint(), response).await))
+        let idle = self.timeouts.stream_idle_timeout;
+        Err(fault(leg::refusal(attempt.request.endpoint(), response, idle).await))
     }
 
     /// Sends the prefill leg from its own task, which reads the whole answer and keeps the lease until
@@ -315,10 +343,9 @@ impl Dispatch {
             let sent = self.engines.post(request.protocol, worker, path, headers, body);
             let response = sent.await.map_err(FaultKind::from)?;
             if !response.status().is_success() {
-                return Err(leg::refusal(request.endpoint, response).await);
+                return Err(leg::refusal(request.endpoint, response, limit).await);
             }
-            let body = read_body(response.into_body(), self.max_response).await;
-            let body = body.map_err(FaultKind::Broken)?;
+            let body = read_body(response.into_body(), &self.response_limits).await?;
             // Engines up to 0.4 answer 200 when the transfer has failed.
             match engine::answer_fault(request.endpoint, &body) {
                 Some(error) => Err(leg::error_after_head(error)),
@@ -328,6 +355,7 @@ impl Dispatch {
         match timeout(limit, answer).await {
             Ok(Ok(answer)) => {
                 self.answered(worker);
+                worker.count_answer();
                 Ok(answer)
             }
             Ok(Err(kind)) => Err(fault(kind)),

@@ -44,7 +44,35 @@ pub(crate) enum FaultKind {
     Unserved(Endpoint),
     /// The answer is not valid for this endpoint.
     Malformed(String),
+    /// The answer is over this number of bytes.
+    TooLarge(usize),
+    /// The gateway itself lacks something: no engine is at fault.
+    Shortage(Shortage),
 }
+
+/// What the gateway lacks for one more request.
+#[derive(Clone, Debug)]
+pub(crate) enum Shortage {
+    /// File descriptors, local ports or memory for sockets: the operating system's error.
+    Resources(String),
+    /// The buffered responses of all requests have reached `--max-response-memory`.
+    ResponseMemory,
+}
+
+impl Shortage {
+    /// The name of the reason, which is no leg's.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Shortage::Resources(_) => GATEWAY_RESOURCES,
+            Shortage::ResponseMemory => RESPONSE_MEMORY,
+        }
+    }
+}
+
+const GATEWAY_RESOURCES: &str = "gateway_resources";
+const RESPONSE_MEMORY: &str = "response_memory";
+/// The reasons that are no leg's.
+pub(crate) const SHORTAGES: [&str; 2] = [GATEWAY_RESOURCES, RESPONSE_MEMORY];
 
 /// The causes that metrics and headers tell apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,11 +86,12 @@ pub(crate) enum FaultReason {
     Error,
     Unserved,
     Malformed,
+    TooLarge,
     Died,
 }
 
 impl FaultReason {
-    pub(crate) const ALL: [FaultReason; 10] = [
+    pub(crate) const ALL: [FaultReason; 11] = [
         FaultReason::Unreachable,
         FaultReason::Broken,
         FaultReason::Silent,
@@ -72,6 +101,7 @@ impl FaultReason {
         FaultReason::Error,
         FaultReason::Unserved,
         FaultReason::Malformed,
+        FaultReason::TooLarge,
         FaultReason::Died,
     ];
 
@@ -91,6 +121,11 @@ impl FaultReason {
             FaultReason::Error => ("prefill_error", "decode_error", "engine_error"),
             FaultReason::Unserved => ("prefill_unserved", "decode_unserved", "engine_unserved"),
             FaultReason::Malformed => ("prefill_malformed", "decode_malformed", "engine_malformed"),
+            FaultReason::TooLarge => (
+                "prefill_response_too_large",
+                "decode_response_too_large",
+                "engine_response_too_large",
+            ),
             FaultReason::Died => ("prefill_died", "decode_died", "engine_died"),
         };
         match leg {
@@ -114,7 +149,11 @@ impl Fault {
             FaultKind::Died
             | FaultKind::Timeout { .. }
             | FaultKind::Unserved(_)
-            | FaultKind::Malformed(_) => false,
+            | FaultKind::Malformed(_)
+            // The next answer to the same request would be too large as well.
+            | FaultKind::TooLarge(_)
+            // Another pair would meet the same shortage.
+            | FaultKind::Shortage(_) => false,
         }
     }
 
@@ -142,6 +181,8 @@ impl Fault {
             | FaultKind::Died
             | FaultKind::Silent
             | FaultKind::Timeout { .. } => None,
+            // The engine has done its work.
+            FaultKind::TooLarge(_) | FaultKind::Shortage(_) => None,
         }
     }
 
@@ -149,6 +190,7 @@ impl Fault {
     pub(crate) fn wants_probe(&self) -> bool {
         match &self.kind {
             FaultKind::Engine { status, .. } => status.is_server_error(),
+            FaultKind::TooLarge(_) | FaultKind::Shortage(_) => false,
             _ => true,
         }
     }
@@ -159,7 +201,9 @@ impl Fault {
             | FaultKind::Broken(_)
             | FaultKind::Died
             | FaultKind::Silent
-            | FaultKind::Malformed(_) => StatusCode::BAD_GATEWAY,
+            | FaultKind::Malformed(_)
+            | FaultKind::TooLarge(_) => StatusCode::BAD_GATEWAY,
+            FaultKind::Shortage(_) => StatusCode::SERVICE_UNAVAILABLE,
             FaultKind::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
             FaultKind::Unserved(_) => StatusCode::NOT_IMPLEMENTED,
             FaultKind::Engine { status, .. } => *status,
@@ -177,6 +221,16 @@ impl Fault {
         matches!(&self.kind, FaultKind::Engine { status: answered, .. } if *answered == status)
     }
 
+    /// Whether the client may succeed by sending the request again a moment later.
+    pub(crate) fn passes(&self) -> bool {
+        self.retryable() || matches!(&self.kind, FaultKind::Shortage(_))
+    }
+
+    /// Whether the answer, or its next part, did not come in time.
+    pub(crate) fn is_timeout(&self) -> bool {
+        matches!(&self.kind, FaultKind::Timeout { .. })
+    }
+
     /// Whether the connection broke after the request was sent.
     pub(crate) fn broke(&self) -> bool {
         matches!(&self.kind, FaultKind::Broken(_))
@@ -186,7 +240,10 @@ impl Fault {
     pub(crate) fn engine_is_done(&self) -> bool {
         matches!(
             &self.kind,
-            FaultKind::Unreachable(_) | FaultKind::Engine { .. } | FaultKind::Unserved(_)
+            FaultKind::Unreachable(_)
+                | FaultKind::Engine { .. }
+                | FaultKind::Unserved(_)
+                | FaultKind::Shortage(Shortage::Resources(_))
         )
     }
 
@@ -229,13 +286,26 @@ impl Fault {
             FaultKind::Malformed(why) => {
                 format!("the {engine}'s answer is malformed: {why}")
             }
+            FaultKind::TooLarge(limit) => {
+                format!(
+                    "the {engine}'s answer is over {limit} bytes, the limit of a whole response"
+                )
+            }
+            FaultKind::Shortage(Shortage::Resources(_)) => {
+                "the gateway is out of file descriptors, ports or socket memory".to_owned()
+            }
+            FaultKind::Shortage(Shortage::ResponseMemory) => {
+                "too many large responses at once".to_owned()
+            }
         }
     }
 
     /// The message for logs: with the operating system's error.
     pub(crate) fn detail(&self) -> String {
         match &self.kind {
-            FaultKind::Unreachable(why) | FaultKind::Broken(why) => {
+            FaultKind::Unreachable(why)
+            | FaultKind::Broken(why)
+            | FaultKind::Shortage(Shortage::Resources(why)) => {
                 format!("{}: {why}", self.message())
             }
             _ => self.message(),
@@ -254,7 +324,9 @@ impl Fault {
             FaultKind::Engine { .. } => FaultReason::Error,
             FaultKind::Unserved(_) => FaultReason::Unserved,
             FaultKind::Malformed(_) => FaultReason::Malformed,
+            FaultKind::TooLarge(_) => FaultReason::TooLarge,
             FaultKind::Died => FaultReason::Died,
+            FaultKind::Shortage(shortage) => return shortage.reason(),
         };
         reason.name(self.leg)
     }

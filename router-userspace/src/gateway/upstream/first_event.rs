@@ -20,7 +20,7 @@ use router_core::sglang::{Endpoint, Request, fault, response};
 use super::fault::FaultKind;
 use super::leg::error_after_head;
 use crate::http_client::innermost;
-use crate::http_client::read_body;
+use crate::http_client::response::{ReadLimits, read_body};
 
 /// Maximum number of preamble events that are read before the stream is passed on; no endpoint
 /// sends more.
@@ -63,11 +63,11 @@ impl ResponseStart {
 pub(crate) async fn read_start(
     response: Response<Incoming>,
     request: &Request,
-    max_response: usize,
+    limits: &ReadLimits,
 ) -> Result<ResponseStart, FaultKind> {
     let (head, body) = response.into_parts();
     if !request.stream() || !is_event_stream(&head.headers) {
-        let body = read_body(body, max_response).await.map_err(FaultKind::Broken)?;
+        let body = read_body(body, limits).await?;
         return match fault::answer_fault(request.endpoint(), &body) {
             Some(error) => Err(error_after_head(error)),
             None => Ok(ResponseStart::Whole { head, body }),

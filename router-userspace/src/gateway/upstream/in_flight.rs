@@ -17,6 +17,8 @@ pub(crate) struct PrefillLeg {
     outcome: Option<oneshot::Receiver<Result<Bytes, Fault>>>,
     task: AbortHandle,
     guard: AbortGuard,
+    /// The worker's answers before this request.
+    answers_before: u64,
     /// The task is aborted when the leg is dropped.
     abort_on_drop: bool,
 }
@@ -28,7 +30,9 @@ impl PrefillLeg {
         task: AbortHandle,
         guard: AbortGuard,
     ) -> PrefillLeg {
-        PrefillLeg { worker, outcome: Some(outcome), task, guard, abort_on_drop: true }
+        let answers_before = worker.answers();
+        let outcome = Some(outcome);
+        PrefillLeg { worker, outcome, task, guard, answers_before, abort_on_drop: true }
     }
 
     async fn answer(&mut self) -> Result<Bytes, Fault> {
@@ -73,15 +77,18 @@ pub(crate) struct InFlight {
     /// Aborts decode, or the engine that serves alone.
     guard: AbortGuard,
     lease: Arc<Lease>,
+    /// The worker's answers before this request.
+    answers_before: u64,
 }
 
 impl InFlight {
     pub(crate) fn new(prefill: PrefillLeg, guard: AbortGuard, lease: Arc<Lease>) -> InFlight {
-        InFlight { prefill: Some(prefill), guard, lease }
+        InFlight { prefill: Some(prefill), ..InFlight::alone(guard, lease) }
     }
 
     pub(crate) fn alone(guard: AbortGuard, lease: Arc<Lease>) -> InFlight {
-        InFlight { prefill: None, guard, lease }
+        let answers_before = lease.worker().answers();
+        InFlight { prefill: None, guard, lease, answers_before }
     }
 
     /// The worker whose answer the client gets.
@@ -118,6 +125,31 @@ impl InFlight {
             worker: Arc::clone(worker),
             kind: FaultKind::Silent,
         })
+    }
+
+    /// Names the leg that a timeout is to be blamed on while decode has not answered. If prefill has not
+    /// answered either, both legs wait for one of them, whichever timer ends first. A worker that has
+    /// answered other requests meanwhile is not the one. If that does not tell, it is prefill, which
+    /// decode has to wait for.
+    pub(crate) fn blame_timeout(&self, fault: Fault) -> Fault {
+        let (FaultKind::Timeout { limit, .. }, Some(prefill)) = (&fault.kind, &self.prefill) else {
+            return fault;
+        };
+        let prefill_waits = fault.leg == Some(Leg::Prefill) || prefill.outcome.is_some();
+        if !prefill_waits {
+            return fault;
+        }
+        let prefill_works = prefill.worker.answers() > prefill.answers_before;
+        let decode_works = self.worker().answers() > self.answers_before;
+        let (leg, worker) = match prefill_works && !decode_works {
+            true => (Leg::Decode, self.worker()),
+            false => (Leg::Prefill, &prefill.worker),
+        };
+        if fault.leg == Some(leg) {
+            return fault;
+        }
+        let kind = FaultKind::Timeout { waited_for: "its answer", limit: *limit };
+        Fault { leg: Some(leg), worker: Arc::clone(worker), kind }
     }
 
     /// One leg failed: if its engine is done with the request, it has nothing to abort.

@@ -1,14 +1,16 @@
 //! Reads what one leg's engine answered into a [`FaultKind`].
 
+use std::time::Duration;
+
 use http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, Response, StatusCode};
 use hyper::body::Incoming;
 use router_core::sglang::{Endpoint, fault as engine};
 use tokio::time::Instant;
 
-use super::fault::FaultKind;
+use super::fault::{FaultKind, Shortage};
 use crate::http_client::SendError;
-use crate::http_client::read_body;
+use crate::http_client::response::{ReadError, ReadLimits, read_body};
 
 /// Maximum size of an error answer that is read, in bytes.
 const MAX_ERROR: usize = 64 << 10;
@@ -19,20 +21,36 @@ impl From<SendError> for FaultKind {
             SendError::Unreachable(why) | SendError::ConnectTimeout(why) => {
                 FaultKind::Unreachable(why)
             }
+            SendError::NoResources(why) => FaultKind::Shortage(Shortage::Resources(why)),
             SendError::Broken(why) => FaultKind::Broken(why),
-            // The body of a leg is whole, and its size was checked.
-            SendError::BodyTooLarge | SendError::ClientBody(_) => {
-                FaultKind::Broken(error.to_string())
-            }
         }
     }
 }
 
-/// The fault of an answer whose status is not a success.
-pub(crate) async fn refusal(endpoint: Endpoint, response: Response<Incoming>) -> FaultKind {
+impl From<ReadError> for FaultKind {
+    fn from(error: ReadError) -> FaultKind {
+        match error {
+            ReadError::Broken(why) => FaultKind::Broken(why),
+            ReadError::TooLarge(limit) => FaultKind::TooLarge(limit),
+            ReadError::Late(limit) => {
+                FaultKind::Timeout { waited_for: "the next part of its answer", limit }
+            }
+            ReadError::NoMemory => FaultKind::Shortage(Shortage::ResponseMemory),
+        }
+    }
+}
+
+/// The fault of an answer whose status is not a success. The body is read for its message, as long as
+/// it keeps coming.
+pub(crate) async fn refusal(
+    endpoint: Endpoint,
+    response: Response<Incoming>,
+    idle: Duration,
+) -> FaultKind {
     let (head, body) = response.into_parts();
     let status = head.status;
-    let body = read_body(body, MAX_ERROR).await.unwrap_or_default();
+    let limits = ReadLimits { idle: Some(idle), ..ReadLimits::size(MAX_ERROR) };
+    let body = read_body(body, &limits).await.unwrap_or_default();
     // An engine neither redirects nor switches protocols.
     if !status.is_client_error() && !status.is_server_error() {
         return FaultKind::Malformed(format!("status {}", status.as_u16()));

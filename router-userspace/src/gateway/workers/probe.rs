@@ -165,7 +165,8 @@ impl Probes {
         let until = Instant::now() + self.prober.timeouts.probe_timeout;
         loop {
             match self.prober.is_ready(worker).await {
-                Ok(()) => return true,
+                // A probe that was not sent says nothing against the worker.
+                Ok(()) | Err(ProbeFailure::NotSent) => return true,
                 Err(ProbeFailure::Broken(_)) if Instant::now() < until => {
                     sleep(ENDING_INTERVAL).await
                 }
@@ -247,6 +248,8 @@ impl Prober {
                     ProbeFailure::NotReady => health.not_ready(),
                     ProbeFailure::Timeout => health.probe_timed_out(),
                     ProbeFailure::Broken(_) => health.probe_failed(),
+                    // Nothing is known about the engine.
+                    ProbeFailure::NotSent => None,
                 };
                 (change, reason)
             }
@@ -263,6 +266,8 @@ impl Prober {
                     ProbeFailure::NotReady => health.not_ready(),
                     ProbeFailure::Timeout => health.bootstrap_timed_out(),
                     ProbeFailure::Broken(_) => health.probe_failed(),
+                    // Nothing is known about the engine.
+                    ProbeFailure::NotSent => None,
                 };
                 (change, reason)
             }
@@ -336,10 +341,8 @@ impl Prober {
             Ok(answer) => answer.map_err(|error| match error {
                 SendError::Unreachable(why) => ProbeFailure::Unreachable(why),
                 SendError::ConnectTimeout(_) => ProbeFailure::Timeout,
+                SendError::NoResources(_) => ProbeFailure::NotSent,
                 SendError::Broken(why) => ProbeFailure::Broken(why),
-                SendError::BodyTooLarge | SendError::ClientBody(_) => {
-                    ProbeFailure::Broken("its answer is too large".to_owned())
-                }
             }),
             Err(_) => Err(ProbeFailure::Timeout),
         }
@@ -363,6 +366,8 @@ enum ProbeFailure {
     NotReady,
     Broken(String),
     Timeout,
+    /// The gateway itself could not send it.
+    NotSent,
 }
 
 impl ProbeFailure {
@@ -373,6 +378,7 @@ impl ProbeFailure {
             ProbeFailure::NotReady => format!("{server} reports that it is not ready"),
             ProbeFailure::Broken(why) => format!("{server} closed the connection: {why}"),
             ProbeFailure::Timeout => format!("{server} did not answer in time"),
+            ProbeFailure::NotSent => format!("{server} was not asked"),
         }
     }
 }

@@ -18,6 +18,7 @@ pub(super) fn limits(max_queued: usize) -> LimitFlags {
         max_connections: 10,
         max_requests_per_worker: 8,
         max_response: 1 << 20,
+        max_response_memory: 1 << 20,
         max_queued,
         max_attempts: 3,
         max_engine_crashes: 1,

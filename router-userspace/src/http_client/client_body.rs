@@ -1,0 +1,280 @@
+//! [`ClientBody`]: the body of a client's request, read by the gateway or passed on to a backend.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::innermost;
+use super::pace::Pace;
+use super::unread_body::UnreadBody;
+
+/// Why a client's body did not come whole.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ClientBodyError {
+    #[error("the body is over {0} bytes")]
+    TooLarge(usize),
+    #[error("the body came too slowly")]
+    Late(Duration),
+    /// The client broke its body, or left while it sent it.
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// The body of a client's request. Dropped before its end, it leaves the rest to [`UnreadBody`].
+pub(crate) struct ClientBody<B = Incoming>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    /// `None` once it has ended or failed.
+    body: Option<B>,
+    /// `None` for HTTP/2, which resets a stream without the connection.
+    unread: Option<Arc<UnreadBody<B>>>,
+    /// The client waits for `100 Continue`, which is sent when the body is read.
+    awaits_continue: bool,
+    /// `None` until the body is on its way to a backend. Who reads it before has limits of their own.
+    limits: Option<BodyLimits<B>>,
+}
+
+/// The limits of a body on its way to a backend, and what has become of it.
+struct BodyLimits<B: Body<Data = Bytes> + Unpin> {
+    state: Arc<Mutex<BodyState<B>>>,
+    was_read: bool,
+    limit: usize,
+    size: usize,
+    idle: Duration,
+    pace: Pace,
+    /// Since when the next piece is waited for, and when that ends.
+    waiting: Option<(Instant, Pin<Box<Sleep>>)>,
+}
+
+/// What becomes of a body that the HTTP client has.
+struct BodyState<B: Body<Data = Bytes> + Unpin> {
+    /// The body, if it was dropped before any part of it was read.
+    untouched: Option<ClientBody<B>>,
+    error: Option<ClientBodyError>,
+    /// The backend has begun to answer: it may take the rest of the body as slowly as it likes.
+    answered: bool,
+}
+
+/// Shows what has become of a [`ClientBody`] that is on its way to a backend.
+pub(crate) struct BodyHandle<B = Incoming>(Arc<Mutex<BodyState<B>>>)
+where
+    B: Body<Data = Bytes> + Unpin;
+
+impl<B: Body<Data = Bytes> + Unpin> ClientBody<B> {
+    pub(crate) fn new(
+        body: B,
+        unread: Option<Arc<UnreadBody<B>>>,
+        awaits_continue: bool,
+    ) -> ClientBody<B> {
+        ClientBody { body: Some(body), unread, awaits_continue, limits: None }
+    }
+
+    /// Limits the body for its way to a backend: `limit` is the maximum size in bytes, `idle` the limit
+    /// of [`Pace`]. It can be reclaimed by the handle if no part of it was read.
+    pub(crate) fn limited(
+        mut self,
+        limit: usize,
+        idle: Duration,
+    ) -> (ClientBody<B>, BodyHandle<B>) {
+        let state = BodyState { untouched: None, error: None, answered: false };
+        let state = Arc::new(Mutex::new(state));
+        let handle = BodyHandle(Arc::clone(&state));
+        let pace = Pace::new(idle);
+        let (was_read, size, waiting) = (false, 0, None);
+        self.limits = Some(BodyLimits { state, was_read, limit, size, idle, pace, waiting });
+        (self, handle)
+    }
+
+    fn fail(&mut self, error: ClientBodyError) -> ClientBodyError {
+        if let Some(limits) = &self.limits {
+            limits.state.lock().error = Some(error.clone());
+        }
+        self.leave_rest();
+        error
+    }
+
+    fn leave_rest(&mut self) {
+        let (Some(body), Some(unread)) = (self.body.take(), self.unread.take()) else { return };
+        if !body.is_end_stream() {
+            unread.leave(body, self.awaits_continue);
+        }
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> BodyLimits<B> {
+    /// A piece of that many bytes has come.
+    fn received(&mut self, bytes: usize) -> Result<(), ClientBodyError> {
+        self.size += bytes;
+        if self.size > self.limit {
+            return Err(ClientBodyError::TooLarge(self.limit));
+        }
+        let start = self.waiting.take().map_or_else(Instant::now, |(start, _)| start);
+        self.pace.received(bytes, start);
+        Ok(())
+    }
+
+    /// The error of a client that is too slow with the next piece.
+    fn late(&mut self, cx: &mut Context<'_>) -> Option<ClientBodyError> {
+        let pace = &self.pace;
+        let (_, end) = self.waiting.get_or_insert_with(|| {
+            let now = Instant::now();
+            (now, Box::pin(sleep_until(pace.deadline(now))))
+        });
+        let is_late = end.as_mut().poll(cx).is_ready() && !self.state.lock().answered;
+        is_late.then_some(ClientBodyError::Late(self.idle))
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> BodyHandle<B> {
+    /// The body, if no part of it was read.
+    pub(crate) fn returned(self) -> Option<ClientBody<B>> {
+        self.0.lock().untouched.take()
+    }
+
+    /// Why the client's body did not come whole. HTTP/2 does not pass the error of a body on.
+    pub(crate) fn error(&self) -> Option<ClientBodyError> {
+        self.0.lock().error.clone()
+    }
+
+    /// The backend has begun to answer: the body's time has no limit from here on.
+    pub(crate) fn answered(&self) {
+        self.0.lock().answered = true;
+    }
+}
+
+impl<B> Body for ClientBody<B>
+where
+    B: Body<Data = Bytes, Error: std::error::Error + 'static> + Unpin,
+{
+    type Data = Bytes;
+    type Error = ClientBodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ClientBodyError>>> {
+        let this = &mut *self;
+        this.awaits_continue = false;
+        if let Some(limits) = &mut this.limits {
+            // The reader may get a part of the body, which could not be sent again.
+            limits.was_read = true;
+        }
+        let Some(body) = &mut this.body else { return Poll::Ready(None) };
+        let error = match Pin::new(body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                match this.limits.as_mut().map_or(Ok(()), |limits| limits.received(bytes)) {
+                    Ok(()) => return Poll::Ready(Some(Ok(frame))),
+                    Err(error) => error,
+                }
+            }
+            Poll::Ready(Some(Err(error))) => {
+                this.body = None;
+                ClientBodyError::Broken(innermost(&error))
+            }
+            Poll::Ready(None) => {
+                this.body = None;
+                return Poll::Ready(None);
+            }
+            Poll::Pending => match this.limits.as_mut().and_then(|limits| limits.late(cx)) {
+                Some(error) => error,
+                None => return Poll::Pending,
+            },
+        };
+        Poll::Ready(Some(Err(this.fail(error))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Drop for ClientBody<B> {
+    fn drop(&mut self) {
+        match self.limits.take() {
+            Some(limits) if !limits.was_read && self.body.is_some() => {
+                let (body, unread) = (self.body.take(), self.unread.take());
+                let awaits_continue = self.awaits_continue;
+                let untouched = ClientBody { body, unread, awaits_continue, limits: None };
+                limits.state.lock().untouched = Some(untouched);
+            }
+            _ => self.leave_rest(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt, Full, StreamBody};
+
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn sent(text: &'static str) -> (ClientBody<Full<Bytes>>, BodyHandle<Full<Bytes>>) {
+        let body = Full::new(Bytes::from_static(text.as_bytes()));
+        ClientBody::new(body, None, false).limited(4, MINUTE)
+    }
+
+    /// A body of which nothing comes.
+    fn stops() -> impl Body<Data = Bytes, Error = std::io::Error> + Unpin {
+        StreamBody::new(futures_util::stream::pending())
+    }
+
+    #[tokio::test]
+    async fn an_unread_body_is_reclaimed_and_a_read_one_is_not() {
+        let (body, handle) = sent("a");
+        drop(body);
+        let body = handle.returned().expect("it was not read");
+        let (mut body, handle) = body.limited(4, MINUTE);
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "a");
+        drop(body);
+        assert!(handle.returned().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_body_over_its_limit_is_an_error() {
+        let (mut body, handle) = sent("abcde");
+        assert!(body.frame().await.unwrap().is_err());
+        assert_eq!(handle.error(), Some(ClientBodyError::TooLarge(4)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stops_is_an_error_until_the_backend_answers() {
+        let (mut body, handle) = ClientBody::new(stops(), None, false).limited(4, MINUTE);
+        assert!(body.frame().await.unwrap().is_err());
+        assert_eq!(handle.error(), Some(ClientBodyError::Late(MINUTE)));
+        let (mut body, handle) = ClientBody::new(stops(), None, false).limited(4, MINUTE);
+        handle.answered();
+        assert!(tokio::time::timeout(2 * MINUTE, body.frame()).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_fails_its_limits_or_is_given_up_leaves_its_rest() {
+        let unread = Arc::new(UnreadBody::default());
+        let body = ClientBody::new(stops(), Some(Arc::clone(&unread)), false);
+        let (body, handle) = body.limited(4, MINUTE);
+        drop(body);
+        assert!(!unread.closes_connection().await, "it may be sent to another backend");
+        drop(handle);
+        assert!(unread.closes_connection().await, "no backend can get it");
+
+        let unread = Arc::new(UnreadBody::default());
+        let body = ClientBody::new(stops(), Some(Arc::clone(&unread)), false);
+        let (mut body, _handle) = body.limited(4, MINUTE);
+        assert!(body.frame().await.unwrap().is_err());
+        assert!(unread.closes_connection().await, "the reader still has the failed body");
+    }
+}

@@ -1,0 +1,180 @@
+//! Every wait has a limit, whatever the request is passed to.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use router_tests::fleet::SOON;
+use router_tests::loopback::Loopback;
+use router_tests::{Fleet, Gateway, eventually};
+use serde_json::json;
+use sglang_sim::{Action, Script};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use crate::forwarding::{service, service_with};
+use crate::{CHAT, chat, streamed};
+
+/// Served by one worker, and by a Service where a test makes one.
+const ONE_WORKER: &str = "/tokenize";
+const SERVICE: &str = "/v1/embeddings";
+
+/// The beginning of a request whose body has 100 bytes, of which one is sent.
+fn slow_body(path: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nhost: g\r\ncontent-length: 100\r\n\r\n{{")
+}
+
+/// Sends bytes and reads until the gateway closes the connection, or for a moment.
+async fn exchange(gateway: &Gateway, request: &str) -> String {
+    let mut socket = TcpStream::connect(gateway.client.address).await.expect("a connection");
+    socket.write_all(request.as_bytes()).await.expect("written");
+    let mut answer = Vec::new();
+    let head = |answer: &[u8]| answer.windows(4).any(|end| end == b"\r\n\r\n");
+    let read = async {
+        while !head(&answer) {
+            if socket.read_buf(&mut answer).await.expect("read") == 0 {
+                break;
+            }
+        }
+    };
+    timeout(SOON, read).await.expect("no answer in time");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn a_body_that_stops_on_its_way_to_a_worker_or_a_service_is_a_408() {
+    let fleet = Fleet::start_single(1).await;
+    service(&fleet, &[fleet.unified[0].address.ip()]);
+    let gateway = fleet.gateway_with(&["--body-timeout", "300ms"]).await;
+    for path in [ONE_WORKER, SERVICE] {
+        let answer = exchange(&gateway, &slow_body(path)).await;
+        assert!(answer.starts_with("HTTP/1.1 408"), "{path}: {answer}");
+        assert!(answer.contains("body_late"), "{path}: {answer}");
+    }
+    let usage = gateway.metric("pd_router_worker_requests", &[]).await;
+    assert_eq!(usage, 0.0, "a lease was kept");
+}
+
+#[tokio::test]
+async fn a_worker_or_a_service_that_does_not_answer_is_a_504() {
+    let fleet = Fleet::start_single(1).await;
+    service(&fleet, &[fleet.unified[0].address.ip()]);
+    let gateway = fleet.gateway_with(&["--first-byte-timeout", "300ms"]).await;
+    for path in [ONE_WORKER, SERVICE] {
+        fleet.unified[0].script(Script::once(Action::HangHead).on(path));
+        let answer = gateway.client.post(path, &json!({"input": "hi", "prompt": "hi"})).await;
+        assert_eq!(answer.status, 504, "{path}: {}", answer.text());
+        assert_eq!(answer.header("x-pd-router-reason"), "engine_timeout", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_freezes_is_left_whatever_it_serves() {
+    let fleet = Fleet::start_single(1).await;
+    let flags = ["--probe-interval", "100ms", "--probe-timeout", "200ms"];
+    let flags = [&flags[..], &["--unresponsive-timeout", "200ms"]].concat();
+    let gateway = fleet.gateway_with(&flags).await;
+    fleet.unified[0].script(Script::once(Action::Freeze { ms: None }).on(ONE_WORKER));
+    let answer = gateway.client.post(ONE_WORKER, &json!({"prompt": "hi"})).await;
+    assert_eq!(answer.status, 502, "{}", answer.text());
+    assert_eq!(answer.header("x-pd-router-reason"), "engine_silent");
+    assert!(answer.took < SOON, "{:?}", answer.took);
+}
+
+#[tokio::test]
+async fn an_answer_of_a_service_that_stops_is_cut() {
+    let fleet = Fleet::start_single(1).await;
+    let backend = Loopback::claim();
+    let listener = TcpListener::bind(backend.port(8000)).await.expect("a port");
+    tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.expect("a connection");
+        let mut head = [0; 1024];
+        assert_ne!(socket.read(&mut head).await.expect("a request"), 0);
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nthe beginning";
+        socket.write_all(answer).await.expect("written");
+        // Kept open without the rest.
+        std::future::pending::<()>().await;
+    });
+    service(&fleet, &[backend.ip()]);
+    let gateway = fleet.gateway_with(&["--stream-idle-timeout", "300ms"]).await;
+    let mut answer = gateway.client.open(SERVICE, &json!({"input": "hi"})).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.piece().await.expect("a first part"), "the beginning");
+    let end = timeout(SOON, answer.piece()).await.expect("it is kept open");
+    assert!(end.is_err());
+    eventually("the reason is logged", SOON, async || {
+        gateway.log().contains("\"reason\":\"engine_timeout\"").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_prefill_that_hangs_is_blamed_for_the_timeout_of_both() {
+    let fleet = Fleet::start(1, 1).await;
+    let flags = ["--prefill-timeout", "500ms", "--first-event-timeout", "500ms"];
+    let gateway = fleet.gateway_with(&flags).await;
+    fleet.prefill[0].always(Action::HangHead);
+    for _ in 0..3 {
+        let answer = gateway.client.open(CHAT, &streamed("hi")).await.answer().await;
+        assert_eq!(answer.status, 504, "{}", answer.text());
+        assert_eq!(answer.header("x-pd-router-reason"), "prefill_timeout");
+    }
+    let metric = "pd_router_legs_total";
+    // Once more where both timers end at once.
+    assert!(gateway.metric(metric, &["outcome=\"prefill_timeout\""]).await >= 3.0);
+    assert_eq!(gateway.metric(metric, &["outcome=\"decode_timeout\""]).await, 0.0);
+}
+
+#[tokio::test]
+async fn a_decode_that_hangs_is_blamed_if_its_prefill_works() {
+    let fleet = Fleet::start(1, 2).await;
+    let flags = ["--policy", "round_robin", "--prefill-timeout", "2s"];
+    let gateway = fleet.gateway_with(&flags).await;
+    fleet.decode.iter().for_each(|decode| decode.once(Action::HangHead));
+    let client = gateway.client;
+    let first = tokio::spawn(async move { client.post(CHAT, &chat("hi")).await });
+    let hung = eventually("a decode has the request", SOON, async || {
+        fleet.decode.iter().position(|decode| !decode.legs().is_empty())
+    })
+    .await;
+    fleet.decode[1 - hung].heal();
+    // Prefill answers this one while it waits for the other decode.
+    gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
+    let answer = first.await.expect("no panic");
+    assert_eq!(answer.status, 504, "{}", answer.text());
+    assert_eq!(answer.header("x-pd-router-reason"), "decode_timeout");
+}
+
+async fn respond(_: Request<Incoming>) -> Result<Response<Full<Bytes>>, std::convert::Infallible> {
+    Ok(Response::new(Full::new(Bytes::from_static(b"well"))))
+}
+
+#[tokio::test]
+async fn a_dead_http2_connection_to_a_service_is_replaced() {
+    let fleet = Fleet::start_single(1).await;
+    let backend = Loopback::claim();
+    let listener = TcpListener::bind(backend.port(8000)).await.expect("a port");
+    tokio::spawn(async move {
+        // The first connection is acknowledged by the kernel and answered by no server.
+        let (_dead, _) = listener.accept().await.expect("a connection");
+        loop {
+            let (socket, _) = listener.accept().await.expect("a connection");
+            let server = http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(server.serve_connection(TokioIo::new(socket), service_fn(respond)));
+        }
+    });
+    service_with(&fleet, &[backend.ip()], "appProtocol: kubernetes.io/h2c");
+    let gateway = fleet.gateway().await;
+    let start = Instant::now();
+    // It only reads, so it is sent again where its connection broke.
+    gateway.client.get(SERVICE).await.expect_status(200);
+    // A PING after 10 s, unanswered for 5 s.
+    let took = start.elapsed();
+    assert!((Duration::from_secs(10)..Duration::from_secs(25)).contains(&took), "{took:?}");
+}
