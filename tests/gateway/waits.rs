@@ -125,7 +125,7 @@ async fn a_prefill_that_hangs_is_blamed_for_the_timeout_of_both() {
         assert_eq!(answer.status, 504, "{}", answer.text());
         assert_eq!(answer.header("x-pd-router-reason"), "prefill_timeout");
     }
-    let metric = "pd_router_legs_total";
+    let metric = "pd_router_leg_requests_total";
     // Once more where both timers end at once.
     assert!(gateway.metric(metric, &["outcome=\"prefill_timeout\""]).await >= 3.0);
     assert_eq!(gateway.metric(metric, &["outcome=\"decode_timeout\""]).await, 0.0);
