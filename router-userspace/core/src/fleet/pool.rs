@@ -84,6 +84,13 @@ impl Member {
         self.is_eligible() && self.worker.health.verdict() != Verdict::Down
     }
 
+    /// Whether this member is ready and gets no requests because of how it is configured: its role or
+    /// its bootstrap port. Time does not change that.
+    pub fn is_misconfigured(&self) -> bool {
+        let unregistered = || self.role == Role::Prefill && self.worker.health.is_unregistered();
+        self.phase == Phase::Ready && (self.contradiction().is_some() || unregistered())
+    }
+
     /// Why the engine's own `disaggregation_mode` forbids the member's role.
     pub(super) fn contradiction(&self) -> Option<String> {
         let info = self.engine_info.as_deref().filter(|info| info.contradicts(self.role))?;

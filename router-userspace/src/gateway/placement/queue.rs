@@ -10,7 +10,9 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
-use router_core::fleet::{EngineRates, ObjectName, OnRelease, Phase, Pool, Worker, WorkerKey};
+use router_core::fleet::{
+    EngineRates, Member, ObjectName, OnRelease, Phase, Pool, Worker, WorkerKey,
+};
 use router_core::schedule::{AgentTrust, Draw};
 use router_core::sglang::Request;
 use tokio::sync::Notify;
@@ -168,9 +170,12 @@ impl Admission {
     /// Whether waiting may help although no worker is ready.
     fn may_become_ready(&self, pool: &Pool, request: &PlacementRequest) -> bool {
         let starting = || pool.members.iter().any(|member| member.phase == Phase::NotReady);
+        // A pool counts as serving until its engines' information is read and contradicts its
+        // configuration.
+        let lacks_workers = || !pool.members.iter().any(Member::is_misconfigured);
         let now_ms = self.view.clock.now_ms();
-        request.only.is_none()
-            && (pool.history.served_within(now_ms, SERVED_LATELY_MS) || starting())
+        let served_lately = || pool.history.served_within(now_ms, SERVED_LATELY_MS);
+        request.only.is_none() && (starting() || (lacks_workers() && served_lately()))
     }
 
     /// What the stream of the placement's answering worker is to be observed with.

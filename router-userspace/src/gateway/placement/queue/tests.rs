@@ -271,6 +271,23 @@ async fn a_pool_without_a_ready_worker_is_refused_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pool_whose_engines_contradict_their_roles_is_refused_at_once() {
+    let mut all = members();
+    let as_decode = EngineInfo {
+        disaggregation_mode: Some("decode".to_owned()),
+        ..all[0].engine_info.as_deref().cloned().unwrap_or_default()
+    };
+    all[0].engine_info = Some(Arc::new(as_decode));
+    let pool = pool(all);
+    let admission = admission(&pool, 8);
+    pool.history.served_until(admission.view.clock.now_ms());
+    let began = Instant::now();
+    let refused = admission.admit(&pool, &request(), None).await.unwrap_err();
+    assert_eq!(refused, AdmissionError::NoWorkerReady(none_ready(&pool)));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_waits_for_workers_that_start_or_that_were_there_lately() {
     let mut all = members();
     all[1].phase = Phase::NotReady;
