@@ -65,6 +65,15 @@ async fn a_prefill_is_free_once_it_has_answered_though_decode_still_computes_a_w
         })
         .await;
     }
+    // The gateway polls engines once a second, and their last reports may still count the request.
+    eventually("both prefills report that they are idle", Duration::from_secs(20), async || {
+        let page = gateway.admin.get("/fleet").await.expect_status(200).json();
+        let loads = page["loads"].as_array().expect("loads").clone();
+        let of_prefill = |load: &&serde_json::Value| load["worker"].to_string().contains("prefill");
+        let is_idle = |load: &serde_json::Value| load["engine"]["running"] == 0;
+        loads.iter().filter(of_prefill).all(is_idle).then_some(())
+    })
+    .await;
     assert!(!decoding.is_finished(), "the answer is complete already");
     let mut prefills = Vec::new();
     for _ in 0..20 {
