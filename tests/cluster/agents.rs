@@ -232,7 +232,7 @@ async fn gateways_find_agents_by_label_and_need_their_token() {
     eventually("the other is refused", SOON, async || {
         let agent = one(&refused).await?;
         assert_eq!(agent["connected"], false, "{agent}");
-        agent["problem"].as_str()?.contains("401").then_some(())
+        agent["last_error"].as_str()?.contains("401").then_some(())
     })
     .await;
 

@@ -190,7 +190,9 @@ fn apply_documents(cluster: &Cluster) {
 
 /// A replica of the gateway, with no more rights than `deploy/` gives it.
 fn start_gateway(cluster: &Cluster) -> Gateway {
-    Gateway::in_cluster(&cluster.kubeconfig(GATEWAY_ACCOUNT), LISTENER_PORT, &[])
+    // Requests of a pool that has lost its workers wait for this time before they get 503.
+    let flags = ["--queue-timeout", "1s"];
+    Gateway::in_cluster(&cluster.kubeconfig(GATEWAY_ACCOUNT), LISTENER_PORT, &flags)
 }
 
 /// Waits until the gateway serves every engine of the fleet.
