@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::json::{JsonType, Raw};
-use super::public_info::write_public;
+use super::public_info::{write_each, write_public};
 pub use crate::fleet::EngineInfo;
 
 impl EngineInfo {
@@ -145,6 +145,7 @@ pub fn server_info(prefill: &[Bytes], decode: &[Bytes]) -> Bytes {
         .iter()
         .filter_map(|info| info.get("internal_states"))
         .flat_map(|states| states.elements())
+        .filter(|state| state.kind() == JsonType::Object)
         .collect();
     let mut out = Vec::new();
     out.extend_from_slice(b"{\"internal_states\":");
@@ -182,14 +183,10 @@ fn object(body: &[u8]) -> Option<Raw<'_>> {
     Raw::parse(body).ok().filter(|raw| raw.kind() == JsonType::Object)
 }
 
+/// Appends the public parts of the items. An item without one is omitted.
 fn list(items: &[Raw<'_>], out: &mut Vec<u8>) {
     out.push(b'[');
-    for (i, item) in items.iter().enumerate() {
-        if i > 0 {
-            out.push(b',');
-        }
-        write_public("", *item, out);
-    }
+    write_each(items.iter(), out, |item, out| write_public("", *item, out));
     out.push(b']');
 }
 
@@ -315,6 +312,14 @@ mod tests {
         ] {
             assert_eq!(RouteParams::of_version(version), want, "{version}");
         }
+    }
+
+    #[test]
+    fn private_items_of_a_list_leave_no_gap() {
+        let decode = Bytes::from_static(br#"{"internal_states":["a","b",{"n":1},"c"]}"#);
+        let merged = server_info(&[], &[decode]);
+        let raw = Raw::parse(&merged).unwrap();
+        assert_eq!(raw.get("internal_states").unwrap().bytes(), br#"[{"n":1}]"#);
     }
 
     #[test]

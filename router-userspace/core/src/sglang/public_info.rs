@@ -75,7 +75,8 @@ pub(super) fn write_public(name: &str, value: Raw<'_>, out: &mut Vec<u8>) -> boo
     }
 }
 
-fn write_each<T>(
+/// Appends the items that `write` appends, separated by commas.
+pub(super) fn write_each<T>(
     items: impl Iterator<Item = T>,
     out: &mut Vec<u8>,
     mut write: impl FnMut(T, &mut Vec<u8>) -> bool,
