@@ -42,10 +42,6 @@ fn clippy() -> Result<()> {
 
 /// Checks licences, bans and sources. Advisories are not checked: their database is not in a registry.
 fn licences() -> Result<()> {
-    let deny = match DENY.find() {
-        Some(deny) => deny,
-        // It takes minutes to build, once.
-        None => DENY.install(|command| _ = command.arg("--no-default-features"))?,
-    };
+    let deny = DENY.get(|command| _ = command.arg("--no-default-features"))?;
     shell::run(shell::command(deny).args(["check", "bans", "licenses", "sources"]))
 }

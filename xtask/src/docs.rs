@@ -23,12 +23,8 @@ pub(crate) fn run() -> Result<()> {
 
 /// Builds `target/book/index.html` from `docs/SUMMARY.md`.
 fn book() -> Result<()> {
-    let mdbook = match MDBOOK.find() {
-        Some(mdbook) => mdbook,
-        // It takes minutes to build, once.
-        None => MDBOOK.install(|command| {
-            command.args(["--no-default-features", "--features", "search"]);
-        })?,
-    };
+    let mdbook = MDBOOK.get(|command| {
+        command.args(["--no-default-features", "--features", "search"]);
+    })?;
     shell::run(shell::command(mdbook).args(["build", "docs"]))
 }

@@ -8,8 +8,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::tools::Tool;
-use crate::{setup, shell, workspace};
+use crate::tools::{self, Tool};
+use crate::{shell, workspace};
 
 const LINKER: Tool = Tool { name: "bpf-linker", version: "0.13.0" };
 /// What the eBPF tests run, and the Debian package of each.
@@ -58,7 +58,7 @@ pub(crate) fn setup() -> Result<()> {
     let toolchain = match toolchain() {
         Some(toolchain) => toolchain,
         None => {
-            setup::install(&["rustc-web", "cargo-web", "rust-web-src", "rust-web-clippy"])
+            tools::install_packages(&["rustc-web", "cargo-web", "rust-web-src", "rust-web-clippy"])
                 .context("building eBPF needs `rustup toolchain install nightly -c rust-src`")?;
             toolchain().context("there is still no compiler with the standard library's source")?
         }
@@ -71,7 +71,7 @@ pub(crate) fn setup() -> Result<()> {
     println!("{}: {}", LINKER.name, linker.display());
     for (program, package) in TEST_PROGRAMS {
         if shell::which(program).is_none() {
-            setup::install(&[package]).context("the eBPF tests need it")?;
+            tools::install_packages(&[package]).context("the eBPF tests need it")?;
         }
     }
     Ok(())
@@ -136,7 +136,7 @@ fn install_linker(toolchain: &Toolchain) -> Result<PathBuf> {
     let prefix = format!("/usr/lib/llvm-{version}");
     if !Path::new(&prefix).join("include").exists() {
         let packages = [format!("llvm-{version}-dev"), format!("libpolly-{version}-dev")];
-        setup::install(&packages.each_ref().map(String::as_str))?;
+        tools::install_packages(&packages.each_ref().map(String::as_str))?;
     }
     LINKER.install(|command| {
         let llvm = format!("llvm-{version}");

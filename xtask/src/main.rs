@@ -1,6 +1,7 @@
 //! Development tasks of pd-router, one subcommand each.
 
 mod bench;
+mod binaries;
 mod ci;
 mod cluster;
 mod counts;

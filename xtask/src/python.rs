@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::{setup, shell, workspace};
+use crate::{shell, tools, workspace};
 
 /// The python of the environment with the official OpenAI client.
 ///
@@ -83,13 +83,13 @@ pub(crate) fn pip(python: &Path, words: &[&str]) -> Result<()> {
 /// There is no python, or it has no venv module, and neither can be installed here.
 pub(crate) fn make(folder: &Path) -> Result<()> {
     if shell::which("python3").is_none() {
-        setup::install(&["python3", "python3-venv"]).context("python3 is missing")?;
+        tools::install_packages(&["python3", "python3-venv"]).context("python3 is missing")?;
     }
     let make =
         || shell::output(shell::command("python3").args(["-m", "venv", "--clear"]).arg(folder));
     // Debian's python comes without ensurepip, which only shows when it is needed.
     if make().is_err() {
-        setup::install(&["python3-venv"]).context("python3 cannot make an environment")?;
+        tools::install_packages(&["python3-venv"]).context("python3 cannot make an environment")?;
         make()?;
     }
     Ok(())

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{python, setup, shell, workspace};
+use crate::{python, shell, tools, workspace};
 
 /// Installed without its dependencies: most are for CUDA alone.
 const SGLANG: &str = "sglang==0.5.12.post1";
@@ -62,7 +62,7 @@ fn environment() -> Result<PathBuf> {
     let python = folder.join("bin/python");
     let mooncake = || shell::output(shell::command(&python).args(["-c", "import mooncake.engine"]));
     if mooncake().is_err() {
-        setup::install(&["libibverbs1"]).context("Mooncake lacks a library")?;
+        tools::install_packages(&["libibverbs1"]).context("Mooncake lacks a library")?;
         mooncake().context("Mooncake does not load")?;
     }
     Ok(python)

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use crate::tools::Tool;
+use crate::tools::{self, Tool};
 use crate::{ebpf, python, shell};
 
 /// Runs each test as a process of its own, with a time limit.
@@ -36,7 +36,7 @@ pub(crate) fn run() -> Result<()> {
         let path = match shell::which(need.program) {
             Some(path) => path,
             None => {
-                install(need.packages)
+                tools::install_packages(need.packages)
                     .with_context(|| format!("{} is missing ({})", need.program, need.purpose))?;
                 shell::which(need.program)
                     .with_context(|| format!("{} is still missing", need.program))?
@@ -53,34 +53,12 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Finds the test runner, or builds it, which takes minutes once.
+/// Finds the test runner, or builds it.
 ///
 /// # Errors
 /// It is missing and does not build here.
 pub(crate) fn nextest() -> Result<PathBuf> {
-    match NEXTEST.find() {
-        Some(path) => Ok(path),
-        None => NEXTEST.install(|command| {
-            command.args(["--no-default-features", "--features", "default-no-update"]);
-        }),
-    }
-}
-
-/// Installs Debian packages.
-///
-/// # Errors
-/// This is not Debian or not root; the message says what to install.
-pub(crate) fn install(packages: &[&str]) -> Result<()> {
-    if shell::which("apt-get").is_none() || !nix::unistd::geteuid().is_root() {
-        bail!("install it first (Debian: apt-get install {})", packages.join(" "));
-    }
-    // Two chores at once wait for each other on apt's own locks.
-    let apt = |words: &[&str]| {
-        let mut command = shell::command("apt-get");
-        command.args(["-qq", "-o", "DPkg::Lock::Timeout=300"]).args(words);
-        shell::run(command.env("DEBIAN_FRONTEND", "noninteractive"))
-    };
-    println!("installing {}", packages.join(" "));
-    apt(&["update"])?;
-    apt(&[&["install", "-y", "--no-install-recommends"], packages].concat())
+    NEXTEST.get(|command| {
+        command.args(["--no-default-features", "--features", "default-no-update"]);
+    })
 }

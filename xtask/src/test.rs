@@ -6,10 +6,10 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
+use crate::binaries::Binaries;
 use crate::counts::Counts;
 use crate::parts::{Parts, Summary};
-use crate::workspace::Binaries;
-use crate::{cluster, ebpf, helm, kernels, python, real_sglang, setup, shell, workspace};
+use crate::{binaries, cluster, ebpf, helm, kernels, python, real_sglang, setup, shell, workspace};
 
 /// Tests whose name contains this need a program with the eBPF object embedded.
 const CARRIER: &str = "carrier";
@@ -200,8 +200,8 @@ fn engine_tests() -> Result<Vec<String>> {
 /// binaries of another package.
 fn equip(runner: &mut Command, release: bool) -> Result<()> {
     let Binaries { pd_router, sglang_sim } = match release {
-        true => workspace::build_release_binaries()?,
-        false => workspace::build_binaries()?,
+        true => binaries::build_release()?,
+        false => binaries::build()?,
     };
     runner.env("PD_ROUTER_BIN", pd_router).env("SGLANG_SIM_BIN", sglang_sim);
     runner.env("PD_ROUTER_PYTHON", python::venv()?);
@@ -214,7 +214,7 @@ fn equip_with(runner: &mut Command, suite: Suite, flags: &Flags, object: &Path) 
     runner.env("PD_ROUTER_EBPF_OBJECT", object);
     if suite == Suite::Kernel && flags.filter.as_deref().is_none_or(|text| text.contains(CARRIER)) {
         // First, because the other builds put their own executable in its place.
-        runner.env("PD_ROUTER_CARRIER_BIN", workspace::build_carrier(object)?);
+        runner.env("PD_ROUTER_CARRIER_BIN", binaries::build_carrier(object)?);
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 
 use super::load::{Load, Run, peak_mib};
 use super::peers::{self, Peer};
-use crate::{python, setup, shell, workspace};
+use crate::{binaries, python, shell, tools};
 
 const LOADS: [Load; 6] = [
     Load { name: "1 connection", connections: 1, size: 0, tokens: 8, stream: false },
@@ -22,12 +22,12 @@ const LOADS: [Load; 6] = [
 /// A build, an installation or a server fails.
 pub(super) fn run(rounds: u32, seconds: u32) -> Result<()> {
     if shell::which("wrk").is_none() {
-        setup::install(&["wrk"]).context("wrk is missing")?;
+        tools::install_packages(&["wrk"]).context("wrk is missing")?;
     }
     let python = python::sglang_router()?;
-    let binaries = workspace::build_release_binaries()?;
-    let [_prefill, _decode, direct] = peers::engines(&binaries)?;
-    let ours = peers::pd_router(&binaries)?;
+    let programs = binaries::build_release()?;
+    let [_prefill, _decode, direct] = peers::engines(&programs)?;
+    let ours = peers::pd_router(&programs)?;
     let theirs = peers::sglang_router(&python)?;
     let servers = [&direct, &ours, &theirs];
     println!(

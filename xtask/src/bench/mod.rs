@@ -7,7 +7,7 @@ mod peers;
 use anyhow::Result;
 use clap::Args;
 
-use crate::{ebpf, shell, workspace};
+use crate::{binaries, ebpf, shell, workspace};
 
 /// Benchmark to run, and how long.
 #[derive(Debug, Args)]
@@ -42,8 +42,8 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
     bench.arg("bench").args(names.iter().flat_map(|name| ["--bench", name]));
     bench.arg("--").args(&flags.rest);
     if matches!(&*flags.name, "kernel" | "feedback") {
-        let binaries = workspace::build_release_binaries()?;
-        bench.env("PD_ROUTER_BIN", binaries.pd_router).env("SGLANG_SIM_BIN", binaries.sglang_sim);
+        let programs = binaries::build_release()?;
+        bench.env("PD_ROUTER_BIN", programs.pd_router).env("SGLANG_SIM_BIN", programs.sglang_sim);
         bench.env("PD_ROUTER_EBPF_OBJECT", ebpf::build()?);
     }
     shell::run(&mut bench)

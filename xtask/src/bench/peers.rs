@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::workspace::{self, Binaries};
+use crate::binaries::Binaries;
+use crate::workspace;
 
 const PREFILL: &str = "127.0.5.1";
 const DECODE: &str = "127.0.5.2";

@@ -14,7 +14,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::workspace::{self, Binaries};
+use crate::binaries::{self, Binaries};
+use crate::workspace;
 use process::Process;
 use request::Request;
 use site::Site;
@@ -41,7 +42,7 @@ const START: Duration = Duration::from_secs(60);
 /// # Errors
 /// A port is taken, a process ends early, or an answer is not what it should be.
 pub(crate) fn run(flags: &Flags) -> Result<()> {
-    let binaries = workspace::build_binaries()?;
+    let programs = binaries::build()?;
     let object = kernel::object();
     // The demo's ports are fixed, so there is one demo at a time.
     let _turn = ports::turn(flags.once)?;
@@ -51,7 +52,7 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         // Dropping the future that does not end first drops the processes, which ends them.
         tokio::select! {
-            result = serve(&binaries, object, flags.once) => result,
+            result = serve(&programs, object, flags.once) => result,
             _ = interrupt.recv() => stopped(),
             _ = terminate.recv() => stopped(),
         }

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{ebpf, shell, workspace};
+use crate::{binaries, ebpf, shell, workspace};
 
 /// Files of the guests that this workspace builds.
 #[derive(Debug)]
@@ -56,5 +56,5 @@ fn linked(target: &[&str]) -> Result<PathBuf> {
         bail!("linking {} statically failed", target.join(" "));
     }
     let messages = String::from_utf8_lossy(&output.stdout);
-    workspace::executable(&messages, target[1]).context("cargo names no executable")
+    binaries::executable(&messages, target[1]).context("cargo names no executable")
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::{setup, shell, workspace};
+use crate::{shell, tools, workspace};
 
 const RECIPE: &str = include_str!("fetch.sh");
 pub(super) const QEMU: &str = "qemu-system-x86_64";
@@ -59,7 +59,7 @@ pub(super) fn store(families: &[&str]) -> Result<Store> {
         fetch(&folder, families)?;
     }
     if shell::which(QEMU).is_none() {
-        setup::install(&[QEMU_PACKAGE]).context("the guests need QEMU")?;
+        tools::install_packages(&[QEMU_PACKAGE]).context("the guests need QEMU")?;
     }
     let kernels = families.iter().map(|family| kernel(&folder.join(family)));
     Ok(Store { kernels: kernels.collect::<Result<_>>()?, tools, logs })
