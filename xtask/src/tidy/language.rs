@@ -59,10 +59,9 @@ fn words(line: &str) -> impl Iterator<Item = &str> {
 /// for it.
 pub(super) fn one_meaning_a_type(tree: &Tree) -> Vec<Problem> {
     let mut declared: BTreeMap<&str, Vec<(&str, usize)>> = BTreeMap::new();
-    for (path, source) in tree.rust().filter(|(path, _)| ships(path)) {
-        // Tests at the end of a file may name their own types as they like.
-        let code = source.code.split("#[cfg(test)]").next().unwrap_or_default();
-        for (index, line) in code.lines().enumerate() {
+    for (path, source) in tree.shipped() {
+        // A type within a module of tests is indented: it may have any name.
+        for (index, line) in source.code.lines().enumerate() {
             if let Some(name) = declared_type(line) {
                 declared.entry(name).or_default().push((path, index + 1));
             }
@@ -79,14 +78,6 @@ pub(super) fn one_meaning_a_type(tree: &Tree) -> Vec<Problem> {
             Problem::new(places[0].0, places[0].1, message)
         })
         .collect()
-}
-
-/// Programs and libraries, without their tests, benches and fuzz targets.
-fn ships(path: &str) -> bool {
-    let product = ["router-userspace/", "router-common/", "router-ebpf/"];
-    let tests = ["/benches/", "/tests/", "/fuzz/", "/golden/", "/tests.rs", "/golden.rs"];
-    product.iter().any(|folder| path.starts_with(folder))
-        && !tests.iter().any(|part| path.contains(part))
 }
 
 /// The name of the type that a line of a module's top level declares.
@@ -137,8 +128,11 @@ mod tests {
         let first = ("router-common/src/a.rs", "pub struct Frame;\n");
         let second = ("router-userspace/src/b.rs", "pub(crate) enum Frame {}\n");
         let test = ("router-userspace/src/tests/b.rs", "struct Frame;\n");
-        let late = ("router-userspace/src/c.rs", "#[cfg(test)]\nstruct Frame;\n");
+        let within =
+            ("router-userspace/src/c.rs", "#[cfg(test)]\nmod tests {\n    struct Frame;\n}\n");
+        let below = ("router-userspace/src/d.rs", "#[cfg(test)]\nmod tests;\n\nstruct Frame;\n");
         assert_eq!(one_meaning_a_type(&Tree::of(&[first, second])).len(), 1);
-        assert_eq!(one_meaning_a_type(&Tree::of(&[first, test, late])).len(), 0);
+        assert_eq!(one_meaning_a_type(&Tree::of(&[first, test, within])).len(), 0);
+        assert_eq!(one_meaning_a_type(&Tree::of(&[first, below])).len(), 1);
     }
 }

@@ -42,6 +42,12 @@ pub(super) struct Tree {
     pub(super) files: BTreeMap<String, Source>,
 }
 
+/// Folders of the programs and libraries.
+const PRODUCT: [&str; 3] = ["router-userspace/", "router-common/", "router-ebpf/"];
+/// Parts of the paths of what stands among them and does not ship.
+const UNSHIPPED: [&str; 7] =
+    ["/build.rs", "/benches/", "/tests/", "/fuzz/", "/golden/", "/golden.rs", "/tests.rs"];
+
 /// Folders without sources of this project.
 const SKIPPED: [&str; 5] = ["target", ".git", "node_modules", "__pycache__", "corpus"];
 
@@ -92,6 +98,15 @@ impl Tree {
     /// The Rust files.
     pub(super) fn rust(&self) -> impl Iterator<Item = (&str, &Source)> {
         self.ending(".rs")
+    }
+
+    /// The Rust files of programs and libraries, without their tests, benches, build scripts and fuzz
+    /// targets.
+    pub(super) fn shipped(&self) -> impl Iterator<Item = (&str, &Source)> {
+        self.rust().filter(|(path, _)| {
+            PRODUCT.iter().any(|folder| path.starts_with(folder))
+                && !UNSHIPPED.iter().any(|part| path.contains(part))
+        })
     }
 
     /// Files whose path ends so.
