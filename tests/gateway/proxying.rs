@@ -147,6 +147,11 @@ async fn dot_segments_do_not_change_the_rule() {
         assert!(head.starts_with("get /admin/x http"), "{path}: {head}");
         assert!(head.contains("x-tenant: guest"), "{path}: {head}");
     }
+    // A path is unescaped once: the backend sees no escape that the rule was not chosen by.
+    let path = "/public/%%32e%%32e/admin/x";
+    assert_eq!(status(&ask(&gateway, get(path, "")).await), "200", "{path}");
+    let head = backend.last();
+    assert!(head.starts_with("get /public/%252e%252e/admin/x http"), "{path}: {head}");
     for path in ["/public/..%2fadmin/x", "/public%5C..%5cadmin/x", "/../admin/x"] {
         let answer = ask(&gateway, get(path, "")).await;
         assert_eq!(status(&answer), "400", "{path}: {answer}");

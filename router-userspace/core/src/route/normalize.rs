@@ -37,9 +37,9 @@ pub enum BadPath {
 /// name, and a pool serves no other path below this one.
 const MODEL_NAME: &str = "/v1/models/";
 
-/// The path in its normal form: without `.` and `..` segments, with backslashes as slashes, and
-/// without escapes that mean the same as the character (`%41` is `A`). A path in its normal form is
-/// returned without a copy.
+/// The path in its normal form: without `.` and `..` segments, with backslashes as slashes, without
+/// escapes that mean the same as the character (`%41` is `A`), and with `%25` for a `%` that begins no
+/// escape. To normalize a normal form changes nothing.
 ///
 /// ```
 /// use router_core::route::{BadPath, PathRules, normalize_path};
@@ -98,8 +98,10 @@ fn unescape(path: &str, slashes: EscapedSlashes) -> String {
                 }
                 3
             }
+            // A `%` without digits would make an escape with what is unescaped after it: `%%32e`
+            // would become `%2e`, which a backend reads as a dot.
             _ => {
-                out.push(if rest.starts_with('%') { '%' } else { '/' });
+                out.push_str(if rest.starts_with('%') { "%25" } else { "/" });
                 1
             }
         };
@@ -174,8 +176,9 @@ mod tests {
             ("/a//../b", "/a/b"),
             ("/...", "/..."),
             ("/.well-known/x", "/.well-known/x"),
-            ("/a%zz%", "/a%zz%"),
-            ("/a%+1", "/a%+1"),
+            ("/a%zz%", "/a%25zz%25"),
+            ("/a%+1", "/a%25+1"),
+            ("/public/%%32e%%32e/admin", "/public/%252e%252e/admin"),
             ("/caf%C3%A9", "/caf%C3%A9"),
             ("*", "*"),
         ] {
@@ -200,6 +203,11 @@ mod tests {
         for path in ["/v1/models/..%2fadmin", "/v1/models/x/../../admin%2fx"] {
             assert_eq!(normal(path), Err(BadPath::EscapedSlash), "{path}");
         }
+        // What is unescaped makes no new escape.
+        let model = normal("/v1/models/%%32e%%32e%2fx").unwrap();
+        assert_eq!(model, "/v1/models/%252e%252e%2fx");
+        let slash = with(EscapedSlashes::Unescape, "/public/..%%32fadmin").unwrap();
+        assert_eq!(slash, "/public/..%252fadmin");
     }
 
     #[test]
@@ -211,12 +219,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_normal_path_stays_as_it_is(path in "/([ab./\\\\]|%2[eE5fF]|%5c|%41|%|é){0,12}") {
-            for escaped_slashes in [EscapedSlashes::Unescape, EscapedSlashes::Keep] {
-                let rules = PathRules { escaped_slashes, merge_slashes: true };
+        fn a_normal_path_stays_as_it_is(
+            path in "/(v1/models/)?([abef25./\\\\]|%2[eE5fF]|%5c|%41|%32|%|é){0,12}",
+            merge_slashes: bool,
+        ) {
+            use EscapedSlashes::{Keep, Reject, Unescape};
+            for escaped_slashes in [Reject, Unescape, Keep] {
+                let rules = PathRules { escaped_slashes, merge_slashes };
                 if let Ok(once) = normalize_path(&path, rules) {
                     prop_assert!(once.starts_with('/'));
                     prop_assert!(!once.split('/').any(|s| s == "." || s == ".."));
+                    prop_assert_eq!(normalize_path(&once, rules), Ok(once.clone()));
                 }
             }
         }

@@ -73,7 +73,7 @@ fn normalize_path(parts: &mut Parts, rules: PathRules) -> Result<(), Reject> {
         None => normal.into_owned(),
     };
     let mut uri = parts.uri.clone().into_parts();
-    // Each character of a normal path was in the given path, or is unreserved.
+    // Each character of a normal path was in the given path, is unreserved, or is part of `%25`.
     let invalid = |_| Reject::UnknownPath(parts.uri.path().to_owned());
     uri.path_and_query = Some(PathAndQuery::try_from(path_and_query).map_err(invalid)?);
     let invalid = |_| Reject::UnknownPath(parts.uri.path().to_owned());
