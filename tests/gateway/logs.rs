@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use router_tests::{Fleet, Gateway, eventually};
+use sglang_sim::Action;
 
 use crate::{CHAT, chat};
 
@@ -49,11 +50,18 @@ async fn requests_are_served_while_no_reader_takes_the_log() {
 
 #[tokio::test]
 async fn the_documented_filter_shows_debug_events_of_the_gateway() {
-    let fleet = Fleet::start(1, 1).await;
-    let gateway = fleet.gateway_with(&["--log", "warn,pd_router=debug"]).await;
-    gateway.client.post(CHAT, &chat("hello")).await.expect_status(200);
-    eventually("an INFO event", SOON, async || {
-        gateway.log().contains("\"level\":\"INFO\"").then_some(())
+    let fleet = Fleet::start(1, 2).await;
+    let flags = ["--policy", "round_robin", "--log", "info,pd_router=debug"];
+    let gateway = fleet.gateway_with(&flags).await;
+    // A retry is such an event.
+    fleet.decode[0].once(Action::DropBeforeHead);
+    for _ in 0..4 {
+        gateway.client.post(CHAT, &chat("hello")).await.expect_status(200);
+    }
+    eventually("the retry is logged", SOON, async || {
+        let log = gateway.log();
+        let mut retries = log.lines().filter(|line| line.contains("\"message\":\"retrying\""));
+        retries.any(|line| line.contains("\"level\":\"DEBUG\"")).then_some(())
     })
     .await;
 }
