@@ -93,17 +93,19 @@ async fn probes_are_answered_beside_clients_that_are_idle() {
     let fleet = Fleet::start(1, 1).await;
     let gateway = fleet.gateway().await;
     let address = gateway.admin.address;
-    let crowd = (0..CROWD).map(|_| {
-        tokio::spawn(async move {
+    let mut crowd = Vec::new();
+    for _ in 0..CROWD {
+        let mut socket = TcpStream::connect(address).await.expect("a connection");
+        crowd.push(tokio::spawn(async move {
             // Each connection is opened again when it is closed for another one.
-            while let Ok(mut socket) = TcpStream::connect(address).await {
+            loop {
                 let _ = socket.read(&mut [0]).await;
                 tokio::time::sleep(Duration::from_millis(50)).await;
+                let Ok(next) = TcpStream::connect(address).await else { break };
+                socket = next;
             }
-        })
-    });
-    let crowd: Vec<_> = crowd.collect();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+        }));
+    }
     assert_probes_are_answered(&gateway).await;
     crowd.iter().for_each(tokio::task::JoinHandle::abort);
 }

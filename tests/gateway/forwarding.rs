@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use http::Method;
+use router_tests::fleet::SOON;
 use router_tests::loopback::Loopback;
 use router_tests::manifests::{Pod, route};
-use router_tests::{Fleet, Gateway};
+use router_tests::{Fleet, Gateway, eventually};
 use serde_json::json;
 
 /// A Service of these addresses, and a route to it.
@@ -50,6 +51,16 @@ fn arrivals(fleet: &Fleet, path: &str) -> usize {
     fleet.engines().map(count).sum()
 }
 
+/// The number of requests with a second attempt, once this many requests are logged.
+async fn retried_of(gateway: &Gateway, requests: usize) -> usize {
+    let lines = |part: &str| gateway.log().lines().filter(|line| line.contains(part)).count();
+    eventually("all requests are logged", SOON, async || {
+        (lines("\"attempts\":") == requests).then_some(())
+    })
+    .await;
+    lines("\"attempts\":2")
+}
+
 #[tokio::test]
 async fn an_unreachable_endpoint_of_a_service_is_skipped_and_the_next_gets_the_body() {
     let fleet = Fleet::start_single(1).await;
@@ -61,7 +72,7 @@ async fn an_unreachable_endpoint_of_a_service_is_skipped_and_the_next_gets_the_b
         gateway.client.post("/v1/embeddings", &body).await.expect_status(200);
     }
     assert_eq!(arrivals(&fleet, "/v1/embeddings"), 12, "each is sent once");
-    let retried = gateway.log().lines().filter(|line| line.contains("\"attempts\":2")).count();
+    let retried = retried_of(&gateway, 12).await;
     assert!(retried > 0, "the one that is gone was never tried");
 }
 
@@ -75,9 +86,9 @@ async fn an_endpoint_of_a_service_that_cannot_be_reached_is_left_for_a_while() {
     for _ in 0..40 {
         gateway.client.post("/v1/embeddings", &json!({"input": "hi"})).await.expect_status(200);
     }
-    let retried = gateway.log().lines().filter(|line| line.contains("\"attempts\":2")).count();
     // The time outs are two, four and eight seconds.
     let limit = if began.elapsed().as_secs() < 2 { 1 } else { 4 };
+    let retried = retried_of(&gateway, 40).await;
     assert!(
         (1..=limit).contains(&retried),
         "{retried} of 40 requests met the endpoint that is gone"

@@ -135,6 +135,7 @@ async fn a_503_says_which_roles_are_ready() {
     assert!(message.starts_with(counts), "{message}");
     assert!(message.contains("selector alibabacloud.com/inference_backend=sglang"), "{message}");
     assert!(message.contains("role label rolebasedgroup.workloads.x-k8s.io/role"), "{message}");
-    let pool = logged(&gateway, "pool cannot serve requests", "0 of 0 decodes");
-    assert_eq!(pool.len(), 1, "{}", gateway.log());
+    let pool = || logged(&gateway, "pool cannot serve requests", "0 of 0 decodes");
+    eventually("the pool is logged", SOON, async || pool().first().cloned()).await;
+    assert_eq!(pool().len(), 1, "{}", gateway.log());
 }
