@@ -30,7 +30,7 @@ fn slow_body(path: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nhost: g\r\ncontent-length: 100\r\n\r\n{{")
 }
 
-/// Sends bytes and reads until the gateway closes the connection, or for a moment.
+/// Sends bytes and reads the head of the answer.
 async fn exchange(gateway: &Gateway, request: &str) -> String {
     let mut socket = TcpStream::connect(gateway.client.address).await.expect("a connection");
     socket.write_all(request.as_bytes()).await.expect("written");
