@@ -205,10 +205,10 @@ pub struct SourceFlags {
     pub kubernetes: bool,
     #[command(flatten)]
     pub exposure: ExposureFlags,
-    /// Share of a pool's ready pods in percent. If more of them, and at least two, lose their readiness
-    /// in Kubernetes within 30 seconds while they answer probes and requests, they stay candidates
-    /// until Kubernetes reports them as ready again or they stop answering. 100 always believes
-    /// Kubernetes.
+    /// Share of the ready pods of a pool, of one of its roles, or of a Service, in percent. If more of
+    /// them, and at least two, lose their readiness in Kubernetes within 30 seconds while they answer
+    /// probes and requests, they stay candidates until Kubernetes reports them as ready again or they
+    /// stop answering. 100 always believes Kubernetes.
     #[arg(
         long,
         default_value_t = 50,
@@ -287,8 +287,8 @@ pub struct LimitFlags {
     /// Maximum number of queued requests per pool. When it is reached, a new request gets 429.
     #[arg(long, default_value_t = 1024, value_name = "COUNT")]
     pub max_queued: usize,
-    /// Maximum number of attempts for one request, including the first. Each attempt uses a new
-    /// pair.
+    /// Maximum number of attempts for one request, including the first. Each attempt uses another
+    /// pair if there is one. Retries also have a budget for each pool.
     #[arg(long, default_value_t = 3, value_name = "COUNT")]
     pub max_attempts: u32,
     /// Number of engines that may crash during one request. Then the request gets 502 and is not
