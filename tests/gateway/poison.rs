@@ -44,6 +44,12 @@ async fn a_request_that_kills_prefills_kills_two_and_is_then_refused() {
     poison(&fleet.prefill);
     assert_died(&gateway.client.post(CHAT, &chat("poison")).await, "prefill");
     assert_eq!((dead(&fleet.prefill), dead(&fleet.decode)), (2, 0));
+    // Each engine that died is named, also the one after which the request was retried.
+    eventually("both crashes are logged", Duration::from_secs(5), async || {
+        let logged = gateway.log().matches("engine died during a request").count();
+        (logged == 2).then_some(())
+    })
+    .await;
     for _ in 0..3 {
         assert_refused(&gateway.client.post(CHAT, &chat("poison")).await);
     }

@@ -1,7 +1,8 @@
 //! Whether a request whose attempt failed is retried on another pair.
 //!
 //! A request may itself be what crashes engines, and must not crash one after the other. After the
-//! second crash the client gets an error, and its content is refused for a while: [`CrashHistory`].
+//! `--max-engine-crashes`-th crash the client gets an error, and its content is refused for a while:
+//! [`CrashHistory`].
 //!
 //! [`CrashHistory`]: super::crash_history::CrashHistory
 
@@ -63,15 +64,15 @@ impl Gateway {
             state.deaths += 1;
             let content = self.crashes.fingerprint(&attempt.request);
             let of_content = self.crashes.record(content, &fault.worker);
+            tracing::warn!(
+                worker = %fault.worker.name,
+                crashes = of_content,
+                "engine died during a request"
+            );
             if state.deaths >= limits.max_engine_crashes
                 || of_content >= crashes_to_refuse(limits.max_engine_crashes)
             {
                 fault.kind = FaultKind::Died;
-                tracing::warn!(
-                    worker = %fault.worker.name,
-                    crashes = of_content,
-                    "engine died during a request, not retrying"
-                );
             }
         } else if fault.broke() || matches!(fault.kind, FaultKind::Silent) {
             state.broken += 1;
