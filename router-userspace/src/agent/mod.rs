@@ -75,6 +75,8 @@ struct Agent {
     missing: Vec<String>,
     /// Pods whose packets cannot be counted, and why.
     uncounted_pods: Vec<String>,
+    /// Whether connections that are older than the programs are entered even if no pod is new.
+    must_enter_existing: bool,
     /// Bootstrap servers to ask for control ports.
     bootstrap_servers: watch::Sender<Vec<BootstrapServer>>,
     /// UIDs of the host-network pods whose listening ports are to be found.
@@ -176,6 +178,7 @@ impl Agent {
             ready: Arc::default(),
             missing,
             uncounted_pods: Vec::new(),
+            must_enter_existing: false,
             bootstrap_servers: watch::Sender::default(),
             host_network_pods: watch::Sender::default(),
             state: Arc::new(Mutex::new(state)),

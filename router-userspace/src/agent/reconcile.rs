@@ -11,7 +11,7 @@ use router_common::maps::LAYOUT;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::attachments::{self, AttachPlan};
+use super::attachments;
 use super::host::capabilities;
 use super::node_info::NodeInfo;
 use super::pods::registered_pod::RegisteredPod;
@@ -87,12 +87,15 @@ impl Agent {
     /// that are older than the programs are entered even if no pod is new; the programs must be
     /// attached by then.
     pub(super) fn reconcile(&mut self, enter_existing: bool) {
+        self.must_enter_existing |= enter_existing;
         let Some(pods) = &self.pods else { return };
         let plan = match attachments::plan(&self.flags, pods) {
             Ok(plan) => plan,
+            // An empty plan would detach every program and delete every pod's counters. The next
+            // reconciliation tries again.
             Err(error) => {
-                warn!(%error, "cannot list interfaces");
-                AttachPlan::default()
+                warn!(%error, "cannot list interfaces; nothing is changed");
+                return;
             }
         };
         let uncounted: Vec<String> =
@@ -109,7 +112,7 @@ impl Agent {
                 return;
             }
         };
-        if enter_existing || !new_pods.is_empty() {
+        if std::mem::take(&mut self.must_enter_existing) || !new_pods.is_empty() {
             match existing_connections::enter(&self.maps, &self.registry) {
                 Ok(0) => {}
                 Ok(count) => info!(count, "existing connections entered"),
