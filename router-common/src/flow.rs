@@ -191,6 +191,22 @@ pub struct PodTraffic {
     pub uplink_bytes: u64,
 }
 
+impl core::iter::Sum for PodTraffic {
+    fn sum<I: Iterator<Item = PodTraffic>>(traffic: I) -> PodTraffic {
+        traffic.fold(PodTraffic::default(), |sum, one| PodTraffic {
+            rx_packets: sum.rx_packets + one.rx_packets,
+            rx_bytes: sum.rx_bytes + one.rx_bytes,
+            rx_payload: sum.rx_payload + one.rx_payload,
+            rx_kv_payload: sum.rx_kv_payload + one.rx_kv_payload,
+            tx_packets: sum.tx_packets + one.tx_packets,
+            tx_bytes: sum.tx_bytes + one.tx_bytes,
+            tx_payload: sum.tx_payload + one.tx_payload,
+            uplink_packets: sum.uplink_packets + one.uplink_packets,
+            uplink_bytes: sum.uplink_bytes + one.uplink_bytes,
+        })
+    }
+}
+
 /// HTTP requests to a local pod's engine.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]

@@ -65,16 +65,7 @@ impl Table {
 
     fn traffic(&self) -> PodTraffic {
         let cpus = self.maps.pod_traffic.get(&POD).expect("reading").expect("an entry");
-        cpus.iter().fold(PodTraffic::default(), |mut sum, cpu| {
-            sum.rx_packets += cpu.rx_packets;
-            sum.rx_bytes += cpu.rx_bytes;
-            sum.rx_payload += cpu.rx_payload;
-            sum.rx_kv_payload += cpu.rx_kv_payload;
-            sum.tx_packets += cpu.tx_packets;
-            sum.uplink_packets += cpu.uplink_packets;
-            sum.uplink_bytes += cpu.uplink_bytes;
-            sum
-        })
+        cpus.iter().copied().sum()
     }
 
     fn http(&self) -> PodHttp {

@@ -128,7 +128,7 @@ impl Sampler {
     pub(in crate::agent) fn read_pods(&mut self, maps: &Maps, ids: &[u32]) -> io::Result<()> {
         for id in ids {
             let http = maps.pod_http.get(id)?.unwrap_or_default();
-            let traffic = sum(&maps.pod_traffic.get(id)?.unwrap_or_default());
+            let traffic = maps.pod_traffic.get(id)?.unwrap_or_default().into_iter().sum();
             let now = Instant::now();
             let silent = self.silent.get(id).copied().unwrap_or_default();
             let pod = self.pods.entry(*id).or_insert_with(|| PodCounters::new(now));
@@ -226,21 +226,6 @@ impl Sampler {
 fn is_silent(stream: &HttpStream, now: Duration, window: Duration) -> bool {
     let ends_with_connection = stream.phase == http::BODY && stream.flags & http::ENDLESS != 0;
     ends_with_connection && now.saturating_sub(Duration::from_nanos(stream.last_ns)) > window
-}
-
-fn sum(cpus: &[PodTraffic]) -> PodTraffic {
-    cpus.iter().fold(PodTraffic::default(), |mut sum, cpu| {
-        sum.rx_packets += cpu.rx_packets;
-        sum.rx_bytes += cpu.rx_bytes;
-        sum.rx_payload += cpu.rx_payload;
-        sum.rx_kv_payload += cpu.rx_kv_payload;
-        sum.tx_packets += cpu.tx_packets;
-        sum.tx_bytes += cpu.tx_bytes;
-        sum.tx_payload += cpu.tx_payload;
-        sum.uplink_packets += cpu.uplink_packets;
-        sum.uplink_bytes += cpu.uplink_bytes;
-        sum
-    })
 }
 
 fn reading(http: &PodHttp, traffic: &PodTraffic, in_flight: u64) -> PodReading {
