@@ -86,7 +86,8 @@ pub enum Direction {
 
 /// An IP packet in a frame.
 pub struct Packet {
-    /// Transport protocol; 0 for a later fragment, which has no transport header.
+    /// Transport protocol. A later fragment has no transport header: here it is 0 in IPv4, [`NO_NEXT`] in
+    /// IPv6.
     pub protocol: u8,
     /// Offset of the transport header in the frame.
     pub transport: usize,
@@ -198,6 +199,8 @@ const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION: u8 = 60;
+/// No header follows (RFC 8200 4.7).
+const NO_NEXT: u8 = 59;
 /// Maximum number of extension headers that are parsed (RFC 8200 4.1 lists six, one of them twice).
 const EXTENSIONS: usize = 6;
 
@@ -229,7 +232,7 @@ fn parse_v6<F: FrameBytes>(
                 match kind {
                     FRAGMENT => {
                         if u16::from_be_bytes([extension[2], extension[3]]) & 0xfff8 != 0 {
-                            protocol = 0;
+                            protocol = NO_NEXT;
                             break;
                         }
                         8

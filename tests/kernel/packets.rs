@@ -68,6 +68,11 @@ impl Table {
         cpus.iter().copied().sum()
     }
 
+    /// Packets so far whose headers could not be parsed.
+    fn unreadable(&self) -> u64 {
+        self.maps.losses.get(&0).expect("reading").expect("one").unreadable
+    }
+
     fn http(&self) -> PodHttp {
         self.maps.pod_http.get(&POD).expect("reading").expect("an entry")
     }
@@ -171,6 +176,7 @@ fn every_shape_of_header_counts_its_packet_and_its_payload() {
         for packet in [ethernet(0x806, &[0; 46]), elsewhere] {
             assert_eq!(table.to_pod(&packet), PodTraffic::default());
         }
+        assert_eq!(table.unreadable(), 0);
     });
 }
 
@@ -185,7 +191,6 @@ fn packets_with_unreadable_headers_are_counted_as_such_and_pass() {
         let seven = (0..7).fold((6, plain), |(next, rest), _| {
             (60, [&[next, 0, 1, 4, 0, 0, 0, 0][..], &rest].concat())
         });
-        let unreadable = || table.maps.losses.get(&0).expect("reading").expect("one").unreadable;
         for (number, packet) in [
             version,
             short,
@@ -196,11 +201,11 @@ fn packets_with_unreadable_headers_are_counted_as_such_and_pass() {
         .enumerate()
         {
             assert_eq!(table.to_pod(packet).rx_payload, 0);
-            assert_eq!(unreadable(), number as u64 + 1);
+            assert_eq!(table.unreadable(), number as u64 + 1);
         }
         table.to_pod(&in_v4);
         table.to_pod(&ethernet(0x806, &[0; 46]));
-        assert_eq!(unreadable(), 4);
+        assert_eq!(table.unreadable(), 4);
     });
 }
 
