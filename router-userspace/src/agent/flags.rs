@@ -1,6 +1,6 @@
 //! Flags of `pd-router agent`.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -24,9 +24,6 @@ pub struct AgentFlags {
     /// without a node name, a pod is local if the default route does not lead to it.
     #[arg(long, help_heading = "Pods", env = "NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
-    /// Address of this node, which its hostNetwork pods share.
-    #[arg(long, help_heading = "Pods", env = "NODE_IP", value_name = "IP")]
-    pub node_ip: Option<IpAddr>,
 
     /// Interval in milliseconds at which the requests of local pods are read and published.
     #[arg(long, help_heading = "Counting", default_value = "10", value_name = "MS", value_parser = milliseconds)]
