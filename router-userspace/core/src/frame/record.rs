@@ -1,6 +1,6 @@
 //! The records of a frame: one pod, one pair of pods, one device. Units are in the names.
 
-use bytes::BytesMut;
+use bytes::{BufMut, BytesMut};
 use serde::Serialize;
 
 use super::FrameError;
@@ -17,8 +17,9 @@ const MAX_TIME_US: f32 = 3.6e9;
 
 impl Encode for Measured<f32> {
     fn put(&self, out: &mut BytesMut) {
-        (self.provenance as u8).put(out);
-        self.value.put(out);
+        // One write: each checks the capacity.
+        let [a, b, c, d] = self.value.to_le_bytes();
+        out.put_slice(&[self.provenance as u8, a, b, c, d]);
     }
 
     fn get(from: &mut FrameReader<'_>, field: &'static str) -> Result<Measured<f32>, FrameError> {
