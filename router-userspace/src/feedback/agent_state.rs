@@ -223,7 +223,8 @@ mod tests {
     use router_core::fleet::{
         Fleet, Member, ObjectName, Phase, Pool, Profile, Usage, Worker, WorkerKey,
     };
-    use router_core::frame::{Delta, LoadReport, pod_id};
+    use router_core::frame::{Delta, LoadReport, PairId, pod_id};
+    use router_core::provenance::Measured;
     use router_core::schedule::Policy;
 
     use super::super::pod_state::OVERHEAD_BYTES;
@@ -353,5 +354,46 @@ mod tests {
         let delta = Delta { pods: vec![pod("q", 2)], ..Delta::default() };
         let known = Frame { sequence: 5, body: Body::Delta(delta), ..Frame::default() };
         assert_eq!(agent.apply_frame(known, &later, &view, 5_000), Ok(SkippedRecords::default()));
+    }
+
+    #[test]
+    fn a_round_trip_between_prefill_and_decode_moves_their_link_whichever_end_reports_it() {
+        for (own, peer) in [("p", "d"), ("d", "p")] {
+            let fleet =
+                fleet(vec![member("p", Role::Prefill, "n"), member("d", Role::Decode, "n")]);
+            let (workers, view) = (PodWorkers::of(&fleet), view());
+            let [p, d] = [0, 1].map(|at| fleet.workers().nth(at).unwrap().identity);
+            let rtt_us = |from, to| view.links().get(from, to, view.assumptions.link, 1_000).rtt_us;
+            let before = rtt_us(p, d);
+            let key = PairId { pod: pod_id(own), peer: pod_id(peer), class: Class::Kv };
+            let pair =
+                PairRecord { key, rtt_us: Measured::exact(9_000.0), ..PairRecord::default() };
+            let pods = vec![pod("p", 0), pod("d", 0)];
+            let body = Body::Full(LoadReport { pods, pairs: vec![pair], ..LoadReport::default() });
+            let frame = Frame { sequence: 1, body, ..Frame::default() };
+            AgentState::new(None).apply_frame(frame, &workers, &view, 1_000_000).unwrap();
+            assert!(rtt_us(p, d) > 10.0 * before, "from {own}");
+            assert_eq!(rtt_us(d, p), before, "from {own}: links have a direction");
+        }
+    }
+
+    #[test]
+    fn growth_of_requests_and_kv_bytes_is_the_pools_kv_size_and_totals_are_not() {
+        let fleet = fleet(vec![member("p", Role::Prefill, "n")]);
+        let (workers, view) = (PodWorkers::of(&fleet), view());
+        let pool = Arc::clone(&fleet.pools[0].rate_estimators);
+        let prior = view.assumptions.rates;
+        let kv_bytes_per_byte = || pool.rates(&prior, 1_000).kv_bytes_per_byte;
+        let mut agent = AgentState::new(None);
+        let mut apply = |sequence, request_bytes, kv_tx_bytes| {
+            let pod = PodRecord { request_bytes, kv_tx_bytes, ..pod("p", 0) };
+            agent.apply_frame(full(sequence, vec![pod]), &workers, &view, 1_000_000).unwrap();
+        };
+        // Totals since the agent started: the gateway saw none of it.
+        apply(1, 1 << 20, 1 << 40);
+        assert_eq!(kv_bytes_per_byte(), prior.kv_bytes_per_byte);
+        apply(2, 1 << 21, (1 << 40) + (1_000 << 20));
+        let learned = kv_bytes_per_byte();
+        assert!((1_000.0..10_000.0).contains(&learned), "{learned}");
     }
 }

@@ -110,10 +110,8 @@ impl Publisher {
     /// The response body for a new subscriber; `None` if there are [`MAX_SUBSCRIBERS`] already.
     pub fn subscribe(&self) -> Option<UnsyncBoxBody<Bytes, Infallible>> {
         let slot = SubscriberSlot::take(&self.0)?;
-        let frames = {
-            let _state = self.0.state.lock();
-            self.0.frames.subscribe()
-        };
+        // Its first frame is a full one, with which it subscribes anew.
+        let frames = self.0.frames.subscribe();
         let subscriber =
             Subscriber { shared: Arc::clone(&self.0), frames, last_sequence: None, _slot: slot };
         let pieces = stream::unfold(subscriber, |mut subscriber| async move {
