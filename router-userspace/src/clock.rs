@@ -1,7 +1,7 @@
 //! [`MonotonicClock`]: the time since the gateway started, for the core crate, which takes time as an
-//! argument.
+//! argument. [`micros`]: times as load frames hold them.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MonotonicClock(Instant);
@@ -19,4 +19,9 @@ impl MonotonicClock {
     pub(crate) fn now_us(self) -> u64 {
         u64::try_from(self.0.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
+}
+
+/// The time in microseconds, at most `u32::MAX` (71 minutes).
+pub(crate) fn micros(time: Duration) -> u32 {
+    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }

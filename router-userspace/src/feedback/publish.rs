@@ -18,6 +18,8 @@ use router_core::frame::{Body, Delta, Frame, LoadReport, PodRecord};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tracing::info;
 
+use crate::clock::micros;
+
 /// The content type of the stream: frames of `router_core::frame`.
 pub const CONTENT_TYPE: &str = "application/vnd.pd-router.loads";
 /// Maximum time between two frames: a heartbeat is sent if nothing changed.
@@ -161,10 +163,6 @@ impl PublishedState {
         frame.encode(&mut out);
         out.freeze()
     }
-}
-
-fn micros(time: Duration) -> u32 {
-    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
 /// A counted subscriber; the slot is free again when this is dropped.

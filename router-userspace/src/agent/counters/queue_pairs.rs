@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use router_common::maps as limits;
 use serde::Serialize;
 
 use crate::agent::bpf::maps::Maps;
+use crate::agent::pods::map_contents::canonical_address;
 use crate::agent::pods::registered_pod::RegisteredPod;
 use crate::agent::rdma::QueuePairEntry;
 
@@ -148,9 +149,9 @@ impl QueuePairs {
             weight(b).cmp(&weight(a))
         });
         let queue_pairs = busiest.into_iter().take(MAX_SHOWN).map(|(key, row)| {
-            let destination = address(key.destination);
+            let destination = canonical_address(key.destination);
             QueuePairLoad {
-                source: address(key.source),
+                source: canonical_address(key.source),
                 destination,
                 queue_pair: key.queue_pair,
                 pod: names.get(&destination).copied().cloned(),
@@ -181,10 +182,6 @@ impl QueuePairReading {
             changed: if stats == self.stats { self.changed } else { now },
         }
     }
-}
-
-fn address(bytes: [u8; 16]) -> IpAddr {
-    Ipv6Addr::from(bytes).to_canonical()
 }
 
 fn sum(one: QueuePairStats, other: QueuePairStats) -> QueuePairStats {

@@ -23,6 +23,7 @@ use crate::agent::host::link_use::LinkUse;
 use crate::agent::node_info::NodeInfo;
 use crate::agent::pods::registered_pod::RegisteredPod;
 use crate::agent::rdma::report::with_rdma;
+use crate::clock::micros;
 
 /// Window of the rates in load frames: short enough to show a change at once, long enough to be stable.
 const SPAN: Duration = Duration::from_millis(200);
@@ -347,10 +348,6 @@ fn with_silence(itl: LatencyRecord, silence: Option<Duration>) -> LatencyRecord 
         p99_us: silence_us.max(itl.p99_us),
         samples: itl.samples.max(1),
     }
-}
-
-fn micros(time: Duration) -> u32 {
-    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
 fn count(number: u64) -> u32 {

@@ -1,7 +1,7 @@
 //! The desired contents of the maps: the pod at each address, and the traffic class of each port.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use router_common::flow::{
@@ -130,6 +130,11 @@ fn mapped_address(address: IpAddr) -> [u8; 16] {
         IpAddr::V4(v4) => mapped(v4.octets()),
         IpAddr::V6(v6) => v6.octets(),
     }
+}
+
+/// An address that the maps hold. The reverse of [`mapped_address`].
+pub(in crate::agent) fn canonical_address(bytes: [u8; 16]) -> IpAddr {
+    Ipv6Addr::from(bytes).to_canonical()
 }
 
 /// Hash of a UID. It is the same in every agent, and never 0, which stands for no pod.

@@ -2,13 +2,14 @@
 //! destination queue pair.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use router_common::flow::{QueuePairKey, QueuePairStats};
 use serde::Serialize;
 
 use super::qp_owners::Owner;
+use crate::agent::pods::map_contents::canonical_address;
 use crate::agent::rdma::device::RdmaDevice;
 use crate::agent::rdma::sysfs::Sysfs;
 
@@ -73,14 +74,14 @@ impl Arrivals {
             if before.is_none() && !self.has_baseline {
                 continue;
             }
-            let destination = canonical(key.destination);
+            let destination = canonical_address(key.destination);
             let owner = devices.iter().find_map(|device| {
                 let owner = device.owner_by_number.get(&key.queue_pair)?;
                 let (_, addresses) = self.addresses.get(&device.info.name)?;
                 addresses.contains(&destination).then_some((device, owner))
             });
             let Some((device, owner)) = owner else { continue };
-            let entry = (device.info.name.clone(), owner.clone(), canonical(key.source));
+            let entry = (device.info.name.clone(), owner.clone(), canonical_address(key.source));
             if self.arrived.len() < MAX_PEERS || self.arrived.contains_key(&entry) {
                 add(self.arrived.entry(entry).or_default(), stats, &before.unwrap_or_default());
             }
@@ -130,8 +131,4 @@ fn add(arrived: &mut ArrivedTraffic, now: &QueuePairStats, before: &QueuePairSta
         reads: now.reads.saturating_sub(before.reads),
         read_bytes: now.read_bytes.saturating_sub(before.read_bytes),
     });
-}
-
-fn canonical(bytes: [u8; 16]) -> IpAddr {
-    Ipv6Addr::from(bytes).to_canonical()
 }

@@ -2,10 +2,12 @@
 //! then the card carries it without the host's stack.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use router_common::flow::{FlowKey, OpenConnection};
+
+use crate::agent::pods::map_contents::canonical_address;
 
 /// Maximum bytes of a set-up in one direction: an MPA request or reply with its private data
 /// (RFC 5044, 7.1: 20 and 512 bytes), and the SYN.
@@ -35,8 +37,8 @@ impl IwarpConnections {
             return false;
         }
         let endpoints = (
-            SocketAddr::new(address(flow.local), flow.local_port),
-            SocketAddr::new(address(flow.remote), flow.remote_port),
+            SocketAddr::new(canonical_address(flow.local), flow.local_port),
+            SocketAddr::new(canonical_address(flow.remote), flow.remote_port),
         );
         if self.endpoints.contains(&endpoints) {
             return true;
@@ -48,10 +50,6 @@ impl IwarpConnections {
             && is_setup_only
             && now.saturating_sub(since) >= MIN_AGE
     }
-}
-
-fn address(bytes: [u8; 16]) -> IpAddr {
-    Ipv6Addr::from(bytes).to_canonical()
 }
 
 #[cfg(test)]

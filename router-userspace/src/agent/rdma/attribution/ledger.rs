@@ -27,12 +27,11 @@ impl MovedBytes {
 #[derive(Clone, Debug, Default)]
 pub(in crate::agent) struct Ledger {
     entries: BTreeMap<Owner, MovedBytes>,
-    /// Bytes counted while no owner had an active queue pair.
-    pub(in crate::agent) unattributed: MovedBytes,
 }
 
 impl Ledger {
-    /// Attributes the bytes counted between two scans of the queue pairs.
+    /// Attributes the bytes counted between two scans of the queue pairs. Not attributed are bytes while no
+    /// owner had an active queue pair, and those of owners beyond [`MAX_OWNERS`].
     pub(in crate::agent) fn attribute(
         &mut self,
         before: &Holders,
@@ -43,7 +42,6 @@ impl Ledger {
         let holders = before.union(after);
         let all = u128::from(holders.active());
         if all == 0 {
-            self.unattributed.add(tx, rx, counted);
             return;
         }
         let (mut tx_left, mut rx_left) = (tx, rx);
@@ -57,8 +55,6 @@ impl Ledger {
             (tx_left, rx_left) = (tx_left - tx, rx_left - rx);
             if self.entries.len() < MAX_OWNERS || self.entries.contains_key(owner) {
                 self.entries.entry(owner.clone()).or_default().add(tx, rx, provenance);
-            } else {
-                self.unattributed.add(tx, rx, provenance);
             }
         }
         // The remainder of the division: less than a byte per owner.
@@ -87,18 +83,8 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
-    use super::super::qp_owners::QueuePairStates;
+    use super::super::qp_owners::tests::{holders, pod};
     use super::*;
-
-    fn pod(name: &str) -> Owner {
-        Owner::Pod(name.into())
-    }
-
-    fn holders(owners: &[(Owner, u32)]) -> Holders {
-        let states =
-            |ready_to_send| QueuePairStates { ready_to_send, ..QueuePairStates::default() };
-        Holders(owners.iter().map(|(owner, count)| (owner.clone(), states(*count))).collect())
-    }
 
     #[test]
     fn a_split_loses_no_byte_and_stays_estimated() {
@@ -125,6 +111,6 @@ mod tests {
         ledger.attribute(&a, &Holders::default(), (100, 0), Provenance::Exact);
         assert_eq!(ledger.of(&pod("a")), MovedBytes { tx: 100, rx: 0, is_estimated: false });
         ledger.attribute(&Holders::default(), &Holders::default(), (7, 0), Provenance::Exact);
-        assert_eq!(ledger.unattributed.tx, 7);
+        assert_eq!(ledger.of(&pod("a")).tx, 100, "nobody had a queue pair");
     }
 }

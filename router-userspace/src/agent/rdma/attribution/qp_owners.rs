@@ -118,7 +118,7 @@ impl QueuePairStates {
 
 /// A device's queue pairs by owner, without management queue pairs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(in crate::agent) struct Holders(pub(super) BTreeMap<Owner, QueuePairStates>);
+pub(in crate::agent) struct Holders(BTreeMap<Owner, QueuePairStates>);
 
 impl Holders {
     pub(in crate::agent) fn count(pairs: &[QueuePair], owners: &mut OwnerLookup<'_>) -> Holders {
@@ -181,7 +181,7 @@ fn owner_of<'a>(pair: &QueuePair, owners: &'a mut OwnerLookup<'_>) -> &'a Owner 
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use router_core::provenance::Provenance;
 
     use super::*;
@@ -202,11 +202,11 @@ mod tests {
         assert!(!processes.sees_all());
     }
 
-    fn pod(name: &str) -> Owner {
+    pub(in crate::agent) fn pod(name: &str) -> Owner {
         Owner::Pod(name.into())
     }
 
-    fn holders(owners: &[(Owner, u32)]) -> Holders {
+    pub(in crate::agent) fn holders(owners: &[(Owner, u32)]) -> Holders {
         let states =
             |ready_to_send| QueuePairStates { ready_to_send, ..QueuePairStates::default() };
         Holders(owners.iter().map(|(owner, count)| (owner.clone(), states(*count))).collect())
