@@ -212,27 +212,27 @@ impl core::iter::Sum for PodTraffic {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct PodHttp {
     pub started: u64,
-    /// Requests whose answer began, and requests that ended without one.
+    /// Requests whose response began, and requests that ended without one.
     pub answered: u64,
     /// Bytes of requests, heads included.
     pub request_bytes: u64,
-    /// Bytes of the requests whose answer has begun.
+    /// Bytes of the requests whose response has begun.
     pub answered_request_bytes: u64,
     pub finished: u64,
     /// Finished requests that were cut short by the end of their connection.
     pub aborted: u64,
-    /// Answers that continued after they were counted as finished.
+    /// Responses that continued after they were counted as finished.
     pub reopened: u64,
-    /// Chunked answers whose body began and ended.
+    /// Chunked responses whose body began and ended.
     pub streams_started: u64,
     pub streams_ended: u64,
-    /// From the first byte of a request to the first byte of the answer's body.
+    /// From the first byte of a request to the first byte of the response's body.
     pub ttft_ns_sum: u64,
     pub ttft_samples: u64,
-    /// From one segment of a chunked answer's body to the next.
+    /// From one segment of a chunked response's body to the next.
     pub itl_ns_sum: u64,
     pub itl_samples: u64,
-    /// From the first byte of a request to the last byte of its answer.
+    /// From the first byte of a request to the last byte of its response.
     pub duration_ns_sum: u64,
     pub duration_samples: u64,
     pub ttft_us: [u64; BUCKETS],
@@ -264,22 +264,22 @@ impl Default for PodHttp {
 }
 
 impl PodHttp {
-    /// Requests whose answer has not ended.
+    /// Requests whose response has not ended.
     pub fn in_flight(&self) -> u64 {
         (self.started + self.reopened).saturating_sub(self.finished)
     }
 
-    /// Requests whose answer has not begun.
+    /// Requests whose response has not begun.
     pub fn waiting(&self) -> u64 {
         self.started.saturating_sub(self.answered)
     }
 
-    /// Bytes of the requests whose answer has not begun.
+    /// Bytes of the requests whose response has not begun.
     pub fn waiting_bytes(&self) -> u64 {
         self.request_bytes.saturating_sub(self.answered_request_bytes)
     }
 
-    /// Chunked answers whose body is under way.
+    /// Chunked responses whose body has begun and not ended.
     pub fn streaming(&self) -> u64 {
         self.streams_started.saturating_sub(self.streams_ended)
     }

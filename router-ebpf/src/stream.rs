@@ -25,7 +25,7 @@ struct TcpPayload<'a> {
 
 impl<'a> TcpPayload<'a> {
     /// Offset and length of the payload, without bounds that the verifier knows: otherwise it would
-    /// verify the rest once for each way through the headers.
+    /// verify the rest once for each path through the headers.
     #[inline(always)]
     fn new(ctx: &'a TcContext, scratch: *mut ProgramScratch, tcp: &Tcp) -> TcpPayload<'a> {
         let start = unbounded(scratch, tcp.payload as u64) as u32;
@@ -188,7 +188,7 @@ pub fn to_pod(
         }
     };
     // SAFETY: a live map value. Packets of one direction of a connection arrive one after another; if
-    // two CPUs race, the state is right again at the next answer.
+    // two CPUs race, the state is right again at the next response.
     let change = unsafe { (*stream).on_client_segment(&segment, &payload, now) };
     apply(id, flow, &change)
 }

@@ -21,9 +21,9 @@ pub(crate) enum Lie {
     Flood,
     /// An answer's head, and then nothing.
     Silence,
-    /// Reports idle engines as full, one byte at a time.
+    /// A valid frame, one byte at a time.
     Slowly,
-    /// Counts that no engine has.
+    /// Frames of real pods with a NaN.
     Nonsense,
     /// An answer that is not HTTP.
     NoHttp,
@@ -74,14 +74,14 @@ impl Liar {
                 counted.fetch_add(1, Ordering::Relaxed);
                 let (uids, stopped) = (uids.clone(), Arc::clone(&stopped));
                 // It ends when the gateway leaves, or with the test.
-                std::thread::spawn(move || _ = tell(stream, lie, &uids, &stopped));
+                std::thread::spawn(move || _ = send(stream, lie, &uids, &stopped));
             }
         });
         Liar { address, visits, stop }
     }
 }
 
-fn tell(
+fn send(
     mut stream: TcpStream,
     lie: Lie,
     uids: &[String],

@@ -12,9 +12,9 @@ pub struct HttpChange {
     pub stream_ended: bool,
     /// The connection has ended: its entry is removed.
     pub ended: bool,
-    /// Bytes of a request that arrived before its answer began.
+    /// Bytes of a request that arrived before its response began.
     pub request_bytes: u32,
-    /// Bytes of the request whose answer begins with this segment.
+    /// Bytes of the request whose response begins with this segment.
     pub answered_request_bytes: u32,
     /// Times that end with this segment; 0 if none does.
     pub ttft_ns: u64,

@@ -1,12 +1,12 @@
-//! The phase of a connection (`phase`), and what is known of its request and answer (`flags`).
+//! The phase of a connection (`phase`), and what is known of its request and response (`flags`).
 
 /// No request is outstanding.
 pub const IDLE: u32 = 0;
-/// A request has begun, and its answer has not.
+/// A request has begun, and its response has not.
 pub const WAITING: u32 = 1;
-/// The answer's head is incomplete.
+/// The response's head is incomplete.
 pub const HEAD: u32 = 2;
-/// The answer's body is under way.
+/// The response's body has begun and not ended.
 pub const BODY: u32 = 3;
 
 /// A request was seen on this connection.
@@ -15,11 +15,11 @@ pub const SEEN: u32 = 1;
 pub const OPAQUE: u32 = 1 << 1;
 /// The request was a HEAD.
 pub const BODILESS: u32 = 1 << 2;
-/// The answer ends at `answer_end`.
+/// The response ends at `answer_end`.
 pub const SIZED: u32 = 1 << 3;
-/// The answer ends with an empty chunk.
+/// The response ends with an empty chunk.
 pub const CHUNKED: u32 = 1 << 4;
-/// The answer ends with the connection, or its head is too long to be read.
+/// The response ends with the connection, or its head is too long to be read.
 pub const ENDLESS: u32 = 1 << 5;
 /// A byte of the body was seen.
 pub const BEGUN: u32 = 1 << 6;
@@ -28,5 +28,5 @@ pub const UNTIMED: u32 = 1 << 7;
 pub const FIN_TO_POD: u32 = 1 << 8;
 pub const FIN_FROM_POD: u32 = 1 << 9;
 
-const PER_ANSWER: u32 = SIZED | CHUNKED | ENDLESS | BEGUN;
-pub(super) const PER_REQUEST: u32 = PER_ANSWER | BODILESS | UNTIMED;
+const PER_RESPONSE: u32 = SIZED | CHUNKED | ENDLESS | BEGUN;
+pub(super) const PER_REQUEST: u32 = PER_RESPONSE | BODILESS | UNTIMED;

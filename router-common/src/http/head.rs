@@ -1,6 +1,6 @@
-//! Reads the head of an answer: its status, its length, whether it is chunked, and where it ends.
+//! Reads the head of a response: its status, its length, whether it is chunked, and where it ends.
 
-/// Maximum number of bytes of one segment in which the end of an answer's head is searched.
+/// Maximum number of bytes of one segment in which the end of a response's head is searched.
 pub const HEAD_WINDOW: u32 = 512;
 
 /// Up to [`HEAD_WINDOW`] bytes of a payload.
@@ -9,7 +9,7 @@ pub trait HeadBytes {
     fn byte(&self, index: u32) -> u8;
 }
 
-/// The state of reading the head of an answer, which may span several segments.
+/// The state of reading the head of a response, which may span several segments.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct HeadScan {

@@ -1,7 +1,7 @@
 //! The state of one HTTP/1.1 connection as its TCP sequence shows it, packet by packet.
 //!
 //! A request counts only at the sequence number that follows the last request, and only while no
-//! answer is outstanding. So a retransmitted or late segment, and a body that begins with a method,
+//! response is outstanding. So a retransmitted or late segment, and a body that begins with a method,
 //! are not counted. Nothing here waits, allocates or can fail.
 
 mod change;
@@ -35,15 +35,15 @@ pub struct HttpStream {
     pub client_end: u32,
     /// Sequence number after the last byte that the engine sent.
     pub engine_end: u32,
-    /// Sequence number after the last byte of a sized answer.
+    /// Sequence number after the last byte of a sized response.
     pub answer_end: u32,
-    /// Bytes of the request whose answer has not begun.
+    /// Bytes of the request whose response has not begun.
     pub waiting_bytes: u32,
     pub reserved: u32,
     pub started_ns: u64,
-    /// Time of the last new byte of the answer, kept if its size does not give its end.
+    /// Time of the last new byte of the response, kept if its size does not give its end.
     pub last_ns: u64,
-    /// The last eight bytes of the answer's body.
+    /// The last eight bytes of the response's body.
     pub tail: u64,
     pub head: HeadScan,
 }
@@ -123,14 +123,14 @@ impl HttpStream {
         change
     }
 
-    /// Adds bytes of the request whose answer has not begun.
+    /// Adds bytes of the request whose response has not begun.
     #[inline(always)]
     fn add_waiting(&mut self, change: &mut HttpChange, bytes: u32) {
         self.waiting_bytes = self.waiting_bytes.wrapping_add(bytes);
         change.request_bytes = bytes;
     }
 
-    /// Ends the waiting of a request: the body of its answer began, or there will be none. The head does
+    /// Ends the waiting of a request: the body of its response began, or there will be none. The head does
     /// not count: an engine sends that of a stream at once, while the request still waits.
     #[inline(always)]
     fn end_waiting(&mut self, change: &mut HttpChange) {
@@ -166,12 +166,12 @@ impl HttpStream {
         } else if self.flags & SEEN == 0 {
             self.flags |= OPAQUE;
         } else {
-            // The rest of a request whose answer began before its end.
+            // The rest of a request whose response began before its end.
             self.next_request = if after(self.client_end, end) { self.client_end } else { end };
         }
     }
 
-    /// Reads the part of an answer's head that a segment holds, and returns its length in bytes. Call it
+    /// Reads the part of a response's head that a segment holds, and returns its length in bytes. Call it
     /// before [`HttpStream::on_engine_segment`].
     ///
     /// It is a separate function so that the verifier meets its loop on one path only.
@@ -200,7 +200,7 @@ impl HttpStream {
         if known < segment.length { known } else { 0 }
     }
 
-    /// Applies a segment from the engine, of which the first `head` new bytes are the head of an answer.
+    /// Applies a segment from the engine, of which the first `head` new bytes are the head of a response.
     #[inline(always)]
     pub fn on_engine_segment<P: Payload>(
         &mut self,
@@ -239,7 +239,7 @@ impl HttpStream {
         change
     }
 
-    /// Applies `length` new bytes from the engine, of which the first `head` are the head of an answer.
+    /// Applies `length` new bytes from the engine, of which the first `head` are the head of a response.
     #[inline(always)]
     fn apply_new_bytes<P: Payload>(
         &mut self,
@@ -265,11 +265,11 @@ impl HttpStream {
     }
 
     /// Handles bytes from the engine while no request is outstanding. Returns false if they are not an
-    /// answer.
+    /// response.
     #[inline(always)]
     fn reopen(&mut self, change: &mut HttpChange) -> bool {
         if self.client_end != self.next_request {
-            // The first segment of the request was missed; its answer still counts.
+            // The first segment of the request was missed; its response still counts.
             change.started = true;
             self.flags = (self.flags & !PER_REQUEST) | SEEN | UNTIMED;
             self.phase = WAITING;
@@ -290,7 +290,7 @@ impl HttpStream {
         true
     }
 
-    /// Decides from the head how the answer ends. Returns false if no body follows in this segment.
+    /// Decides from the head how the response ends. Returns false if no body follows in this segment.
     #[inline(always)]
     fn apply_head(
         &mut self,

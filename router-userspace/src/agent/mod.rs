@@ -50,7 +50,7 @@ use crate::feedback::publish::Publisher;
 /// Interval between two readings of every counter. It is half of the interval at which gateways get
 /// the values of active streams again. The requests of pods are read at every tick.
 const FULL_READ_INTERVAL: Duration = Duration::from_millis(50);
-/// Interval at which interfaces and routes are read again, and silent answers are looked for.
+/// Interval at which interfaces and routes are read again, and silent responses are looked for.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Ports that a task beside the ticks has found.

@@ -115,9 +115,9 @@ pub(in crate::agent) struct PodRates {
     pub(in crate::agent) rx_bytes: f64,
     pub(in crate::agent) tx_bytes: f64,
     pub(in crate::agent) ttft_ms: Option<f64>,
-    pub ttft_p99_ms: Option<f64>,
+    pub(in crate::agent) ttft_p99_ms: Option<f64>,
     pub(in crate::agent) itl_ms: Option<f64>,
-    pub itl_p99_ms: Option<f64>,
+    pub(in crate::agent) itl_p99_ms: Option<f64>,
 }
 
 #[derive(Clone, Debug, Serialize)]

@@ -17,7 +17,7 @@ const LINK_UPDATE: libc::c_long = 29;
 /// Entries that one batch requests.
 const BATCH: usize = 4_096;
 
-/// A key or value of a map, as aya wants it: aya has a trait of its own for plain data.
+/// A key or value of a map, as aya requires it: aya has a trait of its own for plain data.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub(super) struct Plain<T>(pub(super) T);

@@ -1,7 +1,8 @@
 //! Pinned maps whose keys and values have the types that the programs use.
 //!
 //! aya writes through `&mut`, though the kernel orders the writes: each map is in a [`RefCell`], which
-//! no call keeps borrowed. Calls that read make as many system calls as aya's, one.
+//! no call keeps borrowed. `get` makes one system call; `all` makes one for each batch, where aya makes
+//! two for each entry.
 
 use std::cell::RefCell;
 use std::io;

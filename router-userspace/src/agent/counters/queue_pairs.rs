@@ -120,7 +120,7 @@ impl QueuePairs {
         self.rows.iter().map(|(key, row)| (*key, row.stats))
     }
 
-    /// PairRates the counts of silent queue pairs to the others, and removes them.
+    /// Adds the counts of silent queue pairs to the others, and removes them.
     fn remove_silent(&mut self, maps: &Maps, now: Instant) -> io::Result<()> {
         let silent = |row: &QueuePairReading| now - row.changed > SILENT_AFTER;
         let removed: Vec<QueuePairKey> =

@@ -1,4 +1,4 @@
-//! SampledRates and latencies of each pod and pair over a short window, as load frames carry them.
+//! Rates and latencies of each pod and pair over a short window, as load frames carry them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

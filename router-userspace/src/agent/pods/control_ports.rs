@@ -136,7 +136,7 @@ impl BootstrapState {
         (self.wait * 2).clamp(FIRST_RETRY, REFRESH_INTERVAL / 2)
     }
 
-    /// Fetches the control address of every rank; `None` if one of them cannot be had.
+    /// Fetches the control address of every rank; `None` if one of them cannot be read.
     ///
     /// If the address of the first rank has not changed, the others are assumed unchanged too.
     async fn fetch(&mut self, client: &HttpClient) -> Option<BTreeSet<SocketAddr>> {

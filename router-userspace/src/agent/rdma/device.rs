@@ -6,13 +6,9 @@ use std::time::Duration;
 
 use router_core::provenance::Provenance;
 
-use super::attribution::{Holders, Ledger};
-use super::attribution::{Owner, OwnerLookup};
-use super::counters::ActivityEvidence;
-use super::counters::Counter;
-use super::netlink::NetlinkSource;
-use super::netlink::NldevCommand;
-use super::netlink::{self, DeviceInfo, QueuePair};
+use super::attribution::{Holders, Ledger, Owner, OwnerLookup};
+use super::counters::{ActivityEvidence, Counter};
+use super::netlink::{self, DeviceInfo, NetlinkSource, NldevCommand, QueuePair};
 use super::port::{ConfiguredSpeeds, PortContext, RdmaPort};
 use super::sysfs::Sysfs;
 

@@ -4,13 +4,10 @@ use std::time::Duration;
 
 use router_core::provenance::{Measured, Provenance};
 
-use super::counters::names;
 use super::counters::{
-    Counter, CounterHistory, DeviceCounters, Freshness, ReadingChange, StalenessDetector,
+    Counter, CounterHistory, DeviceCounters, Freshness, ReadingChange, StalenessDetector, names,
 };
-use super::netlink::NetlinkSource;
-use super::netlink::NldevCommand;
-use super::netlink::{self, PortInfo};
+use super::netlink::{self, NetlinkSource, NldevCommand, PortInfo};
 use super::sysfs::Sysfs;
 
 /// Minimum interval between two reads of the counters.

@@ -8,8 +8,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::counters::DeviceCounters;
-use super::counters::names;
+use super::counters::{DeviceCounters, names};
 use super::netlink::{DeviceInfo, MAX_COUNTERS, MAX_DEVICES, MAX_PORTS, PortInfo};
 
 /// Maximum size of an attribute that is read here.
