@@ -112,7 +112,7 @@ impl Publisher {
     /// The response body for a new subscriber; `None` if there are [`MAX_SUBSCRIBERS`] already.
     pub fn subscribe(&self) -> Option<UnsyncBoxBody<Bytes, Infallible>> {
         let slot = SubscriberSlot::take(&self.0)?;
-        // Its first frame is a full one, with which it subscribes anew.
+        // The first frame is full; it is read after this, so no frame between them is missed.
         let frames = self.0.frames.subscribe();
         let subscriber =
             Subscriber { shared: Arc::clone(&self.0), frames, last_sequence: None, _slot: slot };

@@ -111,6 +111,6 @@ mod tests {
         ledger.attribute(&a, &Holders::default(), (100, 0), Provenance::Exact);
         assert_eq!(ledger.of(&pod("a")), MovedBytes { tx: 100, rx: 0, is_estimated: false });
         ledger.attribute(&Holders::default(), &Holders::default(), (7, 0), Provenance::Exact);
-        assert_eq!(ledger.of(&pod("a")).tx, 100, "nobody had a queue pair");
+        assert_eq!(ledger.of(&pod("a")).tx, 100, "no pod had a queue pair");
     }
 }
