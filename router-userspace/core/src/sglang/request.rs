@@ -99,7 +99,7 @@ impl Request {
     /// Stores the body, which could not be moved while the fields borrowed it.
     fn with_body(mut self, body: Bytes) -> Request {
         if !self.stream {
-            self.marked.marks.retain(|mark| mark.role != MarkKind::Stream);
+            self.marked.marks.retain(|mark| mark.kind != MarkKind::Stream);
         }
         self.marked.body = body;
         self

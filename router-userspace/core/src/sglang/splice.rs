@@ -34,7 +34,7 @@ pub(super) enum Recipient {
 /// A range of the body that some recipients get modified.
 #[derive(Clone, Debug)]
 pub(super) struct Mark {
-    pub(super) role: MarkKind,
+    pub(super) kind: MarkKind,
     pub(super) value: Range<usize>,
     /// The position of the member among the others. Unused for a nested value.
     pub(super) place: MemberPosition,
@@ -57,8 +57,8 @@ enum Edit {
     Replace(&'static [u8]),
 }
 
-fn action(role: MarkKind, recipient: Recipient, fan_out: bool) -> Edit {
-    match (role, recipient) {
+fn edit_of(kind: MarkKind, recipient: Recipient, fan_out: bool) -> Edit {
+    match (kind, recipient) {
         (MarkKind::Control, _) => Edit::Cut,
         (MarkKind::Stream, Recipient::Prefill) => Edit::Replace(b"false"),
         (MarkKind::StreamOptions, Recipient::Prefill) => Edit::Cut,
@@ -185,7 +185,7 @@ impl MarkedBody {
     pub(super) fn legs_differ(&self) -> bool {
         self.marks
             .iter()
-            .any(|mark| matches!(mark.role, MarkKind::Stream | MarkKind::StreamOptions))
+            .any(|mark| matches!(mark.kind, MarkKind::Stream | MarkKind::StreamOptions))
     }
 
     /// The body for `recipient`, with `added` (members, without a leading comma) appended.
@@ -227,7 +227,7 @@ impl MarkedBody {
     fn edit(&self, recipient: Recipient, mut push: impl FnMut(BodyPiece)) -> usize {
         let (mut at, mut cut) = (0, 0);
         for mark in &self.marks {
-            match action(mark.role, recipient, self.fan_out) {
+            match edit_of(mark.kind, recipient, self.fan_out) {
                 Edit::Keep => {}
                 Edit::Replace(with) => {
                     push(BodyPiece::Kept(at..mark.value.start));

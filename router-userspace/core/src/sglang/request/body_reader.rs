@@ -130,10 +130,10 @@ impl<'a> BodyReader<'a> {
         // A key that is not valid Unicode is no known field.
         if let Some(key) = unquote(&body[member.key.clone()]) {
             let value = Raw::trusted(&body[member.value.clone()]);
-            if let Some(role) = self.read(&key, value, member.children) {
+            if let Some(kind) = self.read(&key, value, member.children) {
                 let place =
                     MemberPosition { index, before: self.end, key: member.key.start, after: None };
-                self.marks.push(Mark { role, value: member.value.clone(), place });
+                self.marks.push(Mark { kind, value: member.value.clone(), place });
             }
             if self.endpoint == Endpoint::Generate
                 && key == "sampling_params"
@@ -208,7 +208,7 @@ impl<'a> BodyReader<'a> {
                 let at = params.range_of(n.value);
                 let value = member.value.start + at.start..member.value.start + at.end;
                 self.marks.push(Mark {
-                    role: MarkKind::Samples,
+                    kind: MarkKind::Samples,
                     value,
                     place: MemberPosition::default(),
                 });
