@@ -40,7 +40,7 @@ const PUBLIC_TEXT: [&str; 27] = [
 /// Appends `value`, the member `name`, without text that is not public and without ports. Numbers keep
 /// their format.
 ///
-/// Returns whether something was appended.
+/// Returns false if the value is private: the caller removes what was appended.
 pub(super) fn write_public(name: &str, value: Raw<'_>, out: &mut Vec<u8>) -> bool {
     match value.kind() {
         JsonType::Object => {
@@ -48,14 +48,9 @@ pub(super) fn write_public(name: &str, value: Raw<'_>, out: &mut Vec<u8>) -> boo
             out.push(b'{');
             write_each(members, out, |member, out| {
                 let Some(name) = member.key.as_str() else { return false };
-                let start = out.len();
                 out.extend_from_slice(member.key.bytes());
                 out.push(b':');
-                let is_public = write_public(&name, member.value, out);
-                if !is_public {
-                    out.truncate(start);
-                }
-                is_public
+                write_public(&name, member.value, out)
             });
             out.push(b'}');
             true
@@ -75,7 +70,8 @@ pub(super) fn write_public(name: &str, value: Raw<'_>, out: &mut Vec<u8>) -> boo
     }
 }
 
-/// Appends the items that `write` appends, separated by commas.
+/// Appends the items for which `write` returns true, separated by commas. What it appends of the others is
+/// removed.
 pub(super) fn write_each<T>(
     items: impl Iterator<Item = T>,
     out: &mut Vec<u8>,
