@@ -92,8 +92,8 @@ pub fn to_client(answer: &HeaderMap, body_kept: bool) -> HeaderMap {
 const OF_THE_BYTES: [&str; 5] =
     ["content-length", "content-md5", "digest", "content-digest", "repr-digest"];
 
-/// The hop-by-hop fields of RFC 9110, section 7.6.1. `trailer` is one because trailers are not
-/// forwarded.
+/// The hop-by-hop fields of RFC 9110, section 7.6.1, and `trailer`. HTTP/1.1 sends no trailers that this
+/// field does not announce; HTTP/2 sends those of a body that is passed on without it.
 const HOP_BY_HOP: [&str; 10] = [
     "connection",
     "proxy-connection",
