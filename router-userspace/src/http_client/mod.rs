@@ -62,7 +62,7 @@ pub(crate) enum SendError {
 impl SendError {
     /// Whether no connection was made, so that no server has received any part of the request.
     pub(crate) fn is_unsent(&self) -> bool {
-        matches!(self, SendError::Unreachable(_) | SendError::ConnectTimeout(_))
+        !matches!(self, SendError::Broken(_))
     }
 }
 
@@ -228,6 +228,13 @@ pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_was_sent_unless_a_connection_broke() {
+        let unsent = [SendError::Unreachable, SendError::ConnectTimeout, SendError::NoResources];
+        assert!(unsent.iter().all(|error| error(String::new()).is_unsent()));
+        assert!(!SendError::Broken(String::new()).is_unsent());
+    }
 
     #[test]
     fn a_shortage_of_the_gateway_is_not_a_refused_connection() {
