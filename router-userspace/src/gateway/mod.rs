@@ -23,7 +23,7 @@ use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use router_core::fleet::{EngineInfo, Fleet, ListenPort, WorkerKey};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -49,7 +49,8 @@ use crate::config::GatewaySettings;
 use crate::control;
 use crate::feedback::{SubscriberContext, Subscriptions};
 use crate::http_client::HttpClient;
-use crate::http_client::response::{ReadLimits, ResponseMemory};
+use crate::http_client::collector::BodyMemory;
+use crate::http_client::response::ReadLimits;
 use crate::metrics::Metrics;
 use crate::scheduler_view::SchedulerView;
 use crate::supervise::Supervisor;
@@ -169,7 +170,7 @@ impl Parts {
         let response_limits = ReadLimits {
             size: settings.limits.max_response,
             idle: Some(timeouts.stream_idle_timeout),
-            memory: Some(ResponseMemory::new(settings.limits.max_response_memory)),
+            memory: Some(BodyMemory::new(settings.limits.max_response_memory)),
         };
         let dispatch = Arc::new(Dispatch {
             aborter: Aborter::new(engines.clone(), tasks.clone(), metrics.clone()),
@@ -184,7 +185,7 @@ impl Parts {
             drain_exceeded: CancellationToken::new(),
         });
         let readiness = Arc::new(Readiness::new(Arc::clone(&fleet), shutdown.clone()));
-        let body_memory = Arc::new(Semaphore::new(settings.limits.max_body_memory));
+        let body_memory = BodyMemory::new(settings.limits.max_body_memory);
         let gateway = Arc::new(Gateway {
             settings,
             http,

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
-
 use super::fleet_handle::FleetHandle;
 use super::placement::queue::Admission;
 use super::placement::responses::Responses;
@@ -13,6 +11,7 @@ use super::upstream::dispatch::Dispatch;
 use crate::config::GatewaySettings;
 use crate::feedback::Subscriptions;
 use crate::http_client::HttpClient;
+use crate::http_client::collector::BodyMemory;
 use crate::metrics::Metrics;
 
 /// State that all requests share.
@@ -26,8 +25,8 @@ pub(crate) struct Gateway {
     pub(crate) metrics: Metrics,
     /// The load streams of the agents.
     pub(crate) feedback: Subscriptions,
-    /// One permit per byte that all request bodies together may hold in memory.
-    pub(crate) body_memory: Arc<Semaphore>,
+    /// The bytes that all request bodies together may hold in memory.
+    pub(crate) body_memory: BodyMemory,
     pub(crate) responses: Responses,
     pub(crate) shared_answers: SharedAnswers,
     /// The contents of requests that were running on engines when these crashed.

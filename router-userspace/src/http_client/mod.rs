@@ -2,6 +2,7 @@
 //! that may use hyper's client.
 
 pub(crate) mod client_body;
+pub(crate) mod collector;
 pub(crate) mod pace;
 pub(crate) mod response;
 pub(crate) mod unread_body;

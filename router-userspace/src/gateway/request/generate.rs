@@ -32,7 +32,8 @@ use crate::gateway::upstream::in_flight::InFlight;
 use crate::gateway::upstream::leg::until;
 use crate::gateway::upstream::source::{EventSource, MergedSamples, Sample};
 use crate::http_client::Protocol;
-use crate::http_client::response::ResponseMemory;
+use crate::http_client::collector::BodyMemory;
+use crate::http_client::response::ReadError;
 use crate::metrics::ReasonLabels;
 
 /// Pause before a retry, multiplied by the number of attempts made: an engine that restarts needs a
@@ -60,7 +61,7 @@ impl Gateway {
         let limit = self.settings.limits.max_body;
         let timeout = self.settings.timeouts.body_timeout;
         let memory = &self.body_memory;
-        let (body, _memory) = tokio::select! {
+        let body = tokio::select! {
             body = request_body::read(&routed.headers, routed.body, limit, timeout, memory) => body?,
             () = until(routed.deadlines.request) => return Err(Reject::Deadline),
         };
@@ -203,7 +204,7 @@ fn single(
     started: StartedAttempt,
     limits: StreamLimits,
     observation: Option<DecodeObservation>,
-    memory: &Option<ResponseMemory>,
+    memory: &Option<BodyMemory>,
 ) -> Result<Reply, Fault> {
     let logprobs = prompt_logprobs(limits.endpoint, &started)?;
     let StartedAttempt { response, in_flight, .. } = started;
@@ -236,7 +237,7 @@ fn merged(
     all: Vec<StartedAttempt>,
     limits: StreamLimits,
     observation: Option<DecodeObservation>,
-    memory: &Option<ResponseMemory>,
+    memory: &Option<BodyMemory>,
 ) -> Result<Reply, Fault> {
     let mut head = None;
     let mut samples = Vec::new();
@@ -275,15 +276,14 @@ fn merged(
 }
 
 /// Charges a body that was merged from others.
-fn charge(
-    memory: &Option<ResponseMemory>,
-    body: Bytes,
-    in_flight: &InFlight,
-) -> Result<Bytes, Fault> {
+fn charge(memory: &Option<BodyMemory>, body: Bytes, in_flight: &InFlight) -> Result<Bytes, Fault> {
     let Some(memory) = memory else { return Ok(body) };
     let worker = Arc::clone(in_flight.worker());
     let charged = memory.charge(body);
-    charged.map_err(|error| Fault { leg: in_flight.leg(), worker, kind: error.into() })
+    charged.map_err(|over| {
+        let kind = ReadError::from(over).into();
+        Fault { leg: in_flight.leg(), worker, kind }
+    })
 }
 
 fn malformed(in_flight: &InFlight, why: &str) -> Fault {

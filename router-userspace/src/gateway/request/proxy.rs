@@ -94,7 +94,7 @@ impl Gateway {
     ) -> Result<Reply, Reject> {
         let RoutedRequest { parts, body, headers, path, deadlines } = request;
         let (limit, idle) = (self.settings.limits.max_body, self.settings.timeouts.body_timeout);
-        let (body, _memory) = tokio::select! {
+        let body = tokio::select! {
             body = request_body::read(&headers, body, limit, idle, &self.body_memory) => body?,
             () = until(deadlines.request) => return Err(Reject::Deadline),
         };

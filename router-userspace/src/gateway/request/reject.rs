@@ -17,6 +17,7 @@ use crate::gateway::placement::queue::{AdmissionError, none_ready};
 use crate::gateway::upstream::dispatch::AttemptError;
 use crate::gateway::upstream::fault::{Fault, FaultKind};
 use crate::http_client::client_body::ClientBodyError;
+use crate::http_client::collector::OverLimit;
 
 /// The response header with [`Reject::reason`].
 pub(crate) const REASON: HeaderName = HeaderName::from_static("x-pd-router-reason");
@@ -300,6 +301,15 @@ impl From<ClientBodyError> for Reject {
             ClientBodyError::TooLarge(limit) => Reject::BodyTooLarge(limit),
             ClientBodyError::Late(limit) => Reject::BodyTimeout(limit),
             ClientBodyError::Broken(why) => Reject::BodyBroken(why),
+        }
+    }
+}
+
+impl From<OverLimit> for Reject {
+    fn from(over: OverLimit) -> Reject {
+        match over {
+            OverLimit::TooLarge(limit) => Reject::BodyTooLarge(limit),
+            OverLimit::NoMemory => Reject::NoMemory,
         }
     }
 }

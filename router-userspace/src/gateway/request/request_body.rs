@@ -1,40 +1,47 @@
 //! Reads the whole body of a request, within its limits of size, time and memory.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
 use http_body::Body;
 use http_body_util::BodyExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use super::reject::Reject;
 use crate::http_client::client_body::ClientBody;
+use crate::http_client::collector::{BodyMemory, Collector};
 use crate::http_client::pace::Pace;
 
-/// Reads the whole body of a request. The permits are the body's bytes in `memory`, to be kept as long
-/// as the body.
+/// Reads the whole body of a request. It is charged to `memory` until its last part is dropped.
 ///
 /// # Errors
-/// The body is encoded, is over `limit` bytes, or exceeds the permits of `memory`; the client is slower
-/// than [`Pace`] allows with `idle_timeout`, or closes the connection.
+/// The body is encoded, is over `limit` bytes, or exceeds `memory`; the client is slower than [`Pace`]
+/// allows with `idle_timeout`, or closes the connection.
 pub(crate) async fn read(
     headers: &HeaderMap,
-    body: ClientBody,
+    mut body: ClientBody,
     limit: usize,
     idle_timeout: Duration,
-    memory: &Arc<Semaphore>,
-) -> Result<(Bytes, OwnedSemaphorePermit), Reject> {
+    memory: &BodyMemory,
+) -> Result<Bytes, Reject> {
     check_encoding(headers)?;
-    let announced =
-        body.size_hint().exact().map(|length| usize::try_from(length).unwrap_or(usize::MAX));
-    if announced.is_some_and(|length| length > limit) {
+    let announced = body.size_hint().exact();
+    if announced.is_some_and(|length| length > limit as u64) {
         return Err(Reject::BodyTooLarge(limit));
     }
-    collect(body, announced, limit, idle_timeout, memory).await
+    let mut collector = Collector::new(limit, announced, Some(memory));
+    let mut pace = Pace::new(idle_timeout);
+    loop {
+        let start = Instant::now();
+        let frame = timeout_at(pace.deadline(start), body.frame()).await;
+        let Some(frame) = frame.map_err(|_| Reject::BodyTimeout(idle_timeout))? else { break };
+        let Ok(data) = frame?.into_data() else { continue };
+        pace.received(data.len(), start);
+        collector.push(data)?;
+    }
+    Ok(collector.finish())
 }
 
 /// Refuses an encoded body. Names are case-insensitive, and `identity` and empty elements of the list
@@ -48,49 +55,6 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), Reject> {
         Some(name) => Err(Reject::EncodedBody(String::from_utf8_lossy(name).into_owned())),
         None => Ok(()),
     }
-}
-
-async fn collect(
-    mut body: ClientBody,
-    announced: Option<usize>,
-    limit: usize,
-    idle_timeout: Duration,
-    memory: &Arc<Semaphore>,
-) -> Result<(Bytes, OwnedSemaphorePermit), Reject> {
-    let mut permits = reserve(memory, 0)?;
-    let mut first = Bytes::new();
-    let mut all = BytesMut::new();
-    let mut pace = Pace::new(idle_timeout);
-    loop {
-        let start = Instant::now();
-        let frame = timeout_at(pace.deadline(start), body.frame()).await;
-        let Some(frame) = frame.map_err(|_| Reject::BodyTimeout(idle_timeout))? else { break };
-        let frame = frame?;
-        let Ok(data) = frame.into_data() else { continue };
-        pace.received(data.len(), start);
-        if first.len() + all.len() + data.len() > limit {
-            return Err(Reject::BodyTooLarge(limit));
-        }
-        permits.merge(reserve(memory, data.len())?);
-        if first.is_empty() && all.is_empty() {
-            // A small body comes in one piece and is not copied.
-            first = data;
-            continue;
-        }
-        if all.is_empty() {
-            // The announced length, but not more than 1 MiB at once: memory is not allocated for an
-            // announcement alone.
-            all.reserve(announced.unwrap_or(0).min(1 << 20).max(first.len() + data.len()));
-            all.extend_from_slice(&std::mem::take(&mut first));
-        }
-        all.extend_from_slice(&data);
-    }
-    Ok((if all.is_empty() { first } else { all.freeze() }, permits))
-}
-
-fn reserve(memory: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Reject> {
-    let bytes = u32::try_from(bytes).map_err(|_| Reject::NoMemory)?;
-    Arc::clone(memory).try_acquire_many_owned(bytes).map_err(|_| Reject::NoMemory)
 }
 
 #[cfg(test)]
