@@ -19,7 +19,7 @@ use super::relay::StreamLimits;
 use super::request_body;
 use super::response_body::ResponseBody;
 use super::retry::{AttemptWorkers, CrashWatch, RetryState};
-use super::routed::{Reply, RouteDeadlines, RoutedRequest};
+use super::routed::{Reply, RoutedRequest};
 use crate::gateway::placement::observe::DecodeObservation;
 use crate::gateway::placement::placer::{Placement, PlacementRequest};
 use crate::gateway::shared::Gateway;
@@ -88,7 +88,7 @@ impl Gateway {
             let observation = self.admission.decode_observation(&pool, &placement);
             attempt.deadline = routed.deadlines.attempt_deadline();
             let workers = AttemptWorkers::of(&placement);
-            let started = self.attempt(&attempt, placement, routed.deadlines, observation).await;
+            let started = self.attempt(&attempt, placement, observation).await;
             let fault = match started {
                 Err(AttemptError::Fault(fault)) => fault,
                 Ok(Reply::Events { head, source, limits, observation, .. }) => {
@@ -140,13 +140,12 @@ impl Gateway {
         self: &Arc<Self>,
         attempt: &AttemptRequest,
         placement: Placement,
-        deadlines: RouteDeadlines,
         observation: Option<DecodeObservation>,
     ) -> Result<Reply, AttemptError> {
         let limits = StreamLimits {
             endpoint: attempt.request.endpoint(),
             idle: self.settings.timeouts.stream_idle_timeout,
-            deadline: deadlines.attempt_deadline(),
+            deadline: attempt.deadline,
         };
         let memory = self.dispatch.response_limits.memory.clone();
         let reply = match placement {
