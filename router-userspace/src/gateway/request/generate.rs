@@ -142,11 +142,8 @@ impl Gateway {
         placement: Placement,
         observation: Option<DecodeObservation>,
     ) -> Result<Reply, AttemptError> {
-        let limits = StreamLimits {
-            endpoint: attempt.request.endpoint(),
-            idle: self.settings.timeouts.stream_idle_timeout,
-            deadline: attempt.deadline,
-        };
+        let (endpoint, watch) = (attempt.request.endpoint(), self.watch_limits(attempt.deadline));
+        let limits = StreamLimits { endpoint, watch };
         let memory = self.dispatch.response_limits.memory.clone();
         let reply = match placement {
             Placement::Single(lease) => {

@@ -19,3 +19,4 @@ pub(crate) mod response_body;
 pub(crate) mod retry;
 pub(crate) mod routed;
 pub(crate) mod shared_answers;
+mod stream_watch;

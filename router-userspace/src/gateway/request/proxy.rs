@@ -19,11 +19,12 @@ use router_core::sglang::{OneEngineRequest, headers};
 use tokio::time::{Instant, interval_at, sleep};
 
 use super::model::name_in_path;
-use super::proxied_body::{ProxiedBody, ProxyLimits};
+use super::proxied_body::ProxiedBody;
 use super::record::Record;
 use super::reject::Reject;
 use super::request_body;
 use super::routed::{Reply, RouteDeadlines, RoutedRequest};
+use super::stream_watch::WatchLimits;
 use crate::gateway::shared::Gateway;
 use crate::gateway::upstream::dispatch::{HEALTH_INTERVAL, Silence};
 use crate::gateway::upstream::fault::{Fault, FaultKind};
@@ -190,7 +191,7 @@ impl Gateway {
                 Ok(answer) => {
                     self.dispatch.answered(&worker);
                     kept.answered();
-                    return Ok(proxied(answer, lease, self.proxy_limits(deadline)));
+                    return Ok(proxied(answer, lease, self.watch_limits(deadline)));
                 }
                 Err(NoHead::Deadline) => return Err(self.too_late(worker, since.elapsed())),
                 Err(NoHead::Fault { kind, unsent }) => (kind, unsent),
@@ -252,10 +253,11 @@ impl Gateway {
         Err(NoHead::Fault { kind, unsent: false })
     }
 
-    fn proxy_limits(&self, deadline: Option<Instant>) -> ProxyLimits {
+    /// The limits of an answer on its way to the client.
+    pub(super) fn watch_limits(&self, deadline: Option<Instant>) -> WatchLimits {
         let timeouts = &self.settings.timeouts;
         let (idle, unresponsive) = (timeouts.stream_idle_timeout, timeouts.unresponsive_timeout);
-        ProxyLimits { deadline, idle, unresponsive }
+        WatchLimits { deadline, idle, unresponsive }
     }
 }
 
@@ -316,7 +318,7 @@ impl KeptBody {
     }
 }
 
-fn proxied(answer: Response<Incoming>, lease: Lease, limits: ProxyLimits) -> Reply {
+fn proxied(answer: Response<Incoming>, lease: Lease, limits: WatchLimits) -> Reply {
     let (head, body) = answer.into_parts();
     let mut response = Response::new(ProxiedBody::new(body, lease, limits));
     *response.status_mut() = head.status;
