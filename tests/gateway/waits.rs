@@ -16,7 +16,7 @@ use serde_json::json;
 use sglang_sim::{Action, Script};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::forwarding::{service, service_with};
 use crate::{CHAT, chat, streamed};
@@ -24,6 +24,9 @@ use crate::{CHAT, chat, streamed};
 /// Served by one worker, and by a Service where a test makes one.
 const ONE_WORKER: &str = "/tokenize";
 const SERVICE: &str = "/v1/embeddings";
+
+/// In the log where an endpoint is left for a while.
+const LEFT: &str = "\"after\":\"Failing\"";
 
 /// The beginning of a request whose body has 100 bytes, of which one is sent.
 fn slow_body(path: &str) -> String {
@@ -59,6 +62,38 @@ async fn a_body_that_stops_on_its_way_to_a_worker_or_a_service_is_a_408() {
     }
     let usage = gateway.metric("pd_router_worker_requests", &[]).await;
     assert_eq!(usage, 0.0, "a lease was kept");
+}
+
+#[tokio::test]
+async fn the_time_in_which_a_service_waits_for_its_client_is_not_the_services() {
+    let fleet = Fleet::start_single(1).await;
+    service(&fleet, &[fleet.unified[0].address.ip()]);
+    let gateway = fleet.gateway_with(&["--first-byte-timeout", "300ms"]).await;
+    let mut socket = TcpStream::connect(gateway.client.address).await.expect("a connection");
+    let body = "{\"input\": \"hello\"}";
+    let head = "host: g\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length";
+    let head = format!("POST {SERVICE} HTTP/1.1\r\n{head}: {}\r\n\r\n", body.len());
+    socket.write_all(head.as_bytes()).await.expect("written");
+    for part in body.as_bytes().chunks(2) {
+        sleep(Duration::from_millis(80)).await;
+        socket.write_all(part).await.expect("written");
+    }
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await.expect("read");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
+async fn clients_that_send_until_the_deadline_get_no_endpoint_left() {
+    let fleet = Fleet::start_single(1).await;
+    service(&fleet, &[fleet.unified[0].address.ip()]);
+    let gateway = fleet.gateway_with(&["--request-timeout", "300ms"]).await;
+    // More than the errors in a row after which an endpoint is left.
+    for _ in 0..6 {
+        let answer = exchange(&gateway, &slow_body(SERVICE)).await;
+        assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
+    }
+    assert!(!gateway.log().contains(LEFT), "{}", gateway.log());
 }
 
 #[tokio::test]

@@ -61,6 +61,27 @@ struct BodyState<B: Body<Data = Bytes> + Unpin> {
     error: Option<ClientBodyError>,
     /// The backend has begun to answer: it may take the rest of the body as slowly as it likes.
     answered: bool,
+    waits: ClientWait,
+}
+
+/// Whether the backend waits for the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ClientWait {
+    /// It has not waited yet: it has not asked for a part, or each was there at once.
+    Never,
+    /// It has asked for a part that the client has not sent yet.
+    Now,
+    /// The part for which it waited last came then.
+    Until(Instant),
+}
+
+impl<B: Body<Data = Bytes> + Unpin> BodyState<B> {
+    /// What the backend has asked for has come.
+    fn stop_waiting(&mut self) {
+        if self.waits == ClientWait::Now {
+            self.waits = ClientWait::Until(Instant::now());
+        }
+    }
 }
 
 /// Shows what has become of a [`ClientBody`] that is on its way to a backend.
@@ -84,7 +105,8 @@ impl<B: Body<Data = Bytes> + Unpin> ClientBody<B> {
         limit: usize,
         idle: Duration,
     ) -> (ClientBody<B>, BodyHandle<B>) {
-        let state = BodyState { untouched: None, error: None, answered: false };
+        let waits = ClientWait::Never;
+        let state = BodyState { untouched: None, error: None, answered: false, waits };
         let state = Arc::new(Mutex::new(state));
         let handle = BodyHandle(Arc::clone(&state));
         let pace = Pace::new(idle);
@@ -95,7 +117,9 @@ impl<B: Body<Data = Bytes> + Unpin> ClientBody<B> {
 
     fn fail(&mut self, error: ClientBodyError) -> ClientBodyError {
         if let Some(limits) = &self.limits {
-            limits.state.lock().error = Some(error.clone());
+            let mut state = limits.state.lock();
+            state.error = Some(error.clone());
+            state.stop_waiting();
         }
         self.leave_rest();
         error
@@ -112,6 +136,7 @@ impl<B: Body<Data = Bytes> + Unpin> ClientBody<B> {
 impl<B: Body<Data = Bytes> + Unpin> BodyLimits<B> {
     /// A piece of that many bytes has come.
     fn received(&mut self, bytes: usize) -> Result<(), ClientBodyError> {
+        self.state.lock().stop_waiting();
         self.size += bytes;
         if self.size > self.limit {
             return Err(ClientBodyError::TooLarge(self.limit));
@@ -128,8 +153,10 @@ impl<B: Body<Data = Bytes> + Unpin> BodyLimits<B> {
             let now = Instant::now();
             (now, Box::pin(sleep_until(pace.deadline(now))))
         });
-        let is_late = end.as_mut().poll(cx).is_ready() && !self.state.lock().answered;
-        is_late.then_some(ClientBodyError::Late(self.idle))
+        let is_over = end.as_mut().poll(cx).is_ready();
+        let mut state = self.state.lock();
+        state.waits = ClientWait::Now;
+        (is_over && !state.answered).then_some(ClientBodyError::Late(self.idle))
     }
 }
 
@@ -146,7 +173,27 @@ impl<B: Body<Data = Bytes> + Unpin> BodyHandle<B> {
 
     /// The backend has begun to answer: the body's time has no limit from here on.
     pub(crate) fn answered(&self) {
-        self.0.lock().answered = true;
+        let untouched = {
+            let mut state = self.0.lock();
+            state.answered = true;
+            state.untouched.take()
+        };
+        // It is not sent to another backend. Dropped without the lock, since it leaves its rest.
+        drop(untouched);
+    }
+
+    /// Whether the backend has asked for a part that the client has not sent yet.
+    pub(crate) fn waits_for_client(&self) -> bool {
+        self.0.lock().waits == ClientWait::Now
+    }
+
+    /// Until when the backend waited for the client: now if it still does, `None` if it never did.
+    pub(crate) fn waited_until(&self) -> Option<Instant> {
+        match self.0.lock().waits {
+            ClientWait::Never => None,
+            ClientWait::Now => Some(Instant::now()),
+            ClientWait::Until(end) => Some(end),
+        }
     }
 }
 
@@ -182,6 +229,9 @@ where
             }
             Poll::Ready(None) => {
                 this.body = None;
+                if let Some(limits) = &this.limits {
+                    limits.state.lock().stop_waiting();
+                }
                 return Poll::Ready(None);
             }
             Poll::Pending => match this.limits.as_mut().and_then(|limits| limits.late(cx)) {
@@ -203,15 +253,16 @@ where
 
 impl<B: Body<Data = Bytes> + Unpin> Drop for ClientBody<B> {
     fn drop(&mut self) {
-        match self.limits.take() {
-            Some(limits) if !limits.was_read && self.body.is_some() => {
-                let (body, unread) = (self.body.take(), self.unread.take());
-                let awaits_continue = self.awaits_continue;
-                let untouched = ClientBody { body, unread, awaits_continue, limits: None };
-                limits.state.lock().untouched = Some(untouched);
-            }
-            _ => self.leave_rest(),
+        let Some(limits) = self.limits.take() else { return self.leave_rest() };
+        let mut state = limits.state.lock();
+        state.stop_waiting();
+        if limits.was_read || state.answered || self.body.is_none() {
+            drop(state);
+            return self.leave_rest();
         }
+        let (body, unread) = (self.body.take(), self.unread.take());
+        let awaits_continue = self.awaits_continue;
+        state.untouched = Some(ClientBody { body, unread, awaits_continue, limits: None });
     }
 }
 
@@ -276,5 +327,30 @@ mod tests {
         let (mut body, _handle) = body.limited(4, MINUTE);
         assert!(body.frame().await.unwrap().is_err());
         assert!(unread.closes_connection().await, "the reader still has the failed body");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backend_waits_for_the_client_until_the_part_that_it_asked_for_comes() {
+        let (sender, parts) = tokio::sync::mpsc::unbounded_channel::<Bytes>();
+        let stream = futures_util::stream::unfold(parts, |mut parts| async move {
+            let part = parts.recv().await?;
+            Some((Ok::<_, std::io::Error>(Frame::data(part)), parts))
+        });
+        let body = StreamBody::new(Box::pin(stream));
+        let (mut body, handle) = ClientBody::new(body, None, false).limited(4, MINUTE);
+        assert_eq!((handle.waits_for_client(), handle.waited_until()), (false, None));
+        let second = Duration::from_secs(1);
+        assert!(tokio::time::timeout(second, body.frame()).await.is_err());
+        assert!(handle.waits_for_client());
+        sender.send(Bytes::from_static(b"a")).unwrap();
+        body.frame().await.unwrap().unwrap();
+        let came = Instant::now();
+        tokio::time::advance(second).await;
+        assert_eq!((handle.waits_for_client(), handle.waited_until()), (false, Some(came)));
+        assert!(tokio::time::timeout(second, body.frame()).await.is_err());
+        assert!(handle.waits_for_client());
+        drop(sender);
+        assert!(body.frame().await.is_none());
+        assert!(!handle.waits_for_client(), "the body is whole");
     }
 }

@@ -1,7 +1,6 @@
 //! Plain proxying: to a Service of a route, and to one worker of a pool.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HOST;
@@ -109,10 +108,14 @@ impl Gateway {
         self.forward_body(&choose, Protocol::Http1, request, record).await
     }
 
-    /// The worker has not answered until the request's deadline.
-    fn too_late(&self, worker: Arc<Worker>, limit: Duration) -> Reject {
-        let kind = FaultKind::Timeout { waited_for: "its answer", limit };
-        self.blame_forwarded(&Fault { leg: None, worker, kind });
+    /// The worker has not answered until the request's deadline. It is not to blame if it waits for the
+    /// client.
+    fn too_late(&self, worker: Arc<Worker>, began: Instant, body: &KeptBody) -> Reject {
+        if !body.waits_for_client() {
+            let limit = body.waited_until().unwrap_or(began).elapsed();
+            let kind = FaultKind::Timeout { waited_for: "its answer", limit };
+            self.blame_forwarded(&Fault { leg: None, worker, kind });
+        }
         Reject::Deadline
     }
 
@@ -167,7 +170,7 @@ impl Gateway {
             let worker = Arc::clone(lease.worker());
             record.worker = Some(Arc::clone(&worker.name));
             record.attempts += 1;
-            let (since, deadline) = (Instant::now(), deadlines.attempt_deadline());
+            let (began, deadline) = (Instant::now(), deadlines.attempt_deadline());
             let (outgoing, kept) = match body.take().unwrap_or(ForwardedBody::None) {
                 ForwardedBody::None => (whole(Bytes::new()), KeptBody::Known(ForwardedBody::None)),
                 ForwardedBody::Whole(bytes) => {
@@ -187,13 +190,13 @@ impl Gateway {
                 headers.clone(),
                 outgoing,
             );
-            let (kind, unsent) = match self.head(sent, &worker, deadline).await {
+            let (kind, unsent) = match self.head(sent, &worker, deadline, &kept).await {
                 Ok(answer) => {
                     self.dispatch.answered(&worker);
                     kept.answered();
                     return Ok(proxied(answer, lease, self.watch_limits(deadline)));
                 }
-                Err(NoHead::Deadline) => return Err(self.too_late(worker, since.elapsed())),
+                Err(NoHead::Deadline) => return Err(self.too_late(worker, began, &kept)),
                 Err(NoHead::Fault { kind, unsent }) => (kind, unsent),
             };
             // Before the worker is blamed: the client may be at fault.
@@ -213,15 +216,18 @@ impl Gateway {
         }
     }
 
-    /// Waits for the head of an answer, as long as the worker answers probes.
+    /// Waits for the head of an answer, as long as the worker answers probes. The time in which the worker
+    /// waits for the client does not count: [`ClientBody`] limits it.
     async fn head(
         &self,
         sent: impl Future<Output = Result<Response<Incoming>, SendError>>,
         worker: &Worker,
         deadline: Option<Instant>,
+        body: &KeptBody,
     ) -> Result<Response<Incoming>, NoHead> {
         let timeouts = &self.settings.timeouts;
         let limit = timeouts.first_byte_timeout;
+        let began = Instant::now();
         let late = sleep(limit);
         tokio::pin!(sent, late);
         let mut health = interval_at(Instant::now() + HEALTH_INTERVAL, HEALTH_INTERVAL);
@@ -247,7 +253,13 @@ impl Gateway {
                     }
                 }
                 () = until(deadline) => return Err(NoHead::Deadline),
-                () = &mut late => break FaultKind::Timeout { waited_for: "its answer", limit },
+                () = &mut late => {
+                    let end = body.waited_until().unwrap_or(began) + limit;
+                    if end <= Instant::now() {
+                        break FaultKind::Timeout { waited_for: "its answer", limit };
+                    }
+                    late.as_mut().reset(end);
+                }
             }
         };
         Err(NoHead::Fault { kind, unsent: false })
@@ -300,6 +312,19 @@ impl KeptBody {
     fn answered(&self) {
         if let KeptBody::IfUnread(handle) = self {
             handle.answered();
+        }
+    }
+
+    /// Whether the endpoint has asked for a part that the client has not sent yet.
+    fn waits_for_client(&self) -> bool {
+        matches!(self, KeptBody::IfUnread(handle) if handle.waits_for_client())
+    }
+
+    /// Until when the endpoint waited for the client: now if it still does, `None` if it never did.
+    fn waited_until(&self) -> Option<Instant> {
+        match self {
+            KeptBody::Known(_) => None,
+            KeptBody::IfUnread(handle) => handle.waited_until(),
         }
     }
 
