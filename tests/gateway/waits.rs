@@ -28,6 +28,27 @@ const SERVICE: &str = "/v1/embeddings";
 /// In the log where an endpoint is left for a while.
 const LEFT: &str = "\"after\":\"Failing\"";
 
+/// Answers each connection with the beginning of a response, and keeps it open or closes it.
+async fn serve_beginnings(backend: &Loopback, keeps_open: bool) {
+    let listener = TcpListener::bind(backend.port(8000)).await.expect("a port");
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        loop {
+            let (mut socket, _) = listener.accept().await.expect("a connection");
+            let mut request = Vec::new();
+            // All of it: closing with unread bytes would reset the connection, answer included.
+            while !request.contains(&b'}') {
+                assert_ne!(socket.read_buf(&mut request).await.expect("a request"), 0);
+            }
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nthe beginning";
+            socket.write_all(answer).await.expect("written");
+            if keeps_open {
+                open.push(socket);
+            }
+        }
+    });
+}
+
 /// The beginning of a request whose body has 100 bytes, of which one is sent.
 fn slow_body(path: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nhost: g\r\ncontent-length: 100\r\n\r\n{{")
@@ -97,6 +118,30 @@ async fn clients_that_send_until_the_deadline_get_no_endpoint_left() {
 }
 
 #[tokio::test]
+async fn clients_that_send_too_much_after_the_head_get_no_endpoint_left() {
+    let fleet = Fleet::start_single(1).await;
+    let backend = Loopback::claim();
+    serve_beginnings(&backend, true).await;
+    service(&fleet, &[backend.ip()]);
+    let gateway = fleet.gateway_with(&["--max-body", "10"]).await;
+    let head = format!("POST {SERVICE} HTTP/1.1\r\nhost: g\r\ntransfer-encoding: chunked\r\n\r\n");
+    for _ in 0..6 {
+        let mut socket = TcpStream::connect(gateway.client.address).await.expect("a connection");
+        socket.write_all(format!("{head}1\r\n}}\r\n").as_bytes()).await.expect("written");
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"the beginning") {
+            assert_ne!(socket.read_buf(&mut answer).await.expect("an answer"), 0);
+        }
+        socket.write_all(b"b\r\n01234567890\r\n").await.expect("written");
+        // The end, or a reset.
+        let _ = timeout(SOON, socket.read_to_end(&mut answer)).await.expect("it is cut");
+    }
+    let is_logged = || gateway.log().matches("\"reason\":\"body_too_large\"").count() == 6;
+    eventually("the requests are logged", SOON, async || is_logged().then_some(())).await;
+    assert!(!gateway.log().contains(LEFT), "{}", gateway.log());
+}
+
+#[tokio::test]
 async fn a_worker_or_a_service_that_does_not_answer_is_a_504() {
     let fleet = Fleet::start_single(1).await;
     service(&fleet, &[fleet.unified[0].address.ip()]);
@@ -126,16 +171,7 @@ async fn a_worker_that_freezes_is_left_whatever_it_serves() {
 async fn an_answer_of_a_service_that_stops_is_cut() {
     let fleet = Fleet::start_single(1).await;
     let backend = Loopback::claim();
-    let listener = TcpListener::bind(backend.port(8000)).await.expect("a port");
-    tokio::spawn(async move {
-        let (mut socket, _) = listener.accept().await.expect("a connection");
-        let mut head = [0; 1024];
-        assert_ne!(socket.read(&mut head).await.expect("a request"), 0);
-        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nthe beginning";
-        socket.write_all(answer).await.expect("written");
-        // Kept open without the rest.
-        std::future::pending::<()>().await;
-    });
+    serve_beginnings(&backend, true).await;
     service(&fleet, &[backend.ip()]);
     let gateway = fleet.gateway_with(&["--stream-idle-timeout", "300ms"]).await;
     let mut answer = gateway.client.open(SERVICE, &json!({"input": "hi"})).await;
@@ -147,6 +183,23 @@ async fn an_answer_of_a_service_that_stops_is_cut() {
         gateway.log().contains("\"reason\":\"engine_timeout\"").then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_endpoint_of_a_service_that_breaks_its_answers_is_left_for_a_while() {
+    let fleet = Fleet::start_single(1).await;
+    let backend = Loopback::claim();
+    serve_beginnings(&backend, false).await;
+    service(&fleet, &[backend.ip(), fleet.unified[0].address.ip()]);
+    let gateway = fleet.gateway().await;
+    eventually("the endpoint is left", SOON, async || {
+        let mut answer = gateway.client.open(SERVICE, &json!({"input": "hi"})).await;
+        assert_eq!(answer.status, 200);
+        while answer.piece().await.is_ok() {}
+        gateway.log().contains(LEFT).then_some(())
+    })
+    .await;
+    assert!(gateway.log().contains("\"reason\":\"engine_broken\""), "{}", gateway.log());
 }
 
 #[tokio::test]

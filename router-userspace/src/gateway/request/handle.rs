@@ -219,7 +219,7 @@ impl Gateway {
             }
             Reply::Proxied(response) => {
                 record.set_status(response.status());
-                response.map(|body| ResponseBody::streamed(body.recorded(record)))
+                response.map(|body| ResponseBody::streamed(body.recorded(record, Arc::clone(self))))
             }
             Reply::Events { head, source, limits, observation, crash_watch } => {
                 record.set_status(http::StatusCode::OK);

@@ -14,7 +14,9 @@ use super::record::Record;
 use super::reject::Reject;
 use super::response_body::BodyError;
 use super::stream_watch::{Overdue, StreamWatch, WatchLimits};
+use crate::gateway::shared::Gateway;
 use crate::gateway::upstream::fault::{Fault, FaultKind};
+use crate::http_client::client_body::BodyHandle;
 use crate::http_client::innermost;
 
 /// A backend's body on its way to the client. It keeps the lease until the body ends.
@@ -23,48 +25,70 @@ pub(crate) struct ProxiedBody {
     /// `None` once the body has ended.
     lease: Option<Lease>,
     limits: WatchLimits,
+    /// The body of the request, if the client may still be sending it.
+    upload: Option<BodyHandle>,
 }
 
 impl ProxiedBody {
-    pub(crate) fn new(body: Incoming, lease: Lease, limits: WatchLimits) -> ProxiedBody {
-        ProxiedBody { body, lease: Some(lease), limits }
+    pub(crate) fn new(
+        body: Incoming,
+        lease: Lease,
+        limits: WatchLimits,
+        upload: Option<BodyHandle>,
+    ) -> ProxiedBody {
+        ProxiedBody { body, lease: Some(lease), limits, upload }
     }
 
     /// Completes `record` when the body ends, and ends the body at its limits.
-    pub(crate) fn recorded(self, record: Record) -> RecordedBody {
+    pub(crate) fn recorded(self, record: Record, gateway: Arc<Gateway>) -> RecordedBody {
         let watch = StreamWatch::new(self.limits);
-        RecordedBody { proxied: self, record: Some(record), watch }
+        RecordedBody { proxied: self, gateway, record: Some(record), watch }
     }
 }
 
 /// [`ProxiedBody`] with the request's log record, ended at its limits.
 pub(crate) struct RecordedBody {
     proxied: ProxiedBody,
+    gateway: Arc<Gateway>,
     record: Option<Record>,
     watch: StreamWatch,
 }
 
 impl RecordedBody {
-    fn end(&mut self, failure: Option<(&'static str, String)>) {
-        self.proxied.lease = None;
+    /// The body is whole.
+    fn complete(&mut self) {
+        if let Some(lease) = self.proxied.lease.take() {
+            self.gateway.dispatch.answered(lease.worker());
+        }
         if let Some(mut record) = self.record.take() {
-            if let Some((reason, detail)) = failure {
-                record.fail(reason, detail);
-            }
             record.finish();
         }
     }
 
     /// Ends the body with an error, which closes the connection to the client.
     fn fail(&mut self, reject: &Reject) -> BodyError {
-        self.end(Some((reject.reason(), reject.detail())));
+        self.proxied.lease = None;
+        if let Some(mut record) = self.record.take() {
+            record.fail(reject.reason(), reject.detail());
+            record.finish();
+        }
         reject.message().into()
     }
 
-    /// Ends the body because of its worker.
+    /// Ends the body because of its worker, and updates the worker's health. If the client's own body has
+    /// failed, which ends the connection to the worker, the client is at fault.
     fn fail_by(&mut self, kind: FaultKind) -> Option<BodyError> {
+        if let Some(error) = self.proxied.upload.as_ref().and_then(BodyHandle::error) {
+            return Some(self.fail(&error.into()));
+        }
         let worker = Arc::clone(self.proxied.lease.as_ref()?.worker());
-        Some(self.fail(&Reject::Fault(Fault { leg: None, worker, kind })))
+        let fault = Fault { leg: None, worker, kind };
+        // A backend may need the rest of the request for the rest of its answer.
+        let waits = self.proxied.upload.as_ref().is_some_and(BodyHandle::waits_for_client);
+        if !(waits && fault.is_timeout()) {
+            self.gateway.blame_forwarded(&fault);
+        }
+        Some(self.fail(&Reject::Fault(fault)))
     }
 }
 
@@ -86,11 +110,10 @@ impl Body for RecordedBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
-                this.end(Some(("engine_broken", innermost(&error))));
-                Poll::Ready(Some(Err(error.into())))
+                Poll::Ready(this.fail_by(FaultKind::Broken(innermost(&error))).map(Err))
             }
             Poll::Ready(None) => {
-                this.end(None);
+                this.complete();
                 Poll::Ready(None)
             }
             Poll::Pending => match ready!(this.watch.poll_overdue(cx, lease.worker())) {
@@ -113,7 +136,7 @@ impl Drop for RecordedBody {
     fn drop(&mut self) {
         // hyper does not poll a body whose announced length is reached, or that is empty.
         if self.proxied.body.is_end_stream() {
-            self.end(None);
+            self.complete();
         }
     }
 }

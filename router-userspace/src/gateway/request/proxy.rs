@@ -119,8 +119,16 @@ impl Gateway {
         Reject::Deadline
     }
 
+    /// An answer has begun. Errors in a row are counted until an answer is whole: otherwise an endpoint
+    /// that breaks every body would never be left.
+    fn began_to_answer(&self, worker: &Arc<Worker>) {
+        if worker.health.verdict() != Verdict::Up {
+            self.dispatch.answered(worker);
+        }
+    }
+
     /// Updates the health of a worker that failed a forwarded request.
-    fn blame_forwarded(&self, fault: &Fault) {
+    pub(super) fn blame_forwarded(&self, fault: &Fault) {
         match self.dispatch.probes.is_probed(&fault.worker) {
             true => self.dispatch.blame(fault),
             false => {
@@ -192,9 +200,9 @@ impl Gateway {
             );
             let (kind, unsent) = match self.head(sent, &worker, deadline, &kept).await {
                 Ok(answer) => {
-                    self.dispatch.answered(&worker);
-                    kept.answered();
-                    return Ok(proxied(answer, lease, self.watch_limits(deadline)));
+                    self.began_to_answer(&worker);
+                    let limits = self.watch_limits(deadline);
+                    return Ok(proxied(answer, lease, limits, kept.answered()));
                 }
                 Err(NoHead::Deadline) => return Err(self.too_late(worker, began, &kept)),
                 Err(NoHead::Fault { kind, unsent }) => (kind, unsent),
@@ -308,10 +316,14 @@ enum KeptBody {
 }
 
 impl KeptBody {
-    /// The endpoint has begun to answer.
-    fn answered(&self) {
-        if let KeptBody::IfUnread(handle) = self {
-            handle.answered();
+    /// The endpoint has begun to answer. Returns the handle of a body that the client may still send.
+    fn answered(self) -> Option<BodyHandle> {
+        match self {
+            KeptBody::Known(_) => None,
+            KeptBody::IfUnread(handle) => {
+                handle.answered();
+                Some(handle)
+            }
         }
     }
 
@@ -343,9 +355,14 @@ impl KeptBody {
     }
 }
 
-fn proxied(answer: Response<Incoming>, lease: Lease, limits: WatchLimits) -> Reply {
+fn proxied(
+    answer: Response<Incoming>,
+    lease: Lease,
+    limits: WatchLimits,
+    upload: Option<BodyHandle>,
+) -> Reply {
     let (head, body) = answer.into_parts();
-    let mut response = Response::new(ProxiedBody::new(body, lease, limits));
+    let mut response = Response::new(ProxiedBody::new(body, lease, limits, upload));
     *response.status_mut() = head.status;
     *response.headers_mut() = headers::to_client(&head.headers, true);
     Reply::Proxied(Box::new(response))
