@@ -17,8 +17,10 @@ use super::reject::Reject;
 /// How long an answer is reused. Engines answer `/server_info` and `/health_generate` at the cost of
 /// the requests that they run, so that clients must not set the pace.
 const LIFETIME: Duration = Duration::from_secs(1);
-/// Maximum number of answers that are kept or being fetched. A caller beyond it gets 429: otherwise
-/// made-up credentials would make the engines answer each call.
+/// Maximum number of answers of one path of one pool that are kept or being fetched. It bounds how often
+/// engines are asked by callers with different credentials, made-up ones too: a caller beyond it gets 429.
+/// An answer that has failed makes place for another, since an engine that refuses at once has done
+/// little. `/v1/models` costs engines little as well; its answers are bounded for the gateway's memory.
 const MAX_ANSWERS: usize = 64;
 /// Maximum size of an answer that is kept, in bytes. A larger one is shared by those who wait for it.
 const MAX_KEPT_BYTES: usize = 1 << 20;
@@ -89,8 +91,13 @@ impl SharedAnswers {
         cells.retain(|_, cell| {
             is_current(cell) && (cell.initialized() || Arc::strong_count(cell) > 1)
         });
-        if cells.len() >= MAX_ANSWERS {
-            return Err(Reject::QueueFull);
+        let is_like = |other: &AnswerKey| other.pool == key.pool && other.path == key.path;
+        if cells.keys().filter(|other| is_like(other)).count() >= MAX_ANSWERS {
+            let failed = |cell: &AnswerCell| cell.get().is_some_and(|(_, answer)| answer.is_err());
+            let mut all = cells.iter();
+            let found = all.find(|(other, cell)| is_like(other) && failed(cell));
+            let found = found.map(|(other, _)| other.clone()).ok_or(Reject::QueueFull)?;
+            cells.remove(&found);
         }
         let cell = Arc::new(AnswerCell::new());
         cells.insert(key.clone(), Arc::clone(&cell));
@@ -105,10 +112,14 @@ mod tests {
     use super::*;
 
     fn key(token: &str) -> AnswerKey {
+        key_of("/server_info", token)
+    }
+
+    fn key_of(path: &str, token: &str) -> AnswerKey {
         let pool = ObjectName { namespace: "default".into(), name: "pool".into() };
         let mut headers = HeaderMap::new();
         headers.insert(AUTHORIZATION, HeaderValue::from_str(token).unwrap());
-        AnswerKey::new(&pool, "/server_info", &headers)
+        AnswerKey::new(&pool, path, &headers)
     }
 
     #[tokio::test(start_paused = true)]
@@ -157,5 +168,24 @@ mod tests {
         tokio::time::sleep(LIFETIME).await;
         get("more".to_owned(), 1).await.unwrap();
         assert_eq!(answers.0.lock().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn made_up_credentials_leave_place_for_others() {
+        let answers = SharedAnswers::default();
+        let get = |path: &'static str, token: String, answer: Answer| {
+            answers.get_or_fetch(key_of(path, &token), async { answer })
+        };
+        let (good, refused) = (|| Ok(Bytes::from_static(b"{}")), || Err(Reject::NoRoute));
+        for number in 0..2 * MAX_ANSWERS {
+            assert!(get("/server_info", number.to_string(), refused()).await.is_err());
+        }
+        assert_eq!(answers.0.lock().len(), MAX_ANSWERS);
+        for number in 0..MAX_ANSWERS {
+            get("/server_info", format!("good {number}"), good()).await.unwrap();
+        }
+        let more = get("/server_info", "more".to_owned(), good()).await;
+        assert!(matches!(more, Err(Reject::QueueFull)), "engines accept made-up credentials");
+        get("/v1/models", "more".to_owned(), good()).await.expect("another path has its own place");
     }
 }
