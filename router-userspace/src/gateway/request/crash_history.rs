@@ -109,7 +109,7 @@ impl CrashHistory {
     }
 }
 
-/// A keyed hash by folded multiplication, several GB/s: a streamed request is hashed in any case.
+/// A keyed hash by folded multiplication: fast, since every streamed request is hashed.
 fn hash(seed: u64, bytes: &[u8]) -> u64 {
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
     let mix = |hash: u64, word: u64| {

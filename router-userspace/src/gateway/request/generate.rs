@@ -10,9 +10,10 @@ use http::{HeaderMap, HeaderValue, Response};
 use router_core::fleet::{Pool, Weight};
 use router_core::sglang::logprob::PromptLogprobs;
 use router_core::sglang::{Endpoint, Request, headers, merge};
+use tokio::task::yield_now;
 use tokio::time::Instant;
 
-use super::crash_history::crashes_to_refuse;
+use super::crash_history::{ContentFingerprint, crashes_to_refuse};
 use super::record::Record;
 use super::reject::Reject;
 use super::relay::StreamLimits;
@@ -88,11 +89,13 @@ impl Gateway {
             let observation = self.admission.decode_observation(&pool, &placement);
             attempt.deadline = routed.deadlines.attempt_deadline();
             let workers = AttemptWorkers::of(&placement);
-            let started = self.attempt(&attempt, placement, observation).await;
+            let attempted = self.attempt(&attempt, placement, observation);
+            let (started, content) = tokio::join!(attempted, self.content_of(&attempt.request));
             let fault = match started {
                 Err(AttemptError::Fault(fault)) => fault,
                 Ok(Reply::Events { head, source, limits, observation, .. }) => {
-                    let crash_watch = Some(CrashWatch::new(self, pool, workers, &attempt));
+                    let watch = |content| CrashWatch::new(self, &pool.name, workers, content);
+                    let crash_watch = content.map(watch);
                     return Ok(Reply::Events { head, source, limits, observation, crash_watch });
                 }
                 done => return done.map_err(Reject::from),
@@ -123,6 +126,17 @@ impl Gateway {
         let crashes = self.crashes.crashes(request);
         let limit = crashes_to_refuse(self.settings.limits.max_engine_crashes);
         if crashes < limit { Ok(()) } else { Err(Reject::CrashedEngines(crashes)) }
+    }
+
+    /// The fingerprint of a streamed request, which is gone when its engine crashes. It is taken while the
+    /// engines compute, after the request was sent: no token waits for it. The request itself is not kept
+    /// for as long as its stream runs, since it may be of `--max-body` bytes.
+    async fn content_of(&self, request: &Request) -> Option<ContentFingerprint> {
+        if !request.stream() {
+            return None;
+        }
+        yield_now().await;
+        Some(self.crashes.fingerprint(request))
     }
 
     /// Waits a moment while all workers of the pool are down: in a pool of one pair, an engine that

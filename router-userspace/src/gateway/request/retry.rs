@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use router_core::fleet::{Phase, Pool, Verdict, Worker};
+use router_core::fleet::{ObjectName, Phase, Pool, Verdict, Worker};
 
 use super::crash_history::{ContentFingerprint, crashes_to_refuse};
 use crate::gateway::placement::placer::Placement;
@@ -60,7 +60,7 @@ impl Gateway {
     ) -> (Fault, bool) {
         let limits = &self.settings.limits;
         state.attempts += 1;
-        if fault.broke() && self.died(pool, &fault.worker, workers).await {
+        if fault.broke() && self.died(&pool.name, &fault.worker, workers).await {
             state.deaths += 1;
             let content = self.crashes.fingerprint(&attempt.request);
             let of_content = self.crashes.record(content, &fault.worker);
@@ -96,7 +96,12 @@ impl Gateway {
 
     /// Whether the worker died while it had the request: it was alive before, it does not answer now,
     /// and its pod is not terminating.
-    async fn died(&self, pool: &Pool, worker: &Arc<Worker>, workers: &AttemptWorkers) -> bool {
+    async fn died(
+        &self,
+        pool: &ObjectName,
+        worker: &Arc<Worker>,
+        workers: &AttemptWorkers,
+    ) -> bool {
         let same = |other: &&Arc<Worker>| Arc::ptr_eq(other, worker);
         if !workers.alive.iter().any(|other| same(&other)) {
             return false;
@@ -106,7 +111,7 @@ impl Gateway {
         }
         let fleet = self.fleet.snapshot();
         let member = fleet
-            .pool(&pool.name)
+            .pool(pool)
             .and_then(|pool| pool.members.iter().find(|member| same(&&member.worker)));
         member.is_some_and(|member| member.phase == Phase::Ready)
     }
@@ -129,7 +134,8 @@ fn all_full(pool: &Pool, worker: &Arc<Worker>, now_ms: u64) -> bool {
 /// request is not retried, and its client may send it again.
 pub(crate) struct CrashWatch {
     gateway: Arc<Gateway>,
-    pool: Arc<Pool>,
+    /// Not the pool itself: a stream may outlast many snapshots of the fleet.
+    pool: ObjectName,
     workers: AttemptWorkers,
     content: ContentFingerprint,
 }
@@ -137,12 +143,11 @@ pub(crate) struct CrashWatch {
 impl CrashWatch {
     pub(crate) fn new(
         gateway: &Arc<Gateway>,
-        pool: Arc<Pool>,
+        pool: &ObjectName,
         workers: AttemptWorkers,
-        attempt: &AttemptRequest,
+        content: ContentFingerprint,
     ) -> CrashWatch {
-        let content = gateway.crashes.fingerprint(&attempt.request);
-        CrashWatch { gateway: Arc::clone(gateway), pool, workers, content }
+        CrashWatch { gateway: Arc::clone(gateway), pool: pool.clone(), workers, content }
     }
 
     /// The worker's connection broke in the middle of the stream. A task finds out whether the engine
