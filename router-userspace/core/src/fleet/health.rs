@@ -51,7 +51,10 @@ const LEVEL_SHIFT: u32 = 3;
 const LEVEL: u64 = 0b111;
 const COUNT_SHIFT: u32 = 6;
 const COUNT: u64 = 0xff;
-const UNTIL_SHIFT: u32 = 14;
+const MISSED_SHIFT: u32 = 14;
+/// Mask and maximum of the missed probes. A worker is down at [`PROBES_TO_OPEN`].
+const MISSED: u64 = 0b11;
+const UNTIL_SHIFT: u32 = 16;
 
 /// Values of the failure count of a worker that is down: why it is down.
 ///
@@ -73,8 +76,8 @@ pub struct HealthChange {
 /// there is one.
 #[derive(Debug, Default)]
 pub struct Health {
-    /// The state, the consecutive failures, how often the breaker has opened, and the time until which
-    /// good probes are ignored.
+    /// The state, the consecutive failures of requests and of probes, how often the breaker has opened,
+    /// and the time until which good probes are ignored.
     word: AtomicU64,
     /// When the worker last refused a request as too many; 0 if it has answered one since.
     refused_ms: AtomicU64,
@@ -89,11 +92,14 @@ struct HealthFields {
     count: u64,
     /// How often the breaker has opened since the last success.
     level: u64,
+    /// The probes that a worker that is up has missed since the last sign of life.
+    missed: u64,
     until_ms: u64,
 }
 
 impl HealthFields {
-    const WELL: HealthFields = HealthFields { state: UP, count: 0, level: 0, until_ms: 0 };
+    const WELL: HealthFields =
+        HealthFields { state: UP, count: 0, missed: 0, level: 0, until_ms: 0 };
 
     fn of(word: u64) -> HealthFields {
         HealthFields {
@@ -101,6 +107,7 @@ impl HealthFields {
             count: (word >> COUNT_SHIFT) & COUNT,
             level: (word >> LEVEL_SHIFT) & LEVEL,
             until_ms: word >> UNTIL_SHIFT,
+            missed: (word >> MISSED_SHIFT) & MISSED,
         }
     }
 
@@ -110,6 +117,7 @@ impl HealthFields {
             | (self.count.min(COUNT) << COUNT_SHIFT)
             | (self.until_ms << UNTIL_SHIFT)
     }
+            | (self.missed.min(MISSED) << MISSED_SHIFT)
 
     fn verdict(self) -> Verdict {
         match self.state {
@@ -124,7 +132,12 @@ impl HealthFields {
     fn opened(self, now_ms: u64) -> HealthFields {
         let open_ms = (OPEN_MS << self.level).min(MAX_OPEN_MS);
         let level = (self.level + 1).min(LEVEL);
-        HealthFields { state: FAILING, count: 0, level, until_ms: now_ms + open_ms }
+        HealthFields { state: FAILING, count: 0, missed: 0, level, until_ms: now_ms + open_ms }
+    }
+
+    /// Down for `kind`, with the time out of the breaker as it is.
+    fn down(self, kind: u64) -> HealthFields {
+        HealthFields { state: DOWN, count: kind, missed: 0, ..self }
     }
 }
 
@@ -191,14 +204,14 @@ impl Health {
     pub fn unreachable(&self) -> Option<HealthChange> {
         self.update(|fields| {
             let count = if fields.state == DOWN { fields.count } else { AWAY };
-            HealthFields { state: DOWN, count, level: 0, until_ms: 0 }
+            HealthFields { level: 0, until_ms: 0, ..fields.down(count) }
         })
     }
 
     /// Records that the worker answers and its bootstrap server refuses the connection. The worker is
     /// down at once, without a second probe.
     pub fn bootstrap_refused(&self) -> Option<HealthChange> {
-        self.update(|fields| HealthFields { state: DOWN, count: UNREGISTERED, ..fields })
+        self.update(|fields| fields.down(UNREGISTERED))
     }
 
     /// Records that the worker answers and its bootstrap server did not in time.
@@ -227,7 +240,7 @@ impl Health {
     /// Records a successful probe. After the time out of an open breaker, one request tries the worker.
     pub fn probe_passed(&self, now_ms: u64) -> Option<HealthChange> {
         self.update(|fields| match fields.state {
-            UP | HALF_OPEN => HealthFields { until_ms: 0, ..fields },
+            UP | HALF_OPEN => HealthFields { missed: 0, until_ms: 0, ..fields },
             FAILING | DOWN if fields.level > 0 && now_ms < fields.until_ms => {
                 HealthFields { state: FAILING, count: 0, ..fields }
             }
@@ -255,10 +268,10 @@ impl Health {
 
     fn probe_missed(&self, kind: u64) -> Option<HealthChange> {
         self.update(|fields| match fields.state {
-            UP if fields.count + 1 < PROBES_TO_OPEN => {
-                HealthFields { count: fields.count + 1, ..fields }
+            UP if fields.missed + 1 < PROBES_TO_OPEN => {
+                HealthFields { missed: fields.missed + 1, ..fields }
             }
-            _ => HealthFields { state: DOWN, count: kind, ..fields },
+            _ => fields.down(kind),
         })
     }
 
@@ -425,3 +438,23 @@ mod tests {
         assert_eq!(health.verdict(), Verdict::Down);
     }
 }
+
+    #[test]
+    fn lost_probes_count_in_a_row_and_apart_from_server_errors() {
+        let health = Health::default();
+        for now_ms in 0..3 {
+            health.probe_passed(now_ms);
+            health.probe_failed();
+        }
+        assert_eq!(health.verdict(), Verdict::Up, "a probe has passed between them");
+        health.probe_passed(3);
+        health.errored(3);
+        health.probe_failed();
+        assert_eq!(health.verdict(), Verdict::Up, "one of each");
+        for _ in 2..ERRORS_TO_OPEN {
+            health.errored(4);
+        }
+        assert_eq!(health.verdict(), Verdict::Up, "the lost probe is no server error");
+        health.errored(4);
+        assert_eq!(health.verdict(), Verdict::Failing);
+    }
