@@ -31,7 +31,8 @@ impl Verdict {
 
 /// Consecutive server errors that open the circuit breaker.
 pub const ERRORS_TO_OPEN: u64 = 5;
-/// Consecutive failed probes after which a worker is down.
+/// Failed probes, without a passed probe or a good answer between them, after which a worker that was up
+/// is down.
 pub const PROBES_TO_OPEN: u64 = 2;
 /// Time for which an open breaker ignores successful probes, which succeed while requests fail. It
 /// doubles each time the breaker opens again before a request has succeeded.
@@ -89,11 +90,12 @@ pub struct Health {
 #[derive(Clone, Copy)]
 struct HealthFields {
     state: u64,
+    /// The consecutive server errors, or why the worker is down.
     count: u64,
-    /// How often the breaker has opened since the last success.
-    level: u64,
     /// The probes that a worker that is up has missed since the last sign of life.
     missed: u64,
+    /// How often the breaker has opened since the last success.
+    level: u64,
     until_ms: u64,
 }
 
@@ -105,9 +107,9 @@ impl HealthFields {
         HealthFields {
             state: word & STATE,
             count: (word >> COUNT_SHIFT) & COUNT,
+            missed: (word >> MISSED_SHIFT) & MISSED,
             level: (word >> LEVEL_SHIFT) & LEVEL,
             until_ms: word >> UNTIL_SHIFT,
-            missed: (word >> MISSED_SHIFT) & MISSED,
         }
     }
 
@@ -115,9 +117,9 @@ impl HealthFields {
         self.state
             | (self.level << LEVEL_SHIFT)
             | (self.count.min(COUNT) << COUNT_SHIFT)
+            | (self.missed.min(MISSED) << MISSED_SHIFT)
             | (self.until_ms << UNTIL_SHIFT)
     }
-            | (self.missed.min(MISSED) << MISSED_SHIFT)
 
     fn verdict(self) -> Verdict {
         match self.state {
@@ -199,8 +201,8 @@ impl Health {
         refused_ms != 0 && now_ms.saturating_sub(refused_ms) < REFUSED_MS
     }
 
-    /// Records that the connection was refused, reset or never established. The worker is down until
-    /// the next successful probe.
+    /// Records that a request's connection was refused, reset or never established. The worker is down
+    /// until the next successful probe. Why it is down stays as a probe found it.
     pub fn unreachable(&self) -> Option<HealthChange> {
         self.update(|fields| {
             let count = if fields.state == DOWN { fields.count } else { AWAY };
@@ -251,9 +253,10 @@ impl Health {
         })
     }
 
-    /// Records that the worker reports not to be ready. It is down at once, without a second probe.
+    /// Records that a probe was refused, or answered that the worker is not ready. The worker is down at
+    /// once, without a second probe, and neither silent nor unregistered any more.
     pub fn not_ready(&self) -> Option<HealthChange> {
-        self.unreachable()
+        self.update(|_| HealthFields::WELL.down(AWAY))
     }
 
     /// Records that the connection of a probe failed.
@@ -403,6 +406,22 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_that_answers_that_it_is_not_ready_is_neither_silent_nor_unregistered() {
+        let health = Health::default();
+        health.probe_passed(0);
+        health.probe_timed_out();
+        health.probe_timed_out();
+        assert!(health.is_silent());
+        health.not_ready();
+        assert!(!health.is_silent(), "it was frozen and has thawed");
+        health.bootstrap_refused();
+        assert!(health.is_unregistered());
+        health.not_ready();
+        assert!(!health.is_unregistered(), "its process is gone");
+        assert_eq!(health.verdict(), Verdict::Down);
+    }
+
+    #[test]
     fn each_change_is_returned_once() {
         let health = Health::default();
         let change = |before, after| Some(HealthChange { before, after });
@@ -437,7 +456,6 @@ mod tests {
         health.probe_failed();
         assert_eq!(health.verdict(), Verdict::Down);
     }
-}
 
     #[test]
     fn lost_probes_count_in_a_row_and_apart_from_server_errors() {
@@ -458,3 +476,4 @@ mod tests {
         health.errored(4);
         assert_eq!(health.verdict(), Verdict::Failing);
     }
+}

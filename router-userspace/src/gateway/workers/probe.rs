@@ -244,8 +244,7 @@ impl Prober {
             (Err(failure), _) => {
                 let reason = failure.reason("it");
                 let change = match failure {
-                    ProbeFailure::Unreachable(_) => health.unreachable(),
-                    ProbeFailure::NotReady => health.not_ready(),
+                    ProbeFailure::Unreachable(_) | ProbeFailure::NotReady => health.not_ready(),
                     ProbeFailure::Timeout => health.probe_timed_out(),
                     ProbeFailure::Broken(_) => health.probe_failed(),
                     // Nothing is known about the engine.
