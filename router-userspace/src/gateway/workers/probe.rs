@@ -11,7 +11,9 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::uri::{Authority, PathAndQuery};
 use parking_lot::Mutex;
-use router_core::fleet::{EngineInfo, Fleet, Member, Phase, Role, Verdict, Worker, WorkerKey};
+use router_core::fleet::{
+    EngineInfo, Fleet, Health, Member, Phase, Role, Verdict, Worker, WorkerKey,
+};
 use router_core::sglang::info::RouteParams;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, timeout};
@@ -45,6 +47,16 @@ struct ProbeState {
     /// The engine was away since the worker was up: the process that comes back is another one, with
     /// an empty cache.
     restarted: bool,
+}
+
+impl ProbeState {
+    /// A probe or a request found the worker down: it may come back as another engine under the same
+    /// name.
+    fn found_down(&mut self, health: &Health) {
+        self.has_info = false;
+        // A frozen engine keeps its cache, and so does one whose bootstrap server alone cannot be reached.
+        self.restarted |= !health.is_silent() && !health.is_unregistered();
+    }
 }
 
 /// The bootstrap registry that a probe checks beside the engine.
@@ -194,10 +206,7 @@ impl Prober {
         let mut away = DOWN_INTERVAL;
         loop {
             if worker.health.verdict() == Verdict::Down {
-                // A probe or a request found it down: it may come back as another engine under the
-                // same name.
-                state.has_info = false;
-                state.restarted |= !worker.health.is_silent();
+                state.found_down(&worker.health);
             }
             self.probe(&worker, registry, &mut state).await;
             let is_up = worker.health.verdict().serves();
@@ -379,5 +388,23 @@ impl ProbeFailure {
             ProbeFailure::Timeout => format!("{server} did not answer in time"),
             ProbeFailure::NotSent => format!("{server} was not asked"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_that_never_left_has_not_restarted() {
+        let found = |observe: fn(&Health)| {
+            let (health, mut state) = (Health::default(), ProbeState::default());
+            observe(&health);
+            state.found_down(&health);
+            state.restarted
+        };
+        assert!(!found(|health| _ = health.probe_timed_out()), "it is frozen");
+        assert!(!found(|health| _ = health.bootstrap_refused()), "it answers");
+        assert!(found(|health| _ = health.unreachable()));
     }
 }
