@@ -397,11 +397,12 @@ impl Placer<'_> {
         let avoided =
             || self.request.avoid.iter().any(|worker| Arc::ptr_eq(worker, &member.worker));
         let health = &member.worker.health;
+        let is_left_alone = || avoided() || health.refused_recently(self.now_ms);
         match health.verdict() {
-            Verdict::Up if !avoided() && !health.refused_recently(self.now_ms) => 0,
+            Verdict::Up if !is_left_alone() => 0,
             Verdict::Up => 1,
             // One request tries it: leases are taken under one lock, so no second sees it idle.
-            Verdict::HalfOpen if !avoided() && member.worker.usage().requests == 0 => 0,
+            Verdict::HalfOpen if !is_left_alone() && member.worker.usage().requests == 0 => 0,
             Verdict::Unknown => 2,
             Verdict::HalfOpen | Verdict::Failing => 3,
             Verdict::Down => 4,

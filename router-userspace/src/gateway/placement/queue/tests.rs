@@ -242,6 +242,24 @@ async fn a_half_open_worker_gets_one_request_at_a_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_half_open_worker_that_refused_is_left_to_the_others() {
+    let mut all = members();
+    all.push(member("d2", Role::Decode, "m", 8));
+    all[1].engine_info = all[2].engine_info.clone();
+    let pool = pool(all);
+    let admission = admission(&pool, 8);
+    let half_open = &pool.members[2].worker.health;
+    half_open.ejected(0);
+    half_open.probe_passed(60_000);
+    half_open.refused(admission.view.clock.now_ms());
+    let mut held = Vec::new();
+    for _ in 0..6 {
+        held.push(admission.admit(&pool, &request(), None).await.unwrap());
+        assert_eq!(decode_of(&held[held.len() - 1]), "d");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_worker_that_failed_this_request_is_chosen_again_only_if_alone() {
     let mut all = members();
     all.push(member("d2", Role::Decode, "m", 8));
