@@ -84,8 +84,8 @@ impl Member {
         self.is_eligible() && self.worker.health.verdict() != Verdict::Down
     }
 
-    /// Whether this member is ready and gets no requests because of how it is configured: its role or
-    /// its bootstrap port. Time does not change that.
+    /// Whether this member is ready and gets no requests because of its role or its bootstrap port. A
+    /// bootstrap server that cannot be reached may also have ended or not have started yet.
     pub fn is_misconfigured(&self) -> bool {
         let unregistered = || self.role == Role::Prefill && self.worker.health.is_unregistered();
         self.phase == Phase::Ready && (self.contradiction().is_some() || unregistered())

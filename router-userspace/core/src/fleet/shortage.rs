@@ -8,6 +8,16 @@ use super::{Member, Phase, Pool, Profile, Role, Verdict};
 const MAX_CAUSES: usize = 4;
 
 impl Pool {
+    /// Whether all ready workers of a role, and there are some, are misconfigured: then requests wait for
+    /// them in vain.
+    pub fn is_misconfigured(&self) -> bool {
+        [Role::Prefill, Role::Decode, Role::Unified].into_iter().any(|role| {
+            let of_role = |member: &&Member| member.role == role && member.phase == Phase::Ready;
+            let mut ready = self.members.iter().filter(of_role).peekable();
+            ready.peek().is_some() && ready.all(Member::is_misconfigured)
+        })
+    }
+
     /// Returns how many workers of each role are ready, and why the others are not. Names no pod and
     /// no address: clients see it.
     pub fn shortage(&self) -> String {

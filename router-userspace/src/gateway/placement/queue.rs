@@ -10,9 +10,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
-use router_core::fleet::{
-    EngineRates, Member, ObjectName, OnRelease, Phase, Pool, Worker, WorkerKey,
-};
+use router_core::fleet::{EngineRates, ObjectName, OnRelease, Phase, Pool, Worker, WorkerKey};
 use router_core::schedule::{AgentTrust, Draw};
 use router_core::sglang::Request;
 use tokio::sync::Notify;
@@ -170,12 +168,12 @@ impl Admission {
     /// Whether waiting may help although no worker is ready.
     fn may_become_ready(&self, pool: &Pool, request: &PlacementRequest) -> bool {
         let starting = || pool.members.iter().any(|member| member.phase == Phase::NotReady);
-        // A pool counts as serving until its engines' information is read and contradicts its
-        // configuration.
-        let lacks_workers = || !pool.members.iter().any(Member::is_misconfigured);
         let now_ms = self.view.clock.now_ms();
         let served_lately = || pool.history.served_within(now_ms, SERVED_LATELY_MS);
-        request.only.is_none() && (starting() || (lacks_workers() && served_lately()))
+        // A pool counts as serving until its engines' information is read and contradicts its
+        // configuration.
+        let waits_in_vain = || pool.is_misconfigured();
+        request.only.is_none() && (starting() || (served_lately() && !waits_in_vain()))
     }
 
     /// What the stream of the placement's answering worker is to be observed with.

@@ -288,14 +288,36 @@ async fn a_pool_without_a_ready_worker_is_refused_at_once() {
     assert!(why.starts_with("pool default/pool: "), "{why}");
 }
 
+/// Lets the engine of a prefill run as decode.
+fn contradict(prefill: &mut Member) {
+    let as_decode = EngineInfo {
+        disaggregation_mode: Some("decode".to_owned()),
+        ..prefill.engine_info.as_deref().cloned().unwrap_or_default()
+    };
+    prefill.engine_info = Some(Arc::new(as_decode));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_waits_for_a_decode_beside_one_misconfigured_prefill() {
+    let mut all = members();
+    all.push(member("wrong", Role::Prefill, "m", 8));
+    contradict(&mut all[2]);
+    let whole = pool(all.clone());
+    all.remove(1);
+    let without_decode = pool(all);
+    let admission = admission(&without_decode, 8);
+    without_decode.history.served_until(admission.view.clock.now_ms());
+    let waiting = wait_in_queue(&admission, &without_decode).await;
+    let fleet = Fleet { generation: 2, pools: vec![whole], ..Fleet::default() };
+    admission.fleet.publish(fleet, Certificates::default());
+    admission.wake();
+    assert_eq!(decode_of(&waiting.await.unwrap().unwrap()), "d");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_pool_whose_engines_contradict_their_roles_is_refused_at_once() {
     let mut all = members();
-    let as_decode = EngineInfo {
-        disaggregation_mode: Some("decode".to_owned()),
-        ..all[0].engine_info.as_deref().cloned().unwrap_or_default()
-    };
-    all[0].engine_info = Some(Arc::new(as_decode));
+    contradict(&mut all[0]);
     let pool = pool(all);
     let admission = admission(&pool, 8);
     pool.history.served_until(admission.view.clock.now_ms());
