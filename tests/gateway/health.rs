@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use router_tests::fleet::{Engine, SOON};
 use router_tests::{Fleet, Gateway, eventually};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sglang_sim::{Action, Config, Role};
 
+use crate::forwarding::service;
 use crate::{CHAT, chat};
 
 /// A change of a manifest takes effect within this, on a busy machine too.
@@ -138,4 +139,28 @@ async fn a_503_says_which_roles_are_ready() {
     let pool = || logged(&gateway, "pool cannot serve requests", "0 of 0 decodes");
     eventually("the pool is logged", SOON, async || pool().first().cloned()).await;
     assert_eq!(pool().len(), 1, "{}", gateway.log());
+}
+
+#[tokio::test]
+async fn changes_of_a_services_endpoint_are_logged_like_those_of_an_engine() {
+    let fleet = Fleet::start_single(1).await;
+    let plain = Engine::start("plain", Role::Unified, Config::instant).await;
+    service(&fleet, &[plain.address.ip()]);
+    let gateway = fleet.gateway().await;
+    let ask = async || gateway.client.post("/v1/embeddings", &json!({"input": "hi"})).await;
+    plain.sim.kill().await;
+    ask().await.expect_status(502);
+    let about = format!("\"address\":\"{}", plain.address.ip());
+    let changes = || logged(&gateway, "worker health changed", &about);
+    let left = eventually("it is logged", SOON, async || changes().first().cloned()).await;
+    assert_eq!((&left["level"], &left["after"]), (&"WARN".into(), &"Failing".into()), "{left}");
+    plain.sim.restart().await.expect("restarting an engine");
+    let tried = eventually("its time out passes", 2 * EFFECT, async || {
+        ask().await;
+        changes().get(1).cloned()
+    })
+    .await;
+    assert_eq!(tried["after"], "HalfOpen", "{tried}");
+    assert_eq!(tried["reason"], "its time out has passed", "{tried}");
+    assert!(tried["lasted_ms"].as_u64().is_some_and(|ms| (1_500..10_000).contains(&ms)), "{tried}");
 }

@@ -28,6 +28,7 @@ use crate::gateway::shared::Gateway;
 use crate::gateway::upstream::dispatch::{HEALTH_INTERVAL, Silence};
 use crate::gateway::upstream::fault::{Fault, FaultKind};
 use crate::gateway::upstream::leg::until;
+use crate::gateway::workers::health_monitor::HealthMonitor;
 use crate::http_client::client_body::{BodyHandle, ClientBody};
 use crate::http_client::{Protocol, SendError, whole};
 
@@ -52,7 +53,8 @@ impl Gateway {
             request.headers.remove(HOST);
         }
         let now_ms = self.dispatch.clock.now_ms();
-        let choose = |avoid: Option<&Arc<Worker>>| endpoint_of(service, avoid, now_ms);
+        let health = &self.dispatch.health;
+        let choose = |avoid: Option<&Arc<Worker>>| endpoint_of(service, avoid, health, now_ms);
         self.forward(&choose, protocol, request, record).await
     }
 
@@ -379,11 +381,16 @@ fn blame_endpoint(fault: &Fault, now_ms: u64) -> Option<HealthChange> {
     }
 }
 
-/// Whether an endpoint is to be used while there are others. After its time out, one request tries it.
-fn is_usable(worker: &Worker, now_ms: u64) -> bool {
-    if worker.health.verdict() == Verdict::Failing {
-        worker.health.probe_passed(now_ms);
+/// Ends the time outs that have passed. No probe of a Service's endpoint does it.
+fn end_time_outs(endpoints: &[Arc<Worker>], health: &HealthMonitor, now_ms: u64) {
+    for worker in endpoints.iter().filter(|worker| worker.health.verdict() == Verdict::Failing) {
+        let change = worker.health.probe_passed(now_ms);
+        health.observed(worker, change, "its time out has passed");
     }
+}
+
+/// Whether an endpoint is to be used while there are others. After its time out, one request tries it.
+fn is_usable(worker: &Worker) -> bool {
     match worker.health.verdict() {
         Verdict::Failing => false,
         Verdict::HalfOpen => worker.usage().requests == 0,
@@ -394,13 +401,13 @@ fn is_usable(worker: &Worker, now_ms: u64) -> bool {
 fn endpoint_of(
     service: &ServiceBackend,
     avoid: Option<&Arc<Worker>>,
+    health: &HealthMonitor,
     now_ms: u64,
 ) -> Result<Lease, Reject> {
+    end_time_outs(&service.endpoints, health, now_ms);
     let candidates = |only_usable: bool| {
         let endpoints = service.endpoints.iter().enumerate();
-        let fits = |worker: &Arc<Worker>| {
-            !is(worker, avoid) && (!only_usable || is_usable(worker, now_ms))
-        };
+        let fits = |worker: &Arc<Worker>| !is(worker, avoid) && (!only_usable || is_usable(worker));
         let candidate = |(id, worker): (usize, &Arc<Worker>)| Candidate {
             id,
             usage: worker.usage(),

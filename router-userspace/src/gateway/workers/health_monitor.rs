@@ -80,9 +80,34 @@ impl HealthMonitor {
     }
 }
 
-/// Whether the worker is in the fleet and its pod is not about to leave: one that leaves is expected to
-/// stop.
+/// Whether the worker is an endpoint of a Service, or of a pool and its pod is not about to leave: one
+/// that leaves is expected to stop.
 fn is_wanted(fleet: &Fleet, worker: &Arc<Worker>) -> bool {
-    let mut same = fleet.members().filter(|(_, member)| Arc::ptr_eq(&member.worker, worker));
-    same.any(|(_, member)| member.phase != Phase::Draining)
+    let is_it = |other: &Arc<Worker>| Arc::ptr_eq(other, worker);
+    let mut members = fleet.members();
+    let mut endpoints = fleet.services.iter().flat_map(|service| &service.endpoints);
+    members.any(|(_, member)| is_it(&member.worker) && member.phase != Phase::Draining)
+        || endpoints.any(is_it)
+}
+
+#[cfg(test)]
+mod tests {
+    use router_core::fleet::{ServiceBackend, WorkerKey};
+
+    use super::*;
+
+    #[test]
+    fn an_endpoint_of_a_service_is_wanted() {
+        let key = WorkerKey { uid: "uid".into(), address: ([127, 0, 0, 1], 8000).into() };
+        let worker = Arc::new(Worker::new(key, "default/pod"));
+        assert!(!is_wanted(&Fleet::default(), &worker), "it has left");
+        let service = ServiceBackend {
+            name: ObjectName { namespace: "default".into(), name: "plain".into() },
+            port: 80,
+            h2c: false,
+            endpoints: vec![Arc::clone(&worker)],
+        };
+        let fleet = Fleet { services: vec![Arc::new(service)], ..Fleet::default() };
+        assert!(is_wanted(&fleet, &worker));
+    }
 }
