@@ -5,7 +5,7 @@ use std::time::Duration;
 use router_tests::fleet::{Engine, SOON};
 use router_tests::{Fleet, Gateway, eventually};
 use serde_json::{Value, json};
-use sglang_sim::{Action, Config, Role};
+use sglang_sim::{Action, Config, Role, Script};
 
 use crate::forwarding::service;
 use crate::{CHAT, chat};
@@ -163,4 +163,20 @@ async fn changes_of_a_services_endpoint_are_logged_like_those_of_an_engine() {
     assert_eq!(tried["after"], "HalfOpen", "{tried}");
     assert_eq!(tried["reason"], "its time out has passed", "{tried}");
     assert!(tried["lasted_ms"].as_u64().is_some_and(|ms| (1_500..10_000).contains(&ms)), "{tried}");
+}
+
+#[tokio::test]
+async fn an_engine_whose_load_cannot_be_read_once_is_polled_on() {
+    let fleet = Fleet::start(1, 1).await;
+    let _gateway = fleet.gateway_with(&["--engine-load-interval", "300ms"]).await;
+    let polls = || {
+        let received = fleet.decode[0].received();
+        received.iter().filter(|request| request.path() == "/v1/loads").count()
+    };
+    eventually("it is polled", EFFECT, async || (polls() > 0).then_some(())).await;
+    let error = Action::Status { status: 500, body: "no".into() };
+    fleet.decode[0].script(Script::once(error).on("/v1/loads"));
+    let before = polls();
+    // The failed poll, the search for an endpoint, and the next poll.
+    eventually("it is polled on", SOON, async || (polls() >= before + 3).then_some(())).await;
 }

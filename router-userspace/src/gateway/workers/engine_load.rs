@@ -21,7 +21,7 @@ use crate::supervise::restarted;
 
 /// Maximum size of an answer, in bytes; a metrics page is some hundred KB.
 const MAX_ANSWER: usize = 4 << 20;
-/// Intervals after which an engine that has none of the load endpoints is polled again.
+/// Intervals after which an engine of which no load endpoint answers with a load is polled again.
 const UNSUPPORTED_PAUSE: u32 = 30;
 
 /// The state that all poll tasks share.
@@ -87,11 +87,13 @@ impl LoadPoller {
                 endpoint = None;
                 continue;
             }
-            endpoint = match endpoint {
-                Some(endpoint) => self.poll(&worker, endpoint).await.then_some(endpoint),
-                None => self.find(&worker).await,
+            let before = endpoint.take();
+            endpoint = match before {
+                Some(endpoint) if self.poll(&worker, endpoint).await => Some(endpoint),
+                _ => self.find(&worker).await,
             };
-            if endpoint.is_none() {
+            // One that had an endpoint until now is looked at again after one interval.
+            if endpoint.is_none() && before.is_none() {
                 tokio::time::sleep(self.interval * UNSUPPORTED_PAUSE).await;
             }
         }
@@ -107,8 +109,8 @@ impl LoadPoller {
         None
     }
 
-    /// Polls once. Returns false if the engine does not have this endpoint; an engine that is slow or
-    /// down may have it.
+    /// Polls once. Returns false if the engine answers without a load: it does not have this endpoint, or
+    /// fails for a moment. An engine that is slow or down may have it.
     async fn poll(&self, worker: &Worker, endpoint: LoadEndpoint) -> bool {
         let path = PathAndQuery::from_static(endpoint.query());
         let answer = self.engines.get(worker.authority.clone(), path, MAX_ANSWER);
