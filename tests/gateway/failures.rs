@@ -102,6 +102,8 @@ async fn a_prefill_that_freezes_is_named_and_decode_is_aborted() {
     assert_error(&answer, 502, "prefill");
     let leg = fleet.decode[0].legs_arrived(1).await.remove(0);
     fleet.decode[0].abort_arrived(&leg).await;
+    let outcome = ["outcome=\"prefill_silent\""];
+    assert_eq!(gateway.metric("pd_router_leg_requests_total", &outcome).await, 1.0);
 }
 
 #[tokio::test]

@@ -214,8 +214,8 @@ async fn a_prefill_that_hangs_is_blamed_for_the_timeout_of_both() {
         assert_eq!(answer.header("x-pd-router-reason"), "prefill_timeout");
     }
     let metric = "pd_router_leg_requests_total";
-    // Once more where both timers end at once.
-    assert!(gateway.metric(metric, &["outcome=\"prefill_timeout\""]).await >= 3.0);
+    // Each once, although both timers end at once.
+    assert_eq!(gateway.metric(metric, &["outcome=\"prefill_timeout\""]).await, 3.0);
     assert_eq!(gateway.metric(metric, &["outcome=\"decode_timeout\""]).await, 0.0);
 }
 
@@ -237,6 +237,10 @@ async fn a_decode_that_hangs_is_blamed_if_its_prefill_works() {
     let answer = first.await.expect("no panic");
     assert_eq!(answer.status, 504, "{}", answer.text());
     assert_eq!(answer.header("x-pd-router-reason"), "decode_timeout");
+    let metric = "pd_router_leg_requests_total";
+    // It was prefill's timer that ended.
+    assert_eq!(gateway.metric(metric, &["outcome=\"decode_timeout\""]).await, 1.0);
+    assert_eq!(gateway.metric(metric, &["outcome=\"prefill_timeout\""]).await, 0.0);
 }
 
 async fn respond(_: Request<Incoming>) -> Result<Response<Full<Bytes>>, std::convert::Infallible> {

@@ -74,7 +74,7 @@ impl Gateway {
             {
                 fault.kind = FaultKind::Died;
             }
-        } else if fault.broke() || matches!(fault.kind, FaultKind::Silent) {
+        } else if fault.broke() || fault.is_silent() {
             state.broken += 1;
         }
         let now_ms = self.dispatch.clock.now_ms();

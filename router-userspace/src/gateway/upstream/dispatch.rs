@@ -2,6 +2,7 @@
 //! answers or fails.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -176,6 +177,7 @@ impl Dispatch {
                 biased;
                 answer = &mut response_start, if started.is_none() => match answer {
                     Ok(answer) => {
+                        in_flight.decode_answered();
                         self.answered(&worker);
                         worker.count_answer();
                         if !merges || !in_flight.awaits_prefill() {
@@ -208,24 +210,18 @@ impl Dispatch {
             }
         };
         let fault = match started {
-            None if fault.is_timeout() => self.blamed_timeout(fault, &in_flight),
+            None if fault.is_timeout() => in_flight.blame_timeout(fault),
             None => cause(fault, &mut in_flight, &mut response_start).await,
             // Decode has answered without an error.
             Some(_) => fault,
         };
+        // Which leg a timeout is to be blamed on is known only now. Others are counted where they are found.
+        if fault.is_silent() || (fault.is_timeout() && started.is_none()) {
+            self.count(fault.leg, &fault.worker, Some(&fault));
+        }
         in_flight.failed(&fault);
         self.blame(&fault);
         Err(AttemptError::Fault(fault))
-    }
-
-    /// The timeout of the leg that is to blame, counted. Prefill's own is counted by its task.
-    fn blamed_timeout(&self, fault: Fault, in_flight: &InFlight) -> Fault {
-        let is_prefills = fault.leg == Some(Leg::Prefill);
-        let blamed = in_flight.blame_timeout(fault);
-        if !is_prefills || blamed.leg != Some(Leg::Prefill) {
-            self.count(blamed.leg, &blamed.worker, Some(&blamed));
-        }
-        blamed
     }
 
     /// Updates the health of the one worker that failed, and probes it if it may be down.
@@ -317,9 +313,15 @@ impl Dispatch {
         let worker = Arc::clone(lease.worker());
         let dispatch = Arc::clone(self);
         let request = attempt.for_prefill();
+        let decode_answered = Arc::new(AtomicBool::new(false));
+        let is_own_timeout = Arc::clone(&decode_answered);
         let task = self.tasks.spawn(async move {
             let answer = dispatch.prefill(&request, lease.worker(), body).await;
-            dispatch.count(Some(Leg::Prefill), lease.worker(), answer.as_ref().err());
+            let fault = answer.as_ref().err();
+            // While decode has not answered, a timeout may be decode's: `race` counts it.
+            if !fault.is_some_and(Fault::is_timeout) || is_own_timeout.load(Ordering::Relaxed) {
+                dispatch.count(Some(Leg::Prefill), lease.worker(), fault);
+            }
             if let (Some(prediction), Ok(_)) = (&prediction, &answer) {
                 prediction.observe(lease.worker());
             }
@@ -327,7 +329,7 @@ impl Dispatch {
             // The receiver is gone if the client has its whole answer already.
             let _ = outcome_tx.send(answer);
         });
-        PrefillLeg::new(worker, outcome, task.abort_handle(), guard)
+        PrefillLeg::new(worker, outcome, task.abort_handle(), guard, decode_answered)
     }
 
     async fn prefill(

@@ -232,6 +232,11 @@ impl Fault {
     }
 
     /// Whether the connection broke after the request was sent.
+    /// Whether the worker has stopped answering probes.
+    pub(crate) fn is_silent(&self) -> bool {
+        matches!(&self.kind, FaultKind::Silent)
+    }
+
     pub(crate) fn broke(&self) -> bool {
         matches!(&self.kind, FaultKind::Broken(_))
     }

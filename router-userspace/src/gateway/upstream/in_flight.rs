@@ -1,6 +1,7 @@
 //! [`InFlight`]: the requests of one attempt that run at engines, cancelled when dropped.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use router_core::fleet::{Lease, Worker};
@@ -19,6 +20,8 @@ pub(crate) struct PrefillLeg {
     guard: AbortGuard,
     /// The worker's answers before this request.
     answers_before: u64,
+    /// Decode has answered: a timeout of prefill from then on is its own, and its task counts it.
+    decode_answered: Arc<AtomicBool>,
     /// The task is aborted when the leg is dropped.
     abort_on_drop: bool,
 }
@@ -29,10 +32,17 @@ impl PrefillLeg {
         outcome: oneshot::Receiver<Result<Bytes, Fault>>,
         task: AbortHandle,
         guard: AbortGuard,
+        decode_answered: Arc<AtomicBool>,
     ) -> PrefillLeg {
-        let answers_before = worker.answers();
-        let outcome = Some(outcome);
-        PrefillLeg { worker, outcome, task, guard, answers_before, abort_on_drop: true }
+        PrefillLeg {
+            answers_before: worker.answers(),
+            outcome: Some(outcome),
+            abort_on_drop: true,
+            worker,
+            task,
+            guard,
+            decode_answered,
+        }
     }
 
     async fn answer(&mut self) -> Result<Bytes, Fault> {
@@ -99,6 +109,13 @@ impl InFlight {
     /// The leg of that worker; `None` if it serves alone.
     pub(crate) fn leg(&self) -> Option<Leg> {
         self.prefill.as_ref().map(|_| Leg::Decode)
+    }
+
+    /// Decode's answer has begun.
+    pub(crate) fn decode_answered(&self) {
+        if let Some(prefill) = &self.prefill {
+            prefill.decode_answered.store(true, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn awaits_prefill(&self) -> bool {
