@@ -186,10 +186,11 @@ impl Fault {
         }
     }
 
-    /// Whether the worker should be probed at once instead of at the end of its interval.
+    /// Whether the worker should be probed at once instead of at the end of its interval. A full engine
+    /// should not: it is well, and refuses many requests a second.
     pub(crate) fn wants_probe(&self) -> bool {
         match &self.kind {
-            FaultKind::Engine { status, .. } => status.is_server_error(),
+            FaultKind::Engine { status, .. } => status.is_server_error() && !self.is_full(),
             FaultKind::TooLarge(_) | FaultKind::Shortage(_) => false,
             _ => true,
         }
@@ -343,12 +344,26 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn messages_name_the_leg_or_the_one_engine() {
+    fn worker() -> Arc<Worker> {
         let address = ([127, 0, 0, 1], 1).into();
         let key = router_core::fleet::WorkerKey { uid: "u".into(), address };
-        let worker = Arc::new(Worker::new(key, "default/pod"));
-        let message = |leg, kind| Fault { leg, worker: Arc::clone(&worker), kind }.message();
+        Arc::new(Worker::new(key, "default/pod"))
+    }
+
+    #[test]
+    fn a_full_engine_is_not_probed_at_once() {
+        let wants_probe = |status: StatusCode| {
+            let error = Box::new(ClientError::new(status.as_u16(), "no"));
+            let kind = FaultKind::Engine { status, error, about_transfer: false, headers: None };
+            Fault { leg: Some(Leg::Decode), worker: worker(), kind }.wants_probe()
+        };
+        assert!(!wants_probe(StatusCode::SERVICE_UNAVAILABLE));
+        assert!(wants_probe(StatusCode::INTERNAL_SERVER_ERROR));
+    }
+
+    #[test]
+    fn messages_name_the_leg_or_the_one_engine() {
+        let message = |leg, kind| Fault { leg, worker: worker(), kind }.message();
         let unreachable = || FaultKind::Unreachable(String::new());
         assert_eq!(message(None, unreachable()), "the engine cannot be reached");
         assert_eq!(
