@@ -224,12 +224,12 @@ impl Metrics {
         );
         registry.register(
             "pool_can_serve",
-            "1 if engines that fit together are ready and not down, one of each role, else 0",
+            "1 if compatible engines are ready and not down, one of each role, else 0",
             self.pool_can_serve.clone(),
         );
         registry.register(
             "worker_up",
-            "1 if the worker is ready and answers probes, else 0",
+            "1 if the worker is ready, answers probes and its circuit breaker is not open, else 0",
             self.worker_up.clone(),
         );
         registry.register(
