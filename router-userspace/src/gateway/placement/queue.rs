@@ -106,8 +106,8 @@ impl Admission {
     /// are not ready yet, or that had some lately, a request waits for a worker too.
     ///
     /// # Errors
-    /// No worker is ready or was lately, the model is unknown, the queue is full, or the earlier of the queue's
-    /// timeout and the request's `deadline` has passed.
+    /// No worker is ready or was lately, the model is unknown, the queue is full, or the earlier of the
+    /// queue's timeout and the request's `deadline` has passed.
     pub(crate) async fn admit(
         self: &Arc<Self>,
         pool: &Pool,

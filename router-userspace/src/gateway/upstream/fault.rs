@@ -157,8 +157,8 @@ impl Fault {
         }
     }
 
-    /// Updates the worker's health, and returns the change. A transfer error does not change it: a dead prefill shows as
-    /// decode's 500, and a dead decode as prefill's.
+    /// Updates the worker's health, and returns the change. A transfer error does not change it: a dead
+    /// prefill shows as decode's 500, and a dead decode as prefill's.
     pub(crate) fn charge(&self, now_ms: u64) -> Option<HealthChange> {
         match &self.kind {
             FaultKind::Unreachable(_) => self.worker.health.unreachable(),
@@ -232,12 +232,12 @@ impl Fault {
         matches!(&self.kind, FaultKind::Timeout { .. })
     }
 
-    /// Whether the connection broke after the request was sent.
     /// Whether the worker has stopped answering probes.
     pub(crate) fn is_silent(&self) -> bool {
         matches!(&self.kind, FaultKind::Silent)
     }
 
+    /// Whether the connection broke after the request was sent.
     pub(crate) fn broke(&self) -> bool {
         matches!(&self.kind, FaultKind::Broken(_))
     }
