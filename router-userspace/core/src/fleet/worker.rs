@@ -183,7 +183,6 @@ impl Worker {
 
     /// Locks the queue of prompts that this gateway sent to this prefill and that are not computed yet.
     pub fn prefill_queue(&self) -> MutexGuard<'_, PrefillQueue> {
-        // Nothing that can panic runs under the lock.
         self.prefill_queue.lock()
     }
 

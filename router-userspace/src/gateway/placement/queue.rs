@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use router_core::fleet::{EngineRates, ObjectName, OnRelease, Phase, Pool, Worker, WorkerKey};
 use router_core::schedule::{AgentTrust, Draw};
 use router_core::sglang::Request;
@@ -118,7 +118,7 @@ impl Admission {
         let placer = self.placer(pool, request, AgentTrust::Trusted);
         let mut why = PlacementError::Full;
         let ticket = {
-            let mut queues = self.lock();
+            let mut queues = self.queues.lock();
             // Usually no request waits, and no key has to be made.
             let is_empty = queues.waiting.is_empty()
                 || queues.waiting.get(&queue_key(pool, request)).is_none_or(VecDeque::is_empty);
@@ -215,7 +215,7 @@ impl Admission {
         if self.waiting.load(Ordering::SeqCst) == 0 {
             return;
         }
-        for queue in self.lock().waiting.values() {
+        for queue in self.queues.lock().waiting.values() {
             if let Some(head) = queue.front() {
                 head.turn.notify_one();
             }
@@ -268,10 +268,6 @@ impl Admission {
         queue.push_back(Waiter { ticket, turn: Arc::clone(&turn) });
         Ok(QueueTicket { admission: Arc::clone(self), key, ticket, turn })
     }
-
-    fn lock(&self) -> MutexGuard<'_, Queues> {
-        self.queues.lock()
-    }
 }
 
 /// A request's place in its queue. Dropping it leaves the queue and lets the next head try.
@@ -298,7 +294,8 @@ impl QueueTicket {
         };
         let placer = self.admission.placer(pool, request, agent_trust);
         // Under the lock, so that no later request takes the capacity.
-        let leased = placer.lease(&self.admission.released, &mut self.admission.lock().buffers);
+        let leased =
+            placer.lease(&self.admission.released, &mut self.admission.queues.lock().buffers);
         match leased {
             Ok(leased) => Ok(Ok(self.admission.finish(&placer, leased))),
             // During a rollout no worker may be ready for a moment: the deadline decides.
@@ -312,7 +309,7 @@ impl QueueTicket {
 
 impl Drop for QueueTicket {
     fn drop(&mut self) {
-        let mut queues = self.admission.lock();
+        let mut queues = self.admission.queues.lock();
         if let Some(queue) = queues.waiting.get_mut(&self.key) {
             queue.retain(|waiter| waiter.ticket != self.ticket);
             match queue.front() {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Response, Version};
 use http_body::{Body, Frame, SizeHint};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -46,7 +46,7 @@ impl ConnectionActivity {
 
     /// A request begins; it ends when the guard is dropped.
     pub(crate) fn begin(self: &Arc<ConnectionActivity>) -> RequestGuard {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         (state.running, state.total) = (state.running + 1, state.total + 1);
         let number = state.total;
         drop(state);
@@ -56,13 +56,13 @@ impl ConnectionActivity {
 
     /// Since when no request runs; `None` while one runs.
     pub(crate) fn idle_since(&self) -> Option<Instant> {
-        let state = self.lock();
+        let state = self.state.lock();
         (state.running == 0).then_some(state.idle_since)
     }
 
     /// Resolves once the first request has begun.
     pub(crate) async fn first_request(&self) {
-        while self.lock().total == 0 {
+        while self.state.lock().total == 0 {
             self.begun.notified().await;
         }
     }
@@ -73,17 +73,13 @@ impl ConnectionActivity {
     pub(crate) async fn drop_stalled(&self, limit: Duration) {
         loop {
             tokio::time::sleep((limit / CHECKS_PER_TIMEOUT).max(Duration::from_millis(10))).await;
-            let streamed: Vec<_> = self.lock().streamed.values().cloned().collect();
+            let streamed: Vec<_> = self.state.lock().streamed.values().cloned().collect();
             for answer in streamed {
-                let stalled = lock_answer(&answer).take_stalled(limit);
+                let stalled = answer.lock().take_stalled(limit);
                 // Its leases are released without the lock.
                 drop(stalled);
             }
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, ActivityState> {
-        self.state.lock()
     }
 }
 
@@ -107,7 +103,7 @@ impl RequestGuard {
                 ResponseBody::Streamed(_) if version == Version::HTTP_2 => {
                     let answer = StallableAnswer { answer: Some(answer), offered: None };
                     let answer = Arc::new(Mutex::new(answer));
-                    let mut state = self.activity.lock();
+                    let mut state = self.activity.state.lock();
                     state.streamed.insert(self.number, Arc::clone(&answer));
                     drop(state);
                     TrackedAnswer::Stallable(answer)
@@ -121,7 +117,7 @@ impl RequestGuard {
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
-        let mut state = self.activity.lock();
+        let mut state = self.activity.state.lock();
         state.running -= 1;
         state.idle_since = Instant::now();
         state.streamed.remove(&self.number);
@@ -175,10 +171,6 @@ impl StallableAnswer {
     }
 }
 
-fn lock_answer(answer: &Mutex<StallableAnswer>) -> MutexGuard<'_, StallableAnswer> {
-    answer.lock()
-}
-
 impl Body for TrackedBody {
     type Data = Bytes;
     type Error = BodyError;
@@ -189,7 +181,7 @@ impl Body for TrackedBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.body {
             TrackedAnswer::Direct(answer) => Pin::new(answer).poll_frame(cx),
-            TrackedAnswer::Stallable(answer) => lock_answer(answer).poll_frame(cx),
+            TrackedAnswer::Stallable(answer) => answer.lock().poll_frame(cx),
         }
     }
 
@@ -197,7 +189,7 @@ impl Body for TrackedBody {
         match &self.body {
             TrackedAnswer::Direct(answer) => answer.is_end_stream(),
             TrackedAnswer::Stallable(answer) => {
-                lock_answer(answer).answer.as_ref().is_some_and(Body::is_end_stream)
+                answer.lock().answer.as_ref().is_some_and(Body::is_end_stream)
             }
         }
     }
@@ -206,7 +198,7 @@ impl Body for TrackedBody {
         match &self.body {
             TrackedAnswer::Direct(answer) => answer.size_hint(),
             TrackedAnswer::Stallable(answer) => {
-                let answer = lock_answer(answer);
+                let answer = answer.lock();
                 answer.answer.as_ref().map_or_else(SizeHint::default, Body::size_hint)
             }
         }
@@ -286,6 +278,6 @@ mod tests {
         assert!(!look(3).await, "the answer must be dropped");
         assert!(taken.frame().await.unwrap().is_err());
         drop(taken);
-        assert!(activity.lock().streamed.is_empty());
+        assert!(activity.state.lock().streamed.is_empty());
     }
 }

@@ -76,7 +76,7 @@ fn leases_are_taken_without_allocating_under_the_lock() {
         let mut most = 0;
         for round in 0..1000 {
             let placer = admission.placer(&pool, &request, AgentTrust::Trusted);
-            let mut queues = admission.lock();
+            let mut queues = admission.queues.lock();
             let before = ALLOCATIONS.with(Cell::get);
             let leased = placer.lease(&admission.released, &mut queues.buffers);
             let allocated = ALLOCATIONS.with(Cell::get) - before;
