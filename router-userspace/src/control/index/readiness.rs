@@ -118,7 +118,7 @@ impl Index {
         if self.vanished.is_empty() {
             return false;
         }
-        let kept: HashSet<&str> = distrusted.iter().map(|worker| &*worker.name).collect();
+        let kept: HashSet<&str> = distrusted.iter().map(|worker| &*worker.key.uid).collect();
         let address = |view: &PodView<'_>| view.summary.address.as_ref().ok().copied();
         let in_use: HashSet<std::net::IpAddr> = self
             .pod_views()
@@ -129,7 +129,7 @@ impl Index {
             .pod_views()
             .filter(|view| self.has_vanished(&view.summary.name))
             .filter(|view| {
-                !kept.contains(&*view.summary.full_name)
+                !kept.contains(&*view.summary.uid)
                     || address(view).is_none_or(|address| in_use.contains(&address))
             })
             .map(|view| view.summary.name.clone())
@@ -180,9 +180,19 @@ mod tests {
         })
     }
 
+    fn key(at: u8) -> Key {
+        super::super::super::watch::object_key(Kind::Pod, Some("default"), &format!("p{at}"))
+    }
+
     impl Case {
         /// A pool of four pods that are ready and whose engines answer.
         fn new() -> Case {
+            Case::with_ports(&[8000])
+        }
+
+        /// A pool of four ready pods, each with an engine that answers on each of these ports.
+        fn with_ports(ports: &[u16]) -> Case {
+            let ports: Vec<Value> = ports.iter().map(|port| json!({"number": port})).collect();
             let mut case = Case {
                 index: Index::default(),
                 fleet: Fleet::default(),
@@ -213,7 +223,7 @@ mod tests {
                     Kind::InferencePoolV1,
                     "pool",
                     json!({
-                        "selector": {"matchLabels": {"app": "a"}}, "targetPorts": [{"number": 8000}],
+                        "selector": {"matchLabels": {"app": "a"}}, "targetPorts": ports,
                     }),
                 ),
             ] {
@@ -300,9 +310,6 @@ mod tests {
 
     #[test]
     fn pods_that_most_vanish_from_a_list_stay_until_they_stop_answering() {
-        let key = |at: u8| {
-            super::super::super::watch::object_key(Kind::Pod, Some("default"), &format!("p{at}"))
-        };
         let mut case = Case::new();
         (1..=3).for_each(|at| assert!(case.index.vanish(&Source::Cluster, &key(at))));
         assert_eq!(case.ready().len(), 4);
@@ -320,5 +327,18 @@ mod tests {
         // A single pod that vanishes is believed to be gone.
         case.index.vanish(&Source::Cluster, &key(2));
         assert_eq!(case.ready(), ["default/p4", "default/p9"]);
+    }
+
+    #[test]
+    fn pods_of_several_ports_that_vanish_stay_until_one_of_their_engines_stops_answering() {
+        let mut case = Case::with_ports(&[8000, 8001]);
+        (1..=3).for_each(|at| assert!(case.index.vanish(&Source::Cluster, &key(at))));
+        assert_eq!(case.ready().len(), 8);
+        let one =
+            case.fleet.members().find(|(_, member)| &*member.worker.name == "default/p3:8001");
+        one.unwrap().1.worker.health.unreachable();
+        let ready = case.ready();
+        assert_eq!(ready.len(), 6);
+        assert!(!ready.iter().any(|name| name.starts_with("default/p3")), "{ready:?}");
     }
 }
