@@ -341,4 +341,30 @@ mod tests {
         assert_eq!(ready.len(), 6);
         assert!(!ready.iter().any(|name| name.starts_with("default/p3")), "{ready:?}");
     }
+
+    #[test]
+    fn a_pod_that_has_vanished_is_no_ready_endpoint_of_a_service_without_slices() {
+        let mut case = Case::new();
+        let metadata = |name: &str| json!({"name": name, "namespace": "default"});
+        let ports = json!([{"port": 80, "targetPort": 9000}]);
+        case.apply(
+            Kind::Service,
+            json!({"metadata": metadata("s"), "spec": {"selector": {"app": "a"}, "ports": ports}}),
+        );
+        case.apply(
+            Kind::HttpRoute,
+            json!({"metadata": metadata("s"), "spec": {
+                "parentRefs": [{"name": "g"}],
+                "rules": [{
+                    "matches": [{"path": {"value": "/s"}}],
+                    "backendRefs": [{"name": "s", "port": 80}],
+                }],
+            }}),
+        );
+        case.build();
+        assert_eq!(case.fleet.services[0].endpoints.len(), 4);
+        (1..=3).for_each(|at| assert!(case.index.vanish(&Source::Cluster, &key(at))));
+        assert_eq!(case.ready().len(), 4, "the pool keeps them");
+        assert_eq!(case.fleet.services[0].endpoints.len(), 1);
+    }
 }

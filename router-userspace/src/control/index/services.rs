@@ -155,8 +155,9 @@ fn of_pods(
     let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
     let Some(selector) = selector else { return Vec::new() };
     let pods = build.pods.get(&name.namespace).map(Vec::as_slice).unwrap_or_default();
-    let ready =
-        pods.iter().filter(|pod| pod.summary.phase == Phase::Ready && pod.selected_by(selector));
+    let ready = pods
+        .iter()
+        .filter(|pod| pod.phase(build.index) == Phase::Ready && pod.selected_by(selector));
     let endpoint = |pod: &PodView<'_>| {
         // A Service may select every node of a multi-node engine, so the node index is not checked.
         let ip = pod.pod.status.as_ref()?.pod_ip.as_deref()?.parse::<IpAddr>().ok()?;
