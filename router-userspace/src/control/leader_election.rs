@@ -41,7 +41,7 @@ impl Election {
     }
 
     /// Tries to acquire or renew the Lease.
-    pub(super) async fn acquire_or_renew(&mut self, report: &mut WriteReport) {
+    pub(super) async fn acquire_or_renew(&mut self, report: &WriteReport) {
         let started = Instant::now();
         match tokio::time::timeout(REQUEST_TIMEOUT, self.try_acquire()).await {
             Ok(Ok(acquired)) => {

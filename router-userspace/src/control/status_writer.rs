@@ -45,10 +45,10 @@ pub(super) async fn run(
     client: Client,
     mut desired: watch::Receiver<Arc<DesiredState>>,
     template: Option<ServiceTemplate>,
-    mut report: WriteReport,
+    report: WriteReport,
 ) {
     let mut election = Election::new(client.clone());
-    let mut reconciler = template.map(|template| ServiceReconciler::new(client.clone(), template));
+    let reconciler = template.map(|template| ServiceReconciler::new(client.clone(), template));
     let mut writer = Writer { client, written: BTreeMap::new(), since: Instant::now() };
     let mut was_leader = false;
     let mut renew_at = Instant::now();
@@ -59,7 +59,7 @@ pub(super) async fn run(
     loop {
         if Instant::now() >= renew_at {
             renew_at = Instant::now() + RENEW_INTERVAL;
-            election.acquire_or_renew(&mut report).await;
+            election.acquire_or_renew(&report).await;
         }
         let leader = election.is_leader();
         if leader != was_leader {
@@ -73,13 +73,15 @@ pub(super) async fn run(
         }
         if leader {
             let state = Arc::clone(&desired.borrow_and_update());
-            if let Some(reconciler) = &mut reconciler {
-                reconciler.reconcile(&state.gateway_services, &state.services).await;
+            if let Some(reconciler) = &reconciler {
+                let (wanted, known) = (&state.gateway_services, &state.services);
+                reconciler.reconcile(wanted, known, &report).await;
             }
-            writer.write(&state.statuses, &mut report).await;
+            writer.write(&state.statuses, &report).await;
         }
         if !leader {
-            report.retain(|_| false);
+            report.retain_statuses(|_| false);
+            report.retain_services(|_| false);
         }
         tokio::select! {
             changed = desired.changed() => if changed.is_err() { return },
@@ -96,7 +98,7 @@ struct Writer {
 }
 
 impl Writer {
-    async fn write(&mut self, statuses: &[ObjectStatus], report: &mut WriteReport) {
+    async fn write(&mut self, statuses: &[ObjectStatus], report: &WriteReport) {
         if self.since.elapsed() > RESYNC {
             self.written.clear();
             self.since = Instant::now();
@@ -104,7 +106,7 @@ impl Writer {
         let keys: BTreeSet<&Key> = statuses.iter().map(|status| &status.key).collect();
         self.written.retain(|key, _| keys.contains(key));
         let names: BTreeSet<String> = keys.iter().map(ToString::to_string).collect();
-        report.retain(|object| names.contains(object));
+        report.retain_statuses(|object| names.contains(object));
         for ObjectStatus { key, patch } in statuses {
             if self.written.get(key) == Some(patch) {
                 continue;

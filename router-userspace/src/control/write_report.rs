@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use router_core::fleet::Problem;
@@ -12,12 +13,15 @@ use tokio::sync::watch;
 use super::index::Source;
 use crate::metrics::Metrics;
 
+const STATUS: &str = "StatusNotWritten";
+const SERVICE: &str = "ServiceNotWritten";
+
 /// The subjects of failed writes, and what is wrong with each. A problem is logged when it is new or
 /// different, so a repeated error is logged once.
 pub(super) struct WriteReport {
     leader: Gauge,
     failures: Counter,
-    problems: BTreeMap<Arc<str>, Problem>,
+    problems: Mutex<BTreeMap<Arc<str>, Problem>>,
     sender: watch::Sender<Vec<Problem>>,
 }
 
@@ -27,7 +31,7 @@ impl WriteReport {
         let report = WriteReport {
             leader: metrics.leader.clone(),
             failures: metrics.status_write_failures.clone(),
-            problems: BTreeMap::new(),
+            problems: Mutex::default(),
             sender,
         };
         (report, receiver)
@@ -38,14 +42,19 @@ impl WriteReport {
     }
 
     /// A status could not be written.
-    pub(super) fn status_failed(&mut self, object: &str, error: &dyn std::fmt::Display) {
+    pub(super) fn status_failed(&self, object: &str, error: &dyn std::fmt::Display) {
         self.failures.inc();
         let reason = format!("cannot write the status of {object}: {error}");
-        self.failed(object, "StatusNotWritten", reason);
+        self.failed(object, STATUS, reason);
+    }
+
+    /// Services of Gateways could not be listed, or one of them could not be written.
+    pub(super) fn service_failed(&self, service: &str, error: &dyn std::fmt::Display) {
+        self.failed(service, SERVICE, format!("cannot read or write {service}: {error}"));
     }
 
     /// The Lease could not be acquired or renewed.
-    pub(super) fn lease_failed(&mut self, lease: &str, error: &str) {
+    pub(super) fn lease_failed(&self, lease: &str, error: &str) {
         let reason = format!(
             "cannot acquire or renew the Lease {lease}: {error}; this replica writes no statuses and no \
              Services"
@@ -54,24 +63,35 @@ impl WriteReport {
     }
 
     /// The subject was written.
-    pub(super) fn succeeded(&mut self, subject: &str) {
-        if self.problems.remove(subject).is_some() {
-            self.send();
+    pub(super) fn succeeded(&self, subject: &str) {
+        let mut problems = self.problems.lock();
+        if problems.remove(subject).is_some() {
+            self.send(&problems);
         }
     }
 
-    /// Forgets statuses that this replica no longer has to write.
-    pub(super) fn retain(&mut self, keep: impl Fn(&str) -> bool) {
-        let before = self.problems.len();
-        self.problems
-            .retain(|subject, problem| problem.code != "StatusNotWritten" || keep(subject));
-        if self.problems.len() != before {
-            self.send();
+    /// Forgets statuses that no longer have to be written.
+    pub(super) fn retain_statuses(&self, keep: impl Fn(&str) -> bool) {
+        self.retain(STATUS, keep);
+    }
+
+    /// Forgets Services that no longer have to be written.
+    pub(super) fn retain_services(&self, keep: impl Fn(&str) -> bool) {
+        self.retain(SERVICE, keep);
+    }
+
+    fn retain(&self, code: &str, keep: impl Fn(&str) -> bool) {
+        let mut problems = self.problems.lock();
+        let before = problems.len();
+        problems.retain(|subject, problem| problem.code != code || keep(subject));
+        if problems.len() != before {
+            self.send(&problems);
         }
     }
 
-    fn failed(&mut self, subject: &str, code: &'static str, reason: String) {
-        if self.problems.get(subject).is_some_and(|known| *known.reason == *reason) {
+    fn failed(&self, subject: &str, code: &'static str, reason: String) {
+        let mut problems = self.problems.lock();
+        if problems.get(subject).is_some_and(|known| *known.reason == *reason) {
             return;
         }
         let problem = Problem {
@@ -83,13 +103,13 @@ impl WriteReport {
             code,
             reason: reason.into(),
         };
-        self.problems.insert(subject.into(), problem);
-        self.send();
+        problems.insert(subject.into(), problem);
+        self.send(&problems);
     }
 
-    fn send(&self) {
+    fn send(&self, problems: &BTreeMap<Arc<str>, Problem>) {
         // The receiver is dropped at the end of the process.
-        _ = self.sender.send(self.problems.values().cloned().collect());
+        _ = self.sender.send(problems.values().cloned().collect());
     }
 }
 
@@ -101,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_failure_is_a_problem_until_a_write_succeeds_and_a_repeated_one_changes_nothing() {
-        let (mut report, mut problems) = WriteReport::new(&Metrics::new(&mut Registry::default()));
+        let (report, mut problems) = WriteReport::new(&Metrics::new(&mut Registry::default()));
         report.lease_failed("lease", "forbidden");
         assert!(problems.has_changed().unwrap());
         let codes = |all: &[Problem]| all.iter().map(|one| one.code).collect::<Vec<_>>();
@@ -117,13 +137,16 @@ mod tests {
     #[test]
     fn a_status_that_cannot_be_written_is_counted_each_time() {
         let metrics = Metrics::new(&mut Registry::default());
-        let (mut report, problems) = WriteReport::new(&metrics);
+        let (report, problems) = WriteReport::new(&metrics);
         let error = "403 Forbidden";
         report.status_failed("Gateway default/g", &error);
         report.status_failed("Gateway default/g", &error);
         assert_eq!(metrics.status_write_failures.get(), 2);
         assert_eq!(problems.borrow().len(), 1);
-        report.retain(|_| false);
+        report.service_failed("Service n/s", &error);
+        report.retain_statuses(|_| false);
+        assert_eq!(problems.borrow()[0].code, "ServiceNotWritten");
+        report.retain_services(|_| false);
         assert!(problems.borrow().is_empty());
     }
 }

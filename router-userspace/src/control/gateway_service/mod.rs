@@ -3,7 +3,7 @@
 
 pub mod plan;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::Service;
 use kube::Client;
@@ -14,46 +14,50 @@ use self::plan::{ServiceAction, ServiceTemplate};
 use super::api_resource::api_resource;
 use super::index::{CONTROLLER_NAME, GATEWAY_UID_LABEL, GatewayService, gateway_uid};
 use super::objects::Kind;
+use super::write_report::WriteReport;
 
 /// Reconciles the Services of all Gateways.
 pub(super) struct ServiceReconciler {
     client: Client,
     template: ServiceTemplate,
-    /// The last error by Service, so that a repeated error is logged once.
-    failed: BTreeMap<String, String>,
 }
 
 impl ServiceReconciler {
     pub(super) fn new(client: Client, template: ServiceTemplate) -> ServiceReconciler {
-        ServiceReconciler { client, template, failed: BTreeMap::new() }
+        ServiceReconciler { client, template }
     }
 
     /// Creates, updates and deletes Services so that they match `wanted`. `known` are the Services
     /// from the watch: while they match, no request is sent to the API server.
-    pub(super) async fn reconcile(&mut self, wanted: &[GatewayService], known: &[Service]) {
+    pub(super) async fn reconcile(
+        &self,
+        wanted: &[GatewayService],
+        known: &[Service],
+        report: &WriteReport,
+    ) {
         if plan::plan(wanted, known, &self.template).is_empty() {
-            self.failed.clear();
+            report.retain_services(|_| false);
             return;
         }
-        let services: Api<Service> = Api::namespaced(self.client.clone(), &self.template.namespace);
+        let namespace = &self.template.namespace;
+        let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
         let ours = ListParams::default().labels(GATEWAY_UID_LABEL);
+        let all = format!("the Services of namespace {namespace}");
         let existing = match services.list(&ours).await {
             Ok(list) => list.items,
-            Err(error) => return self.log_failure("all", &error),
+            Err(error) => return report.service_failed(&all, &error),
         };
-        let mut failed = std::mem::take(&mut self.failed);
-        for action in plan::plan(wanted, &existing, &self.template) {
-            let name = name_of(&action);
+        let subject = |action: &ServiceAction| format!("Service {namespace}/{}", name_of(action));
+        let actions = plan::plan(wanted, &existing, &self.template);
+        let due: BTreeSet<String> = actions.iter().map(subject).collect();
+        report.retain_services(|service| due.contains(service));
+        for action in actions {
+            let service = subject(&action);
             match self.apply(&services, action).await {
-                Ok(()) => _ = failed.remove(&name),
-                Err(error) => {
-                    self.failed = failed;
-                    self.log_failure(&name, &error);
-                    failed = std::mem::take(&mut self.failed);
-                }
+                Ok(()) => report.succeeded(&service),
+                Err(error) => report.service_failed(&service, &error),
             }
         }
-        self.failed = failed;
     }
 
     async fn apply(
@@ -128,15 +132,6 @@ impl ServiceReconciler {
                     Err(error)
                 }
             }
-        }
-    }
-
-    /// Logs an error of a Service, unless it is the same as the last one.
-    fn log_failure(&mut self, service: &str, error: &kube::Error) {
-        let error = error.to_string();
-        if self.failed.get(service) != Some(&error) {
-            tracing::warn!(service, error, "cannot write gateway service, retrying");
-            self.failed.insert(service.to_owned(), error);
         }
     }
 }
