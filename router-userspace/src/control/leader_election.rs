@@ -53,9 +53,10 @@ impl Election {
         }
     }
 
-    /// Whether this replica holds the Lease and has renewed it in time.
-    pub(super) fn is_leader(&self) -> bool {
-        self.renewed.is_some_and(|renewed| renewed.elapsed() < RENEW_DEADLINE)
+    /// Until when this replica may write: it holds the Lease and has renewed it in time.
+    pub(super) fn leads_until(&self) -> Option<Instant> {
+        let until = self.renewed? + RENEW_DEADLINE;
+        (Instant::now() < until).then_some(until)
     }
 
     async fn try_acquire(&mut self) -> Result<bool, kube::Error> {

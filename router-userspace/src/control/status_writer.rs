@@ -1,6 +1,7 @@
 //! Writes the statuses of the cluster's objects, and the Services of Gateways.
 //!
-//! Only the replica that holds the Lease writes, and only what has changed. Each status is read,
+//! Only the replica that holds the Lease writes, and only what has changed. It renews the Lease while
+//! it writes, and drops what it has not written when the Lease is lost. Each status is read,
 //! merged and written with its resource version, so that changes of other controllers are kept. A
 //! status that has been written is not read again before it has to change.
 
@@ -47,21 +48,19 @@ pub(super) async fn run(
     template: Option<ServiceTemplate>,
     report: WriteReport,
 ) {
-    let mut election = Election::new(client.clone());
+    let mut candidate = ElectionCandidate::new(client.clone());
     let reconciler = template.map(|template| ServiceReconciler::new(client.clone(), template));
     let mut writer = Writer { client, written: BTreeMap::new(), since: Instant::now() };
     let mut was_leader = false;
-    let mut renew_at = Instant::now();
     // The first desired state is sent once all objects have been read.
     if desired.changed().await.is_err() {
         return;
     }
     loop {
-        if Instant::now() >= renew_at {
-            renew_at = Instant::now() + RENEW_INTERVAL;
-            election.acquire_or_renew(&report).await;
+        if Instant::now() >= candidate.renew_at {
+            candidate.renew(&report).await;
         }
-        let leader = election.is_leader();
+        let leader = candidate.election.leads_until().is_some();
         if leader != was_leader {
             match leader {
                 true => tracing::info!(lease = LEASE, "leader election: leading"),
@@ -71,21 +70,60 @@ pub(super) async fn run(
             report.set_leader(leader);
             was_leader = leader;
         }
-        if leader {
-            let state = Arc::clone(&desired.borrow_and_update());
-            if let Some(reconciler) = &reconciler {
-                let (wanted, known) = (&state.gateway_services, &state.services);
-                reconciler.reconcile(wanted, known, &report).await;
-            }
-            writer.write(&state.statuses, &report).await;
-        }
         if !leader {
             report.retain_statuses(|_| false);
             report.retain_services(|_| false);
+        } else {
+            let state = Arc::clone(&desired.borrow_and_update());
+            let services = async {
+                if let Some(reconciler) = &reconciler {
+                    let (wanted, known) = (&state.gateway_services, &state.services);
+                    reconciler.reconcile(wanted, known, &report).await;
+                }
+            };
+            // Neither waits for the other, so that one request that hangs keeps back only its kind.
+            let round = async { tokio::join!(services, writer.write(&state.statuses, &report)) };
+            tokio::select! {
+                _ = round => {}
+                () = candidate.hold(&report) => continue,
+            }
         }
         tokio::select! {
             changed = desired.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep_until(renew_at) => {}
+            () = tokio::time::sleep_until(candidate.renew_at) => {}
+        }
+    }
+}
+
+/// This replica in the election, and when it renews or asks for the Lease next.
+struct ElectionCandidate {
+    election: Election,
+    renew_at: Instant,
+}
+
+impl ElectionCandidate {
+    fn new(client: Client) -> ElectionCandidate {
+        ElectionCandidate { election: Election::new(client), renew_at: Instant::now() }
+    }
+
+    async fn renew(&mut self, report: &WriteReport) {
+        let next = Instant::now() + RENEW_INTERVAL;
+        self.election.acquire_or_renew(report).await;
+        // Set last: a renewal that is dropped, because the round has ended, is sent again at once.
+        self.renew_at = next;
+    }
+
+    /// Renews the Lease while a round of writes lasts, however long. Ends when the Lease is lost:
+    /// nothing may be written from then on.
+    async fn hold(&mut self, report: &WriteReport) {
+        while let Some(until) = self.election.leads_until() {
+            let renewal = async {
+                tokio::time::sleep_until(self.renew_at).await;
+                self.renew(report).await;
+            };
+            if tokio::time::timeout_at(until, renewal).await.is_err() {
+                return;
+            }
         }
     }
 }
@@ -144,3 +182,6 @@ impl Writer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
