@@ -20,6 +20,7 @@ pub(crate) struct Way {
 }
 
 const DOCUMENTS: &str = "deploy/chart/values-documents.yaml";
+const ACK: &str = "deploy/chart/values-ack.yaml";
 
 /// Where the agent has the node's devices.
 pub(crate) const ERDMA: &str = "tests/deploy/erdma";
@@ -29,39 +30,23 @@ pub(crate) const LOCKED_MEMORY: &str = "tests/deploy/locked-memory";
 
 /// Every way to install.
 pub(crate) const WAYS: [Way; 7] = [
-    Way { folder: "deploy/base", flags: &["--skip-crds"] },
-    Way { folder: "deploy/overlays/documents", flags: &["--values", DOCUMENTS, "--skip-crds"] },
-    Way {
-        folder: "deploy/overlays/ack",
-        flags: &["--values", "deploy/chart/values-ack.yaml", "--skip-crds"],
-    },
-    Way {
-        folder: "deploy/overlays/local",
-        flags: &["--values", "deploy/chart/values-local.yaml", "--skip-crds"],
-    },
-    Way {
-        folder: ERDMA,
-        flags: &[
-            "--values",
-            "deploy/chart/values-ack.yaml",
-            "--skip-crds",
-            "--set",
-            "agent.erdmaDevice=true",
-        ],
-    },
+    Way { folder: "deploy/base", flags: &[] },
+    Way { folder: "deploy/overlays/documents", flags: &["--values", DOCUMENTS] },
+    Way { folder: "deploy/overlays/ack", flags: &["--values", ACK] },
+    Way { folder: "deploy/overlays/local", flags: &["--values", "deploy/chart/values-local.yaml"] },
+    Way { folder: ERDMA, flags: &["--values", ACK, "--set", "agent.erdmaDevice=true"] },
     Way {
         folder: LOCKED_MEMORY,
         flags: &[
             "--values",
-            "deploy/chart/values-ack.yaml",
-            "--skip-crds",
+            ACK,
             "--set",
             "agent.capabilities={BPF,NET_ADMIN,PERFMON,SYS_PTRACE,SYS_RESOURCE}",
         ],
     },
     Way {
         folder: "tests/deploy/monitored",
-        flags: &["--values", DOCUMENTS, "--skip-crds", "--set", "monitoring.enabled=true"],
+        flags: &["--values", DOCUMENTS, "--set", "monitoring.enabled=true"],
     },
 ];
 
@@ -77,7 +62,7 @@ pub(crate) fn kustomize(folder: &str) -> Objects {
     objects(&output(command.arg("kustomize").arg(root().join(folder))).expect(folder))
 }
 
-/// What `helm template` makes of the chart, or its error about the flags.
+/// What `helm template` makes of the chart, without its definitions, or its error about the flags.
 pub(crate) fn helm(flags: &[&str]) -> Result<Objects, String> {
     let mut command = Command::new(program("HELM_BIN"));
     command.current_dir(root()).args(["template", "pd-router", "deploy/chart"]);

@@ -43,6 +43,24 @@ fn kustomize_and_helm_render_the_same_objects() {
     }
 }
 
+/// `helm install` creates them where they are missing.
+#[test]
+fn the_chart_brings_the_definitions_of_kustomize() {
+    let mut charted = helm(&["--include-crds"]).expect("the chart");
+    charted.retain(|key, _| key.split(' ').nth(1) == Some("CustomResourceDefinition"));
+    let kustomized = kustomize("deploy/crds");
+    assert_eq!(
+        charted.keys().collect::<Vec<_>>(),
+        kustomized.keys().collect::<Vec<_>>(),
+        "helm / kustomize"
+    );
+    let mut found = Vec::new();
+    for (key, object) in &kustomized {
+        differences(key, object, &charted[key], &mut found);
+    }
+    assert_eq!(found, Vec::<String>::new(), "kustomize / helm");
+}
+
 #[test]
 fn each_overlay_has_the_classes_and_definitions_that_it_should() {
     let named = |folder: &str, word: &str| -> Vec<String> {
