@@ -161,7 +161,7 @@ pub struct ServiceFlags {
     #[arg(long, conflicts_with = "admin_token_file")]
     pub admin_allow_unauthenticated: bool,
     /// Scheduling policy, which chooses the prefill and the decode engine of a request:
-    /// round_robin, random, power_of_two, least_load or predicted.
+    /// round_robin, random, power_of_two, least_load, kv or predicted.
     #[arg(long, default_value_t = PolicyName(Policy::default()))]
     pub policy: PolicyName,
     /// Address of a node agent to subscribe to, in addition to the agents found in the cluster. If

@@ -83,7 +83,7 @@ impl SchedulerView {
     /// Models share no blocks.
     pub(crate) fn blocks(&self, request: &Request) -> Vec<u64> {
         let mut blocks = Vec::new();
-        if self.policy == Policy::Predicted {
+        if self.policy.uses_prefixes() {
             let mut seed = DefaultHasher::new();
             request.model().hash(&mut seed);
             let mut hasher = BlockHasher::new(seed.finish());
@@ -107,7 +107,7 @@ impl SchedulerView {
     ) -> Candidate {
         let worker = &member.worker;
         let alone = Candidate { id, usage, worker: worker.identity, ..Candidate::default() };
-        if self.policy != Policy::Predicted && member.role != Role::Decode {
+        if !self.policy.uses_loads() && member.role != Role::Decode {
             // These policies use leases only, and so does admission for these roles.
             return alone;
         }

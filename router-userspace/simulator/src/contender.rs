@@ -2,50 +2,81 @@
 
 use std::str::FromStr;
 
-use router_core::schedule::Policy;
+use router_core::schedule::{ChoiceInput, Chosen, Policy, choose};
+
+use crate::published_rule::PublishedRule;
 
 /// One policy of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Contender {
     pub name: &'static str,
+    pub(crate) chooser: Chooser,
     pub(crate) source: InfoSource,
+}
+
+/// What chooses the pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Chooser {
+    /// A policy of the product.
+    Policy(Policy),
+    /// A published rule of another router.
+    Published(PublishedRule),
+    /// The true costs.
+    Oracle,
 }
 
 /// The information that a choice is made from, besides the gateway's own leases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InfoSource {
     /// None: the gateway's leases alone.
-    Leases(Policy),
+    Leases,
     /// The engines' reports at the last poll, with this poll interval in milliseconds.
     Polled(u32),
     /// The agents' measurements.
     Agents,
     /// The true state of all engines and the true lengths.
-    Oracle,
+    Truth,
+}
+
+const fn policy(name: &'static str, policy: Policy, source: InfoSource) -> Contender {
+    Contender { name, chooser: Chooser::Policy(policy), source }
+}
+
+const fn baseline(name: &'static str, baseline: PublishedRule, source: InfoSource) -> Contender {
+    Contender { name, chooser: Chooser::Published(baseline), source }
 }
 
 impl Contender {
-    pub const ALL: [Contender; 10] = [
-        Contender { name: "random", source: InfoSource::Leases(Policy::Random) },
-        Contender { name: "round_robin", source: InfoSource::Leases(Policy::RoundRobin) },
-        Contender { name: "power_of_two", source: InfoSource::Leases(Policy::PowerOfTwo) },
-        Contender { name: "least_load", source: InfoSource::Leases(Policy::LeastLoad) },
-        Contender { name: "cache_aware", source: InfoSource::Leases(Policy::CacheAware) },
-        Contender { name: "reported_1s", source: InfoSource::Polled(1000) },
-        Contender { name: "reported_5s", source: InfoSource::Polled(5000) },
-        Contender { name: "predicted_alone", source: InfoSource::Leases(Policy::Predicted) },
-        Contender { name: "predicted", source: InfoSource::Agents },
-        Contender { name: "oracle", source: InfoSource::Oracle },
+    pub const ALL: [Contender; 15] = [
+        policy("random", Policy::Random, InfoSource::Leases),
+        policy("round_robin", Policy::RoundRobin, InfoSource::Leases),
+        policy("power_of_two", Policy::PowerOfTwo, InfoSource::Leases),
+        policy("least_load", Policy::LeastLoad, InfoSource::Leases),
+        policy("cache_aware", Policy::CacheAware, InfoSource::Leases),
+        policy("reported_1s", Policy::Reported, InfoSource::Polled(1000)),
+        policy("reported_5s", Policy::Reported, InfoSource::Polled(5000)),
+        // llm-d's endpoint picker refreshes metrics every 50 ms.
+        baseline("llm_d", PublishedRule::LlmD, InfoSource::Polled(50)),
+        baseline("dynamo_kv", PublishedRule::DynamoKv, InfoSource::Agents),
+        baseline("lmetric", PublishedRule::LMetric, InfoSource::Agents),
+        policy("kv_alone", Policy::Kv, InfoSource::Leases),
+        policy("kv", Policy::Kv, InfoSource::Agents),
+        policy("predicted_alone", Policy::Predicted, InfoSource::Leases),
+        policy("predicted", Policy::Predicted, InfoSource::Agents),
+        Contender { name: "oracle", chooser: Chooser::Oracle, source: InfoSource::Truth },
     ];
-}
 
-impl InfoSource {
-    pub(crate) fn policy(self) -> Policy {
-        match self {
-            InfoSource::Leases(policy) => policy,
-            InfoSource::Polled(_) => Policy::Reported,
-            InfoSource::Agents | InfoSource::Oracle => Policy::Predicted,
+    pub(crate) fn choose(self, input: &ChoiceInput<'_>) -> Option<Chosen> {
+        match self.chooser {
+            Chooser::Policy(policy) => choose(policy, input),
+            Chooser::Published(baseline) => baseline.choose(input),
+            Chooser::Oracle => None,
         }
+    }
+
+    /// Whether a random sample of a large pool is enough, as in a real gateway.
+    pub(crate) fn samples(self) -> bool {
+        matches!(self.chooser, Chooser::Policy(policy) if policy.samples())
     }
 }
 

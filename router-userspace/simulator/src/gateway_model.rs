@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use crate::contender::{Contender, InfoSource};
+use crate::contender::{Chooser, Contender, InfoSource};
 use crate::engine_model::EngineModel;
 use crate::history::History;
 use crate::observed::{ObservedWorker, ObservedWorkers};
@@ -18,7 +18,7 @@ use router_core::fleet::{
 use router_core::pair::Pair;
 use router_core::schedule::{
     AgentTrust, Assumptions, Candidate, CandidateSet, ChoiceInput, Demand, Draw, IndexCapacity,
-    Objective, Policy, PrefixIndex, SampleOrder, choose, prefix_key, step_us_of_idle,
+    Objective, Policy, PrefixIndex, SampleOrder, prefix_key, step_us_of_idle,
 };
 
 /// Mean bytes per token, to convert a trace's tokens to prompts.
@@ -74,6 +74,7 @@ struct CollectContext<'a> {
 
 #[derive(Debug)]
 pub(crate) struct GatewayModel {
+    contender: Contender,
     source: InfoSource,
     prefills: usize,
     random: Random,
@@ -110,7 +111,7 @@ impl GatewayModel {
         let assumptions = assumptions(engine, &mut wrong);
         let cache =
             f64::from(engine.prefix_cache_tokens) * BYTES_PER_TOKEN * wrong.double_or_half();
-        let remembers = contender.source.policy() == router_core::schedule::Policy::CacheAware;
+        let remembers = contender.chooser == Chooser::Policy(Policy::CacheAware);
         let capacity = IndexCapacity {
             blocks: 1 << 17,
             caches: prefills,
@@ -119,6 +120,7 @@ impl GatewayModel {
         };
         let workers = prefills + decodes;
         GatewayModel {
+            contender,
             source: contender.source,
             prefills,
             phase: random.unit(),
@@ -181,10 +183,9 @@ impl GatewayModel {
             now_ms,
             draw,
         };
-        let chosen = choose(self.source.policy(), &input).ok_or(NotSent::Full)?;
+        let chosen = self.contender.choose(&input).ok_or(NotSent::Full)?;
         let estimate = chosen.estimate.unwrap_or_default();
-        let work_bytes =
-            chosen.estimate.map_or(prompt.bytes as f32, |estimate| estimate.work_bytes);
+        let work_bytes = chosen.work_bytes.unwrap_or(prompt.bytes as f32);
         let backlog_ms = estimate.wait_ms + estimate.prefill_ms;
         let rates = self.workers[chosen.pair.prefill].rates(&pool, now_ms);
         let sent = SentRequest {
@@ -209,7 +210,8 @@ impl GatewayModel {
     /// Records that prefill has answered: the prompt is computed and its KV cache sent.
     pub(crate) fn on_prefilled(&mut self, sent: &SentRequest, now: f64) {
         self.leave(sent, now);
-        if sent.decode_full {
+        // Without a prediction there is nothing to compare the time with.
+        if sent.decode_full || sent.ahead_ms <= 0.0 {
             return;
         }
         let took_ms = (now - sent.at_ms) as f32;
@@ -297,12 +299,12 @@ impl GatewayModel {
         let rendezvous = demand.rendezvous((0..self.prefills).map(identity), alive);
         let first = demand.prefix_match.holders().chain(rendezvous).filter_map(holder);
         let decodes = self.usage.len() - self.prefills;
-        let orders = match self.source.policy() {
-            Policy::Predicted => Pair {
+        let orders = match self.contender.samples() {
+            true => Pair {
                 prefill: SampleOrder::of(self.prefills, draw, first),
                 decode: SampleOrder::of(decodes, draw.second(), []),
             },
-            _ => {
+            false => {
                 Pair { prefill: SampleOrder::all(self.prefills), decode: SampleOrder::all(decodes) }
             }
         };

@@ -19,6 +19,7 @@ mod network;
 mod observed;
 mod oracle;
 mod prefill;
+mod published_rule;
 mod random;
 mod simulation;
 mod summary;

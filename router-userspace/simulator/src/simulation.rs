@@ -141,7 +141,7 @@ impl<'a> Simulation<'a> {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::RequestArrived(request) if self.source == InfoSource::Oracle => {
+            Event::RequestArrived(request) if self.source == InfoSource::Truth => {
                 self.by_oracle(request)
             }
             Event::RequestArrived(request) => {

@@ -65,6 +65,9 @@ impl<'a> ChoiceInput<'a> {
 pub struct Chosen {
     /// By [`Candidate::id`].
     pub pair: Pair<usize>,
+    /// Work of the prefill in bytes of uncached prompt, as its lease counts it; `None` for policies
+    /// that count whole prompts.
+    pub work_bytes: Option<f32>,
     /// Set by policies that predict.
     pub estimate: Option<Estimate>,
     /// The best pair that was not chosen, near-ties included.

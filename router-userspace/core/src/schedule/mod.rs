@@ -13,6 +13,7 @@ mod draw;
 mod estimate;
 mod fallback_load;
 mod input;
+mod kv;
 mod least_load;
 mod policy;
 mod power_of_two;
@@ -65,14 +66,15 @@ pub fn choose(policy: Policy, input: &ChoiceInput<'_>) -> Option<Chosen> {
     }
     let ChoiceInput { demand, candidates: Pair { prefill, decode }, draw, .. } = input;
     let first = &prefill[policy.position(prefill, demand, *draw)?];
+    let work_bytes = (policy == Policy::Kv).then(|| kv::uncached_bytes(first, demand) as f32);
     let (policy, second) = (policy.of_decode(), draw.second());
     let mates = || decode.iter().filter(|mate| first.group != 0 && mate.group == first.group);
     let decode = if mates().next().is_some() && mates().count() < decode.len() {
         let mates: Vec<Candidate> = mates().copied().collect();
-        policy.pick(&mates, second)?
+        policy.pick_decode(&mates, second)?
     } else {
-        policy.pick(decode, second)?
+        policy.pick_decode(decode, second)?
     };
     let pair = Pair { prefill: first.id, decode };
-    Some(Chosen { pair, estimate: None, runner_up: None, explored: false })
+    Some(Chosen { pair, work_bytes, estimate: None, runner_up: None, explored: false })
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::candidate::Candidate;
 use super::demand::Demand;
 use super::draw::Draw;
-use super::{cache_aware, least_load, power_of_two, random, reported, round_robin};
+use super::{cache_aware, kv, least_load, power_of_two, random, reported, round_robin};
 
 /// How workers are chosen. The name is the value of the flag `--policy`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -19,18 +19,20 @@ pub enum Policy {
     LeastLoad,
     CacheAware,
     Reported,
+    Kv,
     #[default]
     Predicted,
 }
 
 impl Policy {
-    pub const ALL: [Policy; 7] = [
+    pub const ALL: [Policy; 8] = [
         Policy::RoundRobin,
         Policy::Random,
         Policy::PowerOfTwo,
         Policy::LeastLoad,
         Policy::CacheAware,
         Policy::Reported,
+        Policy::Kv,
         Policy::Predicted,
     ];
 
@@ -42,14 +44,17 @@ impl Policy {
             Policy::LeastLoad => "least_load",
             Policy::CacheAware => "cache_aware",
             Policy::Reported => "reported",
+            Policy::Kv => "kv",
             Policy::Predicted => "predicted",
         }
     }
 
     /// Returns one of `candidates` for a request that one worker serves alone, or `None` if there are
-    /// none. [`Policy::Predicted`] predicts pairs only; for one worker it falls back to the least load.
+    /// none. [`Policy::Kv`] and [`Policy::Predicted`] choose pairs only; for one worker they fall back to the
+    /// least load.
     pub fn pick(self, candidates: &[Candidate], draw: Draw) -> Option<usize> {
-        self.position(candidates, &Demand::default(), draw).map(|at| candidates[at].id)
+        let alone = if self == Policy::Kv { Policy::LeastLoad } else { self };
+        alone.position(candidates, &Demand::default(), draw).map(|at| candidates[at].id)
     }
 
     /// Returns the position of the candidate that serves the prefill leg of `demand`.
@@ -71,7 +76,33 @@ impl Policy {
                 cache_aware::pick(candidates, &demand.prefix_match, demand.prompt_bytes, draw)
             }
             Policy::Reported => reported::pick(candidates, draw),
+            Policy::Kv => kv::pick_prefill(candidates, demand, draw),
         })
+    }
+
+    /// Whether the policy reads where prompts are cached.
+    pub fn uses_prefixes(self) -> bool {
+        matches!(self, Policy::CacheAware | Policy::Kv | Policy::Predicted)
+    }
+
+    /// Whether the policy reads the loads that agents and engines report of prefills.
+    pub fn uses_loads(self) -> bool {
+        matches!(self, Policy::Reported | Policy::Kv | Policy::Predicted)
+    }
+
+    /// Whether a random sample of a large pool is enough: the policy's cost is a total order, and it
+    /// needs neither turns nor counts of the whole pool.
+    pub fn samples(self) -> bool {
+        matches!(self, Policy::Kv | Policy::Predicted)
+    }
+
+    /// Returns the [`Candidate::id`] of the decode leg, or `None` if there are no candidates.
+    pub(super) fn pick_decode(self, candidates: &[Candidate], draw: Draw) -> Option<usize> {
+        match self {
+            Policy::Kv if candidates.is_empty() => None,
+            Policy::Kv => Some(candidates[kv::pick_decode(candidates, draw)].id),
+            policy => policy.pick(candidates, draw),
+        }
     }
 
     /// The policy of the decode leg, which has no prefix cache.

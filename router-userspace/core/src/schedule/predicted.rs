@@ -62,6 +62,7 @@ pub(super) fn choose(input: &ChoiceInput<'_>) -> Option<Chosen> {
     let beaten = if explored.is_some() { Some(best) } else { runner_up };
     Some(Chosen {
         pair: ids(&taken),
+        work_bytes: Some(taken.estimate.work_bytes),
         estimate: Some(taken.estimate),
         runner_up: beaten.map(|other| (ids(&other), other.estimate)),
         explored: explored.is_some(),

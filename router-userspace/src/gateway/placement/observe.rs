@@ -14,7 +14,7 @@ use crate::clock::MonotonicClock;
 use crate::scheduler_view::SchedulerView;
 
 /// Records that a prompt was sent: its prefill rank has the prompt's blocks in its cache from now
-/// on. Does nothing if the policy does not predict.
+/// on. Does nothing if the policy does not use prefixes.
 pub(crate) fn sent(
     view: &SchedulerView,
     pool: &Pool,
@@ -22,7 +22,7 @@ pub(crate) fn sent(
     (prefill, rank): (&Worker, u32),
     (weight, blocks): (Weight, &[u64]),
 ) {
-    let Some(Estimate { work_bytes, .. }) = chosen.estimate else { return };
+    let Some(work_bytes) = chosen.work_bytes else { return };
     if !blocks.is_empty() {
         view.prefixes().insert(cache_of(prefill.identity, rank), blocks);
     }

@@ -13,7 +13,7 @@ use router_core::fleet::{
 };
 use router_core::pair::Pair;
 use router_core::schedule::{
-    self, AgentTrust, Candidate, CandidateSet, ChoiceInput, Chosen, Draw, Policy, SampleOrder,
+    self, AgentTrust, Candidate, CandidateSet, ChoiceInput, Chosen, Draw, SampleOrder,
 };
 use router_core::sglang::BootstrapAddress;
 
@@ -186,7 +186,7 @@ impl Placer<'_> {
                 let refs = self.reconcile_ranks(chosen.pair.map(CandidateRef::of_id));
                 let meet = self.pool.members[refs.prefill.member].bootstrap;
                 let meet = meet.ok_or(PlacementError::NotReady)?;
-                let work = chosen.estimate.map(|estimate| estimate.work_bytes as u64);
+                let work = chosen.work_bytes.map(|bytes| bytes as u64);
                 let weight = self.request.weight;
                 let prefill_weight =
                     Weight { prompt_bytes: work.unwrap_or(weight.prompt_bytes), ..weight };
@@ -318,7 +318,7 @@ impl Placer<'_> {
     /// any case. Round robin and groups need all members.
     fn order(&self, len: usize, draw: Draw, first: impl IntoIterator<Item = usize>) -> SampleOrder {
         let grouped = || self.pool.groups.iter().any(|group| *group != 0);
-        if self.view.policy == Policy::Predicted && !grouped() {
+        if self.view.policy.samples() && !grouped() {
             SampleOrder::of(len, draw, first)
         } else {
             SampleOrder::all(len)
