@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use router_core::fleet::AgentAddress;
+use router_core::route::Cors;
 use router_core::schedule::{Objective, Policy};
 
 pub use self::exposure::ExposureFlags;
@@ -376,6 +377,8 @@ pub struct GatewaySettings {
     pub strict_models: bool,
     pub engine_api_key: Option<::http::HeaderValue>,
     pub http: HttpFlags,
+    /// The CORS policy for requests of routes without a CORS filter.
+    pub cors: Option<Arc<Cors>>,
     pub limits: LimitFlags,
     pub timeouts: TimeoutFlags,
 }
@@ -407,6 +410,7 @@ impl GatewayFlags {
         let engine_api_key = service.engine_api_key_file.as_deref().map(bearer).transpose()?;
         let listen_address =
             if self.source.pd_disaggregation { self.source.host } else { service.listen_address };
+        let cors = self.http.cors(self.source.pd_disaggregation)?;
         Ok(GatewaySettings {
             source: self.source,
             listen_address,
@@ -422,6 +426,7 @@ impl GatewayFlags {
             explain_headers: service.explain_headers,
             strict_models: service.strict_models,
             engine_api_key,
+            cors,
             http: self.http,
             limits: self.limits,
             timeouts: self.timeouts,

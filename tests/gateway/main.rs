@@ -8,6 +8,7 @@ mod bodies;
 mod bootstrap;
 mod clients;
 mod connections;
+mod cors;
 mod documents;
 mod drain;
 mod endpoints;

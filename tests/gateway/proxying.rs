@@ -13,13 +13,13 @@ use tokio::net::{TcpListener, TcpStream};
 const PLAIN: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 /// A backend that records the head of each request and sends the same bytes as its answer.
-struct Backend {
+pub(crate) struct Backend {
     address: Loopback,
     heads: Arc<Mutex<Vec<String>>>,
 }
 
 impl Backend {
-    async fn start(answer: &'static str) -> Backend {
+    pub(crate) async fn start(answer: &'static str) -> Backend {
         let address = Loopback::claim();
         let listener = TcpListener::bind(address.port(ENGINE_PORT)).await.expect("a port");
         let heads: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -46,6 +46,11 @@ impl Backend {
         Backend { address, heads }
     }
 
+    /// Number of requests that have arrived.
+    pub(crate) fn count(&self) -> usize {
+        self.heads.lock().expect("no panic").len()
+    }
+
     /// The last head that has arrived, in lower case.
     fn last(&self) -> String {
         self.heads
@@ -59,7 +64,7 @@ impl Backend {
 }
 
 /// A route to the backend, and one below `/admin` with a filter.
-fn manifests(backend: &Backend) -> Manifests {
+pub(crate) fn manifests(backend: &Backend) -> Manifests {
     let manifests = Manifests::new();
     manifests.put("gateway.yaml", &gateway());
     let ip = backend.address.ip();

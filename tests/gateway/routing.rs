@@ -1,6 +1,7 @@
 //! HTTPRoute as the Gateway API defines it: which rule matches, and what its filters do.
 
 use http::{HeaderName, HeaderValue, Method};
+use router_tests::loopback::Loopback;
 use router_tests::manifests::{LISTENER_PORT, POOL, gateway, route};
 use router_tests::{Client, Fleet, Gateway, Manifests};
 use serde_json::json;
@@ -269,19 +270,28 @@ endpoints: [{{addresses: [\"{ip}\"], conditions: {{ready: true}}}}]
     assert_eq!(arrived.json(), json!({}));
 }
 
-#[tokio::test]
-async fn engines_of_the_command_line_need_no_manifests() {
-    let fleet = Fleet::start(1, 1).await;
+/// A gateway on the engines of a fleet, given by flags, a client of its port, and its address.
+pub(crate) async fn on_the_command_line(
+    fleet: &Fleet,
+    flags: &[&str],
+) -> (Gateway, Client, Loopback) {
     let url = |engine: &router_tests::fleet::Engine| format!("http://{}:8000", engine.address.ip());
     let (prefill, decode) = (url(&fleet.prefill[0]), url(&fleet.decode[0]));
-    let host = router_tests::loopback::Loopback::claim();
+    let host = Loopback::claim();
     let ip = host.ip().to_string();
     let words = ["--pd-disaggregation", "--prefill", &prefill, "34000", "--decode", &decode];
     let words = [&words[..], &["--host", &ip, "--port", "8080"]].concat();
     let source: Vec<std::ffi::OsString> = words.into_iter().map(Into::into).collect();
-    let gateway = Gateway::spawn(&source, LISTENER_PORT, &[]);
+    let gateway = Gateway::spawn(&source, LISTENER_PORT, flags);
     gateway.wait_until_ready().await;
     let client = Client::new(host.port(LISTENER_PORT));
+    (gateway, client, host)
+}
+
+#[tokio::test]
+async fn engines_of_the_command_line_need_no_manifests() {
+    let fleet = Fleet::start(1, 1).await;
+    let (_gateway, client, _host) = on_the_command_line(&fleet, &[]).await;
     client.post(CHAT, &chat("hi")).await.expect_status(200);
     assert_eq!(fleet.prefill[0].legs()[0].json()["bootstrap_port"], 34000);
 }

@@ -1,9 +1,14 @@
 //! Flags that control which requests are accepted, and what is added to them.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use router_core::route::{EscapedSlashes, PathRules};
+use router_core::route::{Cors, CorsList, EscapedSlashes, OriginPattern, PathRules};
+
+/// Seconds for which a browser keeps the answer to a preflight request, as with sglang-router.
+const PREFLIGHT_MAX_AGE: u32 = 3600;
 
 /// How requests are normalized and forwarded.
 #[derive(Clone, Debug, Default, Args)]
@@ -21,9 +26,69 @@ pub struct HttpFlags {
     /// Replace several slashes in a row by one before a route is chosen.
     #[arg(long)]
     pub merge_slashes: bool,
+    /// Origins of the web pages that may call the gateway, such as `https://*.shop.example`; `*` for
+    /// every origin, `none` for none. Preflight requests are answered, and the CORS fields of engines and
+    /// backends replaced. An HTTPRoute with a CORS filter is not affected. Without this flag, every
+    /// origin is allowed with --pd-disaggregation, as by sglang-router; otherwise nothing is added.
+    #[arg(
+        long,
+        value_name = "ORIGIN",
+        num_args = 1..,
+        value_delimiter = ',',
+        value_parser = CorsOrigin::parse
+    )]
+    pub cors_allowed_origins: Vec<CorsOrigin>,
+}
+
+/// A value of --cors-allowed-origins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CorsOrigin {
+    None,
+    Pattern(OriginPattern),
+}
+
+impl CorsOrigin {
+    fn parse(text: &str) -> Result<CorsOrigin, String> {
+        if text == "none" {
+            return Ok(CorsOrigin::None);
+        }
+        let pattern = OriginPattern::parse(text);
+        pattern.map(CorsOrigin::Pattern).map_err(|error| format!("`{text}` {error}, or `none`"))
+    }
 }
 
 impl HttpFlags {
+    /// The policy for requests of routes without a CORS filter. `all_by_default`: every origin is allowed
+    /// without the flag.
+    ///
+    /// # Errors
+    /// `none` stands beside origins.
+    pub(crate) fn cors(&self, all_by_default: bool) -> Result<Option<Arc<Cors>>> {
+        let allow_origins = match self.cors_allowed_origins.as_slice() {
+            [] if all_by_default => vec![OriginPattern::Any],
+            [] => return Ok(None),
+            [CorsOrigin::None] => Vec::new(),
+            origins => {
+                let pattern = |origin: &CorsOrigin| match origin {
+                    CorsOrigin::None => None,
+                    CorsOrigin::Pattern(pattern) => Some(pattern.clone()),
+                };
+                let Some(patterns) = origins.iter().map(pattern).collect() else {
+                    bail!("--cors-allowed-origins: `none` must stand alone");
+                };
+                patterns
+            }
+        };
+        Ok(Some(Arc::new(Cors {
+            allow_origins,
+            allow_credentials: false,
+            allow_methods: CorsList::All,
+            allow_headers: CorsList::All,
+            expose_headers: CorsList::All,
+            max_age: PREFLIGHT_MAX_AGE,
+        })))
+    }
+
     pub(crate) fn path_rules(&self) -> PathRules {
         let escaped_slashes = match self.escaped_slashes {
             EscapedSlashChoice::Reject => EscapedSlashes::Reject,
@@ -111,6 +176,25 @@ mod tests {
             let contains = IpPrefix::parse(network).unwrap().contains(address.parse().unwrap());
             assert_eq!(contains, expected, "{network} {address}");
         }
+    }
+
+    #[test]
+    fn origins_are_allowed_by_the_flag_and_by_default_with_flags_only() {
+        let flags = |origins: &[&str]| HttpFlags {
+            cors_allowed_origins: origins.iter().map(|o| CorsOrigin::parse(o).unwrap()).collect(),
+            ..HttpFlags::default()
+        };
+        let allowed = |flags: HttpFlags, default| {
+            flags.cors(default).unwrap().map(|cors| cors.allow_origins.clone())
+        };
+        assert_eq!(allowed(flags(&[]), false), None);
+        assert_eq!(allowed(flags(&[]), true), Some(vec![OriginPattern::Any]));
+        assert_eq!(allowed(flags(&["none"]), true), Some(Vec::new()));
+        let two = ["https://a.b", "http://localhost:3000"];
+        assert_eq!(allowed(flags(&two), true).map(|origins| origins.len()), Some(2));
+        let error = flags(&["none", "*"]).cors(true).unwrap_err().to_string();
+        assert!(error.contains("--cors-allowed-origins"), "{error}");
+        assert!(CorsOrigin::parse("shop.example").unwrap_err().contains("`shop.example`"));
     }
 
     #[test]

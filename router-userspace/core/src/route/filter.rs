@@ -6,6 +6,8 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::Serialize;
 
+use super::Cors;
+
 /// One change to a header map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HeaderEdit {
@@ -35,6 +37,8 @@ pub struct Filters {
     /// URLRewrite's `hostname`: the Host that the backend sees.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<Arc<str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cors: Option<Arc<Cors>>,
 }
 
 impl Filters {
@@ -49,6 +53,7 @@ impl Filters {
         all.response.extend(backend.response);
         all.path = backend.path.or(all.path);
         all.host = backend.host.or(all.host);
+        all.cors = backend.cors.or(all.cors);
         all
     }
 

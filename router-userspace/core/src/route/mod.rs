@@ -4,6 +4,7 @@
 //! expressions are the exception: they are tried one by one, each in time linear in its input.
 
 mod certificate;
+mod cors;
 mod filter;
 mod hostname;
 mod listener;
@@ -15,6 +16,7 @@ mod rule;
 mod table;
 
 pub use certificate::{CertificateId, ServerCertificate};
+pub use cors::{BadOrigin, Cors, CorsList, CorsRequest, OriginPattern};
 pub use filter::{Filters, HeaderEdit, PathEdit};
 pub use hostname::{BadHostname, Hostname, host_name, is_authority};
 pub use listener::{AttachedRule, Listener};

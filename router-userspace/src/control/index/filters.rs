@@ -1,7 +1,7 @@
 //! HTTPRoute's filters -> [`Filters`] and [`Redirect`].
 
 use gateway_api::httproutes::{
-    HttpRouteRulesBackendRefsFilters, HttpRouteRulesFilters,
+    HttpRouteRulesBackendRefsFilters, HttpRouteRulesFilters, HttpRouteRulesFiltersCors,
     HttpRouteRulesFiltersRequestHeaderModifier as RequestModifier,
     HttpRouteRulesFiltersRequestRedirect as RequestRedirect,
     HttpRouteRulesFiltersRequestRedirectPathType as RedirectPathType,
@@ -11,8 +11,8 @@ use gateway_api::httproutes::{
     HttpRouteRulesFiltersUrlRewritePathType as RewritePathType,
 };
 use http::uri::Scheme;
-use http::{HeaderName, HeaderValue, StatusCode};
-use router_core::route::{Filters, HeaderEdit, PathEdit, Redirect};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+use router_core::route::{Cors, CorsList, Filters, HeaderEdit, OriginPattern, PathEdit, Redirect};
 
 use super::build::FieldError;
 
@@ -72,9 +72,12 @@ fn one(filter: &HttpRouteRulesFilters, compiled: &mut CompiledFilters) -> Result
             let spec = filter.url_rewrite.as_ref().ok_or_else(|| missing("urlRewrite"))?;
             rewrite(spec, &mut compiled.filters).map_err(under("urlRewrite"))?;
         }
+        Type::Cors => {
+            let spec = filter.cors.as_ref().ok_or_else(|| missing("cors"))?;
+            compiled.filters.cors = Some(cors(spec).map_err(under("cors"))?.into());
+        }
         Type::RequestMirror => return Err(unsupported("RequestMirror")),
         Type::ExtensionRef => return Err(unsupported("ExtensionRef")),
-        Type::Cors => return Err(unsupported("CORS")),
     }
     Ok(())
 }
@@ -173,6 +176,45 @@ fn rewrite(spec: &UrlRewrite, filters: &mut Filters) -> Result<(), FieldError> {
         });
     }
     Ok(())
+}
+
+fn cors(spec: &HttpRouteRulesFiltersCors) -> Result<Cors, FieldError> {
+    let origins = spec.allow_origins.iter().flatten().enumerate().map(|(position, text)| {
+        let field = format!("allowOrigins[{position}]");
+        OriginPattern::parse(text).map_err(|error| invalid(field, format!("{text:?} {error}")))
+    });
+    let is_method = |text: &str| Method::from_bytes(text.as_bytes()).is_ok();
+    let is_header = |text: &str| HeaderName::from_bytes(text.as_bytes()).is_ok();
+    let max_age = spec.max_age.unwrap_or(5);
+    Ok(Cors {
+        allow_origins: origins.collect::<Result<_, _>>()?,
+        allow_credentials: spec.allow_credentials.unwrap_or(false),
+        allow_methods: names("allowMethods", spec.allow_methods.as_deref(), is_method)?,
+        allow_headers: names("allowHeaders", spec.allow_headers.as_deref(), is_header)?,
+        expose_headers: names("exposeHeaders", spec.expose_headers.as_deref(), is_header)?,
+        max_age: u32::try_from(max_age).ok().filter(|seconds| *seconds > 0).ok_or_else(|| {
+            invalid("maxAge", format!("{max_age} must be at least 1, in seconds"))
+        })?,
+    })
+}
+
+/// Compiles a list of methods or field names, of which `*` alone stands for all.
+fn names(
+    field: &str,
+    list: Option<&[String]>,
+    is_valid: impl Fn(&str) -> bool,
+) -> Result<CorsList, FieldError> {
+    let list = list.unwrap_or_default();
+    if list.is_empty() {
+        return Ok(CorsList::None);
+    }
+    if list.iter().any(|name| name == "*") {
+        return Ok(CorsList::All);
+    }
+    if let Some(wrong) = list.iter().find(|name| !is_valid(name)) {
+        return Err(invalid(field, format!("{wrong:?} is not a valid name")));
+    }
+    Ok(CorsList::Names(value(field, &list.join(", "))?))
 }
 
 fn full(text: Option<&str>) -> Result<PathEdit, FieldError> {

@@ -274,6 +274,9 @@ fn backends(
         }
         return only(Target::Redirect(redirect), of_rule.filters);
     }
+    if refs.is_empty() {
+        return only(broken("the rule has no backendRefs"), of_rule.filters);
+    }
     let mut backends = Vec::new();
     for (position, reference) in refs.iter().enumerate() {
         let at = format!("{at}.backendRefs[{position}]");

@@ -113,6 +113,23 @@ fn a_path_that_no_request_can_have_drops_its_rule() {
 }
 
 #[test]
+fn a_cors_filter_that_cannot_be_read_breaks_its_rule() {
+    for (field, value) in [
+        ("allowOrigins[0]", "allowOrigins: [shop.example]"),
+        ("allowMethods", "allowMethods: [\"GET POST\"]"),
+        ("exposeHeaders", "exposeHeaders: [\"a b\"]"),
+        ("maxAge", "maxAge: 0"),
+    ] {
+        let rule = format!("{{filters: [{{type: CORS, cors: {{{value}}}}}]}}");
+        let route = route(&format!("parentRefs: [{{name: g}}], rules: [{rule}]"));
+        let fleet = golden::fleet(&format!("{GATEWAY}{route}"));
+        let text = problems(&fleet);
+        assert!(text.contains(&format!("spec.rules[0].filters[0].cors.{field}")), "{text}");
+        assert!(target(&fleet).starts_with("\"500: "), "{value}: {}", target(&fleet));
+    }
+}
+
+#[test]
 fn of_two_listeners_in_conflict_the_older_gateways_is_served() {
     let created = |name: &str, time: &str| {
         let metadata = format!("{{name: {name}, creationTimestamp: \"{time}\"}}");

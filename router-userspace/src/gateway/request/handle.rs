@@ -8,7 +8,7 @@ use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use router_core::fleet::{Fleet, Pool};
-use router_core::route::{self, Filters, Found, Target};
+use router_core::route::{self, CorsRequest, Filters, Found, Head, Target};
 use router_core::sglang::{Endpoint, headers};
 
 use super::connection_info::ConnectionInfo;
@@ -65,8 +65,14 @@ impl RequestService {
         let mut record = Record::new(self.0.metrics.clone(), request_id(&parts.headers));
         let fleet = self.0.fleet.snapshot();
         let format = error_format(parts.uri.path());
-        let (reply, filters) = self.0.serve(&fleet, connection, parts, body, &mut record).await;
-        let mut response = self.0.answer(reply, filters, format, record);
+        let cors_request = CorsRequest::of(&parts.method, &parts.headers);
+        let served = self.0.serve(&fleet, connection, parts, body, &cors_request, &mut record);
+        let (reply, filters) = served.await;
+        let mut response = self.0.answer(reply, &filters, format, record);
+        // Last, so that a backend or another filter cannot lift the policy.
+        if let Some(cors) = filters.cors.as_ref().or(self.0.settings.cors.as_ref()) {
+            cors.apply(&cors_request, response.headers_mut());
+        }
         if is_http1 && connection.unread().closes_connection().await {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -82,9 +88,18 @@ impl Gateway {
         connection: &ConnectionInfo,
         mut parts: Parts,
         body: ClientBody,
+        cors_request: &CorsRequest,
         record: &mut Record,
     ) -> (Result<Reply, Rejected>, Filters) {
         let found = self.find(fleet, connection, &mut parts);
+        if let Some(announced) = cors_request.announced_method() {
+            let head = Head { method: announced, ..head::of(&parts) };
+            if let Some(filters) = self.preflight_filters(fleet, connection, &found, &head) {
+                record.route = found.ok().map(|found| Arc::clone(&found.route().name));
+                record.endpoint = "preflight";
+                return (Ok(no_content()), filters);
+            }
+        }
         let found = match found {
             Ok(found) => found,
             Err(reject) => return (Err(reject.into()), Filters::default()),
@@ -92,6 +107,25 @@ impl Gateway {
         record.route = Some(Arc::clone(&found.route().name));
         let reply = self.serve_route(&found, parts, body, record).await;
         (reply, found.filters.clone())
+    }
+
+    /// The filters of the route that a preflight request asks about, if the gateway is to answer it. A
+    /// route that matches on the method is found by the method that the request announces.
+    fn preflight_filters(
+        &self,
+        fleet: &Fleet,
+        connection: &ConnectionInfo,
+        found: &Result<Found<'_>, Reject>,
+        announced: &Head<'_>,
+    ) -> Option<Filters> {
+        match found {
+            Ok(found) if found.filters.cors.is_some() => return Some(found.filters.clone()),
+            Ok(_) | Err(Reject::NoRoute) => {}
+            Err(_) => return None,
+        }
+        let found = route::find(fleet, connection.port(), announced, rand::random());
+        let filters = found.map(|found| found.filters).filter(|filters| filters.cors.is_some());
+        filters.cloned().or_else(|| self.settings.cors.as_ref().map(|_| Filters::default()))
     }
 
     /// Checks and normalizes the head of a request, and finds its route.
@@ -194,7 +228,7 @@ impl Gateway {
     fn answer(
         self: &Arc<Self>,
         reply: Result<Reply, Rejected>,
-        filters: Filters,
+        filters: &Filters,
         format: Endpoint,
         mut record: Record,
     ) -> Response<ResponseBody> {
@@ -259,6 +293,12 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
         let id = format!("{:032x}", rand::random::<u128>());
         HeaderValue::try_from(id).expect("hex digits are a header value")
     })
+}
+
+fn no_content() -> Reply {
+    let mut response = Response::new(ResponseBody::Full(None));
+    *response.status_mut() = http::StatusCode::NO_CONTENT;
+    Reply::Whole(response)
 }
 
 fn redirected(status: http::StatusCode, location: &str) -> Result<Reply, Reject> {

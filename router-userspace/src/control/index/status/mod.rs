@@ -18,7 +18,7 @@ const MAX_MESSAGE: usize = 1024;
 
 /// Features of the Gateway API that pd-router supports, sorted. They are those whose tests in the
 /// Gateway API's conformance suite pass.
-const FEATURES: [&str; 23] = [
+const FEATURES: [&str; 24] = [
     "Gateway",
     "GatewayAddressEmpty",
     "GatewayHTTPListenerIsolation",
@@ -30,6 +30,7 @@ const FEATURES: [&str; 23] = [
     "HTTPRouteBackendProtocolH2C",
     "HTTPRouteBackendRequestHeaderModification",
     "HTTPRouteBackendTimeout",
+    "HTTPRouteCORS",
     "HTTPRouteDestinationPortMatching",
     "HTTPRouteHostRewrite",
     "HTTPRouteNamedRouteRule",
