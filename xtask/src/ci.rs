@@ -17,6 +17,7 @@ pub(crate) fn run() -> Summary {
     parts.chore("tidy", tidy::run);
     parts.chore("licences", licences);
     test::run_into(&mut parts, &test::Flags::default());
+    test::run_nodes_into(&mut parts);
     parts.chore("demo", || demo::run(&demo::Flags { once: true }));
     parts.chore("docs", docs::run);
     parts.summary()

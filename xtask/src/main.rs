@@ -1,5 +1,6 @@
 //! Development tasks of pd-router, one subcommand each.
 
+mod apiserver;
 mod bench;
 mod binaries;
 mod ci;
@@ -9,13 +10,16 @@ mod crds;
 mod demo;
 mod docs;
 mod ebpf;
+mod golang;
 mod helm;
+mod images;
 mod kernels;
 mod parts;
 mod python;
 mod real_sglang;
 mod setup;
 mod shell;
+mod steps;
 mod test;
 mod tidy;
 mod tools;
@@ -46,6 +50,8 @@ enum Chore {
     BuildEbpf,
     /// Run all tests, or one suite.
     Test(test::Flags),
+    /// Start, use and end a Kubernetes cluster on this machine.
+    Cluster(cluster::Flags),
     /// Run a benchmark.
     Bench(bench::Flags),
     /// Generate the CustomResourceDefinitions in deploy/crds from the Rust types.
@@ -64,6 +70,7 @@ fn main() -> ExitCode {
         Chore::Demo(flags) => demo::run(&flags),
         Chore::BuildEbpf => ebpf::build().map(|_| ()),
         Chore::Test(flags) => return summed_up(&test::run(&flags)),
+        Chore::Cluster(flags) => cluster::run(flags),
         Chore::Bench(flags) => bench::run(&flags),
         Chore::Crds => crds::run(),
         Chore::Tidy => tidy::run(),

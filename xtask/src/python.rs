@@ -1,11 +1,9 @@
 //! Virtual environments in the user's cache folder: real clients and peers, from a file of
 //! requirements each.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use nix::fcntl::{Flock, FlockArg};
 
 use crate::{shell, tools, workspace};
 
@@ -32,39 +30,12 @@ pub(crate) fn sglang_router() -> Result<PathBuf> {
 fn environment(name: &str, requirements: &str) -> Result<PathBuf> {
     let wanted = std::fs::read_to_string(workspace::root().join(requirements))
         .with_context(|| format!("reading {requirements}"))?;
-    let folder = kept(name, &wanted, |folder| {
+    let folder = workspace::kept(name, &wanted, |folder| {
         println!("making a virtual environment in {}", folder.display());
         make(folder)?;
         pip(&folder.join("bin/python"), &["--requirement", requirements])
     })?;
     Ok(folder.join("bin/python"))
-}
-
-/// The folder `name` of the cache, filled by `fill` on first use and whenever `wanted` changes.
-///
-/// # Errors
-/// No cache folder, or `fill` failed.
-pub(crate) fn kept(
-    name: &str,
-    wanted: &str,
-    fill: impl FnOnce(&Path) -> Result<()>,
-) -> Result<PathBuf> {
-    let cache = workspace::cache()?;
-    // Two chores at once: the second waits here and then finds the work done.
-    let lock = cache.join(format!("{name}.lock"));
-    let lock = File::create(lock).with_context(|| format!("making the lock of {name}"))?;
-    let _lock = Flock::lock(lock, FlockArg::LockExclusive)
-        .map_err(|(_, error)| error)
-        .with_context(|| format!("waiting for the lock of {name}"))?;
-
-    let folder = cache.join(name);
-    let stamp = folder.join("requirements.txt");
-    if !std::fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
-        fill(&folder)?;
-        // Written last: a folder without a stamp is filled again.
-        std::fs::write(&stamp, wanted).with_context(|| format!("stamping {name}"))?;
-    }
-    Ok(folder)
 }
 
 /// Installs into the environment of that python.

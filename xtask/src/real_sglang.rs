@@ -46,7 +46,7 @@ fn environment() -> Result<PathBuf> {
     let requirements = std::fs::read_to_string(workspace::root().join(REQUIREMENTS))
         .with_context(|| format!("reading {REQUIREMENTS}"))?;
     let wanted = format!("{requirements}{SGLANG}\n");
-    let folder = python::kept("real-sglang", &wanted, |folder| {
+    let folder = workspace::kept("real-sglang", &wanted, |folder| {
         println!("installing SGLang and PyTorch: about 6.5 GB");
         shell::run(shell::command(interpreter()?).args(["-m", "venv", "--clear"]).arg(folder))?;
         let python = folder.join("bin/python");
@@ -71,7 +71,7 @@ fn environment() -> Result<PathBuf> {
 fn model(python: &Path) -> Result<PathBuf> {
     let script = std::fs::read_to_string(workspace::root().join(MAKE_MODEL))
         .with_context(|| format!("reading {MAKE_MODEL}"))?;
-    python::kept("real-sglang-model", &script, |folder| {
+    workspace::kept("real-sglang-model", &script, |folder| {
         shell::output(shell::command(python).arg(MAKE_MODEL).arg(folder)).map(drop)
     })
 }

