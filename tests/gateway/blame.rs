@@ -85,14 +85,15 @@ async fn a_failed_transfer_blames_no_engine() {
 }
 
 #[tokio::test]
-async fn refusals_blame_no_engine() {
+async fn refusals_that_all_engines_share_blame_none() {
     let fleet = Fleet::start(2, 2).await;
     let gateway = fleet.gateway_with(&FLAGS).await;
-    fleet.decode[0].always(Action::Status { status: 400, body: r#"{"message":"no"}"#.into() });
+    let refusal = || Action::Status { status: 400, body: r#"{"message":"no"}"#.into() };
+    fleet.decode.iter().for_each(|decode| decode.always(refusal()));
     for _ in 0..20 {
-        gateway.client.post(CHAT, &chat("hi")).await;
+        gateway.client.post(CHAT, &chat("hi")).await.expect_status(400);
     }
-    fleet.decode[0].heal();
+    fleet.decode.iter().for_each(Engine::heal);
     let before = counts(&fleet);
     ask(&gateway, 8).await;
     assert_eq!(shares(&fleet, &before), [4, 4, 4, 4]);

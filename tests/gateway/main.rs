@@ -32,6 +32,7 @@ mod responses;
 mod retries;
 mod routing;
 mod samples;
+mod sick;
 mod side_answers;
 mod smuggling;
 mod streaming;

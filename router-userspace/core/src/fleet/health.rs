@@ -39,6 +39,8 @@ pub const PROBES_TO_OPEN: u64 = 2;
 pub const OPEN_MS: u64 = 2_000;
 /// Maximum time for which a breaker is open.
 pub const MAX_OPEN_MS: u64 = 60_000;
+/// A worker whose breaker opens again within this time after its time out stays out for twice as long.
+pub const RELAPSE_MS: u64 = 60_000;
 /// Time for which a worker that refused a request as too many counts as full.
 pub const REFUSED_MS: u64 = 1_000;
 
@@ -94,8 +96,9 @@ struct HealthFields {
     count: u64,
     /// The probes that a worker that is up has missed since the last sign of life.
     missed: u64,
-    /// How often the breaker has opened since the last success.
+    /// How often the breaker has opened without [`RELAPSE_MS`] of good health between.
     level: u64,
+    /// When the last time out ends or has ended.
     until_ms: u64,
 }
 
@@ -132,8 +135,10 @@ impl HealthFields {
     }
 
     fn opened(self, now_ms: u64) -> HealthFields {
-        let open_ms = (OPEN_MS << self.level).min(MAX_OPEN_MS);
-        let level = (self.level + 1).min(LEVEL);
+        let is_well = self.state == UP && now_ms >= self.until_ms.saturating_add(RELAPSE_MS);
+        let level = if is_well { 0 } else { self.level };
+        let open_ms = (OPEN_MS << level).min(MAX_OPEN_MS);
+        let level = (level + 1).min(LEVEL);
         HealthFields { state: FAILING, count: 0, missed: 0, level, until_ms: now_ms + open_ms }
     }
 
@@ -172,19 +177,20 @@ impl Health {
         fields.state == DOWN && fields.count == kind
     }
 
-    /// Records that the worker answered a request, also with a client error.
+    /// Records that the worker answered a request.
     pub fn answered(&self) -> Option<HealthChange> {
         // Read first: this runs once per request, and a write would move the cache line.
         if self.refused_ms.load(Ordering::Relaxed) != 0 {
             self.refused_ms.store(0, Ordering::Relaxed);
         }
-        if self.word.load(Ordering::Relaxed) == HealthFields::WELL.pack() {
+        let fields = HealthFields::of(self.word.load(Ordering::Relaxed));
+        if (fields.state, fields.count, fields.missed) == (UP, 0, 0) {
             return None;
         }
         self.update(|fields| match fields.state {
             DOWN => fields,
             FAILING => HealthFields { count: 0, ..fields },
-            _ => HealthFields::WELL,
+            _ => HealthFields { state: UP, count: 0, missed: 0, ..fields },
         })
     }
 
@@ -221,7 +227,8 @@ impl Health {
         self.probe_missed(UNREGISTERED)
     }
 
-    /// Opens the breaker at once. For a worker that no probe looks at.
+    /// Opens the breaker at once: for a worker that no probe looks at, or one that fails more often than
+    /// its peers.
     pub fn ejected(&self, now_ms: u64) -> Option<HealthChange> {
         self.update(|fields| match fields.state {
             DOWN | FAILING => fields,
@@ -242,12 +249,12 @@ impl Health {
     /// Records a successful probe. After the time out of an open breaker, one request tries the worker.
     pub fn probe_passed(&self, now_ms: u64) -> Option<HealthChange> {
         self.update(|fields| match fields.state {
-            UP | HALF_OPEN => HealthFields { missed: 0, until_ms: 0, ..fields },
+            UP | HALF_OPEN => HealthFields { missed: 0, ..fields },
             FAILING | DOWN if fields.level > 0 && now_ms < fields.until_ms => {
                 HealthFields { state: FAILING, count: 0, ..fields }
             }
             FAILING | DOWN if fields.level > 0 => {
-                HealthFields { state: HALF_OPEN, count: 0, until_ms: 0, ..fields }
+                HealthFields { state: HALF_OPEN, count: 0, until_ms: now_ms, ..fields }
             }
             _ => HealthFields::WELL,
         })
@@ -331,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_out_doubles_up_to_a_minute_until_a_request_succeeds() {
+    fn the_time_out_doubles_up_to_a_minute_until_requests_succeed_for_a_while() {
         let health = Health::default();
         let mut now = 0;
         health.ejected(now);
@@ -347,9 +354,17 @@ mod tests {
         health.probe_passed(now);
         health.answered();
         assert_eq!(health.verdict(), Verdict::Up);
+        now += RELAPSE_MS - 1;
+        health.ejected(now);
+        health.probe_passed(now + MAX_OPEN_MS - 1);
+        assert_eq!(health.verdict(), Verdict::Failing, "one success does not reset the time");
+        now += MAX_OPEN_MS;
+        health.probe_passed(now);
+        health.answered();
+        now += RELAPSE_MS;
         health.ejected(now);
         health.probe_passed(now + OPEN_MS);
-        assert_eq!(health.verdict(), Verdict::HalfOpen, "a success resets the time");
+        assert_eq!(health.verdict(), Verdict::HalfOpen, "a minute of good health does");
     }
 
     #[test]

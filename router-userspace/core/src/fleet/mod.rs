@@ -7,11 +7,13 @@ mod adaptive_ewma;
 mod agents;
 mod engine_info;
 mod engine_load;
+mod ghosts;
 mod health;
 mod lease_history;
 mod links;
 mod load;
 mod model_names;
+mod outcomes;
 mod pool;
 mod pool_history;
 mod prefill_queue;
@@ -29,13 +31,16 @@ pub use adaptive_ewma::{AdaptiveEwma, FRESH_HALF_LIFE_MS, HALF_LIFE_MS, Prior};
 pub use agents::AgentAddress;
 pub use engine_info::EngineInfo;
 pub use engine_load::{EngineLoad, EngineLoadCell, PolledLoad, RankLoad};
+pub use ghosts::{DEFAULT_GHOST_MS, GhostLeases, MAX_GHOST_MS};
 pub use health::{
-    ERRORS_TO_OPEN, Health, HealthChange, MAX_OPEN_MS, OPEN_MS, PROBES_TO_OPEN, REFUSED_MS, Verdict,
+    ERRORS_TO_OPEN, Health, HealthChange, MAX_OPEN_MS, OPEN_MS, PROBES_TO_OPEN, REFUSED_MS,
+    RELAPSE_MS, Verdict,
 };
 pub use lease_history::LeaseHistory;
 pub use links::{Link, LinkPrior, LinkTable};
 pub use load::{Load, LoadCell, STALE_MS};
 pub use model_names::ModelError;
+pub use outcomes::{MIN_FAILURES, MIN_PEER_REQUESTS, OUTCOME_WINDOW_MS, OutcomeCounts, Outcomes};
 pub use pool::{
     CompatibleSet, Excluded, Member, ObjectName, Phase, Pool, Profile, Role, host_text,
 };

@@ -10,9 +10,11 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
 use super::engine_load::EngineLoadCell;
+use super::ghosts::GhostLeases;
 use super::health::Health;
 use super::lease_history::LeaseHistory;
 use super::load::LoadCell;
+use super::outcomes::Outcomes;
 use super::prefill_queue::PrefillQueue;
 use super::ranks::MAX_RANKS;
 use super::rates::RateEstimators;
@@ -45,6 +47,10 @@ pub struct Worker {
     pub rate_estimators: RateEstimators,
     /// The engine's last report about its load.
     pub engine: EngineLoadCell,
+    /// How its recent requests ended.
+    pub outcomes: Outcomes,
+    /// Failed requests that still count in choices.
+    pub ghosts: GhostLeases,
     answers: AtomicU64,
     prefill_queue: Mutex<PrefillQueue>,
     counts: UsageCounters,
@@ -117,6 +123,31 @@ pub struct Weight {
     pub wire_bytes: u64,
 }
 
+impl Weight {
+    /// Returns the sum.
+    pub fn plus(self, other: Weight) -> Weight {
+        Weight {
+            requests: self.requests.saturating_add(other.requests),
+            prompt_bytes: self.prompt_bytes.saturating_add(other.prompt_bytes),
+            kv_tokens: self.kv_tokens.saturating_add(other.kv_tokens),
+            exchanges: self.exchanges.saturating_add(other.exchanges),
+            wire_bytes: self.wire_bytes.saturating_add(other.wire_bytes),
+        }
+    }
+
+    /// Returns an even share of the weight for one of `count` ranks, rounded up.
+    pub fn share(self, count: u32) -> Weight {
+        let each = |all: u64| all.div_ceil(u64::from(count.max(1)));
+        Weight {
+            requests: each(self.requests),
+            prompt_bytes: each(self.prompt_bytes),
+            kv_tokens: each(self.kv_tokens),
+            exchanges: each(self.exchanges),
+            wire_bytes: each(self.wire_bytes),
+        }
+    }
+}
+
 /// The sum of the leases on a worker.
 pub type Usage = Weight;
 
@@ -153,6 +184,8 @@ impl Worker {
             lease_history: LeaseHistory::default(),
             rate_estimators: RateEstimators::default(),
             engine: EngineLoadCell::default(),
+            outcomes: Outcomes::default(),
+            ghosts: GhostLeases::default(),
             key,
             answers: AtomicU64::new(0),
             prefill_queue: Mutex::default(),
@@ -246,6 +279,10 @@ pub struct Lease {
 impl Lease {
     pub fn worker(&self) -> &Arc<Worker> {
         &self.worker
+    }
+
+    pub fn weight(&self) -> Weight {
+        self.weight
     }
 
     /// Counts the request on a data-parallel rank as well.

@@ -341,7 +341,12 @@ impl Placer<'_> {
                 let whole = self.view.candidate(id, member, member.worker.usage(), &rates);
                 let whole = Candidate { group, limits, ..whole };
                 if self.admits(member, &whole) {
-                    self.each_rank(id, &whole, |one| set.push(one));
+                    // Ghosts take no capacity: they are added after the worker was found to have some.
+                    let ghosts = member.worker.ghosts.sum(self.now_ms);
+                    let ghosts = ghosts.share(member.ranks().map_or(1, |ranks| ranks.count));
+                    self.each_rank(id, &whole, |one| {
+                        set.push(Candidate { usage: one.usage.plus(ghosts), ..one });
+                    });
                 }
             }
             if set.is_complete() {

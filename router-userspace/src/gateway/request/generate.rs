@@ -91,6 +91,9 @@ impl Gateway {
             let workers = AttemptWorkers::of(&placement);
             let attempted = self.attempt(&attempt, placement, observation);
             let (started, content) = tokio::join!(attempted, self.content_of(&attempt.request));
+            if started.is_ok() {
+                self.settle_refusal(&workers, &mut retries);
+            }
             let fault = match started {
                 Err(AttemptError::Fault(fault)) => fault,
                 Ok(Reply::Events { head, source, limits, observation, .. }) => {
@@ -107,11 +110,7 @@ impl Gateway {
             }
             self.metrics.retries.get_or_create(&ReasonLabels { reason: fault.reason() }).inc();
             tracing::debug!(reason = fault.reason(), detail = fault.detail(), "retrying");
-            // Either worker may have caused a transfer fault.
-            match fault.about_transfer() {
-                true => wanted.avoid.extend(workers.all),
-                false => wanted.avoid.push(fault.worker),
-            }
+            wanted.avoid.extend(workers.into_avoided(fault));
             tokio::time::sleep(RETRY_PAUSE * record.attempts).await;
             self.wait_until_up(&pool).await;
             // The fleet may have changed meanwhile.

@@ -30,6 +30,10 @@ pub(crate) struct RetryState {
     broken: u32,
     deaths: u32,
     full: u32,
+    /// Another worker was asked because the first may be at fault.
+    has_asked_another: bool,
+    /// The worker that refused the request, until another has answered or refused it.
+    refused_by: Option<Arc<Worker>>,
 }
 
 /// The workers of one attempt, and their health before it.
@@ -37,6 +41,8 @@ pub(crate) struct AttemptWorkers {
     pub all: Vec<Arc<Worker>>,
     /// The workers that were not known to be down: if one of them is down now, it has died.
     alive: Vec<Arc<Worker>>,
+    /// The workers that this request was the one to try.
+    tried: Vec<Arc<Worker>>,
 }
 
 impl AttemptWorkers {
@@ -44,7 +50,14 @@ impl AttemptWorkers {
         let all: Vec<_> = placement.leases().map(|lease| Arc::clone(lease.worker())).collect();
         let alive = |worker: &&Arc<Worker>| worker.health.verdict() != Verdict::Down;
         let alive = all.iter().filter(alive).cloned().collect();
-        AttemptWorkers { all, alive }
+        let tried = |worker: &&Arc<Worker>| worker.health.verdict() == Verdict::HalfOpen;
+        let tried = all.iter().filter(tried).cloned().collect();
+        AttemptWorkers { all, alive, tried }
+    }
+
+    /// The workers that the next attempt avoids. Either may have caused a transfer fault.
+    pub(super) fn into_avoided(self, fault: Fault) -> Vec<Arc<Worker>> {
+        if fault.about_transfer() { self.all } else { vec![fault.worker] }
     }
 }
 
@@ -77,6 +90,9 @@ impl Gateway {
         } else if fault.broke() || fault.is_silent() {
             state.broken += 1;
         }
+        if self.is_refused_by_both(&fault, state) {
+            return (fault, false);
+        }
         let now_ms = self.dispatch.clock.now_ms();
         if fault.is_full() {
             state.full += 1;
@@ -85,13 +101,55 @@ impl Gateway {
                 return (fault, false);
             }
         }
-        let retry =
-            fault.retryable() && state.attempts < limits.max_attempts && state.broken <= MAX_BROKEN;
+        let retry = state.attempts < limits.max_attempts
+            && (fault.retryable() && state.broken <= MAX_BROKEN
+                || self.asks_another(&fault, workers, state));
         if retry && !pool.history.retry_budget.try_retry(now_ms) {
             self.metrics.retry_budget_exhausted.inc();
             return (fault, false);
         }
         (fault, retry)
+    }
+
+    /// Whether another worker has refused this request before: then the request is at fault, and neither
+    /// worker.
+    fn is_refused_by_both(&self, fault: &Fault, state: &mut RetryState) -> bool {
+        let is_other = |first: &mut Arc<Worker>| !Arc::ptr_eq(first, &fault.worker);
+        if !fault.is_refusal() {
+            return false;
+        }
+        let Some(first) = state.refused_by.take_if(is_other) else { return false };
+        self.dispatch.health.exonerated(&first);
+        self.dispatch.health.exonerated(&fault.worker);
+        true
+    }
+
+    /// Whether another worker is asked, once, for a request that this one refused or failed: this one may
+    /// be at fault, since its peers refuse and fail less.
+    fn asks_another(
+        &self,
+        fault: &Fault,
+        workers: &AttemptWorkers,
+        state: &mut RetryState,
+    ) -> bool {
+        if !fault.wants_second_opinion() || state.has_asked_another {
+            return false;
+        }
+        let was_tried = workers.tried.iter().any(|worker| Arc::ptr_eq(worker, &fault.worker));
+        if !self.dispatch.health.is_suspect(&fault.worker, was_tried) {
+            return false;
+        }
+        state.has_asked_another = true;
+        state.refused_by = fault.is_refusal().then(|| Arc::clone(&fault.worker));
+        true
+    }
+
+    /// The request was served: if another worker has refused it before, that one is at fault.
+    pub(super) fn settle_refusal(&self, workers: &AttemptWorkers, state: &mut RetryState) {
+        let Some(first) = state.refused_by.take() else { return };
+        if !workers.all.iter().any(|worker| Arc::ptr_eq(worker, &first)) {
+            self.dispatch.health.convicted(&first);
+        }
     }
 
     /// Whether the worker died while it had the request: it was alive before, it does not answer now,

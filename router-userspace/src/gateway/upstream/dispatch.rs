@@ -178,8 +178,7 @@ impl Dispatch {
                 answer = &mut response_start, if started.is_none() => match answer {
                     Ok(answer) => {
                         in_flight.decode_answered();
-                        self.answered(&worker);
-                        worker.count_answer();
+                        self.generated(&worker);
                         if !merges || !in_flight.awaits_prefill() {
                             return Ok(StartedAttempt { response: answer, prefill_answer: prefill, in_flight });
                         }
@@ -221,6 +220,9 @@ impl Dispatch {
         }
         in_flight.failed(&fault);
         self.blame(&fault);
+        if Arc::ptr_eq(&fault.worker, in_flight.worker()) {
+            self.leave_ghost(&fault, in_flight.lease());
+        }
         Err(AttemptError::Fault(fault))
     }
 
@@ -230,9 +232,28 @@ impl Dispatch {
         if change.is_some() {
             self.health.observed(&fault.worker, change, fault.detail());
         }
+        if fault.is_failure() {
+            self.health.failed(&fault.worker);
+        } else if fault.is_refusal() {
+            self.health.refused(&fault.worker);
+        }
         if fault.wants_probe() {
             self.probes.probe_now(&fault.worker);
         }
+    }
+
+    /// Lets the worker look busy for as long as it would have been with the request that it did not serve.
+    fn leave_ghost(&self, fault: &Fault, lease: &Lease) {
+        if fault.is_failure() || fault.is_refusal() || fault.is_full() {
+            self.health.leave_ghost(lease.worker(), lease.weight());
+        }
+    }
+
+    /// Records that a worker answered a leg with generated output.
+    fn generated(&self, worker: &Arc<Worker>) {
+        self.answered(worker);
+        worker.outcomes.succeeded(self.clock.now_ms());
+        worker.count_answer();
     }
 
     /// Records that a worker answered a request.
@@ -316,14 +337,21 @@ impl Dispatch {
         let decode_answered = Arc::new(AtomicBool::new(false));
         let is_own_timeout = Arc::clone(&decode_answered);
         let task = self.tasks.spawn(async move {
+            let began = Instant::now();
             let answer = dispatch.prefill(&request, lease.worker(), body).await;
             let fault = answer.as_ref().err();
             // While decode has not answered, a timeout may be decode's: `race` counts it.
             if !fault.is_some_and(Fault::is_timeout) || is_own_timeout.load(Ordering::Relaxed) {
                 dispatch.count(Some(Leg::Prefill), lease.worker(), fault);
             }
-            if let (Some(prediction), Ok(_)) = (&prediction, &answer) {
-                prediction.observe(lease.worker());
+            match (&answer, &prediction) {
+                (Ok(_), prediction) => {
+                    lease.worker().outcomes.took(began.elapsed());
+                    if let Some(prediction) = prediction {
+                        prediction.observe(lease.worker());
+                    }
+                }
+                (Err(fault), _) => dispatch.leave_ghost(fault, &lease),
             }
             drop((lease, prediction));
             // The receiver is gone if the client has its whole answer already.
@@ -356,8 +384,7 @@ impl Dispatch {
         };
         match timeout(limit, answer).await {
             Ok(Ok(answer)) => {
-                self.answered(worker);
-                worker.count_answer();
+                self.generated(worker);
                 Ok(answer)
             }
             Ok(Err(kind)) => Err(fault(kind)),

@@ -175,7 +175,9 @@ impl Fault {
                 }
             }
             FaultKind::Malformed(_) => self.worker.health.errored(now_ms),
-            FaultKind::Engine { .. } | FaultKind::Unserved(_) => self.worker.health.answered(),
+            FaultKind::Unserved(_) => self.worker.health.answered(),
+            // The request may be at fault, or the worker: another worker is asked.
+            FaultKind::Engine { .. } => None,
             // A probe finds out whether the worker is down.
             FaultKind::Broken(_)
             | FaultKind::Died
@@ -184,6 +186,39 @@ impl Fault {
             // The engine has done its work.
             FaultKind::TooLarge(_) | FaultKind::Shortage(_) => None,
         }
+    }
+
+    /// Whether the worker has failed the request, by a server error, a timeout or a broken connection. One
+    /// that refuses connections is down instead, one that is full is well, and an error about the transfer
+    /// may be either leg's.
+    pub(crate) fn is_failure(&self) -> bool {
+        match &self.kind {
+            FaultKind::Engine { status, about_transfer, .. } => {
+                status.is_server_error() && !about_transfer && !self.is_full()
+            }
+            FaultKind::Broken(_)
+            | FaultKind::Silent
+            | FaultKind::Timeout { .. }
+            | FaultKind::Malformed(_) => true,
+            FaultKind::Unreachable(_)
+            | FaultKind::Died
+            | FaultKind::Unserved(_)
+            | FaultKind::TooLarge(_)
+            | FaultKind::Shortage(_) => false,
+        }
+    }
+
+    /// Whether the engine answered with a client error other than 429.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(&self.kind, FaultKind::Engine { status, .. }
+            if status.is_client_error() && *status != StatusCode::TOO_MANY_REQUESTS)
+    }
+
+    /// Whether the engine answered with an error that another engine may not give: a client error, or a
+    /// server error that is neither about capacity nor about the transfer.
+    pub(crate) fn wants_second_opinion(&self) -> bool {
+        let is_answer = matches!(&self.kind, FaultKind::Engine { .. });
+        is_answer && (self.is_refusal() || self.is_failure())
     }
 
     /// Whether the worker should be probed at once instead of at the end of its interval. A full engine

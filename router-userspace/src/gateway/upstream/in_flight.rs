@@ -8,6 +8,7 @@ use router_core::fleet::{Lease, Worker};
 use router_core::pair::Leg;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::abort::AbortGuard;
 use super::fault::{Fault, FaultKind};
@@ -87,6 +88,7 @@ pub(crate) struct InFlight {
     /// Aborts decode, or the engine that serves alone.
     guard: AbortGuard,
     lease: Arc<Lease>,
+    began: Instant,
     /// The worker's answers before this request.
     answers_before: u64,
 }
@@ -98,12 +100,17 @@ impl InFlight {
 
     pub(crate) fn alone(guard: AbortGuard, lease: Arc<Lease>) -> InFlight {
         let answers_before = lease.worker().answers();
-        InFlight { prefill: None, guard, lease, answers_before }
+        InFlight { prefill: None, guard, lease, began: Instant::now(), answers_before }
     }
 
     /// The worker whose answer the client gets.
     pub(crate) fn worker(&self) -> &Arc<Worker> {
         self.lease.worker()
+    }
+
+    /// The lease on that worker.
+    pub(crate) fn lease(&self) -> &Lease {
+        &self.lease
     }
 
     /// The leg of that worker; `None` if it serves alone.
@@ -178,6 +185,7 @@ impl InFlight {
 
     /// The answer is whole. A prefill that has not answered yet is drained by its task.
     pub(crate) fn complete(mut self) {
+        self.worker().outcomes.took(self.began.elapsed());
         self.guard.disarm();
         if let Some(prefill) = &mut self.prefill {
             prefill.guard.disarm();

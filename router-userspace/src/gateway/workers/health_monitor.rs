@@ -13,8 +13,8 @@ use crate::gateway::fleet_handle::FleetHandle;
 
 /// Logs changes of health that probes and requests have observed.
 pub(crate) struct HealthMonitor {
-    fleet: Arc<FleetHandle>,
-    clock: MonotonicClock,
+    pub(super) fleet: Arc<FleetHandle>,
+    pub(super) clock: MonotonicClock,
     /// Called when a worker comes up: requests may wait for it.
     returned: Box<dyn Fn() + Send + Sync>,
     /// Whether each pool could serve when it was checked last.

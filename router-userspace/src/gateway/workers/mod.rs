@@ -7,6 +7,7 @@ use router_core::fleet::Worker;
 
 pub(crate) mod engine_load;
 pub(crate) mod health_monitor;
+mod outliers;
 pub(crate) mod probe;
 
 /// A worker as the key of what follows it. Two workers are equal if they are one object: a task that
