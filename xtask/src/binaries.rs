@@ -40,14 +40,65 @@ fn build_profile(profile: &str) -> Result<Binaries> {
     Ok(Binaries { pd_router: find("pd-router")?, sglang_sim: find("sglang-sim")? })
 }
 
+/// How a program is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// As tests run it.
+    Dev,
+    /// Optimised, in a folder of its own, and without paths of this machine in it: the same tree makes
+    /// the same program wherever it is.
+    Reproducible,
+}
+
+impl Profile {
+    /// A command that builds with it.
+    fn command(self) -> Result<Command> {
+        let mut build = shell::command(workspace::cargo());
+        build.arg("build");
+        if self == Profile::Reproducible {
+            let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+            let home = home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
+            let home = home.context("no cargo folder: neither CARGO_HOME nor HOME is set")?;
+            let flags = [
+                format!("--remap-path-prefix={}=/cargo", home.display()),
+                format!("--remap-path-prefix={}=/pd-router", workspace::root().display()),
+            ];
+            build.args(["--locked", "--release"]);
+            build.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
+            build.env("CARGO_TARGET_DIR", workspace::target().join("reproducible"));
+        }
+        Ok(build)
+    }
+}
+
+/// Builds one program.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn build_program(profile: Profile, name: &str) -> Result<PathBuf> {
+    let mut build = profile.command()?;
+    // Both, as every build does: features then unify alike and nothing is built twice.
+    build.args(["--bin", "pd-router", "--bin", "sglang-sim"]);
+    let messages = built(&mut build).context("building pd-router and sglang-sim")?;
+    executable(&messages, name).with_context(|| format!("cargo built no executable {name}"))
+}
+
 /// Builds the gateway once more, with the object of the eBPF programs in it. It stands where no other build
 /// puts its own, and shares everything with them but itself.
 ///
 /// # Errors
 /// As [`build`].
 pub(crate) fn build_carrier(object: &Path) -> Result<PathBuf> {
-    let mut build = shell::command(workspace::cargo());
-    build.args(["build", "--bin", "pd-router", "--features", "pd-router/embed-ebpf"]);
+    build_agent(Profile::Dev, object)
+}
+
+/// As [`build_carrier`], with a profile.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn build_agent(profile: Profile, object: &Path) -> Result<PathBuf> {
+    let mut build = profile.command()?;
+    build.args(["--bin", "pd-router", "--features", "pd-router/embed-ebpf"]);
     let messages = built(build.env("PD_ROUTER_EBPF_OBJECT", object))
         .context("building pd-router with the eBPF object in it")?;
     let made = executable(&messages, "pd-router").context("cargo built no executable")?;

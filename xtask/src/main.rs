@@ -52,6 +52,8 @@ enum Chore {
     Test(test::Flags),
     /// Start, use and end a Kubernetes cluster on this machine.
     Cluster(cluster::Flags),
+    /// Make the images of deploy/ as archives, without a container engine.
+    Images(images::Flags),
     /// Run a benchmark.
     Bench(bench::Flags),
     /// Generate the CustomResourceDefinitions in deploy/crds from the Rust types.
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         Chore::BuildEbpf => ebpf::build().map(|_| ()),
         Chore::Test(flags) => return summed_up(&test::run(&flags)),
         Chore::Cluster(flags) => cluster::run(flags),
+        Chore::Images(flags) => images::run(&flags),
         Chore::Bench(flags) => bench::run(&flags),
         Chore::Crds => crds::run(),
         Chore::Tidy => tidy::run(),
