@@ -9,4 +9,4 @@ mod node;
 mod tap;
 
 pub use namespace::Namespace;
-pub use node::{Node, PodNetwork, Topology, route_pod};
+pub use node::{Node, PodNetwork, Topology, reserve_number, route_pod};

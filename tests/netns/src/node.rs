@@ -62,13 +62,13 @@ impl Node {
     /// A node that is the machine's own network, the only one that has its RDMA devices.
     #[must_use]
     pub fn machine() -> Node {
-        let (number, reserved) = reserve();
+        let (number, reserved) = reserve_number();
         let (netns, outside) = (Namespace::machine(), Namespace::new());
         Node { netns, outside, topology: Topology::Routed, number, _reserved: reserved }
     }
 
     fn over(topology: Topology, uplink: impl FnOnce(&Namespace, &Namespace)) -> Node {
-        let (number, reserved) = reserve();
+        let (number, reserved) = reserve_number();
         let node = Node {
             netns: Namespace::node(),
             outside: Namespace::new(),
@@ -217,8 +217,13 @@ pub fn route_pod(
     Ok(())
 }
 
-/// A number that no other test of this machine has while the lock is held.
-fn reserve() -> (u8, Flock<File>) {
+/// A number that no other node of this machine has while the lock is held: the second byte of its
+/// addresses, 10.NUMBER.x.y.
+///
+/// # Panics
+/// 191 nodes run on this machine.
+#[must_use]
+pub fn reserve_number() -> (u8, Flock<File>) {
     let folder = std::env::temp_dir().join("pd-router-nodes");
     std::fs::create_dir_all(&folder).expect("a folder for locks");
     for number in 64..=254 {
