@@ -107,6 +107,8 @@ pub struct Config {
     pub max_queued_requests: Option<usize>,
     /// Size of the KV pool in tokens.
     pub max_total_tokens: usize,
+    /// Whether what was computed of a prompt is cached, in a KV pool's worth of tokens.
+    pub prefix_cache: bool,
     /// KV bytes per prompt token, at least 8.
     pub kv_bytes_per_token: usize,
     pub api_key: Option<String>,
@@ -187,6 +189,7 @@ impl Config {
             max_running_requests: 256,
             max_queued_requests: None,
             max_total_tokens: 500_000,
+            prefix_cache: false,
             kv_bytes_per_token: 1024,
             api_key: None,
             admin_api_key: None,

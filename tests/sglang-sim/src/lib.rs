@@ -15,6 +15,7 @@ mod http;
 mod kv;
 mod leg;
 mod model;
+mod prefix_cache;
 mod process;
 mod rank;
 mod recorder;

@@ -59,6 +59,9 @@ struct Arguments {
     /// Size of the KV pool in tokens.
     #[arg(long, default_value_t = 500_000)]
     max_total_tokens: usize,
+    /// Cache what was computed of prompts, up to the size of the KV pool. POST /flush_cache empties it.
+    #[arg(long)]
+    prefix_cache: bool,
     /// KV bytes per prompt token, at least 8.
     #[arg(long, default_value_t = 1024)]
     kv_bytes_per_token: usize,
@@ -133,6 +136,7 @@ impl Arguments {
             max_running_requests: self.max_running_requests,
             max_queued_requests: self.max_queued_requests,
             max_total_tokens: self.max_total_tokens,
+            prefix_cache: self.prefix_cache,
             kv_bytes_per_token: self.kv_bytes_per_token,
             api_key: self.api_key,
             admin_api_key: self.admin_api_key,

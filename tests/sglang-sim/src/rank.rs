@@ -10,6 +10,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use crate::config::Config;
 use crate::gauge::Gauge;
 use crate::kv::control::TransferInfo;
+use crate::prefix_cache::PrefixCache;
 
 /// Maximum number of rooms that a decode has announced and that have no prefill leg yet.
 const MAX_ROOMS: usize = 65_536;
@@ -39,6 +40,7 @@ pub(crate) struct Rank {
     pub(crate) forward: tokio::sync::Mutex<()>,
     pub(crate) kv_tokens: Arc<Semaphore>,
     pub(crate) gauges: RankGauges,
+    pub(crate) prefixes: Mutex<PrefixCache>,
     rooms: Mutex<HashMap<u64, RoomState>>,
     receivers: Mutex<HashMap<u64, Arc<TransferReceiver>>>,
 }
@@ -78,6 +80,10 @@ impl Rank {
             forward: tokio::sync::Mutex::new(()),
             kv_tokens: Arc::new(Semaphore::new(config.max_total_tokens)),
             gauges: RankGauges::default(),
+            prefixes: Mutex::new(PrefixCache::new(match config.prefix_cache {
+                true => config.max_total_tokens,
+                false => 0,
+            })),
             rooms: Mutex::default(),
             receivers: Mutex::default(),
         }

@@ -52,6 +52,7 @@ impl Histogram {
 #[derive(Debug)]
 pub(crate) struct Stats {
     pub(crate) prompt_tokens: AtomicU64,
+    pub(crate) cached_tokens: AtomicU64,
     pub(crate) generation_tokens: AtomicU64,
     pub(crate) requests: AtomicU64,
     pub(crate) aborted: AtomicU64,
@@ -74,6 +75,7 @@ impl Default for Stats {
     fn default() -> Self {
         Stats {
             prompt_tokens: AtomicU64::default(),
+            cached_tokens: AtomicU64::default(),
             generation_tokens: AtomicU64::default(),
             requests: AtomicU64::default(),
             aborted: AtomicU64::default(),
@@ -108,6 +110,10 @@ impl Stats {
 
     pub(crate) fn token_emitted(&self) {
         self.tokens_emitted.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn cached(&self, tokens: usize) {
+        self.cached_tokens.fetch_add(tokens as u64, Relaxed);
     }
 
     pub(crate) fn done(&self, prompt: usize, generated: usize, time: Duration) {

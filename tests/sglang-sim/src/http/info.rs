@@ -297,6 +297,7 @@ pub(crate) fn flush_cache(process: &Process) -> Response<Reply> {
     if process.leg_count() > 0 {
         return plain(StatusCode::BAD_REQUEST, "Flush cache failed.\n");
     }
+    process.ranks.iter().for_each(|rank| rank.prefixes.lock().clear());
     let text = "Cache flushed.\nPlease check backend logs for more details. (When there are \
                 running or waiting requests, the operation will not be performed.)\n";
     plain(StatusCode::OK, text)

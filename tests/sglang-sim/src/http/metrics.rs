@@ -53,8 +53,8 @@ impl Page {
         self.sample(name, labels, value as f64);
     }
 
-    /// A failure counter, which the engine shows only after its first failure.
-    fn failures(&mut self, name: &str, labels: &str, value: u64) {
+    /// A counter that the engine shows only once it counts something, such as failures.
+    fn rare(&mut self, name: &str, labels: &str, value: u64) {
         if value > 0 {
             self.counter(name, labels, value);
         }
@@ -154,9 +154,9 @@ pub(crate) fn answer(process: &Process) -> Response<Reply> {
         }
     }
     let failed = stats.bootstrap_failures.load(Relaxed);
-    page.failures("num_bootstrap_failed_reqs_total", &scheduler, failed);
+    page.rare("num_bootstrap_failed_reqs_total", &scheduler, failed);
     let failed = stats.transfer_failures.load(Relaxed);
-    page.failures("num_transfer_failed_reqs_total", &scheduler, failed);
+    page.rare("num_transfer_failed_reqs_total", &scheduler, failed);
 
     let labels = page.tokenizer();
     if process.config.role != Role::Prefill {
@@ -164,8 +164,9 @@ pub(crate) fn answer(process: &Process) -> Response<Reply> {
         page.histogram("inter_token_latency_seconds", &labels, &stats.itl);
     }
     page.histogram("e2e_request_latency_seconds", &labels, &stats.e2e);
-    page.failures("num_aborted_requests_total", &labels, stats.aborted.load(Relaxed));
+    page.rare("num_aborted_requests_total", &labels, stats.aborted.load(Relaxed));
     page.counter("prompt_tokens_total", &labels, stats.prompt_tokens.load(Relaxed));
+    page.rare("cached_tokens_total", &labels, stats.cached_tokens.load(Relaxed));
     page.counter("generation_tokens_total", &labels, stats.generation_tokens.load(Relaxed));
     page.counter("num_requests_total", &labels, stats.requests.load(Relaxed));
     plain(StatusCode::OK, page.text)

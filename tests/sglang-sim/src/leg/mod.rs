@@ -127,8 +127,11 @@ impl RunningLeg<'_> {
         let _pass = self.rank.forward.lock().await;
         self.process.wait_for_scheduler().await;
         let speed = self.process.config.prefill_tokens_per_second;
+        let cached = self.rank.prefixes.lock().compute(&self.spec.prompt);
+        self.process.stats.cached(cached);
         if speed > 0 {
-            let time = Duration::from_secs_f64(self.spec.prompt.len() as f64 / speed as f64);
+            let computed = self.spec.prompt.len() - cached;
+            let time = Duration::from_secs_f64(computed as f64 / speed as f64);
             tokio::time::sleep(self.scaled(time)).await;
         }
         self.prefill_result()
