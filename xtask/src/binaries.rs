@@ -12,9 +12,10 @@ use crate::{shell, workspace};
 pub(crate) struct Binaries {
     pub(crate) pd_router: PathBuf,
     pub(crate) sglang_sim: PathBuf,
+    pub(crate) fleet_bench: PathBuf,
 }
 
-/// Builds the gateway and the simulated engine; prints cargo's own progress.
+/// Builds the gateway, the simulated engine and the fleet benchmark; prints cargo's own progress.
 ///
 /// # Errors
 /// The build fails, or cargo names no executable.
@@ -32,12 +33,17 @@ pub(crate) fn build_release() -> Result<Binaries> {
 
 fn build_profile(profile: &str) -> Result<Binaries> {
     let mut build = shell::command(workspace::cargo());
-    build.args(["build", "--bin", "pd-router", "--bin", "sglang-sim", "--profile", profile]);
-    let messages = built(&mut build).context("building pd-router and sglang-sim")?;
+    build.args(["build", "--bin", "pd-router", "--bin", "sglang-sim", "--bin", "fleet-bench"]);
+    build.args(["--profile", profile]);
+    let messages = built(&mut build).context("building pd-router, sglang-sim and fleet-bench")?;
     let find = |name| {
         executable(&messages, name).with_context(|| format!("cargo built no executable {name}"))
     };
-    Ok(Binaries { pd_router: find("pd-router")?, sglang_sim: find("sglang-sim")? })
+    Ok(Binaries {
+        pd_router: find("pd-router")?,
+        sglang_sim: find("sglang-sim")?,
+        fleet_bench: find("fleet-bench")?,
+    })
 }
 
 /// How a program is built.

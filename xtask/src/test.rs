@@ -46,6 +46,8 @@ enum Suite {
     Engine,
     /// The gateway as a process in front of simulated engines.
     Gateway,
+    /// The fleet benchmark as a process, on simulated engines in network namespaces; needs root and BPF.
+    Bench,
     /// The agent and its eBPF programs in network namespaces; needs root and BPF.
     Kernel,
     /// The eBPF programs on Debian's kernels from 5.10 on, each booted under QEMU.
@@ -69,10 +71,11 @@ enum Suite {
 
 impl Suite {
     /// The suites that run unless one is named.
-    const ALL: [Suite; 9] = [
+    const ALL: [Suite; 10] = [
         Suite::Unit,
         Suite::Engine,
         Suite::Gateway,
+        Suite::Bench,
         Suite::Kernel,
         Suite::Kernels,
         Suite::Feedback,
@@ -142,6 +145,7 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
         Suite::Unit => runner.args(["--lib", "--bins"]),
         Suite::Engine => runner.args(engine_tests()?),
         Suite::Gateway => runner.args(["--test", "gateway"]),
+        Suite::Bench => runner.args(["--test", "smoke"]),
         Suite::Kernel => runner.args(["--test", "kernel"]),
         Suite::Kernels => {
             return kernels::run(flags.all, flags.filter.as_deref());
@@ -180,6 +184,9 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
     if suite == Suite::Nodes {
         cluster::ready()?;
     }
+    if suite == Suite::Bench {
+        runner.env("PD_ROUTER_EBPF_OBJECT", kernel_object()?);
+    }
     if suite == Suite::Deploy {
         runner.env("KUBECTL_BIN", apiserver::kubectl()?).env("HELM_BIN", helm::program()?);
     }
@@ -216,7 +223,7 @@ fn engine_tests() -> Result<Vec<String>> {
 /// Sets the variables that name the programs and the Python environment; a test cannot ask cargo for
 /// binaries of another package.
 fn equip(runner: &mut Command, release: bool) -> Result<()> {
-    let Binaries { pd_router, sglang_sim } = match release {
+    let Binaries { pd_router, sglang_sim, .. } = match release {
         true => binaries::build_release()?,
         false => binaries::build()?,
     };

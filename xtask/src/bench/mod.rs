@@ -1,5 +1,7 @@
-//! `cargo xtask bench NAME`: the gateway beside its peers, the core crate, or a benchmark by name.
+//! `cargo xtask bench NAME`: the gateway beside its peers, a fleet, the core crate, or a benchmark by
+//! name.
 
+mod fleet;
 mod gateway;
 mod load;
 mod peers;
@@ -12,8 +14,9 @@ use crate::{binaries, ebpf, shell, workspace};
 /// Benchmark to run, and how long.
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
-    /// Benchmark to run: `gateway` compares pd-router with sglang-router, `core` runs all benchmarks
-    /// of the core crate, any other name is a `[[bench]]` target.
+    /// Benchmark to run: `gateway` compares pd-router with sglang-router, `fleet` compares routers before
+    /// a prefill/decode fleet of real or simulated engines, `core` runs all benchmarks of the core
+    /// crate, any other name is a `[[bench]]` target.
     name: String,
     /// Number of rounds of the benchmark `gateway`. Its figures are medians over them.
     #[arg(long, default_value_t = 3)]
@@ -21,7 +24,8 @@ pub(crate) struct Flags {
     /// Duration of each run of the benchmark `gateway`, in seconds.
     #[arg(long, default_value_t = 3)]
     seconds: u32,
-    /// Arguments that are passed to the `[[bench]]` target.
+    /// Arguments that are passed to the `[[bench]]` target or to the benchmark `fleet`, which prints its
+    /// own with `-- --help`.
     #[arg(last = true)]
     rest: Vec<String>,
 }
@@ -34,8 +38,10 @@ const CORE: [&str; 4] = ["choose", "prefix", "frame", "splice"];
 /// # Errors
 /// There is no such benchmark, or it failed.
 pub(crate) fn run(flags: &Flags) -> Result<()> {
-    if flags.name == "gateway" {
-        return gateway::run(flags.rounds, flags.seconds);
+    match flags.name.as_str() {
+        "gateway" => return gateway::run(flags.rounds, flags.seconds),
+        "fleet" => return fleet::run(&flags.rest),
+        _ => {}
     }
     let mut bench = shell::command(workspace::cargo());
     let names = if flags.name == "core" { &CORE[..] } else { &[flags.name.as_str()] };
