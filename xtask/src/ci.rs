@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::parts::{Parts, Summary};
 use crate::tools::Tool;
-use crate::{demo, docs, ebpf, setup, shell, test, tidy, workspace};
+use crate::{conformance, demo, docs, ebpf, setup, shell, test, tidy, workspace};
 
 const DENY: Tool = Tool { name: "cargo-deny", version: "0.20.2" };
 
@@ -18,6 +18,10 @@ pub(crate) fn run() -> Summary {
     parts.chore("licences", licences);
     test::run_into(&mut parts, &test::Flags::default());
     test::run_nodes_into(&mut parts);
+    match shell::which("go") {
+        Some(_) => parts.chore("conformance", conformance::check_gateway),
+        None => parts.left_out("conformance"),
+    }
     parts.chore("demo", || demo::run(&demo::Flags { once: true }));
     parts.chore("docs", docs::run);
     parts.summary()

@@ -82,3 +82,16 @@ pub(crate) fn command(module: &Path) -> Result<std::process::Command> {
     command.args(["-n", "19"]).arg(go).current_dir(module);
     Ok(command)
 }
+
+/// Where the source of the module at `path` is, of the version that `module` names.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn source(module: &Path, path: &str) -> Result<PathBuf> {
+    let printed = shell::output(command(module)?.args(["list", "-m", "-f", "{{.Dir}}", path]))?;
+    let folder = PathBuf::from(printed.trim());
+    if !folder.is_dir() {
+        shell::run(command(module)?.args(["mod", "download", path]))?;
+    }
+    Ok(folder)
+}

@@ -5,6 +5,7 @@ mod bench;
 mod binaries;
 mod ci;
 mod cluster;
+mod conformance;
 mod counts;
 mod crds;
 mod demo;
@@ -54,6 +55,8 @@ enum Chore {
     Cluster(cluster::Flags),
     /// Make the images of deploy/ as archives, without a container engine.
     Images(images::Flags),
+    /// Run a conformance suite of others on a cluster, and write its report and its page.
+    Conformance(conformance::Flags),
     /// Run a benchmark.
     Bench(bench::Flags),
     /// Generate the CustomResourceDefinitions in deploy/crds from the Rust types.
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Chore::Test(flags) => return summed_up(&test::run(&flags)),
         Chore::Cluster(flags) => cluster::run(flags),
         Chore::Images(flags) => images::run(&flags),
+        Chore::Conformance(flags) => conformance::run(&flags),
         Chore::Bench(flags) => bench::run(&flags),
         Chore::Crds => crds::run(),
         Chore::Tidy => tidy::run(),

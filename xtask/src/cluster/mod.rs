@@ -20,6 +20,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 
 use crate::shell;
+pub(crate) use images::{load, program_image};
 use plan::Plan;
 
 const DEFAULT_NAME: &str = "default";
@@ -123,12 +124,41 @@ pub(crate) fn ready() -> Result<()> {
     programs::get(programs::KUBERNETES).map(|_| ())
 }
 
+/// Whether a cluster of that name runs.
+///
+/// # Errors
+/// The name is none, or the cluster is being started or removed.
+pub(crate) fn is_up(name: &str) -> Result<bool> {
+    plan::check_name(name)?;
+    Ok(Cluster::find(name)?.is_some())
+}
+
+/// Starts a cluster with so many nodes, or does nothing where it runs.
+///
+/// # Errors
+/// As the action `up`.
+pub(crate) fn up(name: &str, nodes: u8) -> Result<()> {
+    up::run(name, nodes, programs::KUBERNETES)
+}
+
+/// Where the program of CoreDNS is.
+///
+/// # Errors
+/// As the action `up`.
+pub(crate) fn coredns() -> Result<PathBuf> {
+    Ok(programs::get(programs::KUBERNETES)?.coredns())
+}
+
 fn checked(name: &Name) -> Result<&str> {
     plan::check_name(&name.name)?;
     Ok(&name.name)
 }
 
-fn down(name: &str) -> Result<()> {
+/// Ends a cluster and removes what it had.
+///
+/// # Errors
+/// Something cannot be removed.
+pub(crate) fn down(name: &str) -> Result<()> {
     match state::remove(name)? {
         true => println!("the cluster {name} is down"),
         false => println!("no cluster {name} runs"),

@@ -1,6 +1,7 @@
 //! Checks of the documents: modules that exist, links that resolve, chapters, numbered decisions.
 
 use super::tree::{Problem, Tree};
+use crate::conformance;
 
 const ARCHITECTURE: &str = "ARCHITECTURE.md";
 const BOOK: &str = "docs/";
@@ -203,21 +204,20 @@ fn is_reason(word: &str) -> bool {
     plain && (word.contains('_') || ["misdirected", "unsupported", "draining"].contains(&word))
 }
 
-/// The tests that `conformance.md` names exist.
+/// The page of a conformance suite is made from its report.
 pub(super) fn conformance(tree: &Tree) -> Vec<Problem> {
-    let page = format!("{BOOK}reference/conformance.md");
-    let mut problems = Vec::new();
-    for (index, line) in tree.text(&page).unwrap_or_default().lines().enumerate() {
-        let tests =
-            code_spans(line).filter(|span| span.matches('_').count() > 2 && is_reason(span));
-        for test in tests {
-            let declared = format!("fn {test}(");
-            if !tree.rust().any(|(_, source)| source.text.contains(&declared)) {
-                problems.push(Problem::new(&page, index + 1, format!("no test `{test}`")));
-            }
-        }
+    let problem = |path: &str, message: String| vec![Problem::new(path, 0, message)];
+    let Some(report) = tree.text(conformance::REPORT) else {
+        return problem(conformance::REPORT, "missing".to_owned());
+    };
+    match conformance::page(report) {
+        Err(error) => problem(conformance::REPORT, format!("{error:#}")),
+        Ok(page) if tree.text(conformance::PAGE) == Some(&page) => Vec::new(),
+        Ok(_) => problem(
+            conformance::PAGE,
+            format!("not what {} makes: run `cargo xtask conformance page`", conformance::REPORT),
+        ),
     }
-    problems
 }
 
 #[cfg(test)]
@@ -303,14 +303,18 @@ mod tests {
     }
 
     #[test]
-    fn a_test_of_the_conformance_page_exists() {
-        let check = |name: &str| {
-            let code = ("src/a.rs", "#[test]\nfn a_path_is_a_path() {}");
-            let row = format!("| X | yes | `{name}`; table, `some-object` |");
-            conformance(&Tree::of(&[code, ("docs/reference/conformance.md", &row)])).len()
+    fn a_conformance_page_that_differs_from_its_report_is_refused() {
+        let report = conformance::EXAMPLE;
+        let page = conformance::page(report).unwrap();
+        let check = |page: &str| {
+            let files = [(conformance::REPORT, report), (conformance::PAGE, page)];
+            super::conformance(&Tree::of(&files)).len()
         };
-        assert_eq!(check("a_path_is_a_path"), 0);
-        assert_eq!(check("a_path_is_no_path"), 1);
+        assert_eq!(check(&page), 0);
+        assert_eq!(check(&page.replace("35", "36")), 1);
+        assert_eq!(super::conformance(&Tree::default()).len(), 1);
+        let broken = Tree::of(&[(conformance::REPORT, "kind: Pod\n")]);
+        assert_eq!(super::conformance(&broken).len(), 1);
     }
 
     #[test]
