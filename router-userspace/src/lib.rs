@@ -19,6 +19,7 @@ mod http_client;
 pub mod metrics;
 mod open_files;
 mod scheduler_view;
+mod send_timeout;
 pub mod shutdown;
 pub mod simulate;
 mod supervise;

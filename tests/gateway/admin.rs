@@ -125,3 +125,16 @@ async fn probes_are_answered_beside_clients_that_do_not_read() {
     assert_probes_are_answered(&gateway).await;
     drop(crowd);
 }
+
+#[tokio::test]
+async fn a_connection_whose_client_reads_nothing_is_closed() {
+    let fleet = Fleet::start(1, 1).await;
+    let gateway = fleet.gateway().await;
+    let requests = "GET /fleet HTTP/1.1\r\nhost: g\r\n\r\n".repeat(100);
+    let mut socket = TcpStream::connect(gateway.admin.address).await.expect("a connection");
+    // The gateway stops reading while its answers are not read, so that the client's writes stop as well.
+    let closed = timeout(Duration::from_secs(9), async {
+        while socket.write_all(requests.as_bytes()).await.is_ok() {}
+    });
+    closed.await.expect("closed after 5 s, before the kernel does it after 10 s");
+}

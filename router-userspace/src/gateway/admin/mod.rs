@@ -24,12 +24,15 @@ use super::readiness::Readiness;
 use super::shared::Gateway;
 use crate::connection_slots::{ConnectionSlots, set_options};
 use crate::metrics::exposition;
+use crate::send_timeout::SendTimeout;
 use crate::token::Guard;
 
 /// Maximum number of connections to the admin port. When it is reached, the one whose last request is
 /// the oldest is closed for a new one.
 const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time after which a connection is closed whose client reads no part of its answers.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 const UNSPECIFIED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// The state that the admin port serves.
@@ -83,7 +86,8 @@ impl Admin {
                 });
                 let mut server = http1::Builder::new();
                 server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-                let connection = server.serve_connection(TokioIo::new(stream), answer);
+                let connection = server
+                    .serve_connection(TokioIo::new(SendTimeout::new(stream, SEND_TIMEOUT)), answer);
                 let connection = slot.run(stop.run_until_cancelled(connection));
                 if let Some(Some(Err(error))) = connection.await {
                     tracing::debug!(%error, "admin connection ended early");
