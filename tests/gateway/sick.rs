@@ -116,7 +116,8 @@ async fn a_silent_decode_is_charged_for_its_timeouts() {
     fleet.decode[0].always(Action::HangHead);
     let run = closed_loop(&fleet, &gateway, 2 * REQUESTS).await;
     assert!(run.sick > 0, "it was never chosen: {run:?}");
-    assert!(run.failed <= 7, "{run:?}");
+    // Three until it is ejected, those that it has then, and one after 2, 4 and 8 s.
+    assert!(run.failed <= 12, "{run:?}");
     let health = health_of_decodes(&gateway).await;
     assert_ne!(health[0], "up", "{health:?}");
     assert!(health[1..].iter().all(|health| health == "up"), "{health:?}");
