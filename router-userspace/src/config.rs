@@ -354,6 +354,10 @@ pub struct TimeoutFlags {
     /// Time for an engine to answer a health probe. After it, the probe counts as lost.
     #[arg(long, default_value = "1s", value_parser = duration, value_name = "DURATION")]
     pub probe_timeout: Duration,
+    /// Interval at which the /server_info of an engine that is up is read again: an engine may change its
+    /// role while it runs.
+    #[arg(long, default_value = "10s", value_parser = duration, value_name = "DURATION")]
+    pub engine_info_interval: Duration,
     /// Interval between two polls of the load that an engine reports.
     #[arg(long, default_value = "1s", value_parser = duration, value_name = "DURATION")]
     pub engine_load_interval: Duration,

@@ -12,6 +12,7 @@ mod cors;
 mod documents;
 mod drain;
 mod endpoints;
+mod engines;
 mod failures;
 mod fits;
 mod forwarding;

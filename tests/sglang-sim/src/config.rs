@@ -114,6 +114,12 @@ pub struct Config {
     pub api_key: Option<String>,
     pub admin_api_key: Option<String>,
     pub dp_size: usize,
+    /// Pipeline stages that `/server_info` reports. The simulated engine has one.
+    pub pp_size: usize,
+    /// The decode allocation policy that `/server_info` reports, as engines do from 0.5.22 on.
+    pub decode_allocation_policy: Option<String>,
+    /// Serves `POST /pd_role_switch`, as engines do from 0.5.21 on.
+    pub role_switch: bool,
     /// An answer ends by itself after this many tokens, and at most after twice as many.
     pub natural_length: usize,
     /// When false, legs do not wait for each other and no KV is transferred.
@@ -194,6 +200,9 @@ impl Config {
             api_key: None,
             admin_api_key: None,
             dp_size: 1,
+            pp_size: 1,
+            decode_allocation_policy: None,
+            role_switch: false,
             natural_length: 96,
             rendezvous: true,
             start_delay: Duration::ZERO,

@@ -74,6 +74,15 @@ struct Arguments {
     /// Number of data-parallel ranks.
     #[arg(long, default_value_t = 1)]
     dp_size: usize,
+    /// Number of pipeline stages that /server_info reports.
+    #[arg(long, default_value_t = 1)]
+    pp_size: usize,
+    /// Decode allocation policy that /server_info reports. Prefill and decode must agree.
+    #[arg(long, alias = "disaggregation-decode-allocation-policy")]
+    decode_allocation_policy: Option<String>,
+    /// Serves POST /pd_role_switch, which turns an idle prefill into a decode and back.
+    #[arg(long, alias = "enable-pd-role-switch")]
+    role_switch: bool,
     /// An answer ends by itself after this many tokens, and at most after twice as many.
     #[arg(long, default_value_t = 96)]
     natural_length: usize,
@@ -141,6 +150,9 @@ impl Arguments {
             api_key: self.api_key,
             admin_api_key: self.admin_api_key,
             dp_size: self.dp_size,
+            pp_size: self.pp_size,
+            decode_allocation_policy: self.decode_allocation_policy,
+            role_switch: self.role_switch,
             natural_length: self.natural_length,
             rendezvous: !self.no_rendezvous,
             start_delay: seconds(self.start_delay)?,

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{Config, Version};
+use crate::config::{Config, Role, Version};
 use crate::discovery::KnownPrefills;
 use crate::gauge::Gauge;
 use crate::kv::control::{self, Message, Outboxes};
@@ -46,6 +46,7 @@ pub(crate) struct Process {
     pub(crate) http: Gauge,
     /// Response texts by id, for `previous_response_id`.
     pub(crate) responses: Mutex<HashMap<String, String>>,
+    role: Mutex<Role>,
     scheduler_frozen: watch::Sender<bool>,
     ready_at: Instant,
     legs: Mutex<BTreeMap<String, CancellationToken>>,
@@ -83,6 +84,7 @@ impl Process {
             prefills: KnownPrefills::new(&parts.config),
             http: Gauge::default(),
             responses: Mutex::default(),
+            role: Mutex::new(parts.config.role),
             scheduler_frozen: watch::Sender::new(false),
             ready_at,
             legs: Mutex::default(),
@@ -133,6 +135,21 @@ impl Process {
 
     pub(crate) async fn ended(&self) {
         self.token.cancelled().await;
+    }
+
+    /// The role that the engine has now.
+    pub(crate) fn role(&self) -> Role {
+        *self.role.lock()
+    }
+
+    /// Changes the role of an engine that holds no request. Returns whether it did.
+    pub(crate) fn switch_role(&self, role: Role) -> bool {
+        let legs = self.legs();
+        let is_idle = legs.is_empty();
+        if is_idle {
+            *self.role.lock() = role;
+        }
+        is_idle
     }
 
     pub(crate) fn is_0_4(&self) -> bool {

@@ -48,15 +48,16 @@ impl Listeners {
                 control.push(TcpListener::bind(at(0)).await?);
             }
         }
-        let decode = config.role == Role::Decode;
+        // An engine that may switch its role needs the listeners of both.
+        let has = |role| config.role == role || config.role_switch;
         Ok(Listeners {
             api: TcpListener::bind(at(api)).await?,
-            bootstrap: if config.role == Role::Prefill {
+            bootstrap: if has(Role::Prefill) {
                 Some(TcpListener::bind(at(bootstrap)).await?)
             } else {
                 None
             },
-            data: if decode { Some(data::bind(config.host).await?) } else { None },
+            data: if has(Role::Decode) { Some(data::bind(config.host).await?) } else { None },
             control,
         })
     }

@@ -5,6 +5,7 @@
 
 mod adaptive_ewma;
 mod agents;
+mod allocation;
 mod engine_info;
 mod engine_load;
 mod ghosts;

@@ -325,8 +325,10 @@ impl Pool {
         let reported = members.find_map(|&index| self.members[index].engine_info.as_ref());
         let Some(info) = reported else { return "it".to_owned() };
         let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "unknown".to_owned());
+        let allocation = info.decode_allocation_policy.as_deref();
+        let allocation = allocation.map_or(String::new(), |it| format!(", decode allocation {it}"));
         format!(
-            "model {}, KV dtype {}, page size {}",
+            "model {}, KV dtype {}, page size {}{allocation}",
             text(&info.model_path),
             text(&info.kv_cache_dtype),
             info.page_size.map_or("unknown".to_owned(), |size| size.to_string()),

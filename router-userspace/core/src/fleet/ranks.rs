@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::{EngineInfo, Role};
+use crate::sglang::versions::{Change, EngineVersion};
 
 /// Maximum number of ranks that are scheduled on. An engine with more ranks chooses by itself.
 pub const MAX_RANKS: u32 = 64;
@@ -34,9 +35,9 @@ impl Ranks {
     /// the bootstrap room on both sides. Between the two versions the engine chooses.
     pub fn of(info: &EngineInfo, role: Role) -> Option<Ranks> {
         let count = info.dp_size.filter(|count| (2..=MAX_RANKS).contains(count))?;
-        let version = info.version.as_deref().and_then(numbers);
-        let knows_field = version.is_some_and(|version| version >= FIELD_SINCE);
-        let old = version.is_some_and(|version| version < [0, 5, 0]);
+        let version = info.version.as_deref().and_then(EngineVersion::parse);
+        let knows_field = version.is_some_and(|version| version.has(Change::RoutedRank));
+        let old = version.is_some_and(|version| !version.has(Change::OwnDecodeRank));
         let steering = match (role, info.follow_bootstrap_room) {
             (Role::Unified, _) => return None,
             (Role::Prefill, Some(true)) => Steering::Room,
@@ -54,7 +55,10 @@ impl Ranks {
     /// 0.5.10 takes the named rank before it has looked the prefill up, and then fails the request.
     /// From 0.5.11 on it looks the prefill up first.
     pub fn decode_finds_named_prefill_rank(decode: &EngineInfo) -> bool {
-        decode.version.as_deref().and_then(numbers) != Some(FIELD_SINCE)
+        let version = decode.version.as_deref().and_then(EngineVersion::parse);
+        version.is_none_or(|version| {
+            !version.has(Change::RoutedRank) || version.has(Change::NamedPrefillRank)
+        })
     }
 
     /// Whether one bootstrap room can lead to rank `mine` here and to rank `theirs` of `other`.
@@ -70,18 +74,6 @@ impl Ranks {
 pub struct RankAssignment {
     pub ranks: Ranks,
     pub rank: u32,
-}
-
-/// The first version whose requests have `routed_dp_rank`.
-const FIELD_SINCE: [u32; 3] = [0, 5, 10];
-
-/// Returns the first three numbers of a version: 0, 5, 12 for `0.5.12.post1`.
-fn numbers(version: &str) -> Option<[u32; 3]> {
-    let mut parts = version.split('.').map(|part| {
-        let digits = part.bytes().take_while(u8::is_ascii_digit).count();
-        part[..digits].parse().ok()
-    });
-    Some([parts.next()??, parts.next()??, parts.next().flatten().unwrap_or(0)])
 }
 
 fn divisor(a: u32, b: u32) -> u32 {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use http::uri::Authority;
@@ -51,6 +51,8 @@ pub struct Worker {
     pub outcomes: Outcomes,
     /// Failed requests that still count in choices.
     pub ghosts: GhostLeases,
+    /// Pipeline stages that the engine reported; 0 is not known.
+    pipeline_stages: AtomicU32,
     answers: AtomicU64,
     prefill_queue: Mutex<PrefillQueue>,
     counts: UsageCounters,
@@ -187,6 +189,7 @@ impl Worker {
             outcomes: Outcomes::default(),
             ghosts: GhostLeases::default(),
             key,
+            pipeline_stages: AtomicU32::new(0),
             answers: AtomicU64::new(0),
             prefill_queue: Mutex::default(),
             counts: UsageCounters::default(),
@@ -196,6 +199,16 @@ impl Worker {
 
     pub fn address(&self) -> SocketAddr {
         self.key.address
+    }
+
+    /// Stores the number of pipeline stages that the engine reports.
+    pub fn set_pipeline_stages(&self, stages: Option<u32>) {
+        self.pipeline_stages.store(stages.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Whether the engine has several pipeline stages.
+    pub fn is_pipelined(&self) -> bool {
+        self.pipeline_stages.load(Ordering::Relaxed) > 1
     }
 
     /// Counts a leg that the worker's engine has answered with generated output.

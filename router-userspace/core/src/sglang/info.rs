@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::json::{JsonType, Raw};
 use super::public_info::{write_each, write_public};
+use super::versions::{Change, EngineVersion};
 pub use crate::fleet::EngineInfo;
 
 impl EngineInfo {
@@ -34,6 +35,9 @@ impl EngineInfo {
             disaggregation_bootstrap_port: info.number("disaggregation_bootstrap_port"),
             dp_size,
             follow_bootstrap_room: info.follows_bootstrap_room(),
+            pp_size: info.number("pp_size"),
+            decode_allocation_policy: info.text("disaggregation_decode_allocation_policy"),
+            role_switch: info.find("enable_pd_role_switch").and_then(Raw::as_bool),
             version: info.text("version"),
         })
     }
@@ -102,10 +106,8 @@ impl RouteParams {
 
     /// The form that an engine of this version most likely accepts.
     pub fn of_version(version: &str) -> RouteParams {
-        let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(u32::MAX));
-        let mut next = || numbers.next().unwrap_or(u32::MAX);
-        match (next(), next(), next()) {
-            (0, minor, patch) if (minor, patch) < (5, 10) => RouteParams::DpGroup,
+        match EngineVersion::parse(version) {
+            Some(version) if !version.has(Change::RouteByRank) => RouteParams::DpGroup,
             _ => RouteParams::Ranks,
         }
     }

@@ -20,7 +20,7 @@ pub enum LoadEndpoint {
     Loads,
     /// If `--enable-metrics` is set.
     Metrics,
-    /// Up to 0.5.10.
+    /// Up to 0.5.20.
     GetLoad,
 }
 

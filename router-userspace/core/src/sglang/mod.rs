@@ -56,6 +56,7 @@ pub mod response;
 mod samples;
 mod splice;
 pub mod sse;
+pub mod versions;
 
 pub use endpoint::Endpoint;
 pub use invalid::Invalid;

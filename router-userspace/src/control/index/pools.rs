@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use router_core::fleet::{Excluded, Member, ObjectName, Pool, Profile, Role, WorkerKey};
+use router_core::fleet::{
+    EngineInfo, Excluded, Member, ObjectName, Pool, Profile, Role, WorkerKey,
+};
 
 use super::super::objects::{
     InferencePool, InferenceTrafficPolicy, Kind, Object, POOL_GROUP_V1, POOL_GROUP_V1ALPHA2,
@@ -162,6 +164,9 @@ fn pool(
         bootstrap::report_missing_policy(build, subject, &members);
     }
     let mut pool = Pool::new(subject.name.clone(), profile, members);
+    if let Some(reason) = pool.allocation_mismatch() {
+        build.add_problem(subject, "", "DecodeAllocationMismatch", reason);
+    }
     pool.selection = selection(spec, roles.as_ref()).into();
     pool.rate_estimators = build.experience(subject.name);
     if let Some(before) = build.previous.pool(subject.name) {
@@ -240,7 +245,7 @@ fn members_of(
     ports: &[u16],
     mismatches: &mut PolicyMismatches,
 ) -> Result<Vec<Member>, String> {
-    let role = match roles {
+    let labelled = match roles {
         None => Role::Unified,
         Some(roles) => match pod.label(&roles.label) {
             Some("prefill") => Role::Prefill,
@@ -254,13 +259,17 @@ fn members_of(
     let ip = pod.summary.address.clone()?;
     let summary = pod.summary;
     let of_policy = roles.and_then(|roles| roles.bootstrap_port);
-    let configured =
-        (role == Role::Prefill).then(|| BootstrapPorts::read(build, pod, ports.len(), of_policy));
+    let key =
+        |port| WorkerKey { uid: Arc::clone(&summary.uid), address: SocketAddr::new(ip, port) };
+    let infos = ports.iter().map(|&port| build.index.engine_info.get(&key(port)).cloned());
+    let engines: Vec<_> = infos.map(|info| (role_of(labelled, info.as_deref()), info)).collect();
+    let any_prefill = engines.iter().any(|(role, _)| *role == Role::Prefill);
+    let configured = any_prefill.then(|| BootstrapPorts::read(build, pod, ports.len(), of_policy));
     let mut members = Vec::with_capacity(ports.len());
-    for (at, &port) in ports.iter().enumerate() {
-        let key = WorkerKey { uid: Arc::clone(&summary.uid), address: SocketAddr::new(ip, port) };
-        let info = build.index.engine_info.get(&key).cloned();
-        let bootstrap = configured.as_ref().and_then(|configured| {
+    for (at, (&port, (role, info))) in ports.iter().zip(engines).enumerate() {
+        let key = key(port);
+        let configured = configured.as_ref().filter(|_| role == Role::Prefill);
+        let bootstrap = configured.and_then(|configured| {
             configured.of_engine(build, pod, (at, port), info.as_deref(), mismatches)
         });
         // Workers of one pod need names that differ.
@@ -279,6 +288,16 @@ fn members_of(
         });
     }
     Ok(members)
+}
+
+/// The role of an engine: its label's, unless it can change its role and has taken the other.
+fn role_of(labelled: Role, info: Option<&EngineInfo>) -> Role {
+    match labelled {
+        Role::Unified => labelled,
+        Role::Prefill | Role::Decode => {
+            info.and_then(EngineInfo::switched_role).unwrap_or(labelled)
+        }
+    }
 }
 
 fn h2c(build: &mut Build<'_>, subject: Subject<'_>, app_protocol: Option<&str>) -> bool {

@@ -1,14 +1,18 @@
 //! Aborts: requests an engine to stop working on a request whose client has gone.
 //!
 //! An engine notices a closed connection only after two to four seconds and computes on until then,
-//! so a request that is given up is also aborted by its id.
+//! so a request that is given up is also aborted by its id. An engine with several pipeline stages gets its
+//! aborts one by one, and the connections stay open until then, since a closed one is an abort too.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use router_core::fleet::Worker;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::gateway::engine_client::EngineClient;
@@ -20,6 +24,14 @@ const MAX_ABORTS: usize = 1024;
 /// engine only sees its connection close.
 const MAX_RIDS: usize = 64;
 const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Interval between two aborts at an engine with several pipeline stages: in a burst of them the stages of
+/// SGLang's prefill lose agreement on their queues, and the engine hangs.
+const PACED_INTERVAL: Duration = Duration::from_millis(20);
+/// Maximum time that an abort waits for its turn; so 500 wait at one engine at most. Beyond it, the engine
+/// only sees the connection close.
+const MAX_PACED_WAIT: Duration = Duration::from_secs(10);
+/// Number of engines beyond which the turns that have passed are forgotten.
+const MAX_TURNS: usize = 1024;
 
 /// Sends aborts from tasks of its own.
 #[derive(Debug)]
@@ -27,18 +39,29 @@ pub(crate) struct Aborter {
     engines: EngineClient,
     tasks: TaskTracker,
     permits: Arc<Semaphore>,
+    turns: Mutex<AbortTurns>,
     metrics: Metrics,
 }
 
 impl Aborter {
     pub(crate) fn new(engines: EngineClient, tasks: TaskTracker, metrics: Metrics) -> Arc<Aborter> {
         let permits = Arc::new(Semaphore::new(MAX_ABORTS));
-        Arc::new(Aborter { engines, tasks, permits, metrics })
+        Arc::new(Aborter { engines, tasks, permits, turns: Mutex::default(), metrics })
     }
 
-    fn abort(self: &Arc<Self>, worker: Arc<Worker>, rids: Vec<String>) {
+    /// Aborts the requests. `leg`: the task that is ended with them, which keeps the connection open until
+    /// then.
+    fn abort(self: &Arc<Self>, worker: Arc<Worker>, rids: Vec<String>, leg: Option<AbortHandle>) {
+        let is_possible = (1..=MAX_RIDS).contains(&rids.len());
+        if is_possible && worker.is_pipelined() {
+            self.abort_in_turn(worker, rids, leg);
+            return;
+        }
+        if let Some(leg) = leg {
+            leg.abort();
+        }
         let permit = Arc::clone(&self.permits).try_acquire_owned();
-        let (Ok(permit), 1..=MAX_RIDS) = (permit, rids.len()) else {
+        let (Ok(permit), true) = (permit, is_possible) else {
             self.count("dropped");
             return;
         };
@@ -49,6 +72,42 @@ impl Aborter {
                 aborter.count(if sent == Ok(true) { "sent" } else { "failed" });
             }
             drop(permit);
+        });
+    }
+
+    /// Aborts the requests one by one, each when the engine has its turn. A leg that ends before needs no
+    /// abort.
+    fn abort_in_turn(
+        self: &Arc<Self>,
+        worker: Arc<Worker>,
+        rids: Vec<String>,
+        leg: Option<AbortHandle>,
+    ) {
+        let turns: Option<Vec<Instant>> = {
+            let (mut turns, now) = (self.turns.lock(), Instant::now());
+            rids.iter().map(|_| turns.take(worker.identity, now)).collect()
+        };
+        let Some(turns) = turns else {
+            if let Some(leg) = leg {
+                leg.abort();
+            }
+            self.count("dropped");
+            return;
+        };
+        let aborter = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let mut leg = leg;
+            for (rid, turn) in rids.iter().zip(turns) {
+                sleep_until(turn).await;
+                if let Some(leg) = leg.take() {
+                    if leg.is_finished() {
+                        return;
+                    }
+                    leg.abort();
+                }
+                let sent = timeout(ABORT_TIMEOUT, aborter.send(&worker, rid)).await;
+                aborter.count(if sent == Ok(true) { "sent" } else { "failed" });
+            }
         });
     }
 
@@ -71,11 +130,33 @@ impl Aborter {
     }
 }
 
+/// When each engine with pipeline stages gets its next abort, by its worker's identity.
+#[derive(Debug, Default)]
+struct AbortTurns(HashMap<u64, Instant>);
+
+impl AbortTurns {
+    /// Takes the engine's next turn. `None` if it is over [`MAX_PACED_WAIT`] away.
+    fn take(&mut self, identity: u64, now: Instant) -> Option<Instant> {
+        if self.0.len() >= MAX_TURNS {
+            self.0.retain(|_, next| *next > now);
+        }
+        let next = self.0.entry(identity).or_insert(now);
+        let turn = (*next).max(now);
+        if turn.duration_since(now) > MAX_PACED_WAIT {
+            return None;
+        }
+        *next = turn + PACED_INTERVAL;
+        Some(turn)
+    }
+}
+
 /// Aborts requests at their engine when dropped, unless [`AbortGuard::disarm`] was called.
 pub(crate) struct AbortGuard {
     aborter: Arc<Aborter>,
     worker: Arc<Worker>,
     rids: Vec<String>,
+    /// The task of the leg, ended together with its requests.
+    leg: Option<AbortHandle>,
     armed: bool,
 }
 
@@ -86,7 +167,12 @@ impl AbortGuard {
         rids: Vec<String>,
     ) -> AbortGuard {
         let (aborter, worker) = (Arc::clone(aborter), Arc::clone(worker));
-        AbortGuard { aborter, worker, rids, armed: true }
+        AbortGuard { aborter, worker, rids, leg: None, armed: true }
+    }
+
+    /// Ends the task of the leg, with the abort if there is one.
+    pub(crate) fn end(&mut self, leg: AbortHandle) {
+        if self.armed { self.leg = Some(leg) } else { leg.abort() }
     }
 
     /// The engine is done with the request, or never had it.
@@ -98,7 +184,35 @@ impl AbortGuard {
 impl Drop for AbortGuard {
     fn drop(&mut self) {
         if self.armed {
-            self.aborter.abort(Arc::clone(&self.worker), std::mem::take(&mut self.rids));
+            let (worker, rids) = (Arc::clone(&self.worker), std::mem::take(&mut self.rids));
+            self.aborter.abort(worker, rids, self.leg.take());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_of_one_engine_are_apart_and_bounded() {
+        let (mut turns, now) = (AbortTurns::default(), Instant::now());
+        let taken: Vec<Instant> = (0..1000).map_while(|_| turns.take(1, now)).collect();
+        assert_eq!(taken.len(), 501, "ten seconds of one every 20 ms");
+        assert!(taken.windows(2).all(|two| two[1] - two[0] == PACED_INTERVAL));
+        assert_eq!(turns.take(2, now), Some(now), "another engine has turns of its own");
+        let later = now + PACED_INTERVAL;
+        assert_eq!(turns.take(1, later), Some(later + MAX_PACED_WAIT), "one turn has passed");
+        assert_eq!(turns.take(1, later), None);
+    }
+
+    #[test]
+    fn turns_that_have_passed_are_forgotten() {
+        let (mut turns, now) = (AbortTurns::default(), Instant::now());
+        for engine in 0..MAX_TURNS as u64 {
+            turns.take(engine, now);
+        }
+        turns.take(MAX_TURNS as u64, now + PACED_INTERVAL);
+        assert_eq!(turns.0.len(), 1);
     }
 }

@@ -76,7 +76,7 @@ impl Drop for PrefillLeg {
         }
         // The guard then sends the abort, if it is still armed.
         if self.abort_on_drop {
-            self.task.abort();
+            self.guard.end(self.task.clone());
         }
     }
 }

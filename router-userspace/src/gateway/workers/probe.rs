@@ -33,6 +33,9 @@ use crate::supervise::restarted;
 const DOWN_INTERVAL: Duration = Duration::from_millis(200);
 /// Interval of the probes of a process that may be ending.
 const ENDING_INTERVAL: Duration = Duration::from_millis(20);
+/// Minimum time between two reads of `/server_info` of an engine that fails requests: each interrupts its
+/// scheduler.
+const MIN_INFO_PAUSE: Duration = Duration::from_secs(2);
 /// Maximum size of an answer to a probe, in bytes; `/server_info` of a large engine is some tens of KB.
 const MAX_PROBE_ANSWER: usize = 4 << 20;
 const READY: PathAndQuery = PathAndQuery::from_static("/ready");
@@ -47,9 +50,33 @@ struct ProbeState {
     /// The engine was away since the worker was up: the process that comes back is another one, with
     /// an empty cache.
     restarted: bool,
+    /// When `/server_info` was read last. `None` if it is to be read at the next probe.
+    info_at: Option<Instant>,
+    /// The role that the engine reported last.
+    mode: Option<String>,
 }
 
 impl ProbeState {
+    /// A request has failed: the engine may have another role.
+    fn distrust_info(&mut self) {
+        self.info_at = self.info_at.filter(|at| at.elapsed() < MIN_INFO_PAUSE);
+    }
+
+    /// Whether the information is to be read, again or for the first time.
+    fn wants_info(&self, interval: Duration) -> bool {
+        !self.has_info || self.info_at.is_none_or(|at| at.elapsed() >= interval)
+    }
+
+    /// Logs a change of the engine's role.
+    fn observe_mode(&mut self, worker: &Worker, mode: Option<&str>) {
+        if let (Some(before), Some(after)) = (self.mode.as_deref(), mode)
+            && before != after
+        {
+            tracing::warn!(worker = %worker.name, before, after, "engine role changed");
+        }
+        self.mode = mode.map(str::to_owned).or(self.mode.take());
+    }
+
     /// A probe or a request found the worker down: it may come back as another engine under the same
     /// name.
     fn found_down(&mut self, health: &Health) {
@@ -215,7 +242,9 @@ impl Prober {
             away = if is_up { DOWN_INTERVAL } else { (2 * away).min(usual) };
             // Jitter, so that a thousand engines are not probed at once.
             let pause = pause.mul_f64(rand::random_range(0.9..=1.1));
-            let _ = timeout(pause, wake.notified()).await;
+            if timeout(pause, wake.notified()).await.is_ok() {
+                state.distrust_info();
+            }
         }
     }
 
@@ -227,10 +256,10 @@ impl Prober {
         // The information is read before the worker gets requests, so that the first request finds a
         // compatible pair, and before its registry is found, since it names the registry's port.
         let mut answered = state.has_info;
-        if ready.is_ok() && !state.has_info {
-            let read = self.read_info(worker).await;
-            answered = read != InfoRead::Failed;
-            state.has_info = read == InfoRead::Done && registry != ProbedRegistry::NotKnown;
+        if ready.is_ok() && state.wants_info(self.timeouts.engine_info_interval) {
+            let read = self.read_info(worker, state).await;
+            answered |= read != InfoRead::Failed;
+            state.has_info |= read == InfoRead::Done && registry != ProbedRegistry::NotKnown;
         }
         if ready.is_ok() && registry == ProbedRegistry::NotKnown && answered {
             // The next snapshot has the port, and restarts this probe.
@@ -315,8 +344,10 @@ impl Prober {
         Ok(())
     }
 
-    /// Reads the engine information and passes it on. An engine that refuses to tell has an empty one.
-    async fn read_info(&self, worker: &Worker) -> InfoRead {
+    /// Reads the engine information and passes it on. An engine that refuses to tell has an empty one,
+    /// unless it has answered before.
+    async fn read_info(&self, worker: &Worker, state: &mut ProbeState) -> InfoRead {
+        state.info_at = Some(Instant::now());
         let mut found = (EngineInfo::default(), InfoRead::Done);
         for path in SERVER_INFO {
             match self.get(worker.authority.clone(), path).await {
@@ -335,6 +366,11 @@ impl Prober {
             break;
         }
         let (info, read) = found;
+        if state.has_info && read == InfoRead::Refused {
+            return read;
+        }
+        state.observe_mode(worker, info.disaggregation_mode.as_deref());
+        worker.set_pipeline_stages(info.pp_size);
         let sent = self.engine_info.send((worker.key.clone(), info)).await;
         if sent.is_ok() { read } else { InfoRead::Failed }
     }

@@ -51,7 +51,7 @@ async fn embed(exchange: &Exchange) -> Response<Reply> {
     };
     let body: Value = serde_json::from_slice(&exchange.body).unwrap_or_default();
     let Some(inputs) = inputs(&body["input"]) else { return refuse("Input cannot be empty") };
-    if process.config.role != Role::Unified {
+    if process.role() != Role::Unified {
         return refuse(
             "Invalid request: Disaggregated request received without bootstrap room id.",
         );

@@ -63,7 +63,7 @@ pub(crate) fn server_info(process: &Process) -> Response<Reply> {
         "served_model_name": config.model_name(), "host": config.host.to_string(),
         "api_key": config.api_key, "admin_api_key": config.admin_api_key,
         "port": config.port, "context_length": config.context_length,
-        "disaggregation_mode": config.role.disaggregation_mode(),
+        "disaggregation_mode": process.role().disaggregation_mode(),
         "disaggregation_bootstrap_port":
             process.bootstrap.map_or(config.default_bootstrap_port(), |address| address.port()),
         "disaggregation_transfer_backend": "mooncake",
@@ -72,15 +72,19 @@ pub(crate) fn server_info(process: &Process) -> Response<Reply> {
         "max_queued_requests": config.max_queued_requests,
         "max_total_num_tokens": config.max_total_tokens,
         "max_req_input_len": config.context_length.saturating_sub(6),
-        "dp_size": config.dp_size, "tp_size": 1, "pp_size": 1, "nnodes": 1, "node_rank": 0,
+        "dp_size": config.dp_size, "tp_size": 1, "pp_size": config.pp_size, "nnodes": 1, "node_rank": 0,
         "enable_dp_attention": config.dp_size > 1, "enable_metrics": true, "status": "ready",
         "internal_states": states, "version": config.version.number(),
     });
     if !process.is_0_4() {
         let method =
-            if config.role == Role::Prefill { "follow_bootstrap_room" } else { "round_robin" };
+            if process.role() == Role::Prefill { "follow_bootstrap_room" } else { "round_robin" };
         info["load_balance_method"] = json!(method);
         info["weight_version"] = json!("default");
+        info["enable_pd_role_switch"] = json!(config.role_switch);
+        if let Some(policy) = &config.decode_allocation_policy {
+            info["disaggregation_decode_allocation_policy"] = json!(policy);
+        }
     }
     reply_json(StatusCode::OK, &info)
 }
@@ -171,7 +175,7 @@ fn load(process: &Process, number: usize, rank: &Rank, wanted: &dyn Fn(&str) -> 
     });
     if wanted("disagg") {
         load["disaggregation"] = json!({
-            "mode": config.role.disaggregation_mode(),
+            "mode": process.role().disaggregation_mode(),
             "prefill_bootstrap_queue_reqs": gauges.bootstrap.now(),
             "prefill_inflight_queue_reqs": gauges.inflight.now(),
             "decode_prealloc_queue_reqs": gauges.prealloc.now(),
@@ -301,6 +305,26 @@ pub(crate) fn flush_cache(process: &Process) -> Response<Reply> {
     let text = "Cache flushed.\nPlease check backend logs for more details. (When there are \
                 running or waiting requests, the operation will not be performed.)\n";
     plain(StatusCode::OK, text)
+}
+
+/// `POST /pd_role_switch`: an idle prefill becomes a decode, and the other way round.
+pub(crate) fn switch_role(process: &Process, body: &Bytes) -> Response<Reply> {
+    let refuse = |message: &str| {
+        reply_json(StatusCode::BAD_REQUEST, &json!({"success": false, "message": message}))
+    };
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    let role = match body["new_role"].as_str() {
+        Some("prefill") => Role::Prefill,
+        Some("decode") => Role::Decode,
+        _ => return refuse("new_role must be prefill or decode"),
+    };
+    if !process.config.role_switch {
+        return refuse("--enable-pd-role-switch is not set on this instance");
+    }
+    match process.switch_role(role) {
+        true => reply_json(StatusCode::OK, &json!({"success": true, "message": ""})),
+        false => refuse("the instance is not idle"),
+    }
 }
 
 pub(crate) fn abort_request(process: &Process, body: &Bytes) -> Response<Reply> {

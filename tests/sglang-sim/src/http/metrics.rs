@@ -131,7 +131,7 @@ pub(crate) fn answer(process: &Process) -> Response<Reply> {
     let mut page = Page {
         text: String::with_capacity(8 << 10),
         model: process.config.model_name().replace('\\', "\\\\").replace('"', "\\\""),
-        engine: process.config.role.engine_type(),
+        engine: process.role().engine_type(),
         old: process.is_0_4(),
         ranks: process.ranks.len(),
     };
@@ -147,7 +147,7 @@ pub(crate) fn answer(process: &Process) -> Response<Reply> {
     if !page.old && process.config.disaggregated() {
         page.histogram("kv_transfer_bootstrap_ms", &scheduler, &stats.bootstrap_ms);
         page.histogram("kv_transfer_alloc_ms", &scheduler, &stats.alloc_ms);
-        if process.config.role == Role::Prefill {
+        if process.role() == Role::Prefill {
             page.histogram("kv_transfer_latency_ms", &scheduler, &stats.transfer_ms);
             page.histogram("kv_transfer_speed_gb_s", &scheduler, &stats.transfer_gb_s);
             page.histogram("kv_transfer_total_mb", &scheduler, &stats.transfer_mb);
@@ -159,7 +159,7 @@ pub(crate) fn answer(process: &Process) -> Response<Reply> {
     page.rare("num_transfer_failed_reqs_total", &scheduler, failed);
 
     let labels = page.tokenizer();
-    if process.config.role != Role::Prefill {
+    if process.role() != Role::Prefill {
         page.histogram("time_to_first_token_seconds", &labels, &stats.ttft);
         page.histogram("inter_token_latency_seconds", &labels, &stats.itl);
     }

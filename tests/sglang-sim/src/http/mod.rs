@@ -245,7 +245,7 @@ fn check_keys(process: &Process, headers: &HeaderMap, path: &str) -> Option<Resp
     if path.starts_with("/health") || path.starts_with("/metrics") {
         return None;
     }
-    let admin = matches!(path, "/abort_request" | "/flush_cache");
+    let admin = matches!(path, "/abort_request" | "/flush_cache" | "/pd_role_switch");
     let config = &process.config;
     let wanted = config.admin_api_key.as_ref().filter(|_| admin).or(config.api_key.as_ref())?;
     let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
@@ -307,6 +307,7 @@ async fn route(exchange: &Exchange) -> Option<Response<Reply>> {
         "/v1/messages/count_tokens" if post && !old => anthropic::count_tokens(body),
         "/flush_cache" if get || post => info::flush_cache(process),
         "/abort_request" if post => info::abort_request(process, body),
+        "/pd_role_switch" if post && !old => info::switch_role(process, body),
         path if get && path.starts_with("/v1/models/") => info::model(process, &path[11..]),
         _ => return None,
     })

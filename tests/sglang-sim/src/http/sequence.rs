@@ -111,9 +111,8 @@ impl Sequence {
             ids: Vec::new(),
             finish: None,
             logprobs: Vec::new(),
-            input: logprobs.map(|wanted| {
-                Input::new(&spec.prompt, wanted, process.config.role, process.is_0_4())
-            }),
+            input: logprobs
+                .map(|wanted| Input::new(&spec.prompt, wanted, process.role(), process.is_0_4())),
             started: Instant::now(),
         }
     }

@@ -42,7 +42,7 @@ pub(crate) async fn run(
         Ok(rank) => {
             let leg = RunningLeg { process, spec, rank, aborted, out, started: Instant::now() };
             process.wait_for_scheduler().await;
-            match process.config.role {
+            match process.role() {
                 Role::Prefill => leg.prefill().await,
                 Role::Decode => leg.decode().await,
                 Role::Unified => leg.unified().await,
@@ -71,7 +71,7 @@ fn rank_of(process: &Arc<Process>, spec: &LegSpec) -> Result<Arc<Rank>, Finish> 
             return Err(Finish::abort(400, message));
         }
         (Some(wanted), _) => wanted,
-        (None, Some(rank)) if process.config.role == Role::Prefill || process.is_0_4() => rank,
+        (None, Some(rank)) if process.role() == Role::Prefill || process.is_0_4() => rank,
         _ => process.next_rank() as u64,
     };
     Ok(Arc::clone(&process.ranks[rank as usize]))
