@@ -90,10 +90,12 @@ impl OutcomeCounts {
         self.unserved() >= 2 && f64::from(self.unserved()) > 2.0 * expected + 1.0
     }
 
-    /// Whether the peers refuse and fail at least as large a share of their requests.
+    /// Whether the worker refuses and fails requests, and its peers at least as large a share of theirs.
     pub fn is_matched_by(&self, peers: &OutcomeCounts) -> bool {
         let (own, theirs) = (u64::from(self.unserved()), u64::from(peers.unserved()));
-        peers.total() > 0 && theirs * u64::from(self.total()) >= own * u64::from(peers.total())
+        own > 0
+            && peers.total() > 0
+            && theirs * u64::from(self.total()) >= own * u64::from(peers.total())
     }
 }
 
@@ -226,6 +228,15 @@ mod tests {
             assert!(!counts(0, 0, requests).is_suspect(&peers), "all refuse");
         }
         assert!(!counts(8, 0, 2).is_suspect(&counts(27, 0, 3)), "a tenth of all is refused");
+    }
+
+    #[test]
+    fn peers_match_a_worker_that_fails_if_they_fail_as_often() {
+        let served = counts(10, 0, 0);
+        assert!(!counts(0, 0, 1).is_matched_by(&served));
+        assert!(!counts(0, 0, 1).is_matched_by(&counts(0, 0, 0)), "they have had no request");
+        assert!(counts(0, 0, 1).is_matched_by(&counts(0, 1, 0)));
+        assert!(!served.is_matched_by(&served), "its first failure is not counted yet");
     }
 
     #[test]
