@@ -11,8 +11,8 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use router_core::fleet::{
-    EngineLoad, EngineRates, LinkTable, Load, RateEstimators, Usage, Weight, Worker, WorkerKey,
-    WorkerLimits,
+    EngineLoad, EngineRates, LinkTable, Load, PrefillSample, RateEstimators, Usage, Weight, Worker,
+    WorkerKey, WorkerLimits,
 };
 use router_core::pair::Pair;
 use router_core::schedule::{
@@ -64,7 +64,7 @@ impl Fleet {
         let mut index = PrefixIndex::new(size);
         let blocks: Vec<u64> = (1..=64).collect();
         workers.prefill.iter().take(3).for_each(|worker| index.insert(worker.identity, &blocks));
-        let pool = RateEstimators::default().rates(&Assumptions::USUAL.rates, 0);
+        let pool = RateEstimators::of_pool().rates(&Assumptions::USUAL.rates, 0);
         Fleet { workers, caches, pool, links, index, blocks }
     }
 
@@ -99,8 +99,7 @@ impl Fleet {
                     Some(self.caches[at].1)
                 };
                 let caches = self.caches.iter().map(|(cache, _)| *cache);
-                let named =
-                    demand.prefix_match.holders().chain(demand.rendezvous(caches, |_| true));
+                let named = demand.prefix_match.holders().chain(demand.owner(caches, |_| true));
                 let order = SampleOrder::of(count, draw, named.filter_map(holder));
                 gather(order, &self.workers.prefill, &self.pool, round, &mut all.prefill);
                 let order = SampleOrder::of(count, draw.second(), []);
@@ -145,7 +144,15 @@ fn busy(name: &str, count: usize) -> Vec<Arc<Worker>> {
         // The lease counts for the whole measurement.
         std::mem::forget(worker.try_lease(weight, WorkerLimits::NONE, None));
         worker.prefill_queue().push(weight.prompt_bytes as f32, 0);
-        worker.rate_estimators.on_prefill(90_000.0, 1500.0, 1500.0, 0);
+        let sample = PrefillSample {
+            work_bytes: 90_000.0,
+            ms: 1500.0,
+            predicted_ms: 1500.0,
+            usual_us_per_byte: 18.0,
+            sent_ms: 0,
+            now_ms: 1500,
+        };
+        worker.rate_estimators.on_prefill(&RateEstimators::of_pool(), sample);
         worker.rate_estimators.on_decode_step(18_000.0, 0);
         let report =
             EngineLoad { running: Some(20), total_tokens: Some(90_000), ..Default::default() };

@@ -11,6 +11,8 @@ pub struct EngineModel {
     pub prefill_us_per_context_token: f64,
     /// Minimum duration of a prefill iteration: the weights are read once.
     pub prefill_floor_ms: f64,
+    /// Fixed time of each prompt.
+    pub prefill_fixed_ms: f64,
     /// Maximum tokens of one prefill iteration, of one or several prompts.
     pub chunk_tokens: u32,
     /// Capacity of a prefill's prefix cache in tokens, in device and host memory.
@@ -22,6 +24,8 @@ pub struct EngineModel {
     pub step_us_per_stream: f64,
     /// Additional step time per KV token in the batch.
     pub step_us_per_kv_token: f64,
+    /// Additional share of the step of an empty batch at full KV capacity; quadratic in the batch.
+    pub step_quadratic: f64,
     /// Capacity of a decode in KV tokens.
     pub kv_tokens: u64,
     /// KV tokens that a decode reserves for a response when it admits a request.
@@ -36,12 +40,14 @@ impl EngineModel {
         prefill_us_per_token: 73.7,
         prefill_us_per_context_token: 0.00236,
         prefill_floor_ms: 14.0,
+        prefill_fixed_ms: 0.0,
         chunk_tokens: 8192,
         prefix_cache_tokens: 858_000,
         kv_bytes_per_token: 262_144.0,
         step_ms: 14.0,
         step_us_per_stream: 30.0,
         step_us_per_kv_token: 0.056,
+        step_quadratic: 0.0,
         kv_tokens: 286_000,
         reserved_tokens: 512,
         max_running: 256,
@@ -57,7 +63,9 @@ impl EngineModel {
     /// Returns the duration of a decode step.
     pub fn step_ms(&self, streams: usize, kv_tokens: f64) -> f64 {
         let streams_us = self.step_us_per_stream * streams as f64;
-        self.step_ms + (streams_us + self.step_us_per_kv_token * kv_tokens) / 1000.0
+        let share = kv_tokens / self.kv_tokens as f64;
+        self.step_ms * (1.0 + self.step_quadratic * share * share)
+            + (streams_us + self.step_us_per_kv_token * kv_tokens) / 1000.0
     }
 
     /// Returns the requests per millisecond of this trace that a fleet serves without any caching. This

@@ -6,19 +6,20 @@
 
 use std::collections::VecDeque;
 
+use crate::FleetSetup;
 use crate::contender::{Chooser, Contender, InfoSource};
 use crate::engine_model::EngineModel;
 use crate::history::History;
 use crate::observed::{ObservedWorker, ObservedWorkers};
 use crate::random::Random;
 use router_core::fleet::{
-    EngineRates, Link, LinkPrior, LinkTable, Load, PolledLoad, PrefillQueue, RateEstimators, Usage,
-    WorkerLimits,
+    EngineRates, Link, LinkPrior, LinkTable, Load, PolledLoad, PrefillQueue, PrefillSample,
+    RateEstimators, Usage, WorkerLimits,
 };
 use router_core::pair::Pair;
 use router_core::schedule::{
     AgentTrust, Assumptions, Candidate, CandidateSet, ChoiceInput, Demand, Draw, IndexCapacity,
-    Objective, Policy, PrefixIndex, SampleOrder, prefix_key, step_us_of_idle,
+    Objective, Policy, PrefixIndex, SampleOrder, Tuning, prefix_key, step_us_of_idle,
 };
 
 /// Mean bytes per token, to convert a trace's tokens to prompts.
@@ -91,6 +92,8 @@ pub(crate) struct GatewayModel {
     pool: RateEstimators,
     workers: Vec<RateEstimators>,
     assumptions: Assumptions,
+    tuning: Tuning,
+    agent_noise: f64,
     index: PrefixIndex,
     links: LinkTable,
     /// Offset of its polls, as a share of the interval.
@@ -100,17 +103,18 @@ pub(crate) struct GatewayModel {
 impl GatewayModel {
     pub(crate) fn new(
         contender: Contender,
-        engine: &EngineModel,
-        (prefills, decodes): (usize, usize),
+        FleetSetup { engine, prefills, decodes, tuning, perturbation, .. }: &FleetSetup,
         seed: u64,
         number: u64,
     ) -> GatewayModel {
+        let (prefills, decodes) = (*prefills, *decodes);
         let mut random = Random::new(seed, 100 + number);
         // All gateways of a seed have the same wrong assumptions.
         let mut wrong = Random::new(seed, 3);
-        let assumptions = assumptions(engine, &mut wrong);
-        let cache =
-            f64::from(engine.prefix_cache_tokens) * BYTES_PER_TOKEN * wrong.double_or_half();
+        let assumptions = assumptions(engine, perturbation.assumptions, &mut wrong);
+        let cache = f64::from(engine.prefix_cache_tokens)
+            * BYTES_PER_TOKEN
+            * wrong.times_or_over(perturbation.assumptions);
         let remembers = contender.chooser == Chooser::Policy(Policy::CacheAware);
         let capacity = IndexCapacity {
             blocks: 1 << 17,
@@ -138,8 +142,10 @@ impl GatewayModel {
             past: (0..workers).map(|_| History::default()).collect(),
             dead: vec![false; workers],
             pool: RateEstimators::of_pool(),
-            workers: (0..workers).map(|_| RateEstimators::default()).collect(),
+            workers: (0..workers).map(|_| RateEstimators::with_tuning(tuning.speed)).collect(),
             assumptions,
+            tuning: *tuning,
+            agent_noise: perturbation.agents,
             index: PrefixIndex::new(capacity),
             links: LinkTable::new(1024),
         }
@@ -180,6 +186,7 @@ impl GatewayModel {
             links: (self.source == InfoSource::Agents).then_some(&self.links),
             assumptions: &self.assumptions,
             objective: Objective::default(),
+            tuning: &self.tuning,
             now_ms,
             draw,
         };
@@ -203,7 +210,7 @@ impl GatewayModel {
         self.count(sent.pair.prefill, sent.prefill, sent.bytes, now);
         self.count(sent.pair.decode, sent.decode, sent.bytes, now);
         self.index.insert(identity(sent.pair.prefill), prompt.blocks);
-        self.pool.on_request(kv_tokens as f32, prompt.bytes as f32, work_bytes, now_ms);
+        self.pool.on_request(kv_tokens as f32, now_ms);
         Ok(sent)
     }
 
@@ -216,9 +223,16 @@ impl GatewayModel {
         }
         let took_ms = (now - sent.at_ms) as f32;
         let work_ms = (took_ms - sent.transfer_ms).max(took_ms / 5.0);
-        for estimators in [&self.pool, &self.workers[sent.pair.prefill]] {
-            estimators.on_prefill(sent.ahead_bytes, work_ms, sent.ahead_ms, now as u64);
-        }
+        let rates = self.pool.rates(&self.assumptions.rates, now as u64);
+        let sample = PrefillSample {
+            work_bytes: sent.ahead_bytes,
+            ms: work_ms,
+            predicted_ms: sent.ahead_ms,
+            usual_us_per_byte: rates.prefill_us_per_byte,
+            sent_ms: sent.at_ms as u64,
+            now_ms: now as u64,
+        };
+        self.workers[sent.pair.prefill].on_prefill(&self.pool, sample);
     }
 
     /// Records the end of a response, with one event per token.
@@ -296,8 +310,8 @@ impl GatewayModel {
     ) -> Pair<Vec<Candidate>> {
         let holder = |cache| (0..self.prefills).find(|&id| identity(id) == cache);
         let alive = |cache| holder(cache).is_some_and(|id| !self.dead[id]);
-        let rendezvous = demand.rendezvous((0..self.prefills).map(identity), alive);
-        let first = demand.prefix_match.holders().chain(rendezvous).filter_map(holder);
+        let owner = demand.owner((0..self.prefills).map(identity), alive);
+        let first = demand.prefix_match.holders().chain(owner).filter_map(holder);
         let decodes = self.usage.len() - self.prefills;
         let orders = match self.contender.samples() {
             true => Pair {
@@ -369,6 +383,8 @@ impl GatewayModel {
         let ObservedWorker { requests, waiting_bytes, itl_ms, free, kv, .. } =
             observed.frame(id, now);
         let (own, own_bytes) = self.past[id].before(now, observed.age_ms);
+        let mut noise = Random::new(now.to_bits() ^ id as u64, 5);
+        let waiting_bytes = waiting_bytes * (self.agent_noise * noise.normal()).exp();
         let others = requests - own.requests as f64;
         Load {
             age_ms: observed.age_ms as f32,
@@ -401,9 +417,9 @@ fn identity(worker: usize) -> u64 {
     (worker as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// Returns the model's parameters, each wrong by a factor of two.
-fn assumptions(engine: &EngineModel, wrong: &mut Random) -> Assumptions {
-    let mut off = |truth: f64| (truth * wrong.double_or_half()) as f32;
+/// Returns the model's parameters, each too large or too small by the factor `times`.
+fn assumptions(engine: &EngineModel, times: f64, wrong: &mut Random) -> Assumptions {
+    let mut off = |truth: f64| (truth * wrong.times_or_over(times)) as f32;
     Assumptions {
         rates: EngineRates {
             prefill_us_per_byte: off(engine.prefill_us_per_token / BYTES_PER_TOKEN),
@@ -411,7 +427,7 @@ fn assumptions(engine: &EngineModel, wrong: &mut Random) -> Assumptions {
             kv_bytes_per_byte: off(engine.kv_bytes_per_token / BYTES_PER_TOKEN),
             output_tokens: off(343.0),
             request_tokens: off(12_000.0),
-            uncached_share: off(0.5).min(1.0),
+            ..EngineRates::default()
         },
         link: LinkPrior {
             link: Link { rtt_us: 100.0, bytes_per_ms: off(engine.nic_bytes_per_ms) },

@@ -18,9 +18,11 @@ mod mix;
 mod network;
 mod observed;
 mod oracle;
+mod perturbation;
 mod prefill;
 mod published_rule;
 mod random;
+mod report;
 mod simulation;
 mod summary;
 #[cfg(test)]
@@ -32,10 +34,12 @@ pub use contender::Contender;
 pub use engine_model::EngineModel;
 pub use fault::{FaultEffect, InjectedFault};
 pub use mix::SyntheticMix;
+pub use perturbation::Perturbation;
+pub use report::Report;
 pub use summary::{Distribution, Summary};
 pub use trace::{BadTrace, Trace, TraceRequest};
 
-use router_core::schedule::SloTargets;
+use router_core::schedule::{SloTargets, Tuning};
 
 /// The modelled fleet.
 #[derive(Clone, Debug)]
@@ -47,6 +51,10 @@ pub struct FleetSetup {
     /// Age of an agent's measurements when a gateway uses them.
     pub report_age_ms: f64,
     pub faults: Vec<InjectedFault>,
+    /// How far the fleet differs from what the policies assume.
+    pub perturbation: Perturbation,
+    /// Constants of the policy `predicted`.
+    pub tuning: Tuning,
     /// Requests within these targets count as goodput.
     pub targets: SloTargets,
 }
@@ -60,6 +68,8 @@ impl Default for FleetSetup {
             gateways: 2,
             report_age_ms: 15.0,
             faults: Vec::new(),
+            perturbation: Perturbation::default(),
+            tuning: Tuning::USUAL,
             targets: SloTargets { ttft_ms: 5000.0, itl_ms: 50.0 },
         }
     }
@@ -84,6 +94,8 @@ pub fn run(
     seeds: std::ops::Range<u64>,
 ) -> Summary {
     let per_ms = load * setup.engine.capacity_per_ms(trace, setup.prefills, setup.decodes);
+    let setup =
+        &FleetSetup { engine: setup.perturbation.of_engine(&setup.engine), ..setup.clone() };
     let runs: Vec<Summary> = seeds
         .map(|seed| {
             let timed = trace.at_rate(per_ms, seed);

@@ -92,6 +92,7 @@ impl PrefillModel {
                 (prompt.cached, prompt.done, sent) = (Some(cached), cached, cached);
             }
             let tokens = (prompt.input - prompt.done).min(budget);
+            takes_ms += if first { engine.prefill_fixed_ms } else { 0.0 };
             takes_ms += engine.prefill_ms(f64::from(tokens), f64::from(prompt.done));
             prompt.done += tokens;
             budget -= tokens;

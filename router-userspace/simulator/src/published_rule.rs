@@ -34,7 +34,6 @@ impl PublishedRule {
             work_bytes: Some(uncached_bytes(first, demand) as f32),
             estimate: None,
             runner_up: None,
-            explored: false,
         })
     }
 

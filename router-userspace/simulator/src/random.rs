@@ -41,8 +41,8 @@ impl Random {
         -(1.0 - self.unit()).ln()
     }
 
-    /// Returns 2 or 0.5 with equal probability.
-    pub(crate) fn double_or_half(&mut self) -> f64 {
-        if self.next() & 1 == 0 { 2.0 } else { 0.5 }
+    /// Returns `times` or its inverse with equal probability.
+    pub(crate) fn times_or_over(&mut self, times: f64) -> f64 {
+        if self.next() & 1 == 0 { times } else { 1.0 / times }
     }
 }

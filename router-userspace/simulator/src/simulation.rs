@@ -74,9 +74,13 @@ impl<'a> Simulation<'a> {
         let FleetSetup { engine, prefills, decodes, .. } = setup;
         let workers = prefills + decodes;
         let mut random = Random::new(seed, 4);
+        let perturbation = setup.perturbation;
         let requests = arrivals.iter().map(|arrival| {
             // The bytes per token depend on the language of the prompt.
-            let bytes_per_token = BYTES_PER_TOKEN * (0.15 * random.normal()).exp();
+            let key = router_core::schedule::prefix_key(&arrival.blocks);
+            let of_conversation = Random::new(seed ^ key, 7).normal() * perturbation.conversation;
+            let bytes_per_token =
+                BYTES_PER_TOKEN * (perturbation.bytes * random.normal() + of_conversation).exp();
             SimulatedRequest {
                 stage: RequestStage::Unsent,
                 gateway: random.below(setup.gateways),
@@ -88,8 +92,7 @@ impl<'a> Simulation<'a> {
                 end_ms: 0.0,
             }
         });
-        let fleet = (*prefills, *decodes);
-        let gateway = |number| GatewayModel::new(contender, engine, fleet, seed, number);
+        let gateway = |number| GatewayModel::new(contender, setup, seed, number);
         let mut simulation = Simulation {
             setup,
             arrivals,
@@ -108,6 +111,10 @@ impl<'a> Simulation<'a> {
             outstanding: vec![(0, 0); workers],
             dead: vec![false; workers],
         };
+        let mut speed = Random::new(seed, 6);
+        let mut slowness = || (perturbation.engines * speed.normal()).exp();
+        simulation.prefills.iter_mut().for_each(|engine| engine.slowness = slowness());
+        simulation.decodes.iter_mut().for_each(|engine| engine.slowness = slowness());
         simulation.schedule_arrivals();
         simulation
     }

@@ -149,3 +149,41 @@ fn at_rate_keeps_the_rate_and_spreads_quantised_times() {
     assert!(same < 3, "{same} at the same time");
     assert_eq!(spread, trace.at_rate(0.01, 7), "a seed repeats it");
 }
+
+/// Margin of the guard: a cell of few requests differs by this much between equal policies.
+const GUARD_MARGIN: f64 = 1.05;
+
+/// Mean and p99 of `predicted` as multiples of the simple rule's.
+fn beside_the_simple_rule(setup: &FleetSetup, trace: &Trace, load: f64) -> (f64, f64) {
+    let ttft = |name: &str| run(setup, trace, name.parse().unwrap(), load, 1..5).ttft_ms;
+    let (predicted, simple) = (ttft("predicted"), ttft("kv"));
+    (predicted.mean / simple.mean, predicted.p99 / simple.p99)
+}
+
+#[test]
+fn predicted_is_not_worse_than_the_simple_rule() {
+    let mut failures = Vec::new();
+    for (name, mix) in SyntheticMix::ALL {
+        let trace = mix.draw(1000, 3);
+        for gateways in [1, 4] {
+            let setup = FleetSetup { gateways, ..FleetSetup::default() };
+            let (mean, p99) = beside_the_simple_rule(&setup, &trace, 0.9);
+            println!("{name}, {gateways} gateways: mean {mean:.3}, p99 {p99:.3}");
+            if mean > GUARD_MARGIN || p99 > GUARD_MARGIN {
+                failures.push(format!("{name}, {gateways} gateways: {mean:.3}, {p99:.3}"));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "mean and p99 beside kv, at most {GUARD_MARGIN}: {failures:?}");
+}
+
+#[test]
+fn predicted_beats_the_simple_rule_in_lasting_trouble() {
+    let trace = SyntheticMix::Conversations.draw(1500, 3);
+    for fault in ["slow:0:3", "busy:0:0.95"] {
+        let setup = FleetSetup { faults: vec![fault.parse().unwrap()], ..FleetSetup::default() };
+        let (mean, p99) = beside_the_simple_rule(&setup, &trace, 0.6);
+        println!("{fault}: mean {mean:.3}, p99 {p99:.3}");
+        assert!(mean < 1.0 && p99 < GUARD_MARGIN, "{fault}: {mean:.3}, {p99:.3}");
+    }
+}

@@ -3,16 +3,16 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use router_simulator::InjectedFault;
+use router_simulator::{InjectedFault, Perturbation, Report};
 
 /// Flags of `pd-router simulate`.
 #[derive(Clone, Debug, Args)]
 pub struct SimulateFlags {
     /// Trace to replay: a file of JSON lines with timestamp, input_length, output_length and
     /// hash_ids (Mooncake's format), or a generated trace: synthetic, synthetic-short,
-    /// synthetic-long or synthetic-bursts.
-    #[arg(help_heading = TRAFFIC, long, default_value = "synthetic", value_name = "FILE")]
-    pub trace: String,
+    /// synthetic-long or synthetic-bursts. Several, separated by commas, only with --report.
+    #[arg(help_heading = TRAFFIC, long, default_value = "synthetic", value_delimiter = ',', value_name = "FILE")]
+    pub trace: Vec<String>,
     /// Loads to simulate, each as a fraction of what the fleet can serve with an empty cache.
     #[arg(help_heading = TRAFFIC, long, default_value = "0.3,0.6,0.9", value_delimiter = ',', value_name = "FRACTIONS")]
     pub load: Vec<f64>,
@@ -46,6 +46,10 @@ pub struct SimulateFlags {
     /// the run, as in dies:9@0.5-1. May be repeated.
     #[arg(help_heading = FLEET, long, value_name = "FAULT")]
     pub fault: Vec<InjectedFault>,
+    /// Difference between the fleet and what policies assume: assumptions:TIMES, bytes:SIGMA,
+    /// conversation:SIGMA, agents:SIGMA, fixed:MS, decode:SHARE or engines:SIGMA.
+    #[arg(help_heading = FLEET, long, value_name = "NAME:VALUE")]
+    pub perturb: Option<Perturbation>,
 
     /// Maximum time to first token, in milliseconds, of a request that counts as goodput.
     #[arg(help_heading = RESULTS, long, default_value_t = 5000.0, value_name = "MS")]
@@ -53,6 +57,11 @@ pub struct SimulateFlags {
     /// Maximum mean time between tokens, in milliseconds, of a request that counts as goodput.
     #[arg(help_heading = RESULTS, long, default_value_t = 50.0, value_name = "MS")]
     pub slo_itl_ms: f32,
+    /// Print a table of many simulations instead: `comparison` has predicted beside the baselines
+    /// on healthy fleets, in trouble and perturbed; `sensitivity` varies each constant of predicted.
+    /// Loads, policies, gateways and faults are the report's own.
+    #[arg(help_heading = RESULTS, long, value_name = "NAME")]
+    pub report: Option<Report>,
     /// File to write the results to as JSON.
     #[arg(help_heading = RESULTS, long, value_name = "FILE")]
     pub json: Option<PathBuf>,

@@ -26,18 +26,31 @@ const LOADS: std::ops::RangeInclusive<f64> = 0.001..=1000.0;
 /// Names the invalid flag or file.
 pub fn simulate(flags: &SimulateFlags) -> Result<()> {
     let setup = setup(flags)?;
-    let mut trace = read(&flags.trace, flags.seed)?;
-    trace.arrivals.truncate(flags.requests.unwrap_or(usize::MAX));
-    if trace.arrivals.is_empty() {
-        bail!("--trace {}: no requests", flags.trace);
+    let mut traces = Vec::new();
+    for name in &flags.trace {
+        let mut trace = read(name, flags.seed)?;
+        trace.arrivals.truncate(flags.requests.unwrap_or(usize::MAX));
+        if trace.arrivals.is_empty() {
+            bail!("--trace {name}: no requests");
+        }
+        traces.push((name.clone(), trace));
     }
+    let seeds = flags.seed..flags.seed.saturating_add(flags.seeds);
+    if let Some(report) = flags.report {
+        if (setup.prefills, setup.decodes) != (8, 8) {
+            bail!("--report requires --prefills 8 and --decodes 8: its faults name their workers");
+        }
+        let table = report.table(&setup, &traces, seeds);
+        print!("{}", table.map_err(anyhow::Error::msg).context("--report")?);
+        return Ok(());
+    }
+    let [(_, trace)] = &traces[..] else { bail!("--trace: several traces require --report") };
     let contenders = contenders(&flags.policies)?;
     let mut runs: Vec<Summary> = Vec::new();
     for &load in &flags.load {
         for &contender in &contenders {
             eprintln!("load {load}: {}", contender.name);
-            let seeds = flags.seed..flags.seed.saturating_add(flags.seeds);
-            runs.push(run(&setup, &trace, contender, load, seeds));
+            runs.push(run(&setup, trace, contender, load, seeds.clone()));
         }
     }
     print!("{}", table(&runs));
@@ -96,6 +109,7 @@ fn setup(flags: &SimulateFlags) -> Result<FleetSetup> {
         gateways: flags.gateways,
         report_age_ms: flags.report_age_ms,
         faults: flags.fault.clone(),
+        perturbation: flags.perturb.unwrap_or_default(),
         targets: router_core::schedule::SloTargets {
             ttft_ms: flags.slo_ttft_ms,
             itl_ms: flags.slo_itl_ms,

@@ -41,6 +41,7 @@ fn an_error_names_the_invalid_flag() {
         ("--fault dies:99", "--fault"),
         ("--fault path:9:1:0.5", "--fault"),
         ("--seeds 0", "--seeds"),
+        ("--requests 5 --trace synthetic,synthetic-short", "--trace"),
     ] {
         let error = format!("{:#}", simulate(&flags(line)).unwrap_err());
         assert!(error.contains(name), "{line}: {error}");

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::fleet::{EngineRates, Link, LinkPrior};
+use crate::fleet::{EngineRates, Link, LinkPrior, SpeedSpread};
 
 /// Initial rates, and the shape parameters of the cost model, which are never learned.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -26,7 +26,8 @@ impl Assumptions {
             kv_bytes_per_byte: 65_536.0,
             output_tokens: 300.0,
             request_tokens: 8_000.0,
-            uncached_share: 0.8,
+            prefill_spread: SpeedSpread { mean: 0.0, variance: 0.0 },
+            step_variance: 0.0,
         },
         link: LinkPrior { link: Link { rtt_us: 100.0, bytes_per_ms: 12.5e6 }, weight_ms: 50.0 },
         context_doubles_bytes: 128e3,

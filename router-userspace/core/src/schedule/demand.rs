@@ -19,17 +19,27 @@ pub struct Demand {
 impl Demand {
     /// Returns the one of `caches` that every gateway would choose for this prompt if all workers
     /// were idle, or `None` where the index already knows the conversation.
-    ///
-    /// It is the cache with the highest hash of key and identity among those that `could` serve
-    /// (rendezvous hashing, Thaler and Ravishankar 1998). A worker that leaves moves only its own
-    /// prefixes.
     pub fn rendezvous(
         &self,
         caches: impl IntoIterator<Item = u64>,
         could: impl Fn(u64) -> bool,
     ) -> Option<u64> {
+        if self.prefix_match.max_bytes() >= KEY_BYTES { None } else { self.owner(caches, could) }
+    }
+
+    /// Returns the one of `caches` that every gateway would choose for this conversation, known or
+    /// not, if all workers were idle; `None` for a prompt shorter than a block.
+    ///
+    /// It is the cache with the highest hash of key and identity among those that `could` serve
+    /// (rendezvous hashing, Thaler and Ravishankar 1998). A worker that leaves moves only its own
+    /// prefixes.
+    pub fn owner(
+        &self,
+        caches: impl IntoIterator<Item = u64>,
+        could: impl Fn(u64) -> bool,
+    ) -> Option<u64> {
         let key = self.prefix_key;
-        if key == 0 || self.prefix_match.max_bytes() >= KEY_BYTES {
+        if key == 0 {
             return None;
         }
         let mut best = None;

@@ -9,23 +9,14 @@ use serde::Serialize;
 use super::candidate::Candidate;
 use super::demand::Demand;
 use super::fallback_load::FallbackLoad;
-use crate::fleet::{EngineRates, Link, Load, QueueHead, WorkerLimits};
+use super::tuning::Tuning;
+use crate::fleet::{EngineRates, Link, QueueHead, WorkerLimits};
 use crate::pair::Pair;
 
 /// Engines send KV cache after each chunk of prefill, so where prefill is slower than the link only
 /// the last chunk's transfer adds latency. 8,192 tokens is SGLang's usual chunk.
 const CHUNK_BYTES: f32 = 32_768.0;
-/// Maximum share of the running prompt that counts as done, since its duration is an estimate.
-const MAX_DONE: f32 = 0.5;
-/// Minimum share of a link that a transfer gets beside other transfers of KV cache.
-const FAIR_SHARE: f32 = 1.0 / 3.0;
 const MS_PER_US: f32 = 1e-3;
-/// Share of the prefill that may be cached at the worker that the rendezvous hash names, if the
-/// index does not know the conversation: another gateway may have sent an earlier turn there. It is
-/// a preference for that worker and does not shorten the predicted time.
-const RENDEZVOUS_SHARE: f32 = 0.5;
-/// [`RENDEZVOUS_SHARE`] without a fresh agent load: other gateways' requests there are unknown.
-const BLIND_RENDEZVOUS_SHARE: f32 = 0.2;
 
 /// The predicted milliseconds of one request on one pair, term by term.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -45,8 +36,6 @@ pub struct Estimate {
     pub transfer_ms: f32,
     /// Duration of one decode step with this request in the batch.
     pub itl_ms: f32,
-    /// Sum of the delays that this request causes to the other requests of the decode batch.
-    pub batch_cost_ms: f32,
     /// Expected tokens of the answer.
     pub output_tokens: f32,
     /// Prompt bytes that the prefill's cache is estimated to hold.
@@ -82,7 +71,8 @@ pub(super) struct PrefillTerms {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct DecodeTerms {
     pub(super) itl_ms: f32,
-    pub(super) batch_cost_ms: f32,
+    /// Cost of a worker of unknown load.
+    pub(super) penalty_ms: f32,
     /// Time until the decode has capacity.
     pub(super) admission_ms: f32,
     pub(super) rx_bytes_per_ms: f32,
@@ -97,12 +87,11 @@ pub(super) struct Estimator<'a> {
     pub(super) per_context: f32,
     /// Inverse of `batch_doubles_tokens`.
     pub(super) per_batch: f32,
-    /// Mean over the prefills of the bytes that other gateways have waiting.
-    pub(super) others_waiting_bytes: f32,
-    /// Number of later requests that a unit of prefill work delays.
-    pub(super) pressure: f32,
+    pub(super) tuning: &'a Tuning,
+    /// Share of the streams that are other gateways'. An earlier turn went through them as often.
+    pub(super) others_share: f32,
     /// The prefill cache that other gateways would choose for this prompt if all were idle.
-    pub(super) rendezvous: Option<u64>,
+    pub(super) owner: Option<u64>,
 }
 
 impl Estimator<'_> {
@@ -112,12 +101,15 @@ impl Estimator<'_> {
         let cached_bytes = self.cached_bytes(candidate.cache(), prompt);
         let work_bytes = self.work_bytes(prompt - cached_bytes, cached_bytes);
         let prefill_ms = work_bytes * rates.prefill_us_per_byte * MS_PER_US;
+        // What others may have had cached is the start of the prompt; the rest has more before it.
+        let hoped = cached_bytes + (prompt - cached_bytes) * self.affinity(candidate);
+        let hoped_bytes = self.work_bytes(prompt - hoped, hoped);
         let (load, _) = self.fallback.prefill.or_measured(candidate.load.as_ref());
         PrefillTerms {
             wait_ms: self.wait_ms(candidate),
             prefill_ms,
-            affinity_bonus_ms: prefill_ms * self.affinity(candidate),
-            tx_bytes_per_ms: available(load.tx_free_bytes_per_ms, load.tx_kv_bytes_per_ms),
+            affinity_bonus_ms: prefill_ms - hoped_bytes * rates.prefill_us_per_byte * MS_PER_US,
+            tx_bytes_per_ms: free(load.tx_free_bytes_per_ms),
             cached_bytes,
             work_bytes,
         }
@@ -128,22 +120,12 @@ impl Estimator<'_> {
     pub(super) fn wait_ms(&self, candidate: &Candidate) -> f32 {
         let rates = &candidate.rates;
         let (load, penalty_ms) = self.fallback.prefill.or_measured(candidate.load.as_ref());
-        let others = self.others_waiting_now(load, rates) * rates.uncached_share;
+        let others = load.others_waiting_bytes;
         let backlog_bytes = candidate.usage.prompt_bytes as f32 + others;
         let QueueHead { work_bytes, busy_ms } = candidate.queue_head;
         let backlog_ms = backlog_bytes * rates.prefill_us_per_byte * MS_PER_US;
         let head_ms = work_bytes * rates.prefill_us_per_byte * MS_PER_US;
-        (backlog_ms - busy_ms.min(head_ms * MAX_DONE)).max(0.0) + penalty_ms
-    }
-
-    /// Waiting bytes of other gateways, moved from the measured value towards the pool's mean as
-    /// the measurement ages relative to the time in which the queue drains.
-    #[inline]
-    fn others_waiting_now(&self, load: &Load, rates: &EngineRates) -> f32 {
-        let (measured, mean) = (load.others_waiting_bytes, self.others_waiting_bytes);
-        let drains_ms = measured.max(mean) * rates.prefill_us_per_byte * MS_PER_US;
-        let kept = (drains_ms + 0.01) / (drains_ms + load.age_ms + 0.01);
-        mean + (measured - mean) * kept
+        (backlog_ms - busy_ms.min(head_ms * self.tuning.max_done)).max(0.0) + penalty_ms
     }
 
     #[inline]
@@ -160,8 +142,8 @@ impl Estimator<'_> {
         DecodeTerms {
             itl_ms: now_ms + more_ms,
             admission_ms: self.admission_steps(candidate, streams, batch) * now_ms,
-            batch_cost_ms: streams * more_ms * rates.output_tokens + penalty_ms,
-            rx_bytes_per_ms: available(load.rx_free_bytes_per_ms, load.rx_kv_bytes_per_ms),
+            penalty_ms,
+            rx_bytes_per_ms: free(load.rx_free_bytes_per_ms),
         }
     }
 
@@ -185,7 +167,7 @@ impl Estimator<'_> {
         link: Link,
         rates: &EngineRates,
     ) -> Estimate {
-        let bytes_per_ms = p.tx_bytes_per_ms.min(d.rx_bytes_per_ms).min(link.bytes_per_ms);
+        let bytes_per_ms = self.bandwidth(p.tx_bytes_per_ms.min(d.rx_bytes_per_ms), link);
         let prompt = self.demand.prompt_bytes as f32;
         let ms_per_byte = rates.kv_bytes_per_byte / bytes_per_ms.max(1.0);
         let last_chunk_ms = prompt.min(CHUNK_BYTES) * ms_per_byte;
@@ -194,11 +176,10 @@ impl Estimator<'_> {
             wait_ms: p.wait_ms,
             admission_ms: (d.admission_ms - p.wait_ms).max(0.0),
             prefill_ms: p.prefill_ms,
-            affinity_bonus_ms: p.affinity_bonus_ms * (1.0 + self.pressure),
-            queue_cost_ms: p.prefill_ms * self.pressure,
+            affinity_bonus_ms: p.affinity_bonus_ms * (1.0 + self.tuning.queue_cost),
+            queue_cost_ms: p.prefill_ms * self.tuning.queue_cost,
             transfer_ms: behind_ms.max(last_chunk_ms) + link.rtt_us / 1000.0,
             itl_ms: d.itl_ms,
-            batch_cost_ms: d.batch_cost_ms,
             output_tokens: rates.output_tokens,
             cached_bytes: p.cached_bytes,
             work_bytes: p.work_bytes,
@@ -208,9 +189,20 @@ impl Estimator<'_> {
     /// Share of the prefill that another gateway may have caused to be cached here.
     fn affinity(&self, candidate: &Candidate) -> f32 {
         match candidate.load {
-            _ if self.rendezvous != Some(candidate.cache()) => 0.0,
-            Some(load) if !load.is_stale() => RENDEZVOUS_SHARE,
-            _ => BLIND_RENDEZVOUS_SHARE,
+            _ if self.owner != Some(candidate.cache()) => 0.0,
+            Some(load) if !load.is_stale() => self.tuning.affinity.min(self.others_share),
+            _ => self.tuning.blind_affinity,
+        }
+    }
+
+    /// Bandwidth of a transfer that both NICs leave `free`. KV cache of other requests is not
+    /// subtracted: it has been sent by the time this prompt is computed. A link that was measured
+    /// beside other transfers is not slow.
+    fn bandwidth(&self, free: f32, link: Link) -> f32 {
+        if link.bytes_per_ms < free * self.tuning.fair_share || free.is_infinite() {
+            free.min(link.bytes_per_ms)
+        } else {
+            free
         }
     }
 
@@ -224,7 +216,7 @@ impl Estimator<'_> {
     }
 }
 
-/// Bandwidth for one more transfer on a link with `free` bandwidth, of which `kv` is in use.
-fn available(free: f32, kv: f32) -> f32 {
-    if free > 0.0 { (free - kv).max(free * FAIR_SHARE) } else { f32::INFINITY }
+/// Bandwidth that other traffic leaves; 0 is unknown.
+fn free(bytes_per_ms: f32) -> f32 {
+    if bytes_per_ms > 0.0 { bytes_per_ms } else { f32::INFINITY }
 }

@@ -7,6 +7,7 @@ use super::candidate::Candidate;
 use super::demand::Demand;
 use super::draw::Draw;
 use super::estimate::Estimate;
+use super::tuning::Tuning;
 use crate::fleet::LinkTable;
 use crate::pair::Pair;
 
@@ -41,6 +42,7 @@ pub struct ChoiceInput<'a> {
     pub links: Option<&'a LinkTable>,
     pub assumptions: &'a Assumptions,
     pub objective: Objective,
+    pub tuning: &'a Tuning,
     pub now_ms: u64,
     pub draw: Draw,
 }
@@ -54,6 +56,7 @@ impl<'a> ChoiceInput<'a> {
             links: None,
             assumptions: &Assumptions::USUAL,
             objective: Objective::default(),
+            tuning: &Tuning::USUAL,
             now_ms: 0,
             draw,
         }
@@ -70,8 +73,6 @@ pub struct Chosen {
     pub work_bytes: Option<f32>,
     /// Set by policies that predict.
     pub estimate: Option<Estimate>,
-    /// The best pair that was not chosen, near-ties included.
+    /// The best pair that was not chosen.
     pub runner_up: Option<(Pair<usize>, Estimate)>,
-    /// Whether the pair was chosen to measure it and not because it is the best.
-    pub explored: bool,
 }

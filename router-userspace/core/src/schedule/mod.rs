@@ -27,6 +27,7 @@ mod round_robin;
 mod shortlist;
 #[cfg(test)]
 mod tests;
+mod tuning;
 
 pub use assumptions::{Assumptions, step_us_of_idle};
 pub use candidate::{AgentTrust, Candidate};
@@ -39,6 +40,7 @@ pub use policy::Policy;
 pub use prefix_blocks::{BLOCK_BYTES, BlockHasher, KEY_BYTES, MAX_BLOCKS, prefix_key};
 pub use prefix_index::{IndexCapacity, PrefixIndex};
 pub use prefix_match::PrefixMatch;
+pub use tuning::{Tuning, TuningField};
 
 use crate::pair::Pair;
 
@@ -76,5 +78,5 @@ pub fn choose(policy: Policy, input: &ChoiceInput<'_>) -> Option<Chosen> {
         policy.pick_decode(decode, second)?
     };
     let pair = Pair { prefill: first.id, decode };
-    Some(Chosen { pair, work_bytes, estimate: None, runner_up: None, explored: false })
+    Some(Chosen { pair, work_bytes, estimate: None, runner_up: None })
 }

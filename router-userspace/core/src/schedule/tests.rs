@@ -77,23 +77,28 @@ fn the_choice_is_explained_term_by_term() {
 }
 
 #[test]
-fn exploration_is_bounded_and_never_joins_a_longer_queue() {
-    let mut prefill = [idle(0, 0), idle(1, 0), idle(2, 0)];
-    prefill[1].rates.prefill_us_per_byte *= 10.0;
-    prefill[2].usage.prompt_bytes = 1 << 20;
-    let decode = [idle(3, 0)];
-    let mut explored = 0;
-    let mut draw = DRAW;
-    for _ in 0..100_000 {
-        draw = draw.second();
-        let input =
-            ChoiceInput { demand: DEMAND, draw, ..ChoiceInput::of(&prefill, &decode, draw) };
-        let chosen = choose(Policy::Predicted, &input).unwrap();
-        assert_ne!(chosen.pair.prefill, 2);
-        assert_eq!(chosen.explored, chosen.pair.prefill == 1);
-        explored += usize::from(chosen.explored);
+fn a_decode_of_the_same_group_is_chosen_in_an_idle_pool_of_any_size() {
+    for groups in [2, 16, 128, 1000] {
+        let pods = |base: usize| -> Vec<Candidate> {
+            (0..groups).map(|at| idle(base + at, at as u64 + 1)).collect()
+        };
+        let (prefill, decode) = (pods(0), pods(groups));
+        for draw in draws().take(50) {
+            let input =
+                ChoiceInput { demand: DEMAND, draw, ..ChoiceInput::of(&prefill, &decode, draw) };
+            let pair = choose(Policy::Predicted, &input).unwrap().pair;
+            assert_eq!(pair.decode, pair.prefill + groups, "{groups} groups");
+        }
     }
-    assert!((50..1000).contains(&explored), "{explored} of 100,000: at most 1 %");
+}
+
+#[test]
+fn a_busy_decode_of_the_same_group_is_not_preferred() {
+    let prefill = [idle(0, 1)];
+    let mut decode = [idle(1, 1), idle(2, 2)];
+    decode[0].usage = Usage { requests: 9, kv_tokens: 90_000, ..Usage::default() };
+    let input = ChoiceInput { demand: DEMAND, ..ChoiceInput::of(&prefill, &decode, DRAW) };
+    assert_eq!(choose(Policy::Predicted, &input).unwrap().pair.decode, 2);
 }
 
 #[test]
@@ -172,6 +177,7 @@ fn a_worker_without_a_fresh_load_gets_the_median_and_a_penalty() {
     );
     assert!(seen[0] > 985, "the one that is known to be idle: {seen:?}");
     prefill[0].load = Some(Load { age_ms: 10_000.0, ..Load::default() });
+    prefill[2].usage.prompt_bytes = 10_000;
     let stale = tally(
         Policy::Predicted,
         ChoiceInput { demand: DEMAND, ..ChoiceInput::of(&prefill, &decode, DRAW) },
@@ -289,7 +295,7 @@ fn a_sample_of_a_large_pool_is_nearly_as_good_as_all_of_it() {
         assert_eq!((few.len(), mates.len()), (SAMPLE_SIZE, SAMPLE_SIZE));
         let pair = |prefill: &[Candidate], decode: &[Candidate]| {
             let input = ChoiceInput { demand: DEMAND, ..ChoiceInput::of(prefill, decode, draw) };
-            choose(Policy::Predicted, &input).filter(|chosen| !chosen.explored)
+            choose(Policy::Predicted, &input)
         };
         let (Some(of_few), Some(of_all)) = (pair(&few, &mates), pair(&prefill, &decode)) else {
             continue;

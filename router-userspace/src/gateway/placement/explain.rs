@@ -18,8 +18,6 @@ const MAX_NAME: usize = 80;
 pub(crate) struct ChoiceExplanation {
     pub(crate) chosen: ScoredPair,
     pub(crate) runner_up: Option<ScoredPair>,
-    /// Chosen to measure the pair again, though the runner-up has the lower cost.
-    pub(crate) explored: bool,
 }
 
 /// A pair and its estimated cost.
@@ -43,16 +41,12 @@ impl ChoiceExplanation {
         Some(ChoiceExplanation {
             chosen: named((chosen.pair, chosen.estimate?)),
             runner_up: chosen.runner_up.map(named),
-            explored: chosen.explored,
         })
     }
 
     /// Both pairs and their terms in milliseconds, in less than 800 bytes.
     pub(crate) fn header(&self) -> Option<HeaderValue> {
         let mut text = self.chosen.text();
-        if self.explored {
-            text.push_str(" explored");
-        }
         if let Some(runner_up) = &self.runner_up {
             text.push_str("; not ");
             text.push_str(&runner_up.text());
@@ -69,7 +63,6 @@ impl ScoredPair {
             prefill_ms,
             transfer_ms,
             itl_ms,
-            batch_cost_ms,
             queue_cost_ms,
             affinity_bonus_ms,
             ..
@@ -82,7 +75,6 @@ impl ScoredPair {
             ("prefill", prefill_ms),
             ("transfer", transfer_ms),
             ("itl", itl_ms),
-            ("batch_cost", batch_cost_ms),
             ("queue_cost", queue_cost_ms),
             ("affinity_bonus", affinity_bonus_ms),
         ];
@@ -115,7 +107,6 @@ mod tests {
             queue_cost_ms: f32::NAN,
             transfer_ms: f32::INFINITY,
             itl_ms: ms,
-            batch_cost_ms: ms,
             ..Estimate::default()
         };
         ScoredPair { pair: Pair { prefill: name.into(), decode: name.into() }, estimate }
@@ -124,15 +115,13 @@ mod tests {
     #[test]
     fn the_header_names_both_pairs_and_stays_below_800_bytes() {
         let small = scored("default/p", 1.25);
-        let choice =
-            ChoiceExplanation { chosen: small.clone(), runner_up: Some(small), explored: false };
+        let choice = ChoiceExplanation { chosen: small.clone(), runner_up: Some(small) };
         let text = choice.header().unwrap();
         let text = text.to_str().unwrap();
         assert!(text.starts_with("default/p default/p ttft="), "{text}");
         assert!(text.contains(" wait=1.2 ") && text.contains("; not default/p "), "{text}");
         let long = scored(&"n".repeat(400), f32::MAX);
-        let choice =
-            ChoiceExplanation { chosen: long.clone(), runner_up: Some(long), explored: true };
+        let choice = ChoiceExplanation { chosen: long.clone(), runner_up: Some(long) };
         assert!(choice.header().unwrap().len() < 800);
     }
 }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use router_core::fleet::{Pool, RateEstimators, Weight, Worker, cache_of};
+use router_core::fleet::{Pool, PrefillSample, RateEstimators, Weight, Worker, cache_of};
 use router_core::schedule::{Chosen, Estimate, step_us_of_idle};
 
 use crate::clock::MonotonicClock;
@@ -22,19 +22,21 @@ pub(crate) fn sent(
     (prefill, rank): (&Worker, u32),
     (weight, blocks): (Weight, &[u64]),
 ) {
-    let Some(work_bytes) = chosen.work_bytes else { return };
+    if chosen.work_bytes.is_none() {
+        return;
+    }
     if !blocks.is_empty() {
         view.prefixes().insert(cache_of(prefill.identity, rank), blocks);
     }
-    let Weight { prompt_bytes, kv_tokens, .. } = weight;
-    let (tokens, bytes) = (kv_tokens as f32, prompt_bytes as f32);
-    pool.rate_estimators.on_request(tokens, bytes, work_bytes, view.clock.now_ms());
+    pool.rate_estimators.on_request(weight.kv_tokens as f32, view.clock.now_ms());
 }
 
 /// What was predicted of a prefill, to be compared with the time that it takes.
 #[derive(Clone, Debug)]
 pub(crate) struct Prediction {
     pool: Arc<RateEstimators>,
+    /// The pool's prefill rate at the time of the prediction.
+    usual_us_per_byte: f32,
     clock: MonotonicClock,
     sent_ms: u64,
     /// The work of this prompt and of those queued before it, in bytes.
@@ -59,9 +61,11 @@ impl Prediction {
         let Estimate { wait_ms, admission_ms, prefill_ms, transfer_ms, work_bytes, .. } =
             chosen.estimate?;
         let now_ms = view.clock.now_ms();
-        let rates = prefill.rate_estimators.rates(&view.rates(pool), now_ms);
+        let of_pool = view.rates(pool);
+        let rates = prefill.rate_estimators.rates(&of_pool, now_ms);
         Some(Prediction {
             pool: Arc::clone(&pool.rate_estimators),
+            usual_us_per_byte: of_pool.prefill_us_per_byte,
             clock: view.clock,
             sent_ms: now_ms,
             ahead_bytes: (wait_ms + prefill_ms) * 1000.0 / rates.prefill_us_per_byte.max(1e-6),
@@ -80,9 +84,15 @@ impl Prediction {
         let now_ms = self.clock.now_ms();
         let took_ms = now_ms.saturating_sub(self.sent_ms) as f32;
         let work_ms = (took_ms - self.transfer_ms).max(took_ms / 5.0);
-        for estimators in [&*self.pool, &prefill.rate_estimators] {
-            estimators.on_prefill(self.ahead_bytes, work_ms, self.ahead_ms, now_ms);
-        }
+        let sample = PrefillSample {
+            work_bytes: self.ahead_bytes,
+            ms: work_ms,
+            predicted_ms: self.ahead_ms,
+            usual_us_per_byte: self.usual_us_per_byte,
+            sent_ms: self.sent_ms,
+            now_ms,
+        };
+        prefill.rate_estimators.on_prefill(&self.pool, sample);
     }
 }
 

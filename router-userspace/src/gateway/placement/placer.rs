@@ -235,13 +235,9 @@ impl Placer<'_> {
         let is_possible = |cache| {
             compatible.holder(cache).is_some_and(|at| self.is_ready(compatible.prefill[at]))
         };
-        let rendezvous =
-            demand.rendezvous(compatible.caches.iter().map(|(cache, _)| *cache), is_possible);
-        let first = demand
-            .prefix_match
-            .holders()
-            .chain(rendezvous)
-            .filter_map(|cache| compatible.holder(cache));
+        let owner = demand.owner(compatible.caches.iter().map(|(cache, _)| *cache), is_possible);
+        let first =
+            demand.prefix_match.holders().chain(owner).filter_map(|cache| compatible.holder(cache));
         let CandidateBuffers { prefill, decode } = buffers;
         self.gather(
             &compatible.prefill,
