@@ -24,7 +24,8 @@ struct Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
-        _ = self.xtask(&["down"], &[]);
+        let logs: &[&str] = if std::thread::panicking() { &[] } else { &["--logs"] };
+        _ = self.xtask(&["down"], logs);
     }
 }
 
@@ -153,6 +154,10 @@ fn two_nodes_are_ready_serve_a_service_and_leave_nothing() {
     site.done(&["down"], &[]);
     assert_eq!(site.traces(), BTreeSet::new());
     assert_eq!(site.network(), network);
+    site.done(&["down"], &["--logs"]);
+    let mut files = fs::read_dir(clusters()).expect("clusters").filter_map(Result::ok);
+    let left = files.find(|file| file.file_name().to_string_lossy().starts_with(&site.name));
+    assert!(left.is_none(), "{left:?}");
 }
 
 #[test]

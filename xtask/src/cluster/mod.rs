@@ -50,6 +50,9 @@ enum Action {
     Down {
         #[command(flatten)]
         name: Name,
+        /// Remove its logs too.
+        #[arg(long)]
+        logs: bool,
     },
     /// List the clusters that run, and their nodes.
     Status,
@@ -100,7 +103,7 @@ struct Name {
 pub(crate) fn run(flags: Flags) -> Result<()> {
     match flags.action {
         Action::Up { name, nodes, kubernetes } => up::run(checked(&name)?, nodes, &kubernetes),
-        Action::Down { name } => down(checked(&name)?),
+        Action::Down { name, logs } => down(checked(&name)?, logs),
         Action::Status => status(),
         Action::Kubectl { name, words } => {
             Err(Cluster::get(checked(&name)?)?.kubectl_command()?.args(words).exec())
@@ -154,16 +157,16 @@ fn checked(name: &Name) -> Result<&str> {
     Ok(&name.name)
 }
 
-/// Ends a cluster and removes what it had.
+/// Ends a cluster and removes what it had, its logs only if `logs` says so.
 ///
 /// # Errors
 /// Something cannot be removed.
-pub(crate) fn down(name: &str) -> Result<()> {
+pub(crate) fn down(name: &str, logs: bool) -> Result<()> {
     match state::remove(name)? {
         true => println!("the cluster {name} is down"),
         false => println!("no cluster {name} runs"),
     }
-    Ok(())
+    if logs { state::forget(name) } else { Ok(()) }
 }
 
 fn status() -> Result<()> {

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -71,11 +72,7 @@ pub(super) fn claim(name: &str) -> Result<Option<Running>> {
 /// # Errors
 /// The lock's file cannot be made.
 pub(super) fn turn(name: &str) -> Result<Flock<File>> {
-    let path = clusters()?.join(format!("{name}.up.lock"));
-    let file = File::create(&path).with_context(|| format!("making {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusive)
-        .map_err(|(_, error)| error)
-        .context("waiting for another `up`")
+    lock(&format!("{name}.up.lock"), FlockArg::LockExclusive)?.context("waiting for another `up`")
 }
 
 /// A number that no other running cluster of this user has, and the lock on it.
@@ -92,10 +89,38 @@ pub(super) fn claim_addresses() -> Result<(Addresses, Flock<File>)> {
 }
 
 fn try_lock(file: &str) -> Result<Option<Flock<File>>> {
+    lock(file, FlockArg::LockExclusiveNonblock)
+}
+
+/// Locks a file, or returns `None` where it is locked and the lock is not to be waited for.
+fn lock(file: &str, how: FlockArg) -> Result<Option<Flock<File>>> {
     let path = clusters()?.join(file);
-    let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
-    let file = file.with_context(|| format!("opening {}", path.display()))?;
-    Ok(Flock::lock(file, FlockArg::LockExclusiveNonblock).ok())
+    loop {
+        let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+        let file = file.with_context(|| format!("opening {}", path.display()))?;
+        let Ok(lock) = Flock::lock(file, how) else { return Ok(None) };
+        // The last holder may have removed the file, and a lock on that protects nothing.
+        let number = lock.metadata()?.ino();
+        if fs::metadata(&path).is_ok_and(|now| now.ino() == number) {
+            return Ok(Some(lock));
+        }
+    }
+}
+
+/// Removes the logs and locks of a cluster that does not run.
+///
+/// # Errors
+/// It runs or is being started, or a file cannot be removed.
+pub(super) fn forget(name: &str) -> Result<()> {
+    let locks = [format!("{name}.up.lock"), format!("{name}.lock")];
+    let [Some(_turn), Some(_running)] = [try_lock(&locks[0])?, try_lock(&locks[1])?] else {
+        bail!("the cluster {name} runs or is being started");
+    };
+    _ = fs::remove_dir_all(folder(name)?);
+    for lock in locks {
+        fs::remove_file(clusters()?.join(&lock)).with_context(|| format!("removing {lock}"))?;
+    }
+    Ok(())
 }
 
 /// The process id of the supervisor of a running cluster.

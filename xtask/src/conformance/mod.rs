@@ -78,7 +78,7 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
     let result = on(&Cluster::get(&flags.name)?, flags);
     // After a failure the cluster is the evidence.
     if !ran && (result.is_ok() || flags.check) {
-        cluster::down(&flags.name)?;
+        cluster::down(&flags.name, flags.check)?;
     }
     result
 }
