@@ -259,7 +259,8 @@ impl SourceFlags {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Limits")]
 pub struct LimitFlags {
-    /// Maximum size of a request body in bytes. A larger request gets 413.
+    /// Maximum size of a request body in bytes, before and after it is decoded. A larger request gets
+    /// 413.
     #[arg(long, default_value_t = 64 << 20, value_name = "BYTES")]
     pub max_body: usize,
     /// Maximum size in bytes of all request bodies in memory together. A request that would exceed

@@ -35,16 +35,6 @@ async fn a_head_over_the_limit_is_a_431() {
 }
 
 #[tokio::test]
-async fn a_compressed_body_is_a_415() {
-    let fleet = Fleet::start(1, 1).await;
-    let gateway = fleet.gateway().await;
-    let mut request = gateway.client.json_request(CHAT, chat("hi").to_string());
-    request.headers_mut().insert("content-encoding", HeaderValue::from_static("gzip"));
-    let answer = gateway.client.send(request).await.answer().await.expect_status(415);
-    assert!(answer.error_message().contains("gzip"));
-}
-
-#[tokio::test]
 async fn a_client_that_sends_no_head_is_disconnected() {
     let fleet = Fleet::start(1, 1).await;
     let gateway = fleet.gateway_with(&["--header-timeout", "200ms"]).await;

@@ -7,6 +7,7 @@ mod blame;
 mod bodies;
 mod bootstrap;
 mod clients;
+mod compressed;
 mod connections;
 mod cors;
 mod documents;

@@ -33,6 +33,7 @@ pub use self::fleet_handle::FleetHandle;
 use self::placement::queue::Admission;
 use self::placement::responses::Responses;
 use self::readiness::Readiness;
+use self::request::content_coding::BodyDecoder;
 use self::request::crash_history::CrashHistory;
 use self::request::handle::RequestService;
 use self::request::shared_answers::SharedAnswers;
@@ -185,8 +186,8 @@ impl Parts {
             drain_exceeded: CancellationToken::new(),
         });
         let readiness = Arc::new(Readiness::new(Arc::clone(&fleet), shutdown.clone()));
-        let body_memory = BodyMemory::new(settings.limits.max_body_memory);
         let gateway = Arc::new(Gateway {
+            body_memory: BodyMemory::new(settings.limits.max_body_memory),
             settings,
             http,
             fleet,
@@ -194,7 +195,7 @@ impl Parts {
             dispatch,
             metrics,
             feedback,
-            body_memory,
+            body_decoder: BodyDecoder::new(),
             responses: Responses::default(),
             shared_answers: SharedAnswers::default(),
             crashes: CrashHistory::default(),

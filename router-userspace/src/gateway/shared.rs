@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::fleet_handle::FleetHandle;
 use super::placement::queue::Admission;
 use super::placement::responses::Responses;
+use super::request::content_coding::BodyDecoder;
 use super::request::crash_history::CrashHistory;
 use super::request::shared_answers::SharedAnswers;
 use super::upstream::dispatch::Dispatch;
@@ -27,6 +28,7 @@ pub(crate) struct Gateway {
     pub(crate) feedback: Subscriptions,
     /// The bytes that all request bodies together may hold in memory.
     pub(crate) body_memory: BodyMemory,
+    pub(crate) body_decoder: BodyDecoder,
     pub(crate) responses: Responses,
     pub(crate) shared_answers: SharedAnswers,
     /// The contents of requests that were running on engines when these crashed.

@@ -17,7 +17,6 @@ use super::crash_history::{ContentFingerprint, crashes_to_refuse};
 use super::record::Record;
 use super::reject::Reject;
 use super::relay::StreamLimits;
-use super::request_body;
 use super::response_body::ResponseBody;
 use super::retry::{AttemptWorkers, CrashWatch, RetryState};
 use super::routed::{Reply, RoutedRequest};
@@ -30,7 +29,6 @@ use crate::gateway::upstream::dispatch::{
 use crate::gateway::upstream::fault::{Fault, FaultKind};
 use crate::gateway::upstream::first_event::ResponseStart;
 use crate::gateway::upstream::in_flight::InFlight;
-use crate::gateway::upstream::leg::until;
 use crate::gateway::upstream::source::{EventSource, MergedSamples, Sample};
 use crate::http_client::Protocol;
 use crate::http_client::collector::BodyMemory;
@@ -56,16 +54,11 @@ impl Gateway {
         self: &Arc<Self>,
         pool: &Arc<Pool>,
         endpoint: Endpoint,
-        routed: RoutedRequest,
+        mut routed: RoutedRequest,
         record: &mut Record,
     ) -> Result<Reply, Reject> {
-        let limit = self.settings.limits.max_body;
-        let timeout = self.settings.timeouts.body_timeout;
-        let memory = &self.body_memory;
-        let body = tokio::select! {
-            body = request_body::read(&routed.headers, routed.body, limit, timeout, memory) => body?,
-            () = until(routed.deadlines.request) => return Err(Reject::Deadline),
-        };
+        let deadline = routed.deadlines.request;
+        let body = self.read_body(&mut routed.headers, routed.body, deadline).await?;
         let request = Request::parse(endpoint, body)?;
         self.check_model(pool, request.model())?;
         self.check_crashes(&request)?;

@@ -1,6 +1,7 @@
 //! The life of a request: route, filters, attempts, response, log line.
 
 pub(crate) mod connection_info;
+pub(crate) mod content_coding;
 pub(crate) mod crash_history;
 pub(crate) mod endpoint;
 mod forwarded;
@@ -14,7 +15,7 @@ pub(crate) mod proxy;
 pub(crate) mod record;
 pub(crate) mod reject;
 pub(crate) mod relay;
-pub(crate) mod request_body;
+mod request_body;
 pub(crate) mod response_body;
 pub(crate) mod retry;
 pub(crate) mod routed;

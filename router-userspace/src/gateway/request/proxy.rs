@@ -21,7 +21,6 @@ use super::model::name_in_path;
 use super::proxied_body::ProxiedBody;
 use super::record::Record;
 use super::reject::Reject;
-use super::request_body;
 use super::routed::{Reply, RouteDeadlines, RoutedRequest};
 use super::stream_watch::WatchLimits;
 use crate::gateway::shared::Gateway;
@@ -94,12 +93,8 @@ impl Gateway {
         request: RoutedRequest,
         record: &mut Record,
     ) -> Result<Reply, Reject> {
-        let RoutedRequest { parts, body, headers, path, deadlines } = request;
-        let (limit, idle) = (self.settings.limits.max_body, self.settings.timeouts.body_timeout);
-        let body = tokio::select! {
-            body = request_body::read(&headers, body, limit, idle, &self.body_memory) => body?,
-            () = until(deadlines.request) => return Err(Reject::Deadline),
-        };
+        let RoutedRequest { parts, body, mut headers, path, deadlines } = request;
+        let body = self.read_body(&mut headers, body, deadlines.request).await?;
         let small = OneEngineRequest::parse(body)?;
         self.check_model(pool, small.model())?;
         let choose = |avoid: Option<&Arc<Worker>>| {

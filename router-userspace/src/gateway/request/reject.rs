@@ -11,6 +11,7 @@ use router_core::route::BadPath;
 use router_core::sglang::fault::ClientError;
 use router_core::sglang::{Endpoint, Invalid};
 
+use super::content_coding::ACCEPTED;
 use super::crash_history::CRASH_MEMORY;
 use super::response_body::ResponseBody;
 use crate::gateway::placement::queue::{AdmissionError, none_ready};
@@ -46,6 +47,7 @@ pub(crate) enum Reject {
     Misdirected,
     /// A prefill/decode pair cannot do this.
     Unsupported(String),
+    /// The body has a coding that is not decoded.
     EncodedBody(String),
     BodyTooLarge(usize),
     /// The bodies of all requests together have reached `--max-body-memory`.
@@ -174,7 +176,10 @@ impl Reject {
             Reject::Unsupported(why) => why.clone(),
             Reject::EncodedBody(encoding) => {
                 let encoding = excerpt(encoding);
-                format!("content-encoding {encoding} is not supported; send the body unencoded")
+                format!(
+                    "content-encoding {encoding} is not supported; send the body unencoded, or as one \
+                     of {ACCEPTED}"
+                )
             }
             Reject::BodyTooLarge(limit) => format!("the request body is over {limit} bytes"),
             Reject::NoMemory => "too many large requests at once".to_owned(),
@@ -245,7 +250,7 @@ impl Reject {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
         if let Reject::EncodedBody(_) = self {
-            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(ACCEPTED));
         }
         if self.is_permanent() {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));

@@ -1,82 +1,67 @@
 //! Reads the whole body of a request, within its limits of size, time and memory.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use http::HeaderMap;
-use http::header::CONTENT_ENCODING;
 use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout_at};
 
+use super::content_coding::{self, ContentCoding};
 use super::reject::Reject;
+use crate::gateway::shared::Gateway;
+use crate::gateway::upstream::leg::until;
 use crate::http_client::client_body::ClientBody;
-use crate::http_client::collector::{BodyMemory, Collector};
+use crate::http_client::collector::Collector;
 use crate::http_client::pace::Pace;
 
-/// Reads the whole body of a request. It is charged to `memory` until its last part is dropped.
-///
-/// # Errors
-/// The body is encoded, is over `limit` bytes, or exceeds `memory`; the client is slower than [`Pace`]
-/// allows with `idle_timeout`, or closes the connection.
-pub(crate) async fn read(
-    headers: &HeaderMap,
-    mut body: ClientBody,
-    limit: usize,
-    idle_timeout: Duration,
-    memory: &BodyMemory,
-) -> Result<Bytes, Reject> {
-    check_encoding(headers)?;
-    let announced = body.size_hint().exact();
-    if announced.is_some_and(|length| length > limit as u64) {
-        return Err(Reject::BodyTooLarge(limit));
-    }
-    let mut collector = Collector::new(limit, announced, Some(memory));
-    let mut pace = Pace::new(idle_timeout);
-    loop {
-        let start = Instant::now();
-        let frame = timeout_at(pace.deadline(start), body.frame()).await;
-        let Some(frame) = frame.map_err(|_| Reject::BodyTimeout(idle_timeout))? else { break };
-        let Ok(data) = frame?.into_data() else { continue };
-        pace.received(data.len(), start);
-        collector.push(data)?;
-    }
-    Ok(collector.finish())
-}
-
-/// Refuses an encoded body. Names are case-insensitive, and `identity` and empty elements of the list
-/// are no coding (RFC 9110, section 8.4.1).
-fn check_encoding(headers: &HeaderMap) -> Result<(), Reject> {
-    let fields = headers.get_all(CONTENT_ENCODING).into_iter();
-    let names = fields.flat_map(|field| field.as_bytes().split(|&byte| byte == b','));
-    let mut names = names.map(<[u8]>::trim_ascii);
-    let encoded = names.find(|name| !name.is_empty() && !name.eq_ignore_ascii_case(b"identity"));
-    match encoded {
-        Some(name) => Err(Reject::EncodedBody(String::from_utf8_lossy(name).into_owned())),
-        None => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use http::HeaderValue;
-
-    use super::*;
-
-    #[test]
-    fn an_encoding_is_refused_in_any_case_and_identity_is_none() {
-        let check = |values: &[&'static str]| {
-            let mut headers = HeaderMap::new();
-            for value in values {
-                headers.append(CONTENT_ENCODING, HeaderValue::from_static(value));
+impl Gateway {
+    /// Reads and decodes the whole body of a request, and removes the fields that name its coding. It is
+    /// charged to `--max-body-memory` until its last part is dropped.
+    ///
+    /// # Errors
+    /// The coding is unknown; the body, encoded or decoded, is over `--max-body` or exceeds
+    /// `--max-body-memory`; the client is slower than [`Pace`] allows with `--body-timeout`, or closes the
+    /// connection; the deadline has passed.
+    pub(super) async fn read_body(
+        &self,
+        headers: &mut HeaderMap,
+        body: ClientBody,
+        deadline: Option<Instant>,
+    ) -> Result<Bytes, Reject> {
+        let limit = self.settings.limits.max_body;
+        let coding = ContentCoding::of(headers)?;
+        content_coding::remove_fields(headers);
+        let read = async {
+            let body = self.collect_body(body).await?;
+            match coding {
+                None => Ok(body),
+                Some(coding) => {
+                    self.body_decoder.decode(coding, body, limit, &self.body_memory).await
+                }
             }
-            check_encoding(&headers).map_err(|reject| reject.reason())
         };
-        for none in [&[][..], &[""], &["identity"], &["Identity, ,"], &["identity", ""]] {
-            assert_eq!(check(none), Ok(()), "{none:?}");
+        tokio::select! {
+            body = read => body,
+            () = until(deadline) => Err(Reject::Deadline),
         }
-        for some in [&["GZip"][..], &["identity, br"], &["identity", "zstd"]] {
-            assert_eq!(check(some), Err("encoded_body"), "{some:?}");
+    }
+
+    async fn collect_body(&self, mut body: ClientBody) -> Result<Bytes, Reject> {
+        let (limit, idle) = (self.settings.limits.max_body, self.settings.timeouts.body_timeout);
+        let announced = body.size_hint().exact();
+        if announced.is_some_and(|length| length > limit as u64) {
+            return Err(Reject::BodyTooLarge(limit));
         }
+        let mut collector = Collector::new(limit, announced, Some(&self.body_memory));
+        let mut pace = Pace::new(idle);
+        loop {
+            let start = Instant::now();
+            let frame = timeout_at(pace.deadline(start), body.frame()).await;
+            let Some(frame) = frame.map_err(|_| Reject::BodyTimeout(idle))? else { break };
+            let Ok(data) = frame?.into_data() else { continue };
+            pace.received(data.len(), start);
+            collector.push(data)?;
+        }
+        Ok(collector.finish())
     }
 }
