@@ -20,6 +20,7 @@ mod forwarding;
 mod headers;
 mod health;
 mod http2;
+mod keep_alive;
 mod limits;
 mod logprobs;
 mod logs;

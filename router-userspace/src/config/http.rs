@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
@@ -38,6 +39,12 @@ pub struct HttpFlags {
         value_parser = CorsOrigin::parse
     )]
     pub cors_allowed_origins: Vec<CorsOrigin>,
+    /// Time without a byte on a streamed response of a pool after which a comment (`: ping`) is sent, so
+    /// that no proxy or client takes the connection for dead. A request that waits as long for its first
+    /// event, in the queue or for its prefill, gets status 200 with the first comment; a failure after
+    /// that is an error event in the stream. Without this flag, the status is sent with the first event.
+    #[arg(long, value_parser = super::duration, value_name = "DURATION")]
+    pub sse_ping_interval: Option<Duration>,
 }
 
 /// A value of --cors-allowed-origins.

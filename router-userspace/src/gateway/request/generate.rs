@@ -10,16 +10,19 @@ use http::{HeaderMap, HeaderValue, Response};
 use router_core::fleet::{Pool, Weight};
 use router_core::sglang::logprob::PromptLogprobs;
 use router_core::sglang::{Endpoint, Request, headers, merge};
+use tokio::sync::mpsc;
 use tokio::task::yield_now;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::crash_history::{ContentFingerprint, crashes_to_refuse};
-use super::record::Record;
+use super::early_stream::{RunningGeneration, WaitingGeneration};
+use super::keep_alive::KeepAlive;
+use super::record::{AttemptRecord, Record};
 use super::reject::Reject;
-use super::relay::StreamLimits;
+use super::relay::{RelayedEvents, StreamLimits};
 use super::response_body::ResponseBody;
 use super::retry::{AttemptWorkers, CrashWatch, RetryState};
-use super::routed::{Reply, RoutedRequest};
+use super::routed::{Reply, RouteDeadlines, RoutedRequest};
 use crate::gateway::placement::observe::DecodeObservation;
 use crate::gateway::placement::placer::{Placement, PlacementRequest};
 use crate::gateway::shared::Gateway;
@@ -41,12 +44,67 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// How long a retry waits for a worker of the pool to be up, and how often it checks.
 const RESTART_GRACE: Duration = Duration::from_secs(1);
 const RESTART_POLL: Duration = Duration::from_millis(20);
+/// Maximum number of comments of engines that wait for the client.
+const MAX_COMMENTS: usize = 8;
 /// Bytes of a prompt per token, for admission only.
 const BYTES_PER_TOKEN: u64 = 4;
 /// Output tokens that are reserved for a request without a limit of its own.
 const EXPECTED_OUTPUT: u32 = 512;
 /// Maximum number of output tokens that are reserved for a request.
 const MAX_OUTPUT: u32 = 2048;
+
+/// A request that was read and checked, and needs an engine.
+struct Generation {
+    gateway: Arc<Gateway>,
+    pool: Arc<Pool>,
+    attempt: AttemptRequest,
+    wanted: PlacementRequest,
+    deadlines: RouteDeadlines,
+}
+
+impl Generation {
+    /// Makes attempts until one has begun to answer.
+    async fn run(self, record: &mut AttemptRecord) -> Result<Reply, Reject> {
+        let Generation { gateway, mut pool, mut attempt, mut wanted, deadlines } = self;
+        let mut retries = RetryState::default();
+        loop {
+            record.count += 1;
+            let placement = gateway.admission.admit(&pool, &wanted, deadlines.request).await?;
+            record.set_placement(&placement);
+            let observation = gateway.admission.decode_observation(&pool, &placement);
+            attempt.deadline = deadlines.attempt_deadline();
+            let workers = AttemptWorkers::of(&placement);
+            let attempted = gateway.attempt(&attempt, placement, observation);
+            let (started, content) = tokio::join!(attempted, gateway.content_of(&attempt.request));
+            if started.is_ok() {
+                gateway.settle_refusal(&workers, &mut retries);
+            }
+            let fault = match started {
+                Err(AttemptError::Fault(fault)) => fault,
+                Ok(Reply::Events { head, mut events }) => {
+                    let watch = |content| CrashWatch::new(&gateway, &pool.name, workers, content);
+                    events.crash_watch = content.map(watch);
+                    return Ok(Reply::Events { head, events });
+                }
+                done => return done.map_err(Reject::from),
+            };
+            let (fault, retry) =
+                gateway.decide_retry(&pool, &attempt, fault, &workers, &mut retries).await;
+            if !retry {
+                return Err(Reject::Fault(fault));
+            }
+            gateway.metrics.retries.get_or_create(&ReasonLabels { reason: fault.reason() }).inc();
+            tracing::debug!(reason = fault.reason(), detail = fault.detail(), "retrying");
+            wanted.avoid.extend(workers.into_avoided(fault));
+            tokio::time::sleep(RETRY_PAUSE * record.count).await;
+            gateway.wait_until_up(&pool).await;
+            // The fleet may have changed meanwhile.
+            if let Some(now) = gateway.fleet.snapshot().pool(&pool.name) {
+                pool = Arc::clone(now);
+            }
+        }
+    }
+}
 
 impl Gateway {
     /// Serves one generating request of a pool.
@@ -62,53 +120,41 @@ impl Gateway {
         let request = Request::parse(endpoint, body)?;
         self.check_model(pool, request.model())?;
         self.check_crashes(&request)?;
-        let mut wanted = PlacementRequest {
+        let wanted = PlacementRequest {
             blocks: self.admission.blocks(&request),
             model: request.model().map(str::to_owned),
             weight: weight(&request),
             avoid: Vec::new(),
             only: self.responses.only_worker(pool, &request)?,
         };
-        let (path, headers) = (routed.path, routed.headers);
-        let protocol = if pool.h2c { Protocol::H2c } else { Protocol::Http1 };
-        let mut attempt = AttemptRequest { request, protocol, path, headers, deadline: None };
-        let mut retries = RetryState::default();
+        let interval = self.settings.http.sse_ping_interval.filter(|_| request.stream());
+        let (comments_tx, comments) = mpsc::channel(MAX_COMMENTS);
+        let attempt = AttemptRequest {
+            protocol: if pool.h2c { Protocol::H2c } else { Protocol::Http1 },
+            request,
+            path: routed.path,
+            headers: routed.headers,
+            deadline: None,
+            comments: interval.map(|_| comments_tx),
+        };
         pool.history.retry_budget.on_request(self.dispatch.clock.now_ms());
-        let mut pool = Arc::clone(pool);
-        loop {
-            record.attempts += 1;
-            let placement = self.admission.admit(&pool, &wanted, routed.deadlines.request).await?;
-            record.set_placement(&placement);
-            let observation = self.admission.decode_observation(&pool, &placement);
-            attempt.deadline = routed.deadlines.attempt_deadline();
-            let workers = AttemptWorkers::of(&placement);
-            let attempted = self.attempt(&attempt, placement, observation);
-            let (started, content) = tokio::join!(attempted, self.content_of(&attempt.request));
-            if started.is_ok() {
-                self.settle_refusal(&workers, &mut retries);
+        let (gateway, pool) = (Arc::clone(self), Arc::clone(pool));
+        let generation = Generation { gateway, pool, attempt, wanted, deadlines: routed.deadlines };
+        let Some(interval) = interval else {
+            return generation.run(&mut record.attempts).await;
+        };
+        let mut running: RunningGeneration = Box::pin(async move {
+            let mut attempts = AttemptRecord::default();
+            (generation.run(&mut attempts).await, attempts)
+        });
+        match timeout_at(record.started() + interval, &mut running).await {
+            Ok((reply, attempts)) => {
+                record.attempts = attempts;
+                reply
             }
-            let fault = match started {
-                Err(AttemptError::Fault(fault)) => fault,
-                Ok(Reply::Events { head, source, limits, observation, .. }) => {
-                    let watch = |content| CrashWatch::new(self, &pool.name, workers, content);
-                    let crash_watch = content.map(watch);
-                    return Ok(Reply::Events { head, source, limits, observation, crash_watch });
-                }
-                done => return done.map_err(Reject::from),
-            };
-            let (fault, retry) =
-                self.decide_retry(&pool, &attempt, fault, &workers, &mut retries).await;
-            if !retry {
-                return Err(Reject::Fault(fault));
-            }
-            self.metrics.retries.get_or_create(&ReasonLabels { reason: fault.reason() }).inc();
-            tracing::debug!(reason = fault.reason(), detail = fault.detail(), "retrying");
-            wanted.avoid.extend(workers.into_avoided(fault));
-            tokio::time::sleep(RETRY_PAUSE * record.attempts).await;
-            self.wait_until_up(&pool).await;
-            // The fleet may have changed meanwhile.
-            if let Some(now) = self.fleet.snapshot().pool(&pool.name) {
-                pool = Arc::clone(now);
+            Err(_) => {
+                let keep_alive = KeepAlive::new(Instant::now(), interval);
+                Ok(Reply::Early(WaitingGeneration { running, comments, endpoint, keep_alive }))
             }
         }
     }
@@ -216,7 +262,8 @@ fn single(
             let head = headers::to_client(&head.headers, false);
             let sample = Sample::new(limits.endpoint, first, events, logprobs, in_flight);
             let source = EventSource::Single(Box::new(sample));
-            Ok(Reply::Events { head, source, limits, observation, crash_watch: None })
+            let events = RelayedEvents { source, limits, observation, crash_watch: None };
+            Ok(Reply::Events { head, events })
         }
         ResponseStart::Whole { head, body } => {
             let is_merged = logprobs.is_some();
@@ -266,7 +313,8 @@ fn merged(
     let head = head.unwrap_or_default();
     if parts.is_empty() {
         let source = EventSource::Merged(Box::new(MergedSamples::new(request.endpoint(), samples)));
-        return Ok(Reply::Events { head, source, limits, observation, crash_watch: None });
+        let events = RelayedEvents { source, limits, observation, crash_watch: None };
+        return Ok(Reply::Events { head, events });
     }
     let merged = merge::json(request.endpoint(), request.samples(), request.batch(), &parts);
     let body = merged.map_err(|why| malformed(&whole_in_flight[0], &why.to_string()))?;

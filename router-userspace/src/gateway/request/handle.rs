@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::header::{CONNECTION, EXPECT, HOST, LOCATION};
+use http::header::{CONNECTION, CONTENT_TYPE, EXPECT, HOST, LOCATION};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version};
@@ -12,6 +12,7 @@ use router_core::route::{self, CorsRequest, Filters, Found, Head, Target};
 use router_core::sglang::{Endpoint, headers};
 
 use super::connection_info::ConnectionInfo;
+use super::early_stream::EarlyStream;
 use super::endpoint::{Served, error_format, label, serve};
 use super::head;
 use super::record::Record;
@@ -245,7 +246,17 @@ impl Gateway {
         if self.settings.explain_headers {
             explain(&record, &mut own);
         }
-        let mut response = match reply {
+        let mut response = self.begin(reply, record);
+        filters.apply_response(response.headers_mut());
+        for (name, value) in &own {
+            response.headers_mut().insert(name, value.clone());
+        }
+        response
+    }
+
+    /// The response of a target, whose body has the record.
+    fn begin(self: &Arc<Self>, reply: Reply, mut record: Record) -> Response<ResponseBody> {
+        match reply {
             Reply::Whole(response) => {
                 record.set_status(response.status());
                 record.finish();
@@ -255,21 +266,22 @@ impl Gateway {
                 record.set_status(response.status());
                 response.map(|body| ResponseBody::streamed(body.recorded(record, Arc::clone(self))))
             }
-            Reply::Events { head, source, limits, observation, crash_watch } => {
+            Reply::Events { head, events } => {
                 record.set_status(http::StatusCode::OK);
-                let dispatch = Arc::clone(&self.dispatch);
-                let relay = Relay::new(dispatch, source, limits, observation, record);
-                let relay = relay.with_crash_watch(crash_watch);
+                let relay = Relay::new(self, events, record);
                 let mut response = Response::new(ResponseBody::streamed(relay));
                 *response.headers_mut() = head;
                 response
             }
-        };
-        filters.apply_response(response.headers_mut());
-        for (name, value) in &own {
-            response.headers_mut().insert(name, value.clone());
+            Reply::Early(waiting) => {
+                record.set_status(http::StatusCode::OK);
+                let stream = EarlyStream::new(Arc::clone(self), waiting, record);
+                let mut response = Response::new(ResponseBody::streamed(stream));
+                let event_stream = HeaderValue::from_static("text/event-stream");
+                response.headers_mut().insert(CONTENT_TYPE, event_stream);
+                response
+            }
         }
-        response
     }
 }
 
@@ -312,16 +324,18 @@ fn redirected(status: http::StatusCode, location: &str) -> Result<Reply, Reject>
 }
 
 fn explain(record: &Record, headers: &mut HeaderMap) {
-    let named = [(PREFILL, &record.prefill), (DECODE, &record.worker)];
+    let attempts = &record.attempts;
+    let named = [(PREFILL, &attempts.prefill), (DECODE, &attempts.worker)];
     for (name, worker) in named {
         if let Some(value) = worker.as_deref().and_then(|w| HeaderValue::from_str(w).ok()) {
             headers.insert(name, value);
         }
     }
-    if let Some(value) = record.explanation.as_ref().and_then(|explanation| explanation.header()) {
+    if let Some(value) = attempts.explanation.as_ref().and_then(|explanation| explanation.header())
+    {
         headers.insert(CHOICE, value);
     }
-    if record.attempts > 0 {
-        headers.insert(ATTEMPTS, HeaderValue::from(record.attempts));
+    if attempts.count > 0 {
+        headers.insert(ATTEMPTS, HeaderValue::from(attempts.count));
     }
 }

@@ -3,12 +3,14 @@
 pub(crate) mod connection_info;
 pub(crate) mod content_coding;
 pub(crate) mod crash_history;
+pub(crate) mod early_stream;
 pub(crate) mod endpoint;
 mod forwarded;
 pub(crate) mod generate;
 pub(crate) mod handle;
 mod head;
 pub(crate) mod info;
+pub(crate) mod keep_alive;
 pub(crate) mod model;
 pub(crate) mod proxied_body;
 pub(crate) mod proxy;

@@ -18,12 +18,7 @@ pub(crate) struct Record {
     pub(crate) request_id: HeaderValue,
     pub(crate) endpoint: &'static str,
     pub(crate) route: Option<Arc<str>>,
-    pub(crate) prefill: Option<Arc<str>>,
-    /// The decode worker, or the one that serves alone.
-    pub(crate) worker: Option<Arc<str>>,
-    /// Why this pair was chosen, if the policy predicts.
-    pub(crate) explanation: Option<Arc<ChoiceExplanation>>,
-    pub(crate) attempts: u32,
+    pub(crate) attempts: AttemptRecord,
     status: Option<StatusCode>,
     reason: &'static str,
     detail: Option<String>,
@@ -31,6 +26,29 @@ pub(crate) struct Record {
     last_event: Option<Instant>,
     events: u64,
     finished: bool,
+}
+
+/// What is recorded of the attempts of a request.
+#[derive(Default)]
+pub(crate) struct AttemptRecord {
+    pub(crate) count: u32,
+    /// The prefill worker of the last attempt.
+    pub(crate) prefill: Option<Arc<str>>,
+    /// The decode worker of the last attempt, or the one that serves alone.
+    pub(crate) worker: Option<Arc<str>>,
+    /// Why this pair was chosen, if the policy predicts.
+    pub(crate) explanation: Option<Arc<ChoiceExplanation>>,
+}
+
+impl AttemptRecord {
+    /// The workers of the attempt that begins.
+    pub(crate) fn set_placement(&mut self, placement: &Placement) {
+        if let Placement::Pair { leases, explanation, .. } = placement {
+            self.explanation.clone_from(explanation);
+            self.prefill = Some(Arc::clone(&leases.prefill.worker().name));
+        }
+        self.worker = placement.leases().last().map(|lease| Arc::clone(&lease.worker().name));
+    }
 }
 
 impl Record {
@@ -42,10 +60,7 @@ impl Record {
             request_id,
             endpoint: "other",
             route: None,
-            prefill: None,
-            worker: None,
-            explanation: None,
-            attempts: 0,
+            attempts: AttemptRecord::default(),
             status: None,
             reason: "ok",
             detail: None,
@@ -58,15 +73,6 @@ impl Record {
 
     pub(crate) fn started(&self) -> Instant {
         self.started
-    }
-
-    /// The workers of the attempt that begins.
-    pub(crate) fn set_placement(&mut self, placement: &Placement) {
-        if let Placement::Pair { leases, explanation, .. } = placement {
-            self.explanation.clone_from(explanation);
-            self.prefill = Some(Arc::clone(&leases.prefill.worker().name));
-        }
-        self.worker = placement.leases().last().map(|lease| Arc::clone(&lease.worker().name));
     }
 
     /// The status that the client gets.
@@ -134,9 +140,9 @@ impl Drop for Record {
             status = code,
             reason = self.reason,
             detail = self.detail.as_deref(),
-            prefill = self.prefill.as_deref(),
-            worker = self.worker.as_deref(),
-            attempts = self.attempts,
+            prefill = self.attempts.prefill.as_deref(),
+            worker = self.attempts.worker.as_deref(),
+            attempts = self.attempts.count,
             ttft_ms,
             events = self.events,
             duration_ms = took * 1e3,

@@ -58,6 +58,8 @@ pub(crate) enum Reject {
     ModelNotFound(String),
     /// Requests with this content were running on this many engines when these crashed.
     CrashedEngines(u32),
+    /// The engine answered a streamed request whole, after the head of a stream was sent.
+    NoStream,
     /// Nothing serves the request: the message names the pool or Service, and the cause.
     NoWorkerReady(String),
     QueueFull,
@@ -94,6 +96,7 @@ impl Reject {
             Reject::Invalid(_) => "invalid_request",
             Reject::ModelNotFound(_) => "model_not_found",
             Reject::CrashedEngines(_) => "crashed_engines",
+            Reject::NoStream => "no_stream",
             Reject::NoWorkerReady(_) => "no_worker_ready",
             Reject::QueueFull => "queue_full",
             Reject::QueueTimeout(_) => "queue_timeout",
@@ -125,6 +128,7 @@ impl Reject {
             | Reject::Draining => StatusCode::SERVICE_UNAVAILABLE,
             // Not a 5xx, which clients and proxies send again.
             Reject::CrashedEngines(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Reject::NoStream => StatusCode::BAD_GATEWAY,
             Reject::QueueFull => StatusCode::TOO_MANY_REQUESTS,
             Reject::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Reject::Fault(fault) => fault.status(),
@@ -198,6 +202,9 @@ impl Reject {
                  for {} minutes",
                 CRASH_MEMORY.as_secs() / 60
             ),
+            Reject::NoStream => {
+                "the engine answered a streamed request without a stream".to_owned()
+            }
             Reject::NoWorkerReady(why) => why.clone(),
             Reject::QueueFull => "too many requests are waiting for an engine".to_owned(),
             Reject::QueueTimeout(limit) => {

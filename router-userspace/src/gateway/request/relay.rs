@@ -5,19 +5,21 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame};
-use router_core::sglang::Endpoint;
+use router_core::sglang::{Endpoint, sse};
 use tokio::time::Instant;
 
+use super::keep_alive::KeepAlive;
 use super::record::Record;
 use super::reject::Reject;
 use super::response_body::BodyError;
 use super::retry::CrashWatch;
 use super::stream_watch::{Overdue, StreamWatch, WatchLimits};
 use crate::gateway::placement::observe::DecodeObservation;
+use crate::gateway::shared::Gateway;
 use crate::gateway::upstream::dispatch::Dispatch;
 use crate::gateway::upstream::fault::{Fault, FaultKind};
 use crate::gateway::upstream::source::EventSource;
@@ -29,6 +31,16 @@ pub(crate) struct StreamLimits {
     pub watch: WatchLimits,
 }
 
+/// A stream of events of an engine, and what is watched while it is relayed.
+pub(crate) struct RelayedEvents {
+    pub source: EventSource,
+    pub limits: StreamLimits,
+    /// Updated when the stream has ended well.
+    pub observation: Option<DecodeObservation>,
+    /// Notices the crash of the engine in the middle of the stream.
+    pub crash_watch: Option<CrashWatch>,
+}
+
 /// A stream on its way to the client.
 pub(crate) struct Relay {
     dispatch: Arc<Dispatch>,
@@ -37,28 +49,29 @@ pub(crate) struct Relay {
     /// The endpoint whose error format is used.
     endpoint: Endpoint,
     watch: StreamWatch,
-    /// Updated when the stream has ended well.
     observation: Option<DecodeObservation>,
-    /// Notices the crash of the engine in the middle of the stream.
     crash_watch: Option<CrashWatch>,
+    /// `None` without `--sse-ping-interval`.
+    keep_alive: Option<KeepAlive>,
     record: Record,
 }
 
 impl Relay {
-    pub(crate) fn new(
-        dispatch: Arc<Dispatch>,
-        source: EventSource,
-        limits: StreamLimits,
-        observation: Option<DecodeObservation>,
-        record: Record,
-    ) -> Relay {
-        let StreamLimits { endpoint, watch } = limits;
-        let (source, watch) = (Some(source), StreamWatch::new(watch));
-        Relay { dispatch, source, endpoint, watch, observation, crash_watch: None, record }
-    }
-
-    pub(crate) fn with_crash_watch(self, crash_watch: Option<CrashWatch>) -> Relay {
-        Relay { crash_watch, ..self }
+    pub(crate) fn new(gateway: &Gateway, events: RelayedEvents, record: Record) -> Relay {
+        let RelayedEvents { source, limits, observation, crash_watch } = events;
+        let interval = gateway.settings.http.sse_ping_interval;
+        let keep_alive =
+            interval.map(|interval| KeepAlive::new(Instant::now() + interval, interval));
+        Relay {
+            dispatch: Arc::clone(&gateway.dispatch),
+            source: Some(source),
+            endpoint: limits.endpoint,
+            watch: StreamWatch::new(limits.watch),
+            observation,
+            crash_watch,
+            keep_alive,
+            record,
+        }
     }
 
     /// Ends the stream with an error event.
@@ -102,7 +115,12 @@ impl Body for Relay {
                 if this.watch.received(now) {
                     return Poll::Ready(Some(Ok(Frame::data(this.fail(&Reject::Deadline)))));
                 }
-                this.record.event(now);
+                if let Some(keep_alive) = &mut this.keep_alive {
+                    keep_alive.sent(now);
+                }
+                if !sse::is_comment(&event) {
+                    this.record.event(now);
+                }
                 Poll::Ready(Some(Ok(Frame::data(event))))
             }
             Poll::Ready(Some(Err(kind))) => {
@@ -122,7 +140,11 @@ impl Body for Relay {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                let reject = match ready!(this.watch.poll_overdue(cx, source.worker())) {
+                let Poll::Ready(overdue) = this.watch.poll_overdue(cx, source.worker()) else {
+                    let Some(keep_alive) = &mut this.keep_alive else { return Poll::Pending };
+                    return keep_alive.poll_ping(cx).map(|ping| Some(Ok(Frame::data(ping))));
+                };
+                let reject = match overdue {
                     Overdue::Deadline => Some(Reject::Deadline),
                     Overdue::Fault(kind) => this.fault(kind),
                 };

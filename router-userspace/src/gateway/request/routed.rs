@@ -7,12 +7,10 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Response};
 use tokio::time::Instant;
 
+use super::early_stream::WaitingGeneration;
 use super::proxied_body::ProxiedBody;
-use super::relay::StreamLimits;
+use super::relay::RelayedEvents;
 use super::response_body::ResponseBody;
-use super::retry::CrashWatch;
-use crate::gateway::placement::observe::DecodeObservation;
-use crate::gateway::upstream::source::EventSource;
 use crate::http_client::client_body::ClientBody;
 
 /// The answer of a target, without the gateway's own headers.
@@ -24,12 +22,10 @@ pub(crate) enum Reply {
     /// A stream of events of an engine.
     Events {
         head: HeaderMap,
-        source: EventSource,
-        limits: StreamLimits,
-        observation: Option<DecodeObservation>,
-        /// Notices the crash of the engine in the middle of the stream.
-        crash_watch: Option<CrashWatch>,
+        events: RelayedEvents,
     },
+    /// A stream whose head is sent although no engine has answered yet.
+    Early(WaitingGeneration),
 }
 
 /// A request on its way to its target.

@@ -15,8 +15,10 @@ use http::{HeaderMap, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use router_core::sglang::sse::{self, MAX_EVENT, Splitter};
-use router_core::sglang::{Endpoint, Request, fault, response};
+use router_core::sglang::{Endpoint, fault, response};
+use tokio::sync::mpsc;
 
+use super::dispatch::AttemptRequest;
 use super::fault::FaultKind;
 use super::leg::error_after_head;
 use crate::http_client::innermost;
@@ -62,10 +64,11 @@ impl ResponseStart {
 /// The response is an error, is malformed, or ended early.
 pub(crate) async fn read_start(
     response: Response<Incoming>,
-    request: &Request,
+    attempt: &AttemptRequest,
     limits: &ReadLimits,
 ) -> Result<ResponseStart, FaultKind> {
     let (head, body) = response.into_parts();
+    let request = &attempt.request;
     if !request.stream() || !is_event_stream(&head.headers) {
         let body = read_body(body, limits).await?;
         return match fault::answer_fault(request.endpoint(), &body) {
@@ -74,7 +77,8 @@ pub(crate) async fn read_start(
         };
     }
     let mut events = EventStream { body, splitter: Splitter::new(MAX_EVENT), ended: false };
-    let first = first_meaningful_event(request.endpoint(), &mut events).await?;
+    let first = first_meaningful_event(request.endpoint(), &mut events, attempt.comments.as_ref());
+    let first = first.await?;
     Ok(ResponseStart::Stream { head, first, events })
 }
 
@@ -82,6 +86,7 @@ pub(crate) async fn read_start(
 async fn first_meaningful_event(
     endpoint: Endpoint,
     events: &mut EventStream,
+    comments: Option<&mpsc::Sender<Bytes>>,
 ) -> Result<VecDeque<Bytes>, FaultKind> {
     let mut first = VecDeque::new();
     loop {
@@ -91,6 +96,13 @@ async fn first_meaningful_event(
                 "the stream ended before its first meaningful event".to_owned(),
             ));
         };
+        if let Some(comments) = comments
+            && sse::is_comment(&event)
+        {
+            // A full channel holds comments that are still to be sent: one fewer makes no difference.
+            let _ = comments.try_send(event);
+            continue;
+        }
         if let Some(error) = fault::first_event_fault(endpoint, &event) {
             return Err(error_after_head(error));
         }

@@ -43,6 +43,17 @@ pub fn name(event: &[u8]) -> Option<&[u8]> {
     lines(event).filter_map(|line| field(line, b"event")).last()
 }
 
+/// Whether an event begins with a comment and has no payload: clients skip it.
+///
+/// ```
+/// use router_core::sglang::sse;
+/// assert!(sse::is_comment(b": ping - 2026-01-01\r\n\r\n"));
+/// assert!(!sse::is_comment(b": ping\ndata: 1\n\n"));
+/// ```
+pub fn is_comment(event: &[u8]) -> bool {
+    event.first() == Some(&b':') && data(event).is_none()
+}
+
 /// Whether this is the `[DONE]` that ends a stream.
 pub fn is_done(event: &[u8]) -> bool {
     data(event).is_some_and(|data| data.trim_ascii() == b"[DONE]")
