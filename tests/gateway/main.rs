@@ -40,6 +40,7 @@ mod side_answers;
 mod smuggling;
 mod streaming;
 mod tls;
+mod upgrades;
 mod waits;
 
 use serde_json::{Value, json};

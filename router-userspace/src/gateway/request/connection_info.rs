@@ -8,6 +8,7 @@ use router_core::fleet::Fleet;
 use router_core::route::{self, Head};
 
 use super::reject::Reject;
+use super::upgrade::TunnelSlot;
 use crate::http_client::unread_body::UnreadBody;
 
 /// How a connection came in.
@@ -21,6 +22,7 @@ pub(crate) struct ConnectionInfo {
     client: HeaderValue,
     trusted_proxy: bool,
     unread: Arc<UnreadBody>,
+    tunnel: TunnelSlot,
 }
 
 impl ConnectionInfo {
@@ -34,6 +36,7 @@ impl ConnectionInfo {
             client,
             trusted_proxy,
             unread: Arc::default(),
+            tunnel: TunnelSlot::default(),
         }
     }
 
@@ -45,6 +48,11 @@ impl ConnectionInfo {
     /// The rest of the last request's body.
     pub(crate) fn unread(&self) -> &Arc<UnreadBody> {
         &self.unread
+    }
+
+    /// The tunnel that the connection becomes when a backend agrees to an upgrade.
+    pub(crate) fn tunnel(&self) -> &TunnelSlot {
+        &self.tunnel
     }
 
     /// The port of this process.

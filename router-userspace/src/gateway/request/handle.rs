@@ -6,6 +6,7 @@ use http::header::{CONNECTION, CONTENT_TYPE, EXPECT, HOST, LOCATION};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version};
+use http_body::Body;
 use hyper::body::Incoming;
 use router_core::fleet::{Fleet, Pool};
 use router_core::route::{self, CorsRequest, Filters, Found, Head, Target};
@@ -20,6 +21,7 @@ use super::reject::Reject;
 use super::relay::Relay;
 use super::response_body::ResponseBody;
 use super::routed::{Reply, RouteDeadlines, RoutedRequest};
+use super::upgrade::UpgradeRequest;
 use crate::gateway::fleet_handle::FleetHandle;
 use crate::gateway::shared::Gateway;
 use crate::http_client::client_body::ClientBody;
@@ -173,6 +175,9 @@ impl Gateway {
         request: RoutedRequest,
         record: &mut Record,
     ) -> Result<Reply, Rejected> {
+        if request.upgrade.as_ref().is_some_and(UpgradeRequest::is_websocket) {
+            return Err(Reject::Unsupported("engines serve no WebSocket".to_owned()).into());
+        }
         let served = serve(pool.profile, &request.parts.method, request.path.path())?;
         record.endpoint = label(served);
         // A route may rewrite the path.
@@ -221,7 +226,9 @@ impl Gateway {
             request: (!request.is_zero()).then(|| record.started() + request),
             attempt: timeouts.backend_request.filter(|limit| !limit.is_zero()),
         };
-        Ok(RoutedRequest { parts, body, headers, path, deadlines })
+        // What the new protocol means for a body depends on the protocol.
+        let upgrade = parts.extensions.remove().filter(|_| body.is_end_stream());
+        Ok(RoutedRequest { parts, body, headers, path, deadlines, upgrade })
     }
 
     /// Adds the gateway's own headers, and passes the record to the body that is sent last. `format` is
@@ -265,6 +272,14 @@ impl Gateway {
             Reply::Proxied(response) => {
                 record.set_status(response.status());
                 response.map(|body| ResponseBody::streamed(body.recorded(record, Arc::clone(self))))
+            }
+            Reply::Upgraded(agreed) => {
+                let (head, upgrade) = *agreed;
+                let mut response = Response::new(ResponseBody::Full(None));
+                *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
+                *response.headers_mut() = head;
+                upgrade.begin(Arc::clone(self), record, response.headers_mut());
+                response
             }
             Reply::Events { head, events } => {
                 record.set_status(http::StatusCode::OK);

@@ -10,8 +10,10 @@ use router_core::sglang::headers;
 use super::connection_info::ConnectionInfo;
 use super::forwarded;
 use super::reject::Reject;
+use super::upgrade::UpgradeRequest;
 
-/// Checks the head of a request and normalizes it.
+/// Checks the head of a request and normalizes it. An [`UpgradeRequest`] moves from the fields to the
+/// extensions.
 ///
 /// # Errors
 /// The method is not served, or the host or the path is invalid.
@@ -27,6 +29,9 @@ pub(super) fn normalize(
         return Err(Reject::Unsupported(format!("{} is not served here", parts.method)));
     }
     normalize_path(parts, rules)?;
+    if let Some(upgrade) = UpgradeRequest::take(parts, connection.tunnel()) {
+        parts.extensions.insert(upgrade);
+    }
     headers::from_client(&mut parts.headers);
     let authority = parts.uri.authority().map(Authority::as_str);
     forwarded::set(&mut parts.headers, connection, parts.version, authority);

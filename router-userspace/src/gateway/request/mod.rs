@@ -23,3 +23,4 @@ pub(crate) mod retry;
 pub(crate) mod routed;
 pub(crate) mod shared_answers;
 mod stream_watch;
+pub(crate) mod upgrade;

@@ -23,6 +23,7 @@ use super::record::Record;
 use super::reject::Reject;
 use super::routed::{Reply, RouteDeadlines, RoutedRequest};
 use super::stream_watch::WatchLimits;
+use super::upgrade::{AgreedUpgrade, UpgradeRequest};
 use crate::gateway::shared::Gateway;
 use crate::gateway::upstream::dispatch::{HEALTH_INTERVAL, Silence};
 use crate::gateway::upstream::fault::{Fault, FaultKind};
@@ -50,6 +51,11 @@ impl Gateway {
         if service.h2c {
             // HTTP/2 has the host in the request line; a different `Host` header is not allowed.
             request.headers.remove(HOST);
+            // HTTP/2 has no upgrades.
+            request.upgrade = None;
+        }
+        if let Some(upgrade) = &request.upgrade {
+            upgrade.add_fields(&mut request.headers);
         }
         let now_ms = self.dispatch.clock.now_ms();
         let health = &self.dispatch.health;
@@ -93,7 +99,7 @@ impl Gateway {
         request: RoutedRequest,
         record: &mut Record,
     ) -> Result<Reply, Reject> {
-        let RoutedRequest { parts, body, mut headers, path, deadlines } = request;
+        let RoutedRequest { parts, body, mut headers, path, deadlines, .. } = request;
         let body = self.read_body(&mut headers, body, deadlines.request).await?;
         let small = OneEngineRequest::parse(body)?;
         self.check_model(pool, small.model())?;
@@ -101,7 +107,8 @@ impl Gateway {
             lease_one_of(pool, || serving(pool, small.model()), avoid)
         };
         let body = ForwardedBody::Whole(small.body().clone());
-        let request = ForwardedRequest { method: parts.method, headers, path, deadlines, body };
+        let method = parts.method;
+        let request = ForwardedRequest { method, headers, path, deadlines, body, upgrade: None };
         self.forward_body(&choose, Protocol::Http1, request, record).await
     }
 
@@ -147,10 +154,11 @@ impl Gateway {
         if request.body.size_hint().lower() > limit as u64 {
             return Err(Reject::BodyTooLarge(limit));
         }
-        let RoutedRequest { parts, body, headers, path, deadlines } = request;
+        let RoutedRequest { parts, body, headers, path, deadlines, upgrade } = request;
         let only_reads = body.is_end_stream() && parts.method.is_safe();
         let body = if only_reads { ForwardedBody::None } else { ForwardedBody::Passed(body) };
-        let request = ForwardedRequest { method: parts.method, headers, path, deadlines, body };
+        let method = parts.method;
+        let request = ForwardedRequest { method, headers, path, deadlines, body, upgrade };
         self.forward_body(choose, protocol, request, record).await
     }
 
@@ -167,7 +175,7 @@ impl Gateway {
         record: &mut Record,
     ) -> Result<Reply, Reject> {
         let limit = self.settings.limits.max_body;
-        let ForwardedRequest { method, headers, path, deadlines, body } = request;
+        let ForwardedRequest { method, headers, path, deadlines, body, mut upgrade } = request;
         let only_reads = matches!(body, ForwardedBody::None);
         let mut body = Some(body);
         let mut lease = choose(None)?;
@@ -196,6 +204,12 @@ impl Gateway {
                 outgoing,
             );
             let (kind, unsent) = match self.head(sent, &worker, deadline, &kept).await {
+                Ok(answer) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                    match upgraded(answer, upgrade.take(), lease, self.watch_limits(deadline)) {
+                        Ok(reply) => return Ok(reply),
+                        Err(kind) => (kind, false),
+                    }
+                }
                 Ok(answer) => {
                     self.began_to_answer(&worker);
                     let limits = self.watch_limits(deadline);
@@ -241,10 +255,6 @@ impl Gateway {
             tokio::select! {
                 biased;
                 answer = &mut sent => match answer {
-                    // No client's Upgrade field is forwarded.
-                    Ok(answer) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                        break FaultKind::Malformed("status 101 without Upgrade".to_owned());
-                    }
                     Ok(answer) => return Ok(answer),
                     Err(error) => {
                         let unsent = error.is_unsent();
@@ -295,6 +305,7 @@ struct ForwardedRequest {
     path: PathAndQuery,
     deadlines: RouteDeadlines,
     body: ForwardedBody,
+    upgrade: Option<UpgradeRequest>,
 }
 
 enum ForwardedBody {
@@ -363,6 +374,20 @@ fn proxied(
     *response.status_mut() = head.status;
     *response.headers_mut() = headers::to_client(&head.headers, true);
     Reply::Proxied(Box::new(response))
+}
+
+/// The reply to a status 101.
+fn upgraded(
+    mut answer: Response<Incoming>,
+    request: Option<UpgradeRequest>,
+    lease: Lease,
+    limits: WatchLimits,
+) -> Result<Reply, FaultKind> {
+    let head = headers::to_client(answer.headers(), true);
+    let agreed =
+        request.and_then(|request| AgreedUpgrade::new(request, &mut answer, lease, limits));
+    let agreed = agreed.ok_or_else(|| FaultKind::Malformed("status 101 without Upgrade".into()))?;
+    Ok(Reply::Upgraded(Box::new((head, agreed))))
 }
 
 /// No probe looks at a Service's endpoint. One that cannot be reached is left for a while at once, one

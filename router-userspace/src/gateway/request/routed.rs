@@ -11,6 +11,7 @@ use super::early_stream::WaitingGeneration;
 use super::proxied_body::ProxiedBody;
 use super::relay::RelayedEvents;
 use super::response_body::ResponseBody;
+use super::upgrade::{AgreedUpgrade, UpgradeRequest};
 use crate::http_client::client_body::ClientBody;
 
 /// The answer of a target, without the gateway's own headers.
@@ -19,6 +20,8 @@ pub(crate) enum Reply {
     Whole(Response<ResponseBody>),
     /// A backend's answer, passed on as it comes.
     Proxied(Box<Response<ProxiedBody>>),
+    /// A backend has agreed to an upgrade. The response has no body.
+    Upgraded(Box<(HeaderMap, AgreedUpgrade)>),
     /// A stream of events of an engine.
     Events {
         head: HeaderMap,
@@ -37,6 +40,7 @@ pub(crate) struct RoutedRequest {
     /// The path for the target.
     pub path: PathAndQuery,
     pub deadlines: RouteDeadlines,
+    pub upgrade: Option<UpgradeRequest>,
 }
 
 /// The time limits of the route.

@@ -244,7 +244,7 @@ impl Connection {
         info: ConnectionInfo,
     ) {
         let activity = ConnectionActivity::new();
-        let unread = Arc::clone(info.unread());
+        let (unread, tunnel) = (Arc::clone(info.unread()), info.tunnel().clone());
         let requests = Arc::clone(&activity);
         let service = self.service;
         let answer = service_fn(move |request: http::Request<Incoming>| {
@@ -255,7 +255,7 @@ impl Connection {
                 Ok::<_, std::convert::Infallible>(guard.track(answer, version))
             }
         });
-        let connection = self.server.serve_connection(TokioIo::new(stream), answer);
+        let connection = self.server.serve_connection_with_upgrades(TokioIo::new(stream), answer);
         tokio::pin!(connection);
         let served = async {
             tokio::select! {
@@ -273,6 +273,9 @@ impl Connection {
         };
         if let Err(error) = ended {
             tracing::debug!(peer = %self.peer, error, "connection failed");
+        }
+        if let Some(tunnel) = tunnel.take() {
+            tunnel.run().await;
         }
     }
 }
