@@ -1,5 +1,7 @@
-//! `cargo xtask bench gateway`: pd-router and sglang-router before the same two engines, in
-//! interleaved rounds of one run.
+//! `cargo xtask bench gateway`: pd-router, nginx and sglang-router before the same two engines, and one
+//! engine asked directly, in interleaved rounds of one run.
+
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
@@ -16,49 +18,61 @@ const LOADS: [Load; 6] = [
     Load { name: "streams of 200, 64", connections: 64, size: 0, tokens: 200, stream: true },
 ];
 
-/// Prints the medians of all rounds, and pd-router's as a share of the peer's.
+/// Prints the medians of all rounds, and pd-router's as a share of each peer's. `before` is another
+/// build of pd-router.
 ///
 /// # Errors
 /// A build, an installation or a server fails.
-pub(super) fn run(rounds: u32, seconds: u32) -> Result<()> {
+pub(super) fn run(rounds: u32, seconds: u32, before: Option<&Path>) -> Result<()> {
     if shell::which("wrk").is_none() {
         tools::install_packages(&["wrk"]).context("wrk is missing")?;
     }
     let python = python::sglang_router()?;
     let programs = binaries::build_release()?;
+    let folder = tempfile::tempdir()?;
     let [_prefill, _decode, direct] = peers::engines(&programs)?;
-    let ours = peers::pd_router(&programs)?;
-    let theirs = peers::sglang_router(&python)?;
-    let servers = [&direct, &ours, &theirs];
+    let mut servers = vec![peers::pd_router(&programs)?];
+    servers.extend(before.map(peers::other_pd_router).transpose()?);
+    servers.extend([peers::nginx(folder.path())?, peers::sglang_router(&python)?, direct]);
     println!(
         "{rounds} interleaved rounds of {seconds} s; figures are medians; CPU is the server's alone\n"
     );
     println!("| load | server | requests/s | p50 us | p99 us | CPU s per 10,000 | failed |");
     println!("|---|---|---|---|---|---|---|");
     for load in LOADS {
-        let mut runs = servers.map(|_| Vec::new());
-        for _ in 0..rounds.max(1) {
-            for (server, runs) in servers.iter().zip(&mut runs) {
-                runs.push(load.run(&server.address, server.pid(), seconds)?);
-            }
+        measure(&load, &servers, rounds, seconds)?;
+    }
+    for server in &servers {
+        if let Some(mib) = peak_mib(server.pid()) {
+            println!("\n{}: {mib} MiB peak memory", server.name);
         }
-        let medians = runs.map(|runs| median(&runs));
-        for (server, run) in servers.iter().zip(&medians) {
-            row(load.name, server, run);
+    }
+    Ok(())
+}
+
+/// Loads each server in turn, the first one being pd-router, and prints a row for each and one for each
+/// ratio.
+fn measure(load: &Load, servers: &[Peer], rounds: u32, seconds: u32) -> Result<()> {
+    let mut runs = vec![Vec::new(); servers.len()];
+    for _ in 0..rounds.max(1) {
+        for (server, runs) in servers.iter().zip(&mut runs) {
+            runs.push(load.run(server, seconds)?);
         }
-        let [_, ours, theirs] = medians;
+    }
+    let medians: Vec<Run> = runs.iter().map(|runs| median(runs)).collect();
+    for (server, run) in servers.iter().zip(&medians) {
+        row(load.name, server, run);
+    }
+    let ours = medians[0];
+    for (server, theirs) in servers.iter().zip(&medians).skip(1) {
         println!(
-            "| | ratio to sglang-router | {:.2} | {:.2} | {:.2} | {:.2} | |",
+            "| | ratio to {} | {:.2} | {:.2} | {:.2} | {:.2} | |",
+            server.name,
             ours.per_second / theirs.per_second,
             ours.p50_us / theirs.p50_us,
             ours.p99_us / theirs.p99_us,
             ours.cpu_s / theirs.cpu_s,
         );
-    }
-    for server in [&ours, &theirs] {
-        if let Some(mib) = peak_mib(server.pid()) {
-            println!("\n{}: {mib} MiB peak memory", server.name);
-        }
     }
     Ok(())
 }

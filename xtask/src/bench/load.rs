@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use super::peers::Peer;
 use crate::shell;
 
 /// Requests that are sent.
@@ -29,23 +30,24 @@ pub(super) struct Run {
 }
 
 impl Load {
-    /// Loads `address` for some seconds; `pid` is the process that serves there.
+    /// Loads a server for some seconds.
     ///
     /// # Errors
     /// wrk fails, or the process has ended.
-    pub(super) fn run(&self, address: &str, pid: u32, seconds: u32) -> Result<Run> {
-        let before = cpu_seconds(pid)?;
+    pub(super) fn run(&self, server: &Peer, seconds: u32) -> Result<Run> {
+        let before = cpu_seconds(server.pid())?;
         let printed = shell::output(
             shell::command("wrk")
                 .env("SIZE", self.size.to_string())
                 .env("STREAM", self.stream.to_string())
                 .env("TOKENS", self.tokens.to_string())
+                .env("ROOMS", server.client_names_room.to_string())
                 .args(["--threads", "1", "--script", "tests/bench/post.lua", "--timeout", "30s"])
                 .args(["--connections", &self.connections.to_string()])
                 .args(["--duration", &format!("{seconds}s")])
-                .arg(format!("http://{address}")),
+                .arg(format!("http://{}", server.address)),
         )?;
-        read(&printed, cpu_seconds(pid)? - before)
+        read(&printed, cpu_seconds(server.pid())? - before)
     }
 }
 

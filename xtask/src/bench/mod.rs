@@ -6,6 +6,8 @@ mod gateway;
 mod load;
 mod peers;
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 use clap::Args;
 
@@ -14,9 +16,9 @@ use crate::{binaries, ebpf, shell, workspace};
 /// Benchmark to run, and how long.
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
-    /// Benchmark to run: `gateway` compares pd-router with sglang-router, `fleet` compares routers before
-    /// a prefill/decode fleet of real or simulated engines, `core` runs all benchmarks of the core
-    /// crate, any other name is a `[[bench]]` target.
+    /// Benchmark to run: `gateway` compares pd-router with nginx and sglang-router, `fleet` compares
+    /// routers before a prefill/decode fleet of real or simulated engines, `core` runs all benchmarks of
+    /// the core crate, any other name is a `[[bench]]` target.
     name: String,
     /// Number of rounds of the benchmark `gateway`. Its figures are medians over them.
     #[arg(long, default_value_t = 3)]
@@ -24,6 +26,10 @@ pub(crate) struct Flags {
     /// Duration of each run of the benchmark `gateway`, in seconds.
     #[arg(long, default_value_t = 3)]
     seconds: u32,
+    /// Another pd-router program, as of the state before a change, that the benchmark `gateway` runs
+    /// beside this one.
+    #[arg(long, value_name = "PROGRAM")]
+    before: Option<PathBuf>,
     /// Arguments that are passed to the `[[bench]]` target or to the benchmark `fleet`, which prints its
     /// own with `-- --help`.
     #[arg(last = true)]
@@ -39,7 +45,9 @@ const CORE: [&str; 4] = ["choose", "prefix", "frame", "splice"];
 /// There is no such benchmark, or it failed.
 pub(crate) fn run(flags: &Flags) -> Result<()> {
     match flags.name.as_str() {
-        "gateway" => return gateway::run(flags.rounds, flags.seconds),
+        "gateway" => {
+            return gateway::run(flags.rounds, flags.seconds, flags.before.as_deref());
+        }
         "fleet" => return fleet::run(&flags.rest),
         _ => {}
     }

@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::binaries::Binaries;
-use crate::workspace;
+use crate::{shell, workspace};
 
 const PREFILL: &str = "127.0.5.1";
 const DECODE: &str = "127.0.5.2";
 const GATEWAY: &str = "127.0.5.3";
 const ROUTER: &str = "127.0.5.4";
 const UNIFIED: &str = "127.0.5.5";
+const NGINX: &str = "127.0.5.6";
+const BEFORE: &str = "127.0.5.7";
 const ENGINE_PORT: &str = "8000";
 const START: Duration = Duration::from_secs(60);
 
@@ -22,6 +24,8 @@ const START: Duration = Duration::from_secs(60);
 pub(super) struct Peer {
     pub(super) name: &'static str,
     pub(super) address: String,
+    /// Whether the client has to name the bootstrap room, since the server does not.
+    pub(super) client_names_room: bool,
     child: Child,
 }
 
@@ -39,7 +43,7 @@ impl Peer {
             .stderr(Stdio::null())
             .spawn()
             .with_context(|| format!("starting {name}"))?;
-        let mut peer = Peer { name, address, child };
+        let mut peer = Peer { name, address, client_names_room: false, child };
         peer.opens()?;
         Ok(peer)
     }
@@ -95,15 +99,62 @@ fn pair() -> [String; 6] {
 }
 
 pub(super) fn pd_router(binaries: &Binaries) -> Result<Peer> {
+    gateway("pd-router", &binaries.pd_router, GATEWAY)
+}
+
+/// Another build of pd-router, as of the state before a change.
+pub(super) fn other_pd_router(program: &Path) -> Result<Peer> {
+    gateway("pd-router before", program, BEFORE)
+}
+
+fn gateway(name: &'static str, program: &Path, host: &str) -> Result<Peer> {
     let pair = pair();
-    let admin = format!("{GATEWAY}:9901");
+    let admin = format!("{host}:9901");
     let words: Vec<&str> = ["--log", "warn", "gateway"]
         .into_iter()
         .chain(pair.iter().map(String::as_str))
-        .chain(["--host", GATEWAY, "--port", "8080", "--admin-listen", &admin])
+        .chain(["--host", host, "--port", "8080", "--admin-listen", &admin])
         .collect();
-    let name = "pd-router";
-    Peer::start(name, format!("{GATEWAY}:8080"), &binaries.pd_router, &words)
+    Peer::start(name, format!("{host}:8080"), program, &words)
+}
+
+/// nginx, which sends the same body to both engines and relays decode's answer: what two legs cost
+/// in C. The client names the bootstrap room, as nginx does not.
+pub(super) fn nginx(folder: &Path) -> Result<Peer> {
+    // Not installed here: Debian's package starts a server on port 80.
+    let program = shell::which("nginx").context("nginx is missing: apt-get install nginx-light")?;
+    let config = folder.join("nginx.conf");
+    std::fs::write(&config, nginx_config(folder))?;
+    let config = config.to_str().context("the temporary folder's name is not UTF-8")?;
+    let prefix = folder.to_str().context("the temporary folder's name is not UTF-8")?;
+    let words = ["-c", config, "-p", prefix, "-e", "stderr"];
+    let mut nginx = Peer::start("nginx mirror", format!("{NGINX}:8080"), &program, &words)?;
+    nginx.client_names_room = true;
+    Ok(nginx)
+}
+
+/// One process, since CPU is read of one. Bodies stay in memory, upstream connections stay open, answers are
+/// relayed as they come, and nothing is logged.
+fn nginx_config(folder: &Path) -> String {
+    let folder = folder.display();
+    format!(
+        "daemon off; master_process off; pid {folder}/pid; error_log /dev/null crit;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+  client_max_body_size 0; client_body_buffer_size 4m; keepalive_requests 1000000000;
+  proxy_http_version 1.1; proxy_set_header Connection ''; proxy_buffering off; proxy_read_timeout 300s;
+  upstream prefill {{ server {PREFILL}:{ENGINE_PORT}; keepalive 256; keepalive_requests 1000000000; }}
+  upstream decode {{ server {DECODE}:{ENGINE_PORT}; keepalive 256; keepalive_requests 1000000000; }}
+  server {{
+    listen {NGINX}:8080;
+    location / {{ mirror /mirror; proxy_pass http://decode; }}
+    location = /mirror {{ internal; proxy_pass http://prefill$request_uri; }}
+  }}
+}}
+"
+    )
 }
 
 pub(super) fn sglang_router(python: &Path) -> Result<Peer> {
