@@ -54,6 +54,7 @@ pub struct Worker {
     /// Pipeline stages that the engine reported; 0 is not known.
     pipeline_stages: AtomicU32,
     answers: AtomicU64,
+    unclear_timeouts: AtomicU32,
     prefill_queue: Mutex<PrefillQueue>,
     counts: UsageCounters,
     /// Usage of each data-parallel rank, by leases that name one.
@@ -191,6 +192,7 @@ impl Worker {
             key,
             pipeline_stages: AtomicU32::new(0),
             answers: AtomicU64::new(0),
+            unclear_timeouts: AtomicU32::new(0),
             prefill_queue: Mutex::default(),
             counts: UsageCounters::default(),
             ranks: OnceLock::new(),
@@ -214,12 +216,23 @@ impl Worker {
     /// Counts a leg that the worker's engine has answered with generated output.
     pub fn count_answer(&self) {
         self.answers.fetch_add(1, Ordering::Relaxed);
+        self.unclear_timeouts.store(0, Ordering::Relaxed);
     }
 
     /// Number of legs that the worker's engine has answered. If it grows while a request waits, the
     /// engine's scheduler runs.
     pub fn answers(&self) -> u64 {
         self.answers.load(Ordering::Relaxed)
+    }
+
+    /// Counts a timeout that either this worker or that of the other leg caused.
+    pub fn count_unclear_timeout(&self) {
+        self.unclear_timeouts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Number of timeouts since the last answer that either this worker or that of the other leg caused.
+    pub fn unclear_timeouts(&self) -> u32 {
+        self.unclear_timeouts.load(Ordering::Relaxed)
     }
 
     /// Returns the sum of the leases on this worker.

@@ -153,8 +153,10 @@ impl InFlight {
 
     /// Names the leg that a timeout is to be blamed on while decode has not answered. If prefill has not
     /// answered either, both legs wait for one of them, whichever timer ends first. A worker that has
-    /// answered other requests meanwhile is not the one. If that does not tell, it is prefill, which
-    /// decode has to wait for.
+    /// answered other requests meanwhile is not the one. If that does not tell, it is the worker with more
+    /// such timeouts since its last answer, and with equally many it is prefill, which decode has to wait
+    /// for. So a worker that hangs is blamed from its second timeout on, also if its partner is another
+    /// each time.
     pub(crate) fn blame_timeout(&self, fault: Fault) -> Fault {
         let (FaultKind::Timeout { limit, .. }, Some(prefill)) = (&fault.kind, &self.prefill) else {
             return fault;
@@ -165,7 +167,16 @@ impl InFlight {
         }
         let prefill_works = prefill.worker.answers() > prefill.answers_before;
         let decode_works = self.worker().answers() > self.answers_before;
-        let (leg, worker) = match prefill_works && !decode_works {
+        let decode_is_to_blame = if prefill_works == decode_works {
+            let timeouts = [self.worker(), &prefill.worker].map(|worker| {
+                worker.count_unclear_timeout();
+                worker.unclear_timeouts()
+            });
+            timeouts[0] > timeouts[1]
+        } else {
+            prefill_works
+        };
+        let (leg, worker) = match decode_is_to_blame {
             true => (Leg::Decode, self.worker()),
             false => (Leg::Prefill, &prefill.worker),
         };
