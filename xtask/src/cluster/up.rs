@@ -117,9 +117,9 @@ struct Supervisor {
 
 impl Supervisor {
     fn start(name: &str, folder: &Path) -> Result<Supervisor> {
-        // A build may replace this program while the cluster runs.
+        // A build may replace this program while the cluster runs, or may have done so since it started.
         let program = folder.join("xtask");
-        fs::copy(std::env::current_exe()?, &program).context("copying this program")?;
+        fs::copy("/proc/self/exe", &program).context("copying this program")?;
         let log = fs::File::create(folder.join("logs/supervisor.log"))?;
         let mut process = Command::new("setsid")
             .arg(program)
