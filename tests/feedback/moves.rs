@@ -59,6 +59,7 @@ struct Course {
     before: f64,
     during: f64,
     /// Share of the requests that chose it in the first [`COUNTED_AFTER`] after the trouble.
+    #[expect(dead_code, reason = "the log shows it")]
     after: f64,
     /// Times that it was chosen within a second of the begin: a way that looks bad is avoided.
     #[expect(dead_code, reason = "the log shows it")]
