@@ -83,7 +83,7 @@ impl Profile {
 /// As [`build`].
 pub(crate) fn build_program(profile: Profile, name: &str) -> Result<PathBuf> {
     let mut build = profile.command()?;
-    // Both, as every build does: features then unify alike and nothing is built twice.
+    // Both: features then unify as in other builds, and nothing is built twice.
     build.args(["--bin", "pd-router", "--bin", "sglang-sim"]);
     let messages = built(&mut build).context("building pd-router and sglang-sim")?;
     executable(&messages, name).with_context(|| format!("cargo built no executable {name}"))

@@ -164,11 +164,13 @@ fn two_nodes_are_ready_serve_a_service_and_leave_nothing() {
 fn an_up_that_is_killed_leaves_nothing() {
     let site = Site::new("killed");
     let network = site.network();
-    let up = site.up_until("waiting for the API server ...");
-    assert!(!site.traces().is_empty());
-    kill(Pid::from_raw(up.cast_signed()), Signal::SIGKILL).expect("killing `up`");
-    site.wait_until_gone();
-    assert_eq!(site.network(), network);
+    for step in ["making the namespaces of 2 machines ...", "waiting for the API server ..."] {
+        let up = site.up_until(step);
+        assert!(!site.traces().is_empty(), "{step}");
+        kill(Pid::from_raw(up.cast_signed()), Signal::SIGKILL).expect("killing `up`");
+        site.wait_until_gone();
+        assert_eq!(site.network(), network, "{step}");
+    }
 }
 
 #[test]

@@ -9,6 +9,8 @@ use anyhow::{Context, Result, bail};
 
 /// The folder of all clusters in each hierarchy.
 const PARENT: &str = "pd-router-clusters";
+/// The group of a machine's services below its own, in version 2; machine.sh names it too.
+const SERVICES: &str = "services";
 /// Time within which the kernel lets go of a group whose processes have ended.
 const REMOVED: Duration = Duration::from_secs(20);
 
@@ -64,6 +66,21 @@ fn hand_on_controllers(folder: &Path) {
     for controller in controllers.split_whitespace() {
         _ = fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}"));
     }
+}
+
+/// In version 2 a group with a process hands on no controller: moves the process that made a machine's
+/// namespaces to where the machine's services go.
+///
+/// # Errors
+/// A group cannot be made or written to.
+pub(super) fn move_down(groups: &[PathBuf], process: u32) -> Result<()> {
+    for group in groups.iter().filter(|group| group.join("cgroup.controllers").exists()) {
+        let services = group.join(SERVICES);
+        fs::create_dir(&services).with_context(|| format!("making {}", services.display()))?;
+        fs::write(services.join("cgroup.procs"), process.to_string())
+            .with_context(|| format!("moving a process to {}", services.display()))?;
+    }
+    Ok(())
 }
 
 /// In version 1 a new group has no CPU and no memory node, and takes no process.

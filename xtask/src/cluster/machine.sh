@@ -60,7 +60,7 @@ if grep -q '^[1-9]' /proc/self/cgroup; then
 else
     mount -t cgroup2 cgroup "$cgroups"
     # Where processes are, no controller can be handed on: they move one down.
-    mkdir "$cgroups/services"
+    mkdir -p "$cgroups/services"
     echo 1 > "$cgroups/services/cgroup.procs"
     for one in $(cat "$cgroups/cgroup.controllers"); do
         echo "+$one" > "$cgroups/cgroup.subtree_control"

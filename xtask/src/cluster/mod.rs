@@ -1,5 +1,6 @@
 //! `cargo xtask cluster`: a Kubernetes with nodes on this machine, without a container engine. Each
-//! machine of it is a set of namespaces, so that nothing that it does leaves it.
+//! machine of it is a set of namespaces, so that what it does goes with its last process. What stays is
+//! said in decision 11.
 
 mod cgroups;
 mod credentials;
@@ -19,7 +20,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 
-use crate::shell;
+use crate::{shell, workspace};
 pub(crate) use images::{load, program_image};
 use plan::Plan;
 
@@ -171,7 +172,14 @@ pub(crate) fn down(name: &str, logs: bool) -> Result<()> {
 
 fn status() -> Result<()> {
     for name in state::names()? {
-        let Some(cluster) = Cluster::find(&name)? else { continue };
+        let cluster = match Cluster::find(&name) {
+            Ok(Some(cluster)) => cluster,
+            Ok(None) => continue,
+            Err(error) => {
+                println!("{error:#}");
+                continue;
+            }
+        };
         println!("{name}: Kubernetes {}", cluster.plan.kubernetes);
         print!("{}", cluster.kubectl(&["get", "nodes", "--output=wide"])?);
     }
@@ -239,12 +247,12 @@ impl Cluster {
         self.command(&self.folder.join("kubectl").display().to_string())
     }
 
-    /// Runs kubectl and returns what it printed on stdout.
+    /// Runs kubectl in the repository's root and returns what it printed on stdout.
     ///
     /// # Errors
     /// It fails; the message has what it printed on stderr.
     pub(crate) fn kubectl(&self, words: &[&str]) -> Result<String> {
-        shell::output(self.kubectl_command()?.args(words))
+        shell::output(self.kubectl_command()?.args(words).current_dir(workspace::root()))
     }
 
     /// The last lines of a service's log.

@@ -109,17 +109,10 @@ impl Planner<'_> {
     }
 
     fn controller_manager(&self) -> Service {
-        let name = "kube-controller-manager";
-        let (config, secret) = (self.credentials.kubeconfig(name), self.credentials);
-        service(
-            name,
-            &self.programs.kubernetes(name),
+        let secret = self.credentials;
+        self.controller(
+            "kube-controller-manager",
             &[
-                format!("--kubeconfig={config}"),
-                format!("--authentication-kubeconfig={config}"),
-                format!("--authorization-kubeconfig={config}"),
-                "--bind-address=127.0.0.1".into(),
-                "--leader-elect=false".into(),
                 "--use-service-account-credentials=true".into(),
                 format!("--root-ca-file={}", secret.file("ca.crt")),
                 format!("--cluster-signing-cert-file={}", secret.file("ca.crt")),
@@ -133,19 +126,21 @@ impl Planner<'_> {
     }
 
     fn scheduler(&self) -> Service {
-        let name = "kube-scheduler";
+        self.controller("kube-scheduler", &[])
+    }
+
+    /// A client of the API server in the control plane, alone of its kind.
+    fn controller(&self, name: &str, more: &[String]) -> Service {
         let config = self.credentials.kubeconfig(name);
-        service(
-            name,
-            &self.programs.kubernetes(name),
-            &[
-                format!("--kubeconfig={config}"),
-                format!("--authentication-kubeconfig={config}"),
-                format!("--authorization-kubeconfig={config}"),
-                "--bind-address=127.0.0.1".into(),
-                "--leader-elect=false".into(),
-            ],
-        )
+        let mut words = vec![
+            format!("--kubeconfig={config}"),
+            format!("--authentication-kubeconfig={config}"),
+            format!("--authorization-kubeconfig={config}"),
+            "--bind-address=127.0.0.1".into(),
+            "--leader-elect=false".into(),
+        ];
+        words.extend_from_slice(more);
+        service(name, &self.programs.kubernetes(name), &words)
     }
 
     fn node(&self, node: u8) -> Result<Machine> {

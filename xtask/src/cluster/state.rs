@@ -128,11 +128,14 @@ pub(super) fn forget(name: &str) -> Result<()> {
 /// # Errors
 /// The lock cannot be read.
 pub(super) fn supervisor(name: &str) -> Result<Option<Pid>> {
-    if try_lock(&format!("{name}.lock"))?.is_some() {
+    let file = format!("{name}.lock");
+    let path = clusters()?.join(&file);
+    // To try the lock makes its file, which a name that no cluster has had is not to leave.
+    if !path.exists() || try_lock(&file)?.is_some() {
         return Ok(None);
     }
     let mut text = String::new();
-    File::open(clusters()?.join(format!("{name}.lock")))?.read_to_string(&mut text)?;
+    File::open(path)?.read_to_string(&mut text)?;
     let pid = text.trim().parse().context("the lock of a cluster that starts just now")?;
     Ok(Some(Pid::from_raw(pid)))
 }

@@ -55,7 +55,7 @@ pub(super) fn run(name: &str) -> Result<()> {
     let Some(_running) = claim(name)? else { bail!("the cluster {name} runs already") };
     let (addresses, _number) = state::claim_addresses()?;
     let folder = state::folder(name)?;
-    println!("{}", addresses.number);
+    say(&addresses.number.to_string());
     let (events, inbox) = channel();
     watch_signals(signals, events.clone());
     watch_input(events.clone());
@@ -67,6 +67,11 @@ pub(super) fn run(name: &str) -> Result<()> {
     }
     let removed = state::clean(name);
     result.and(removed)
+}
+
+/// Says a line to `up`. If `up` has ended, its end of the other pipe says so.
+fn say(line: &str) {
+    _ = writeln!(std::io::stdout(), "{line}");
 }
 
 fn claim(name: &str) -> Result<Option<state::Running>> {
@@ -112,7 +117,7 @@ fn hold(
                 for machine in &mut *machines {
                     watch_machine(machine.process.id(), events.clone());
                 }
-                println!("started");
+                say("started");
             }
             Event::Said(line) if line == DETACH => is_detached = true,
             Event::Said(line) => bail!("`up` said `{line}`"),
@@ -164,7 +169,8 @@ fn namespaces(cluster: &str, folder: &Path, machine: &Machine) -> Result<Running
     std::fs::create_dir_all(&own)?;
     std::fs::create_dir_all(&logs)?;
     let mut words: Vec<PathBuf> = ["-eu", "-c", JOIN, "join"].map(PathBuf::from).into();
-    words.extend(cgroups::create(cluster, &machine.name)?);
+    let groups = cgroups::create(cluster, &machine.name)?;
+    words.extend_from_slice(&groups);
     let unshare = ["--", "unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--cgroup"];
     words.extend(unshare.map(PathBuf::from));
     words.extend(
@@ -189,6 +195,7 @@ fn namespaces(cluster: &str, folder: &Path, machine: &Machine) -> Result<Running
     let output = BufReader::new(process.stdout.take().context("standard output is a pipe")?);
     let mut running = Running { process, input, output };
     expect_line(&mut running, "namespaces").with_context(|| log_end(&logs.join("machine.log")))?;
+    cgroups::move_down(&groups, running.process.id())?;
     Ok(running)
 }
 

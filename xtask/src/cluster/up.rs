@@ -44,7 +44,8 @@ pub(super) fn run(name: &str, nodes: u8, version: &str) -> Result<()> {
     fs::create_dir_all(folder.join("logs")).context("making the cluster's folder")?;
     std::os::unix::fs::symlink(programs.kubernetes("kubectl"), folder.join("kubectl"))
         .context("linking kubectl")?;
-    let mut supervisor = Supervisor::start(name, &folder)?;
+    let mut supervisor =
+        Supervisor::start(name, &folder).or_else(|error| state::clean(name).and(Err(error)))?;
     let ready = bring_up(&mut supervisor, name, (nodes, version), &programs);
     if let Err(error) = ready {
         // Its end of the pipe closes, and it removes the cluster.
