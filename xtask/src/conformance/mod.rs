@@ -76,9 +76,10 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
     let ran = cluster::is_up(&flags.name)?;
     cluster::up(&flags.name, 2)?;
     let result = on(&Cluster::get(&flags.name)?, flags);
-    // After a failure the cluster is the evidence.
+    // After a failure the cluster is the evidence, or its logs if no one is there to look at it.
     if !ran && (result.is_ok() || flags.check) {
-        cluster::down(&flags.name, flags.check)?;
+        let down = cluster::down(&flags.name, flags.check && result.is_ok());
+        return result.and(down);
     }
     result
 }
