@@ -79,14 +79,16 @@ fn runtime() -> Result<Runtime> {
     builder.worker_threads(THREADS).enable_all().build().context("starting threads")
 }
 
-/// Kills what was started, and ends, on SIGINT and SIGTERM.
+/// Kills what was started, and ends, on SIGINT, SIGTERM and SIGHUP: a terminal that is gone leaves no engine.
 fn end_on_signals() -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
         }
         process::kill_all();
         // The namespaces end with this process.

@@ -106,6 +106,7 @@ pub(crate) fn run(flags: Flags) -> Result<()> {
     let given = flags.engines.given();
     flags.routers.check(!given.0.is_empty())?;
     let workloads = Workloads::new(&flags.work, &flags.runs.cells)?;
+    flags.runs.cells.iter().try_for_each(|cell| workloads.check(cell, flags.runs.seconds))?;
     let mut runs = record::read(&flags.runs.out)?;
     let logs = match &flags.runs.logs {
         Some(logs) => logs.clone(),

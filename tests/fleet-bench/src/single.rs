@@ -60,6 +60,7 @@ pub(crate) struct Flags {
 /// A flag is wrong, or the endpoint answers nothing at all.
 pub(crate) fn run(flags: &Flags) -> Result<()> {
     let mut workloads = Workloads::new(&flags.work, std::slice::from_ref(&flags.cell))?;
+    workloads.check(&flags.cell, flags.seconds)?;
     let key = flags.api_key_file.as_ref().map(|file| {
         let read = std::fs::read_to_string(file);
         read.with_context(|| format!("--api-key-file {}", file.display()))

@@ -135,7 +135,21 @@ impl Workloads {
         Ok(Workloads { flags: flags.clone(), words, trace })
     }
 
-    /// The requests of a cell that are due within `seconds`. Rounds differ.
+    /// # Errors
+    /// The trace has fewer requests than `cell` sends within `seconds`.
+    pub(crate) fn check(&self, cell: &Cell, seconds: f64) -> Result<()> {
+        let has = self.trace.as_ref().map_or(0, |trace| trace.arrivals.len());
+        let needed = of_trace(cell.rate, seconds);
+        if cell.work == Work::Trace && has < needed {
+            bail!(
+                "--trace: {has} requests of at most --max-prompt tokens, of which {cell} needs {needed}"
+            );
+        }
+        Ok(())
+    }
+
+    /// The requests of a cell that are due within `seconds`, which [`Workloads::check`] allows. Rounds
+    /// differ.
     pub(crate) fn requests(&self, cell: &Cell, round: u32, seconds: f64) -> Vec<Request> {
         match cell.work {
             Work::Docs => self.documents(cell.rate, round, seconds),
@@ -174,7 +188,7 @@ impl Workloads {
 
     fn traced(&self, rate: f64, round: u32, seconds: f64) -> Vec<Request> {
         let all = self.trace.as_ref().map_or(&[][..], |trace| &trace.arrivals);
-        let count = ((rate * seconds).ceil() as usize + 1).min(all.len());
+        let count = of_trace(rate, seconds).min(all.len());
         let skipped = ROUND_APART * round as usize % (all.len() - count + 1);
         let part = Trace { arrivals: all[skipped..skipped + count].to_vec() };
         let mut random = StdRng::seed_from_u64(u64::from(round) + 1);
@@ -241,6 +255,11 @@ fn weighted(weights: &[f64], share: f64) -> usize {
     weights.len() - 1
 }
 
+/// Requests of a trace that are due within `seconds`.
+fn of_trace(rate: f64, seconds: f64) -> usize {
+    (rate * seconds).ceil() as usize + 1
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,6 +298,15 @@ mod tests {
             assert!(first.iter().all(|request| request.at.as_secs_f64() < 20.0));
             assert!(first.is_sorted_by_key(|request| request.at));
         }
+    }
+
+    #[test]
+    fn a_trace_that_is_too_short_is_refused() {
+        let workloads = workloads(0.01);
+        let check = |cell: &str| workloads.check(&cell.parse().unwrap(), 20.0);
+        assert!(check("trace:49").is_ok());
+        assert!(check("trace:50").unwrap_err().to_string().contains("1000 requests"));
+        assert!(check("docs:500").is_ok());
     }
 
     #[test]
