@@ -1,8 +1,9 @@
 //! Web pages of other origins: preflight requests, and the fields that let a page read a response.
 
 use http::{HeaderName, HeaderValue, Method};
+use router_tests::fleet::SOON;
 use router_tests::manifests::{POOL, route};
-use router_tests::{Answer, Client, Fleet};
+use router_tests::{Answer, Client, Fleet, Gateway, eventually};
 
 use crate::proxying::{Backend, manifests};
 use crate::routing::on_the_command_line;
@@ -45,6 +46,33 @@ spec:
   - matches: [{path: {value: /any-without-credentials}}]
     filters: [{type: CORS, cors: {allowOrigins: ["*"], allowMethods: ["*"], allowHeaders: ["*"]}}]
     backendRefs: *plain
+"#;
+
+/// Rules for `DELETE`, and one that allows every page everything else.
+const NARROW: &str = r#"
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: narrow}
+spec:
+  parentRefs: [{name: inference-gateway}]
+  rules:
+  - matches: [{path: {value: /vault}, method: DELETE}]
+    filters:
+    - type: CORS
+      cors: {allowOrigins: ["https://trusted.test"], allowMethods: [DELETE]}
+    backendRefs: &plain [{name: plain, port: 80}]
+  - matches: [{path: {value: /bare}, method: DELETE}]
+    backendRefs: *plain
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: wide}
+spec:
+  parentRefs: [{name: inference-gateway}]
+  rules:
+  - matches: [{path: {value: /}}]
+    filters: [{type: CORS, cors: {allowOrigins: ["*"], allowMethods: ["*"]}}]
+    backendRefs: [{name: plain, port: 80}]
 "#;
 
 const ORIGIN: &str = "access-control-allow-origin";
@@ -92,7 +120,7 @@ async fn preflight_requests_get_what_the_gateway_apis_suite_demands() {
     let backend = Backend::start(PERMISSIVE).await;
     let manifests = manifests(&backend);
     manifests.put("cors.yaml", RULES);
-    let gateway = router_tests::Gateway::start(&manifests).await;
+    let gateway = Gateway::start(&manifests).await;
     let client = &gateway.client;
     let two = Some("x-header-1, x-header-2");
     for origin in ["https://www.foo.com", "https://www.bar.com", "https://xpto.www.bar.com"] {
@@ -125,7 +153,7 @@ async fn a_response_has_the_fields_of_its_rule_instead_of_the_backends() {
     let backend = Backend::start(PERMISSIVE).await;
     let manifests = manifests(&backend);
     manifests.put("cors.yaml", RULES);
-    let gateway = router_tests::Gateway::start(&manifests).await;
+    let gateway = Gateway::start(&manifests).await;
     for (path, origin, allowed, credentials) in [
         ("/cors-1", "https://www.foo.com", "https://www.foo.com", "true"),
         ("/cors-1", "https://www.bar.com", "https://www.bar.com", "true"),
@@ -171,6 +199,63 @@ async fn a_page_can_read_the_errors_of_a_pool_and_a_rule_for_post_has_preflight_
 }
 
 #[tokio::test]
+async fn a_preflight_request_gets_the_policy_of_the_rule_for_the_announced_method() {
+    let backend = Backend::start(PERMISSIVE).await;
+    let manifests = manifests(&backend);
+    manifests.put("cors.yaml", NARROW);
+    let gateway = Gateway::start(&manifests).await;
+    for (path, origin, method, allowed, methods) in [
+        ("/vault/x", "https://evil.test", "DELETE", "", ""),
+        ("/vault/x", "https://trusted.test", "DELETE", "https://trusted.test", "DELETE"),
+        ("/bare/x", "https://evil.test", "DELETE", "", ""),
+        ("/vault/x", "https://evil.test", "PUT", "*", "PUT"),
+        ("/other", "https://evil.test", "DELETE", "*", "DELETE"),
+    ] {
+        let answer = preflight(&gateway.client, path, origin, method, None).await;
+        expect(&answer, &[(ORIGIN, allowed), (METHODS, methods)]);
+    }
+    for (route, count) in [("default/narrow", 3), ("default/wide", 2)] {
+        eventually("each line names the route of the policy", SOON, async || {
+            let log = gateway.log();
+            let preflights = log.lines().filter(|line| line.contains("\"preflight\""));
+            (preflights.filter(|line| line.contains(route)).count() == count).then_some(())
+        })
+        .await;
+    }
+    let flags = ["--cors-allowed-origins", "https://shop.test"];
+    let with_flag = Gateway::start_with(&manifests, &flags).await;
+    for (path, origin, allowed) in [
+        ("/bare/x", "https://shop.test", "https://shop.test"),
+        ("/bare/x", "https://evil.test", ""),
+        ("/vault/x", "https://shop.test", ""),
+    ] {
+        let answer = preflight(&with_flag.client, path, origin, "DELETE", None).await;
+        expect(&answer, &[(ORIGIN, allowed)]);
+    }
+    assert_eq!(backend.count(), 0);
+}
+
+#[tokio::test]
+async fn the_flag_does_not_widen_a_filter() {
+    let backend = Backend::start(PERMISSIVE).await;
+    let manifests = manifests(&backend);
+    manifests.put("cors.yaml", RULES);
+    let flags = ["--cors-allowed-origins", "https://www.shop.test"];
+    let gateway = Gateway::start_with(&manifests, &flags).await;
+    for (path, origin, allowed) in [
+        ("/cors-2", "https://www.shop.test", ""),
+        ("/cors-2", "https://www.foo.com", "https://www.foo.com"),
+        ("/public", "https://www.shop.test", "https://www.shop.test"),
+        ("/public", "https://www.foo.com", ""),
+    ] {
+        let answer = preflight(&gateway.client, path, origin, "POST", None).await;
+        expect(&answer, &[(ORIGIN, allowed)]);
+        let answer = send(&gateway.client, (Method::GET, path), "", &[("origin", origin)]).await;
+        expect(&answer.expect_status(200), &[(ORIGIN, allowed)]);
+    }
+}
+
+#[tokio::test]
 async fn the_flag_allows_origins_on_every_route_and_on_none() {
     let fleet = Fleet::start(1, 1).await;
     fleet.manifests.put("route.yaml", &route("/v1", POOL));
@@ -196,11 +281,13 @@ async fn the_flag_allows_origins_on_every_route_and_on_none() {
 async fn engines_of_the_command_line_are_open_to_every_page_unless_a_flag_says_otherwise() {
     let fleet = Fleet::start(1, 1).await;
     for (flags, allowed) in [(&[][..], "*"), (&["--cors-allowed-origins", "none"], "")] {
-        let (_gateway, client, _host) = on_the_command_line(&fleet, flags).await;
+        let (gateway, client, _host) = on_the_command_line(&fleet, flags).await;
         let answer = preflight(&client, CHAT, "https://a.test", "POST", None).await;
         expect(&answer, &[(ORIGIN, allowed)]);
         let fields = [("origin", "https://a.test")];
         let answer = send(&client, (Method::POST, CHAT), "no JSON", &fields).await;
         expect(&answer.expect_status(400), &[(ORIGIN, allowed)]);
+        let warnings = gateway.log().matches("every web page may call this gateway").count();
+        assert_eq!(warnings, usize::from(allowed == "*"), "{}", gateway.log());
     }
 }

@@ -3,16 +3,17 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use router_core::fleet::OPEN_MS;
 use router_tests::fleet::SOON;
 use router_tests::loopback::Loopback;
-use router_tests::manifests::ENGINE_PORT;
+use router_tests::manifests::{ENGINE_PORT, Pod};
 use router_tests::{Fleet, Gateway, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
+use crate::CHAT;
 use crate::forwarding::service_with;
-use crate::{CHAT, chat};
 
 /// The path of the Service that [`service_with`] makes.
 const SERVICE: &str = "/v1/embeddings";
@@ -29,7 +30,10 @@ struct Backend {
 
 impl Backend {
     async fn start() -> Backend {
-        let address = Loopback::claim();
+        Backend::at(Loopback::claim()).await
+    }
+
+    async fn at(address: Loopback) -> Backend {
         let listener = TcpListener::bind(address.port(ENGINE_PORT)).await.expect("a port");
         let heads: Arc<Mutex<Vec<String>>> = Arc::default();
         let record = Arc::clone(&heads);
@@ -191,13 +195,35 @@ async fn a_pool_serves_no_websocket_and_ignores_other_upgrades() {
         assert!(head.starts_with("http/1.1 501 "), "{path}: {head}");
         assert!(head.contains("x-pd-router-reason: unsupported"), "{path}: {head}");
     }
-    let body = chat("hi").to_string();
-    let length = format!("Content-Length: {}\r\n", body.len());
-    let fields = format!("Upgrade: h2c\r\nContent-Type: application/json\r\n{length}");
-    let sent = request(&format!("POST {CHAT}"), &fields) + &body;
+    let sent = request("GET /v1/models/%2Fmodels%2FQwen3-32B", "Upgrade: foo\r\n");
     let (_socket, head) = exchange(&gateway, &sent).await;
     assert!(head.starts_with("http/1.1 200 "), "{head}");
-    assert!(!fleet.decode[0].legs()[0].headers.contains_key("upgrade"));
+    let received = fleet.engines().flat_map(|engine| engine.received());
+    let received: Vec<_> =
+        received.filter(|request| request.path().starts_with("/v1/models/")).collect();
+    assert_eq!(received.len(), 1);
+    assert!(!received[0].headers.contains_key("upgrade"), "{received:?}");
+}
+
+#[tokio::test]
+async fn an_engine_that_agrees_to_an_upgrade_without_being_asked_is_a_502() {
+    let address = Loopback::claim();
+    let listener = TcpListener::bind(address.port(ENGINE_PORT)).await.expect("a port");
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                while read_head(&mut socket).await.is_some() {
+                    _ = socket.write_all(AGREED.as_bytes()).await;
+                }
+            });
+        }
+    });
+    let fleet = Fleet::start_single(0).await;
+    fleet.manifests.put_pod(&Pod::new("eager", "unified", address.ip()));
+    let gateway = fleet.gateway().await;
+    let (_socket, head) = exchange(&gateway, &request("GET /model_info", "Upgrade: foo\r\n")).await;
+    assert!(head.starts_with("http/1.1 502 "), "{head}");
+    assert!(head.contains("x-pd-router-reason: engine_malformed"), "{head}");
 }
 
 #[tokio::test]
@@ -244,8 +270,43 @@ async fn a_backend_that_breaks_a_tunnel_ends_it() {
     });
     let mut client = client.0;
     expect(&mut client, "first ").await;
+    // The end is RST and not FIN, after which the client could go on sending.
+    backend.set_zero_linger().expect("an open socket");
     drop(backend);
+    // The client's connection is still open.
     expect_end(&mut client).await;
-    drop(client);
-    logged(&gateway, &["\"status\":101", "\"endpoint\":\"service\""]).await;
+    logged(&gateway, &["\"status\":101", "\"reason\":\"engine_broken\""]).await;
+}
+
+#[tokio::test]
+async fn a_client_that_breaks_a_tunnel_ends_it() {
+    let (_backend, _fleet, gateway) = start(&[]).await;
+    let (mut socket, _) = exchange(&gateway, &handshake()).await;
+    expect(&mut socket, "first ").await;
+    socket.set_zero_linger().expect("an open socket");
+    drop(socket);
+    logged(&gateway, &["\"status\":101", "\"reason\":\"client_gone\""]).await;
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_tried_with_a_websocket_is_back_while_it_lasts() {
+    let address = Loopback::claim();
+    let fleet = Fleet::start(1, 1).await;
+    service_with(&fleet, &[address.ip()], WEBSOCKET);
+    let gateway = fleet.gateway().await;
+    let (_socket, head) = exchange(&gateway, &handshake()).await;
+    assert!(head.starts_with("http/1.1 502 "), "{head}");
+    let at = format!("\"address\":\"{}", address.ip());
+    let changed = async |after: &str| {
+        let after = format!("\"after\":\"{after}\"");
+        logged(&gateway, &["worker health changed", &at, &after]).await;
+    };
+    changed("Failing").await;
+    let _backend = Backend::at(address).await;
+    // No request before the time out has passed: its answer would not count.
+    tokio::time::sleep(Duration::from_millis(OPEN_MS + 100)).await;
+    let (mut socket, _) = exchange(&gateway, &handshake()).await;
+    expect(&mut socket, "first ").await;
+    changed("HalfOpen").await;
+    changed("Up").await;
 }

@@ -70,6 +70,9 @@ const BIND_RETRY: Duration = Duration::from_secs(1);
 /// The manifests cannot be read or the admin port cannot be opened at the start.
 pub async fn run(settings: GatewaySettings, shutdown: CancellationToken) -> Result<()> {
     crate::open_files::raise_limit(settings.limits.max_connections);
+    if settings.source.pd_disaggregation && settings.http.cors_allowed_origins.is_empty() {
+        tracing::warn!("every web page may call this gateway; set --cors-allowed-origins");
+    }
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
     let feed = control::Feed::open(&settings.source, &metrics).await?;

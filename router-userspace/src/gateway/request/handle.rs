@@ -97,8 +97,8 @@ impl Gateway {
         let found = self.find(fleet, connection, &mut parts);
         if let Some(announced) = cors_request.announced_method() {
             let head = Head { method: announced, ..head::of(&parts) };
-            if let Some(filters) = self.preflight_filters(fleet, connection, &found, &head) {
-                record.route = found.ok().map(|found| Arc::clone(&found.route().name));
+            if let Some((route, filters)) = self.preflight(fleet, connection, &found, &head) {
+                record.route = route;
                 record.endpoint = "preflight";
                 return (Ok(no_content()), filters);
             }
@@ -112,23 +112,34 @@ impl Gateway {
         (reply, found.filters.clone())
     }
 
-    /// The filters of the route that a preflight request asks about, if the gateway is to answer it. A
-    /// route that matches on the method is found by the method that the request announces.
-    fn preflight_filters(
+    /// The route and the filters that answer a preflight request, if the gateway is to answer it: those of
+    /// the rule that the announced request would reach. A rule that gets `OPTIONS` may have a wider policy
+    /// than that one, so its filters count only if no rule gets the announced request.
+    fn preflight(
         &self,
         fleet: &Fleet,
         connection: &ConnectionInfo,
         found: &Result<Found<'_>, Reject>,
         announced: &Head<'_>,
-    ) -> Option<Filters> {
-        match found {
-            Ok(found) if found.filters.cors.is_some() => return Some(found.filters.clone()),
-            Ok(_) | Err(Reject::NoRoute) => {}
-            Err(_) => return None,
+    ) -> Option<(Option<Arc<str>>, Filters)> {
+        if !matches!(found, Ok(_) | Err(Reject::NoRoute)) {
+            return None;
         }
-        let found = route::find(fleet, connection.port(), announced, rand::random());
-        let filters = found.map(|found| found.filters).filter(|filters| filters.cors.is_some());
-        filters.cloned().or_else(|| self.settings.cors.as_ref().map(|_| Filters::default()))
+        let found = found.as_ref().ok();
+        let asked = route::find(fleet, connection.port(), announced, rand::random());
+        let governing = asked.as_ref().or(found);
+        let has_policy = |found: &&Found<'_>| found.filters.cors.is_some();
+        let filters = match governing.filter(has_policy) {
+            Some(found) => found.filters.clone(),
+            // That of the flag, or none: `found` has a policy, for other requests.
+            None if self.settings.cors.is_some()
+                || found.is_some_and(|found| has_policy(&found)) =>
+            {
+                Filters::default()
+            }
+            None => return None,
+        };
+        Some((governing.map(|found| Arc::clone(&found.route().name)), filters))
     }
 
     /// Checks and normalizes the head of a request, and finds its route.
@@ -172,12 +183,14 @@ impl Gateway {
     async fn serve_pool(
         self: &Arc<Self>,
         pool: &Arc<Pool>,
-        request: RoutedRequest,
+        mut request: RoutedRequest,
         record: &mut Record,
     ) -> Result<Reply, Rejected> {
         if request.upgrade.as_ref().is_some_and(UpgradeRequest::is_websocket) {
             return Err(Reject::Unsupported("engines serve no WebSocket".to_owned()).into());
         }
+        // No engine is asked for another, so no engine may agree to one.
+        request.upgrade = None;
         let served = serve(pool.profile, &request.parts.method, request.path.path())?;
         record.endpoint = label(served);
         // A route may rewrite the path.

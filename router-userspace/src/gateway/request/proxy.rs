@@ -205,7 +205,7 @@ impl Gateway {
             );
             let (kind, unsent) = match self.head(sent, &worker, deadline, &kept).await {
                 Ok(answer) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                    match upgraded(answer, upgrade.take(), lease, self.watch_limits(deadline)) {
+                    match self.upgraded(answer, upgrade.take(), lease, deadline) {
                         Ok(reply) => return Ok(reply),
                         Err(kind) => (kind, false),
                     }
@@ -278,6 +278,25 @@ impl Gateway {
             }
         };
         Err(NoHead::Fault { kind, unsent: false })
+    }
+
+    /// The reply to a status 101.
+    fn upgraded(
+        &self,
+        mut answer: Response<Incoming>,
+        request: Option<UpgradeRequest>,
+        lease: Lease,
+        deadline: Option<Instant>,
+    ) -> Result<Reply, FaultKind> {
+        let worker = Arc::clone(lease.worker());
+        let limits = self.watch_limits(deadline);
+        let head = headers::to_client(answer.headers(), true);
+        let agreed =
+            request.and_then(|request| AgreedUpgrade::new(request, &mut answer, lease, limits));
+        let agreed =
+            agreed.ok_or_else(|| FaultKind::Malformed("status 101 without Upgrade".into()))?;
+        self.began_to_answer(&worker);
+        Ok(Reply::Upgraded(Box::new((head, agreed))))
     }
 
     /// The limits of an answer on its way to the client.
@@ -374,20 +393,6 @@ fn proxied(
     *response.status_mut() = head.status;
     *response.headers_mut() = headers::to_client(&head.headers, true);
     Reply::Proxied(Box::new(response))
-}
-
-/// The reply to a status 101.
-fn upgraded(
-    mut answer: Response<Incoming>,
-    request: Option<UpgradeRequest>,
-    lease: Lease,
-    limits: WatchLimits,
-) -> Result<Reply, FaultKind> {
-    let head = headers::to_client(answer.headers(), true);
-    let agreed =
-        request.and_then(|request| AgreedUpgrade::new(request, &mut answer, lease, limits));
-    let agreed = agreed.ok_or_else(|| FaultKind::Malformed("status 101 without Upgrade".into()))?;
-    Ok(Reply::Upgraded(Box::new((head, agreed))))
 }
 
 /// No probe looks at a Service's endpoint. One that cannot be reached is left for a while at once, one

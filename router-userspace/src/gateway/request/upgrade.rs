@@ -201,7 +201,7 @@ async fn idle(activity: &Mutex<Instant>, limit: Duration) {
     }
 }
 
-/// Relays both directions. After one has ended, the other has a moment.
+/// Relays both directions.
 async fn relay(
     client: Upgraded,
     backend: Upgraded,
@@ -214,8 +214,14 @@ async fn relay(
     let download = pump(backend_read, client_write, activity);
     tokio::pin!(upload, download);
     let (upload, download) = tokio::select! {
-        done = &mut upload => (Some(done), timeout(HALF_CLOSE_TIME, download).await.ok()),
-        done = &mut download => (timeout(HALF_CLOSE_TIME, upload).await.ok(), Some(done)),
+        done = &mut upload => {
+            let other = rest_of(download, &done).await;
+            (Some(done), other)
+        }
+        done = &mut download => {
+            let other = rest_of(upload, &done).await;
+            (other, Some(done))
+        }
     };
     let of_backend = match (upload, download) {
         (Some(Err(PumpError::Write(error))), _) | (_, Some(Err(PumpError::Read(error)))) => error,
@@ -223,6 +229,19 @@ async fn relay(
         _ => return TunnelEnd::Closed,
     };
     TunnelEnd::Failed(fault(FaultKind::Broken(of_backend.to_string())).into())
+}
+
+/// What becomes of the direction that goes on after the other has ended. After an end it has a moment.
+/// A connection that broke while it was read has nobody at its end. One that broke while it was written
+/// may still have bytes to read, such as the reason, and then ends at once.
+async fn rest_of(
+    other: impl Future<Output = Result<(), PumpError>>,
+    ended: &Result<(), PumpError>,
+) -> Option<Result<(), PumpError>> {
+    match ended {
+        Err(PumpError::Read(_)) => None,
+        Ok(()) | Err(PumpError::Write(_)) => timeout(HALF_CLOSE_TIME, other).await.ok(),
+    }
 }
 
 enum PumpError {
@@ -267,6 +286,18 @@ mod tests {
             tokio::join!(pump(from, to, &activity), sent, backend.read_to_end(&mut received));
         assert!(passed.is_ok());
         assert_eq!(received, b"more than a buffer of four");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_waited_for_after_a_connection_broke_while_it_was_read() {
+        let broken = || std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let began = Instant::now();
+        assert!(rest_of(std::future::pending(), &Err(PumpError::Read(broken()))).await.is_none());
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        let written = Err(PumpError::Write(broken()));
+        assert!(matches!(rest_of(async { Ok(()) }, &written).await, Some(Ok(()))));
+        assert!(rest_of(std::future::pending(), &Ok(())).await.is_none());
+        assert_eq!(began.elapsed(), HALF_CLOSE_TIME);
     }
 
     #[tokio::test(start_paused = true)]
