@@ -1,5 +1,6 @@
 //! Leader election: the replica that holds the Lease writes statuses and Services.
 
+use std::future::Future;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -20,6 +21,9 @@ const LEASE_DURATION: Duration = Duration::from_secs(15);
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 /// Timeout of one attempt to acquire or renew the Lease, well below [`RENEW_DEADLINE`].
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
+/// Timeout of one write of the holder, and of what it reads for it; below [`RENEW_DEADLINE`]. The client
+/// has none that suits: its own is for watches.
+pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// One replica's participation in the election.
 pub(super) struct Election {
@@ -105,6 +109,17 @@ impl Election {
             ..LeaseSpec::default()
         }
     }
+}
+
+/// Ends a write that takes longer than [`WRITE_TIMEOUT`] with an error, so that those after it get their
+/// turn while the Lease is renewed.
+pub(super) async fn in_time<T>(
+    write: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, kube::Error> {
+    tokio::time::timeout(WRITE_TIMEOUT, write).await.unwrap_or_else(|_| {
+        let reason = format!("no answer within {} s", WRITE_TIMEOUT.as_secs());
+        Err(kube::Error::Service(reason.into()))
+    })
 }
 
 fn metadata() -> ObjectMeta {

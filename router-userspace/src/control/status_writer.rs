@@ -21,7 +21,7 @@ use super::api_resource::api_resource;
 use super::gateway_service::ServiceReconciler;
 use super::gateway_service::plan::ServiceTemplate;
 use super::index::{GatewayService, ObjectStatus, StatusPatch};
-use super::leader_election::{Election, LEASE};
+use super::leader_election::{Election, LEASE, in_time};
 use super::objects::Key;
 use super::status_merge;
 use super::write_report::WriteReport;
@@ -81,7 +81,8 @@ pub(super) async fn run(
                     reconciler.reconcile(wanted, known, &report).await;
                 }
             };
-            // Neither waits for the other, so that one request that hangs keeps back only its kind.
+            // Neither waits for the other: a request that hangs keeps back only its kind, and ends after
+            // `WRITE_TIMEOUT`.
             let round = async { tokio::join!(services, writer.write(&state.statuses, &report)) };
             tokio::select! {
                 _ = round => {}
@@ -149,7 +150,7 @@ impl Writer {
             if self.written.get(key) == Some(patch) {
                 continue;
             }
-            match self.write_one(key, patch).await {
+            match in_time(self.write_one(key, patch)).await {
                 Ok(()) => {
                     self.written.insert(key.clone(), patch.clone());
                     report.succeeded(&key.to_string());

@@ -13,6 +13,7 @@ use serde_json::Value;
 use self::plan::{ServiceAction, ServiceTemplate};
 use super::api_resource::api_resource;
 use super::index::{CONTROLLER_NAME, GATEWAY_UID_LABEL, GatewayService, gateway_uid};
+use super::leader_election::in_time;
 use super::objects::Kind;
 use super::write_report::WriteReport;
 
@@ -43,7 +44,7 @@ impl ServiceReconciler {
         let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
         let ours = ListParams::default().labels(GATEWAY_UID_LABEL);
         let all = format!("the Services of namespace {namespace}");
-        let existing = match services.list(&ours).await {
+        let existing = match in_time(services.list(&ours)).await {
             Ok(list) => list.items,
             Err(error) => return report.service_failed(&all, &error),
         };
@@ -53,7 +54,7 @@ impl ServiceReconciler {
         report.retain_services(|service| due.contains(service));
         for action in actions {
             let service = subject(&action);
-            match self.apply(&services, action).await {
+            match in_time(self.apply(&services, action)).await {
                 Ok(()) => report.succeeded(&service),
                 Err(error) => report.service_failed(&service, &error),
             }

@@ -342,11 +342,11 @@ mod tests {
         assert!(!ready.iter().any(|name| name.starts_with("default/p3")), "{ready:?}");
     }
 
-    #[test]
-    fn a_pod_that_has_vanished_is_no_ready_endpoint_of_a_service_without_slices() {
+    /// The four pods behind a Service without slices, at this port.
+    fn with_service(target_port: u16) -> Case {
         let mut case = Case::new();
         let metadata = |name: &str| json!({"name": name, "namespace": "default"});
-        let ports = json!([{"port": 80, "targetPort": 9000}]);
+        let ports = json!([{"port": 80, "targetPort": target_port}]);
         case.apply(
             Kind::Service,
             json!({"metadata": metadata("s"), "spec": {"selector": {"app": "a"}, "ports": ports}}),
@@ -363,8 +363,33 @@ mod tests {
         );
         case.build();
         assert_eq!(case.fleet.services[0].endpoints.len(), 4);
-        (1..=3).for_each(|at| assert!(case.index.vanish(&Source::Cluster, &key(at))));
-        assert_eq!(case.ready().len(), 4, "the pool keeps them");
-        assert_eq!(case.fleet.services[0].endpoints.len(), 1);
+        case
+    }
+
+    #[test]
+    fn pods_that_most_vanish_stay_endpoints_of_a_service_without_slices_if_they_answered() {
+        // Nothing has asked port 9000 yet; the pool's probes have asked 8000.
+        for (port, endpoints) in [(9000, 1), (8000, 4)] {
+            let mut case = with_service(port);
+            (1..=3).for_each(|at| assert!(case.index.vanish(&Source::Cluster, &key(at))));
+            assert_eq!(case.ready().len(), 4, "the pool keeps them");
+            assert_eq!(case.fleet.services[0].endpoints.len(), endpoints, "port {port}");
+        }
+    }
+
+    #[test]
+    fn pods_that_are_not_ready_are_no_endpoints_and_their_successors_are_at_the_same_address() {
+        let mut case = with_service(8000);
+        case.apply(Kind::Pod, pod(2, false));
+        let mut successor = pod(2, true);
+        successor["metadata"]["name"] = "p9".into();
+        successor["metadata"]["uid"] = "u9".into();
+        case.build();
+        assert_eq!(case.fleet.services[0].endpoints.len(), 3);
+        case.apply(Kind::Pod, successor);
+        case.build();
+        let endpoints = &case.fleet.services[0].endpoints;
+        let names: Vec<&str> = endpoints.iter().map(|worker| &*worker.name).collect();
+        assert_eq!(names, ["default/p1", "default/p9", "default/p3", "default/p4"]);
     }
 }

@@ -53,11 +53,11 @@ pub(super) fn resolve(
     };
     let mut endpoints: BTreeMap<SocketAddr, ServiceEndpoint> = BTreeMap::new();
     for endpoint in find(build, name, service, of_service) {
-        let known = endpoints.entry(endpoint.address);
-        // An address in two slices is ready if it is ready in one of them.
-        let known = known.or_insert(ServiceEndpoint { phase: endpoint.phase, ..endpoint });
-        if endpoint.phase == Phase::Ready {
-            known.phase = Phase::Ready;
+        // An address in two slices, or of a pod that is gone and of its successor, is ready if it is ready
+        // in one of them.
+        let known = endpoints.get(&endpoint.address).map(|known| known.phase);
+        if known.is_none_or(|known| known != Phase::Ready && endpoint.phase == Phase::Ready) {
+            endpoints.insert(endpoint.address, endpoint);
         }
     }
     let mut worker = |endpoint: ServiceEndpoint| {
@@ -155,9 +155,7 @@ fn of_pods(
     let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
     let Some(selector) = selector else { return Vec::new() };
     let pods = build.pods.get(&name.namespace).map(Vec::as_slice).unwrap_or_default();
-    let ready = pods
-        .iter()
-        .filter(|pod| pod.phase(build.index) == Phase::Ready && pod.selected_by(selector));
+    let selected = pods.iter().filter(|pod| pod.selected_by(selector));
     let endpoint = |pod: &PodView<'_>| {
         // A Service may select every node of a multi-node engine, so the node index is not checked.
         let ip = pod.pod.status.as_ref()?.pod_ip.as_deref()?.parse::<IpAddr>().ok()?;
@@ -167,10 +165,10 @@ fn of_pods(
             address: SocketAddr::new(ip, number),
             uid: Arc::clone(uid),
             name: Arc::clone(full_name),
-            phase: Phase::Ready,
+            phase: pod.phase(build.index),
         })
     };
-    ready.filter_map(endpoint).collect()
+    selected.filter_map(endpoint).collect()
 }
 
 fn target_port(pod: &Pod, port: &ServicePort) -> Option<u16> {

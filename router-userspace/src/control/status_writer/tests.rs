@@ -13,12 +13,14 @@ use super::*;
 use crate::control::objects::Kind;
 use crate::metrics::Metrics;
 
-/// An API server that refuses Services and never answers requests for other objects.
+/// An API server that refuses Services and never answers requests for objects with a status.
 #[derive(Default)]
 struct ApiServer {
     renewals: AtomicU32,
     /// Whether requests for Leases get no answer either.
     unreachable: AtomicBool,
+    /// Whether requests for Services get no answer, instead of a refusal.
+    services_hang: AtomicBool,
     unanswered: AtomicU32,
 }
 
@@ -44,7 +46,8 @@ impl ApiServer {
         if is_lease && reachable {
             return (404, refused(404, "NotFound"));
         }
-        if path.ends_with("/services") {
+        let services_hang = self.services_hang.load(Ordering::SeqCst);
+        if path.ends_with("/services") && !services_hang {
             return match creates {
                 true => (403, refused(403, "Forbidden")),
                 false => (200, json!({"kind": "ServiceList", "metadata": {}, "items": []})),
@@ -121,11 +124,25 @@ impl Replica {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_renews_the_lease_while_a_write_takes_long() {
+async fn a_leader_renews_the_lease_while_a_write_hangs_until_that_is_a_problem() {
     let replica = Replica::start();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(replica.state(), (true, 1));
     assert!(replica.server.renewals.load(Ordering::SeqCst) >= 20);
+    assert_eq!(replica.codes(), ["StatusNotWritten", "ServiceNotWritten"]);
+    let reason = replica.problems.borrow()[0].reason.to_string();
+    assert!(reason.contains("Gateway n/g") && reason.contains("no answer within 8 s"), "{reason}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn statuses_and_services_wait_for_their_answers_at_once() {
+    let replica = Replica::start();
+    replica.server.services_hang.store(true, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert_eq!(replica.state(), (true, 2));
+    assert!(replica.codes().is_empty());
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(replica.codes(), ["StatusNotWritten", "ServiceNotWritten"]);
 }
 
 #[tokio::test(start_paused = true)]
