@@ -86,8 +86,7 @@ pub enum Direction {
 
 /// An IP packet in a frame.
 pub struct Packet {
-    /// Transport protocol. A later fragment has no transport header: here it is 0 in IPv4, [`NO_NEXT`] in
-    /// IPv6.
+    /// Transport protocol; [`NO_NEXT`] for a later fragment, which has no transport header.
     pub protocol: u8,
     /// Offset of the transport header in the frame.
     pub transport: usize,
@@ -187,7 +186,7 @@ fn parse_v4<F: FrameBytes>(
     let destination = mapped([header[16], header[17], header[18], header[19]]);
     write_addresses(flow, direction, source, destination);
     Some(Packet {
-        protocol: if fragment == 0 { header[9] } else { 0 },
+        protocol: if fragment == 0 { header[9] } else { NO_NEXT },
         transport: at + words * 4,
         end: at + length,
         length: length as u64,

@@ -116,7 +116,11 @@ impl Agent {
             match existing_connections::enter(&self.maps, &self.registry) {
                 Ok(0) => {}
                 Ok(count) => info!(count, "existing connections entered"),
-                Err(error) => warn!(%error, "cannot enter existing connections"),
+                // The next reconciliation tries again.
+                Err(error) => {
+                    self.must_enter_existing = true;
+                    warn!(%error, "cannot enter existing connections");
+                }
             }
             self.read(|sampler, maps| sampler.read_preexisting(maps));
         }

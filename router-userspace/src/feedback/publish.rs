@@ -112,7 +112,8 @@ impl Publisher {
     /// The response body for a new subscriber; `None` if there are [`MAX_SUBSCRIBERS`] already.
     pub fn subscribe(&self) -> Option<UnsyncBoxBody<Bytes, Infallible>> {
         let slot = SubscriberSlot::take(&self.0)?;
-        // The first frame is full; it is read after this, so no frame between them is missed.
+        // Replaced at the first poll: `full` subscribes again, under the lock under which it reads what the
+        // first frame holds.
         let frames = self.0.frames.subscribe();
         let subscriber =
             Subscriber { shared: Arc::clone(&self.0), frames, last_sequence: None, _slot: slot };

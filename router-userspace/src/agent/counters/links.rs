@@ -16,6 +16,7 @@ use crate::agent::host::link_use::LinkUse;
 use crate::agent::host::netlink::Netlink;
 use crate::agent::pods::registered_pod::RegisteredPod;
 use crate::agent::rdma::report::PodRdmaRates;
+use crate::clock::micros;
 
 /// Rates are over the same window as those of pods.
 const SPAN: Duration = Duration::from_millis(200);
@@ -143,7 +144,7 @@ impl NodeLinks {
             DeviceRecord {
                 name: link.name.clone(),
                 kind: link.kind,
-                age_us: u32::try_from(age.as_micros()).unwrap_or(u32::MAX),
+                age_us: micros(age),
                 speed_bytes_per_s: link.speed.map(|speed| speed as f32).into(),
                 tx_bytes_per_s: rate(TX),
                 rx_bytes_per_s: rate(RX),

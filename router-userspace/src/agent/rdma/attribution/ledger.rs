@@ -41,9 +41,6 @@ impl Ledger {
     ) {
         let holders = before.union(after);
         let all = u128::from(holders.active());
-        if all == 0 {
-            return;
-        }
         let (mut tx_left, mut rx_left) = (tx, rx);
         for (owner, states) in holders.iter().filter(|(_, states)| states.active() > 0) {
             let part = |whole: u64| {
