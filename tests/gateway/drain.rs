@@ -71,6 +71,27 @@ async fn a_gateway_without_requests_ends_at_once() {
 }
 
 #[tokio::test]
+async fn a_queued_stream_gets_an_error_event_when_the_drain_timeout_is_over() {
+    let fleet = Fleet::start(1, 1).await;
+    let flags = ["--drain-timeout", "300ms", "--sse-ping-interval", "100ms"];
+    let mut gateway = fleet.gateway_with(&flags).await;
+    let name = &fleet.decode[0].pod.name;
+    fleet.manifests.remove_pod(name);
+    eventually("the decode worker is gone", SOON, async || {
+        (!gateway.fleet().await.to_string().contains(name)).then_some(())
+    })
+    .await;
+    let mut stream = gateway.client.open(CHAT, &streamed("hi")).await;
+    assert_eq!(stream.status, 200);
+    stream.piece().await.expect("a comment");
+    gateway.terminate();
+    let (events, end) = stream.events().await;
+    assert_eq!(end, End::Clean);
+    assert!(events.iter().any(|event| event.data.contains("draining")), "{events:?}");
+    assert_eq!(gateway.ended(SOON).await.code(), Some(0));
+}
+
+#[tokio::test]
 async fn engines_get_aborts_when_the_drain_timeout_is_over() {
     let (fleet, mut gateway, stream) = with_a_stream(100_000, &["--drain-timeout", "300ms"]).await;
     gateway.terminate();

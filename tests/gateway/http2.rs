@@ -15,10 +15,10 @@ use tokio::net::TcpStream;
 
 use crate::{CHAT, chat, streamed};
 
-type Sender = SendRequest<Full<Bytes>>;
+pub(crate) type Sender = SendRequest<Full<Bytes>>;
 
 /// A connection whose streams may each receive that many bytes unread.
-async fn connect(gateway: &Gateway, window: u32) -> Sender {
+pub(crate) async fn connect(gateway: &Gateway, window: u32) -> Sender {
     let socket = TcpStream::connect(gateway.client.address).await.expect("a connection");
     let mut client = http2::Builder::new(TokioExecutor::new());
     client.initial_stream_window_size(window).initial_connection_window_size(1 << 20);
@@ -28,11 +28,11 @@ async fn connect(gateway: &Gateway, window: u32) -> Sender {
     sender
 }
 
-async fn send(sender: &mut Sender, request: Request<Full<Bytes>>) -> Response<Incoming> {
+pub(crate) async fn send(sender: &mut Sender, request: Request<Full<Bytes>>) -> Response<Incoming> {
     sender.send_request(request).await.expect("an answer")
 }
 
-fn request(gateway: &Gateway, body: &serde_json::Value) -> Request<Full<Bytes>> {
+pub(crate) fn request(gateway: &Gateway, body: &serde_json::Value) -> Request<Full<Bytes>> {
     Request::post(format!("http://{}{CHAT}", gateway.client.address))
         .header("content-type", "application/json")
         .body(Full::new(Bytes::from(body.to_string())))

@@ -59,7 +59,8 @@ struct BodyState<B: Body<Data = Bytes> + Unpin> {
     /// The body, if it was dropped before any part of it was read.
     untouched: Option<ClientBody<B>>,
     error: Option<ClientBodyError>,
-    /// The backend has begun to answer: it may take the rest of the body as slowly as it likes.
+    /// The backend has begun to answer: it may take the rest of the body slowly, with pauses below the TCP
+    /// user timeout of its connection.
     answered: bool,
     waits: ClientWait,
 }

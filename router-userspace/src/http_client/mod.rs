@@ -31,7 +31,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Interval of TCP keepalive probes while nothing is sent: an engine computes for minutes before it answers.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-/// Time for which what was sent, or a keepalive probe, may stay unacknowledged.
+/// Time for which what was sent, or a keepalive probe, may stay unacknowledged. Linux also ends a connection
+/// whose peer has kept its receive window at 0 for as long, although it acknowledges.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The body of a request: known bytes, or a client's body that is passed on as it arrives.

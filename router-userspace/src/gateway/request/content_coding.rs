@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::CONTENT_ENCODING;
 use http::{HeaderMap, HeaderName};
 use tokio::sync::Semaphore;
@@ -121,14 +121,14 @@ impl BodyDecoder {
 
 /// Reads everything into the collector, until one of its limits is exceeded.
 fn collect(mut from: impl Read, to: &mut Collector<'_>) -> io::Result<Result<(), Reject>> {
+    let mut piece = vec![0; PIECE];
     loop {
-        let mut piece = BytesMut::zeroed(PIECE);
         let length = from.read(&mut piece)?;
         if length == 0 {
             return Ok(Ok(()));
         }
-        piece.truncate(length);
-        if let Err(over) = to.push(piece.freeze()) {
+        // A copy holds no more memory than what it is charged for.
+        if let Err(over) = to.push(Bytes::copy_from_slice(&piece[..length])) {
             return Ok(Err(over.into()));
         }
     }
@@ -198,6 +198,15 @@ mod tests {
             }
             memory.charge(Bytes::from(vec![0; 300_000])).expect("everything is released");
         }
+    }
+
+    #[test]
+    fn a_decoded_body_holds_no_more_memory_than_its_size() {
+        let text = [b'a'; 200];
+        let mut collector = Collector::new(PIECE, None, None);
+        collect(&text[..], &mut collector).unwrap().unwrap();
+        let body = collector.finish().try_into_mut().expect("nothing else has it");
+        assert_eq!((body.len(), body.capacity()), (200, 200));
     }
 
     #[tokio::test]

@@ -4,29 +4,24 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body::{Body, Frame};
 use router_core::sglang::Endpoint;
-use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::task::JoinError;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::keep_alive::KeepAlive;
-use super::record::{AttemptRecord, Record};
+use super::record::Record;
 use super::reject::Reject;
 use super::relay::Relay;
 use super::response_body::BodyError;
 use super::routed::Reply;
 use crate::gateway::shared::Gateway;
 
-/// A generation that runs: its reply, and what is recorded of its attempts.
-pub(crate) type RunningGeneration =
-    Pin<Box<dyn Future<Output = (Result<Reply, Reject>, AttemptRecord)> + Send>>;
-
 /// A generation whose response has not begun.
 pub(crate) struct WaitingGeneration {
-    pub running: RunningGeneration,
-    /// Comments of the engines.
-    pub comments: mpsc::Receiver<Bytes>,
+    /// Its task, which goes on while the client does not read.
+    pub running: AbortOnDropHandle<Result<Reply, Reject>>,
     /// The endpoint whose error format is used.
     pub endpoint: Endpoint,
     pub keep_alive: KeepAlive,
@@ -86,26 +81,13 @@ impl Body for EarlyStream {
         match std::mem::replace(&mut this.state, State::Done) {
             State::Waiting(mut boxed) => {
                 let (waiting, _) = &mut *boxed;
-                if let Poll::Ready(Some(comment)) = waiting.comments.poll_recv(cx) {
-                    waiting.keep_alive.sent(Instant::now());
-                    this.state = State::Waiting(boxed);
-                    return Poll::Ready(Some(Ok(Frame::data(comment))));
-                }
-                if let Poll::Ready((reply, attempts)) = waiting.running.as_mut().poll(cx) {
-                    let (mut waiting, mut record) = *boxed;
-                    record.attempts = attempts;
-                    let mut last = BytesMut::new();
-                    // The comments that came since, in the same poll as the reply.
-                    while let Ok(comment) = waiting.comments.try_recv() {
-                        last.extend_from_slice(&comment);
-                    }
-                    if let Some(events) = this.begin(waiting.endpoint, reply, record) {
-                        last.extend_from_slice(&events);
-                    }
-                    if last.is_empty() {
-                        return Pin::new(this).poll_frame(cx);
-                    }
-                    return Poll::Ready(Some(Ok(Frame::data(last.freeze()))));
+                if let Poll::Ready(ended) = Pin::new(&mut waiting.running).poll(cx) {
+                    let (waiting, record) = *boxed;
+                    let reply = ended.unwrap_or_else(|error| Err(ended_early(error)));
+                    return match this.begin(waiting.endpoint, reply, record) {
+                        Some(events) => Poll::Ready(Some(Ok(Frame::data(events)))),
+                        None => Pin::new(this).poll_frame(cx),
+                    };
                 }
                 let ping = waiting.keep_alive.poll_ping(cx);
                 this.state = State::Waiting(boxed);
@@ -118,5 +100,14 @@ impl Body for EarlyStream {
             }
             State::Done => Poll::Ready(None),
         }
+    }
+}
+
+/// The reason of a task that ended without a reply: it was cancelled, as the runtime does at its end. A panic
+/// is passed on.
+fn ended_early(error: JoinError) -> Reject {
+    match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => Reject::Draining,
     }
 }

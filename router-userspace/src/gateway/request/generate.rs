@@ -7,15 +7,16 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Response};
+use parking_lot::Mutex;
 use router_core::fleet::{Pool, Weight};
 use router_core::sglang::logprob::PromptLogprobs;
 use router_core::sglang::{Endpoint, Request, headers, merge};
-use tokio::sync::mpsc;
 use tokio::task::yield_now;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::crash_history::{ContentFingerprint, crashes_to_refuse};
-use super::early_stream::{RunningGeneration, WaitingGeneration};
+use super::early_stream::WaitingGeneration;
 use super::keep_alive::KeepAlive;
 use super::record::{AttemptRecord, Record};
 use super::reject::Reject;
@@ -44,8 +45,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// How long a retry waits for a worker of the pool to be up, and how often it checks.
 const RESTART_GRACE: Duration = Duration::from_secs(1);
 const RESTART_POLL: Duration = Duration::from_millis(20);
-/// Maximum number of comments of engines that wait for the client.
-const MAX_COMMENTS: usize = 8;
 /// Bytes of a prompt per token, for admission only.
 const BYTES_PER_TOKEN: u64 = 4;
 /// Output tokens that are reserved for a request without a limit of its own.
@@ -64,13 +63,17 @@ struct Generation {
 
 impl Generation {
     /// Makes attempts until one has begun to answer.
-    async fn run(self, record: &mut AttemptRecord) -> Result<Reply, Reject> {
+    async fn run(self, record: Arc<Mutex<AttemptRecord>>) -> Result<Reply, Reject> {
         let Generation { gateway, mut pool, mut attempt, mut wanted, deadlines } = self;
         let mut retries = RetryState::default();
         loop {
-            record.count += 1;
-            let placement = gateway.admission.admit(&pool, &wanted, deadlines.request).await?;
-            record.set_placement(&placement);
+            record.lock().count += 1;
+            let placement = tokio::select! {
+                biased;
+                admitted = gateway.admission.admit(&pool, &wanted, deadlines.request) => admitted?,
+                () = gateway.dispatch.drain_exceeded.cancelled() => return Err(Reject::Draining),
+            };
+            record.lock().set_placement(&placement);
             let observation = gateway.admission.decode_observation(&pool, &placement);
             attempt.deadline = deadlines.attempt_deadline();
             let workers = AttemptWorkers::of(&placement);
@@ -96,7 +99,8 @@ impl Generation {
             gateway.metrics.retries.get_or_create(&ReasonLabels { reason: fault.reason() }).inc();
             tracing::debug!(reason = fault.reason(), detail = fault.detail(), "retrying");
             wanted.avoid.extend(workers.into_avoided(fault));
-            tokio::time::sleep(RETRY_PAUSE * record.count).await;
+            let pause = RETRY_PAUSE * record.lock().count;
+            tokio::time::sleep(pause).await;
             gateway.wait_until_up(&pool).await;
             // The fleet may have changed meanwhile.
             if let Some(now) = gateway.fleet.snapshot().pool(&pool.name) {
@@ -128,35 +132,27 @@ impl Gateway {
             only: self.responses.only_worker(pool, &request)?,
         };
         let interval = self.settings.http.sse_ping_interval.filter(|_| request.stream());
-        let (comments_tx, comments) = mpsc::channel(MAX_COMMENTS);
         let attempt = AttemptRequest {
             protocol: if pool.h2c { Protocol::H2c } else { Protocol::Http1 },
             request,
             path: routed.path,
             headers: routed.headers,
             deadline: None,
-            comments: interval.map(|_| comments_tx),
         };
         pool.history.retry_budget.on_request(self.dispatch.clock.now_ms());
         let (gateway, pool) = (Arc::clone(self), Arc::clone(pool));
         let generation = Generation { gateway, pool, attempt, wanted, deadlines: routed.deadlines };
-        let Some(interval) = interval else {
-            return generation.run(&mut record.attempts).await;
-        };
-        let mut running: RunningGeneration = Box::pin(async move {
-            let mut attempts = AttemptRecord::default();
-            (generation.run(&mut attempts).await, attempts)
-        });
-        match timeout_at(record.started() + interval, &mut running).await {
-            Ok((reply, attempts)) => {
-                record.attempts = attempts;
-                reply
-            }
-            Err(_) => {
-                let keep_alive = KeepAlive::new(Instant::now(), interval);
-                Ok(Reply::Early(WaitingGeneration { running, comments, endpoint, keep_alive }))
-            }
+        let running = generation.run(Arc::clone(&record.attempts));
+        let Some(interval) = interval else { return running.await };
+        let mut running = Box::pin(running);
+        if let Ok(reply) = timeout(interval, &mut running).await {
+            return reply;
         }
+        // A body is not polled while its client does not read: a task of its own keeps the deadlines, and
+        // takes the turn in the queue.
+        let running = AbortOnDropHandle::new(self.dispatch.tasks.spawn(running));
+        let keep_alive = KeepAlive::new(Instant::now(), interval);
+        Ok(Reply::Early(WaitingGeneration { running, endpoint, keep_alive }))
     }
 
     /// Refuses a request whose content was running on engines when they crashed.

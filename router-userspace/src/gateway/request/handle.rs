@@ -352,7 +352,7 @@ fn redirected(status: http::StatusCode, location: &str) -> Result<Reply, Reject>
 }
 
 fn explain(record: &Record, headers: &mut HeaderMap) {
-    let attempts = &record.attempts;
+    let attempts = record.attempts.lock();
     let named = [(PREFILL, &attempts.prefill), (DECODE, &attempts.worker)];
     for (name, worker) in named {
         if let Some(value) = worker.as_deref().and_then(|w| HeaderValue::from_str(w).ok()) {

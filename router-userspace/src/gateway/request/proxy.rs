@@ -181,8 +181,7 @@ impl Gateway {
         let mut lease = choose(None)?;
         loop {
             let worker = Arc::clone(lease.worker());
-            record.attempts.worker = Some(Arc::clone(&worker.name));
-            record.attempts.count += 1;
+            let attempt = record.attempts.lock().begin_alone(&worker.name);
             let (began, deadline) = (Instant::now(), deadlines.attempt_deadline());
             let (outgoing, kept) = match body.take().unwrap_or(ForwardedBody::None) {
                 ForwardedBody::None => (whole(Bytes::new()), KeptBody::Known(ForwardedBody::None)),
@@ -224,7 +223,7 @@ impl Gateway {
             self.blame_forwarded(&fault);
             let sendable = fault.retryable() && (only_reads || (unsent && body.is_some()));
             let other = || choose(Some(&worker)).ok();
-            let again = match sendable && record.attempts.count < MAX_ATTEMPTS {
+            let again = match sendable && attempt < MAX_ATTEMPTS {
                 true if unsent => other(),
                 true => other().or_else(|| choose(None).ok()),
                 false => None,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::gateway::placement::explain::ChoiceExplanation;
@@ -18,7 +19,8 @@ pub(crate) struct Record {
     pub(crate) request_id: HeaderValue,
     pub(crate) endpoint: &'static str,
     pub(crate) route: Option<Arc<str>>,
-    pub(crate) attempts: AttemptRecord,
+    /// Shared with the generation, which may run in a task of its own.
+    pub(crate) attempts: Arc<Mutex<AttemptRecord>>,
     status: Option<StatusCode>,
     reason: &'static str,
     detail: Option<String>,
@@ -41,6 +43,13 @@ pub(crate) struct AttemptRecord {
 }
 
 impl AttemptRecord {
+    /// An attempt at one worker begins. Returns its number.
+    pub(crate) fn begin_alone(&mut self, worker: &Arc<str>) -> u32 {
+        self.worker = Some(Arc::clone(worker));
+        self.count += 1;
+        self.count
+    }
+
     /// The workers of the attempt that begins.
     pub(crate) fn set_placement(&mut self, placement: &Placement) {
         if let Placement::Pair { leases, explanation, .. } = placement {
@@ -60,7 +69,7 @@ impl Record {
             request_id,
             endpoint: "other",
             route: None,
-            attempts: AttemptRecord::default(),
+            attempts: Arc::default(),
             status: None,
             reason: "ok",
             detail: None,
@@ -132,6 +141,7 @@ impl Drop for Record {
         let labels = RequestLabels { endpoint: self.endpoint, code, reason: self.reason };
         self.metrics.requests.get_or_create(&labels).inc();
         self.observe(took);
+        let attempts = self.attempts.lock();
         let ttft_ms = self.first_event.map(|first| (first - self.started).as_secs_f64() * 1e3);
         tracing::info!(
             request_id = self.request_id.to_str().unwrap_or("?"),
@@ -140,9 +150,9 @@ impl Drop for Record {
             status = code,
             reason = self.reason,
             detail = self.detail.as_deref(),
-            prefill = self.attempts.prefill.as_deref(),
-            worker = self.attempts.worker.as_deref(),
-            attempts = self.attempts.count,
+            prefill = attempts.prefill.as_deref(),
+            worker = attempts.worker.as_deref(),
+            attempts = attempts.count,
             ttft_ms,
             events = self.events,
             duration_ms = took * 1e3,

@@ -15,7 +15,7 @@ use router_core::sglang::{
     Attempt, BootstrapAddress, Endpoint, Request, Rid, Room, SplicedBody, fault as engine,
     ranks_by_field,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -49,8 +49,6 @@ pub(crate) struct AttemptRequest {
     /// End-to-end headers, without engine control.
     pub headers: HeaderMap,
     pub deadline: Option<Instant>,
-    /// Where comments go that an engine sends before its first event; `None` if they wait for it.
-    pub comments: Option<mpsc::Sender<Bytes>>,
 }
 
 /// A leased pair, and the bootstrap address at which it meets.
@@ -285,7 +283,7 @@ impl Dispatch {
                 let limit = self.timeouts.first_byte_timeout;
                 timeout(limit, head).await.unwrap_or_else(|_| Err(fault("its answer", limit)))?
             };
-            let started = read_start(response, attempt, &self.response_limits).await;
+            let started = read_start(response, &attempt.request, &self.response_limits).await;
             started.map_err(|kind| Fault { leg, worker: Arc::clone(worker), kind })
         };
         let limit = self.timeouts.first_event_timeout;

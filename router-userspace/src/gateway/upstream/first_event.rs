@@ -15,10 +15,8 @@ use http::{HeaderMap, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use router_core::sglang::sse::{self, MAX_EVENT, Splitter};
-use router_core::sglang::{Endpoint, fault, response};
-use tokio::sync::mpsc;
+use router_core::sglang::{Endpoint, Request, fault, response};
 
-use super::dispatch::AttemptRequest;
 use super::fault::FaultKind;
 use super::leg::error_after_head;
 use crate::http_client::innermost;
@@ -64,11 +62,10 @@ impl ResponseStart {
 /// The response is an error, is malformed, or ended early.
 pub(crate) async fn read_start(
     response: Response<Incoming>,
-    attempt: &AttemptRequest,
+    request: &Request,
     limits: &ReadLimits,
 ) -> Result<ResponseStart, FaultKind> {
     let (head, body) = response.into_parts();
-    let request = &attempt.request;
     if !request.stream() || !is_event_stream(&head.headers) {
         let body = read_body(body, limits).await?;
         return match fault::answer_fault(request.endpoint(), &body) {
@@ -77,16 +74,15 @@ pub(crate) async fn read_start(
         };
     }
     let mut events = EventStream { body, splitter: Splitter::new(MAX_EVENT), ended: false };
-    let first = first_meaningful_event(request.endpoint(), &mut events, attempt.comments.as_ref());
-    let first = first.await?;
+    let first = first_meaningful_event(request.endpoint(), &mut events).await?;
     Ok(ResponseStart::Stream { head, first, events })
 }
 
-/// Reads the events up to the first that is neither a preamble nor an error.
+/// Reads the events up to the first that is neither a preamble nor an error. Comments before it are left
+/// out: they would come late, and another attempt may answer.
 async fn first_meaningful_event(
     endpoint: Endpoint,
     events: &mut EventStream,
-    comments: Option<&mpsc::Sender<Bytes>>,
 ) -> Result<VecDeque<Bytes>, FaultKind> {
     let mut first = VecDeque::new();
     loop {
@@ -96,11 +92,7 @@ async fn first_meaningful_event(
                 "the stream ended before its first meaningful event".to_owned(),
             ));
         };
-        if let Some(comments) = comments
-            && sse::is_comment(&event)
-        {
-            // A full channel holds comments that are still to be sent: one fewer makes no difference.
-            let _ = comments.try_send(event);
+        if sse::is_comment(&event) {
             continue;
         }
         if let Some(error) = fault::first_event_fault(endpoint, &event) {
