@@ -60,6 +60,9 @@ impl FromStr for InjectedFault {
         let (from, until) = when.split_once('-').unwrap_or((when, "1"));
         let share = |text: &str| text.parse().ok().filter(|x: &f64| (0.0..=1.0).contains(x));
         let (from, until) = (share(from).ok_or_else(bad)?, share(until).ok_or_else(bad)?);
+        if from > until {
+            return Err(bad());
+        }
         let number = |text: &str| text.parse::<usize>().map_err(|_| bad());
         // A NIC without any bandwidth left would be a dead worker, which is another fault.
         let part = |text: &str| share(text).ok_or_else(bad);
@@ -92,7 +95,9 @@ mod tests {
         assert_eq!(slow.effect, FaultEffect::Slow { worker: 3, times: 2.5 });
         assert_eq!((slow.from, slow.until), (0.2, 0.6));
         assert!("path:0:9:0.1".parse::<InjectedFault>().is_ok());
-        for wrong in ["", "slow:1", "dies:x", "busy:1:2", "slow:1:2@3-4", "slow:1:NaN"] {
+        for wrong in
+            ["", "slow:1", "dies:x", "busy:1:2", "slow:1:2@3-4", "slow:1:2@0.6-0.2", "slow:1:NaN"]
+        {
             assert!(wrong.parse::<InjectedFault>().unwrap_err().contains("slow:WORKER"), "{wrong}");
         }
     }

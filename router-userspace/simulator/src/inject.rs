@@ -10,10 +10,11 @@ impl Simulation<'_> {
         let first = self.prefills.len();
         match fault.effect {
             FaultEffect::Slow { worker, times } => {
-                let slowness = if starts { times } else { 1.0 };
+                // An engine has a speed of its own, and may have several faults.
+                let factor = if starts { times } else { 1.0 / times };
                 match worker.checked_sub(first) {
-                    None => self.prefills[worker].slowness = slowness,
-                    Some(at) => self.decodes[at].slowness = slowness,
+                    None => self.prefills[worker].slowness *= factor,
+                    Some(at) => self.decodes[at].slowness *= factor,
                 }
             }
             FaultEffect::Busy { worker, share } => {
@@ -84,6 +85,32 @@ impl Simulation<'_> {
         self.outstanding[pair.decode].1 -= bytes;
         if let Some(sent) = sent {
             self.gateways[gateway].on_failure(&sent, !prefilling, self.now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{FleetSetup, SyntheticMix};
+
+    #[test]
+    fn a_slow_engine_keeps_its_own_speed_during_and_after_the_fault() {
+        let perturbation = "engines:0.5".parse().unwrap();
+        let setup = FleetSetup { perturbation, ..FleetSetup::default() };
+        let trace = SyntheticMix::Short.draw(1, 1);
+        let contender = "predicted".parse().unwrap();
+        let mut simulation = Simulation::new(&setup, &trace.arrivals, contender, 1);
+        let slowness =
+            |of: &Simulation<'_>| [of.prefills[0].slowness, of.decodes[0].slowness].map(f64::ln);
+        let own = slowness(&simulation);
+        assert!(own.iter().all(|own| own.abs() > 1e-3), "{own:?}");
+        for (starts, more) in [(true, 3.0f64.ln()), (false, 0.0)] {
+            simulation.fault("slow:0:3".parse().unwrap(), starts);
+            simulation.fault("slow:8:3".parse().unwrap(), starts);
+            for (now, own) in slowness(&simulation).into_iter().zip(own) {
+                assert!((now - own - more).abs() < 1e-9, "{starts}: {now}, {own}");
+            }
         }
     }
 }

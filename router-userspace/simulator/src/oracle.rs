@@ -1,6 +1,8 @@
 //! The oracle: a choice from the true state of all engines and the true lengths.
 //!
-//! It minimises the same cost as the policy `predicted`, without predicting it.
+//! It minimises the true milliseconds of the request's first token and response, and of what the
+//! response costs the decode's other streams. The policy `predicted` leaves those out and counts a
+//! prompt twice instead, for the prompts behind it.
 
 use crate::decode::DecodeModel;
 use crate::engine_model::EngineModel;
@@ -66,7 +68,9 @@ impl TrueState<'_> {
             };
             let done = prompt.done.max(cached);
             let left = f64::from(prompt.input - done);
-            wait += self.engine.prefill_ms(left, f64::from(done)) * prefill.slowness;
+            let fixed_ms = if prompt.cached.is_none() { self.engine.prefill_fixed_ms } else { 0.0 };
+            let work = fixed_ms + self.engine.prefill_ms(left, f64::from(done));
+            wait += work * prefill.slowness;
         }
         // Prompts queued before it will be in the cache by then.
         let queued = prefill.queue.iter().map(|prompt| {
@@ -77,7 +81,8 @@ impl TrueState<'_> {
         let shared = queued.max().unwrap_or(0) * BLOCK_TOKENS;
         let cached = cached.max(shared.min(arrival.input_tokens - 1));
         let left = f64::from(arrival.input_tokens - cached);
-        let work = self.engine.prefill_ms(left, f64::from(cached)) * prefill.slowness;
+        let work = self.engine.prefill_fixed_ms + self.engine.prefill_ms(left, f64::from(cached));
+        let work = work * prefill.slowness;
         (wait, work.max(self.engine.prefill_floor_ms))
     }
 
@@ -143,5 +148,38 @@ impl TrueState<'_> {
         let per_token = self.engine.kv_bytes_per_token / rate;
         let last = tokens.min(f64::from(self.engine.chunk_tokens)) * per_token;
         last.max(tokens * per_token - work)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fixed_time_of_each_prompt_is_part_of_wait_and_work() {
+        let blocks = Vec::new();
+        let arrival = TraceRequest { at_ms: 0.0, input_tokens: 2048, output_tokens: 1, blocks };
+        let arrivals = [arrival.clone(), arrival.clone()];
+        let of = |prefill_fixed_ms| {
+            let engine = &EngineModel { prefill_fixed_ms, ..EngineModel::QWEN3_32B };
+            let mut prefill = PrefillModel::new(engine);
+            prefill.slowness = 2.0;
+            prefill.push(0, 2048);
+            prefill.push(1, 2048);
+            let state = TrueState {
+                engine,
+                arrivals: &arrivals,
+                prefills: &[prefill],
+                decodes: &[],
+                network: &Network::new(1, 0, engine.nic_bytes_per_ms),
+                dead: &[false],
+                decode_of: &[0, 0],
+                now: 0.0,
+            };
+            state.prefill_ms(0, &arrival)
+        };
+        let ((wait, work), (more_wait, more_work)) = (of(0.0), of(50.0));
+        assert!((more_wait - wait - 200.0).abs() < 1e-6, "two prompts: {wait}, {more_wait}");
+        assert!((more_work - work - 100.0).abs() < 1e-6, "{work}, {more_work}");
     }
 }

@@ -31,14 +31,14 @@ impl PublishedRule {
         let second = lowest(decode, draw.second(), self.decode_scores(decode))?;
         Some(Chosen {
             pair: Pair { prefill: first.id, decode: second.id },
-            work_bytes: Some(uncached_bytes(first, demand) as f32),
+            work_bytes: Some(demand.uncached_bytes(first.cache()) as f32),
             estimate: None,
             runner_up: None,
         })
     }
 
     fn prefill_scores(self, all: &[Candidate], demand: &Demand) -> Vec<f64> {
-        let work = |one: &Candidate| waiting_bytes(one) + uncached_bytes(one, demand);
+        let work = |one: &Candidate| waiting_bytes(one) + demand.uncached_bytes(one.cache()) as f64;
         match self {
             // With this request in the batch: else every idle engine scores 0, cached or not.
             PublishedRule::LMetric => {
@@ -102,10 +102,6 @@ fn reported_requests(one: &Candidate) -> f64 {
 
 fn reported_tokens(one: &Candidate) -> f64 {
     one.reported.map_or(0.0, |reported| reported.tokens as f64)
-}
-
-fn uncached_bytes(one: &Candidate, demand: &Demand) -> f64 {
-    demand.prompt_bytes.saturating_sub(demand.prefix_match.bytes_of(one.cache())) as f64
 }
 
 fn waiting_bytes(one: &Candidate) -> f64 {

@@ -1,4 +1,4 @@
-//! [`Report`]: tables of many simulations, as docs/understand/benchmarks.md shows them.
+//! [`Report`]: tables of many simulations, from which docs/understand/benchmarks.md is written.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -18,7 +18,7 @@ pub enum Report {
     /// `predicted` beside the simple rule and the published rules: healthy fleets of 1 to 8
     /// gateways, lasting trouble, perturbations.
     Comparison,
-    /// `predicted` with each of its constants halved and doubled.
+    /// `predicted` with each of its constants at nothing, halved and doubled.
     Sensitivity,
 }
 
@@ -45,7 +45,7 @@ impl FromStr for Report {
 
 impl Report {
     /// Returns the table in Markdown. `setup` gives the fleet; gateways, faults and perturbations are
-    /// the report's own.
+    /// the report's own, whatever `setup` has.
     ///
     /// # Errors
     /// A name of this file is not known: an error of the program.
@@ -55,9 +55,11 @@ impl Report {
         traces: &[(String, Trace)],
         seeds: Range<u64>,
     ) -> Result<String, String> {
+        let FleetSetup { gateways, faults, perturbation, .. } = FleetSetup::default();
+        let setup = FleetSetup { gateways, faults, perturbation, ..setup.clone() };
         match self {
-            Report::Comparison => comparison(setup, traces, seeds),
-            Report::Sensitivity => sensitivity(setup, traces, seeds),
+            Report::Comparison => comparison(&setup, traces, seeds),
+            Report::Sensitivity => sensitivity(&setup, traces, seeds),
         }
     }
 }
@@ -173,5 +175,20 @@ mod tests {
         let cells = GATEWAYS.len() + TROUBLE.len() + Perturbation::ALL.len();
         assert_eq!(rows(Report::Comparison), cells);
         assert_eq!(rows(Report::Sensitivity), Tuning::FIELDS.len() * 3);
+    }
+
+    #[test]
+    fn gateways_faults_and_perturbations_are_the_report_s_own() {
+        let traces = [("short".to_owned(), SyntheticMix::Short.draw(40, 1))];
+        let others = FleetSetup {
+            gateways: 3,
+            faults: vec!["slow:0:9".parse().unwrap()],
+            perturbation: "fixed:500".parse().unwrap(),
+            ..FleetSetup::default()
+        };
+        for report in [Report::Comparison, Report::Sensitivity] {
+            let table = |setup: &FleetSetup| report.table(setup, &traces, 1..2).unwrap();
+            assert_eq!(table(&others), table(&FleetSetup::default()), "{report:?}");
+        }
     }
 }

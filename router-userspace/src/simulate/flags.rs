@@ -59,8 +59,9 @@ pub struct SimulateFlags {
     pub slo_itl_ms: f32,
     /// Print a table of many simulations instead: `comparison` has predicted beside the baselines
     /// on healthy fleets, in trouble and perturbed; `sensitivity` varies each constant of predicted.
-    /// Loads, policies, gateways and faults are the report's own.
-    #[arg(help_heading = RESULTS, long, value_name = "NAME")]
+    /// Loads, policies, gateways, faults and perturbations are the report's own. --json and --plot
+    /// do not go with it.
+    #[arg(help_heading = RESULTS, long, conflicts_with_all = ["json", "plot"], value_name = "NAME")]
     pub report: Option<Report>,
     /// File to write the results to as JSON.
     #[arg(help_heading = RESULTS, long, value_name = "FILE")]

@@ -49,6 +49,15 @@ fn an_error_names_the_invalid_flag() {
 }
 
 #[test]
+fn a_report_and_a_file_of_results_exclude_each_other() {
+    for file in ["--json", "--plot"] {
+        let line = ["pd-router", "simulate", "--report", "comparison", file, "/nowhere/file"];
+        let error = Cli::try_parse_from(line).unwrap_err().to_string();
+        assert!(error.contains("--report") && error.contains(file), "{error}");
+    }
+}
+
+#[test]
 fn no_value_of_a_flag_of_the_simulator_panics_and_a_wrong_one_is_named() {
     for flag in crate::config::tests::flags_with_values("simulate") {
         for value in crate::config::tests::EXTREME_VALUES {
