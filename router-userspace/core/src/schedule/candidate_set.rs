@@ -32,7 +32,8 @@ pub struct SampleOrder {
 }
 
 impl SampleOrder {
-    /// Returns all positions in ascending order, for policies that use turns or groups.
+    /// Returns all positions in ascending order, for pools with groups and for policies of which a
+    /// sample is not enough.
     pub fn all(len: usize) -> SampleOrder {
         SampleOrder {
             at: 0,

@@ -17,6 +17,11 @@ pub struct Demand {
 }
 
 impl Demand {
+    /// Bytes of the prompt that `cache` is not known to hold.
+    pub fn uncached_bytes(&self, cache: u64) -> u64 {
+        self.prompt_bytes.saturating_sub(self.prefix_match.bytes_of(cache))
+    }
+
     /// Returns the one of `caches` that every gateway would choose for this prompt if all workers
     /// were idle, or `None` where the index already knows the conversation.
     pub fn rendezvous(

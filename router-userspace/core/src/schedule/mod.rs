@@ -68,7 +68,7 @@ pub fn choose(policy: Policy, input: &ChoiceInput<'_>) -> Option<Chosen> {
     }
     let ChoiceInput { demand, candidates: Pair { prefill, decode }, draw, .. } = input;
     let first = &prefill[policy.position(prefill, demand, *draw)?];
-    let work_bytes = (policy == Policy::Kv).then(|| kv::uncached_bytes(first, demand) as f32);
+    let work_bytes = (policy == Policy::Kv).then(|| demand.uncached_bytes(first.cache()) as f32);
     let (policy, second) = (policy.of_decode(), draw.second());
     let mates = || decode.iter().filter(|mate| first.group != 0 && mate.group == first.group);
     let decode = if mates().next().is_some() && mates().count() < decode.len() {

@@ -166,6 +166,34 @@ fn two_gateways_without_data_choose_the_same_prefill() {
 }
 
 #[test]
+fn the_owner_s_bonus_is_the_share_of_others_in_the_streams() {
+    // Without growth by the context a share of the prompt is the same share of its time.
+    let tuning = Tuning { context: 0.0, ..Tuning::USUAL };
+    let demand = Demand { prefix_key: 7, ..DEMAND };
+    // The bonus of the owner and of the other prefill, as shares of what they are subtracted from.
+    let bonus = |prefill_load, others_requests| {
+        let on = |id, load| Candidate { load, measured: load.is_some(), ..idle(id, 0) };
+        let prefill = [on(0, prefill_load), on(1, prefill_load)];
+        let mut decode = [on(2, Some(Load { others_requests, ..Load::default() }))];
+        decode[0].usage.requests = 3;
+        let input =
+            ChoiceInput { demand, tuning: &tuning, ..ChoiceInput::of(&prefill, &decode, DRAW) };
+        let chosen = choose(Policy::Predicted, &input).unwrap();
+        [chosen.estimate.unwrap(), chosen.runner_up.unwrap().1]
+            .map(|of| of.affinity_bonus_ms / (of.prefill_ms + of.queue_cost_ms))
+    };
+    let near = |[owner, other]: [f32; 2], share: f32| {
+        assert!((owner - share).abs() < 1e-3 && other == 0.0, "{owner}, {other} beside {share}");
+    };
+    let fresh = Some(Load::default());
+    near(bonus(fresh, 0.0), 0.0);
+    near(bonus(fresh, 1.0), 0.25);
+    near(bonus(fresh, 3.0), tuning.affinity);
+    near(bonus(fresh, 30.0), tuning.affinity);
+    near(bonus(None, 3.0), tuning.blind_affinity);
+}
+
+#[test]
 fn a_worker_without_a_fresh_load_gets_the_median_and_a_penalty() {
     let busy = |bytes| Some(Load { others_waiting_bytes: bytes, ..Load::default() });
     let mut prefill = [idle(0, 0), idle(1, 0), idle(2, 0)];
@@ -307,7 +335,7 @@ fn a_sample_of_a_large_pool_is_nearly_as_good_as_all_of_it() {
         worst = worst.max(of(of_few.pair));
         whole = whole.max(of(of_all.pair));
     }
-    // The best of 64 is, on average, the best 1 in 65; near-ties add a little to both.
+    // The best of 64 is, on average, the best 1 in 65.
     assert!(sum / 200.0 < 0.025 && worst < 0.12, "mean {}, worst {worst}", sum / 200.0);
     assert!(whole < 0.02, "all of it: {whole}");
 }
