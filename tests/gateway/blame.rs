@@ -72,6 +72,50 @@ async fn an_engine_that_fails_requests_is_chosen_less() {
     assert!((1..=12).contains(&failed), "{failed} of 40 failed");
 }
 
+/// Sends a request of eight samples to prefills that all do this, and then as many single ones as `singles`
+/// at once. Returns how many of these the prefill of the first and the other one got.
+async fn after_eight_samples(action: Action, status: u16, singles: usize) -> (usize, usize) {
+    const SAMPLES: usize = 8;
+    let fleet = Fleet::start(2, 1).await;
+    // Decode's time ends first.
+    let flags = ["--policy", "least_load", "--first-byte-timeout", "1s", "--max-attempts", "1"];
+    let gateway = fleet.gateway_with(&flags).await;
+    fleet.prefill.iter().for_each(|prefill| prefill.always(action.clone()));
+    let mut body = chat("hi");
+    body["n"] = SAMPLES.into();
+    gateway.client.post(CHAT, &body).await.expect_status(status);
+    let before = counts(&fleet);
+    assert_eq!(before[0].min(before[1]), 0, "both prefills got samples: {before:?}");
+    for prefill in &fleet.prefill {
+        prefill.heal();
+        prefill.always(Action::HangHead);
+    }
+    let client = gateway.client;
+    let clients: Vec<_> = (0..singles)
+        .map(|_| tokio::spawn(async move { client.post(CHAT, &chat("hi")).await.status }))
+        .collect();
+    let arrived = || shares(&fleet, &before)[..2].iter().sum::<usize>() >= singles;
+    let limit = Duration::from_secs(10);
+    eventually("they arrive", limit, async || arrived().then_some(())).await;
+    clients.iter().for_each(tokio::task::JoinHandle::abort);
+    let after = shares(&fleet, &before);
+    if before[0] > 0 { (after[0], after[1]) } else { (after[1], after[0]) }
+}
+
+#[tokio::test]
+async fn a_prefill_that_is_blamed_for_a_timeout_keeps_the_weight_of_its_request() {
+    let shares = after_eight_samples(Action::HangHead, 504, 8).await;
+    assert_eq!(shares, (0, 8), "the one that hung, and the other");
+}
+
+#[tokio::test]
+async fn a_request_of_many_samples_leaves_its_weight_once() {
+    let refusal = Action::Status { status: 400, body: r#"{"message":"no"}"#.into() };
+    let shares = after_eight_samples(refusal, 400, 24).await;
+    // As many as its samples fewer than the other.
+    assert!((6..12).contains(&shares.0), "{shares:?}: the one that refused, and the other");
+}
+
 #[tokio::test]
 async fn a_failed_transfer_blames_no_engine() {
     let fleet = Fleet::start(2, 2).await;

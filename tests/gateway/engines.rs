@@ -93,6 +93,16 @@ async fn a_decode_that_retracts_a_request_is_followed_by_another() {
     assert_eq!(stream.status, 200);
 }
 
+#[tokio::test]
+async fn a_pipelined_prefill_that_is_late_gets_an_abort() {
+    let fleet = Fleet::start_with(1, 1, |config| Config { pp_size: 2, ..config.instant() }).await;
+    let gateway = fleet.gateway_with(&["--prefill-timeout", "500ms"]).await;
+    fleet.prefill[0].always(Action::HangHead);
+    gateway.client.post(CHAT, &chat("hi")).await.expect_status(504);
+    let legs = fleet.prefill[0].legs_arrived(1).await;
+    fleet.prefill[0].abort_arrived(&legs[0]).await;
+}
+
 /// Requests that are cancelled at once.
 const STORM: usize = 300;
 

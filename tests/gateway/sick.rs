@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use router_tests::{Fleet, Gateway, eventually};
-use sglang_sim::Action;
+use serde_json::json;
+use sglang_sim::{Action, Script};
 
 use crate::{CHAT, chat};
 
@@ -137,6 +138,27 @@ async fn a_request_that_every_engine_refuses_charges_none() {
     let run = closed_loop(&fleet, &gateway, REQUESTS).await;
     assert_eq!(run.failed, 0, "{run:?}");
     assert!((0.10..0.45).contains(&run.share()), "{run:?}");
+}
+
+#[tokio::test]
+async fn forwarded_requests_count_if_they_succeed_too() {
+    const PATH: &str = "/tokenize";
+    let fleet = Fleet::start_single(2).await;
+    let gateway = fleet.gateway_with(&["--policy", "round_robin"]).await;
+    // The other engine needs ten before it is compared with.
+    for _ in 0..20 {
+        gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
+    }
+    let forward = || gateway.client.post(PATH, &json!({"prompt": "hi"}));
+    for _ in 0..100 {
+        forward().await.expect_status(200);
+    }
+    fleet.unified[0].script(Script::always(Action::DropBeforeHead).on(PATH));
+    let mut failed = 0;
+    while failed < 7 {
+        failed += usize::from(forward().await.status != 200);
+    }
+    assert!(!gateway.log().contains("\"after\":\"Failing\""), "{}", gateway.log());
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Decode allocation policies of a pool's engines, which prefill and decode must share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::{Pool, Role};
 
@@ -9,7 +9,8 @@ const MAX_NAMED: usize = 4;
 
 impl Pool {
     /// Why engines are not paired because of `--disaggregation-decode-allocation-policy`. `None` if each
-    /// policy has engines of both roles, or is not reported.
+    /// policy has engines of both roles, or is not reported. An engine that is paired with one that
+    /// reports no policy is not named.
     pub fn allocation_mismatch(&self) -> Option<String> {
         let mut policies: BTreeMap<&str, [Vec<&str>; 2]> = BTreeMap::new();
         for member in self.members.iter().filter(|member| member.contradiction().is_none()) {
@@ -29,16 +30,22 @@ impl Pool {
         if policies.len() < 2 || !policies.values().any(is_alone) {
             return None;
         }
-        let named =
-            policies.iter().filter(|(_, engines)| is_alone(engines)).map(|(policy, engines)| {
-                let all: Vec<&str> = engines.iter().flatten().copied().collect();
-                let more = match all.len().saturating_sub(MAX_NAMED) {
-                    0 => String::new(),
-                    more => format!(" and {more} more"),
-                };
-                format!("{policy} ({}{more})", all[..all.len().min(MAX_NAMED)].join(", "))
-            });
+        let excluded: HashSet<&str> = self.excluded.iter().map(|one| &*one.worker).collect();
+        let alone = policies.iter().filter(|(_, engines)| is_alone(engines));
+        let named = alone.filter_map(|(policy, engines)| {
+            let names = engines.iter().flatten().copied();
+            let all: Vec<&str> = names.filter(|name| excluded.contains(name)).collect();
+            let more = match all.len().saturating_sub(MAX_NAMED) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            let first = all[..all.len().min(MAX_NAMED)].join(", ");
+            (!all.is_empty()).then(|| format!("{policy} ({first}{more})"))
+        });
         let named: Vec<String> = named.collect();
+        if named.is_empty() {
+            return None;
+        }
         Some(format!(
             "prefill and decode must run with the same --disaggregation-decode-allocation-policy; these \
              engines have no peer with theirs and get no requests: {}",
@@ -49,32 +56,21 @@ impl Pool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use super::super::{EngineInfo, Member, ObjectName, Phase, Profile, Worker, WorkerKey};
+    use super::super::pool::tests::member;
+    use super::super::{EngineInfo, ObjectName, Profile};
     use super::*;
 
     fn pool(engines: &[(&str, Role, Option<&str>)]) -> Pool {
-        let member = |(name, role, policy): &(&str, Role, Option<&str>)| {
-            let address = ([127, 0, 0, 1], 8000).into();
-            let key = WorkerKey { uid: (*name).into(), address };
+        let engine = |(name, role, policy): &(&str, Role, Option<&str>)| {
             let info = EngineInfo {
                 page_size: Some(1),
                 decode_allocation_policy: policy.map(str::to_owned),
                 ..EngineInfo::default()
             };
-            Member {
-                worker: Arc::new(Worker::new(key, *name)),
-                role: *role,
-                phase: Phase::Ready,
-                bootstrap: None,
-                group: None,
-                engine_info: Some(Arc::new(info)),
-                node: None,
-            }
+            member(name, *role, Some(info))
         };
         let name = ObjectName { namespace: "default".into(), name: "pool".into() };
-        Pool::new(name, Profile::Pd, engines.iter().map(member).collect())
+        Pool::new(name, Profile::Pd, engines.iter().map(engine).collect())
     }
 
     #[test]
@@ -99,5 +95,16 @@ mod tests {
         let engines = [("p", Role::Prefill, None), ("d", Role::Decode, Some("prefill_complete"))];
         assert_eq!(pool(&engines).allocation_mismatch(), None);
         assert!(pool(&engines).has_ready_workers());
+    }
+
+    #[test]
+    fn an_engine_that_is_paired_with_one_without_a_policy_is_not_named() {
+        let engines = [
+            ("p", Role::Prefill, None),
+            ("d", Role::Decode, Some("prefill_complete")),
+            ("p2", Role::Prefill, Some("default")),
+        ];
+        let reason = pool(&engines).allocation_mismatch().unwrap();
+        assert!(reason.ends_with("no requests: default (p2)"), "{reason}");
     }
 }

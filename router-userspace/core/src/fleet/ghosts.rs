@@ -4,7 +4,7 @@
 //! ghost lease lets it look as busy as it would be if it served. It counts in choices only, never against
 //! a worker's capacity.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -16,6 +16,24 @@ pub const DEFAULT_GHOST_MS: u64 = 1_000;
 pub const MAX_GHOST_MS: u64 = 60_000;
 /// Maximum number of ghost leases of a worker that are kept apart: a choice reads them under a lock.
 const MAX_GHOSTS: usize = 64;
+
+/// The weight of a request for a ghost lease, which it leaves once, also if several of its samples fail.
+#[derive(Debug, Default)]
+pub struct GhostWeight {
+    weight: Weight,
+    is_taken: AtomicBool,
+}
+
+impl GhostWeight {
+    pub fn new(weight: Weight) -> GhostWeight {
+        GhostWeight { weight, is_taken: AtomicBool::new(false) }
+    }
+
+    /// Returns the weight the first time, and `None` from then on.
+    pub fn take(&self) -> Option<Weight> {
+        (!self.is_taken.swap(true, Ordering::Relaxed)).then_some(self.weight)
+    }
+}
 
 /// The ghost leases of one worker.
 #[derive(Debug, Default)]
@@ -74,6 +92,12 @@ mod tests {
         assert_eq!(ghosts.sum(1_199), ONE.plus(ONE));
         assert_eq!(ghosts.sum(1_200), ONE);
         assert_eq!(ghosts.sum(1_100 + MAX_GHOST_MS), Usage::default());
+    }
+
+    #[test]
+    fn a_request_leaves_its_weight_once() {
+        let ghost = GhostWeight::new(ONE);
+        assert_eq!((ghost.take(), ghost.take()), (Some(ONE), None));
     }
 
     #[test]

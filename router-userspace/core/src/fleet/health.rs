@@ -35,7 +35,7 @@ pub const ERRORS_TO_OPEN: u64 = 5;
 /// is down.
 pub const PROBES_TO_OPEN: u64 = 2;
 /// Time for which an open breaker ignores successful probes, which succeed while requests fail. It
-/// doubles each time the breaker opens again before a request has succeeded.
+/// doubles each time the breaker opens again from half-open or within [`RELAPSE_MS`] of the last time out.
 pub const OPEN_MS: u64 = 2_000;
 /// Maximum time for which a breaker is open.
 pub const MAX_OPEN_MS: u64 = 60_000;
@@ -249,6 +249,10 @@ impl Health {
     /// Records a successful probe. After the time out of an open breaker, one request tries the worker.
     pub fn probe_passed(&self, now_ms: u64) -> Option<HealthChange> {
         self.update(|fields| match fields.state {
+            // The time outs of long ago are forgotten.
+            UP if now_ms >= fields.until_ms.saturating_add(RELAPSE_MS) => {
+                HealthFields { level: 0, until_ms: 0, missed: 0, ..fields }
+            }
             UP | HALF_OPEN => HealthFields { missed: 0, ..fields },
             FAILING | DOWN if fields.level > 0 && now_ms < fields.until_ms => {
                 HealthFields { state: FAILING, count: 0, ..fields }
@@ -412,19 +416,25 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_reports_not_ready_is_down_at_once() {
+    fn lost_probes_long_after_a_time_out_do_not_bring_it_back() {
         let health = Health::default();
-        health.probe_passed(0);
-        health.not_ready();
+        health.ejected(0);
+        health.probe_passed(OPEN_MS);
+        health.answered();
+        health.probe_passed(3_600_000);
+        health.probe_timed_out();
+        health.probe_timed_out();
         assert_eq!(health.verdict(), Verdict::Down);
-        assert!(!health.is_silent());
+        health.probe_passed(3_603_000);
+        assert_eq!(health.verdict(), Verdict::Up);
     }
 
     #[test]
-    fn a_worker_that_answers_that_it_is_not_ready_is_neither_silent_nor_unregistered() {
+    fn a_worker_that_is_not_ready_is_down_at_once_and_neither_silent_nor_unregistered() {
         let health = Health::default();
         health.probe_passed(0);
-        health.probe_timed_out();
+        health.not_ready();
+        assert!(health.verdict() == Verdict::Down && !health.is_silent());
         health.probe_timed_out();
         assert!(health.is_silent());
         health.not_ready();

@@ -33,7 +33,7 @@ pub use adaptive_ewma::{AdaptiveEwma, FRESH_HALF_LIFE_MS, HALF_LIFE_MS, Prior};
 pub use agents::AgentAddress;
 pub use engine_info::EngineInfo;
 pub use engine_load::{EngineLoad, EngineLoadCell, PolledLoad, RankLoad};
-pub use ghosts::{DEFAULT_GHOST_MS, GhostLeases, MAX_GHOST_MS};
+pub use ghosts::{DEFAULT_GHOST_MS, GhostLeases, GhostWeight, MAX_GHOST_MS};
 pub use health::{
     ERRORS_TO_OPEN, Health, HealthChange, MAX_OPEN_MS, OPEN_MS, PROBES_TO_OPEN, REFUSED_MS,
     RELAPSE_MS, Verdict,

@@ -105,32 +105,21 @@ impl Pool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use super::super::{EngineInfo, Member, ObjectName, Phase, Profile, Role, Worker, WorkerKey};
+    use super::super::pool::tests::member;
+    use super::super::{EngineInfo, ObjectName, Profile, Role};
     use super::*;
 
     fn pool(models: &[(&str, &str)]) -> Pool {
-        let member = |(path, served): &(&str, &str)| {
-            let address = ([127, 0, 0, 1], 8000).into();
-            let key = WorkerKey { uid: (*path).into(), address };
+        let engine = |(path, served): &(&str, &str)| {
             let info = EngineInfo {
                 model_path: Some((*path).to_owned()),
                 served_model_name: Some((*served).to_owned()),
                 ..EngineInfo::default()
             };
-            Member {
-                worker: Arc::new(Worker::new(key, *path)),
-                role: Role::Unified,
-                phase: Phase::Ready,
-                bootstrap: None,
-                group: None,
-                engine_info: Some(Arc::new(info)),
-                node: None,
-            }
+            member(path, Role::Unified, Some(info))
         };
         let name = ObjectName { namespace: "default".into(), name: "pool".into() };
-        Pool::new(name, Profile::Single, models.iter().map(member).collect())
+        Pool::new(name, Profile::Single, models.iter().map(engine).collect())
     }
 
     fn found(pool: &Pool, model: Option<&str>) -> Vec<usize> {

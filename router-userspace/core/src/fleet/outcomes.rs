@@ -30,7 +30,7 @@ const SERVICE_TIME_WEIGHT: f64 = 0.125;
 /// Requests of the last [`OUTCOME_WINDOW_MS`] by their outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct OutcomeCounts {
-    /// Answered with generated output.
+    /// Answered with generated output, or with a success where a request was forwarded as it came.
     pub succeeded: u32,
     /// Server errors, timeouts, broken connections, and client errors to requests that a peer has served.
     pub failed: u32,
@@ -133,7 +133,7 @@ impl OutcomeWindow {
 }
 
 impl Outcomes {
-    /// Counts a request that was answered with generated output.
+    /// Counts a request that the worker has served.
     pub fn succeeded(&self, now_ms: u64) {
         let mut window = self.window.lock();
         let counts = window.advance(now_ms);

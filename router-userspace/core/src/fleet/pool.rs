@@ -350,11 +350,11 @@ pub fn host_text(address: IpAddr) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::WorkerKey;
     use super::*;
 
-    fn member(name: &str, role: Role, info: Option<EngineInfo>) -> Member {
+    pub(in crate::fleet) fn member(name: &str, role: Role, info: Option<EngineInfo>) -> Member {
         let key = WorkerKey { uid: name.into(), address: ([127, 0, 0, 1], 8000).into() };
         let worker = Arc::new(Worker::new(key, name));
         let info = info.map(Arc::new);

@@ -81,23 +81,12 @@ fn cause(member: &Member) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use super::super::{ObjectName, Worker, WorkerKey};
+    use super::super::{ObjectName, pool};
     use super::*;
 
     fn member(name: &str, role: Role) -> Member {
-        let address = ([127, 0, 0, 1], 8000).into();
-        let worker = Arc::new(Worker::new(WorkerKey { uid: name.into(), address }, name));
-        Member {
-            worker,
-            role,
-            phase: Phase::Ready,
-            bootstrap: Some(([127, 0, 0, 1], 8998).into()),
-            group: None,
-            engine_info: None,
-            node: None,
-        }
+        let bootstrap = Some(([127, 0, 0, 1], 8998).into());
+        Member { bootstrap, ..pool::tests::member(name, role, None) }
     }
 
     fn shortage(members: Vec<Member>) -> String {

@@ -216,7 +216,7 @@ impl Worker {
     /// Counts a leg that the worker's engine has answered with generated output.
     pub fn count_answer(&self) {
         self.answers.fetch_add(1, Ordering::Relaxed);
-        self.unclear_timeouts.store(0, Ordering::Relaxed);
+        self.unclear_timeouts.store(0, Ordering::Release);
     }
 
     /// Number of legs that the worker's engine has answered. If it grows while a request waits, the
@@ -225,14 +225,19 @@ impl Worker {
         self.answers.load(Ordering::Relaxed)
     }
 
-    /// Counts a timeout that either this worker or that of the other leg caused.
-    pub fn count_unclear_timeout(&self) {
-        self.unclear_timeouts.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Number of timeouts since the last answer that either this worker or that of the other leg caused.
-    pub fn unclear_timeouts(&self) -> u32 {
-        self.unclear_timeouts.load(Ordering::Relaxed)
+    /// Counts a timeout that either this prefill or `decode` caused. Returns whether decode is to blame:
+    /// it has more such timeouts since its last answer. With equally many it is prefill, for which decode
+    /// has to wait.
+    ///
+    /// A decode that hangs is blamed from its second prefill on. With one prefill only, which has
+    /// answered nothing since, that one is.
+    pub fn blames_decode(&self, decode: &Worker) -> bool {
+        // Prefill's is counted first and read last: concurrent timeouts of one pair leave its count at
+        // least as high as decode's.
+        self.unclear_timeouts.fetch_add(1, Ordering::AcqRel);
+        decode.unclear_timeouts.fetch_add(1, Ordering::AcqRel);
+        let of_decode = decode.unclear_timeouts.load(Ordering::Acquire);
+        of_decode > self.unclear_timeouts.load(Ordering::Acquire)
     }
 
     /// Returns the sum of the leases on this worker.
@@ -390,6 +395,22 @@ mod tests {
         let moved = Worker::new(key([127, 0, 0, 2]), "default/pod");
         assert_ne!(moved.identity, worker().identity);
         assert_eq!(Worker::new(key([127, 0, 0, 1]), "x").identity, worker().identity);
+    }
+
+    #[test]
+    fn a_worker_that_hangs_is_blamed_from_its_second_partner_on() {
+        let [hung, first, second] = [worker(), worker(), worker()];
+        assert!(!first.blames_decode(&hung), "one timeout does not tell");
+        assert!(second.blames_decode(&hung));
+        hung.count_answer();
+        assert!(!second.blames_decode(&hung), "it has answered since");
+        let [hung, first, second] = [worker(), worker(), worker()];
+        assert!(!hung.blames_decode(&first));
+        assert!(!hung.blames_decode(&second));
+        assert!(
+            !hung.blames_decode(&second),
+            "both have as many as requests of the pair timed out"
+        );
     }
 
     const ONE: Weight =

@@ -8,7 +8,7 @@ use futures_util::future::try_join_all;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Response};
 use parking_lot::Mutex;
-use router_core::fleet::{Pool, Weight};
+use router_core::fleet::{GhostWeight, Pool, Weight};
 use router_core::sglang::logprob::PromptLogprobs;
 use router_core::sglang::{Endpoint, Request, headers, merge};
 use tokio::task::yield_now;
@@ -204,8 +204,10 @@ impl Gateway {
                 single(started, limits, observation, &memory)
             }
             Placement::Pair { leases, bootstrap, prediction, ranks, .. } => {
+                let ghosts =
+                    Arc::new(leases.as_ref().map(|lease| GhostWeight::new(lease.weight())));
                 let leases = leases.map(Arc::new);
-                let pair = PairContext { leases, bootstrap, prediction, ranks };
+                let pair = PairContext { leases, bootstrap, prediction, ranks, ghosts };
                 let samples = attempt.request.samples();
                 if samples == 1 {
                     let started = self.dispatch.begin(attempt, pair).await?;

@@ -27,6 +27,8 @@ pub(crate) struct ProxiedBody {
     limits: WatchLimits,
     /// The body of the request, if the client may still be sending it.
     upload: Option<BodyHandle>,
+    /// The response's status is a success.
+    is_success: bool,
 }
 
 impl ProxiedBody {
@@ -35,8 +37,9 @@ impl ProxiedBody {
         lease: Lease,
         limits: WatchLimits,
         upload: Option<BodyHandle>,
+        is_success: bool,
     ) -> ProxiedBody {
-        ProxiedBody { body, lease: Some(lease), limits, upload }
+        ProxiedBody { body, lease: Some(lease), limits, upload, is_success }
     }
 
     /// Completes `record` when the body ends, and ends the body at its limits.
@@ -58,7 +61,7 @@ impl RecordedBody {
     /// The body is whole.
     fn complete(&mut self) {
         if let Some(lease) = self.proxied.lease.take() {
-            self.gateway.dispatch.answered(lease.worker());
+            self.gateway.forwarded(lease.worker(), self.proxied.is_success);
         }
         if let Some(mut record) = self.record.take() {
             record.finish();

@@ -131,6 +131,14 @@ impl Gateway {
         }
     }
 
+    /// A worker has answered a forwarded request whole. A success counts where a failure would.
+    pub(super) fn forwarded(&self, worker: &Arc<Worker>, is_success: bool) {
+        self.dispatch.answered(worker);
+        if is_success && self.dispatch.probes.is_probed(worker) {
+            worker.outcomes.succeeded(self.dispatch.clock.now_ms());
+        }
+    }
+
     /// Updates the health of a worker that failed a forwarded request.
     pub(super) fn blame_forwarded(&self, fault: &Fault) {
         match self.dispatch.probes.is_probed(&fault.worker) {
@@ -388,7 +396,8 @@ fn proxied(
     upload: Option<BodyHandle>,
 ) -> Reply {
     let (head, body) = answer.into_parts();
-    let mut response = Response::new(ProxiedBody::new(body, lease, limits, upload));
+    let body = ProxiedBody::new(body, lease, limits, upload, head.status.is_success());
+    let mut response = Response::new(body);
     *response.status_mut() = head.status;
     *response.headers_mut() = headers::to_client(&head.headers, true);
     Reply::Proxied(Box::new(response))

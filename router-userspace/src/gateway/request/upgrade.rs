@@ -174,7 +174,7 @@ impl Tunnel {
             }
         };
         match end {
-            TunnelEnd::Closed => gateway.dispatch.answered(lease.worker()),
+            TunnelEnd::Closed => gateway.forwarded(lease.worker(), true),
             TunnelEnd::ClientBroken => return,
             TunnelEnd::Failed(reject) => {
                 // A backend may have nothing to send for as long as it likes.

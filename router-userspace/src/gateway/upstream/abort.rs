@@ -2,7 +2,8 @@
 //!
 //! An engine notices a closed connection only after two to four seconds and computes on until then,
 //! so a request that is given up is also aborted by its id. An engine with several pipeline stages gets its
-//! aborts one by one, and the connections stay open until then, since a closed one is an abort too.
+//! aborts one by one. The connection of a prefill leg stays open until its turn, since a closed one is an
+//! abort too. That of a decode, or of an engine that serves alone, closes at once.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -75,8 +76,8 @@ impl Aborter {
         });
     }
 
-    /// Aborts the requests one by one, each when the engine has its turn. A leg that ends before needs no
-    /// abort.
+    /// Aborts the requests one by one, each when the engine has its turn. A leg that ends while it waits
+    /// for its turn needs no abort.
     fn abort_in_turn(
         self: &Arc<Self>,
         worker: Arc<Worker>,
@@ -155,7 +156,7 @@ pub(crate) struct AbortGuard {
     aborter: Arc<Aborter>,
     worker: Arc<Worker>,
     rids: Vec<String>,
-    /// The task of the leg, ended together with its requests.
+    /// The task of the leg if it still runs, ended together with its requests.
     leg: Option<AbortHandle>,
     armed: bool,
 }

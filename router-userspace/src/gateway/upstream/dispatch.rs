@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Response};
 use hyper::body::Incoming;
-use router_core::fleet::{Lease, RankAssignment, Worker};
+use router_core::fleet::{GhostWeight, Lease, RankAssignment, Worker};
 use router_core::pair::{Leg, Pair};
 use router_core::sglang::{
     Attempt, BootstrapAddress, Endpoint, Request, Rid, Room, SplicedBody, fault as engine,
@@ -59,6 +59,8 @@ pub(crate) struct PairContext {
     /// Compared with the time that prefill takes.
     pub prediction: Option<Prediction>,
     pub ranks: Pair<Option<RankAssignment>>,
+    /// What the workers keep of a request that they fail.
+    pub ghosts: Arc<Pair<GhostWeight>>,
 }
 
 /// Why an attempt got no answer.
@@ -129,11 +131,11 @@ impl Dispatch {
         });
         let abort_rids: Vec<String> =
             rids.iter().filter_map(|rid| attempt.request.endpoint().abort_rid(rid)).collect();
-        let PairContext { leases, prediction, .. } = pair;
+        let PairContext { leases, prediction, ghosts, .. } = pair;
         let guard = AbortGuard::new(&self.aborter, leases.decode.worker(), abort_rids.clone());
-        let prefill =
-            self.send_prefill(attempt, (leases.prefill, prediction), bodies.prefill, abort_rids);
-        let in_flight = InFlight::new(prefill, guard, leases.decode);
+        let context = (leases.prefill, prediction, Arc::clone(&ghosts));
+        let prefill = self.send_prefill(attempt, context, bodies.prefill, abort_rids);
+        let in_flight = InFlight::new(prefill, guard, leases.decode, ghosts);
         self.race(attempt, bodies.decode, in_flight).await
     }
 
@@ -215,13 +217,15 @@ impl Dispatch {
             Some(_) => fault,
         };
         // Which leg a timeout is to be blamed on is known only now. Others are counted where they are found.
-        if fault.is_silent() || (fault.is_timeout() && started.is_none()) {
+        let was_unclear = fault.is_silent() || (fault.is_timeout() && started.is_none());
+        if was_unclear {
             self.count(fault.leg, &fault.worker, Some(&fault));
         }
         in_flight.failed(&fault);
         self.blame(&fault);
-        if Arc::ptr_eq(&fault.worker, in_flight.worker()) {
-            self.leave_ghost(&fault, in_flight.lease());
+        // The task of the prefill leg has left the ghost of any other fault of prefill.
+        if was_unclear || fault.leg != Some(Leg::Prefill) {
+            self.leave_ghost(&fault, in_flight.ghost(fault.leg));
         }
         Err(AttemptError::Fault(fault))
     }
@@ -243,9 +247,10 @@ impl Dispatch {
     }
 
     /// Lets the worker look busy for as long as it would have been with the request that it did not serve.
-    fn leave_ghost(&self, fault: &Fault, lease: &Lease) {
-        if fault.is_failure() || fault.is_refusal() || fault.is_full() {
-            self.health.leave_ghost(lease.worker(), lease.weight());
+    fn leave_ghost(&self, fault: &Fault, ghost: &GhostWeight) {
+        let counts = fault.is_failure() || fault.is_refusal() || fault.is_full();
+        if let Some(weight) = counts.then(|| ghost.take()).flatten() {
+            self.health.leave_ghost(&fault.worker, weight);
         }
     }
 
@@ -325,7 +330,7 @@ impl Dispatch {
     fn send_prefill(
         self: &Arc<Self>,
         attempt: &AttemptRequest,
-        (lease, prediction): (Arc<Lease>, Option<Prediction>),
+        (lease, prediction, ghosts): (Arc<Lease>, Option<Prediction>, Arc<Pair<GhostWeight>>),
         body: SplicedBody,
         abort_rids: Vec<String>,
     ) -> PrefillLeg {
@@ -343,15 +348,15 @@ impl Dispatch {
             // While decode has not answered, a timeout may be decode's: `race` counts it.
             if !fault.is_some_and(Fault::is_timeout) || is_own_timeout.load(Ordering::Relaxed) {
                 dispatch.count(Some(Leg::Prefill), lease.worker(), fault);
-            }
-            match (&answer, &prediction) {
-                (Ok(_), prediction) => {
-                    lease.worker().outcomes.took(began.elapsed());
-                    if let Some(prediction) = prediction {
-                        prediction.observe(lease.worker());
-                    }
+                if let Some(fault) = fault {
+                    dispatch.leave_ghost(fault, &ghosts.prefill);
                 }
-                (Err(fault), _) => dispatch.leave_ghost(fault, &lease),
+            }
+            if answer.is_ok() {
+                lease.worker().outcomes.took(began.elapsed());
+                if let Some(prediction) = &prediction {
+                    prediction.observe(lease.worker());
+                }
             }
             drop((lease, prediction));
             // The receiver is gone if the client has its whole answer already.

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use router_core::fleet::{Lease, Worker};
-use router_core::pair::Leg;
+use router_core::fleet::{GhostWeight, Lease, Worker};
+use router_core::pair::{Leg, Pair};
 use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -70,12 +71,16 @@ impl PrefillLeg {
 impl Drop for PrefillLeg {
     fn drop(&mut self) {
         // While a stream runs, the outcome of its prefill is not read.
-        let ended = self.outcome.as_mut().and_then(|outcome| outcome.try_recv().ok());
-        if let Some(answer) = ended {
-            self.disarm_if_done(&answer);
-        }
-        // The guard then sends the abort, if it is still armed.
-        if self.abort_on_drop {
+        let is_running = match self.outcome.as_mut().map(oneshot::Receiver::try_recv) {
+            Some(Ok(answer)) => {
+                self.disarm_if_done(&answer);
+                false
+            }
+            Some(Err(TryRecvError::Empty)) => true,
+            Some(Err(TryRecvError::Closed)) | None => false,
+        };
+        // The guard then sends the abort, if it is still armed: also if the task has given the request up.
+        if is_running && self.abort_on_drop {
             self.guard.end(self.task.clone());
         }
     }
@@ -88,19 +93,29 @@ pub(crate) struct InFlight {
     /// Aborts decode, or the engine that serves alone.
     guard: AbortGuard,
     lease: Arc<Lease>,
+    ghosts: Arc<Pair<GhostWeight>>,
     began: Instant,
     /// The worker's answers before this request.
     answers_before: u64,
 }
 
 impl InFlight {
-    pub(crate) fn new(prefill: PrefillLeg, guard: AbortGuard, lease: Arc<Lease>) -> InFlight {
-        InFlight { prefill: Some(prefill), ..InFlight::alone(guard, lease) }
+    pub(crate) fn new(
+        prefill: PrefillLeg,
+        guard: AbortGuard,
+        lease: Arc<Lease>,
+        ghosts: Arc<Pair<GhostWeight>>,
+    ) -> InFlight {
+        let answers_before = lease.worker().answers();
+        let (prefill, began) = (Some(prefill), Instant::now());
+        InFlight { prefill, guard, lease, ghosts, began, answers_before }
     }
 
     pub(crate) fn alone(guard: AbortGuard, lease: Arc<Lease>) -> InFlight {
-        let answers_before = lease.worker().answers();
-        InFlight { prefill: None, guard, lease, began: Instant::now(), answers_before }
+        let decode = GhostWeight::new(lease.weight());
+        let ghosts = Arc::new(Pair { prefill: GhostWeight::default(), decode });
+        let (answers_before, began) = (lease.worker().answers(), Instant::now());
+        InFlight { prefill: None, guard, lease, ghosts, began, answers_before }
     }
 
     /// The worker whose answer the client gets.
@@ -108,9 +123,9 @@ impl InFlight {
         self.lease.worker()
     }
 
-    /// The lease on that worker.
-    pub(crate) fn lease(&self) -> &Lease {
-        &self.lease
+    /// What the worker of a leg keeps of a request that it fails.
+    pub(crate) fn ghost(&self, leg: Option<Leg>) -> &GhostWeight {
+        &self.ghosts[leg.unwrap_or(Leg::Decode)]
     }
 
     /// The leg of that worker; `None` if it serves alone.
@@ -153,10 +168,8 @@ impl InFlight {
 
     /// Names the leg that a timeout is to be blamed on while decode has not answered. If prefill has not
     /// answered either, both legs wait for one of them, whichever timer ends first. A worker that has
-    /// answered other requests meanwhile is not the one. If that does not tell, it is the worker with more
-    /// such timeouts since its last answer, and with equally many it is prefill, which decode has to wait
-    /// for. So a worker that hangs is blamed from its second timeout on, also if its partner is another
-    /// each time.
+    /// answered other requests meanwhile is not the one. If that does not tell,
+    /// [`Worker::blames_decode`] does.
     pub(crate) fn blame_timeout(&self, fault: Fault) -> Fault {
         let (FaultKind::Timeout { limit, .. }, Some(prefill)) = (&fault.kind, &self.prefill) else {
             return fault;
@@ -168,11 +181,7 @@ impl InFlight {
         let prefill_works = prefill.worker.answers() > prefill.answers_before;
         let decode_works = self.worker().answers() > self.answers_before;
         let decode_is_to_blame = if prefill_works == decode_works {
-            let timeouts = [self.worker(), &prefill.worker].map(|worker| {
-                worker.count_unclear_timeout();
-                worker.unclear_timeouts()
-            });
-            timeouts[0] > timeouts[1]
+            prefill.worker.blames_decode(self.worker())
         } else {
             prefill_works
         };
