@@ -1,6 +1,7 @@
 //! n > 1, on which engines hang: the gateway sends n requests and merges their answers.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use router_tests::received::rooms;
 use router_tests::{Fleet, client::End};
@@ -100,7 +101,7 @@ async fn samples_of_generate_come_in_its_own_shape() {
 #[tokio::test]
 async fn one_failed_sample_fails_all_and_ends_the_others() {
     let fleet = Fleet::start_with(1, 1, |config| {
-        let inter_token = std::time::Duration::from_millis(50);
+        let inter_token = Duration::from_millis(50);
         sglang_sim::Config { inter_token, ..config }
     })
     .await;
@@ -112,7 +113,9 @@ async fn one_failed_sample_fails_all_and_ends_the_others() {
     let answer = gateway.client.post(CHAT, &body).await.expect_status(500);
     assert!(answer.error_message().contains("decode"), "{}", answer.text());
     assert!(answer.took < router_tests::fleet::SOON, "{:?}", answer.took);
-    fleet.idle().await;
+    for engine in fleet.engines() {
+        engine.idle_within(Duration::from_secs(8)).await;
+    }
 }
 
 #[tokio::test]

@@ -149,7 +149,8 @@ async fn forwarded_requests_count_if_they_succeed_too() {
     for _ in 0..20 {
         gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
     }
-    let forward = || gateway.client.post(PATH, &json!({"prompt": "hi"}));
+    let body = json!({"prompt": "hi"});
+    let forward = || gateway.client.post(PATH, &body);
     for _ in 0..100 {
         forward().await.expect_status(200);
     }

@@ -473,16 +473,6 @@ mod tests {
     }
 
     #[test]
-    fn one_failed_probe_does_not_take_a_worker_down() {
-        let health = Health::default();
-        health.probe_passed(0);
-        health.probe_failed();
-        assert_eq!(health.verdict(), Verdict::Up);
-        health.probe_failed();
-        assert_eq!(health.verdict(), Verdict::Down);
-    }
-
-    #[test]
     fn lost_probes_count_in_a_row_and_apart_from_server_errors() {
         let health = Health::default();
         for now_ms in 0..3 {
@@ -490,6 +480,8 @@ mod tests {
             health.probe_failed();
         }
         assert_eq!(health.verdict(), Verdict::Up, "a probe has passed between them");
+        health.probe_failed();
+        assert_eq!(health.verdict(), Verdict::Down);
         health.probe_passed(3);
         health.errored(3);
         health.probe_failed();

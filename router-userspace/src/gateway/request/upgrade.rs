@@ -231,9 +231,9 @@ async fn relay(
     TunnelEnd::Failed(fault(FaultKind::Broken(of_backend.to_string())).into())
 }
 
-/// What becomes of the direction that goes on after the other has ended. After an end it has a moment.
-/// A connection that broke while it was read has nobody at its end. One that broke while it was written
-/// may still have bytes to read, such as the reason, and then ends at once.
+/// Waits for the other direction after one has ended: for [`HALF_CLOSE_TIME`] after an end, and not at all
+/// where reading failed, since the connection is gone. Where writing failed, there may still be bytes to
+/// read, such as the reason.
 async fn rest_of(
     other: impl Future<Output = Result<(), PumpError>>,
     ended: &Result<(), PumpError>,

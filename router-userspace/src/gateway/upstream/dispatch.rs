@@ -218,16 +218,21 @@ impl Dispatch {
         };
         // Which leg a timeout is to be blamed on is known only now. Others are counted where they are found.
         let was_unclear = fault.is_silent() || (fault.is_timeout() && started.is_none());
+        self.failed(&fault, was_unclear, &mut in_flight);
+        Err(AttemptError::Fault(fault))
+    }
+
+    /// Charges the worker that an attempt failed at.
+    fn failed(&self, fault: &Fault, was_unclear: bool, in_flight: &mut InFlight) {
         if was_unclear {
-            self.count(fault.leg, &fault.worker, Some(&fault));
+            self.count(fault.leg, &fault.worker, Some(fault));
         }
-        in_flight.failed(&fault);
-        self.blame(&fault);
+        in_flight.failed(fault);
+        self.blame(fault);
         // The task of the prefill leg has left the ghost of any other fault of prefill.
         if was_unclear || fault.leg != Some(Leg::Prefill) {
-            self.leave_ghost(&fault, in_flight.ghost(fault.leg));
+            self.leave_ghost(fault, in_flight.ghost(fault.leg));
         }
-        Err(AttemptError::Fault(fault))
     }
 
     /// Updates the health of the one worker that failed, and probes it if it may be down.
