@@ -63,6 +63,16 @@ impl Parts {
         self.0.push(Part { name: name.to_owned(), took: Duration::ZERO, result });
     }
 
+    /// Whether no part has run a test, and none is broken.
+    pub(crate) fn ran_nothing(&self) -> bool {
+        let ran = |part: &Part| match part.result {
+            PartResult::Ran(counts) => counts != Counts::default(),
+            PartResult::Broken => true,
+            PartResult::LeftOut => false,
+        };
+        !self.0.iter().any(ran)
+    }
+
     /// Prints the table, and adds up its rows.
     pub(crate) fn summary(&self) -> Summary {
         let mut summary = Summary::default();
@@ -112,6 +122,16 @@ mod tests {
         parts.chore("breaks", || anyhow::bail!("on purpose"));
         parts.run("counts", || Ok(Counts { passed: 3, failed: 0 }));
         assert_eq!(parts.summary().to_string(), "3 passed, 1 failed; not run to the end: breaks");
+    }
+
+    #[test]
+    fn parts_that_counted_nothing_ran_nothing() {
+        let mut parts = Parts::default();
+        parts.run("test doc", || Ok(Counts::default()));
+        parts.left_out("test kernel");
+        assert!(parts.ran_nothing());
+        parts.run("test unit", || Ok(Counts { passed: 1, failed: 0 }));
+        assert!(!parts.ran_nothing());
     }
 
     #[test]

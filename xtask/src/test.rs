@@ -98,6 +98,9 @@ impl Suite {
 pub(crate) fn run(flags: &Flags) -> Summary {
     let mut parts = Parts::default();
     run_into(&mut parts, flags);
+    if let Some(filter) = flags.filter.as_deref().filter(|_| parts.ran_nothing()) {
+        parts.chore("filter", || bail!("no test has {filter:?} in its name"));
+    }
     parts.summary()
 }
 
