@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use router_tests::fleet::SOON;
-use router_tests::{Answer, Fleet, Gateway, client::End};
+use router_tests::{Answer, Fleet, Gateway, client::End, eventually};
 use serde_json::Value;
 use sglang_sim::Action;
 
@@ -311,4 +311,34 @@ async fn aborts_carry_the_engines_key() {
     let leg = fleet.decode[0].legs_arrived(1).await.remove(0);
     fleet.decode[0].abort_arrived(&leg).await;
     assert!(!gateway.log().contains("secret"));
+}
+
+#[tokio::test]
+async fn an_abort_that_overtakes_its_request_is_repeated() {
+    for (pp_size, is_prefill_late) in [(1, true), (1, false), (2, true), (2, false)] {
+        let fleet = Fleet::start_with(1, 1, |config| {
+            let mut config = sglang_sim::Config { pp_size, ..config };
+            // Only an abort ends a request.
+            config.timing.disconnect_stream = Duration::from_secs(600);
+            config.timing.disconnect_poll = Duration::from_secs(600);
+            config
+        })
+        .await;
+        let gateway = fleet.gateway().await;
+        let (late, other) = match is_prefill_late {
+            true => (&fleet.prefill[0], &fleet.decode[0]),
+            false => (&fleet.decode[0], &fleet.prefill[0]),
+        };
+        late.once(Action::Late { ms: 100 });
+        other.once(Action::HangHead);
+        let client = gateway.client;
+        let request = tokio::spawn(async move { client.open(CHAT, &streamed("hi")).await });
+        let leg = late.legs_arrived(1).await.remove(0);
+        request.abort();
+        eventually("an abort finds the request", SOON, async || {
+            late.aborts().iter().any(|abort| abort.matched == leg.rids).then_some(())
+        })
+        .await;
+        late.idle().await;
+    }
 }

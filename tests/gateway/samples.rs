@@ -113,9 +113,7 @@ async fn one_failed_sample_fails_all_and_ends_the_others() {
     let answer = gateway.client.post(CHAT, &body).await.expect_status(500);
     assert!(answer.error_message().contains("decode"), "{}", answer.text());
     assert!(answer.took < router_tests::fleet::SOON, "{:?}", answer.took);
-    for engine in fleet.engines() {
-        engine.idle_within(Duration::from_secs(8)).await;
-    }
+    fleet.idle().await;
 }
 
 #[tokio::test]

@@ -218,13 +218,7 @@ impl Engine {
 
     /// Waits until it holds no request.
     pub async fn idle(&self) {
-        self.idle_within(SOON).await;
-    }
-
-    /// As [`Engine::idle`], where an engine may notice only a closed connection, after up to 4 s: one that
-    /// gets an abort before its request ignores it.
-    pub async fn idle_within(&self, limit: Duration) {
         let what = format!("{} is idle", self.pod.name);
-        eventually(&what, limit, async || (self.held() == 0).then_some(())).await;
+        eventually(&what, SOON, async || (self.held() == 0).then_some(())).await;
     }
 }

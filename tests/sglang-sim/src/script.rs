@@ -63,6 +63,8 @@ pub enum Action {
     Restart { down_ms: u64, registry_delay_ms: u64 },
     /// The request is read and never answered.
     HangHead,
+    /// The request starts this long after it was read. Until then no abort finds it.
+    Late { ms: u64 },
 }
 
 /// The parameters of an action in JSON.
@@ -140,6 +142,7 @@ impl Action {
                 registry_delay_ms: given.registry_delay_ms.unwrap_or(0),
             },
             "hang_head" => Action::HangHead,
+            "late" => Action::Late { ms: given.ms.unwrap_or(100) },
             other => return Err(format!("unknown action {other:?}")),
         })
     }
@@ -161,6 +164,7 @@ impl Action {
             Action::Slow { .. } => "slow",
             Action::Restart { .. } => "restart",
             Action::HangHead => "hang_head",
+            Action::Late { .. } => "late",
         }
     }
 }
@@ -178,6 +182,7 @@ impl Serialize for Action {
                     | Action::DieMidEvent { after }
                     | Action::DropMidStream { after } => given.after = Some(*after),
                     Action::Freeze { ms } | Action::FreezeScheduler { ms } => given.ms = *ms,
+                    Action::Late { ms } => given.ms = Some(*ms),
                     Action::FirstEventError { message } => given.message = Some(message.clone()),
                     Action::Restart { down_ms, registry_delay_ms } => {
                         (given.down_ms, given.registry_delay_ms) =
@@ -259,6 +264,7 @@ mod tests {
             Action::Freeze { ms: Some(5) },
             Action::Status { status: 503, body: "busy".into() },
             Action::Slow { factor: 3.0 },
+            Action::Late { ms: 7 },
             Action::Restart { down_ms: 1, registry_delay_ms: 2 },
         ] {
             let text = serde_json::to_string(&Script::once(action.clone())).unwrap();

@@ -3,7 +3,8 @@
 //! An engine notices a closed connection only after two to four seconds and computes on until then,
 //! so a request that is given up is also aborted by its id. An engine with several pipeline stages gets its
 //! aborts one by one. The connection of a prefill leg stays open until its turn, since a closed one is an
-//! abort too. That of a decode, or of an engine that serves alone, closes at once.
+//! abort too. That of a decode, or of an engine that serves alone, closes at once. The abort of a request
+//! that was sent a moment ago is repeated once, since the engine ignores one that it reads first.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use router_core::fleet::Worker;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
@@ -31,6 +32,11 @@ const PACED_INTERVAL: Duration = Duration::from_millis(20);
 /// Maximum time that an abort waits for its turn; so 500 wait at one engine at most. Beyond it, the engine
 /// only sees the connection close.
 const MAX_PACED_WAIT: Duration = Duration::from_secs(10);
+/// An engine is assumed to have read a request this long after it was sent. It ignores an abort of a request
+/// that it has not read, which may come by a connection of its own: such an abort is sent again then.
+const READ_TIME: Duration = Duration::from_millis(250);
+/// Maximum number of tasks that wait to repeat an abort. Beyond it, an abort is sent once.
+const MAX_REPEATS: usize = 4096;
 /// Number of engines beyond which the turns that have passed are forgotten.
 const MAX_TURNS: usize = 1024;
 
@@ -40,6 +46,7 @@ pub(crate) struct Aborter {
     engines: EngineClient,
     tasks: TaskTracker,
     permits: Arc<Semaphore>,
+    repeats: Arc<Semaphore>,
     turns: Mutex<AbortTurns>,
     metrics: Metrics,
 }
@@ -47,15 +54,16 @@ pub(crate) struct Aborter {
 impl Aborter {
     pub(crate) fn new(engines: EngineClient, tasks: TaskTracker, metrics: Metrics) -> Arc<Aborter> {
         let permits = Arc::new(Semaphore::new(MAX_ABORTS));
-        Arc::new(Aborter { engines, tasks, permits, turns: Mutex::default(), metrics })
+        let repeats = Arc::new(Semaphore::new(MAX_REPEATS));
+        Arc::new(Aborter { engines, tasks, permits, repeats, turns: Mutex::default(), metrics })
     }
 
     /// Aborts the requests. `leg`: the task that is ended with them, which keeps the connection open until
     /// then.
-    fn abort(self: &Arc<Self>, worker: Arc<Worker>, rids: Vec<String>, leg: Option<AbortHandle>) {
-        let is_possible = (1..=MAX_RIDS).contains(&rids.len());
-        if is_possible && worker.is_pipelined() {
-            self.abort_in_turn(worker, rids, leg);
+    fn abort(self: &Arc<Self>, requests: SentRequests, leg: Option<AbortHandle>) {
+        let is_possible = (1..=MAX_RIDS).contains(&requests.rids.len());
+        if is_possible && requests.worker.is_pipelined() {
+            self.abort_in_turn(requests, leg);
             return;
         }
         if let Some(leg) = leg {
@@ -68,27 +76,24 @@ impl Aborter {
         };
         let aborter = Arc::clone(self);
         self.tasks.spawn(async move {
-            for rid in rids {
-                let sent = timeout(ABORT_TIMEOUT, aborter.send(&worker, &rid)).await;
-                aborter.count(if sent == Ok(true) { "sent" } else { "failed" });
-            }
+            let repeat = requests.unread_until().and_then(|read| Some((read, aborter.repeat()?)));
+            aborter.send_all(&requests).await;
             drop(permit);
+            let Some((read, _permit)) = repeat else { return };
+            sleep_until(read).await;
+            aborter.send_all(&requests).await;
         });
+    }
+
+    /// A permit to wait until an abort is repeated.
+    fn repeat(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.repeats).try_acquire_owned().ok()
     }
 
     /// Aborts the requests one by one, each when the engine has its turn. A leg that ends while it waits
     /// for its turn needs no abort.
-    fn abort_in_turn(
-        self: &Arc<Self>,
-        worker: Arc<Worker>,
-        rids: Vec<String>,
-        leg: Option<AbortHandle>,
-    ) {
-        let turns: Option<Vec<Instant>> = {
-            let (mut turns, now) = (self.turns.lock(), Instant::now());
-            rids.iter().map(|_| turns.take(worker.identity, now)).collect()
-        };
-        let Some(turns) = turns else {
+    fn abort_in_turn(self: &Arc<Self>, requests: SentRequests, leg: Option<AbortHandle>) {
+        let Some(turns) = self.turns_of(&requests) else {
             if let Some(leg) = leg {
                 leg.abort();
             }
@@ -97,8 +102,8 @@ impl Aborter {
         };
         let aborter = Arc::clone(self);
         self.tasks.spawn(async move {
-            let mut leg = leg;
-            for (rid, turn) in rids.iter().zip(turns) {
+            let (mut leg, mut repeat) = (leg, None);
+            for (rid, turn) in requests.rids.iter().zip(turns) {
                 sleep_until(turn).await;
                 if let Some(leg) = leg.take() {
                     if leg.is_finished() {
@@ -106,13 +111,39 @@ impl Aborter {
                     }
                     leg.abort();
                 }
-                let sent = timeout(ABORT_TIMEOUT, aborter.send(&worker, rid)).await;
-                aborter.count(if sent == Ok(true) { "sent" } else { "failed" });
+                repeat = repeat.or_else(|| requests.unread_until());
+                aborter.send(&requests.worker, rid).await;
+            }
+            let Some(read) = repeat else { return };
+            sleep_until(read).await;
+            // They are few: aborts that have waited for a turn are of requests that were read meanwhile.
+            let turns = aborter.turns_of(&requests).unwrap_or_default();
+            for (rid, turn) in requests.rids.iter().zip(turns) {
+                sleep_until(turn).await;
+                aborter.send(&requests.worker, rid).await;
             }
         });
     }
 
-    async fn send(&self, worker: &Worker, rid: &str) -> bool {
+    /// One turn for each request. `None` if too many wait.
+    fn turns_of(&self, requests: &SentRequests) -> Option<Vec<Instant>> {
+        let (mut turns, now) = (self.turns.lock(), Instant::now());
+        requests.rids.iter().map(|_| turns.take(requests.worker.identity, now)).collect()
+    }
+
+    async fn send_all(&self, requests: &SentRequests) {
+        for rid in &requests.rids {
+            self.send(&requests.worker, rid).await;
+        }
+    }
+
+    /// Sends one abort and counts its result.
+    async fn send(&self, worker: &Worker, rid: &str) {
+        let sent = timeout(ABORT_TIMEOUT, self.is_accepted(worker, rid)).await;
+        self.count(if sent == Ok(true) { "sent" } else { "failed" });
+    }
+
+    async fn is_accepted(&self, worker: &Worker, rid: &str) -> bool {
         match self.engines.abort(worker, rid).await {
             Ok(status) if status.is_success() => true,
             Ok(status) => {
@@ -151,24 +182,42 @@ impl AbortTurns {
     }
 }
 
+/// Requests of one attempt at one engine.
+struct SentRequests {
+    worker: Arc<Worker>,
+    rids: Vec<String>,
+    /// When the gateway began to send them.
+    sent: Instant,
+}
+
+impl SentRequests {
+    /// Until when the engine may not have read the requests. `None` if that has passed.
+    fn unread_until(&self) -> Option<Instant> {
+        let read = self.sent + READ_TIME;
+        (Instant::now() < read).then_some(read)
+    }
+}
+
 /// Aborts requests at their engine when dropped, unless [`AbortGuard::disarm`] was called.
 pub(crate) struct AbortGuard {
     aborter: Arc<Aborter>,
     worker: Arc<Worker>,
     rids: Vec<String>,
+    sent: Instant,
     /// The task of the leg if it still runs, ended together with its requests.
     leg: Option<AbortHandle>,
     armed: bool,
 }
 
 impl AbortGuard {
+    /// For requests that are sent now.
     pub(crate) fn new(
         aborter: &Arc<Aborter>,
         worker: &Arc<Worker>,
         rids: Vec<String>,
     ) -> AbortGuard {
         let (aborter, worker) = (Arc::clone(aborter), Arc::clone(worker));
-        AbortGuard { aborter, worker, rids, leg: None, armed: true }
+        AbortGuard { aborter, worker, rids, sent: Instant::now(), leg: None, armed: true }
     }
 
     /// Ends the task of the leg, with the abort if there is one.
@@ -186,7 +235,8 @@ impl Drop for AbortGuard {
     fn drop(&mut self) {
         if self.armed {
             let (worker, rids) = (Arc::clone(&self.worker), std::mem::take(&mut self.rids));
-            self.aborter.abort(worker, rids, self.leg.take());
+            let requests = SentRequests { worker, rids, sent: self.sent };
+            self.aborter.abort(requests, self.leg.take());
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Runs the legs of a request and answers in one piece, or starts the stream.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Response, StatusCode};
@@ -9,7 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::leg::{self, Finish, LegSpec, Output};
 use crate::process::{LegGuard, Process};
-use crate::script::Action;
+use crate::script::{Action, millis};
 
 use super::parse::{self, Api, ParsedRequest, RequestError};
 use super::sequence::{Sequence, now_seconds, usage};
@@ -124,16 +125,17 @@ pub(crate) async fn answer(exchange: &Exchange, api: Api) -> Response<Reply> {
         .record
         .legs(request.specs.iter().map(|spec| spec.rid.clone()).collect(), numbers.collect());
 
-    let mut guards = Vec::with_capacity(request.specs.len());
-    for spec in &request.specs {
-        let Some(guard) = process.register_leg(&spec.rid) else {
-            let message = format!("Duplicate request ID detected: {}", spec.rid);
+    let started = match exchange.action {
+        Some(Action::Late { ms }) => Ok(start_late(exchange, &request, millis(ms))),
+        _ => start_legs(exchange, &request),
+    };
+    let outputs = match started {
+        Ok(outputs) => outputs,
+        Err(duplicate) => {
             exchange.record.outcome("error 400");
-            return reject(api, RequestError::Value(message), request.stream);
-        };
-        guards.push(guard);
-    }
-    let outputs = start_legs(exchange, &request, guards);
+            return reject(api, RequestError::Value(duplicate), request.stream);
+        }
+    };
     if request.stream {
         return stream::answer(exchange, request, outputs).await;
     }
@@ -142,38 +144,80 @@ pub(crate) async fn answer(exchange: &Exchange, api: Api) -> Response<Reply> {
     response
 }
 
-/// Starts all legs of a request.
+/// Starts all legs of a request. An error names a request id that is in use.
 fn start_legs(
     exchange: &Exchange,
     request: &ParsedRequest,
-    guards: Vec<LegGuard>,
+) -> Result<mpsc::Receiver<Output>, String> {
+    let (legs, outputs) = legs_of(exchange, request);
+    let register = |leg: LegTask| match leg.register() {
+        Some(guard) => Ok((leg, guard)),
+        None => Err(leg.duplicate()),
+    };
+    let registered: Vec<_> = legs.into_iter().map(register).collect::<Result<_, String>>()?;
+    for (leg, guard) in registered {
+        exchange.process.spawn(leg.run(guard));
+    }
+    Ok(outputs)
+}
+
+/// Starts all legs of a request after `delay`, as an engine that is slow to read it.
+fn start_late(
+    exchange: &Exchange,
+    request: &ParsedRequest,
+    delay: Duration,
 ) -> mpsc::Receiver<Output> {
-    let (out, outputs) = mpsc::channel(MAX_OUTPUTS);
-    for (spec, guard) in request.specs.iter().zip(guards) {
-        let leg = LegTask {
-            process: Arc::clone(&exchange.process),
-            spec: spec.clone(),
-            guard,
-            out: out.clone(),
-            record: exchange.record.clone(),
-            stream: request.stream,
-        };
-        exchange.process.spawn(leg.run());
+    let (legs, outputs) = legs_of(exchange, request);
+    for leg in legs {
+        exchange.process.spawn(async move {
+            tokio::time::sleep(delay).await;
+            match leg.register() {
+                Some(guard) => leg.run(guard).await,
+                None => leg.refuse().await,
+            }
+        });
     }
     outputs
+}
+
+fn legs_of(exchange: &Exchange, request: &ParsedRequest) -> (Vec<LegTask>, mpsc::Receiver<Output>) {
+    let (out, outputs) = mpsc::channel(MAX_OUTPUTS);
+    let leg = |spec: &LegSpec| LegTask {
+        process: Arc::clone(&exchange.process),
+        spec: spec.clone(),
+        out: out.clone(),
+        record: exchange.record.clone(),
+        stream: request.stream,
+    };
+    (request.specs.iter().map(leg).collect(), outputs)
 }
 
 /// A leg as a task of the engine. It runs on for a while when its client disconnects.
 struct LegTask {
     process: Arc<Process>,
     spec: LegSpec,
-    guard: LegGuard,
     out: mpsc::Sender<Output>,
     record: crate::recorder::RequestRecord,
     stream: bool,
 }
 
 impl LegTask {
+    /// `None` if the request id is in use.
+    fn register(&self) -> Option<LegGuard> {
+        self.process.register_leg(&self.spec.rid)
+    }
+
+    fn duplicate(&self) -> String {
+        format!("Duplicate request ID detected: {}", self.spec.rid)
+    }
+
+    async fn refuse(self) {
+        let finish = Some(Finish::abort(400, self.duplicate()));
+        let output = Output { index: self.spec.index, token: None, finish };
+        // The client may be gone; the engine ignores that here.
+        let _ = self.out.send(output).await;
+    }
+
     async fn client_gone(&self) {
         self.out.closed().await;
         let timing = &self.process.config.timing;
@@ -181,18 +225,18 @@ impl LegTask {
         tokio::time::sleep(delay).await;
     }
 
-    async fn run(self) {
-        let running = leg::run(&self.process, &self.spec, &self.guard.aborted, &self.out);
+    async fn run(self, guard: LegGuard) {
+        let running = leg::run(&self.process, &self.spec, &guard.aborted, &self.out);
         tokio::pin!(running);
         let finish = tokio::select! {
             finish = &mut running => finish,
             () = self.client_gone() => {
                 self.record.outcome("client gone");
-                self.guard.aborted.cancel();
+                guard.aborted.cancel();
                 running.await
             }
         };
-        let aborted = self.guard.aborted.is_cancelled();
+        let aborted = guard.aborted.is_cancelled();
         match finish {
             Finish::Abort { .. } if aborted => self.record.outcome("aborted"),
             Finish::Abort { status, .. } => {
