@@ -16,10 +16,12 @@ use router_core::schedule::{Objective, Policy};
 
 pub use self::exposure::ExposureFlags;
 pub use self::http::HttpFlags;
+pub use self::mirrors::MirrorFlags;
 use crate::agent::flags::AgentFlags;
 use crate::simulate::SimulateFlags;
 use crate::token::Guard;
 
+mod mirrors;
 mod policy;
 mod ranges;
 
@@ -298,6 +300,8 @@ pub struct LimitFlags {
     /// two, requests with the same content get 422 for ten minutes.
     #[arg(long, default_value_t = 2, value_name = "COUNT")]
     pub max_engine_crashes: u32,
+    #[command(flatten)]
+    pub mirrors: MirrorFlags,
     /// Maximum number of idle connections kept open to each engine.
     #[arg(long, default_value_t = 512, value_name = "COUNT")]
     pub max_idle_per_worker: usize,

@@ -83,6 +83,7 @@ pub struct Metrics {
     pub retries: Family<ReasonLabels, Counter>,
     pub retry_budget_exhausted: Counter,
     pub aborts: Family<AbortLabels, Counter>,
+    pub mirrors_dropped: Family<ReasonLabels, Counter>,
     pub connections: Gauge,
     pub config_problems: Gauge,
     pub readiness_distrusted: Gauge,
@@ -124,6 +125,7 @@ impl Metrics {
             retries: Family::default(),
             retry_budget_exhausted: Counter::default(),
             aborts: Family::default(),
+            mirrors_dropped: Family::default(),
             connections: Gauge::default(),
             config_problems: Gauge::default(),
             readiness_distrusted: Gauge::default(),
@@ -192,6 +194,11 @@ impl Metrics {
             "aborts",
             "Aborts of requests whose client has gone or whose attempt failed",
             self.aborts.clone(),
+        );
+        registry.register(
+            "mirrors_dropped",
+            "Requests that were not mirrored although their route names a mirror",
+            self.mirrors_dropped.clone(),
         );
         registry.register("connections", "Open client connections", self.connections.clone());
     }

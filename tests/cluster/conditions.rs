@@ -63,6 +63,9 @@ const REGEX: &str = "rules:
     backendRefs: [{group: inference.networking.x-k8s.io, kind: InferencePool, name: p}]
   - backendRefs:";
 const PICKER: &str = "targetPortNumber: 8000, extensionRef: {name: epp}}";
+const FILTER: &str = "rules:
+  - filters: [{type: ExtensionRef, extensionRef: {group: a.b, kind: C, name: d}}]
+    backendRefs:";
 const MIRROR: &str = "rules:
   - filters: [{type: RequestMirror, requestMirror: {backendRef: {name: s, port: 80}}}]
     backendRefs:";
@@ -87,7 +90,8 @@ const CASES: &[Case] = &[
     ("route-grant", "name: p}]", "name: p, namespace: case-well}]", BOTH),
     ("route-regex", "rules:\n  - backendRefs:", REGEX, BOTH),
     ("route-all-regex", "rules:\n  - backendRefs:", "rules:\n  - matches: [{path: {type: RegularExpression, value: /a(}}]\n    backendRefs:", BOTH),
-    ("route-filter", "rules:\n  - backendRefs:", MIRROR, BOTH),
+    ("route-filter", "rules:\n  - backendRefs:", FILTER, BOTH),
+    ("route-mirror-gone", "rules:\n  - backendRefs:", MIRROR, BOTH),
     ("pool-v1", POOL_REF, V1_REF, BOTH),
     ("pool-picker", "targetPortNumber: 8000}", PICKER, BOTH),
     ("policy-pool-gone", "poolRef: {name: p}", "poolRef: {name: q}", BOTH),

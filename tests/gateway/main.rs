@@ -25,6 +25,7 @@ mod limits;
 mod logprobs;
 mod logs;
 mod memory;
+mod mirrors;
 mod models;
 mod poison;
 mod policies;

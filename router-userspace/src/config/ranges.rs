@@ -43,6 +43,14 @@ impl LimitFlags {
             );
         }
         let most = Semaphore::MAX_PERMITS;
+        for (flag, value) in [
+            ("--max-mirrors", self.mirrors.max_mirrors),
+            ("--max-mirror-memory", self.mirrors.max_mirror_memory),
+        ] {
+            if value > most {
+                bail!("{flag} is {value}: it must be at most {most}");
+            }
+        }
         for (flag, memory, one_flag, one) in [
             ("--max-body-memory", self.max_body_memory, "--max-body", self.max_body),
             (

@@ -36,6 +36,7 @@ use self::readiness::Readiness;
 use self::request::content_coding::BodyDecoder;
 use self::request::crash_history::CrashHistory;
 use self::request::handle::RequestService;
+use self::request::mirror::Mirrors;
 use self::request::shared_answers::SharedAnswers;
 use self::server::listener::Listeners;
 use self::shared::Gateway;
@@ -144,10 +145,8 @@ impl Parts {
         metrics: Metrics,
         shutdown: &CancellationToken,
     ) -> Result<Parts> {
-        let fleet = Arc::new(FleetHandle::default());
-        let clock = MonotonicClock::start();
-        let tasks = TaskTracker::new();
-        let stop_workers = CancellationToken::new();
+        let (fleet, clock) = (Arc::new(FleetHandle::default()), MonotonicClock::start());
+        let (tasks, stop_workers) = (TaskTracker::new(), CancellationToken::new());
         let http = HttpClient::new(&settings);
         let engines = EngineClient::new(http.clone(), settings.engine_api_key.clone());
         let (limits, timeouts) = (settings.limits.clone(), settings.timeouts.clone());
@@ -189,6 +188,7 @@ impl Parts {
             drain_exceeded: CancellationToken::new(),
         });
         let readiness = Arc::new(Readiness::new(Arc::clone(&fleet), shutdown.clone()));
+        let mirrors = Mirrors::new(&settings.limits.mirrors, tasks.clone(), stop_workers.clone());
         let gateway = Arc::new(Gateway {
             body_memory: BodyMemory::new(settings.limits.max_body_memory),
             settings,
@@ -202,6 +202,7 @@ impl Parts {
             responses: Responses::default(),
             shared_answers: SharedAnswers::default(),
             crashes: CrashHistory::default(),
+            mirrors,
         });
         Ok(Parts { gateway, probes, polls, readiness, engine_info, tasks, stop_workers })
     }

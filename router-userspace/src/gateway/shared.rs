@@ -7,6 +7,7 @@ use super::placement::queue::Admission;
 use super::placement::responses::Responses;
 use super::request::content_coding::BodyDecoder;
 use super::request::crash_history::CrashHistory;
+use super::request::mirror::Mirrors;
 use super::request::shared_answers::SharedAnswers;
 use super::upstream::dispatch::Dispatch;
 use crate::config::GatewaySettings;
@@ -33,6 +34,7 @@ pub(crate) struct Gateway {
     pub(crate) shared_answers: SharedAnswers,
     /// The contents of requests that were running on engines when these crashed.
     pub(crate) crashes: CrashHistory,
+    pub(crate) mirrors: Mirrors,
 }
 
 impl Gateway {

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::body_copy::BodyCopy;
 use super::innermost;
 use super::pace::Pace;
+use super::request_source::RequestSource;
 use super::unread_body::UnreadBody;
 
 /// Why a client's body did not come whole.
@@ -28,7 +29,7 @@ pub(crate) enum ClientBodyError {
 }
 
 /// The body of a client's request. Dropped before its end, it leaves the rest to [`UnreadBody`].
-pub(crate) struct ClientBody<B = Incoming>
+pub(crate) struct ClientBody<B = RequestSource>
 where
     B: Body<Data = Bytes> + Unpin,
 {
@@ -40,6 +41,8 @@ where
     awaits_continue: bool,
     /// `None` until the body is on its way to a backend. Who reads it before has limits of their own.
     limits: Option<BodyLimits<B>>,
+    /// What has passed, for mirrored requests.
+    copy: Option<Box<BodyCopy>>,
 }
 
 /// The limits of a body on its way to a backend, and what has become of it.
@@ -86,7 +89,7 @@ impl<B: Body<Data = Bytes> + Unpin> BodyState<B> {
 }
 
 /// Shows what has become of a [`ClientBody`] that is on its way to a backend.
-pub(crate) struct BodyHandle<B = Incoming>(Arc<Mutex<BodyState<B>>>)
+pub(crate) struct BodyHandle<B = RequestSource>(Arc<Mutex<BodyState<B>>>)
 where
     B: Body<Data = Bytes> + Unpin;
 
@@ -96,7 +99,7 @@ impl<B: Body<Data = Bytes> + Unpin> ClientBody<B> {
         unread: Option<Arc<UnreadBody<B>>>,
         awaits_continue: bool,
     ) -> ClientBody<B> {
-        ClientBody { body: Some(body), unread, awaits_continue, limits: None }
+        ClientBody { body: Some(body), unread, awaits_continue, limits: None, copy: None }
     }
 
     /// Limits the body for its way to a backend: `limit` is the maximum size in bytes, `idle` the limit
@@ -116,7 +119,24 @@ impl<B: Body<Data = Bytes> + Unpin> ClientBody<B> {
         (self, handle)
     }
 
+    /// Copies what passes from here on.
+    pub(crate) fn copied_to(&mut self, copy: BodyCopy) {
+        self.copy = Some(Box::new(copy));
+        self.complete_copy();
+    }
+
+    /// Completes the copy if the body has ended. Who reads a body does not ask for more once its announced
+    /// length is reached.
+    fn complete_copy(&mut self) {
+        if self.body.as_ref().is_none_or(Body::is_end_stream)
+            && let Some(copy) = self.copy.take()
+        {
+            copy.complete();
+        }
+    }
+
     fn fail(&mut self, error: ClientBodyError) -> ClientBodyError {
+        self.copy = None;
         if let Some(limits) = &self.limits {
             let mut state = limits.state.lock();
             state.error = Some(error.clone());
@@ -220,7 +240,13 @@ where
             Poll::Ready(Some(Ok(frame))) => {
                 let bytes = frame.data_ref().map_or(0, Bytes::len);
                 match this.limits.as_mut().map_or(Ok(()), |limits| limits.received(bytes)) {
-                    Ok(()) => return Poll::Ready(Some(Ok(frame))),
+                    Ok(()) => {
+                        if let (Some(copy), Some(data)) = (&mut this.copy, frame.data_ref()) {
+                            copy.push(data);
+                        }
+                        this.complete_copy();
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
                     Err(error) => error,
                 }
             }
@@ -233,6 +259,7 @@ where
                 if let Some(limits) = &this.limits {
                     limits.state.lock().stop_waiting();
                 }
+                this.complete_copy();
                 return Poll::Ready(None);
             }
             Poll::Pending => match this.limits.as_mut().and_then(|limits| limits.late(cx)) {
@@ -261,9 +288,9 @@ impl<B: Body<Data = Bytes> + Unpin> Drop for ClientBody<B> {
             drop(state);
             return self.leave_rest();
         }
-        let (body, unread) = (self.body.take(), self.unread.take());
+        let (body, unread, copy) = (self.body.take(), self.unread.take(), self.copy.take());
         let awaits_continue = self.awaits_continue;
-        state.untouched = Some(ClientBody { body, unread, awaits_continue, limits: None });
+        state.untouched = Some(ClientBody { body, unread, awaits_continue, limits: None, copy });
     }
 }
 

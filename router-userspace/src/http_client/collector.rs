@@ -58,23 +58,23 @@ fn charged(bytes: Bytes, permits: OwnedSemaphorePermit) -> Bytes {
 }
 
 /// Collects the pieces of one body. They are charged as they arrive.
-pub(crate) struct Collector<'m> {
+pub(crate) struct Collector {
     limit: usize,
     announced: usize,
-    memory: Option<&'m BodyMemory>,
+    memory: Option<BodyMemory>,
     permits: Option<OwnedSemaphorePermit>,
     /// The only piece so far. A small body comes in one piece and is not copied.
     first: Bytes,
     all: BytesMut,
 }
 
-impl<'m> Collector<'m> {
+impl Collector {
     /// `limit` is the maximum size in bytes. The body is charged to `memory`, if there is one.
     pub(crate) fn new(
         limit: usize,
         announced: Option<u64>,
-        memory: Option<&'m BodyMemory>,
-    ) -> Collector<'m> {
+        memory: Option<BodyMemory>,
+    ) -> Collector {
         let announced = announced.map_or(0, |length| usize::try_from(length).unwrap_or(usize::MAX));
         let (first, all) = (Bytes::new(), BytesMut::new());
         Collector { limit, announced, memory, permits: None, first, all }
@@ -88,7 +88,7 @@ impl<'m> Collector<'m> {
         if self.first.len() + self.all.len() + piece.len() > self.limit {
             return Err(OverLimit::TooLarge(self.limit));
         }
-        if let Some(memory) = self.memory {
+        if let Some(memory) = &self.memory {
             let more = memory.reserve(piece.len())?;
             match &mut self.permits {
                 Some(permits) => permits.merge(more),
@@ -138,7 +138,7 @@ mod tests {
     fn pieces_are_joined_charged_and_limited() {
         let memory = BodyMemory::new(6);
         let collect = |limit, pieces: &[&'static str]| {
-            let mut collector = Collector::new(limit, Some(4), Some(&memory));
+            let mut collector = Collector::new(limit, Some(4), Some(memory.clone()));
             for piece in pieces {
                 collector.push(Bytes::from_static(piece.as_bytes()))?;
             }

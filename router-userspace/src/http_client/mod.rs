@@ -1,9 +1,11 @@
 //! [`HttpClient`]: pooled keep-alive connections to engines, backends and agents. The only module
 //! that may use hyper's client.
 
+pub(crate) mod body_copy;
 pub(crate) mod client_body;
 pub(crate) mod collector;
 pub(crate) mod pace;
+pub(crate) mod request_source;
 pub(crate) mod response;
 pub(crate) mod unread_body;
 mod whole;

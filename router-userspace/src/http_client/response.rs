@@ -57,7 +57,7 @@ impl From<OverLimit> for ReadError {
 /// The connection broke, or the body exceeds one of its limits.
 pub(crate) async fn read_body(mut body: Incoming, limits: &ReadLimits) -> Result<Bytes, ReadError> {
     let announced = body.size_hint().exact();
-    let mut collector = Collector::new(limits.size, announced, limits.memory.as_ref());
+    let mut collector = Collector::new(limits.size, announced, limits.memory.clone());
     while let Some(frame) = next_frame(&mut body, limits.idle).await? {
         let frame = frame.map_err(|error| ReadError::Broken(innermost(&error)))?;
         if let Ok(data) = frame.into_data() {

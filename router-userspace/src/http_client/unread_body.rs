@@ -8,10 +8,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::Body;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::timeout;
+
+use super::request_source::RequestSource;
 
 /// Maximum size of a rest that is read before the answer, so that the connection can be kept, in
 /// bytes. It is a few segments, which are mostly on their way already.
@@ -23,7 +24,7 @@ const LINGER_TIME: Duration = Duration::from_secs(10);
 
 /// The rest of the last request's body of an HTTP/1 connection.
 #[derive(Debug)]
-pub(crate) struct UnreadBody<B = Incoming> {
+pub(crate) struct UnreadBody<B = RequestSource> {
     state: Mutex<UnreadState<B>>,
     left: Notify,
 }

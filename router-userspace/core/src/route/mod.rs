@@ -9,6 +9,7 @@ mod filter;
 mod hostname;
 mod listener;
 mod matches;
+mod mirror;
 mod normalize;
 mod pattern;
 mod redirect;
@@ -21,6 +22,7 @@ pub use filter::{Filters, HeaderEdit, PathEdit};
 pub use hostname::{BadHostname, Hostname, host_name, is_authority};
 pub use listener::{AttachedRule, Listener};
 pub use matches::{Match, PathMatch, ValueMatch};
+pub use mirror::{Mirror, MirrorShare};
 pub use normalize::{BadPath, EscapedSlashes, PathRules, normalize_path};
 pub use pattern::{BadPattern, Pattern};
 pub use redirect::Redirect;
@@ -48,6 +50,8 @@ pub struct Found<'f> {
     pub target: &'f Target,
     /// The rule's filters, followed by those of the selected backend.
     pub filters: &'f Filters,
+    /// Where copies of the request go.
+    pub mirrors: &'f [Mirror],
     /// The path prefix that matched, without a trailing slash; `None` after an exact match.
     pub prefix: Option<&'f str>,
 }
@@ -112,7 +116,8 @@ pub fn find<'f>(fleet: &'f Fleet, port: u16, head: &Head<'_>, draw: u64) -> Opti
     let host = head.host.map(host_name).unwrap_or_default();
     let (rule, prefix) = listener.find(host, head)?;
     let backend = rule.draw(draw);
-    Some(Found { listener, rule, target: &backend.target, filters: &backend.filters, prefix })
+    let Backend { target, filters, mirrors, .. } = backend;
+    Some(Found { listener, rule, target, filters, mirrors, prefix })
 }
 
 /// The listener on `port`, a port of this process, for `host`: the host of a request, or the server

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::ser::{SerializeStruct, Serializer};
 
-use super::{Filters, Redirect};
+use super::{Filters, Mirror, Redirect};
 use crate::fleet::{ObjectName, Pool, ServiceBackend};
 
 /// The target of a backend.
@@ -48,6 +48,15 @@ pub struct Backend {
     pub target: Target,
     /// The rule's filters, followed by this backend's own.
     pub filters: Filters,
+    /// The rule's mirrors, followed by this backend's own.
+    pub mirrors: Vec<Mirror>,
+}
+
+impl Backend {
+    /// A backend without mirrors.
+    pub fn new(weight: u32, target: Target, filters: Filters) -> Backend {
+        Backend { weight, target, filters, mirrors: Vec::new() }
+    }
 }
 
 /// One rule of an HTTPRoute.
@@ -78,7 +87,7 @@ impl Rule {
                 _ => "every backendRef of the rule has weight 0",
             };
             let target = Target::Broken { reason: reason.into() };
-            backends.push(Backend { weight: 1, target, filters: Filters::default() });
+            backends.push(Backend::new(1, target, Filters::default()));
         }
         let total = backends.iter().map(|backend| u64::from(backend.weight)).sum();
         Rule { route, index, created, timeouts, backends, total }
@@ -125,11 +134,14 @@ impl Serialize for Target {
 
 impl Serialize for Backend {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serializer.serialize_struct("Backend", 3)?;
+        let mut fields = serializer.serialize_struct("Backend", 4)?;
         fields.serialize_field("target", &self.target)?;
         fields.serialize_field("weight", &self.weight)?;
         if !self.filters.is_empty() {
             fields.serialize_field("filters", &self.filters)?;
+        }
+        if !self.mirrors.is_empty() {
+            fields.serialize_field("mirrors", &self.mirrors)?;
         }
         fields.end()
     }
@@ -159,7 +171,7 @@ mod tests {
     fn rule(weights: &[u32]) -> Rule {
         let backend = |(index, &weight): (usize, &u32)| {
             let target = Target::Broken { reason: index.to_string().into() };
-            Backend { weight, target, filters: Filters::default() }
+            Backend::new(weight, target, Filters::default())
         };
         let route = ObjectName { namespace: "default".into(), name: "route".into() };
         let backends = weights.iter().enumerate().map(backend).collect();

@@ -3,6 +3,8 @@
 use gateway_api::httproutes::{
     HttpRouteRulesBackendRefsFilters, HttpRouteRulesFilters, HttpRouteRulesFiltersCors,
     HttpRouteRulesFiltersRequestHeaderModifier as RequestModifier,
+    HttpRouteRulesFiltersRequestMirror as RequestMirror,
+    HttpRouteRulesFiltersRequestMirrorBackendRef as MirrorRef,
     HttpRouteRulesFiltersRequestRedirect as RequestRedirect,
     HttpRouteRulesFiltersRequestRedirectPathType as RedirectPathType,
     HttpRouteRulesFiltersRequestRedirectScheme as RedirectScheme,
@@ -12,7 +14,9 @@ use gateway_api::httproutes::{
 };
 use http::uri::Scheme;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
-use router_core::route::{Cors, CorsList, Filters, HeaderEdit, OriginPattern, PathEdit, Redirect};
+use router_core::route::{
+    Cors, CorsList, Filters, HeaderEdit, MirrorShare, OriginPattern, PathEdit, Redirect,
+};
 
 use super::build::FieldError;
 
@@ -21,6 +25,16 @@ use super::build::FieldError;
 pub(super) struct CompiledFilters {
     pub(super) filters: Filters,
     pub(super) redirect: Option<Redirect>,
+    pub(super) mirrors: Vec<MirrorFilter>,
+}
+
+/// A RequestMirror filter whose backend is not resolved yet.
+#[derive(Debug)]
+pub(super) struct MirrorFilter {
+    /// The field of the reference, within the rule or backend.
+    pub(super) field: String,
+    pub(super) reference: MirrorRef,
+    pub(super) share: MirrorShare,
 }
 
 /// Compiles a rule's filters. With an invalid filter, the rule or backend answers 500, because
@@ -29,7 +43,7 @@ pub(super) fn compile(filters: &[HttpRouteRulesFilters]) -> Result<CompiledFilte
     let mut compiled = CompiledFilters::default();
     for (position, filter) in filters.iter().enumerate() {
         let at = format!("filters[{position}]");
-        one(filter, &mut compiled).map_err(|(field, code, reason)| {
+        one(filter, &at, &mut compiled).map_err(|(field, code, reason)| {
             let field = if field.is_empty() { at } else { format!("{at}.{field}") };
             (field, code, reason)
         })?;
@@ -46,7 +60,11 @@ pub(super) fn compile_backend(
     compile(&serde_json::from_value::<Vec<HttpRouteRulesFilters>>(value).map_err(same)?)
 }
 
-fn one(filter: &HttpRouteRulesFilters, compiled: &mut CompiledFilters) -> Result<(), FieldError> {
+fn one(
+    filter: &HttpRouteRulesFilters,
+    at: &str,
+    compiled: &mut CompiledFilters,
+) -> Result<(), FieldError> {
     let missing = |field: &str| (field.to_owned(), "Invalid", "is missing".to_owned());
     let unsupported = |name: &str| {
         let reason = format!("filter {name} is not supported; its requests get 500");
@@ -76,7 +94,13 @@ fn one(filter: &HttpRouteRulesFilters, compiled: &mut CompiledFilters) -> Result
             let spec = filter.cors.as_ref().ok_or_else(|| missing("cors"))?;
             compiled.filters.cors = Some(cors(spec).map_err(under("cors"))?.into());
         }
-        Type::RequestMirror => return Err(unsupported("RequestMirror")),
+        Type::RequestMirror => {
+            let spec = filter.request_mirror.as_ref().ok_or_else(|| missing("requestMirror"))?;
+            let share = share(spec).map_err(under("requestMirror"))?;
+            let field = format!("{at}.requestMirror.backendRef");
+            let reference = spec.backend_ref.clone();
+            compiled.mirrors.push(MirrorFilter { field, reference, share });
+        }
         Type::ExtensionRef => return Err(unsupported("ExtensionRef")),
     }
     Ok(())
@@ -176,6 +200,23 @@ fn rewrite(spec: &UrlRewrite, filters: &mut Filters) -> Result<(), FieldError> {
         });
     }
     Ok(())
+}
+
+fn share(spec: &RequestMirror) -> Result<MirrorShare, FieldError> {
+    match (&spec.fraction, spec.percent) {
+        (None, None) => Ok(MirrorShare::ALL),
+        (None, Some(percent)) => MirrorShare::new(percent, 100)
+            .ok_or_else(|| invalid("percent", format!("{percent} must be from 0 to 100"))),
+        (Some(fraction), None) => {
+            let (numerator, all) = (fraction.numerator, fraction.denominator.unwrap_or(100));
+            MirrorShare::new(numerator, all).ok_or_else(|| {
+                invalid("fraction", format!("{numerator}/{all} must be from 0 to 1"))
+            })
+        }
+        (Some(_), Some(_)) => {
+            Err(invalid("percent", "must not be set together with fraction".to_owned()))
+        }
+    }
 }
 
 fn cors(spec: &HttpRouteRulesFiltersCors) -> Result<Cors, FieldError> {

@@ -82,19 +82,30 @@ pub(super) fn parent_name(route: &ObjectName, parent: &HttpRouteParentRefs) -> O
 /// The pools that a route references.
 pub(super) fn pools(route: &HttpRoute) -> Vec<Key> {
     let own = object_name(&route.metadata).namespace;
-    let rules = route.spec.rules.iter().flatten();
-    let references = rules.flat_map(|rule| rule.backend_refs.iter().flatten());
-    references
-        .filter_map(|reference| {
-            let kind = match (reference.group.as_deref()?, reference.kind.as_deref()?) {
+    let pool =
+        |group: &Option<String>, kind: &Option<String>, namespace: &Option<String>, name: &str| {
+            let kind = match (group.as_deref()?, kind.as_deref()?) {
                 (POOL_GROUP_V1ALPHA2, "InferencePool") => Kind::InferencePoolV1Alpha2,
                 (POOL_GROUP_V1, "InferencePool") => Kind::InferencePoolV1,
                 _ => return None,
             };
-            let namespace = reference.namespace.as_deref().unwrap_or(&own).into();
-            Some(Key { kind, name: ObjectName { namespace, name: reference.name.as_str().into() } })
-        })
-        .collect()
+            let namespace = namespace.as_deref().unwrap_or(&own).into();
+            Some(Key { kind, name: ObjectName { namespace, name: name.into() } })
+        };
+    let mut pools = Vec::new();
+    for rule in route.spec.rules.iter().flatten() {
+        let of_rule = rule.filters.iter().flatten().filter_map(|one| one.request_mirror.as_ref());
+        let of_rule = of_rule.map(|mirror| &mirror.backend_ref);
+        pools.extend(of_rule.filter_map(|to| pool(&to.group, &to.kind, &to.namespace, &to.name)));
+        for backend in rule.backend_refs.iter().flatten() {
+            pools.extend(pool(&backend.group, &backend.kind, &backend.namespace, &backend.name));
+            let own =
+                backend.filters.iter().flatten().filter_map(|one| one.request_mirror.as_ref());
+            let own = own.map(|mirror| &mirror.backend_ref);
+            pools.extend(own.filter_map(|to| pool(&to.group, &to.kind, &to.namespace, &to.name)));
+        }
+    }
+    pools
 }
 
 /// Which pods the pools of a cluster select: namespaces with labels.

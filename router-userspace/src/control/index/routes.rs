@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use gateway_api::httproutes::{
     HttpRoute, HttpRouteParentRefs, HttpRouteRules, HttpRouteRulesBackendRefs,
+    HttpRouteRulesFiltersRequestMirrorBackendRef as MirrorRef,
 };
 use router_core::fleet::{ObjectName, Profile};
 use router_core::route::{
-    AttachedRule, Backend, Filters, Hostname, Listener, Match, Rule, Target, Timeouts,
+    AttachedRule, Backend, Filters, Hostname, Listener, Match, Mirror, Rule, Target, Timeouts,
 };
 
 use super::super::duration;
@@ -16,6 +17,7 @@ use super::super::objects::{
     GATEWAY_GROUP, Key, Kind, Object, POOL_GROUP_V1, POOL_GROUP_V1ALPHA2, kind_of, object_name,
 };
 use super::build::{Build, Subject, created};
+use super::filters::{CompiledFilters, MirrorFilter};
 use super::listeners::{Binding, PendingListener};
 use super::policies::Policies;
 use super::{Source, filters, grants, matches, ownership, services};
@@ -258,7 +260,7 @@ fn backends(
     rule: &HttpRouteRules,
     at: &str,
 ) -> Vec<Backend> {
-    let only = |target, filters| vec![Backend { weight: 1, target, filters }];
+    let only = |target, filters| vec![Backend::new(1, target, filters)];
     let of_rule = match filters::compile(rule.filters.as_deref().unwrap_or_default()) {
         Ok(compiled) => compiled,
         Err((field, code, reason)) => {
@@ -277,6 +279,7 @@ fn backends(
     if refs.is_empty() {
         return only(broken("the rule has no backendRefs"), of_rule.filters);
     }
+    let of_all = mirrors(build, subject, of_rule.mirrors, at);
     let mut backends = Vec::new();
     for (position, reference) in refs.iter().enumerate() {
         let at = format!("{at}.backendRefs[{position}]");
@@ -286,8 +289,11 @@ fn backends(
             build.add_problem(subject, format!("{at}.weight"), "Invalid", reason);
             continue;
         };
-        let (target, filters) = backend(build, subject, reference, &at);
-        backends.push(Backend { weight, target, filters: of_rule.filters.then(filters) });
+        let (target, own) = backend(build, subject, reference, &at);
+        let mut mirrors = of_all.clone();
+        mirrors.extend(self::mirrors(build, subject, own.mirrors, &at));
+        let filters = of_rule.filters.then(own.filters);
+        backends.push(Backend { weight, target, filters, mirrors });
     }
     backends
 }
@@ -297,15 +303,15 @@ fn backend(
     subject: Subject<'_>,
     reference: &HttpRouteRulesBackendRefs,
     at: &str,
-) -> (Target, Filters) {
-    let own = match filters::compile_backend(reference.filters.as_deref().unwrap_or_default()) {
+) -> (Target, CompiledFilters) {
+    let mut own = match filters::compile_backend(reference.filters.as_deref().unwrap_or_default()) {
         Ok(own) => own,
         Err((field, code, reason)) => {
             build.add_problem(subject, format!("{at}.{field}"), code, reason.as_str());
-            return (broken(reason), Filters::default());
+            return (broken(reason), CompiledFilters::default());
         }
     };
-    let target = match (own.redirect, target(build, subject.name, reference)) {
+    let target = match (own.redirect.take(), target(build, subject.name, reference)) {
         (Some(redirect), _) => Target::Redirect(redirect),
         (None, Ok(target)) => target,
         (None, Err((code, reason))) => {
@@ -314,7 +320,37 @@ fn backend(
             broken(reason)
         }
     };
-    (target, own.filters)
+    (target, own)
+}
+
+/// The mirrors whose backends exist. A mirror without one gets no requests; those of the rule are
+/// served as without it.
+fn mirrors(
+    build: &mut Build<'_>,
+    subject: Subject<'_>,
+    filters: Vec<MirrorFilter>,
+    at: &str,
+) -> Vec<Mirror> {
+    let mut mirrors = Vec::new();
+    for MirrorFilter { field, reference, share } in filters {
+        let MirrorRef { group, kind, name, namespace, port } = reference;
+        let reference = HttpRouteRulesBackendRefs {
+            group,
+            kind,
+            name,
+            namespace,
+            port,
+            ..HttpRouteRulesBackendRefs::default()
+        };
+        match target(build, subject.name, &reference) {
+            Ok(target) => mirrors.push(Mirror { target, share }),
+            Err((code, reason)) => {
+                let problem = format!("{reason}; no request is mirrored to it");
+                build.add_problem(subject, format!("{at}.{field}"), code, problem);
+            }
+        }
+    }
+    mirrors
 }
 
 fn target(

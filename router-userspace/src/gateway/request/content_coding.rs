@@ -95,7 +95,7 @@ impl BodyDecoder {
         let decoded = tokio::task::spawn_blocking(move || {
             // Kept until the end of the work, which a client that leaves does not stop.
             let _permit = permit;
-            let mut collector = Collector::new(limit, None, Some(&memory));
+            let mut collector = Collector::new(limit, None, Some(memory));
             let over_limit = match coding {
                 ContentCoding::Gzip => {
                     collect(flate2::read::MultiGzDecoder::new(&*body), &mut collector)
@@ -120,7 +120,7 @@ impl BodyDecoder {
 }
 
 /// Reads everything into the collector, until one of its limits is exceeded.
-fn collect(mut from: impl Read, to: &mut Collector<'_>) -> io::Result<Result<(), Reject>> {
+fn collect(mut from: impl Read, to: &mut Collector) -> io::Result<Result<(), Reject>> {
     let mut piece = vec![0; PIECE];
     loop {
         let length = from.read(&mut piece)?;

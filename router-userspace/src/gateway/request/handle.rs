@@ -25,6 +25,7 @@ use super::upgrade::UpgradeRequest;
 use crate::gateway::fleet_handle::FleetHandle;
 use crate::gateway::shared::Gateway;
 use crate::http_client::client_body::ClientBody;
+use crate::http_client::request_source::RequestSource;
 use crate::metrics::Metrics;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -64,6 +65,7 @@ impl RequestService {
         let (parts, body) = request.into_parts();
         let is_http1 = parts.version < Version::HTTP_2;
         let unread = is_http1.then(|| Arc::clone(connection.unread()));
+        let body = RequestSource::Client(body);
         let body = ClientBody::new(body, unread, parts.headers.contains_key(EXPECT));
         let mut record = Record::new(self.0.metrics.clone(), request_id(&parts.headers));
         let fleet = self.0.fleet.snapshot();
@@ -159,9 +161,10 @@ impl Gateway {
         self: &Arc<Self>,
         found: &Found<'_>,
         parts: Parts,
-        body: ClientBody,
+        mut body: ClientBody,
         record: &mut Record,
     ) -> Result<Reply, Rejected> {
+        self.mirror(found, &parts, &mut body, record);
         match found.target {
             Target::Redirect(redirect) => {
                 let head = head::of(&parts);
@@ -180,7 +183,7 @@ impl Gateway {
         }
     }
 
-    async fn serve_pool(
+    pub(super) async fn serve_pool(
         self: &Arc<Self>,
         pool: &Arc<Pool>,
         mut request: RoutedRequest,
@@ -208,7 +211,7 @@ impl Gateway {
         reply.map_err(|reject| Rejected { reject, format: Some(format) })
     }
 
-    fn prepare(
+    pub(super) fn prepare(
         &self,
         found: &Found<'_>,
         mut parts: Parts,
@@ -255,10 +258,7 @@ impl Gateway {
     ) -> Response<ResponseBody> {
         let reply = match reply {
             Ok(reply) => reply,
-            Err(Rejected { reject, format: rewritten }) => {
-                record.fail(reject.reason(), reject.detail());
-                Reply::Whole(reject.into_response(rewritten.unwrap_or(format)))
-            }
+            Err(rejected) => rejected.reply(format, &mut record),
         };
         let id = record.request_id.clone();
         let mut own = HeaderMap::new();
@@ -275,7 +275,11 @@ impl Gateway {
     }
 
     /// The response of a target, whose body has the record.
-    fn begin(self: &Arc<Self>, reply: Reply, mut record: Record) -> Response<ResponseBody> {
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        reply: Reply,
+        mut record: Record,
+    ) -> Response<ResponseBody> {
         match reply {
             Reply::Whole(response) => {
                 record.set_status(response.status());
@@ -318,6 +322,14 @@ impl Gateway {
 pub(crate) struct Rejected {
     reject: Reject,
     format: Option<Endpoint>,
+}
+
+impl Rejected {
+    /// The reply of a failed request, which is recorded.
+    pub(super) fn reply(self, format: Endpoint, record: &mut Record) -> Reply {
+        record.fail(self.reject.reason(), self.reject.detail());
+        Reply::Whole(self.reject.into_response(self.format.unwrap_or(format)))
+    }
 }
 
 impl From<Reject> for Rejected {

@@ -11,6 +11,7 @@ pub(crate) mod handle;
 mod head;
 pub(crate) mod info;
 pub(crate) mod keep_alive;
+pub(crate) mod mirror;
 pub(crate) mod model;
 pub(crate) mod proxied_body;
 pub(crate) mod proxy;

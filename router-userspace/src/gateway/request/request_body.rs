@@ -52,7 +52,7 @@ impl Gateway {
         if announced.is_some_and(|length| length > limit as u64) {
             return Err(Reject::BodyTooLarge(limit));
         }
-        let mut collector = Collector::new(limit, announced, Some(&self.body_memory));
+        let mut collector = Collector::new(limit, announced, Some(self.body_memory.clone()));
         let mut pace = Pace::new(idle);
         loop {
             let start = Instant::now();

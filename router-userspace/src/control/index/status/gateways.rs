@@ -17,6 +17,9 @@ use super::{
 const UNRESOLVED: [&str; 4] =
     ["BackendNotFound", "RefNotPermitted", "InvalidKind", "UnsupportedValue"];
 
+/// The end of the field that names the backend of a mirror. Without it, the rule is served all the same.
+const OF_MIRROR: &str = ".requestMirror.backendRef";
+
 /// Codes of problems with an object that a listener references.
 const OF_LISTENER_REFERENCES: [&str; 3] =
     ["InvalidRouteKinds", OF_CERTIFICATES[0], OF_CERTIFICATES[1]];
@@ -179,13 +182,16 @@ impl StatusContext<'_> {
                 let rules = || self.problems("spec.rules[");
                 let unresolved = rules().filter(|problem| {
                     let field = problem.field.as_deref().unwrap_or_default();
-                    field.contains("backendRefs[") && UNRESOLVED.contains(&problem.code)
+                    let names_backend =
+                        field.contains("backendRefs[") || field.ends_with(OF_MIRROR);
+                    names_backend && UNRESOLVED.contains(&problem.code)
                 });
                 let dropped: BTreeMap<&str, &Problem> = rules()
                     .filter_map(|problem| {
                         let (rule, rest) = problem.field.as_deref()?.split_once(']')?;
-                        let filter =
-                            rest.starts_with(".filters[") && problem.code != "UnknownField";
+                        let filter = rest.starts_with(".filters[")
+                            && !rest.ends_with(OF_MIRROR)
+                            && problem.code != "UnknownField";
                         let gone = filter || problem.reason.contains("the rule is dropped");
                         gone.then_some((rule, problem))
                     })

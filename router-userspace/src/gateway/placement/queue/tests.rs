@@ -9,6 +9,7 @@ use router_core::schedule::Policy;
 use super::*;
 use crate::certificates::Certificates;
 use crate::clock::MonotonicClock;
+use crate::config::MirrorFlags;
 
 pub(super) fn limits(max_queued: usize) -> LimitFlags {
     LimitFlags {
@@ -22,6 +23,7 @@ pub(super) fn limits(max_queued: usize) -> LimitFlags {
         max_queued,
         max_attempts: 3,
         max_engine_crashes: 1,
+        mirrors: MirrorFlags { max_mirrors: 8, max_mirror_memory: 1 << 20 },
         max_idle_per_worker: 8,
     }
 }
