@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::header::{CONNECTION, CONTENT_TYPE, EXPECT, HOST, LOCATION};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use router_core::fleet::{Fleet, Pool};
@@ -70,10 +70,16 @@ impl RequestService {
         let mut record = Record::new(self.0.metrics.clone(), request_id(&parts.headers));
         let fleet = self.0.fleet.snapshot();
         let format = error_format(parts.uri.path());
+        let is_head = parts.method == Method::HEAD;
         let cors_request = CorsRequest::of(&parts.method, &parts.headers);
         let served = self.0.serve(&fleet, connection, parts, body, &cors_request, &mut record);
         let (reply, filters) = served.await;
+        let failed = reply.is_err();
         let mut response = self.0.answer(reply, &filters, format, record);
+        if is_head && failed {
+            // The error has no content here, and clients that decode by the type would miss it.
+            response.headers_mut().remove(CONTENT_TYPE);
+        }
         // Last, so that a backend or another filter cannot lift the policy.
         if let Some(cors) = filters.cors.as_ref().or(self.0.settings.cors.as_ref()) {
             cors.apply(&cors_request, response.headers_mut());
