@@ -116,16 +116,36 @@ async fn a_request_of_many_samples_leaves_its_weight_once() {
     assert!((6..12).contains(&shares.0), "{shares:?}: the one that refused, and the other");
 }
 
-#[tokio::test]
-async fn a_failed_transfer_blames_no_engine() {
+/// Asks a fleet of two pairs in which an engine breaks every transfer. Returns how many requests each
+/// engine got.
+async fn with_broken_transfers(choose: fn(&Fleet) -> &Engine, message: &str) -> Vec<usize> {
     let fleet = Fleet::start(2, 2).await;
-    let gateway = fleet.gateway_with(&FLAGS).await;
-    let message = "Prefill transfer failed for request rank=0: KVTransferError(bootstrap_room=7)";
+    // Load and the weight of failed requests do not count: what is left is the ejection.
+    let flags = ["--policy", "random", "--probe-interval", "100ms"];
+    let gateway = fleet.gateway_with(&flags).await;
     let body = format!(r#"{{"object":"error","message":"{message}","code":500}}"#);
-    fleet.prefill[0].always(Action::Status { status: 500, body });
-    ask(&gateway, 24).await;
-    let tried = fleet.prefill[0].legs().len();
-    assert!(tried >= 9, "prefill-0 was tried {tried} times in 24 requests");
+    choose(&fleet).always(Action::Status { status: 500, body });
+    ask(&gateway, 60).await;
+    counts(&fleet)
+}
+
+#[tokio::test]
+async fn a_prefill_that_breaks_every_transfer_is_left_and_its_partners_are_not() {
+    let message = "Prefill transfer failed for request rank=0 with exception \
+                   KVTransferError(bootstrap_room=7): Decode instance could be dead";
+    let legs = with_broken_transfers(|fleet| &fleet.prefill[0], message).await;
+    assert!((3..=12).contains(&legs[0]), "prefill-0 is left: {legs:?}");
+    assert!(legs[2].min(legs[3]) >= 20, "decodes are charged: {legs:?}");
+}
+
+#[tokio::test]
+async fn a_decode_that_breaks_every_transfer_is_left_and_its_partners_are_not() {
+    let message = "Decode transfer failed for request rank=0 with exception \
+                   KVTransferError(bootstrap_room=7): Failed to get kvcache from prefill instance, \
+                   it might be dead";
+    let legs = with_broken_transfers(|fleet| &fleet.decode[0], message).await;
+    assert!((3..=12).contains(&legs[2]), "decode-0 is left: {legs:?}");
+    assert!(legs[0].min(legs[1]) >= 20, "prefills are charged: {legs:?}");
 }
 
 #[tokio::test]

@@ -36,6 +36,8 @@ pub struct OutcomeCounts {
     pub failed: u32,
     /// Client errors of which it is not known yet whether the request is at fault.
     pub refused: u32,
+    /// Failed KV transfers, which count at both workers of the pair.
+    pub transfers_failed: u32,
 }
 
 impl OutcomeCounts {
@@ -45,7 +47,14 @@ impl OutcomeCounts {
             succeeded: self.succeeded.saturating_add(other.succeeded),
             failed: self.failed.saturating_add(other.failed),
             refused: self.refused.saturating_add(other.refused),
+            transfers_failed: self.transfers_failed.saturating_add(other.transfers_failed),
         }
+    }
+
+    /// Returns the outcomes with each failed transfer counted as a failure of the worker.
+    pub fn with_transfers(self) -> OutcomeCounts {
+        let failed = self.failed.saturating_add(self.transfers_failed);
+        OutcomeCounts { failed, transfers_failed: 0, ..self }
     }
 
     /// Returns the requests whose outcome says something about the worker.
@@ -70,7 +79,7 @@ impl OutcomeCounts {
     ///
     /// let peers = OutcomeCounts { succeeded: 30, ..OutcomeCounts::default() };
     /// assert!(OutcomeCounts { failed: 3, ..OutcomeCounts::default() }.is_outlier(&peers));
-    /// assert!(!OutcomeCounts { failed: 3, succeeded: 20, refused: 0 }.is_outlier(&peers));
+    /// assert!(!OutcomeCounts { failed: 3, succeeded: 20, ..OutcomeCounts::default() }.is_outlier(&peers));
     /// ```
     pub fn is_outlier(&self, peers: &OutcomeCounts) -> bool {
         if self.failed < MIN_FAILURES || peers.judged() < MIN_PEER_REQUESTS {
@@ -117,6 +126,8 @@ struct OutcomeWindow {
     /// Number of the current slot, counted from 0 of the clock.
     slot: u64,
     slots: [OutcomeCounts; SLOTS],
+    /// The identities of the last two workers with which a transfer failed, and when.
+    partners: [Option<(u64, u64)>; 2],
 }
 
 impl OutcomeWindow {
@@ -147,6 +158,23 @@ impl Outcomes {
         counts.failed = counts.failed.saturating_add(1);
     }
 
+    /// Counts a failed transfer between this worker and the one with the identity `partner`.
+    pub fn transfer_failed(&self, now_ms: u64, partner: u64) {
+        let mut window = self.window.lock();
+        let counts = window.advance(now_ms);
+        counts.transfers_failed = counts.transfers_failed.saturating_add(1);
+        let [last, before] = window.partners;
+        let is_last = last.is_some_and(|(identity, _)| identity == partner);
+        window.partners = [Some((partner, now_ms)), if is_last { before } else { last }];
+    }
+
+    /// Whether transfers with at least two other workers failed within [`OUTCOME_WINDOW_MS`].
+    pub fn fails_with_several(&self, now_ms: u64) -> bool {
+        let partners = self.window.lock().partners;
+        let is_recent = |(_, at_ms)| now_ms.saturating_sub(at_ms) < OUTCOME_WINDOW_MS;
+        partners.into_iter().all(|partner| partner.is_some_and(is_recent))
+    }
+
     /// Counts a client error, which may be the request's fault.
     pub fn refused(&self, now_ms: u64) {
         let mut window = self.window.lock();
@@ -165,7 +193,8 @@ impl Outcomes {
 
     /// Forgets all outcomes: what follows an ejection is judged by itself.
     pub fn clear(&self) {
-        self.window.lock().slots = Default::default();
+        let mut window = self.window.lock();
+        (window.slots, window.partners) = Default::default();
     }
 
     /// Returns the outcomes of the last [`OUTCOME_WINDOW_MS`].
@@ -202,7 +231,7 @@ mod tests {
     use super::*;
 
     fn counts(succeeded: u32, failed: u32, refused: u32) -> OutcomeCounts {
-        OutcomeCounts { succeeded, failed, refused }
+        OutcomeCounts { succeeded, failed, refused, transfers_failed: 0 }
     }
 
     #[test]
@@ -260,6 +289,23 @@ mod tests {
         outcomes.failed(90_000);
         outcomes.clear();
         assert_eq!(outcomes.counts(90_000), counts(0, 0, 0));
+    }
+
+    #[test]
+    fn a_failed_transfer_counts_apart_and_with_its_partner() {
+        let outcomes = Outcomes::default();
+        for partner in [1, 1, 1, 2] {
+            assert!(!outcomes.fails_with_several(0), "one partner may be at fault");
+            outcomes.transfer_failed(0, partner);
+        }
+        assert!(outcomes.fails_with_several(0));
+        let counted = outcomes.counts(0);
+        assert_eq!((counted.transfers_failed, counted.judged()), (4, 0));
+        assert_eq!(counted.with_transfers(), counts(0, 4, 0));
+        outcomes.transfer_failed(OUTCOME_WINDOW_MS, 2);
+        assert!(!outcomes.fails_with_several(OUTCOME_WINDOW_MS), "the other one's are old");
+        outcomes.clear();
+        assert_eq!(outcomes.counts(OUTCOME_WINDOW_MS), OutcomeCounts::default());
     }
 
     #[test]

@@ -222,13 +222,19 @@ impl Dispatch {
         Err(AttemptError::Fault(fault))
     }
 
-    /// Charges the worker that an attempt failed at.
+    /// Charges the worker that an attempt failed at, or both if their transfer failed.
     fn failed(&self, fault: &Fault, was_unclear: bool, in_flight: &mut InFlight) {
         if was_unclear {
             self.count(fault.leg, &fault.worker, Some(fault));
         }
         in_flight.failed(fault);
         self.blame(fault);
+        if let Some(pair) = in_flight.pair().filter(|_| fault.is_failed_transfer()) {
+            self.health.transfer_failed(&pair);
+            for (leg, worker) in [(Leg::Prefill, pair.prefill), (Leg::Decode, pair.decode)] {
+                self.keep_ghost(worker, in_flight.ghost(Some(leg)));
+            }
+        }
         // The task of the prefill leg has left the ghost of any other fault of prefill.
         if was_unclear || fault.leg != Some(Leg::Prefill) {
             self.leave_ghost(fault, in_flight.ghost(fault.leg));
@@ -253,9 +259,14 @@ impl Dispatch {
 
     /// Lets the worker look busy for as long as it would have been with the request that it did not serve.
     fn leave_ghost(&self, fault: &Fault, ghost: &GhostWeight) {
-        let counts = fault.is_failure() || fault.is_refusal() || fault.is_full();
-        if let Some(weight) = counts.then(|| ghost.take()).flatten() {
-            self.health.leave_ghost(&fault.worker, weight);
+        if fault.is_failure() || fault.is_refusal() || fault.is_full() {
+            self.keep_ghost(&fault.worker, ghost);
+        }
+    }
+
+    fn keep_ghost(&self, worker: &Arc<Worker>, ghost: &GhostWeight) {
+        if let Some(weight) = ghost.take() {
+            self.health.leave_ghost(worker, weight);
         }
     }
 

@@ -7,7 +7,7 @@ use http::{HeaderMap, StatusCode};
 use router_core::fleet::{HealthChange, Worker};
 use router_core::pair::Leg;
 use router_core::sglang::Endpoint;
-use router_core::sglang::fault::ClientError;
+use router_core::sglang::fault::{self as engine, ClientError};
 
 /// One leg's failure.
 #[derive(Clone, Debug)]
@@ -249,6 +249,16 @@ impl Fault {
     /// Whether the error is about bootstrap or KV transfer, so that either leg may be the cause.
     pub(crate) fn about_transfer(&self) -> bool {
         matches!(&self.kind, FaultKind::Engine { about_transfer: true, .. })
+    }
+
+    /// Whether the KV transfer of the pair has failed, by the engine's words. Which leg is to blame shows in
+    /// the transfers of others.
+    pub(crate) fn is_failed_transfer(&self) -> bool {
+        let FaultKind::Engine { error, status, .. } = &self.kind else { return false };
+        status.is_server_error()
+            && !self.is_full()
+            && engine::about_transfer(&error.message)
+            && !engine::is_requested_abort(&error.message)
     }
 
     /// Whether the engine refused the request because it has too many.

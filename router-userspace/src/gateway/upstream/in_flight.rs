@@ -133,6 +133,12 @@ impl InFlight {
         self.prefill.as_ref().map(|_| Leg::Decode)
     }
 
+    /// The workers of both legs. `None` if one worker serves alone.
+    pub(crate) fn pair(&self) -> Option<Pair<&Arc<Worker>>> {
+        let prefill = self.prefill.as_ref()?;
+        Some(Pair { prefill: &prefill.worker, decode: self.worker() })
+    }
+
     /// Decode's answer has begun.
     pub(crate) fn decode_answered(&self) {
         if let Some(prefill) = &self.prefill {

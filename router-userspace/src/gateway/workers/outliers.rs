@@ -2,7 +2,9 @@
 //! pool.
 //!
 //! A failure is the worker's: a server error, a timeout, a broken connection. A client error may be the
-//! request's fault. It counts against the worker only if a peer has then served the same request.
+//! request's fault. It counts against the worker only if a peer has then served the same request. A failed
+//! KV transfer may be the fault of either worker or of the way between them. It counts at both, and against
+//! one whose transfers fail more often than its peers' and with several partners.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +12,7 @@ use std::time::Duration;
 use router_core::fleet::{
     DEFAULT_GHOST_MS, OUTCOME_WINDOW_MS, OutcomeCounts, Verdict, Weight, Worker,
 };
+use router_core::pair::Pair;
 
 use super::health_monitor::HealthMonitor;
 
@@ -43,14 +46,50 @@ impl HealthMonitor {
             return;
         }
         let (own, peers) = (worker.outcomes.counts(now_ms), self.peers(worker));
+        self.eject_outlier(worker, own, peers, "requests");
+    }
+
+    /// Counts a failed KV transfer at both workers, and ejects one whose transfers fail more often than its
+    /// peers', with whichever partner.
+    pub(crate) fn transfer_failed(&self, pair: &Pair<&Arc<Worker>>) {
+        let now_ms = self.clock.now_ms();
+        let both = [(pair.prefill, pair.decode), (pair.decode, pair.prefill)];
+        for (worker, partner) in both {
+            worker.outcomes.transfer_failed(now_ms, partner.identity);
+        }
+        for (worker, partner) in both {
+            if worker.health.verdict() == Verdict::HalfOpen {
+                let change = worker.health.errored(now_ms);
+                self.observed(worker, change, "the transfer of the request that tried it failed");
+                continue;
+            }
+            let is_only_partner = self.peers(partner).workers == 0;
+            if is_only_partner || worker.outcomes.fails_with_several(now_ms) {
+                let (own, peers) = (worker.outcomes.counts(now_ms), self.peers(worker));
+                let outcomes = peers.outcomes.with_transfers();
+                let peers = PeerSummary { outcomes, ..peers };
+                self.eject_outlier(worker, own.with_transfers(), peers, "requests and transfers");
+            }
+        }
+    }
+
+    /// Ejects a worker that fails more often than its peers, if the pool can do without it. `what`: what was
+    /// counted.
+    fn eject_outlier(
+        &self,
+        worker: &Arc<Worker>,
+        own: OutcomeCounts,
+        peers: PeerSummary,
+        what: &str,
+    ) {
         if !peers.are_enough() || !own.is_outlier(&peers.outcomes) {
             return;
         }
-        let change = worker.health.ejected(now_ms);
+        let change = worker.health.ejected(self.clock.now_ms());
         if change.is_some() {
             worker.outcomes.clear();
             let reason = format!(
-                "{} of its {} requests failed within {} s, and {} of {} of its peers'",
+                "{} of its {} {what} failed within {} s, and {} of {} of its peers'",
                 own.failed,
                 own.judged(),
                 OUTCOME_WINDOW_MS / 1000,
@@ -99,7 +138,7 @@ impl HealthMonitor {
     pub(crate) fn leave_ghost(&self, worker: &Arc<Worker>, weight: Weight) {
         let now_ms = self.clock.now_ms();
         let (own, peers) = (worker.outcomes.counts(now_ms), self.peers(worker));
-        if own.is_matched_by(&peers.outcomes) {
+        if own.with_transfers().is_matched_by(&peers.outcomes.with_transfers()) {
             return;
         }
         let time = peers.service_time.or_else(|| worker.outcomes.service_time());
@@ -150,6 +189,15 @@ mod tests {
 
     /// A monitor of a pool of one prefill and these decodes, all of them up.
     fn monitor(decodes: usize) -> (HealthMonitor, Vec<Arc<Worker>>) {
+        let (monitor, _, workers) = monitor_of_pairs(1, decodes);
+        (monitor, workers)
+    }
+
+    /// A monitor of a pool of these prefills and decodes, all of them up.
+    fn monitor_of_pairs(
+        prefills: usize,
+        decodes: usize,
+    ) -> (HealthMonitor, Vec<Arc<Worker>>, Vec<Arc<Worker>>) {
         let member = |at: usize, role| {
             let key = WorkerKey { uid: at.to_string().into(), address: ([127, 0, 0, 1], 1).into() };
             let worker = Arc::new(Worker::new(key, "default/pod"));
@@ -158,14 +206,16 @@ mod tests {
             let bootstrap = Some(([127, 0, 0, 1], 2).into());
             Member { worker, role, phase: Phase::Ready, bootstrap, group, engine_info, node }
         };
-        let decodes = (1..=decodes).map(|at| member(at, Role::Decode));
-        let members: Vec<_> = [member(0, Role::Prefill)].into_iter().chain(decodes).collect();
-        let workers = members[1..].iter().map(|member| Arc::clone(&member.worker)).collect();
+        let prefill = (0..prefills).map(|at| member(at, Role::Prefill));
+        let decode = (prefills..prefills + decodes).map(|at| member(at, Role::Decode));
+        let members: Vec<_> = prefill.chain(decode).collect();
+        let mut prefill: Vec<_> = members.iter().map(|member| Arc::clone(&member.worker)).collect();
+        let decode = prefill.split_off(prefills);
         let name = ObjectName { namespace: "default".into(), name: "pool".into() };
         let pool = Arc::new(Pool::new(name, Profile::Pd, members));
         let fleet = Arc::new(FleetHandle::default());
         fleet.publish(Fleet { pools: vec![pool], ..Fleet::default() }, Certificates::default());
-        (HealthMonitor::new(fleet, MonotonicClock::start(), || {}), workers)
+        (HealthMonitor::new(fleet, MonotonicClock::start(), || {}), prefill, decode)
     }
 
     fn serve(workers: &[Arc<Worker>], requests: usize) {
@@ -188,6 +238,47 @@ mod tests {
         }
         assert_eq!(decodes[0].health.verdict(), Verdict::Failing);
         assert!(decodes[1..].iter().all(|other| other.health.verdict() == Verdict::Up));
+    }
+
+    #[test]
+    fn a_worker_whose_transfers_fail_with_every_partner_is_ejected() {
+        let (monitor, prefills, decodes) = monitor_of_pairs(2, 2);
+        serve(&prefills[1..], 10);
+        serve(&decodes, 10);
+        for request in 0..4 {
+            assert_eq!(prefills[0].health.verdict(), Verdict::Up, "after {request} transfers");
+            let decode = &decodes[request % 2];
+            monitor.transfer_failed(&Pair { prefill: &prefills[0], decode });
+            if prefills[0].health.verdict() == Verdict::Failing {
+                break;
+            }
+        }
+        assert_eq!(prefills[0].health.verdict(), Verdict::Failing);
+        assert!(decodes.iter().all(|decode| decode.health.verdict() == Verdict::Up));
+    }
+
+    #[test]
+    fn a_pair_whose_transfers_fail_takes_neither_worker_out() {
+        let (monitor, prefills, decodes) = monitor_of_pairs(2, 2);
+        serve(&prefills[1..], 20);
+        serve(&decodes[1..], 20);
+        for _ in 0..20 {
+            monitor.transfer_failed(&Pair { prefill: &prefills[0], decode: &decodes[0] });
+        }
+        let all = prefills.iter().chain(&decodes);
+        assert!(all.into_iter().all(|worker| worker.health.verdict() == Verdict::Up));
+    }
+
+    #[test]
+    fn transfers_that_fail_with_the_only_partner_count() {
+        let (monitor, prefills, decodes) = monitor_of_pairs(2, 1);
+        serve(&prefills[1..], 10);
+        serve(&decodes, 10);
+        for _ in 0..3 {
+            monitor.transfer_failed(&Pair { prefill: &prefills[0], decode: &decodes[0] });
+        }
+        assert_eq!(prefills[0].health.verdict(), Verdict::Failing);
+        assert_eq!(decodes[0].health.verdict(), Verdict::Up, "it has no peers");
     }
 
     #[test]

@@ -82,7 +82,8 @@ pub fn lacks_room(message: &str) -> bool {
 }
 
 /// Whether a failure concerns the rendezvous or the KV transfer. Then either leg may have failed: a
-/// dead prefill shows as decode's 500, and the other way round.
+/// dead prefill shows as decode's 500, and the other way round. The words do not say which: of one broken
+/// session Mooncake's prefill says that decode could be dead, and decode that prefill might be.
 ///
 /// ```
 /// use router_core::sglang::fault::about_transfer;
@@ -91,7 +92,7 @@ pub fn lacks_room(message: &str) -> bool {
 /// assert!(!about_transfer("CUDA out of memory"));
 /// ```
 pub fn about_transfer(message: &str) -> bool {
-    const SIGNS: [&str; 14] = [
+    const SIGNS: [&str; 17] = [
         "bootstrap",
         "kvtransfer",
         "kvpoll",
@@ -106,9 +107,26 @@ pub fn about_transfer(message: &str) -> bool {
         "prefill info",
         "prefill parallel info",
         "waiting for prefill",
+        "decode instance could be dead",
+        "failed to send kv",
+        "kvcache from prefill",
     ];
     let message = message.to_ascii_lowercase();
     SIGNS.iter().any(|sign| message.contains(sign))
+}
+
+/// Whether a failure about the transfer is an abort that the engine was asked for, which says nothing about
+/// either worker.
+///
+/// ```
+/// use router_core::sglang::fault::is_requested_abort;
+///
+/// let handshake = "Decode handshake failed for request rank=0 with exception KVTransferError";
+/// assert!(is_requested_abort(&format!("{handshake}(bootstrap_room=1): Aborted by AbortReq.")));
+/// assert!(!is_requested_abort(&format!("{handshake}(bootstrap_room=1): prefill is not alive")));
+/// ```
+pub fn is_requested_abort(message: &str) -> bool {
+    message.contains("Aborted by AbortReq")
 }
 
 #[cfg(test)]
@@ -170,6 +188,9 @@ mod tests {
             "Lost connection with prefill instance",
             "Could not fetch prefill parallel info from 1.2.3.4 after 3 attempts",
             "Timed out waiting for prefill completion",
+            "Decode instance could be dead: KVTransferError(bootstrap_room=1)",
+            "Failed to send kv chunk of 7 to 10.77.0.3:40123",
+            "Failed to get kvcache from prefill instance, it might be dead",
         ] {
             assert!(about_transfer(message), "{message}");
         }

@@ -7,5 +7,5 @@ mod redact;
 
 pub use answer::{EngineFault, answer_fault, event_fault, first_event_fault};
 pub use client::ClientError;
-pub use engine::{MAX_MESSAGE, about_transfer, engine_error, lacks_room};
+pub use engine::{MAX_MESSAGE, about_transfer, engine_error, is_requested_abort, lacks_room};
 pub use redact::strip_addresses;
