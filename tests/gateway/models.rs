@@ -210,7 +210,6 @@ async fn what_one_engine_serves_gets_no_engine_control() {
             "lora_id",
             "received_time",
             "external_trace_header",
-            "no_logs",
             "log_metrics",
             "return_bytes",
         ] {

@@ -25,13 +25,11 @@ pub(super) fn is_engine_control(endpoint: Option<Endpoint>, key: &str) -> bool {
         | "num_items_assigned"
         | "need_wait_for_mm_inputs"
         | "need_wait_for_image" => true,
-        // What the HTTP server of the engine fills in: the id of an adapter, times, traces, logs.
-        "lora_id"
-        | "received_time"
-        | "external_trace_header"
-        | "no_logs"
-        | "log_metrics"
-        | "return_bytes" => true,
+        // What the HTTP server of the engine fills in: the id of an adapter, times, traces, metrics. `no_logs`
+        // is the client's wish that its request is not logged, and is passed on.
+        "lora_id" | "received_time" | "external_trace_header" | "log_metrics" | "return_bytes" => {
+            true
+        }
         // The engine uses it as the request's rid.
         "request_id" => endpoint == Some(Endpoint::Responses),
         // Only `/v1/responses` has it for clients. Elsewhere the engine goes on without a client.

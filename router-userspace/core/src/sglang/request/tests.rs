@@ -81,7 +81,6 @@ fn every_control_key_is_removed() {
         "lora_id",
         "received_time",
         "external_trace_header",
-        "no_logs",
         "log_metrics",
         "return_bytes",
     ] {
