@@ -179,6 +179,52 @@ async fn half_an_event_never_reaches_the_client() {
     assert_eq!(end, End::Clean);
 }
 
+/// Two decodes, the first of which retracts every request after this many tokens.
+async fn retracting(after: usize) -> (Fleet, Gateway) {
+    let fleet = Fleet::start(1, 2).await;
+    let gateway = fleet.gateway_with(&["--policy", "round_robin"]).await;
+    fleet.decode[0].always(Action::Retract { after });
+    (fleet, gateway)
+}
+
+#[tokio::test]
+async fn a_request_that_decode_retracts_before_its_answer_is_retried() {
+    for (after, body) in [(3, chat("hi")), (0, streamed("hi"))] {
+        let (fleet, gateway) = retracting(after).await;
+        for _ in 0..2 {
+            let answer = gateway.client.post(CHAT, &body).await.expect_status(200);
+            assert!(!answer.text().contains("retracted"), "{}", answer.text());
+        }
+        assert_eq!(fleet.decode[0].legs().len(), 1, "it is left to the others for a second");
+        let retries = gateway.metric("pd_router_retries_total", &["reason=\"decode_error\""]).await;
+        assert_eq!(retries, 1.0);
+        fleet.idle().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_decode_retracts_ends_with_an_error_event() {
+    let (fleet, gateway) = retracting(3).await;
+    let mut retracted = None;
+    for _ in 0..2 {
+        let (events, end) = gateway.client.open(CHAT, &streamed("hi")).await.events().await;
+        assert_eq!(end, End::Clean);
+        let (last, events) = events.split_last().expect("events");
+        assert!(last.is_done(), "{last:?}");
+        let errors: Vec<Value> = events.iter().map(|event| event.json()).collect();
+        if let Some(error) = errors.iter().find(|event| event["error"].is_object()) {
+            retracted = Some((error["error"].clone(), events.len()));
+        }
+    }
+    let (error, events) = retracted.expect("the first decode was not chosen");
+    assert!(error["message"].as_str().is_some_and(|m| m.contains("answered 503")), "{error}");
+    assert!(events > 3, "what had come before is kept: {events}");
+    assert_eq!(fleet.decode[0].legs().len(), 1, "it is left to the others for a second");
+    let health = gateway.fleet().await.to_string();
+    assert!(!health.contains("failing"), "a full engine is not sick: {health}");
+    fleet.idle().await;
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_a_stream_stops_decode() {
     let fleet = Fleet::start_with(1, 1, |config| config).await;

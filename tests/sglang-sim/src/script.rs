@@ -61,6 +61,9 @@ pub enum Action {
     Slow { factor: f64 },
     /// The engine dies, restarts after `down_ms`, and its registry is complete `registry_delay_ms` later.
     Restart { down_ms: u64, registry_delay_ms: u64 },
+    /// A request that generates is retracted after this many tokens and ends with 503, as SGLang's decode
+    /// does from 0.5.21 on when its KV pool is full and it cannot back the request up.
+    Retract { after: usize },
     /// The request is read and never answered.
     HangHead,
     /// The request starts this long after it was read. Until then no abort finds it.
@@ -141,6 +144,7 @@ impl Action {
                 down_ms: given.down_ms.unwrap_or(200),
                 registry_delay_ms: given.registry_delay_ms.unwrap_or(0),
             },
+            "retract" => Action::Retract { after },
             "hang_head" => Action::HangHead,
             "late" => Action::Late { ms: given.ms.unwrap_or(100) },
             other => return Err(format!("unknown action {other:?}")),
@@ -163,6 +167,7 @@ impl Action {
             Action::FirstEventError { .. } => "first_event_error",
             Action::Slow { .. } => "slow",
             Action::Restart { .. } => "restart",
+            Action::Retract { .. } => "retract",
             Action::HangHead => "hang_head",
             Action::Late { .. } => "late",
         }
@@ -180,7 +185,8 @@ impl Serialize for Action {
                 match other {
                     Action::DieMidStream { after }
                     | Action::DieMidEvent { after }
-                    | Action::DropMidStream { after } => given.after = Some(*after),
+                    | Action::DropMidStream { after }
+                    | Action::Retract { after } => given.after = Some(*after),
                     Action::Freeze { ms } | Action::FreezeScheduler { ms } => given.ms = *ms,
                     Action::Late { ms } => given.ms = Some(*ms),
                     Action::FirstEventError { message } => given.message = Some(message.clone()),
@@ -265,6 +271,7 @@ mod tests {
             Action::Status { status: 503, body: "busy".into() },
             Action::Slow { factor: 3.0 },
             Action::Late { ms: 7 },
+            Action::Retract { after: 0 },
             Action::Restart { down_ms: 1, registry_delay_ms: 2 },
         ] {
             let text = serde_json::to_string(&Script::once(action.clone())).unwrap();

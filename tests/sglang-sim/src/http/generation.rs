@@ -94,6 +94,7 @@ fn apply_to_legs(request: &mut ParsedRequest, action: Option<&Action>) {
     for spec in &mut request.specs {
         match action {
             Some(Action::NeverRendezvous) => spec.never_rendezvous = true,
+            Some(Action::Retract { after }) => spec.retract_after = Some(*after),
             Some(Action::Slow { factor }) => spec.slow_factor = *factor,
             _ => {}
         }

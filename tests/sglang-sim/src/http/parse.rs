@@ -329,6 +329,7 @@ fn specs(
                 slow_factor: 1.0,
                 // All samples and a warm-up copy share one room, so none of them gets its KV.
                 never_rendezvous: n > 1 && process.config.disaggregated(),
+                retract_after: None,
             });
         }
     }

@@ -10,6 +10,7 @@ use super::{Finish, RunningLeg, Token};
 
 /// The end-of-text token.
 const END_OF_TEXT: u32 = 151_645;
+const RETRACTED: &str = "The request was retracted: the KV pool is full and has no backup of it.";
 
 impl RunningLeg<'_> {
     /// Generates from the result of prefill, until the answer ends or is aborted.
@@ -31,6 +32,11 @@ impl RunningLeg<'_> {
             }
             if self.aborted.is_cancelled() {
                 let finish = Finish::Abort { message: "Aborted".into(), status: None };
+                self.emit(None, Some(finish.clone())).await;
+                return finish;
+            }
+            if self.spec.retract_after.is_some_and(|after| position >= after) {
+                let finish = Finish::abort(503, RETRACTED);
                 self.emit(None, Some(finish.clone())).await;
                 return finish;
             }

@@ -28,6 +28,8 @@ pub(crate) struct LegSpec {
     pub(crate) slow_factor: f64,
     /// The leg runs into its timeout, because of a script or because n > 1 in a pair.
     pub(crate) never_rendezvous: bool,
+    /// The number of tokens after which the request is retracted, because of a script.
+    pub(crate) retract_after: Option<usize>,
 }
 
 /// A bootstrap room as the engine's buffers hold it.
