@@ -1,7 +1,7 @@
 //! The core crate of pd-router. It does no I/O: time, randomness and load are arguments.
 //!
 //! Modules in reading order: [`pair`], [`provenance`], [`fleet`], [`route`], [`schedule`],
-//! [`sglang`], [`sample`], [`counter_window`], [`score`], [`frame`], [`fnv`].
+//! [`sglang`], [`timeline`], [`sample`], [`counter_window`], [`score`], [`frame`], [`fnv`].
 #![forbid(unsafe_code)]
 
 pub mod counter_window;
@@ -15,6 +15,7 @@ pub mod sample;
 pub mod schedule;
 pub mod score;
 pub mod sglang;
+pub mod timeline;
 
 // The fuzz harness is outside of the crate and names it `router_core`; so do these tests.
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! the client's bytes), [`Attempt`] and [`Request::inject`] (the two bodies of one attempt).
 //! Answers: [`sse`] (splits chunks into events), [`fault`] (failures in all formats), [`merge`]
 //! (merges n samples into one answer), [`logprob`] (merges prefill's part of an answer). Also:
-//! [`headers`], [`info`], [`loads`], [`ranks`].
+//! [`headers`], [`info`], [`loads`], [`ranks`], [`usage`] (what an engine reports of a request).
 //!
 //! This module does no I/O and draws no random numbers: the caller passes them to make a [`Room`]
 //! and a [`Rid`]. Field names and formats are those of SGLang 0.4.10 and 0.5.23.
@@ -56,6 +56,7 @@ pub mod response;
 mod samples;
 mod splice;
 pub mod sse;
+pub mod usage;
 pub mod versions;
 
 pub use endpoint::Endpoint;
