@@ -1,7 +1,12 @@
 //! Flags and environment variables, parsed and validated once into [`GatewaySettings`].
 
+mod examples;
 mod exposure;
 mod http;
+mod mirrors;
+mod policy;
+mod ranges;
+mod recent;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -14,20 +19,17 @@ use router_core::fleet::AgentAddress;
 use router_core::route::Cors;
 use router_core::schedule::{Objective, Policy};
 
+use self::examples::{AGENT_EXAMPLES, CRDS_EXAMPLES, GATEWAY_EXAMPLES, SIMULATE_EXAMPLES};
 pub use self::exposure::ExposureFlags;
 pub use self::http::HttpFlags;
 pub use self::mirrors::MirrorFlags;
+pub use self::policy::PolicyName;
+use self::policy::targets_of;
+use self::ranges::MAX_DURATION;
+pub use self::recent::RecentFlags;
 use crate::agent::flags::AgentFlags;
 use crate::simulate::SimulateFlags;
 use crate::token::Guard;
-
-mod mirrors;
-mod policy;
-mod ranges;
-
-pub use policy::PolicyName;
-use policy::targets_of;
-use ranges::MAX_DURATION;
 
 /// Inference gateway for SGLang with prefill/decode disaggregation.
 #[derive(Debug, Parser)]
@@ -54,46 +56,6 @@ pub enum Command {
     #[command(after_help = CRDS_EXAMPLES)]
     Crds(CrdFlags),
 }
-
-const GATEWAY_EXAMPLES: &str = "\
-Examples:
-  Serve the Gateways of the cluster that this pod runs in:
-    pd-router gateway --kubernetes
-
-  Serve a directory of manifests, and reload it when a file changes:
-    pd-router gateway --manifests ./manifests
-
-  Serve two engines without a cluster, with sglang-router's flags:
-    pd-router gateway --pd-disaggregation --prefill http://10.0.0.1:30000 8998 \\
-      --decode http://10.0.0.2:30000 --port 8000";
-
-const AGENT_EXAMPLES: &str = "\
-Examples:
-  Measure the pods of this node of a cluster (as the DaemonSet does):
-    pd-router agent --kubernetes --node-name \"$NODE_NAME\" --listen 0.0.0.0:9911 \\
-      --token-file /etc/pd-router/token
-
-  Measure the pods that a directory of manifests names:
-    pd-router agent --manifests ./manifests
-
-  Remove every BPF program and pin of an agent that has stopped:
-    pd-router agent --cleanup";
-
-const SIMULATE_EXAMPLES: &str = "\
-Examples:
-  Compare all policies at three loads:
-    pd-router simulate
-
-  Compare two policies while worker 0 runs at a third of its speed:
-    pd-router simulate --policies predicted,least_load --load 0.6 --fault slow:0:3
-
-  Replay a trace, and write the results as JSON and SVG:
-    pd-router simulate --trace trace.jsonl --json results.json --plot results.svg";
-
-const CRDS_EXAMPLES: &str = "\
-Examples:
-  Install the definitions:
-    pd-router crds | kubectl apply -f -";
 
 /// Flags of `pd-router crds`.
 #[derive(Debug, Args)]
@@ -153,14 +115,14 @@ pub struct ServiceFlags {
     /// used instead.
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED), value_name = "IP")]
     pub listen_address: IpAddr,
-    /// Address of the admin port, which serves /livez, /readyz, /metrics and /fleet.
+    /// Address of the admin port, which serves /livez, /readyz, /metrics, /fleet and /requests.
     #[arg(long, default_value = "127.0.0.1:9901", value_name = "IP:PORT")]
     pub admin_listen: SocketAddr,
-    /// File with the bearer token that /metrics and /fleet require. The file is read again when it
-    /// changes. Without this flag, both answer only requests to a loopback address.
+    /// File with the bearer token that /metrics, /fleet and /requests require. The file is read again
+    /// when it changes. Without this flag, they answer only requests to a loopback address.
     #[arg(long, value_name = "FILE")]
     pub admin_token_file: Option<PathBuf>,
-    /// Serve /metrics and /fleet without a token to every client that can reach the admin port.
+    /// Serve /metrics, /fleet and /requests without a token to every client that can reach the admin port.
     #[arg(long, conflicts_with = "admin_token_file")]
     pub admin_allow_unauthenticated: bool,
     /// Scheduling policy, which chooses the prefill and the decode engine of a request:
@@ -183,10 +145,12 @@ pub struct ServiceFlags {
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     pub slo_itl: Option<Duration>,
     /// Add response headers that explain the scheduling: x-pd-router-prefill and
-    /// x-pd-router-decode name the pods, x-pd-router-choice holds the predicted cost. They reveal
-    /// pod names to clients.
+    /// x-pd-router-decode name the pods, x-pd-router-choice holds the predicted cost,
+    /// x-pd-router-timeline where the time until the response went. They reveal pod names to clients.
     #[arg(long)]
     pub explain_headers: bool,
+    #[command(flatten)]
+    pub recent: RecentFlags,
     /// Answer 404 to a request that names another model than the engines of its pool report. Without
     /// this flag, a pool of one model serves every name, as SGLang does. A pool of several models is
     /// always strict.
@@ -383,6 +347,7 @@ pub struct GatewaySettings {
     pub agent_token_file: Option<PathBuf>,
     pub aim: Objective,
     pub explain_headers: bool,
+    pub recent: RecentFlags,
     pub strict_models: bool,
     pub engine_api_key: Option<::http::HeaderValue>,
     pub http: HttpFlags,
@@ -433,6 +398,7 @@ impl GatewayFlags {
             agent_token_file: service.agent_token_file,
             aim,
             explain_headers: service.explain_headers,
+            recent: service.recent,
             strict_models: service.strict_models,
             engine_api_key,
             cors,

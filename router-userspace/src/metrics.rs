@@ -1,6 +1,7 @@
 //! The metrics of the gateway: names, labels and help texts.
 
 pub(crate) mod exposition;
+mod ttft_parts;
 
 use std::sync::atomic::AtomicU64;
 
@@ -12,6 +13,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use self::exposition::ProcessCounters;
+pub use self::ttft_parts::{PartLabels, TtftParts};
 
 /// One request of a client, and its result.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -76,6 +78,7 @@ pub struct Metrics {
     pub requests: Family<RequestLabels, Counter>,
     pub request_duration: LatencyFamily,
     pub time_to_first_token: LatencyFamily,
+    pub ttft_parts: TtftParts,
     pub inter_token_latency: LatencyFamily,
     pub in_flight: Gauge,
     pub queued: Gauge,
@@ -109,6 +112,14 @@ fn latency() -> Histogram {
     ])
 }
 
+/// 0.1 ms to 5 min: from the choice of a pair to a long queue.
+fn part() -> Histogram {
+    Histogram::new([
+        0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+        10.0, 30.0, 60.0, 300.0,
+    ])
+}
+
 impl Metrics {
     /// Creates the metrics and registers them.
     pub fn new(registry: &mut Registry) -> Metrics {
@@ -118,6 +129,7 @@ impl Metrics {
             requests: Family::default(),
             request_duration: latencies(),
             time_to_first_token: latencies(),
+            ttft_parts: TtftParts::new(part),
             inter_token_latency: latencies(),
             in_flight: Gauge::default(),
             queued: Gauge::default(),
@@ -166,6 +178,12 @@ impl Metrics {
             "Time from the head of a request to the first event of its streamed response",
             Unit::Seconds,
             self.time_to_first_token.clone(),
+        );
+        registry.register_with_unit(
+            "ttft_part",
+            "Part of the time to first token of a streamed response, where it is known",
+            Unit::Seconds,
+            self.ttft_parts.family.clone(),
         );
         registry.register_with_unit(
             "inter_token_latency",

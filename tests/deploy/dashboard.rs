@@ -1,4 +1,4 @@
-//! Every metric that the dashboard queries exists.
+//! Every metric that the dashboard queries exists, and every row is documented.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,4 +51,21 @@ fn every_metric_of_the_dashboard_exists() {
             assert!(samples.contains(name), "{panel}: {name} is not in docs/reference/metrics.md");
         }
     }
+}
+
+#[test]
+fn every_row_of_the_dashboard_is_documented_in_its_order() {
+    let dashboard: Value =
+        serde_json::from_str(&read("deploy/dashboards/pd-router.json")).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let rows = panels.iter().filter(|panel| panel["type"] == "row");
+    let rows: Vec<&str> = rows.map(|row| row["title"].as_str().expect("a title")).collect();
+    let document = read("docs/operate/monitoring.md");
+    let table = document.split("| row | shows |").nth(1).expect("the table of the rows");
+    let table = table.lines().skip(2).take_while(|line| line.starts_with("| "));
+    let documented: Vec<&str> =
+        table.map(|line| line.split(" | ").next().unwrap_or(line)).collect();
+    let documented: Vec<&str> =
+        documented.iter().map(|cell| cell.trim_matches(['|', ' '])).collect();
+    assert_eq!(documented, rows, "docs/operate/monitoring.md against the dashboard");
 }

@@ -34,7 +34,9 @@ async fn metrics_and_fleet_need_the_token_and_probes_do_not() {
     let gateway = Gateway::start_with(&fleet.manifests, &flags).await;
     let admin = &gateway.admin;
     let refused = (401, "Bearer".to_owned());
-    for path in ["/metrics", "/fleet", "/fleet/loads/default/prefill-0"] {
+    let guarded =
+        ["/metrics", "/fleet", "/fleet/loads/default/prefill-0", "/requests", "/requests/an-id"];
+    for path in guarded {
         assert_eq!(ask(admin, path, None).await, refused, "{path}");
         assert_eq!(ask(admin, path, Some("")).await, refused, "{path}");
     }

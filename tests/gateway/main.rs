@@ -40,6 +40,7 @@ mod sick;
 mod side_answers;
 mod smuggling;
 mod streaming;
+mod timeline;
 mod tls;
 mod upgrades;
 mod waits;

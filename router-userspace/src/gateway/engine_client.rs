@@ -7,10 +7,9 @@ use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use hyper::body::Incoming;
 use router_core::fleet::Worker;
-use router_core::sglang::SplicedBody;
 
 use crate::http_client::response::{ReadLimits, read_body};
-use crate::http_client::{HttpClient, Protocol, SendError, whole};
+use crate::http_client::{HttpClient, OutgoingBody, Protocol, SendError, whole};
 
 const ABORT_PATH: PathAndQuery = PathAndQuery::from_static("/abort_request");
 
@@ -71,10 +70,10 @@ impl EngineClient {
         worker: &Worker,
         path: PathAndQuery,
         headers: HeaderMap,
-        body: impl Into<SplicedBody>,
+        body: OutgoingBody,
     ) -> Result<Response<Incoming>, SendError> {
         let to = worker.authority.clone();
-        self.http.send(protocol, to, Method::POST, path, headers, whole(body)).await
+        self.http.send(protocol, to, Method::POST, path, headers, body).await
     }
 
     /// Asks a worker to abort the request of this id, and returns the status of its answer.
@@ -86,7 +85,7 @@ impl EngineClient {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         // A request id is made of letters, digits and underscores: nothing to escape.
         let body = Bytes::from(format!(r#"{{"rid":"{rid}"}}"#));
-        let response = self.post(Protocol::Http1, worker, ABORT_PATH, headers, body).await?;
+        let response = self.post(Protocol::Http1, worker, ABORT_PATH, headers, whole(body)).await?;
         Ok(response.status())
     }
 

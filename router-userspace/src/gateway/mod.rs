@@ -13,6 +13,7 @@ mod readiness;
 mod request;
 mod server;
 mod shared;
+mod timeline;
 mod upstream;
 mod workers;
 
@@ -40,6 +41,7 @@ use self::request::mirror::Mirrors;
 use self::request::shared_answers::SharedAnswers;
 use self::server::listener::Listeners;
 use self::shared::Gateway;
+use self::timeline::recent::RecentRequests;
 use self::upstream::abort::Aborter;
 use self::upstream::dispatch::Dispatch;
 use self::workers::engine_load::{LoadPoller, LoadPolls};
@@ -188,8 +190,9 @@ impl Parts {
             drain_exceeded: CancellationToken::new(),
         });
         let readiness = Arc::new(Readiness::new(Arc::clone(&fleet), shutdown.clone()));
-        let mirrors = Mirrors::new(&settings.limits.mirrors, tasks.clone(), stop_workers.clone());
         let gateway = Arc::new(Gateway {
+            recent: Arc::new(RecentRequests::new(&settings.recent)),
+            mirrors: Mirrors::new(&settings.limits.mirrors, tasks.clone(), stop_workers.clone()),
             body_memory: BodyMemory::new(settings.limits.max_body_memory),
             settings,
             http,
@@ -202,7 +205,6 @@ impl Parts {
             responses: Responses::default(),
             shared_answers: SharedAnswers::default(),
             crashes: CrashHistory::default(),
-            mirrors,
         });
         Ok(Parts { gateway, probes, polls, readiness, engine_info, tasks, stop_workers })
     }
@@ -224,6 +226,7 @@ impl Parts {
             polls.follow(&fleet);
             gateway.feedback.follow(&fleet);
             gateway.remove_counters_of_departed(&fleet);
+            gateway.remove_parts_of_departed(&fleet);
             gateway.record_serving_pools();
             gateway.fleet.publish(fleet, certificates);
             gateway.dispatch.health.check_pools(&gateway.fleet.snapshot());

@@ -9,6 +9,7 @@ use super::request::content_coding::BodyDecoder;
 use super::request::crash_history::CrashHistory;
 use super::request::mirror::Mirrors;
 use super::request::shared_answers::SharedAnswers;
+use super::timeline::recent::RecentRequests;
 use super::upstream::dispatch::Dispatch;
 use crate::config::GatewaySettings;
 use crate::feedback::Subscriptions;
@@ -25,6 +26,8 @@ pub(crate) struct Gateway {
     pub(crate) admission: Arc<Admission>,
     pub(crate) dispatch: Arc<Dispatch>,
     pub(crate) metrics: Metrics,
+    /// The last requests, for `/requests`.
+    pub(crate) recent: Arc<RecentRequests>,
     /// The load streams of the agents.
     pub(crate) feedback: Subscriptions,
     /// The bytes that all request bodies together may hold in memory.

@@ -10,6 +10,7 @@ pub(crate) mod response;
 pub(crate) mod unread_body;
 mod whole;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,6 +25,7 @@ use router_core::sglang::SplicedBody;
 
 use self::client_body::ClientBody;
 use self::response::{ReadLimits, read_body};
+pub(crate) use self::whole::OnWritten;
 use self::whole::WholeBody;
 use crate::config::GatewaySettings;
 
@@ -42,7 +44,15 @@ pub(crate) type OutgoingBody = Either<WholeBody, ClientBody>;
 
 /// A body of known bytes.
 pub(crate) fn whole(body: impl Into<SplicedBody>) -> OutgoingBody {
-    Either::Left(WholeBody::new(body.into()))
+    Either::Left(WholeBody::new(body.into(), None))
+}
+
+/// A body of known bytes that reports when the last of them was written.
+pub(crate) fn reported(
+    body: impl Into<SplicedBody>,
+    on_written: Option<Arc<dyn OnWritten>>,
+) -> OutgoingBody {
+    Either::Left(WholeBody::new(body.into(), on_written))
 }
 
 /// Why a request got no answer.

@@ -1,12 +1,20 @@
 //! A request body of known bytes, sent piece by piece without copying it.
 
 use std::convert::Infallible;
+use std::fmt::Debug;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use router_core::sglang::SplicedBody;
+
+/// Learns that a body was written to its connection.
+pub(crate) trait OnWritten: Debug + Send + Sync {
+    /// The connection has taken the last byte. Up to some 400 KB may wait in its buffer for the socket.
+    fn written(&self);
+}
 
 /// A body whose pieces share the client's buffer.
 #[derive(Debug)]
@@ -16,11 +24,13 @@ pub(crate) struct WholeBody {
     next: usize,
     /// Bytes that are not sent yet.
     left: usize,
+    /// Called once, with the last piece.
+    on_written: Option<Arc<dyn OnWritten>>,
 }
 
 impl WholeBody {
-    pub(crate) fn new(body: SplicedBody) -> WholeBody {
-        WholeBody { left: body.len(), body, next: 0 }
+    pub(crate) fn new(body: SplicedBody, on_written: Option<Arc<dyn OnWritten>>) -> WholeBody {
+        WholeBody { left: body.len(), body, next: 0, on_written }
     }
 }
 
@@ -37,6 +47,11 @@ impl Body for WholeBody {
             self.next += 1;
             if !piece.is_empty() {
                 self.left -= piece.len();
+                if self.left == 0
+                    && let Some(last) = self.on_written.take()
+                {
+                    last.written();
+                }
                 return Poll::Ready(Some(Ok(Frame::data(piece))));
             }
         }

@@ -102,6 +102,8 @@ pub struct Config {
     /// Prefill speed in prompt tokens per second. 0 makes prefill instant.
     pub prefill_tokens_per_second: u64,
     pub inter_token: Duration,
+    /// Time from the arrival of the KV cache at a decode to its first token.
+    pub decode_first_step: Duration,
     pub max_running_requests: usize,
     /// Maximum number of requests that wait for a running slot. More are rejected with 503.
     pub max_queued_requests: Option<usize>,
@@ -192,6 +194,7 @@ impl Config {
             context_length: 131_072,
             prefill_tokens_per_second: 200_000,
             inter_token: Duration::from_millis(2),
+            decode_first_step: Duration::ZERO,
             max_running_requests: 256,
             max_queued_requests: None,
             max_total_tokens: 500_000,

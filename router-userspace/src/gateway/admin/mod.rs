@@ -1,6 +1,7 @@
-//! The admin port: `/livez`, `/readyz`, `/metrics` and `/fleet`.
+//! The admin port: `/livez`, `/readyz`, `/metrics`, `/fleet` and `/requests`.
 
 mod fleet_page;
+mod requests_page;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -105,7 +106,10 @@ impl AdminState {
         let path = request.uri().path();
         // `/fleet/loads/NAMESPACE/POD` is the part of `/fleet` with one pod's load.
         let pod = path.strip_prefix("/fleet/loads/");
-        let is_guarded = pod.is_some() || matches!(path, "/metrics" | "/fleet");
+        let request_id = path.strip_prefix("/requests/");
+        let is_guarded = pod.is_some()
+            || request_id.is_some()
+            || matches!(path, "/metrics" | "/fleet" | "/requests");
         if is_guarded && !self.guard.admits(request.headers(), at) {
             return unauthorized();
         }
@@ -125,7 +129,11 @@ impl AdminState {
                 Some(loads) => typed("application/json", loads),
                 None => text(StatusCode::NOT_FOUND, format!("no worker is called {pod}\n")),
             },
-            _ => text(StatusCode::NOT_FOUND, "/livez /readyz /metrics /fleet\n"),
+            "/requests" => {
+                described(self.gateway.describe_requests(request.uri().query().unwrap_or_default()))
+            }
+            _ if let Some(id) = request_id => described(self.gateway.describe_request(id)),
+            _ => text(StatusCode::NOT_FOUND, "/livez /readyz /metrics /fleet /requests\n"),
         }
     }
 }
@@ -134,6 +142,14 @@ fn unauthorized() -> Response<Full<Bytes>> {
     let mut response = text(StatusCode::UNAUTHORIZED, "a bearer token is needed\n");
     response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
+}
+
+/// JSON, or the status and the text of an error.
+fn described(page: Result<String, (StatusCode, String)>) -> Response<Full<Bytes>> {
+    match page {
+        Ok(page) => typed("application/json", page),
+        Err((status, why)) => text(status, format!("{why}\n")),
+    }
 }
 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

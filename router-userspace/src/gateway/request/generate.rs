@@ -15,10 +15,11 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::attempt_record::AttemptRecord;
 use super::crash_history::{ContentFingerprint, crashes_to_refuse};
 use super::early_stream::WaitingGeneration;
 use super::keep_alive::KeepAlive;
-use super::record::{AttemptRecord, Record};
+use super::record::Record;
 use super::reject::Reject;
 use super::relay::{RelayedEvents, StreamLimits};
 use super::response_body::ResponseBody;
@@ -67,13 +68,14 @@ impl Generation {
         let Generation { gateway, mut pool, mut attempt, mut wanted, deadlines } = self;
         let mut retries = RetryState::default();
         loop {
-            record.lock().count += 1;
+            record.lock().begin();
             let placement = tokio::select! {
                 biased;
                 admitted = gateway.admission.admit(&pool, &wanted, deadlines.request) => admitted?,
                 () = gateway.dispatch.drain_exceeded.cancelled() => return Err(Reject::Draining),
             };
-            record.lock().set_placement(&placement);
+            let samples = attempt.request.samples();
+            attempt.marks = Some(record.lock().set_placement(&placement, samples));
             let observation = gateway.admission.decode_observation(&pool, &placement);
             attempt.deadline = deadlines.attempt_deadline();
             let workers = AttemptWorkers::of(&placement);
@@ -98,6 +100,7 @@ impl Generation {
             }
             gateway.metrics.retries.get_or_create(&ReasonLabels { reason: fault.reason() }).inc();
             tracing::debug!(reason = fault.reason(), detail = fault.detail(), "retrying");
+            record.lock().retry(&fault);
             wanted.avoid.extend(workers.into_avoided(fault));
             let pause = RETRY_PAUSE * record.lock().count;
             tokio::time::sleep(pause).await;
@@ -122,6 +125,7 @@ impl Gateway {
         let deadline = routed.deadlines.request;
         let body = self.read_body(&mut routed.headers, routed.body, deadline).await?;
         let request = Request::parse(endpoint, body)?;
+        record.prompt_bytes = request.prompt_bytes() as u64;
         self.check_model(pool, request.model())?;
         self.check_crashes(&request)?;
         let wanted = PlacementRequest {
@@ -138,6 +142,7 @@ impl Gateway {
             path: routed.path,
             headers: routed.headers,
             deadline: None,
+            marks: None,
         };
         pool.history.retry_budget.on_request(self.dispatch.clock.now_ms());
         let (gateway, pool) = (Arc::clone(self), Arc::clone(pool));

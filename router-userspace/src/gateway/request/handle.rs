@@ -1,5 +1,6 @@
 //! [`RequestService`]: the life of a request: route, filters, target, response.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use http::header::{CONNECTION, CONTENT_TYPE, EXPECT, HOST, LOCATION};
@@ -9,8 +10,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Versio
 use http_body::Body;
 use hyper::body::Incoming;
 use router_core::fleet::{Fleet, Pool};
+use router_core::provenance::Provenance;
 use router_core::route::{self, CorsRequest, Filters, Found, Head, Target};
 use router_core::sglang::{Endpoint, headers};
+use router_core::timeline::{Timeline, TimelinePart};
 
 use super::connection_info::ConnectionInfo;
 use super::early_stream::EarlyStream;
@@ -33,6 +36,7 @@ const PREFILL: HeaderName = HeaderName::from_static("x-pd-router-prefill");
 const DECODE: HeaderName = HeaderName::from_static("x-pd-router-decode");
 const CHOICE: HeaderName = HeaderName::from_static("x-pd-router-choice");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-pd-router-attempts");
+const TIMELINE: HeaderName = HeaderName::from_static("x-pd-router-timeline");
 
 /// Maximum length of a client's own request id, in bytes: it is logged with every request and sent
 /// to every target. A longer one is replaced.
@@ -67,7 +71,7 @@ impl RequestService {
         let unread = is_http1.then(|| Arc::clone(connection.unread()));
         let body = RequestSource::Client(body);
         let body = ClientBody::new(body, unread, parts.headers.contains_key(EXPECT));
-        let mut record = Record::new(self.0.metrics.clone(), request_id(&parts.headers));
+        let mut record = Record::new(&self.0, request_id(&parts.headers));
         let fleet = self.0.fleet.snapshot();
         let format = error_format(parts.uri.path());
         let is_head = parts.method == Method::HEAD;
@@ -202,6 +206,10 @@ impl Gateway {
         request.upgrade = None;
         let served = serve(pool.profile, &request.parts.method, request.path.path())?;
         record.endpoint = label(served);
+        // What the gateway answers itself, a load balancer may ask every second.
+        if matches!(served, Served::Generate(_) | Served::OneWorker | Served::OneEngine) {
+            record.pool = Some(pool.name.clone());
+        }
         // A route may rewrite the path.
         let format = error_format(request.path.path());
         let reply = match served {
@@ -270,7 +278,7 @@ impl Gateway {
         let mut own = HeaderMap::new();
         own.insert(REQUEST_ID, id);
         if self.settings.explain_headers {
-            explain(&record, &mut own);
+            explain(&record, &reply, &mut own);
         }
         let mut response = self.begin(reply, record);
         filters.apply_response(response.headers_mut());
@@ -369,9 +377,15 @@ fn redirected(status: http::StatusCode, location: &str) -> Result<Reply, Reject>
     Ok(Reply::Whole(response))
 }
 
-fn explain(record: &Record, headers: &mut HeaderMap) {
+fn explain(record: &Record, reply: &Reply, headers: &mut HeaderMap) {
+    let has_event = matches!(reply, Reply::Events { .. });
+    let timeline = record.timeline_at_head(has_event, matches!(reply, Reply::Whole(_)));
+    if let Some(value) = timeline.and_then(|timeline| timeline_header(&timeline)) {
+        headers.insert(TIMELINE, value);
+    }
     let attempts = record.attempts.lock();
-    let named = [(PREFILL, &attempts.prefill), (DECODE, &attempts.worker)];
+    let workers = &attempts.workers;
+    let named = [(PREFILL, &workers.prefill), (DECODE, &workers.worker)];
     for (name, worker) in named {
         if let Some(value) = worker.as_deref().and_then(|w| HeaderValue::from_str(w).ok()) {
             headers.insert(name, value);
@@ -384,4 +398,20 @@ fn explain(record: &Record, headers: &mut HeaderMap) {
     if attempts.count > 0 {
         headers.insert(ATTEMPTS, HeaderValue::from(attempts.count));
     }
+}
+
+/// The parts until now in milliseconds: `name=ms`, `name~ms` if estimated, `name=unknown`.
+fn timeline_header(timeline: &Timeline) -> Option<HeaderValue> {
+    let mut text = String::new();
+    for (part, ms) in timeline.parts().take(TimelinePart::OF_TTFT) {
+        let name = part.as_str();
+        let gap = if text.is_empty() { "" } else { " " };
+        // Writing to a String cannot fail.
+        let _ = match (ms.value(), ms.provenance()) {
+            (Some(ms), Provenance::Estimated) => write!(text, "{gap}{name}~{ms:.1}"),
+            (Some(ms), _) => write!(text, "{gap}{name}={ms:.1}"),
+            (None, _) => write!(text, "{gap}{name}=unknown"),
+        };
+    }
+    HeaderValue::try_from(text).ok()
 }

@@ -120,7 +120,7 @@ impl Gateway {
 
     async fn send_mirrored(self: Arc<Self>, mirrored: MirroredRequest, body: Bytes) {
         let MirroredRequest { target, mut request, request_id, route, permit } = mirrored;
-        let mut record = Record::new(self.metrics.clone(), request_id);
+        let mut record = Record::new(&self, request_id);
         record.route = Some(route);
         request.body = ClientBody::new(RequestSource::Copied(Some(body)), None, false);
         let reply = match &target {
@@ -131,6 +131,8 @@ impl Gateway {
             Target::Redirect(_) | Target::Broken { .. } => return,
         };
         record.endpoint = "mirror";
+        // No client waits for it: `/requests` has the request that it copies.
+        record.pool = None;
         let reply = reply.unwrap_or_else(|rejected| rejected.reply(Endpoint::Chat, &mut record));
         let mut answer = self.begin(reply, record).into_body();
         // Read to the end, so that the mirror does the whole work. The body ends at its own limits.

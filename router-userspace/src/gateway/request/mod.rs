@@ -1,5 +1,6 @@
 //! The life of a request: route, filters, attempts, response, log line.
 
+pub(crate) mod attempt_record;
 pub(crate) mod connection_info;
 pub(crate) mod content_coding;
 pub(crate) mod crash_history;

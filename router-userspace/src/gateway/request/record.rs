@@ -2,23 +2,32 @@
 //! the client has gone.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderValue, StatusCode};
 use parking_lot::Mutex;
+use router_core::fleet::ObjectName;
+use router_core::provenance::Measured;
+use router_core::timeline::{Moments, Timeline, TimelinePart};
 use tokio::time::Instant;
 
-use crate::gateway::placement::explain::ChoiceExplanation;
-use crate::gateway::placement::placer::Placement;
+use super::attempt_record::{AttemptRecord, micros_between};
+use crate::gateway::shared::Gateway;
+use crate::gateway::timeline::recent::RecentRequests;
+use crate::gateway::timeline::summary::{RequestSummary, shortened};
 use crate::metrics::{EndpointLabels, Metrics, RequestLabels};
 
 /// What is logged and counted of one request. Written when dropped, however the request ended.
 pub(crate) struct Record {
     metrics: Metrics,
+    recent: Arc<RecentRequests>,
     started: Instant,
     pub(crate) request_id: HeaderValue,
     pub(crate) endpoint: &'static str,
     pub(crate) route: Option<Arc<str>>,
+    /// The pool that the request is for.
+    pub(crate) pool: Option<ObjectName>,
+    pub(crate) prompt_bytes: u64,
     /// Shared with the generation, which may run in a task of its own.
     pub(crate) attempts: Arc<Mutex<AttemptRecord>>,
     status: Option<StatusCode>,
@@ -27,55 +36,31 @@ pub(crate) struct Record {
     first_event: Option<Instant>,
     last_event: Option<Instant>,
     events: u64,
+    event_bytes: u64,
     finished: bool,
 }
 
-/// What is recorded of the attempts of a request.
-#[derive(Default)]
-pub(crate) struct AttemptRecord {
-    pub(crate) count: u32,
-    /// The prefill worker of the last attempt.
-    pub(crate) prefill: Option<Arc<str>>,
-    /// The decode worker of the last attempt, or the one that serves alone.
-    pub(crate) worker: Option<Arc<str>>,
-    /// Why this pair was chosen, if the policy predicts.
-    pub(crate) explanation: Option<Arc<ChoiceExplanation>>,
-}
-
-impl AttemptRecord {
-    /// An attempt at one worker begins. Returns its number.
-    pub(crate) fn begin_alone(&mut self, worker: &Arc<str>) -> u32 {
-        self.worker = Some(Arc::clone(worker));
-        self.count += 1;
-        self.count
-    }
-
-    /// The workers of the attempt that begins.
-    pub(crate) fn set_placement(&mut self, placement: &Placement) {
-        if let Placement::Pair { leases, explanation, .. } = placement {
-            self.explanation.clone_from(explanation);
-            self.prefill = Some(Arc::clone(&leases.prefill.worker().name));
-        }
-        self.worker = placement.leases().last().map(|lease| Arc::clone(&lease.worker().name));
-    }
-}
-
 impl Record {
-    pub(crate) fn new(metrics: Metrics, request_id: HeaderValue) -> Record {
-        metrics.in_flight.inc();
+    pub(crate) fn new(gateway: &Gateway, request_id: HeaderValue) -> Record {
+        gateway.metrics.in_flight.inc();
+        let started = Instant::now();
         Record {
-            metrics,
-            started: Instant::now(),
+            metrics: gateway.metrics.clone(),
+            recent: Arc::clone(&gateway.recent),
+            started,
             request_id,
             endpoint: "other",
             route: None,
-            attempts: Arc::default(),
+            pool: None,
+            prompt_bytes: 0,
+            attempts: Arc::new(Mutex::new(AttemptRecord::new(started))),
             status: None,
             reason: "ok",
             detail: None,
             first_event: None,
             last_event: None,
             events: 0,
+            event_bytes: 0,
             finished: false,
         }
     }
@@ -98,10 +83,11 @@ impl Record {
     }
 
     /// One event of a stream is sent.
-    pub(crate) fn event(&mut self, now: Instant) {
+    pub(crate) fn event(&mut self, now: Instant, bytes: usize) {
         self.first_event.get_or_insert(now);
         self.last_event = Some(now);
         self.events += 1;
+        self.event_bytes += bytes as u64;
     }
 
     /// The answer is whole.
@@ -127,21 +113,31 @@ impl Record {
             }
         }
     }
-}
 
-impl Drop for Record {
-    fn drop(&mut self) {
-        self.metrics.in_flight.dec();
-        if !self.finished {
-            self.fail("client_gone", "the client left before its answer was whole".to_owned());
+    /// The parts of the request so far, when the head of its response is sent. `has_event`: the first event
+    /// of a stream is at hand. `is_whole`: the answer is. `None` if no attempt has begun.
+    pub(crate) fn timeline_at_head(&self, has_event: bool, is_whole: bool) -> Option<Timeline> {
+        let now = Instant::now();
+        let mut moments = self.attempts.lock().moments();
+        moments.first_attempt_us?;
+        moments.first_event_us = has_event.then(|| micros_between(self.started, now));
+        moments.ended_us = micros_between(self.started, now);
+        moments.is_whole = (has_event || is_whole) && self.detail.is_none();
+        Some(Timeline::of(&moments))
+    }
+
+    fn moments(&self, attempts: &AttemptRecord, ended: Instant) -> Moments {
+        Moments {
+            first_event_us: self.first_event.map(|first| micros_between(self.started, first)),
+            ended_us: micros_between(self.started, ended),
+            is_whole: self.finished && self.detail.is_none(),
+            ..attempts.moments()
         }
-        let took = self.started.elapsed().as_secs_f64();
-        // 499 is nginx's code for a client that closed its connection before it got a status.
-        let code = self.status.map_or(499, |status| status.as_u16());
-        let labels = RequestLabels { endpoint: self.endpoint, code, reason: self.reason };
-        self.metrics.requests.get_or_create(&labels).inc();
-        self.observe(took);
-        let attempts = self.attempts.lock();
+    }
+
+    /// Writes the log line.
+    fn log(&self, code: u16, attempts: &AttemptRecord, timeline: &Timeline, took: Duration) {
+        let ms = |part| timeline.part(part).value();
         let ttft_ms = self.first_event.map(|first| (first - self.started).as_secs_f64() * 1e3);
         tracing::info!(
             request_id = self.request_id.to_str().unwrap_or("?"),
@@ -150,13 +146,85 @@ impl Drop for Record {
             status = code,
             reason = self.reason,
             detail = self.detail.as_deref(),
-            prefill = attempts.prefill.as_deref(),
-            worker = attempts.worker.as_deref(),
+            prefill = attempts.workers.prefill.as_deref(),
+            worker = attempts.workers.worker.as_deref(),
             attempts = attempts.count,
             ttft_ms,
+            received_ms = ms(TimelinePart::Received),
+            retried_ms = ms(TimelinePart::Retried),
+            queued_ms = ms(TimelinePart::Queued),
+            sent_ms = ms(TimelinePart::Sent),
+            prefill_ms = ms(TimelinePart::Prefill),
+            first_byte_ms = ms(TimelinePart::FirstByte),
             events = self.events,
-            duration_ms = took * 1e3,
+            duration_ms = took.as_secs_f64() * 1e3,
             "request"
         );
+    }
+
+    /// Counts the parts, and keeps the request for `/requests`.
+    fn keep(
+        &mut self,
+        code: u16,
+        attempts: &mut AttemptRecord,
+        timeline: Timeline,
+        took: Duration,
+    ) {
+        let Some(pool) = self.pool.take() else { return };
+        if self.first_event.is_some() {
+            self.metrics.ttft_parts.observe(&pool, &timeline);
+        }
+        if self.recent.is_off() {
+            return;
+        }
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let ttft = self.first_event.map(|first| first - self.started);
+        let report = attempts.marks.as_ref().map(|marks| marks.report()).unwrap_or_default();
+        self.recent.keep(RequestSummary {
+            number: 0,
+            id: String::from_utf8_lossy(self.request_id.as_bytes()).into(),
+            started_ms: u64::try_from(since_1970.saturating_sub(took).as_millis()).unwrap_or(0),
+            pool,
+            endpoint: self.endpoint,
+            route: self.route.take(),
+            status: code,
+            reason: self.reason,
+            detail: self.detail.as_deref().map(shortened),
+            attempts: attempts.count,
+            retries: std::mem::take(&mut attempts.retries),
+            workers: std::mem::take(&mut attempts.workers),
+            ranks: attempts.ranks,
+            duration_ms: took.as_secs_f64() * 1e3,
+            ttft_ms: Measured::from(ttft.map(|ttft| ttft.as_secs_f64() * 1e3)),
+            ended_in: timeline.ended_in().as_str(),
+            timeline,
+            inner: report.into(),
+            explanation: attempts.explanation.take(),
+            prompt_bytes: self.prompt_bytes,
+            prefill_report: report,
+            events: self.events,
+            event_bytes: self.event_bytes,
+        });
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.metrics.in_flight.dec();
+        if !self.finished {
+            self.fail("client_gone", "the client left before its answer was whole".to_owned());
+        }
+        let ended = Instant::now();
+        let took = ended - self.started;
+        // 499 is nginx's code for a client that closed its connection before it got a status.
+        let code = self.status.map_or(499, |status| status.as_u16());
+        let labels = RequestLabels { endpoint: self.endpoint, code, reason: self.reason };
+        self.metrics.requests.get_or_create(&labels).inc();
+        self.observe(took.as_secs_f64());
+        let attempts = Arc::clone(&self.attempts);
+        let mut attempts = attempts.lock();
+        let timeline = Timeline::of(&self.moments(&attempts, ended));
+        self.log(code, &attempts, &timeline, took);
+        self.keep(code, &mut attempts, timeline, took);
     }
 }

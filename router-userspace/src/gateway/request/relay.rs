@@ -119,7 +119,7 @@ impl Body for Relay {
                     keep_alive.sent(now);
                 }
                 if !sse::is_comment(&event) {
-                    this.record.event(now);
+                    this.record.event(now, event.len());
                 }
                 Poll::Ready(Some(Ok(Frame::data(event))))
             }

@@ -29,10 +29,11 @@ use crate::clock::MonotonicClock;
 use crate::config::TimeoutFlags;
 use crate::gateway::engine_client::EngineClient;
 use crate::gateway::placement::observe::Prediction;
+use crate::gateway::timeline::attempt_marks::AttemptMarks;
 use crate::gateway::workers::health_monitor::HealthMonitor;
 use crate::gateway::workers::probe::Probes;
-use crate::http_client::Protocol;
 use crate::http_client::response::{ReadLimits, read_body};
+use crate::http_client::{OutgoingBody, Protocol, reported};
 use crate::metrics::{LegLabels, Metrics};
 
 /// Interval at which a waiting attempt checks whether its workers still answer probes.
@@ -49,6 +50,8 @@ pub(crate) struct AttemptRequest {
     /// End-to-end headers, without engine control.
     pub headers: HeaderMap,
     pub deadline: Option<Instant>,
+    /// The moments of the attempt.
+    pub marks: Option<Arc<AttemptMarks>>,
 }
 
 /// A leased pair, and the bootstrap address at which it meets.
@@ -331,6 +334,7 @@ impl Dispatch {
         body: SplicedBody,
     ) -> Result<Response<Incoming>, Fault> {
         let (path, headers) = (attempt.path.clone(), attempt.headers.clone());
+        let body = marked(body, attempt.marks.as_ref());
         let sent = self.engines.post(attempt.protocol, worker, path, headers, body).await;
         let fault = |kind| Fault { leg, worker: Arc::clone(worker), kind };
         let response = sent.map_err(|error| fault(error.into()))?;
@@ -391,6 +395,7 @@ impl Dispatch {
         let limit = self.timeouts.prefill_timeout;
         let answer = async {
             let (path, headers) = (request.path.clone(), request.headers.clone());
+            let body = marked(body, request.marks.as_ref());
             let sent = self.engines.post(request.protocol, worker, path, headers, body);
             let response = sent.await.map_err(FaultKind::from)?;
             if !response.status().is_success() {
@@ -405,6 +410,9 @@ impl Dispatch {
         };
         match timeout(limit, answer).await {
             Ok(Ok(answer)) => {
+                if let Some(marks) = &request.marks {
+                    marks.prefill_answered(&answer);
+                }
                 self.generated(worker);
                 Ok(answer)
             }
@@ -429,6 +437,7 @@ struct PrefillRequest {
     protocol: Protocol,
     path: PathAndQuery,
     headers: HeaderMap,
+    marks: Option<Arc<AttemptMarks>>,
 }
 
 impl AttemptRequest {
@@ -438,8 +447,14 @@ impl AttemptRequest {
             protocol: self.protocol,
             path: self.path.clone(),
             headers: self.headers.clone(),
+            marks: self.marks.clone(),
         }
     }
+}
+
+/// A body that notes when its last byte was written.
+fn marked(body: SplicedBody, marks: Option<&Arc<AttemptMarks>>) -> OutgoingBody {
+    reported(body, marks.map(|marks| Arc::clone(marks) as _))
 }
 
 /// The cause of a failed attempt. An error about the transfer may be a consequence of the other leg's

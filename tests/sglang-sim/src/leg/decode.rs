@@ -49,6 +49,7 @@ impl RunningLeg<'_> {
         let _reservation = self.reserve().await?;
         drop(preallocating);
         let result = self.receive(room, peer).await?;
+        tokio::time::sleep(self.scaled(self.process.config.decode_first_step)).await;
         let _running = self.rank.gauges.running.enter();
         Ok(self.generate(result).await)
     }

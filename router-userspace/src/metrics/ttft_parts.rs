@@ -1,0 +1,102 @@
+//! [`TtftParts`]: the histograms of the parts of the time to first token, by pool.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use router_core::fleet::ObjectName;
+use router_core::timeline::{Timeline, TimelinePart};
+
+/// One part of the time to first token of a pool's requests.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PartLabels {
+    pub pool: String,
+    pub part: &'static str,
+}
+
+type PartFamily = Family<PartLabels, Histogram, fn() -> Histogram>;
+type OfPool = Arc<[Histogram; TimelinePart::OF_TTFT]>;
+
+/// The histograms, and those of each pool: a request then needs no label to be made and looked up.
+#[derive(Clone, Debug)]
+pub struct TtftParts {
+    pub(super) family: PartFamily,
+    pools: Arc<RwLock<HashMap<ObjectName, OfPool>>>,
+}
+
+impl TtftParts {
+    pub(super) fn new(histogram: fn() -> Histogram) -> TtftParts {
+        TtftParts { family: PartFamily::new_with_constructor(histogram), pools: Arc::default() }
+    }
+
+    /// Adds the parts of a streamed request that are known.
+    pub(crate) fn observe(&self, pool: &ObjectName, timeline: &Timeline) {
+        let histograms = self.of_pool(pool);
+        for (histogram, (_, ms)) in histograms.iter().zip(timeline.parts()) {
+            if let Some(ms) = ms.value() {
+                histogram.observe(ms / 1e3);
+            }
+        }
+    }
+
+    /// Removes the histograms of a pool that the fleet no longer has.
+    pub(crate) fn remove(&self, pool: &ObjectName) {
+        self.pools.write().remove(pool);
+        for part in TimelinePart::ALL {
+            self.family.remove(&labels(pool, part));
+        }
+    }
+
+    fn of_pool(&self, pool: &ObjectName) -> OfPool {
+        if let Some(known) = self.pools.read().get(pool) {
+            return Arc::clone(known);
+        }
+        let histogram =
+            |at: usize| self.family.get_or_create(&labels(pool, TimelinePart::ALL[at])).clone();
+        let new = Arc::new(std::array::from_fn(histogram));
+        Arc::clone(self.pools.write().entry(pool.clone()).or_insert(new))
+    }
+}
+
+fn labels(pool: &ObjectName, part: TimelinePart) -> PartLabels {
+    PartLabels { pool: pool.to_string(), part: part.as_str() }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::registry::Registry;
+    use router_core::timeline::Moments;
+
+    use super::*;
+    use crate::metrics::{Metrics, exposition};
+
+    #[test]
+    fn known_parts_are_counted_until_their_pool_is_gone() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        let pool = ObjectName { namespace: "ns".into(), name: "pool".into() };
+        let moments = Moments {
+            first_attempt_us: Some(1_000),
+            last_attempt_us: Some(1_000),
+            placed_us: Some(3_000),
+            first_event_us: Some(9_000),
+            ended_us: 9_000,
+            ..Moments::default()
+        };
+        metrics.ttft_parts.observe(&pool, &Timeline::of(&moments));
+        let page = exposition::encode(&registry);
+        let sum = |part: &str, value: &str| {
+            let labels = format!(r#"{{pool="ns/pool",part="{part}"}}"#);
+            page.contains(&format!("pd_router_ttft_part_seconds_sum{labels} {value}\n"))
+        };
+        assert!(sum("queued", "0.002") && sum("first_byte", "0.006"), "{page}");
+        assert!(sum("sent", "0.0") && !page.contains(r#"part="done""#), "{page}");
+        metrics.ttft_parts.remove(&pool);
+        assert!(!exposition::encode(&registry).contains("ns/pool"));
+        metrics.ttft_parts.observe(&pool, &Timeline::of(&moments));
+        assert!(exposition::encode(&registry).contains("ns/pool"));
+    }
+}
