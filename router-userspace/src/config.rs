@@ -19,7 +19,9 @@ use router_core::fleet::AgentAddress;
 use router_core::route::Cors;
 use router_core::schedule::{Objective, Policy};
 
-use self::examples::{AGENT_EXAMPLES, CRDS_EXAMPLES, GATEWAY_EXAMPLES, SIMULATE_EXAMPLES};
+use self::examples::{
+    AGENT_EXAMPLES, CRDS_EXAMPLES, GATEWAY_EXAMPLES, SIMULATE_EXAMPLES, TOP_EXAMPLES,
+};
 pub use self::exposure::ExposureFlags;
 pub use self::http::HttpFlags;
 pub use self::mirrors::MirrorFlags;
@@ -30,6 +32,7 @@ pub use self::recent::RecentFlags;
 use crate::agent::flags::AgentFlags;
 use crate::simulate::SimulateFlags;
 use crate::token::Guard;
+use crate::top::TopFlags;
 
 /// Inference gateway for SGLang with prefill/decode disaggregation.
 #[derive(Debug, Parser)]
@@ -49,6 +52,9 @@ pub enum Command {
     /// Runs the node agent, which measures this node's pods with eBPF and publishes their load.
     #[command(after_help = AGENT_EXAMPLES)]
     Agent(Box<AgentFlags>),
+    /// Shows a gateway's pools, workers, time to first token by part, and last failures.
+    #[command(after_help = TOP_EXAMPLES)]
+    Top(Box<TopFlags>),
     /// Compares scheduling policies on a simulated fleet and prints latency percentiles.
     #[command(after_help = SIMULATE_EXAMPLES)]
     Simulate(Box<SimulateFlags>),
@@ -440,7 +446,7 @@ fn agent(text: &str) -> Result<AgentAddress, String> {
 }
 
 /// Parses `1h`, `5m`, `300s` or `100ms`. A number without a unit is an error.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let seconds = match unit {

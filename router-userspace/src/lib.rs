@@ -2,8 +2,8 @@
 //!
 //! Modules in reading order: [`config`] (flags to settings), [`control`] (objects of a cluster to a
 //! fleet), [`gateway`] (the life of a request), [`agent`] (the node's BPF programs and counters),
-//! [`feedback`] (load frames from agents to gateways), [`simulate`] (the model of a fleet). All of
-//! them use [`certificates`] (of the fleet's listeners), `client_body`, `clock`, `http_client`,
+//! [`feedback`] (load frames from agents to gateways), [`simulate`] (the model of a fleet), [`top`] (a
+//! gateway in a terminal). All of them use [`certificates`] (of the fleet's listeners), `client_body`, `clock`, `http_client`,
 //! `scheduler_view`, [`metrics`], `supervise` (what the panic of a task does), [`telemetry`] and
 //! [`token`].
 
@@ -25,3 +25,4 @@ pub mod simulate;
 mod supervise;
 pub mod telemetry;
 pub mod token;
+pub mod top;

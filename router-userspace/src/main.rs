@@ -9,7 +9,7 @@ use pd_router::config::{Cli, Command, CrdFlags};
 use pd_router::control::objects::crds;
 use pd_router::shutdown::on_signal;
 use pd_router::simulate::simulate;
-use pd_router::{agent, gateway, telemetry};
+use pd_router::{agent, gateway, telemetry, top};
 
 fn main() -> ExitCode {
     match start(Cli::parse()) {
@@ -29,6 +29,10 @@ fn start(cli: Cli) -> Result<()> {
             let settings = flags.settings()?;
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             runtime.block_on(async { gateway::run(settings, on_signal()?).await })
+        }
+        Command::Top(flags) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(top::run(*flags))
         }
         Command::Simulate(flags) => simulate(&flags),
         Command::Crds(flags) => print_crds(&flags),

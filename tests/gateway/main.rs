@@ -42,6 +42,7 @@ mod smuggling;
 mod streaming;
 mod timeline;
 mod tls;
+mod top;
 mod upgrades;
 mod waits;
 

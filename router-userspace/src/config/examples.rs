@@ -39,3 +39,12 @@ pub(super) const CRDS_EXAMPLES: &str = "\
 Examples:
   Install the definitions:
     pd-router crds | kubectl apply -f -";
+
+pub(super) const TOP_EXAMPLES: &str = "\
+Examples:
+  Watch the gateway of this host:
+    pd-router top
+
+  Print one JSON object for a script, from a gateway of a cluster:
+    kubectl port-forward -n pd-router-system deployment/pd-router-gateway 9901 &
+    pd-router top --once --json --token-file ./token";
