@@ -201,17 +201,16 @@ fn install(cluster: &Cluster, module: &Path) -> Result<()> {
     let definitions = definitions.display().to_string();
     cluster.kubectl(&["apply", "--server-side", "-k", &definitions])?;
     cluster.kubectl(&["apply", "--server-side", "-k", "deploy/crds"])?;
-    cluster.kubectl(&["apply", "-k", KUSTOMIZATION])?;
     let namespaced = ["--namespace", "pd-router-system"];
-    let restart = ["rollout", "restart", "deployment/pd-router-gateway"];
-    cluster.kubectl(&[&restart[..], &namespaced].concat())?;
+    let class = format!("gatewayclass/{GATEWAY_CLASS}");
+    // A gateway of an earlier run would write the features that it has into the class.
+    let gone = ["delete", "--ignore-not-found", "--cascade=foreground"];
+    let deployment = ["deployment/pd-router-gateway"];
+    cluster.kubectl(&[&gone[..], &deployment, &namespaced].concat())?;
+    cluster.kubectl(&[&gone[..], &[&class]].concat())?;
+    cluster.kubectl(&["apply", "-k", KUSTOMIZATION])?;
     let rollout = ["rollout", "status", "deployment/pd-router-gateway", "--timeout=240s"];
     cluster.kubectl(&[&rollout[..], &namespaced].concat())?;
-    let class = format!("gatewayclass/{GATEWAY_CLASS}");
-    // On a cluster of an earlier run, its status is that of the gateway before, whose features the suite
-    // would test.
-    cluster.kubectl(&["delete", &class])?;
-    cluster.kubectl(&["apply", "-k", KUSTOMIZATION])?;
     cluster.kubectl(&["wait", "--for=condition=Accepted", &class, "--timeout=120s"]).map(|_| ())
 }
 
