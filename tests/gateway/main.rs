@@ -2,6 +2,7 @@
 
 mod admin;
 mod admission;
+mod backend_tls;
 mod batches;
 mod blame;
 mod bodies;

@@ -11,10 +11,13 @@ pub(super) fn api_resource(kind: Kind) -> ApiResource {
         Kind::Pod => ("", "v1", "pods"),
         Kind::Service => ("", "v1", "services"),
         Kind::Secret => ("", "v1", "secrets"),
+        Kind::ConfigMap => ("", "v1", "configmaps"),
         Kind::EndpointSlice => ("discovery.k8s.io", "v1", "endpointslices"),
         Kind::GatewayClass => ("gateway.networking.k8s.io", "v1", "gatewayclasses"),
         Kind::Gateway => ("gateway.networking.k8s.io", "v1", "gateways"),
         Kind::HttpRoute => ("gateway.networking.k8s.io", "v1", "httproutes"),
+        // Gateway API serves it in this version since 1.4.
+        Kind::BackendTlsPolicy => ("gateway.networking.k8s.io", "v1", "backendtlspolicies"),
         // Gateway API serves v1 only since 1.5.
         Kind::ReferenceGrant => ("gateway.networking.k8s.io", "v1beta1", "referencegrants"),
         Kind::InferencePoolV1Alpha2 => {

@@ -225,6 +225,7 @@ impl Parts {
             probes.follow(&fleet);
             polls.follow(&fleet);
             gateway.feedback.follow(&fleet);
+            gateway.http.retain_used(&fleet);
             gateway.remove_counters_of_departed(&fleet);
             gateway.remove_parts_of_departed(&fleet);
             gateway.record_serving_pools();

@@ -7,6 +7,7 @@ pub(crate) mod collector;
 pub(crate) mod pace;
 pub(crate) mod request_source;
 pub(crate) mod response;
+pub(crate) mod tls;
 pub(crate) mod unread_body;
 mod whole;
 
@@ -19,12 +20,14 @@ use http::{HeaderMap, Method, Request, Response, Uri};
 use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::{Client, Error};
+use hyper_util::client::legacy::{Builder, Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use router_core::fleet::{BackendTls, Fleet};
 use router_core::sglang::SplicedBody;
 
 use self::client_body::ClientBody;
 use self::response::{ReadLimits, read_body};
+use self::tls::TlsClients;
 pub(crate) use self::whole::OnWritten;
 use self::whole::WholeBody;
 use crate::config::GatewaySettings;
@@ -81,11 +84,13 @@ impl SendError {
 }
 
 /// The protocol of a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Protocol {
     Http1,
     /// HTTP/2 without TLS and without an upgrade (prior knowledge).
     H2c,
+    /// HTTP/1.1 over TLS.
+    Tls(Arc<BackendTls>),
 }
 
 /// Connections to every server, kept alive between requests; cheap to clone.
@@ -93,6 +98,7 @@ pub(crate) enum Protocol {
 pub(crate) struct HttpClient {
     http1: Client<HttpConnector, OutgoingBody>,
     h2c: Client<HttpConnector, OutgoingBody>,
+    tls: Arc<TlsClients>,
 }
 
 impl HttpClient {
@@ -108,8 +114,7 @@ impl HttpClient {
             .http2_keep_alive_interval(PING_INTERVAL)
             .http2_keep_alive_timeout(PING_TIMEOUT)
             .http2_keep_alive_while_idle(true);
-        let http1 = client.build(connector.clone());
-        HttpClient { http1, h2c: client.http2_only(true).build(connector) }
+        HttpClient::from_builder(client, connector, settings.timeouts.connect_timeout)
     }
 
     /// A client for rare requests: connections are not kept alive.
@@ -117,8 +122,23 @@ impl HttpClient {
         let connector = connector(connect_timeout);
         let mut client = Client::builder(TokioExecutor::new());
         client.pool_max_idle_per_host(0);
+        HttpClient::from_builder(client, connector, connect_timeout)
+    }
+
+    fn from_builder(
+        mut client: Builder,
+        connector: HttpConnector,
+        connect_timeout: Duration,
+    ) -> HttpClient {
+        let tls = TlsClients::new(client.clone(), connector.clone(), connect_timeout);
+        let tls = Arc::new(tls);
         let http1 = client.build(connector.clone());
-        HttpClient { http1, h2c: client.http2_only(true).build(connector) }
+        HttpClient { http1, h2c: client.http2_only(true).build(connector), tls }
+    }
+
+    /// Drops the connections over TLS that no Service of `fleet` needs.
+    pub(crate) fn retain_used(&self, fleet: &Fleet) {
+        self.tls.retain_used(fleet);
     }
 
     /// Sends a `GET` and returns the body of the answer.
@@ -160,7 +180,8 @@ impl HttpClient {
         body: OutgoingBody,
     ) -> Result<Response<Incoming>, SendError> {
         let mut parts = http::uri::Parts::default();
-        parts.scheme = Some(Scheme::HTTP);
+        let is_tls = matches!(protocol, Protocol::Tls(_));
+        parts.scheme = Some(if is_tls { Scheme::HTTPS } else { Scheme::HTTP });
         parts.authority = Some(authority);
         parts.path_and_query = Some(path);
         // All three parts are set, which is all that this conversion asks for.
@@ -169,11 +190,15 @@ impl HttpClient {
         *request.method_mut() = method;
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
-        let client = match protocol {
-            Protocol::Http1 => &self.http1,
-            Protocol::H2c => &self.h2c,
+        let sent = match protocol {
+            Protocol::Http1 => self.http1.request(request),
+            Protocol::H2c => self.h2c.request(request),
+            Protocol::Tls(tls) => {
+                let client = self.tls.get(&tls).map_err(SendError::Unreachable)?;
+                client.request(request)
+            }
         };
-        client.request(request).await.map_err(send_error)
+        sent.await.map_err(send_error)
     }
 }
 

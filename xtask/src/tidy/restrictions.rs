@@ -33,7 +33,7 @@ const RESTRICTIONS: [Restriction; 4] = [
     Restriction {
         subject: "the HTTP client",
         words: &["hyper|hyper_util", "client"],
-        files: &["http_client/mod.rs"],
+        files: &["http_client/mod.rs", "http_client/tls.rs"],
     },
     Restriction { subject: "the environment", words: &["std", "env"], files: &["config.rs"] },
 ];

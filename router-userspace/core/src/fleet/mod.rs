@@ -6,6 +6,7 @@
 mod adaptive_ewma;
 mod agents;
 mod allocation;
+mod backend_tls;
 mod engine_info;
 mod engine_load;
 mod ghosts;
@@ -31,6 +32,7 @@ mod worker;
 
 pub use adaptive_ewma::{AdaptiveEwma, FRESH_HALF_LIFE_MS, HALF_LIFE_MS, Prior};
 pub use agents::AgentAddress;
+pub use backend_tls::{AltName, BackendTls};
 pub use engine_info::EngineInfo;
 pub use engine_load::{EngineLoad, EngineLoadCell, PolledLoad, RankLoad};
 pub use ghosts::{DEFAULT_GHOST_MS, GhostLeases, GhostWeight, MAX_GHOST_MS};

@@ -299,6 +299,8 @@ fn typed(kind: Kind, value: Value) -> TypedResult {
         }),
         Kind::InferenceTrafficPolicy => parse(value, Object::InferenceTrafficPolicy),
         Kind::BackendTrafficPolicy => parse(value, Object::BackendTrafficPolicy),
+        Kind::BackendTlsPolicy => parse(value, Object::BackendTlsPolicy),
+        Kind::ConfigMap => parse(value, Object::ConfigMap),
         Kind::Service => parse(value, Object::Service),
         Kind::EndpointSlice => parse(value, Object::EndpointSlice),
         Kind::Secret => parse(value, Object::Secret),

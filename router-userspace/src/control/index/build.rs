@@ -10,6 +10,7 @@ use router_core::fleet::{
 };
 
 use super::super::objects::{Key, Kind, Object};
+use super::backend_tls::TlsPolicies;
 use super::pods::PodView;
 use super::{Index, Source};
 use crate::certificates::Certificates;
@@ -30,6 +31,7 @@ pub(super) struct Build<'a> {
     pub(super) pods: HashMap<Arc<str>, Vec<PodView<'a>>>,
     pub(super) pools: HashMap<(Kind, ObjectName), Arc<Pool>>,
     pub(super) services: std::collections::BTreeMap<(ObjectName, u16), Arc<ServiceBackend>>,
+    pub(super) tls: TlsPolicies,
     /// Workers of the previous fleet.
     workers: HashMap<&'a WorkerKey, &'a Arc<Worker>>,
     /// Workers that the previous fleet does not have.
@@ -85,6 +87,7 @@ impl<'a> Build<'a> {
             pods: HashMap::new(),
             pools: HashMap::new(),
             services: std::collections::BTreeMap::new(),
+            tls: TlsPolicies::default(),
             workers: previous.workers().map(|known| (&known.key, known)).collect(),
             joined: HashMap::new(),
             experience: previous

@@ -2,6 +2,7 @@
 //! uses neither time nor randomness: the same objects in any order make the same fleet.
 
 mod agents;
+mod backend_tls;
 mod bootstrap;
 mod build;
 mod certificates;
@@ -20,6 +21,7 @@ mod services;
 mod status;
 
 pub(super) use agents::AGENT_LABELS;
+pub(super) use backend_tls::AUTHORITIES;
 pub(super) use bootstrap::BOOTSTRAP_PORT_ANNOTATION;
 pub use bootstrap::DEFAULT_BOOTSTRAP_PORT;
 pub(super) use certificates::TLS_ENTRIES;
@@ -207,6 +209,7 @@ impl Index {
         build.read_pods();
         let pools = pools::build(&mut build);
         let policies = policies::read(&mut build);
+        build.tls = backend_tls::read(&mut build);
         let pending_listeners = listeners::pending_listeners(&mut build);
         let (listeners, unserved_listeners) =
             routes::attach(&mut build, pending_listeners, &policies);
@@ -253,6 +256,11 @@ impl Index {
     /// The Secrets that listeners of a cluster reference.
     pub(super) fn secrets(&self) -> BTreeSet<ObjectName> {
         certificates::secrets(self)
+    }
+
+    /// The ConfigMaps that policies of a cluster reference.
+    pub(super) fn config_maps(&self) -> BTreeSet<ObjectName> {
+        backend_tls::config_maps(self)
     }
 
     /// The Services that Gateways need, and the Services that exist for them.

@@ -51,6 +51,7 @@ pub(super) fn resolve(
     let Some(of_service) = ports.iter().find(|known| known.port == i32::from(port)) else {
         return Err(("BackendNotFound", format!("Service {name} has no port {port}")));
     };
+    let tls = build.tls.of_port(name, of_service.name.as_deref())?;
     let mut endpoints: BTreeMap<SocketAddr, ServiceEndpoint> = BTreeMap::new();
     for endpoint in find(build, name, service, of_service) {
         // An address in two slices, or of a pod that is gone and of its successor, is ready if it is ready
@@ -67,7 +68,7 @@ pub(super) fn resolve(
     let endpoints = endpoints.into_values().map(&mut worker).collect();
     let endpoints = readiness::ready_endpoints(build, name, port, endpoints);
     let h2c = of_service.app_protocol.as_deref() == Some("kubernetes.io/h2c");
-    let backend = Arc::new(ServiceBackend { name: name.clone(), port, h2c, endpoints });
+    let backend = Arc::new(ServiceBackend { name: name.clone(), port, h2c, tls, endpoints });
     build.services.insert((name.clone(), port), Arc::clone(&backend));
     Ok(backend)
 }

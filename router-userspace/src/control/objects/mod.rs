@@ -6,11 +6,12 @@ mod policy;
 
 use std::fmt;
 
+use gateway_api::backendtlspolicies::BackendTlsPolicy;
 use gateway_api::gatewayclasses::GatewayClass;
 use gateway_api::gateways::Gateway;
 use gateway_api::httproutes::HttpRoute;
 use gateway_api::referencegrants::ReferenceGrant;
-use k8s_openapi::api::core::v1::{Namespace, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use router_core::fleet::ObjectName;
@@ -49,6 +50,8 @@ pub enum Kind {
     InferencePoolV1,
     InferenceTrafficPolicy,
     BackendTrafficPolicy,
+    BackendTlsPolicy,
+    ConfigMap,
     Service,
     EndpointSlice,
     Secret,
@@ -77,6 +80,7 @@ impl Kind {
         let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
         let (served, versions): (Kind, &[&str]) = match (group, kind) {
             ("", "Namespace") => (Kind::Namespace, &["v1"]),
+            ("", "ConfigMap") => (Kind::ConfigMap, &["v1"]),
             ("", "Pod") => (Kind::Pod, &["v1"]),
             ("", "Secret") => (Kind::Secret, &["v1"]),
             ("", "Service") => (Kind::Service, &["v1"]),
@@ -84,6 +88,7 @@ impl Kind {
             (GATEWAY_GROUP, "GatewayClass") => (Kind::GatewayClass, &["v1", "v1beta1"]),
             (GATEWAY_GROUP, "Gateway") => (Kind::Gateway, &["v1", "v1beta1"]),
             (GATEWAY_GROUP, "HTTPRoute") => (Kind::HttpRoute, &["v1", "v1beta1"]),
+            (GATEWAY_GROUP, "BackendTLSPolicy") => (Kind::BackendTlsPolicy, &["v1"]),
             (GATEWAY_GROUP, "ReferenceGrant") => (Kind::ReferenceGrant, &["v1", "v1beta1"]),
             (POOL_GROUP_V1ALPHA2, "InferencePool") => (Kind::InferencePoolV1Alpha2, &["v1alpha2"]),
             (POOL_GROUP_V1, "InferencePool") => (Kind::InferencePoolV1, &["v1"]),
@@ -112,6 +117,8 @@ impl Kind {
             Kind::InferencePoolV1Alpha2 | Kind::InferencePoolV1 => "InferencePool",
             Kind::InferenceTrafficPolicy => "InferenceTrafficPolicy",
             Kind::BackendTrafficPolicy => "BackendTrafficPolicy",
+            Kind::BackendTlsPolicy => "BackendTLSPolicy",
+            Kind::ConfigMap => "ConfigMap",
             Kind::Service => "Service",
             Kind::EndpointSlice => "EndpointSlice",
             Kind::Secret => "Secret",
@@ -152,6 +159,8 @@ pub enum Object {
     InferencePool(InferencePool),
     InferenceTrafficPolicy(InferenceTrafficPolicy),
     BackendTrafficPolicy(BackendTrafficPolicy),
+    BackendTlsPolicy(BackendTlsPolicy),
+    ConfigMap(ConfigMap),
     Service(Service),
     EndpointSlice(EndpointSlice),
     Secret(Secret),
@@ -169,6 +178,8 @@ impl Object {
             Object::InferencePool(pool) => pool.kind(),
             Object::InferenceTrafficPolicy(_) => Kind::InferenceTrafficPolicy,
             Object::BackendTrafficPolicy(_) => Kind::BackendTrafficPolicy,
+            Object::BackendTlsPolicy(_) => Kind::BackendTlsPolicy,
+            Object::ConfigMap(_) => Kind::ConfigMap,
             Object::Service(_) => Kind::Service,
             Object::EndpointSlice(_) => Kind::EndpointSlice,
             Object::Secret(_) => Kind::Secret,
@@ -186,6 +197,8 @@ impl Object {
             Object::InferencePool(object) => &object.metadata,
             Object::InferenceTrafficPolicy(object) => &object.metadata,
             Object::BackendTrafficPolicy(object) => &object.metadata,
+            Object::BackendTlsPolicy(object) => &object.metadata,
+            Object::ConfigMap(object) => &object.metadata,
             Object::Service(object) => &object.metadata,
             Object::EndpointSlice(object) => &object.metadata,
             Object::Secret(object) => &object.metadata,

@@ -2,8 +2,8 @@
 //!
 //! Pods are watched per pool, so that other pods of the cluster cost nothing. A pod of two pools is
 //! delivered by two watches, which may be at different versions: the newest version is used, and the
-//! pod is removed when no watch holds it. Secrets are watched one by one, as listeners reference
-//! them. No other Secret is read.
+//! pod is removed when no watch holds it. Secrets and ConfigMaps are watched one by one, as
+//! listeners and policies reference them. No others are read.
 
 mod observed_object;
 
@@ -18,7 +18,7 @@ use super::index::{AGENT_LABELS, Index, Source};
 use super::objects::{Key, Kind};
 
 /// Kinds of which a gateway watches every object.
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 12] = [
     Kind::Namespace,
     Kind::GatewayClass,
     Kind::Gateway,
@@ -28,6 +28,7 @@ const KINDS: [Kind; 11] = [
     Kind::InferencePoolV1,
     Kind::InferenceTrafficPolicy,
     Kind::BackendTrafficPolicy,
+    Kind::BackendTlsPolicy,
     Kind::Service,
     Kind::EndpointSlice,
 ];
@@ -36,13 +37,14 @@ const AGENT_KINDS: [Kind; 3] =
     [Kind::InferencePoolV1Alpha2, Kind::InferencePoolV1, Kind::InferenceTrafficPolicy];
 
 /// One watch: all objects of a kind, the pods of a namespace with these labels, the pods of a node,
-/// or one Secret.
+/// or one Secret or ConfigMap.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Watch {
     Kind(Kind),
     Pods { namespace: Arc<str>, labels: BTreeMap<String, String> },
     Node(Arc<str>),
     Secret(ObjectName),
+    ConfigMap(ObjectName),
 }
 
 impl Watch {
@@ -51,6 +53,7 @@ impl Watch {
             Watch::Kind(kind) => *kind,
             Watch::Pods { .. } | Watch::Node(_) => Kind::Pod,
             Watch::Secret(_) => Kind::Secret,
+            Watch::ConfigMap(_) => Kind::ConfigMap,
         }
     }
 
@@ -66,7 +69,9 @@ impl Watch {
         match self {
             Watch::Kind(_) | Watch::Pods { .. } => None,
             Watch::Node(node) => Some(format!("spec.nodeName={node}")),
-            Watch::Secret(name) => Some(format!("metadata.name={}", name.name)),
+            Watch::Secret(name) | Watch::ConfigMap(name) => {
+                Some(format!("metadata.name={}", name.name))
+            }
         }
     }
 
@@ -75,7 +80,7 @@ impl Watch {
         match self {
             Watch::Kind(_) | Watch::Node(_) => None,
             Watch::Pods { namespace, .. } => Some(namespace),
-            Watch::Secret(name) => Some(&name.namespace),
+            Watch::Secret(name) | Watch::ConfigMap(name) => Some(&name.namespace),
         }
     }
 }
@@ -207,8 +212,9 @@ impl WatchCache {
             WatchEvent::Gone(key) => self.forget(index, watch, &key, Index::remove),
             WatchEvent::Failed { failure, reason } => {
                 let absent = failure == WatchFailure::Absent;
-                // If RBAC forbids Secrets, only the listeners that need them are not served.
-                let denied = failure == WatchFailure::Denied && watch.kind() == Kind::Secret;
+                // If RBAC forbids them, only the listeners and Services that need them are not served.
+                let named = matches!(watch, Watch::Secret(_) | Watch::ConfigMap(_));
+                let denied = failure == WatchFailure::Denied && named;
                 let refused = failure == WatchFailure::Refused && !matches!(watch, Watch::Kind(_));
                 state.answered |= absent || denied || refused;
                 // A kind that is not installed is not a problem.
@@ -229,8 +235,8 @@ impl WatchCache {
         }
     }
 
-    /// Adds a watch for the pods of each pool and for each Secret that a listener references, and
-    /// removes watches that are no longer needed. A watch is removed only when all others have
+    /// Adds a watch for the pods of each pool, for each Secret that a listener references and for each
+    /// ConfigMap that a policy references, and removes watches that are no longer needed. A watch is removed only when all others have
     /// listed, so that a pool whose selector changes never loses its pods. Returns whether the index
     /// has changed.
     pub fn follow_references(&mut self, index: &mut Index) -> bool {
@@ -240,8 +246,9 @@ impl WatchCache {
         let selections = index.selections().into_iter().filter(|_| self.watches_pools);
         let pods = selections.map(|(namespace, labels)| Watch::Pods { namespace, labels });
         let secrets = index.secrets().into_iter().map(Watch::Secret);
+        let config_maps = index.config_maps().into_iter().map(Watch::ConfigMap);
         let wanted: BTreeSet<Watch> =
-            pods.chain(secrets).chain(self.permanent.iter().cloned()).collect();
+            pods.chain(secrets).chain(config_maps).chain(self.permanent.iter().cloned()).collect();
         for watch in &wanted {
             if !self.watches.contains_key(watch) {
                 self.watches.insert(watch.clone(), WatchState::default());
@@ -346,7 +353,7 @@ impl WatchCache {
     ) -> impl Iterator<Item = &'s WatchState> {
         self.watches.iter().filter_map(move |(other, state)| {
             let holds = match other {
-                Watch::Kind(_) | Watch::Secret(_) => false,
+                Watch::Kind(_) | Watch::Secret(_) | Watch::ConfigMap(_) => false,
                 Watch::Pods { namespace, .. } => *namespace == key.name.namespace,
                 Watch::Node(_) => true,
             };
@@ -366,6 +373,7 @@ fn about(watch: &Watch) -> Arc<str> {
                 .into()
         }
         Watch::Secret(name) => format!("watching Secret {name}").into(),
+        Watch::ConfigMap(name) => format!("watching ConfigMap {name}").into(),
     }
 }
 

@@ -47,7 +47,7 @@ impl ObservedObject {
 }
 
 fn built_in(kind: Kind) -> bool {
-    let more = matches!(kind, Kind::Namespace | Kind::Pod | Kind::Secret);
+    let more = matches!(kind, Kind::Namespace | Kind::Pod | Kind::Secret | Kind::ConfigMap);
     more || matches!(kind, Kind::Service | Kind::EndpointSlice)
 }
 
@@ -81,6 +81,12 @@ fn trim(kind: Kind, value: &mut Value) {
         Kind::Secret => {
             if let Some(data) = object.get_mut("data").and_then(Value::as_object_mut) {
                 data.retain(|entry, _| super::super::index::TLS_ENTRIES.contains(&entry.as_str()));
+            }
+        }
+        Kind::ConfigMap => {
+            object.remove("binaryData");
+            if let Some(data) = object.get_mut("data").and_then(Value::as_object_mut) {
+                data.retain(|entry, _| entry == super::super::index::AUTHORITIES);
             }
         }
         _ => _ = object.remove("status"),

@@ -47,8 +47,12 @@ impl Gateway {
         record: &mut Record,
     ) -> Result<Reply, Reject> {
         record.endpoint = "service";
-        let protocol = if service.h2c { Protocol::H2c } else { Protocol::Http1 };
-        if service.h2c {
+        let protocol = match &service.tls {
+            Some(tls) => Protocol::Tls(Arc::clone(tls)),
+            None if service.h2c => Protocol::H2c,
+            None => Protocol::Http1,
+        };
+        if matches!(protocol, Protocol::H2c) {
             // HTTP/2 has the host in the request line; a different `Host` header is not allowed.
             request.headers.remove(HOST);
             // HTTP/2 has no upgrades.
@@ -203,7 +207,7 @@ impl Gateway {
                 }
             };
             let sent = self.http.send(
-                protocol,
+                protocol.clone(),
                 worker.authority.clone(),
                 method.clone(),
                 path.clone(),

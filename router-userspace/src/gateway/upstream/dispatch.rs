@@ -335,7 +335,7 @@ impl Dispatch {
     ) -> Result<Response<Incoming>, Fault> {
         let (path, headers) = (attempt.path.clone(), attempt.headers.clone());
         let body = marked(body, attempt.marks.as_ref());
-        let sent = self.engines.post(attempt.protocol, worker, path, headers, body).await;
+        let sent = self.engines.post(attempt.protocol.clone(), worker, path, headers, body).await;
         let fault = |kind| Fault { leg, worker: Arc::clone(worker), kind };
         let response = sent.map_err(|error| fault(error.into()))?;
         if response.status().is_success() {
@@ -396,7 +396,7 @@ impl Dispatch {
         let answer = async {
             let (path, headers) = (request.path.clone(), request.headers.clone());
             let body = marked(body, request.marks.as_ref());
-            let sent = self.engines.post(request.protocol, worker, path, headers, body);
+            let sent = self.engines.post(request.protocol.clone(), worker, path, headers, body);
             let response = sent.await.map_err(FaultKind::from)?;
             if !response.status().is_success() {
                 return Err(leg::refusal(request.endpoint, response, limit).await);
@@ -444,7 +444,7 @@ impl AttemptRequest {
     fn for_prefill(&self) -> PrefillRequest {
         PrefillRequest {
             endpoint: self.request.endpoint(),
-            protocol: self.protocol,
+            protocol: self.protocol.clone(),
             path: self.path.clone(),
             headers: self.headers.clone(),
             marks: self.marks.clone(),

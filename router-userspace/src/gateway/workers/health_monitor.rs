@@ -105,6 +105,7 @@ mod tests {
             name: ObjectName { namespace: "default".into(), name: "plain".into() },
             port: 80,
             h2c: false,
+            tls: None,
             endpoints: vec![Arc::clone(&worker)],
         };
         let fleet = Fleet { services: vec![Arc::new(service)], ..Fleet::default() };

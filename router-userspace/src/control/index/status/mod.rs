@@ -18,7 +18,9 @@ const MAX_MESSAGE: usize = 1024;
 
 /// Features of the Gateway API that pd-router supports, sorted. They are those whose tests in the
 /// Gateway API's conformance suite pass.
-const FEATURES: [&str; 30] = [
+const FEATURES: [&str; 32] = [
+    "BackendTLSPolicy",
+    "BackendTLSPolicySANValidation",
     "Gateway",
     "GatewayAddressEmpty",
     "GatewayHTTPListenerIsolation",
@@ -89,6 +91,7 @@ pub(super) fn statuses(index: &Index, fleet: &Fleet) -> Vec<ObjectStatus> {
         Kind::InferencePoolV1,
         Kind::InferenceTrafficPolicy,
         Kind::BackendTrafficPolicy,
+        Kind::BackendTlsPolicy,
     ] {
         let of_cluster = index.of_kind(kind).filter(|(source, _)| **source == Source::Cluster);
         for (_, object) in of_cluster {
@@ -138,6 +141,7 @@ impl StatusContext<'_> {
             Object::InferencePool(pool) => Some(self.pool(pool)),
             Object::InferenceTrafficPolicy(policy) => Some(self.policy(policy)),
             Object::BackendTrafficPolicy(policy) => Some(self.timeouts(policy)),
+            Object::BackendTlsPolicy(policy) => Some(self.backend_tls(policy)),
             _ => None,
         }
     }

@@ -196,7 +196,7 @@ fn a_class_lists_the_features_of_the_gateway_api_that_pass_sorted() {
     assert!(features.is_sorted_by(|a, b| a < b), "{features:?}");
     let status =
         super::super::super::status_merge::merged(&Value::Null, &all[0].patch, "").unwrap();
-    assert_eq!(status["supportedFeatures"][0], json!({"name": "Gateway"}));
+    assert_eq!(status["supportedFeatures"][0], json!({"name": "BackendTLSPolicy"}));
     assert_eq!(status["supportedFeatures"].as_array().unwrap().len(), features.len());
 }
 
