@@ -42,6 +42,8 @@ fn clippy() -> Result<()> {
         )
     };
     lint(&["--all-targets"])?;
+    // No target of `--all-targets`, since cargo does not run it by itself.
+    lint(&["--package", "xtask", "--test", "nodes"])?;
     ebpf::clippy()
 }
 

@@ -6,11 +6,12 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
-use crate::binaries::Binaries;
+use crate::binaries::{Binaries, Profile};
 use crate::counts::Counts;
 use crate::parts::{Parts, Summary};
 use crate::{
-    apiserver, binaries, cluster, ebpf, helm, kernels, python, real_sglang, setup, shell, workspace,
+    apiserver, binaries, cluster, conformance, ebpf, helm, images, kernels, python, real_sglang,
+    setup, shell, tools, workspace,
 };
 
 /// Tests whose name contains this need a program with the eBPF object embedded.
@@ -185,7 +186,7 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
             .env("PD_ROUTER_EBPF_OBJECT", kernel_object()?);
     }
     if suite == Suite::Nodes {
-        cluster::ready()?;
+        equip_nodes(&mut runner)?;
     }
     if suite == Suite::Bench {
         runner.env("PD_ROUTER_EBPF_OBJECT", kernel_object()?);
@@ -232,6 +233,27 @@ fn equip(runner: &mut Command, release: bool) -> Result<()> {
     };
     runner.env("PD_ROUTER_BIN", pd_router).env("SGLANG_SIM_BIN", sglang_sim);
     runner.env("PD_ROUTER_PYTHON", python::venv()?);
+    Ok(())
+}
+
+/// Makes what is installed on a cluster with nodes, and sets the variables that name it.
+fn equip_nodes(runner: &mut Command) -> Result<()> {
+    cluster::ready()?;
+    // docs/operate/install.md uses it.
+    if shell::which("jq").is_none() {
+        tools::install_packages(&["jq"])?;
+    }
+    for (variable, name) in [
+        ("GATEWAY_IMAGE", images::Name::Gateway),
+        ("AGENT_IMAGE", images::Name::Agent),
+        ("SGLANG_SIM_IMAGE", images::Name::SglangSim),
+    ] {
+        runner.env(variable, images::make(name, Profile::Dev)?);
+    }
+    runner
+        .env("FLEET_BENCH_BIN", binaries::build()?.fleet_bench)
+        .env("GATEWAY_API_DEFINITIONS", conformance::definitions()?)
+        .env("HELM_BIN", helm::program()?);
     Ok(())
 }
 

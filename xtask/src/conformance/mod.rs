@@ -196,10 +196,17 @@ fn image_names(manifest: &str) -> Vec<String> {
     lines.filter_map(|line| line.strip_prefix("image: ")).map(str::to_owned).collect()
 }
 
+/// The folder with the Gateway API's standard definitions, of the suite's version.
+///
+/// # Errors
+/// There is no Go, or the module cannot be fetched.
+pub(crate) fn definitions() -> Result<PathBuf> {
+    Ok(golang::source(&golang::module(MODULE), DEFINITIONS)?.join("config/crd/standard"))
+}
+
 fn install(cluster: &Cluster, module: &Path) -> Result<()> {
     let definitions = golang::source(module, DEFINITIONS)?.join("config/crd");
-    let definitions = definitions.display().to_string();
-    cluster.kubectl(&["apply", "--server-side", "-k", &definitions])?;
+    cluster.kubectl(&["apply", "--server-side", "-k", &definitions.display().to_string()])?;
     cluster.kubectl(&["apply", "--server-side", "-k", "deploy/crds"])?;
     let namespaced = ["--namespace", "pd-router-system"];
     let class = format!("gatewayclass/{GATEWAY_CLASS}");
