@@ -57,14 +57,17 @@ pub struct TopFlags {
 /// Prints the report, once or until the process is ended.
 ///
 /// # Errors
-/// The token file cannot be read, the gateway does not answer, or its answer is not understood.
+/// The token file cannot be read, or standard output is closed. With `--once`, also: the gateway does not
+/// answer, or its answer is not understood.
 pub async fn run(flags: TopFlags) -> Result<()> {
     let source = AdminPages::new(&flags)?;
     loop {
-        let report = source.report().await?;
-        let page = match flags.json {
-            true => serde_json::to_string(&report)? + "\n",
-            false => text::page(&report),
+        let page = match source.report().await {
+            Ok(report) if flags.json => serde_json::to_string(&report)? + "\n",
+            Ok(report) => text::page(&report),
+            // A gateway that restarts is asked again.
+            Err(error) if !flags.once => format!("{error:#}\n"),
+            Err(error) => return Err(error),
         };
         let clear = if flags.once { "" } else { CLEAR };
         let mut out = std::io::stdout().lock();
