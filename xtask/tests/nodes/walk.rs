@@ -124,7 +124,7 @@ impl Walk {
         assert!(answer.contains("\"choices\":[{"), "the last command's output: {answer}");
     }
 
-    /// What the page tells in words.
+    /// What the page says in words.
     fn before(&self, command: &str) {
         if command.contains("aliyun/erdma") {
             let resources = json!({"aliyun/erdma": "1"});
