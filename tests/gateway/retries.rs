@@ -86,6 +86,35 @@ async fn a_request_waits_while_the_only_decode_is_replaced() {
 }
 
 #[tokio::test]
+async fn a_forwarded_request_waits_while_the_only_engine_is_replaced() {
+    let mut fleet = Fleet::start_single(1).await;
+    let gateway = fleet.gateway().await;
+    fleet.manifests.remove_pod("unified-0");
+    eventually("the pod is gone", SOON, async || {
+        (!gateway.fleet().await.to_string().contains("unified-0")).then_some(())
+    })
+    .await;
+    let client = router_tests::Client::new(gateway.client.address);
+    let ask = |path: &'static str| async move {
+        match path {
+            "/tokenize" => client.post(path, &serde_json::json!({"prompt": "hi"})).await,
+            _ => client.get(path).await,
+        }
+    };
+    let paths = ["/tokenize", "/model_info", "/v1/models/%2Fmodels%2FQwen3-32B"];
+    let mut waiting: Vec<_> =
+        paths.into_iter().map(|path| (path, tokio::spawn(ask(path)))).collect();
+    let refused = gateway.client.get("/v1/models").await;
+    assert_eq!(refused.status, 503, "what asks all engines does not wait");
+    assert!(waiting.iter().all(|(_, request)| !request.is_finished()));
+    fleet.add(sglang_sim::Role::Unified, sglang_sim::Config::instant).await;
+    for (path, request) in &mut waiting {
+        let answer = request.await.expect("no panic");
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+    }
+}
+
+#[tokio::test]
 async fn a_pool_without_engines_refuses_after_the_queue_timeout_only_if_it_had_some() {
     let fleet = Fleet::start(1, 1).await;
     let gateway = fleet.gateway_with(&["--queue-timeout", "1s"]).await;
@@ -102,6 +131,8 @@ async fn a_pool_without_engines_refuses_after_the_queue_timeout_only_if_it_had_s
     let had = gateway.client.post(CHAT, &chat("hi")).await.expect_status(503);
     assert_eq!(had.header("x-pd-router-reason"), "no_worker_ready");
     assert!(had.took >= Duration::from_secs(1), "{:?}", had.took);
+    let forwarded = gateway.client.get("/model_info").await.expect_status(200);
+    assert!(forwarded.took < Duration::from_secs(1), "prefill serves it: {:?}", forwarded.took);
     let never = gateway.client.post("/v1/messages", &chat("hi")).await.expect_status(503);
     assert_eq!(never.header("x-pd-router-reason"), "no_worker_ready");
     assert!(never.took < Duration::from_secs(1), "{:?}", never.took);

@@ -13,8 +13,8 @@ use parking_lot::Mutex;
 use router_core::fleet::{EngineRates, ObjectName, OnRelease, Phase, Pool, Worker, WorkerKey};
 use router_core::schedule::{AgentTrust, Draw};
 use router_core::sglang::Request;
-use tokio::sync::Notify;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::explain::ChoiceExplanation;
 use super::observe::DecodeObservation;
@@ -75,6 +75,8 @@ pub(crate) struct Admission {
     queue_timeout: Duration,
     turn: AtomicU64,
     waiting: AtomicUsize,
+    /// Requests that are forwarded and wait until a worker is ready.
+    forwards: Semaphore,
     queues: Mutex<Queues>,
     /// The last choice of a policy that predicts, for `/fleet`.
     last_choice: Mutex<Option<Arc<ChoiceExplanation>>>,
@@ -93,6 +95,7 @@ impl Admission {
             released: released(admission.clone()),
             fleet,
             view,
+            forwards: Semaphore::new(limits.max_queued.min(Semaphore::MAX_PERMITS)),
             limits,
             queue_timeout,
             turn: AtomicU64::new(0),
@@ -128,7 +131,9 @@ impl Admission {
                 Err(PlacementError::Full)
             };
             match leased {
-                Err(PlacementError::NotReady) if self.may_become_ready(pool, request) => {
+                Err(PlacementError::NotReady)
+                    if request.only.is_none() && self.may_become_ready(pool) =>
+                {
                     why = PlacementError::NotReady;
                     self.join(&mut queues.waiting, queue_key(pool, request))?
                 }
@@ -166,14 +171,49 @@ impl Admission {
     }
 
     /// Whether waiting may help although no worker is ready.
-    fn may_become_ready(&self, pool: &Pool, request: &PlacementRequest) -> bool {
+    fn may_become_ready(&self, pool: &Pool) -> bool {
         let starting = || pool.members.iter().any(|member| member.phase == Phase::NotReady);
         let now_ms = self.view.clock.now_ms();
         let served_lately = || pool.history.served_within(now_ms, SERVED_LATELY_MS);
         // A pool counts as serving until its engines' information is read and contradicts its
         // configuration.
         let waits_in_vain = || pool.is_misconfigured();
-        request.only.is_none() && (starting() || (served_lately() && !waits_in_vain()))
+        starting() || (served_lately() && !waits_in_vain())
+    }
+
+    /// Waits until a worker of the pool is ready, for a request that is forwarded to one and takes no
+    /// capacity: as long and in as many requests as others wait for the pool. Returns the pool as it is
+    /// then; at once where a worker is ready, or where none is expected.
+    ///
+    /// # Errors
+    /// Too many requests wait, or the earlier of the queue's timeout and the request's `deadline` has passed.
+    pub(crate) async fn until_ready(
+        &self,
+        pool: &Arc<Pool>,
+        deadline: Option<Instant>,
+    ) -> Result<Arc<Pool>, AdmissionError> {
+        let is_ready = |pool: &Pool| pool.members.iter().any(|member| member.phase == Phase::Ready);
+        if is_ready(pool) || !self.may_become_ready(pool) {
+            return Ok(Arc::clone(pool));
+        }
+        let permit = self.forwards.try_acquire().map_err(|_| AdmissionError::QueueFull)?;
+        let queue_deadline = Instant::now() + self.queue_timeout;
+        let until = deadline.map_or(queue_deadline, |deadline| deadline.min(queue_deadline));
+        let mut now = Arc::clone(pool);
+        while Instant::now() < until {
+            sleep_until(until.min(Instant::now() + POLL_INTERVAL)).await;
+            if let Some(current) = self.fleet.load().pool(&pool.name) {
+                now = Arc::clone(current);
+            }
+            if is_ready(&now) {
+                return Ok(now);
+            }
+        }
+        drop(permit);
+        Err(match deadline {
+            Some(deadline) if deadline <= queue_deadline => AdmissionError::Deadline,
+            _ => AdmissionError::NoWorkerReady(none_ready(&now)),
+        })
     }
 
     /// What the stream of the placement's answering worker is to be observed with.

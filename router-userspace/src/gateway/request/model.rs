@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use router_core::fleet::{ModelError, Pool};
+use router_core::fleet::{Member, ModelError, Pool};
 use router_core::sglang::Invalid;
 
 use super::reject::Reject;
@@ -58,6 +58,17 @@ pub(crate) fn name_in_path(path: &str) -> Option<Cow<'_, str>> {
         }
     }
     Some(String::from_utf8_lossy(&out).into_owned().into())
+}
+
+/// The members that serve `model`.
+pub(super) fn serving<'p>(
+    pool: &'p Pool,
+    model: Option<&'p str>,
+) -> impl Iterator<Item = &'p Member> {
+    let all = pool
+        .serving(model)
+        .flat_map(|set| set.prefill.iter().chain(&set.decode).chain(&set.unified));
+    all.map(|&id| &pool.members[id])
 }
 
 #[cfg(test)]

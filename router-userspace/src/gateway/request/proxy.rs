@@ -17,7 +17,7 @@ use router_core::schedule::{Candidate, Draw, Policy};
 use router_core::sglang::{OneEngineRequest, headers};
 use tokio::time::{Instant, interval_at, sleep};
 
-use super::model::name_in_path;
+use super::model::{name_in_path, serving};
 use super::proxied_body::ProxiedBody;
 use super::record::Record;
 use super::reject::Reject;
@@ -74,6 +74,7 @@ impl Gateway {
         request: RoutedRequest,
         record: &mut Record,
     ) -> Result<Reply, Reject> {
+        let pool = &self.admission.until_ready(pool, request.deadlines.request).await?;
         let choose =
             |avoid: Option<&Arc<Worker>>| lease_one_of(pool, || pool.members.iter(), avoid);
         self.forward(&choose, Protocol::Http1, request, record).await
@@ -86,6 +87,7 @@ impl Gateway {
         request: RoutedRequest,
         record: &mut Record,
     ) -> Result<Reply, Reject> {
+        let pool = &self.admission.until_ready(pool, request.deadlines.request).await?;
         let path = request.path.clone();
         let model = name_in_path(path.path());
         self.check_model(pool, model.as_deref())?;
@@ -106,6 +108,7 @@ impl Gateway {
         let RoutedRequest { parts, body, mut headers, path, deadlines, .. } = request;
         let body = self.read_body(&mut headers, body, deadlines.request).await?;
         let small = OneEngineRequest::parse(body)?;
+        let pool = &self.admission.until_ready(pool, deadlines.request).await?;
         self.check_model(pool, small.model())?;
         let choose = |avoid: Option<&Arc<Worker>>| {
             lease_one_of(pool, || serving(pool, small.model()), avoid)
@@ -473,14 +476,6 @@ fn lease(worker: &Arc<Worker>, of: &ObjectName) -> Result<Lease, Reject> {
     let weight = Weight { requests: 1, exchanges: 1, ..Weight::default() };
     // There is no limit here, so there is always capacity.
     worker.try_lease(weight, WorkerLimits::NONE, None).ok_or_else(|| none_ready(of))
-}
-
-/// The members that serve `model`.
-fn serving<'p>(pool: &'p Pool, model: Option<&'p str>) -> impl Iterator<Item = &'p Member> {
-    let all = pool
-        .serving(model)
-        .flat_map(|set| set.prefill.iter().chain(&set.decode).chain(&set.unified));
-    all.map(|&id| &pool.members[id])
 }
 
 /// Leases a ready member, one that answers probes if there is one.
