@@ -32,6 +32,7 @@ mod poison;
 mod policies;
 mod proxying;
 mod ranks;
+mod reliability;
 mod reload;
 mod responses;
 mod retries;

@@ -24,6 +24,7 @@ pub mod node_manifests;
 pub mod patience;
 pub mod process;
 pub mod received;
+pub mod reliability;
 pub mod site;
 pub mod sse;
 pub mod traffic;

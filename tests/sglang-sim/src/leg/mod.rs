@@ -21,6 +21,9 @@ use crate::rank::Rank;
 
 pub(crate) use spec::{Finish, LegSpec, Output, Room, Token};
 
+/// Tokens of a prompt that an engine computes at once, as many as real ones by default.
+const CHUNK_TOKENS: usize = 8192;
+
 /// A running leg and its context.
 struct RunningLeg<'a> {
     process: &'a Arc<Process>,
@@ -60,6 +63,10 @@ pub(crate) async fn run(
             failure
         }
     }
+}
+
+fn aborted_in_queue() -> Finish {
+    Finish::Abort { message: "Abort in waiting queue".into(), status: None }
 }
 
 fn rank_of(process: &Arc<Process>, spec: &LegSpec) -> Result<Arc<Rank>, Finish> {
@@ -122,19 +129,28 @@ impl RunningLeg<'_> {
         Ok((permit, gauges.running.enter()))
     }
 
-    /// Runs the forward pass over the prompt.
-    async fn forward(&self) -> PrefillResult {
-        let _pass = self.rank.forward.lock().await;
+    /// Runs the forward pass over the prompt, chunk by chunk. An abort takes effect before the first chunk
+    /// and between two.
+    async fn forward(&self) -> Result<PrefillResult, Finish> {
+        let _pass = tokio::select! {
+            pass = self.rank.forward.lock() => pass,
+            () = self.aborted.cancelled() => return Err(aborted_in_queue()),
+        };
         self.process.wait_for_scheduler().await;
         let speed = self.process.config.prefill_tokens_per_second;
         let cached = self.rank.prefixes.lock().compute(&self.spec.prompt);
         self.process.stats.cached(cached);
-        if speed > 0 {
-            let computed = self.spec.prompt.len() - cached;
-            let time = Duration::from_secs_f64(computed as f64 / speed as f64);
+        let mut left = if speed > 0 { self.spec.prompt.len() - cached } else { 0 };
+        while left > 0 {
+            let chunk = left.min(CHUNK_TOKENS);
+            let time = Duration::from_secs_f64(chunk as f64 / speed as f64);
             tokio::time::sleep(self.scaled(time)).await;
+            left -= chunk;
+            if left > 0 && self.aborted.is_cancelled() {
+                return Err(aborted_in_queue());
+            }
         }
-        self.prefill_result()
+        Ok(self.prefill_result())
     }
 
     fn prefill_result(&self) -> PrefillResult {

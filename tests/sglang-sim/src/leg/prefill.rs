@@ -30,7 +30,7 @@ impl RunningLeg<'_> {
         if self.skips_transfer() {
             let (_slot, _running) = self.slot().await?;
             let _tokens = self.rank.gauges.tokens.enter_with(self.spec.prompt.len());
-            let result = self.forward().await;
+            let result = self.forward().await?;
             return Ok(self.answer(result).await);
         }
         self.process.recorder.room(room);
@@ -41,7 +41,7 @@ impl RunningLeg<'_> {
         let waited = self.slot().await;
         let (_slot, _running) = waited.inspect_err(|_| self.notify_decode(&room_guard))?;
         let _tokens = self.rank.gauges.tokens.enter_with(self.spec.prompt.len());
-        let result = self.forward().await;
+        let result = self.forward().await.inspect_err(|_| self.notify_decode(&room_guard))?;
         self.transfer(&room_guard, result).await?;
         Ok(self.answer(result).await)
     }
