@@ -6,6 +6,7 @@ pub(crate) mod content_coding;
 pub(crate) mod crash_history;
 pub(crate) mod early_stream;
 pub(crate) mod endpoint;
+mod event_batch;
 mod forwarded;
 pub(crate) mod generate;
 pub(crate) mod handle;

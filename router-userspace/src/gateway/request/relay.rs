@@ -5,13 +5,14 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame};
 use router_core::sglang::{Endpoint, sse};
 use tokio::time::Instant;
 
+use super::event_batch::EventBatch;
 use super::keep_alive::KeepAlive;
 use super::record::Record;
 use super::reject::Reject;
@@ -49,6 +50,7 @@ pub(crate) struct Relay {
     /// The endpoint whose error format is used.
     endpoint: Endpoint,
     watch: StreamWatch,
+    batch: EventBatch,
     observation: Option<DecodeObservation>,
     crash_watch: Option<CrashWatch>,
     /// `None` without `--sse-ping-interval`.
@@ -67,6 +69,7 @@ impl Relay {
             source: Some(source),
             endpoint: limits.endpoint,
             watch: StreamWatch::new(limits.watch),
+            batch: EventBatch::default(),
             observation,
             crash_watch,
             keep_alive,
@@ -74,13 +77,56 @@ impl Relay {
         }
     }
 
-    /// Ends the stream with an error event.
+    /// Ends the stream with an error event. Returns it after the events that are not sent yet.
     fn fail(&mut self, reject: &Reject) -> Bytes {
         // Dropping the source cancels and aborts what still runs.
         self.source = None;
         self.record.fail(reject.reason(), reject.detail());
         self.record.finish();
-        reject.events(self.endpoint)
+        self.batch.push(reject.events(self.endpoint));
+        self.batch.take(Instant::now()).unwrap_or_default()
+    }
+
+    /// Adds an event to the batch. Returns what is to be sent now.
+    fn receive(&mut self, event: Bytes, now: Instant) -> Option<Bytes> {
+        if self.watch.received(now) {
+            return Some(self.fail(&Reject::Deadline));
+        }
+        if let Some(keep_alive) = &mut self.keep_alive {
+            keep_alive.sent(now);
+        }
+        if !sse::is_comment(&event) {
+            self.record.event(now, event.len());
+        }
+        if self.batch.push(event) { self.batch.take(now) } else { None }
+    }
+
+    /// While no event is ready: the end of a stream that is given up, or a comment that keeps it alive.
+    fn poll_waiting(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(source) = &self.source else { return Poll::Ready(None) };
+        let Poll::Ready(overdue) = self.watch.poll_overdue(cx, source.worker()) else {
+            let Some(keep_alive) = &mut self.keep_alive else { return Poll::Pending };
+            return keep_alive.poll_ping(cx).map(|ping| Some(Ok(Frame::data(ping))));
+        };
+        let reject = match overdue {
+            Overdue::Deadline => Some(Reject::Deadline),
+            Overdue::Fault(kind) => self.fault(kind),
+        };
+        Poll::Ready(reject.map(|reject| Ok(Frame::data(self.fail(&reject)))))
+    }
+
+    /// The answer is whole.
+    fn complete(&mut self) {
+        if let Some(source) = self.source.take() {
+            source.complete();
+        }
+        if let (Some(observation), Some((events, gap))) = (&self.observation, self.record.pace()) {
+            observation.observe(events, gap);
+        }
+        self.record.finish();
     }
 
     fn fault(&mut self, kind: FaultKind) -> Option<Reject> {
@@ -108,47 +154,32 @@ impl Body for Relay {
         if this.source.is_some() && this.dispatch.drain_exceeded.is_cancelled() {
             return Poll::Ready(Some(Ok(Frame::data(this.fail(&Reject::Draining)))));
         }
-        let Some(source) = &mut this.source else { return Poll::Ready(None) };
-        match source.poll_event(cx) {
-            Poll::Ready(Some(Ok(event))) => {
-                let now = Instant::now();
-                if this.watch.received(now) {
-                    return Poll::Ready(Some(Ok(Frame::data(this.fail(&Reject::Deadline)))));
+        let mut received = None;
+        loop {
+            let Some(source) = &mut this.source else { return Poll::Ready(None) };
+            match source.poll_event(cx) {
+                Poll::Ready(Some(Ok(event))) => {
+                    // What is ready at once has come together.
+                    let now = *received.get_or_insert_with(Instant::now);
+                    if let Some(events) = this.receive(event, now) {
+                        return Poll::Ready(Some(Ok(Frame::data(events))));
+                    }
                 }
-                if let Some(keep_alive) = &mut this.keep_alive {
-                    keep_alive.sent(now);
+                Poll::Ready(Some(Err(kind))) => {
+                    let reject = this.fault(kind);
+                    return Poll::Ready(reject.map(|reject| Ok(Frame::data(this.fail(&reject)))));
                 }
-                if !sse::is_comment(&event) {
-                    this.record.event(now, event.len());
+                Poll::Ready(None) => {
+                    this.complete();
+                    let rest = this.batch.take(Instant::now());
+                    return Poll::Ready(rest.map(|events| Ok(Frame::data(events))));
                 }
-                Poll::Ready(Some(Ok(Frame::data(event))))
-            }
-            Poll::Ready(Some(Err(kind))) => {
-                let reject = this.fault(kind);
-                Poll::Ready(reject.map(|reject| Ok(Frame::data(this.fail(&reject)))))
-            }
-            Poll::Ready(None) => {
-                if let Some(source) = this.source.take() {
-                    source.complete();
+                Poll::Pending => {
+                    if let Some(events) = ready!(this.batch.poll_take(cx)) {
+                        return Poll::Ready(Some(Ok(Frame::data(events))));
+                    }
+                    return this.poll_waiting(cx);
                 }
-                if let (Some(observation), Some((events, gap))) =
-                    (&this.observation, this.record.pace())
-                {
-                    observation.observe(events, gap);
-                }
-                this.record.finish();
-                Poll::Ready(None)
-            }
-            Poll::Pending => {
-                let Poll::Ready(overdue) = this.watch.poll_overdue(cx, source.worker()) else {
-                    let Some(keep_alive) = &mut this.keep_alive else { return Poll::Pending };
-                    return keep_alive.poll_ping(cx).map(|ping| Some(Ok(Frame::data(ping))));
-                };
-                let reject = match overdue {
-                    Overdue::Deadline => Some(Reject::Deadline),
-                    Overdue::Fault(kind) => this.fault(kind),
-                };
-                Poll::Ready(reject.map(|reject| Ok(Frame::data(this.fail(&reject)))))
             }
         }
     }
