@@ -3,9 +3,12 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -257,20 +260,21 @@ impl Connection {
         });
         let connection = self.server.serve_connection_with_upgrades(TokioIo::new(stream), answer);
         tokio::pin!(connection);
-        let served = async {
+        let closing = port_closed_or_idle(&activity, self.closing, self.idle_timeout);
+        // The task is woken for every part of an answer: the set polls only what has woken it.
+        let mut limits = FuturesUnordered::<Pin<Box<dyn Future<Output = ()> + Send + '_>>>::new();
+        limits.push(Box::pin(closing));
+        limits.push(Box::pin(activity.drop_stalled(self.send_timeout)));
+        limits.push(Box::pin(unread.linger()));
+        let ended = loop {
             tokio::select! {
-                ended = connection.as_mut() => ended,
-                () = port_closed_or_idle(&activity, self.closing, self.idle_timeout) => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
+                biased;
+                ended = connection.as_mut() => break ended,
+                // Only the first one resolves.
+                Some(()) = limits.next() => connection.as_mut().graceful_shutdown(),
             }
         };
-        let ended = tokio::select! {
-            ended = served => ended,
-            () = activity.drop_stalled(self.send_timeout) => return,
-            () = unread.linger() => return,
-        };
+        drop(limits);
         if let Err(error) = ended {
             tracing::debug!(peer = %self.peer, error, "connection failed");
         }
