@@ -47,12 +47,12 @@ pub fn from_client(fields: &mut HeaderMap) {
 /// again (`host`, `content-length`), fields that the gateway handles (`expect`), digests of the
 /// client's body, and `accept-encoding`, since the gateway reads the engine's answers.
 pub fn to_engine(fields: &mut HeaderMap) {
-    remove_all(fields, &HOP_BY_HOP);
-    for name in [header::HOST, header::EXPECT, header::ACCEPT_ENCODING] {
-        fields.remove(name);
-    }
-    remove_all(fields, &OF_THE_BYTES);
-    remove_where(fields, is_engine_control);
+    remove_where(fields, |name| {
+        is_hop_by_hop(name)
+            || [header::HOST, header::EXPECT, header::ACCEPT_ENCODING].contains(name)
+            || is_of_the_bytes(name)
+            || is_engine_control(name)
+    });
 }
 
 /// Removes the fields that are not forwarded to a backend that is not an engine. It gets all
@@ -62,9 +62,9 @@ pub fn to_engine(fields: &mut HeaderMap) {
 /// handles. A content length that came with a transfer coding must not frame the forwarded body
 /// (RFC 9112, section 6.3).
 pub fn to_backend(fields: &mut HeaderMap) {
-    remove_all(fields, &HOP_BY_HOP);
-    fields.remove(header::EXPECT);
-    fields.remove(header::CONTENT_LENGTH);
+    remove_where(fields, |name| {
+        is_hop_by_hop(name) || [header::EXPECT, header::CONTENT_LENGTH].contains(name)
+    });
 }
 
 /// The fields of a server's answer that are forwarded to the client. Fields that only the gateway
@@ -78,8 +78,7 @@ pub fn to_client(answer: &HeaderMap, body_kept: bool) -> HeaderMap {
     strip_hop_by_hop(&mut out);
     remove_where(&mut out, |name| name.as_str().starts_with("x-pd-router-"));
     if !body_kept {
-        remove_all(&mut out, &OF_THE_BYTES);
-        out.remove(header::ETAG);
+        remove_where(&mut out, |name| is_of_the_bytes(name) || name == header::ETAG);
     } else if coded {
         out.remove(header::CONTENT_LENGTH);
     } else {
@@ -88,24 +87,31 @@ pub fn to_client(answer: &HeaderMap, body_kept: bool) -> HeaderMap {
     out
 }
 
-/// Fields that depend on the exact bytes of the body.
-const OF_THE_BYTES: [&str; 5] =
-    ["content-length", "content-md5", "digest", "content-digest", "repr-digest"];
+/// Whether a field depends on the exact bytes of the body.
+fn is_of_the_bytes(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "content-length" | "content-md5" | "digest" | "content-digest" | "repr-digest"
+    )
+}
 
-/// The hop-by-hop fields of RFC 9110, section 7.6.1, and `trailer`. HTTP/1.1 sends no trailers that this
-/// field does not announce; HTTP/2 sends those of a body that is passed on without it.
-const HOP_BY_HOP: [&str; 10] = [
-    "connection",
-    "proxy-connection",
-    "keep-alive",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "http2-settings",
-    "proxy-authenticate",
-    "proxy-authorization",
-];
+/// Whether a field is one of the hop-by-hop fields of RFC 9110, section 7.6.1, or `trailer`. HTTP/1.1 sends
+/// no trailers that this field does not announce; HTTP/2 sends those of a body that is passed on without it.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "proxy-connection"
+            | "keep-alive"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+    )
+}
 
 /// Removes the hop-by-hop fields and the fields that `Connection` names.
 fn strip_hop_by_hop(fields: &mut HeaderMap) {
@@ -122,7 +128,7 @@ fn strip_hop_by_hop(fields: &mut HeaderMap) {
     for name in named {
         fields.remove(name);
     }
-    remove_all(fields, &HOP_BY_HOP);
+    remove_where(fields, is_hop_by_hop);
 }
 
 /// Whether a field is for all recipients, so that `Connection` cannot name it (RFC 9110, section
@@ -132,12 +138,6 @@ fn is_end_to_end(name: &HeaderName) -> bool {
     name.starts_with("content-")
         || name.starts_with("x-forwarded-")
         || matches!(name, "host" | "date" | "cache-control" | "via" | "forwarded")
-}
-
-fn remove_all(fields: &mut HeaderMap, names: &[&str]) {
-    for &name in names {
-        fields.remove(name);
-    }
 }
 
 /// Removes the fields whose name fits.
