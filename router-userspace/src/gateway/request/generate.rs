@@ -79,8 +79,10 @@ impl Generation {
             let observation = gateway.admission.decode_observation(&pool, &placement);
             attempt.deadline = deadlines.attempt_deadline();
             let workers = AttemptWorkers::of(&placement);
-            let attempted = gateway.attempt(&attempt, placement, observation);
-            let (started, content) = tokio::join!(attempted, gateway.content_of(&attempt.request));
+            let (started, content) = tokio::join!(
+                gateway.attempt(&attempt, placement, observation),
+                gateway.content_of(&attempt.request),
+            );
             if started.is_ok() {
                 gateway.settle_refusal(&workers, &mut retries);
             }
@@ -147,9 +149,9 @@ impl Gateway {
         pool.history.retry_budget.on_request(self.dispatch.clock.now_ms());
         let (gateway, pool) = (Arc::clone(self), Arc::clone(pool));
         let generation = Generation { gateway, pool, attempt, wanted, deadlines: routed.deadlines };
-        let running = generation.run(Arc::clone(&record.attempts));
-        let Some(interval) = interval else { return running.await };
-        let mut running = Box::pin(running);
+        let record = Arc::clone(&record.attempts);
+        let Some(interval) = interval else { return generation.run(record).await };
+        let mut running = Box::pin(generation.run(record));
         if let Ok(reply) = timeout(interval, &mut running).await {
             return reply;
         }

@@ -76,8 +76,8 @@ impl RequestService {
         let format = error_format(parts.uri.path());
         let is_head = parts.method == Method::HEAD;
         let cors_request = CorsRequest::of(&parts.method, &parts.headers);
-        let served = self.0.serve(&fleet, connection, parts, body, &cors_request, &mut record);
-        let (reply, filters) = served.await;
+        let (reply, filters) =
+            self.0.serve(&fleet, connection, parts, body, &cors_request, &mut record).await;
         let failed = reply.is_err();
         let mut response = self.0.answer(reply, &filters, format, record);
         if is_head && failed {
@@ -274,16 +274,14 @@ impl Gateway {
             Ok(reply) => reply,
             Err(rejected) => rejected.reply(format, &mut record),
         };
-        let id = record.request_id.clone();
-        let mut own = HeaderMap::new();
-        own.insert(REQUEST_ID, id);
+        let mut own = vec![(REQUEST_ID, record.request_id.clone())];
         if self.settings.explain_headers {
             explain(&record, &reply, &mut own);
         }
         let mut response = self.begin(reply, record);
         filters.apply_response(response.headers_mut());
-        for (name, value) in &own {
-            response.headers_mut().insert(name, value.clone());
+        for (name, value) in own {
+            response.headers_mut().insert(name, value);
         }
         response
     }
@@ -377,26 +375,26 @@ fn redirected(status: http::StatusCode, location: &str) -> Result<Reply, Reject>
     Ok(Reply::Whole(response))
 }
 
-fn explain(record: &Record, reply: &Reply, headers: &mut HeaderMap) {
+fn explain(record: &Record, reply: &Reply, headers: &mut Vec<(HeaderName, HeaderValue)>) {
     let has_event = matches!(reply, Reply::Events { .. });
     let timeline = record.timeline_at_head(has_event, matches!(reply, Reply::Whole(_)));
     if let Some(value) = timeline.and_then(|timeline| timeline_header(&timeline)) {
-        headers.insert(TIMELINE, value);
+        headers.push((TIMELINE, value));
     }
     let attempts = record.attempts.lock();
     let workers = &attempts.workers;
     let named = [(PREFILL, &workers.prefill), (DECODE, &workers.worker)];
     for (name, worker) in named {
         if let Some(value) = worker.as_deref().and_then(|w| HeaderValue::from_str(w).ok()) {
-            headers.insert(name, value);
+            headers.push((name, value));
         }
     }
     if let Some(value) = attempts.explanation.as_ref().and_then(|explanation| explanation.header())
     {
-        headers.insert(CHOICE, value);
+        headers.push((CHOICE, value));
     }
     if attempts.count > 0 {
-        headers.insert(ATTEMPTS, HeaderValue::from(attempts.count));
+        headers.push((ATTEMPTS, HeaderValue::from(attempts.count)));
     }
 }
 

@@ -1,6 +1,7 @@
 //! [`Dispatch`]: sends the requests of one attempt to the engines, and waits for the first leg that
 //! answers or fails.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use router_core::sglang::{
     ranks_by_field,
 };
 use tokio::sync::oneshot;
-use tokio::time::{Instant, interval_at, timeout};
+use tokio::time::{Instant, interval_at, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -170,8 +171,7 @@ impl Dispatch {
     ) -> Result<StartedAttempt, AttemptError> {
         let worker = Arc::clone(in_flight.worker());
         let leg = in_flight.leg();
-        let response_start = self.response_start(attempt, leg, &worker, body);
-        tokio::pin!(response_start);
+        let mut response_start = pin!(self.response_start(attempt, leg, &worker, body));
         let mut health = interval_at(Instant::now() + HEALTH_INTERVAL, HEALTH_INTERVAL);
         let merges = attempt.request.wants_logprob_merge();
         let (mut prefill, mut started) = (None, None);
@@ -293,29 +293,28 @@ impl Dispatch {
         worker: &Arc<Worker>,
         body: SplicedBody,
     ) -> Result<ResponseStart, Fault> {
-        let fault = |waited_for, limit| Fault {
-            leg,
-            worker: Arc::clone(worker),
-            kind: FaultKind::Timeout { waited_for, limit },
+        let TimeoutFlags { first_event_timeout, first_byte_timeout, .. } = self.timeouts;
+        // The limit of a stream includes its first event, that of any other answer only the head.
+        let (waited_for, limit) = match attempt.request.stream() {
+            true => ("the first event of its answer", first_event_timeout),
+            false => ("its answer", first_byte_timeout),
         };
-        let started = async {
-            let head = self.head(attempt, leg, worker, body);
-            // A stream has a limit of its own below, which includes the head.
-            let response = if attempt.request.stream() {
-                head.await?
-            } else {
-                let limit = self.timeouts.first_byte_timeout;
-                timeout(limit, head).await.unwrap_or_else(|_| Err(fault("its answer", limit)))?
-            };
-            let started = read_start(response, &attempt.request, &self.response_limits).await;
-            started.map_err(|kind| Fault { leg, worker: Arc::clone(worker), kind })
-        };
-        let limit = self.timeouts.first_event_timeout;
-        let started = if attempt.request.stream() {
-            let late = |_| Err(fault("the first event of its answer", limit));
-            timeout(limit, started).await.unwrap_or_else(late)
-        } else {
-            started.await
+        let until = Instant::now() + limit;
+        let fault = |kind| Fault { leg, worker: Arc::clone(worker), kind };
+        let late = |_| Err(fault(FaultKind::Timeout { waited_for, limit }));
+        let head = timeout_at(until, self.head(attempt, leg, worker, body)).await;
+        let started = match head.unwrap_or_else(late) {
+            Err(fault) => Err(fault),
+            Ok(response) => {
+                let until = attempt.request.stream().then_some(until);
+                tokio::select! {
+                    biased;
+                    started = read_start(response, &attempt.request, &self.response_limits) => {
+                        started.map_err(fault)
+                    }
+                    () = leg::until(until) => Err(fault(FaultKind::Timeout { waited_for, limit })),
+                }
+            }
         };
         let fault = started.as_ref().err();
         // A timeout is counted once it is known which leg is to blame.
@@ -363,7 +362,7 @@ impl Dispatch {
         let is_own_timeout = Arc::clone(&decode_answered);
         let task = self.tasks.spawn(async move {
             let began = Instant::now();
-            let answer = dispatch.prefill(&request, lease.worker(), body).await;
+            let answer = dispatch.prefill(request, lease.worker(), body).await;
             let fault = answer.as_ref().err();
             // While decode has not answered, a timeout may be decode's: `race` counts it.
             if !fault.is_some_and(Fault::is_timeout) || is_own_timeout.load(Ordering::Relaxed) {
@@ -387,30 +386,31 @@ impl Dispatch {
 
     async fn prefill(
         &self,
-        request: &PrefillRequest,
+        request: PrefillRequest,
         worker: &Arc<Worker>,
         body: SplicedBody,
     ) -> Result<Bytes, Fault> {
+        let PrefillRequest { endpoint, protocol, path, headers, marks } = request;
         let fault = |kind| Fault { leg: Some(Leg::Prefill), worker: Arc::clone(worker), kind };
         let limit = self.timeouts.prefill_timeout;
-        let answer = async {
-            let (path, headers) = (request.path.clone(), request.headers.clone());
-            let body = marked(body, request.marks.as_ref());
-            let sent = self.engines.post(request.protocol.clone(), worker, path, headers, body);
-            let response = sent.await.map_err(FaultKind::from)?;
+        let answer = timeout(limit, async {
+            let body = marked(body, marks.as_ref());
+            let sent = self.engines.post(protocol, worker, path, headers, body).await;
+            let response = sent.map_err(FaultKind::from)?;
             if !response.status().is_success() {
-                return Err(leg::refusal(request.endpoint, response, limit).await);
+                return Err(leg::refusal(endpoint, response, limit).await);
             }
             let body = read_body(response.into_body(), &self.response_limits).await?;
             // Engines up to 0.4 answer 200 when the transfer has failed.
-            match engine::answer_fault(request.endpoint, &body) {
+            match engine::answer_fault(endpoint, &body) {
                 Some(error) => Err(leg::error_after_head(error)),
                 None => Ok(body),
             }
-        };
-        match timeout(limit, answer).await {
+        })
+        .await;
+        match answer {
             Ok(Ok(answer)) => {
-                if let Some(marks) = &request.marks {
+                if let Some(marks) = &marks {
                     marks.prefill_answered(&answer);
                 }
                 self.generated(worker);
