@@ -2,12 +2,15 @@
 
 use std::ops::Range;
 
-use super::json::{JsonType, Raw};
+use super::json::{JsonType, Raw, ValueShape};
 use super::{Endpoint, Invalid};
 
 /// The size that one image, audio or video counts, whatever the size of its encoding: about a
 /// thousand tokens.
 const MEDIA_BYTES: usize = 4096;
+/// The depth of a conversation with an image, audio or video, at least: `[{"content":[{..}]}]`. A long
+/// conversation of text alone need not be searched for them.
+const MEDIA_DEPTH: usize = 4;
 
 /// The shape of a prompt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,15 +21,28 @@ pub(super) struct PromptShape {
     pub(super) bytes: usize,
 }
 
-/// The values of the fields that can contain a prompt, with their number of elements.
+/// A field that can contain a prompt.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PromptField<'a> {
+    pub(super) raw: Raw<'a>,
+    pub(super) shape: ValueShape,
+}
+
+impl PromptField<'_> {
+    fn is_set(&self) -> bool {
+        !self.raw.is_null()
+    }
+}
+
+/// The fields that can contain a prompt.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PromptFields<'a> {
     /// `messages`, `prompt`, `text` or `input`.
-    pub(super) main: Option<(Raw<'a>, usize)>,
+    pub(super) main: Option<PromptField<'a>>,
     /// `system` or `instructions`.
-    pub(super) preamble: Option<(Raw<'a>, usize)>,
-    pub(super) input_ids: Option<(Raw<'a>, usize)>,
-    pub(super) input_embeds: Option<(Raw<'a>, usize)>,
+    pub(super) preamble: Option<PromptField<'a>>,
+    pub(super) input_ids: Option<PromptField<'a>>,
+    pub(super) input_embeds: Option<PromptField<'a>>,
     /// `session_params`, whose history may be the whole prompt of `/generate`.
     pub(super) session: bool,
 }
@@ -35,9 +51,9 @@ impl PromptFields<'_> {
     /// The byte ranges of preamble and prompt in the body.
     pub(super) fn places(&self, body: &[u8]) -> [Range<usize>; 2] {
         let start = body.as_ptr() as usize;
-        let main = self.main.filter(|(raw, _)| !raw.is_null()).or(self.input_ids);
+        let main = self.main.filter(PromptField::is_set).or(self.input_ids);
         [self.preamble, main].map(|field| {
-            field.map_or(0..0, |(raw, _)| {
+            field.map_or(0..0, |PromptField { raw, .. }| {
                 let from = raw.bytes().as_ptr() as usize - start;
                 from..from + raw.bytes().len()
             })
@@ -50,26 +66,24 @@ impl PromptShape {
         endpoint: Endpoint,
         fields: &PromptFields<'_>,
     ) -> Result<PromptShape, Invalid> {
-        let main = fields.main.filter(|(raw, _)| !raw.is_null());
-        let ids = fields.input_ids.filter(|(raw, _)| !raw.is_null());
-        let embeds = fields.input_embeds.filter(|(raw, _)| !raw.is_null());
+        let main = fields.main.filter(PromptField::is_set);
+        let ids = fields.input_ids.filter(PromptField::is_set);
+        let embeds = fields.input_embeds.filter(PromptField::is_set);
         match endpoint {
-            Endpoint::Completions => {
-                main.map_or(Ok(PromptShape::default()), |(raw, len)| completion_prompt(raw, len))
-            }
+            Endpoint::Completions => main.map_or(Ok(PromptShape::default()), completion_prompt),
             // The order of precedence of the engine.
             Endpoint::Generate => match (main, ids, embeds) {
-                (Some((raw, len)), _, _) => text(raw, len),
-                (_, Some((raw, len)), _) => token_ids(raw, len, fields.session),
-                (_, _, Some((raw, len))) => embeddings(raw, len),
+                (Some(texts), _, _) => text(texts),
+                (_, Some(ids), _) => token_ids(ids, fields.session),
+                (_, _, Some(rows)) => embeddings(rows),
                 _ => Ok(PromptShape::default()),
             },
             Endpoint::Chat | Endpoint::Responses | Endpoint::Messages => {
                 let bytes = match ids {
-                    Some((raw, _)) if endpoint == Endpoint::Chat => 4 * numbers(raw),
+                    Some(ids) if endpoint == Endpoint::Chat => 4 * numbers(ids.raw),
                     _ => {
                         let parts = [main, fields.preamble];
-                        parts.iter().flatten().map(|(raw, _)| conversation_bytes(*raw)).sum()
+                        parts.into_iter().flatten().map(conversation_bytes).sum()
                     }
                 };
                 Ok(PromptShape { batch: None, bytes })
@@ -82,59 +96,68 @@ impl PromptShape {
 ///
 /// The engine also reads strings and booleans as token ids, if not all elements are strings:
 /// `["1", 2]` and `[true, 2]` are one prompt. What it cannot read as one of these it refuses.
-fn completion_prompt(raw: Raw<'_>, len: usize) -> Result<PromptShape, Invalid> {
+fn completion_prompt(PromptField { raw, shape }: PromptField<'_>) -> Result<PromptShape, Invalid> {
     if raw.kind() != JsonType::Array {
         return Ok(PromptShape { batch: None, bytes: text_bytes(raw) });
     }
     Ok(match first(raw) {
         None => return Err(Invalid::field("prompt", "must not be an empty list")),
         Some(JsonType::Number) => PromptShape { batch: None, bytes: 4 * numbers(raw) },
-        Some(JsonType::Array) => PromptShape { batch: Some(len), bytes: 4 * numbers(raw) },
+        Some(JsonType::Array) => {
+            PromptShape { batch: Some(shape.children), bytes: 4 * numbers(raw) }
+        }
         Some(JsonType::String) if raw.elements().all(|one| one.kind() == JsonType::String) => {
-            PromptShape { batch: Some(len), bytes: text_bytes(raw) }
+            PromptShape { batch: Some(shape.children), bytes: text_bytes(raw) }
         }
         Some(_) => PromptShape { batch: None, bytes: 4 * numbers(raw) },
     })
 }
 
 /// `/generate` treats every list of texts as a batch.
-fn text(raw: Raw<'_>, len: usize) -> Result<PromptShape, Invalid> {
+fn text(PromptField { raw, shape }: PromptField<'_>) -> Result<PromptShape, Invalid> {
     match raw.kind() {
-        JsonType::Array if len == 0 => Err(Invalid::field("text", "must not be an empty list")),
-        JsonType::Array => Ok(PromptShape { batch: Some(len), bytes: text_bytes(raw) }),
+        JsonType::Array if shape.children == 0 => {
+            Err(Invalid::field("text", "must not be an empty list"))
+        }
+        JsonType::Array => Ok(PromptShape { batch: Some(shape.children), bytes: text_bytes(raw) }),
         _ => Ok(PromptShape { batch: None, bytes: text_bytes(raw) }),
     }
 }
 
-fn token_ids(raw: Raw<'_>, len: usize, session: bool) -> Result<PromptShape, Invalid> {
+fn token_ids(
+    PromptField { raw, shape }: PromptField<'_>,
+    session: bool,
+) -> Result<PromptShape, Invalid> {
     let bytes = 4 * numbers(raw);
     match first(raw) {
         None if session => Ok(PromptShape { batch: None, bytes: 0 }),
         None => Err(Invalid::field("input_ids", "must not be an empty list")),
-        Some(JsonType::Array) => Ok(PromptShape { batch: Some(len), bytes }),
+        Some(JsonType::Array) => Ok(PromptShape { batch: Some(shape.children), bytes }),
         Some(_) => Ok(PromptShape { batch: None, bytes }),
     }
 }
 
 /// `[[..floats]]` is one prompt, `[[[..floats]]]` a batch. One row of floats is one token.
-fn embeddings(raw: Raw<'_>, len: usize) -> Result<PromptShape, Invalid> {
+fn embeddings(PromptField { raw, shape }: PromptField<'_>) -> Result<PromptShape, Invalid> {
     let Some(row) = raw.elements().next() else {
         return Err(Invalid::field("input_embeds", "must not be an empty list"));
     };
     if first(row) != Some(JsonType::Array) {
-        return Ok(PromptShape { batch: None, bytes: 4 * len });
+        return Ok(PromptShape { batch: None, bytes: 4 * shape.children });
     }
     let rows: usize = raw.elements().map(|prompt| prompt.elements().count()).sum();
-    Ok(PromptShape { batch: Some(len), bytes: 4 * rows })
+    Ok(PromptShape { batch: Some(shape.children), bytes: 4 * rows })
 }
 
 /// The text size of a conversation. Each embedded image, audio or video counts [`MEDIA_BYTES`],
 /// because a megabyte of base64 is far less than a quarter of a million tokens.
-fn conversation_bytes(raw: Raw<'_>) -> usize {
+fn conversation_bytes(PromptField { raw, shape }: PromptField<'_>) -> usize {
     let len = text_bytes(raw);
-    let bytes = raw.bytes();
-    let encoded = |sign: &[u8]| memchr::memmem::find(bytes, sign).is_some();
-    if len <= MEDIA_BYTES || !(encoded(b"base64") || encoded(b"input_audio")) {
+    let encoded = |sign: &[u8]| memchr::memmem::find(raw.bytes(), sign).is_some();
+    if len <= MEDIA_BYTES
+        || shape.depth < MEDIA_DEPTH
+        || !(encoded(b"base64") || encoded(b"input_audio"))
+    {
         return len;
     }
     let parts = raw.elements().filter_map(|turn| turn.get("content")).flat_map(Raw::elements);
@@ -169,7 +192,8 @@ mod tests {
     fn mixed_prompts_are_one_prompt() {
         let batch = |text: &str| {
             let raw = Raw::parse(text.as_bytes()).unwrap();
-            completion_prompt(raw, raw.elements().count()).unwrap().batch
+            let shape = ValueShape { children: raw.elements().count(), depth: 1 };
+            completion_prompt(PromptField { raw, shape }).unwrap().batch
         };
         for one in [r#"["1",2]"#, "[true,2]", r#"["1",true]"#, r#"[1,"2"]"#, "[1.0,2]", "[5]"] {
             assert_eq!(batch(one), None, "{one}");

@@ -1,5 +1,9 @@
 //! Failures inside a 200: error events of a stream, and answers that report an abort.
 
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+
 use super::super::json::{JsonType, Raw};
 use super::super::{Endpoint, sse};
 use super::engine::{parse_error, sanitize};
@@ -16,15 +20,18 @@ pub struct EngineFault {
 /// Engines up to 0.4 answer a failed transfer with an empty, finished answer on OpenAI endpoints.
 const ABORTED: &str = "the engine aborted the request, as old versions do when a KV transfer fails";
 
+/// What every failure has in its text. The searchers are made once: every event is searched.
+static ABORT: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new("\"abort\""));
+static ERROR: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new("\"error\""));
+
 /// The failure that an event reports, at any position in the stream. Cheap for other events.
 ///
 /// Shapes: `{"error":{..}}` of chat, completions and `/generate`; `/generate`'s finish reason
 /// `abort` with a status; `response.failed` and `error` of `/v1/responses`; `error` of
 /// `/v1/messages`.
 pub fn event_fault(endpoint: Endpoint, event: &[u8]) -> Option<EngineFault> {
-    let suspicious = |sign: &[u8]| memchr::memmem::find(event, sign).is_some();
-    let abort = endpoint == Endpoint::Generate && suspicious(b"\"abort\"");
-    if !abort && !suspicious(b"\"error\"") {
+    let abort = endpoint == Endpoint::Generate && ABORT.find(event).is_some();
+    if !abort && ERROR.find(event).is_none() {
         return None;
     }
     let data = sse::data(event)?;
@@ -45,7 +52,7 @@ pub fn event_fault(endpoint: Endpoint, event: &[u8]) -> Option<EngineFault> {
 /// ```
 pub fn first_event_fault(endpoint: Endpoint, event: &[u8]) -> Option<EngineFault> {
     event_fault(endpoint, event).or_else(|| {
-        memchr::memmem::find(event, b"\"abort\"")?;
+        ABORT.find(event)?;
         let data = sse::data(event)?;
         aborted(endpoint, Raw::parse(&data).ok()?)
     })
@@ -54,7 +61,7 @@ pub fn first_event_fault(endpoint: Endpoint, event: &[u8]) -> Option<EngineFault
 /// The failure that a complete answer with status 200 reports. Engines up to 0.4 answer so when the
 /// transfer failed.
 pub fn answer_fault(endpoint: Endpoint, body: &[u8]) -> Option<EngineFault> {
-    memchr::memmem::find(body, b"\"abort\"")?;
+    ABORT.find(body)?;
     let raw = Raw::parse(body).ok()?;
     match raw.kind() {
         JsonType::Array => raw.elements().find_map(|one| reported(endpoint, one)),

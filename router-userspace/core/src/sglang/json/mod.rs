@@ -20,6 +20,15 @@ use std::ops::Range;
 /// Maximum nesting of arrays and objects. Python's own parser fails near 1000.
 pub const MAX_DEPTH: usize = 512;
 
+/// What a scan counts of a value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ValueShape {
+    /// Number of elements or members, if it is an array or an object.
+    pub(crate) children: usize,
+    /// Maximum number of arrays and objects around a part of the value, itself included.
+    pub(crate) depth: usize,
+}
+
 /// The byte ranges of one member of the top-level object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MemberSpan {
@@ -27,6 +36,5 @@ pub(crate) struct MemberSpan {
     pub(crate) key: Range<usize>,
     /// The value, without white space around it.
     pub(crate) value: Range<usize>,
-    /// Number of elements or members of the value, if it is an array or an object.
-    pub(crate) children: usize,
+    pub(crate) shape: ValueShape,
 }

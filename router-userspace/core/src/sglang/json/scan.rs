@@ -1,7 +1,7 @@
 //! Checks a JSON text in one pass: the complete grammar of RFC 8259, no recursion, no allocation.
 
 use super::plain::plain;
-use super::{MAX_DEPTH, MemberSpan};
+use super::{MAX_DEPTH, MemberSpan, ValueShape};
 
 /// Why a text is not valid JSON, with the byte offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,9 +52,9 @@ pub(crate) fn scan(
         let key = key..cursor.at;
         cursor.colon()?;
         let start = cursor.at;
-        let children = cursor.value()?;
+        let shape = cursor.value()?;
         tail = cursor.at;
-        if !visit(MemberSpan { key, value: start..tail, children }) {
+        if !visit(MemberSpan { key, value: start..tail, shape }) {
             return Err(SyntaxError::Refused);
         }
         cursor.white();
@@ -127,8 +127,8 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    /// Consumes one value and returns its number of direct children.
-    fn value(&mut self) -> Result<usize, SyntaxError> {
+    /// Consumes one value.
+    fn value(&mut self) -> Result<ValueShape, SyntaxError> {
         let mut open = Open::default();
         let mut children = 0;
         loop {
@@ -159,7 +159,7 @@ impl<'a> Cursor<'a> {
                 _ => return Err(SyntaxError::Unexpected(self.at - 1)),
             }
             if !self.after(&mut open, &mut children)? {
-                return Ok(children);
+                return Ok(ValueShape { children, depth: open.deepest });
             }
         }
     }
@@ -265,6 +265,8 @@ impl<'a> Cursor<'a> {
 #[derive(Default)]
 struct Open {
     depth: usize,
+    /// The maximum of `depth` so far.
+    deepest: usize,
     objects: [u64; MAX_DEPTH / 64],
 }
 
@@ -281,6 +283,7 @@ impl Open {
             self.objects[word] &= !bit;
         }
         self.depth += 1;
+        self.deepest = self.deepest.max(self.depth);
         Ok(())
     }
 
@@ -369,15 +372,15 @@ mod tests {
     }
 
     #[test]
-    fn only_direct_children_are_counted() {
+    fn direct_children_and_the_depth_are_counted() {
         let mut seen = Vec::new();
         let text = br#"{"a":[],"b":[1,[2,3],"x,y"],"c":{"k":[1,2],"l":0},"d":"q"}"#;
         scan(text, |m: MemberSpan| {
-            seen.push(m.children);
+            seen.push((m.shape.children, m.shape.depth));
             true
         })
         .unwrap();
-        assert_eq!(seen, [0, 3, 2, 0]);
+        assert_eq!(seen, [(0, 1), (3, 2), (2, 2), (0, 0)]);
     }
 
     proptest! {

@@ -1,8 +1,8 @@
 //! Reads the members of a body in one pass: keeps the needed fields and marks ranges to modify.
 
 use super::super::control::is_engine_control;
-use super::super::json::{JsonType, MemberSpan, Raw, unquote};
-use super::super::prompt::PromptFields;
+use super::super::json::{JsonType, MemberSpan, Raw, ValueShape, unquote};
+use super::super::prompt::{PromptField, PromptFields};
 use super::super::samples::{self, MAX_SEQUENCES};
 use super::super::splice::{Mark, MarkKind, MemberPosition};
 use super::super::{Endpoint, Invalid};
@@ -130,7 +130,7 @@ impl<'a> BodyReader<'a> {
         // A key that is not valid Unicode is no known field.
         if let Some(key) = unquote(&body[member.key.clone()]) {
             let value = Raw::trusted(&body[member.value.clone()]);
-            if let Some(kind) = self.read(&key, value, member.children) {
+            if let Some(kind) = self.read(&key, value, member.shape) {
                 let place =
                     MemberPosition { index, before: self.end, key: member.key.start, after: None };
                 self.marks.push(Mark { kind, value: member.value.clone(), place });
@@ -147,10 +147,11 @@ impl<'a> BodyReader<'a> {
     }
 
     /// Stores a needed field and returns its mark, if it must be modified.
-    fn read(&mut self, key: &str, value: Raw<'a>, children: usize) -> Option<MarkKind> {
+    fn read(&mut self, key: &str, value: Raw<'a>, shape: ValueShape) -> Option<MarkKind> {
         use Endpoint::{Chat, Completions, Generate, Messages, Responses};
         let endpoint = self.endpoint;
         let fields = &mut self.fields;
+        let part = Some(PromptField { raw: value, shape });
         if is_engine_control(Some(endpoint), key) {
             return Some(MarkKind::Control);
         }
@@ -175,12 +176,12 @@ impl<'a> BodyReader<'a> {
             ("messages", Chat | Messages)
             | ("prompt", Completions)
             | ("text", Generate)
-            | ("input", Responses) => fields.prompt.main = Some((value, children)),
+            | ("input", Responses) => fields.prompt.main = part,
             ("system", Messages) | ("instructions", Responses) => {
-                fields.prompt.preamble = Some((value, children));
+                fields.prompt.preamble = part;
             }
-            ("input_ids", Chat | Generate) => fields.prompt.input_ids = Some((value, children)),
-            ("input_embeds", Generate) => fields.prompt.input_embeds = Some((value, children)),
+            ("input_ids", Chat | Generate) => fields.prompt.input_ids = part,
+            ("input_embeds", Generate) => fields.prompt.input_embeds = part,
             ("session_params", Generate) => {
                 fields.prompt.session = value.kind() == JsonType::Object
             }
