@@ -3,6 +3,7 @@
 
 mod fleet;
 mod gateway;
+mod instructions;
 mod load;
 mod peers;
 
@@ -16,9 +17,10 @@ use crate::{binaries, ebpf, shell, workspace};
 /// Benchmark to run, and how long.
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
-    /// Benchmark to run: `gateway` compares pd-router with nginx and sglang-router, `fleet` compares
-    /// routers before a prefill/decode fleet of real or simulated engines, `core` runs all benchmarks of
-    /// the core crate, any other name is a `[[bench]]` target.
+    /// Benchmark to run: `gateway` compares pd-router with nginx and sglang-router, `instructions` counts
+    /// those of the gateway for one request, `fleet` compares routers before a prefill/decode fleet of real
+    /// or simulated engines, `core` runs all benchmarks of the core crate, any other name is a `[[bench]]`
+    /// target.
     name: String,
     /// Number of rounds of the benchmark `gateway`. Its figures are medians over them.
     #[arg(long, default_value_t = 3)]
@@ -26,8 +28,8 @@ pub(crate) struct Flags {
     /// Duration of each run of the benchmark `gateway`, in seconds.
     #[arg(long, default_value_t = 3)]
     seconds: u32,
-    /// Another pd-router program, as of the state before a change, that the benchmark `gateway` runs
-    /// beside this one.
+    /// Another pd-router program, as of the state before a change, that the benchmarks `gateway` and
+    /// `instructions` run beside this one.
     #[arg(long, value_name = "PROGRAM")]
     before: Option<PathBuf>,
     /// Arguments that are passed to the `[[bench]]` target or to the benchmark `fleet`, which prints its
@@ -48,6 +50,7 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
         "gateway" => {
             return gateway::run(flags.rounds, flags.seconds, flags.before.as_deref());
         }
+        "instructions" => return instructions::run(flags.before.as_deref()),
         "fleet" => return fleet::run(&flags.rest),
         _ => {}
     }

@@ -99,19 +99,29 @@ fn pair() -> [String; 6] {
 }
 
 pub(super) fn pd_router(binaries: &Binaries) -> Result<Peer> {
-    gateway("pd-router", &binaries.pd_router, GATEWAY)
+    gateway("pd-router", &binaries.pd_router, &[], GATEWAY)
+}
+
+/// A pd-router whose instructions callgrind counts, into files whose names begin with `out`.
+pub(super) fn under_callgrind(pd_router: &Path, out: &Path) -> Result<Peer> {
+    let (out, pd_router) = (format!("--callgrind-out-file={}", out.display()), pd_router.display());
+    let words = ["--tool=callgrind", &out, &pd_router.to_string()];
+    gateway("pd-router under callgrind", Path::new("valgrind"), &words, GATEWAY)
 }
 
 /// Another build of pd-router, as of the state before a change.
 pub(super) fn other_pd_router(program: &Path) -> Result<Peer> {
-    gateway("pd-router before", program, BEFORE)
+    gateway("pd-router before", program, &[], BEFORE)
 }
 
-fn gateway(name: &'static str, program: &Path, host: &str) -> Result<Peer> {
+/// `before`: the first arguments of `program`, if it is one that runs pd-router.
+fn gateway(name: &'static str, program: &Path, before: &[&str], host: &str) -> Result<Peer> {
     let pair = pair();
     let admin = format!("{host}:9901");
-    let words: Vec<&str> = ["--log", "warn", "gateway"]
-        .into_iter()
+    let words: Vec<&str> = before
+        .iter()
+        .copied()
+        .chain(["--log", "warn", "gateway"])
         .chain(pair.iter().map(String::as_str))
         .chain(["--host", host, "--port", "8080", "--admin-listen", &admin])
         .collect();
