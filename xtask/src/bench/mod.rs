@@ -12,15 +12,16 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use crate::{binaries, ebpf, shell, workspace};
+use crate::{binaries, ebpf, python, shell, workspace};
 
 /// Benchmark to run, and how long.
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
     /// Benchmark to run: `gateway` compares pd-router with nginx and sglang-router, `instructions` counts
     /// those of the gateway for one request, `fleet` compares routers before a prefill/decode fleet of real
-    /// or simulated engines, `core` runs all benchmarks of the core crate, any other name is a `[[bench]]`
-    /// target.
+    /// or simulated engines, `reliability` runs cases that users of routers have reported (with
+    /// `-- --requests N` a soak instead), `core` runs all benchmarks of the core crate, any other name is a
+    /// `[[bench]]` target.
     name: String,
     /// Number of rounds of the benchmark `gateway`. Its figures are medians over them.
     #[arg(long, default_value_t = 3)]
@@ -58,10 +59,18 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
     let names = if flags.name == "core" { &CORE[..] } else { &[flags.name.as_str()] };
     bench.arg("bench").args(names.iter().flat_map(|name| ["--bench", name]));
     bench.arg("--").args(&flags.rest);
-    if matches!(&*flags.name, "kernel" | "feedback") {
+    if matches!(&*flags.name, "kernel" | "feedback" | "reliability") {
         let programs = binaries::build_release()?;
         bench.env("PD_ROUTER_BIN", programs.pd_router).env("SGLANG_SIM_BIN", programs.sglang_sim);
-        bench.env("PD_ROUTER_EBPF_OBJECT", ebpf::build()?);
+    }
+    match &*flags.name {
+        "kernel" | "feedback" => {
+            bench.env("PD_ROUTER_EBPF_OBJECT", ebpf::build()?);
+        }
+        "reliability" if flags.rest.is_empty() => {
+            bench.env("SGLANG_ROUTER_PYTHON", python::sglang_router()?);
+        }
+        _ => {}
     }
     shell::run(&mut bench)
 }
