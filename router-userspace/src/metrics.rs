@@ -120,6 +120,28 @@ fn part() -> Histogram {
     ])
 }
 
+/// Why a request is not mirrored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MirrorDrop {
+    TooMany,
+    NoMemory,
+    Incomplete,
+}
+
+impl MirrorDrop {
+    const ALL: [MirrorDrop; 3] =
+        [MirrorDrop::TooMany, MirrorDrop::NoMemory, MirrorDrop::Incomplete];
+
+    /// The label of the metric.
+    pub fn reason(self) -> &'static str {
+        match self {
+            MirrorDrop::TooMany => "too_many",
+            MirrorDrop::NoMemory => "no_memory",
+            MirrorDrop::Incomplete => "incomplete",
+        }
+    }
+}
+
 impl Metrics {
     /// Creates the metrics and registers them.
     pub fn new(registry: &mut Registry) -> Metrics {
@@ -154,6 +176,10 @@ impl Metrics {
             worker_load_age: Family::default(),
             worker_load_score: Family::default(),
         };
+        // At 0 from the start, so that a rate has the first of them.
+        for reason in MirrorDrop::ALL.map(MirrorDrop::reason) {
+            drop(metrics.mirrors_dropped.get_or_create(&ReasonLabels { reason }));
+        }
         metrics.register_requests(registry);
         metrics.register_fleet(registry);
         metrics.register_feedback(registry);

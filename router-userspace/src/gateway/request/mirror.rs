@@ -23,7 +23,7 @@ use crate::http_client::body_copy::{BodyCopy, NoCopy};
 use crate::http_client::client_body::ClientBody;
 use crate::http_client::collector::BodyMemory;
 use crate::http_client::request_source::RequestSource;
-use crate::metrics::ReasonLabels;
+use crate::metrics::{MirrorDrop, ReasonLabels};
 
 /// The limits and the tasks of mirrored requests.
 pub(crate) struct Mirrors {
@@ -84,7 +84,7 @@ impl Gateway {
                         gateway.mirrors.spawn(sent);
                     }
                 }
-                Err(why) => gateway.count_dropped(why.reason(), requests.len()),
+                Err(why) => gateway.count_dropped(why.into(), requests.len()),
             }
         });
     }
@@ -96,7 +96,7 @@ impl Gateway {
         let mut requests = Vec::new();
         for mirror in drawn.filter(|_| is_proxied) {
             let Ok(permit) = Arc::clone(&self.mirrors.permits).try_acquire_owned() else {
-                self.count_dropped("too_many", 1);
+                self.count_dropped(MirrorDrop::TooMany, 1);
                 continue;
             };
             let mut parts = parts.clone();
@@ -140,20 +140,17 @@ impl Gateway {
         drop(permit);
     }
 
-    fn count_dropped(&self, reason: &'static str, requests: usize) {
-        self.metrics
-            .mirrors_dropped
-            .get_or_create(&ReasonLabels { reason })
-            .inc_by(requests as u64);
+    fn count_dropped(&self, why: MirrorDrop, requests: usize) {
+        let labels = ReasonLabels { reason: why.reason() };
+        self.metrics.mirrors_dropped.get_or_create(&labels).inc_by(requests as u64);
     }
 }
 
-impl NoCopy {
-    /// The label of the metric.
-    fn reason(self) -> &'static str {
-        match self {
-            NoCopy::NoMemory => "no_memory",
-            NoCopy::Incomplete => "incomplete",
+impl From<NoCopy> for MirrorDrop {
+    fn from(why: NoCopy) -> MirrorDrop {
+        match why {
+            NoCopy::NoMemory => MirrorDrop::NoMemory,
+            NoCopy::Incomplete => MirrorDrop::Incomplete,
         }
     }
 }
