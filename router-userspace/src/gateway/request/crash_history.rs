@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use router_core::fleet::Worker;
+use router_core::fleet::{ObjectName, Worker};
 use router_core::sglang::{Endpoint, Request};
 use tokio::time::Instant;
 
@@ -21,7 +21,8 @@ const ONE_CRASH: Duration = Duration::from_secs(5);
 /// A content is refused after two crashes at the earliest, since one may be a coincidence.
 const MIN_CRASHES_TO_REFUSE: u32 = 2;
 
-/// The endpoint and the hash of a request's body as the client sent it.
+/// The endpoint and the hash of a request's pool and body, as the client sent it. What kills the engines of
+/// one pool, such as a mirror, is no reason to keep it from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ContentFingerprint {
     endpoint: Endpoint,
@@ -57,14 +58,15 @@ pub(crate) fn crashes_to_refuse(per_request: u32) -> u32 {
 }
 
 impl CrashHistory {
-    pub(crate) fn fingerprint(&self, request: &Request) -> ContentFingerprint {
+    pub(crate) fn fingerprint(&self, pool: &ObjectName, request: &Request) -> ContentFingerprint {
         let (endpoint, body) = (request.endpoint(), request.body());
-        ContentFingerprint { endpoint, bytes: body.len(), hash: hash(self.seed, body) }
+        let seed = hash(hash(self.seed, pool.namespace.as_bytes()), pool.name.as_bytes());
+        ContentFingerprint { endpoint, bytes: body.len(), hash: hash(seed, body) }
     }
 
-    /// The number of engines that crashed while they ran this content. A body is hashed only if a
+    /// The number of engines of a pool that crashed while they ran this content. A body is hashed only if a
     /// content of its length is known.
-    pub(crate) fn crashes(&self, request: &Request) -> u32 {
+    pub(crate) fn crashes(&self, pool: &ObjectName, request: &Request) -> u32 {
         let (endpoint, bytes) = (request.endpoint(), request.body().len());
         let now = Instant::now();
         let is_like = |known: &CrashedContent| {
@@ -75,7 +77,7 @@ impl CrashHistory {
         if !self.contents.lock().iter().any(is_like) {
             return 0;
         }
-        let content = self.fingerprint(request);
+        let content = self.fingerprint(pool, request);
         let contents = self.contents.lock();
         let found = contents.iter().find(|known| is_like(known) && known.content == content);
         found.map_or(0, |known| known.crashes)
@@ -137,6 +139,10 @@ mod tests {
         Request::parse(Endpoint::Chat, Bytes::from(body)).expect("a valid request")
     }
 
+    fn pool(name: &str) -> ObjectName {
+        ObjectName { namespace: "default".into(), name: name.into() }
+    }
+
     fn worker(uid: &str) -> Worker {
         let key = WorkerKey { uid: uid.into(), address: ([127, 0, 0, 1], 8000).into() };
         Worker::new(key, "default/pod")
@@ -146,18 +152,22 @@ mod tests {
     async fn crashes_are_counted_by_content_and_forgotten_after_ten_minutes() {
         let history = CrashHistory::default();
         let (poison, other) = (request("poison"), request("potion"));
-        assert_eq!(history.record(history.fingerprint(&poison), &worker("a")), 1);
-        assert_eq!(history.record(history.fingerprint(&poison), &worker("b")), 2);
-        assert_eq!((history.crashes(&poison), history.crashes(&other)), (2, 0));
+        assert_eq!(history.record(history.fingerprint(&pool("a"), &poison), &worker("a")), 1);
+        assert_eq!(history.record(history.fingerprint(&pool("a"), &poison), &worker("b")), 2);
+        assert_eq!(
+            (history.crashes(&pool("a"), &poison), history.crashes(&pool("a"), &other)),
+            (2, 0)
+        );
+        assert_eq!(history.crashes(&pool("b"), &poison), 0, "another pool");
         tokio::time::advance(CRASH_MEMORY).await;
-        assert_eq!(history.crashes(&poison), 0);
-        assert_eq!(history.record(history.fingerprint(&poison), &worker("a")), 1);
+        assert_eq!(history.crashes(&pool("a"), &poison), 0);
+        assert_eq!(history.record(history.fingerprint(&pool("a"), &poison), &worker("a")), 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn requests_with_one_content_on_one_engine_count_its_crash_once() {
         let history = CrashHistory::default();
-        let content = history.fingerprint(&request("hi"));
+        let content = history.fingerprint(&pool("a"), &request("hi"));
         assert_eq!(history.record(content, &worker("a")), 1);
         assert_eq!(history.record(content, &worker("a")), 1);
         tokio::time::advance(ONE_CRASH).await;
@@ -168,11 +178,12 @@ mod tests {
     async fn the_oldest_contents_are_dropped() {
         let history = CrashHistory::default();
         let first = request("first");
-        history.record(history.fingerprint(&first), &worker("a"));
+        history.record(history.fingerprint(&pool("a"), &first), &worker("a"));
         for n in 0..MAX_CONTENTS {
-            history.record(history.fingerprint(&request(&format!("n{n}"))), &worker("a"));
+            history
+                .record(history.fingerprint(&pool("a"), &request(&format!("n{n}"))), &worker("a"));
         }
         assert_eq!(history.contents.lock().len(), MAX_CONTENTS);
-        assert_eq!(history.crashes(&first), 0);
+        assert_eq!(history.crashes(&pool("a"), &first), 0);
     }
 }

@@ -8,7 +8,7 @@ use futures_util::future::try_join_all;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Response};
 use parking_lot::Mutex;
-use router_core::fleet::{GhostWeight, Pool, Weight};
+use router_core::fleet::{GhostWeight, ObjectName, Pool, Weight};
 use router_core::sglang::logprob::PromptLogprobs;
 use router_core::sglang::{Endpoint, Request, headers, merge};
 use tokio::task::yield_now;
@@ -81,7 +81,7 @@ impl Generation {
             let workers = AttemptWorkers::of(&placement);
             let (started, content) = tokio::join!(
                 gateway.attempt(&attempt, placement, observation),
-                gateway.content_of(&attempt.request),
+                gateway.content_of(&pool.name, &attempt.request),
             );
             if started.is_ok() {
                 gateway.settle_refusal(&workers, &mut retries);
@@ -129,7 +129,7 @@ impl Gateway {
         let request = Request::parse(endpoint, body)?;
         record.prompt_bytes = request.prompt_bytes() as u64;
         self.check_model(pool, request.model())?;
-        self.check_crashes(&request)?;
+        self.check_crashes(&pool.name, &request)?;
         let wanted = PlacementRequest {
             blocks: self.admission.blocks(&request),
             model: request.model().map(str::to_owned),
@@ -163,8 +163,8 @@ impl Gateway {
     }
 
     /// Refuses a request whose content was running on engines when they crashed.
-    fn check_crashes(&self, request: &Request) -> Result<(), Reject> {
-        let crashes = self.crashes.crashes(request);
+    fn check_crashes(&self, pool: &ObjectName, request: &Request) -> Result<(), Reject> {
+        let crashes = self.crashes.crashes(pool, request);
         let limit = crashes_to_refuse(self.settings.limits.max_engine_crashes);
         if crashes < limit { Ok(()) } else { Err(Reject::CrashedEngines(crashes)) }
     }
@@ -172,12 +172,12 @@ impl Gateway {
     /// The fingerprint of a streamed request, which is gone when its engine crashes. It is taken while the
     /// engines compute, after the request was sent: no token waits for it. The request itself is not kept
     /// for as long as its stream runs, since it may be of `--max-body` bytes.
-    async fn content_of(&self, request: &Request) -> Option<ContentFingerprint> {
+    async fn content_of(&self, pool: &ObjectName, request: &Request) -> Option<ContentFingerprint> {
         if !request.stream() {
             return None;
         }
         yield_now().await;
-        Some(self.crashes.fingerprint(request))
+        Some(self.crashes.fingerprint(pool, request))
     }
 
     /// Waits a moment while all workers of the pool are down: in a pool of one pair, an engine that

@@ -75,7 +75,7 @@ impl Gateway {
         state.attempts += 1;
         if fault.broke() && self.died(&pool.name, &fault.worker, workers).await {
             state.deaths += 1;
-            let content = self.crashes.fingerprint(&attempt.request);
+            let content = self.crashes.fingerprint(&pool.name, &attempt.request);
             let of_content = self.crashes.record(content, &fault.worker);
             tracing::warn!(
                 worker = %fault.worker.name,
