@@ -99,8 +99,17 @@ fn targets(
         }
         let namespace = Arc::clone(&subject.name.namespace);
         let name = ObjectName { namespace, name: target.name.as_str().into() };
-        if build.index.get(&Key { kind: Kind::Service, name: name.clone() }).is_none() {
+        let key = Key { kind: Kind::Service, name: name.clone() };
+        let Some(Object::Service(service)) = build.index.get(&key) else {
             let reason = format!("Service {name} does not exist");
+            build.add_problem(subject, field, "TargetNotFound", reason);
+            continue;
+        };
+        let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+        if let Some(section) = &target.section_name
+            && !ports.into_iter().any(|port| port.name.as_ref() == Some(section))
+        {
+            let reason = format!("Service {name} has no port {section:?}");
             build.add_problem(subject, field, "TargetNotFound", reason);
             continue;
         }
@@ -286,6 +295,26 @@ spec: {ports: [{name: a, port: 443}, {name: b, port: 80}]}
             "hostname: a.test, caCertificateRefs: [{group: \"\", kind: ConfigMap, name: m}]";
         let (target, _) = outcome(&policy("p", ", sectionName: b", missing));
         assert_eq!(target, "\"service default/s:443\"");
+    }
+
+    #[test]
+    fn a_policy_for_a_port_that_does_not_exist_is_a_problem() {
+        let system = "hostname: a.test, wellKnownCACertificates: System";
+        let (_, problems) = outcome(&policy("p", ", sectionName: typo", system));
+        let expected = ("spec.targetRefs[0]".to_owned(), "TargetNotFound");
+        assert!(problems.contains(&expected), "{problems:?}");
+    }
+
+    #[test]
+    fn a_port_of_another_protocol_with_the_same_number_is_not_the_routes() {
+        let both = "ports: [{name: q, port: 443, protocol: UDP}, {name: a, port: 443";
+        let objects = OBJECTS.replace("ports: [{name: a, port: 443", both);
+        let system = "hostname: a.test, wellKnownCACertificates: System";
+        let policy = policy("p", ", sectionName: a", system);
+        let fleet = golden::fleet(&format!("{objects}{policy}"));
+        let (_, _, rule) = fleet.listeners[0].rules().next().expect("a rule");
+        let target = serde_json::to_string(&rule.backends()[0].target).expect("JSON");
+        assert!(target.contains("500: "), "{target}");
     }
 
     #[test]

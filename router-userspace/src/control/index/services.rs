@@ -48,7 +48,9 @@ pub(super) fn resolve(
         return Err(("UnsupportedValue", reason));
     }
     let ports = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
-    let Some(of_service) = ports.iter().find(|known| known.port == i32::from(port)) else {
+    let is_tcp = |known: &&ServicePort| known.protocol.as_deref().unwrap_or("TCP") == "TCP";
+    let mut ports = ports.iter().filter(is_tcp);
+    let Some(of_service) = ports.find(|known| known.port == i32::from(port)) else {
         return Err(("BackendNotFound", format!("Service {name} has no port {port}")));
     };
     let tls = build.tls.of_port(name, of_service.name.as_deref())?;
