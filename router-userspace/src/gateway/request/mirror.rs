@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::handle::Rejected;
 use super::record::Record;
 use super::routed::RoutedRequest;
+use super::upgrade::UpgradeRequest;
 use crate::config::MirrorFlags;
 use crate::gateway::shared::Gateway;
 use crate::http_client::body_copy::{BodyCopy, NoCopy};
@@ -91,7 +92,9 @@ impl Gateway {
 
     /// The requests for the mirrors that get this request and have a permit.
     fn mirrored(&self, found: &Found<'_>, parts: &Parts, record: &Record) -> Vec<MirroredRequest> {
-        let is_proxied = matches!(found.target, Target::Service(_) | Target::Pool(_));
+        // An upgraded connection has two ends, and no third.
+        let is_proxied = matches!(found.target, Target::Service(_) | Target::Pool(_))
+            && parts.extensions.get::<UpgradeRequest>().is_none();
         let drawn = found.mirrors.iter().filter(|one| one.share.takes(rand::random()));
         let mut requests = Vec::new();
         for mirror in drawn.filter(|_| is_proxied) {
@@ -100,7 +103,6 @@ impl Gateway {
                 continue;
             };
             let mut parts = parts.clone();
-            // An upgraded connection has two ends, and no third.
             parts.extensions.clear();
             let found = Found { target: &mirror.target, ..*found };
             let empty = ClientBody::new(RequestSource::Copied(None), None, false);
