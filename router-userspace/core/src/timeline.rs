@@ -68,6 +68,8 @@ pub struct Moments {
     pub ended_us: u64,
     /// The request has a prefill leg.
     pub has_prefill: bool,
+    /// It is forwarded as it comes: when it was written is not known.
+    pub is_forwarded: bool,
     /// The answer was sent to its end.
     pub is_whole: bool,
 }
@@ -88,6 +90,7 @@ pub struct Moments {
 ///     ended_us: 900_000,
 ///     has_prefill: true,
 ///     is_whole: true,
+///     ..Moments::default()
 /// };
 /// let timeline = Timeline::of(&moments);
 /// assert_eq!(timeline.part(TimelinePart::Prefill).value(), Some(200.0));
@@ -198,10 +201,11 @@ impl PartBuilder {
             None => TimelinePart::Received,
             Some(TimelinePart::Prefill) if is_bounded => TimelinePart::Done,
             Some(TimelinePart::Sent) if !moments.has_prefill => TimelinePart::FirstByte,
+            Some(TimelinePart::Queued) if moments.is_forwarded => TimelinePart::FirstByte,
             Some(last) => after(last),
         };
         if !moments.is_whole {
-            self.is_blurred = false;
+            self.is_blurred = moments.is_forwarded && ended_in == TimelinePart::FirstByte;
         }
         self.end(ended_in, Some(moments.ended_us));
         Timeline { parts: self.parts, ended_in }
@@ -249,6 +253,7 @@ mod tests {
         first_event_us: Some(130_000),
         ended_us: 200_000,
         has_prefill: true,
+        is_forwarded: false,
         is_whole: true,
     };
 
@@ -293,6 +298,21 @@ mod tests {
     }
 
     #[test]
+    fn a_forwarded_request_that_fails_ends_at_its_engine() {
+        let forwarded = Moments {
+            sent_us: None,
+            prefill_answered_us: None,
+            first_event_us: None,
+            has_prefill: false,
+            is_forwarded: true,
+            is_whole: false,
+            ..WHOLE
+        };
+        let want = ["first_byte 174.9 estimated", "ended in first_byte"];
+        assert_eq!(shown(forwarded)[3..], want);
+    }
+
+    #[test]
     fn an_answer_that_is_no_stream_has_no_first_event() {
         let whole = Moments { first_event_us: None, ..WHOLE };
         assert_eq!(shown(whole)[4..], ["prefill 100 exact", "done 74 estimated", "ended in done"]);
@@ -327,6 +347,7 @@ mod tests {
             seen in proptest::collection::vec(proptest::option::of(0u64..1_000_000), 6),
             ended_us in 0u64..1_000_000,
             has_prefill: bool,
+            is_forwarded: bool,
             is_whole: bool,
         ) {
             let moments = Moments {
@@ -338,6 +359,7 @@ mod tests {
                 first_event_us: seen[5],
                 ended_us,
                 has_prefill,
+                is_forwarded,
                 is_whole,
             };
             let timeline = Timeline::of(&moments);

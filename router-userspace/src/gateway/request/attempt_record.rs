@@ -54,15 +54,16 @@ impl AttemptRecord {
         let now = Instant::now();
         self.first_began.get_or_insert(now);
         self.began = Some(now);
-        (self.placed, self.marks) = (None, None);
+        (self.placed, self.marks, self.explanation) = (None, None, None);
+        (self.workers, self.ranks) = (AttemptedWorkers::default(), Pair::default());
         self.count += 1;
         self.count
     }
 
     /// An attempt at one worker begins, without a queue. Returns its number.
     pub(crate) fn begin_alone(&mut self, worker: &Arc<str>) -> u32 {
-        self.workers.worker = Some(Arc::clone(worker));
         let number = self.begin();
+        self.workers.worker = Some(Arc::clone(worker));
         self.placed = self.began;
         number
     }
@@ -114,6 +115,7 @@ impl AttemptRecord {
             sent_us: marks.and_then(AttemptMarks::sent_us),
             prefill_answered_us: marks.and_then(AttemptMarks::prefill_answered_us),
             has_prefill: marks.is_some_and(AttemptMarks::has_prefill),
+            is_forwarded: self.placed.is_some() && marks.is_none(),
             ..Moments::default()
         }
     }

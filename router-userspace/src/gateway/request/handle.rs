@@ -275,7 +275,8 @@ impl Gateway {
             Err(rejected) => rejected.reply(format, &mut record),
         };
         let mut own = vec![(REQUEST_ID, record.request_id.clone())];
-        if self.settings.explain_headers {
+        // An attempt that runs behind an early head may not be the last one.
+        if self.settings.explain_headers && !matches!(reply, Reply::Early(_)) {
             explain(&record, &reply, &mut own);
         }
         let mut response = self.begin(reply, record);
