@@ -12,19 +12,32 @@ pub(super) fn page(report: &TopReport) -> String {
     }
     add_failures(&mut page, &report.failures);
     if !report.problems.is_empty() {
-        line(&mut page, format_args!("\nPROBLEMS"));
+        heading(&mut page, "PROBLEMS");
         report.problems.iter().for_each(|problem| line(&mut page, problem));
     }
     page
 }
 
+fn heading(page: &mut String, text: impl Display) {
+    page.push('\n');
+    line(page, text);
+}
+
+/// Adds a line. Clients choose parts of it, such as a request's id: control characters, which a terminal
+/// would obey, are replaced.
 fn line(page: &mut String, text: impl Display) {
+    let start = page.len();
     // Writing to a String cannot fail.
-    let _ = writeln!(page, "{text}");
+    let _ = write!(page, "{text}");
+    if page[start..].contains(char::is_control) {
+        let shown = page[start..].replace(char::is_control, "\u{fffd}");
+        page.replace_range(start.., &shown);
+    }
+    page.push('\n');
 }
 
 fn add_pool(page: &mut String, pool: &PoolReport, is_kept: bool) {
-    line(page, format_args!("\nPOOL {}", pool.name));
+    heading(page, format_args!("POOL {}", pool.name));
     let names = pool.workers.iter().map(|worker| worker.name.chars().count());
     let width = names.max().unwrap_or(0).max("WORKER".len());
     line(
@@ -75,7 +88,7 @@ fn add_failures(page: &mut String, failures: &[FailureReport]) {
     if failures.is_empty() {
         return;
     }
-    line(page, "\nLAST FAILURES");
+    heading(page, "LAST FAILURES");
     for failure in failures {
         let FailureReport { id, reason, detail, ended_in, .. } = failure;
         let worker = |name: &Option<String>| name.clone().unwrap_or_else(|| "-".to_owned());
@@ -118,6 +131,16 @@ PROBLEMS
 NotLeading cluster: no lease
 ";
         assert_eq!(page(&example()), want);
+    }
+
+    #[test]
+    fn a_client_cannot_write_to_the_terminal() {
+        let mut report = example();
+        report.failures[0].id = "\u{9b}2J".to_owned();
+        report.failures[0].detail = "\u{1b}[2J\nPROBLEMS".to_owned();
+        let page = page(&report);
+        assert!(!page.contains(|c: char| c.is_control() && c != '\n'), "{page:?}");
+        assert!(page.contains("\u{fffd}[2J\u{fffd}PROBLEMS\n"), "{page:?}");
     }
 
     #[test]

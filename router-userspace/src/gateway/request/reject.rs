@@ -1,6 +1,5 @@
 //! [`Reject`]: every way to fail a request, with its one status, reason and message.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -278,12 +277,12 @@ impl Reject {
 /// Maximum length of a client's text in a message and its log line, in bytes.
 const MAX_EXCERPT: usize = 256;
 
-/// The beginning of a client's text.
-fn excerpt(text: &str) -> Cow<'_, str> {
-    match text.len() <= MAX_EXCERPT {
-        true => Cow::Borrowed(text),
-        false => Cow::Owned(format!("{}...", &text[..text.floor_char_boundary(MAX_EXCERPT)])),
-    }
+/// The beginning of a client's text, without control characters, which a terminal would obey.
+fn excerpt(text: &str) -> String {
+    let start = &text[..text.floor_char_boundary(MAX_EXCERPT)];
+    let shown = start.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let rest = if start.len() < text.len() { "..." } else { "" };
+    shown.chain(rest.chars()).collect()
 }
 
 /// Adds the engine's challenges, and its `Retry-After` if it is longer than the gateway's.
@@ -375,6 +374,13 @@ mod tests {
 
     fn header(response: &Response<ResponseBody>, name: HeaderName) -> Option<&str> {
         response.headers().get(name).and_then(|value| value.to_str().ok())
+    }
+
+    #[test]
+    fn a_client_s_text_is_shown_without_control_characters() {
+        let reject = Reject::ModelNotFound("\u{1b}[2J\u{9b}".to_owned() + &"m".repeat(300));
+        let message = reject.message();
+        assert!(!message.contains(char::is_control) && message.contains("m..."), "{message:?}");
     }
 
     #[test]
