@@ -63,7 +63,7 @@ impl HealthMonitor {
                 self.observed(worker, change, "the transfer of the request that tried it failed");
                 continue;
             }
-            let is_only_partner = self.peers(partner).workers == 0;
+            let is_only_partner = self.known_peers(partner).is_some_and(|peers| peers.workers == 0);
             if is_only_partner || worker.outcomes.fails_with_several(now_ms) {
                 let (own, peers) = (worker.outcomes.counts(now_ms), self.peers(worker));
                 let outcomes = peers.outcomes.with_transfers();
@@ -147,6 +147,11 @@ impl HealthMonitor {
     }
 
     fn peers(&self, worker: &Arc<Worker>) -> PeerSummary {
+        self.known_peers(worker).unwrap_or_default()
+    }
+
+    /// `None` for a worker that has left the fleet.
+    fn known_peers(&self, worker: &Arc<Worker>) -> Option<PeerSummary> {
         let now_ms = self.clock.now_ms();
         let fleet = self.fleet.load();
         let is_it = |other: &Arc<Worker>| Arc::ptr_eq(other, worker);
@@ -154,7 +159,7 @@ impl HealthMonitor {
             members.iter().find(|member| is_it(&member.worker)).map(|member| member.role)
         };
         let found = fleet.pools.iter().find_map(|pool| Some((pool, member_in(&pool.members)?)));
-        let Some((pool, role)) = found else { return PeerSummary::default() };
+        let (pool, role) = found?;
         let mut peers = PeerSummary::default();
         let (mut sum, mut known) = (Duration::ZERO, 0);
         let others = pool.members.iter().filter(|member| member.role == role);
@@ -170,7 +175,7 @@ impl HealthMonitor {
             }
         }
         peers.service_time = sum.checked_div(known);
-        peers
+        Some(peers)
     }
 }
 
@@ -279,6 +284,17 @@ mod tests {
         }
         assert_eq!(prefills[0].health.verdict(), Verdict::Failing);
         assert_eq!(decodes[0].health.verdict(), Verdict::Up, "it has no peers");
+    }
+
+    #[test]
+    fn a_partner_that_has_left_the_fleet_does_not_count_as_the_only_one() {
+        let (fleet, prefills, _) = monitor_of_pairs(2, 2);
+        let (_, gone) = monitor(1);
+        serve(&prefills[1..], 10);
+        for _ in 0..20 {
+            fleet.transfer_failed(&Pair { prefill: &prefills[0], decode: &gone[0] });
+        }
+        assert_eq!(prefills[0].health.verdict(), Verdict::Up);
     }
 
     #[test]
