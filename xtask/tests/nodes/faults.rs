@@ -27,6 +27,11 @@ fn failed(walk: &Walk, seconds: u32, what: &str, happens: impl FnOnce()) -> Vec<
     failed
 }
 
+/// Whether a request found no gateway.
+fn is_refused(error: &str) -> bool {
+    error.contains("client error (Connect)")
+}
+
 #[test]
 fn clients_notice_little_of_what_happens_to_a_cluster() {
     let walk = Walk::start("faults");
@@ -84,7 +89,10 @@ fn clients_notice_little_of_what_happens_to_a_cluster() {
         std::thread::sleep(AWAY);
         kill(servers[0], Signal::SIGCONT).expect("continuing it");
     });
-    assert_eq!(lost, Vec::<Value>::new());
+    // After its return Kubernetes takes all pods out of their Services until the nodes have reported:
+    // kube-proxy may refuse connections to the gateways' Service. A gateway fails no request.
+    let refused = lost.iter().filter(|one| one["error"].as_str().is_some_and(is_refused)).count();
+    assert!(refused == lost.len() && refused <= in_flight, "{lost:?}");
     ready(&walk);
 
     let lost = failed(&walk, 40, "a drained node", || {
