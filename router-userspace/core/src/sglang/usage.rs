@@ -66,7 +66,16 @@ fn of_all(raw: Raw<'_>) -> AnswerReport {
 }
 
 fn of_one(raw: Raw<'_>) -> AnswerReport {
-    if let Some(meta) = raw.get("meta_info") {
+    // One walk: every request of a pair is read.
+    let (mut meta, mut usage) = (None, None);
+    for member in raw.members() {
+        if member.is("meta_info") {
+            meta = Some(member.value);
+        } else if member.is("usage") {
+            usage = Some(member.value);
+        }
+    }
+    if let Some(meta) = meta {
         // The engine adds its times, in seconds, with `--enable-metrics`; `e2e_latency` always.
         let ms = |key| meta.get(key).and_then(seconds).map(|seconds| seconds * 1e3);
         let forward = (ms("forward_entry_time"), ms("prefill_finished_time"));
@@ -79,7 +88,7 @@ fn of_one(raw: Raw<'_>) -> AnswerReport {
             total_ms: ms("e2e_latency").into(),
         };
     }
-    let Some(usage) = raw.get("usage") else { return AnswerReport::default() };
+    let Some(usage) = usage else { return AnswerReport::default() };
     // Chat and completions; `/v1/responses`; `/v1/messages`.
     let details = |key| usage.get(key).map(|details| count(details, "cached_tokens"));
     AnswerReport {
