@@ -11,7 +11,7 @@ use gateway_api::backendtlspolicies::{
 use router_core::fleet::{AltName, BackendTls, ObjectName};
 
 use super::super::objects::{Key, Kind, Object, kind_of, object_name};
-use super::build::{Build, Subject, created};
+use super::build::{Build, Subject, oldest_first};
 use super::{Index, Source};
 use crate::http_client::tls::{authorities, is_server_name};
 
@@ -51,19 +51,9 @@ impl TlsPolicies {
 }
 
 pub(super) fn read(build: &mut Build<'_>) -> TlsPolicies {
-    let mut all: Vec<_> = build
-        .index
-        .of_kind(Kind::BackendTlsPolicy)
-        .filter_map(|(source, object)| match object {
-            Object::BackendTlsPolicy(policy) => {
-                Some((source, object_name(&policy.metadata), policy))
-            }
-            _ => None,
-        })
-        .collect();
-    all.sort_by_key(|(_, name, policy)| {
-        let age = created(&policy.metadata);
-        (age.is_none(), age, name.clone())
+    let all = oldest_first(build.index, Kind::BackendTlsPolicy, |object| match object {
+        Object::BackendTlsPolicy(policy) => Some((&policy.metadata, policy)),
+        _ => None,
     });
     let mut policies = TlsPolicies::default();
     for (source, name, policy) in all {

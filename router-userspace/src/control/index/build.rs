@@ -9,7 +9,7 @@ use router_core::fleet::{
     WorkerKey,
 };
 
-use super::super::objects::{Key, Kind, Object};
+use super::super::objects::{Key, Kind, Object, object_name};
 use super::backend_tls::TlsPolicies;
 use super::pods::PodView;
 use super::{Index, Source};
@@ -193,6 +193,24 @@ impl<'a> Build<'a> {
         }
         self.problems
     }
+}
+
+/// The policies of a kind, each with its source and name: the oldest first, then by name. Of two with one
+/// target the first is used.
+pub(super) fn oldest_first<'i, P>(
+    index: &'i Index,
+    kind: Kind,
+    of: impl Fn(&'i Object) -> Option<(&'i ObjectMeta, &'i P)>,
+) -> Vec<(&'i Source, ObjectName, &'i P)> {
+    let found = index.of_kind(kind).filter_map(|(source, object)| Some((source, of(object)?)));
+    let mut all: Vec<_> = found
+        .map(|(source, (meta, policy))| {
+            let age = created(meta);
+            ((age.is_none(), age, object_name(meta)), source, policy)
+        })
+        .collect();
+    all.sort_by(|(one, ..), (other, ..)| one.cmp(other));
+    all.into_iter().map(|((_, _, name), source, policy)| (source, name, policy)).collect()
 }
 
 /// The creation time of an object in seconds since 1970, or `None` if it has none, as in files.

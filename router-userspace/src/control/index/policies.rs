@@ -7,9 +7,9 @@ use router_core::fleet::ObjectName;
 
 use super::super::duration;
 use super::super::objects::{
-    BackendTrafficPolicy, GATEWAY_GROUP, Key, Kind, Object, PolicyTarget, kind_of, object_name,
+    BackendTrafficPolicy, GATEWAY_GROUP, Key, Kind, Object, PolicyTarget, kind_of,
 };
-use super::build::{Build, Subject, created};
+use super::build::{Build, Subject, oldest_first};
 
 /// What a policy is attached to: an object, or one section of it.
 type AttachmentPoint = (Kind, ObjectName, Option<String>);
@@ -38,19 +38,9 @@ impl Policies {
 }
 
 pub(super) fn read(build: &mut Build<'_>) -> Policies {
-    let mut all: Vec<_> = build
-        .index
-        .of_kind(Kind::BackendTrafficPolicy)
-        .filter_map(|(source, object)| match object {
-            Object::BackendTrafficPolicy(policy) => {
-                Some((source, object_name(&policy.metadata), policy))
-            }
-            _ => None,
-        })
-        .collect();
-    all.sort_by_key(|(_, name, policy)| {
-        let age = created(&policy.metadata);
-        (age.is_none(), age, name.clone())
+    let all = oldest_first(build.index, Kind::BackendTrafficPolicy, |object| match object {
+        Object::BackendTrafficPolicy(policy) => Some((&policy.metadata, policy)),
+        _ => None,
     });
     let mut policies = Policies::default();
     for (source, name, policy) in all {
