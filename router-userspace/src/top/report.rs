@@ -12,7 +12,8 @@ pub(super) struct TopReport {
     pub policy: String,
     /// Requests that wait for capacity.
     pub queued: u64,
-    /// Requests that the parts are of; `None` if the gateway keeps none.
+    /// Requests in the gateway's memory; `None` if it keeps none. The parts are of the streams among the
+    /// last of them.
     pub kept: Option<u64>,
     pub pools: Vec<PoolReport>,
     pub failures: Vec<FailureReport>,

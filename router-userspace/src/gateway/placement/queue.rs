@@ -75,7 +75,7 @@ pub(crate) struct Admission {
     queue_timeout: Duration,
     turn: AtomicU64,
     waiting: AtomicUsize,
-    /// Requests that are forwarded and wait until a worker is ready.
+    /// Requests of all pools that are forwarded and wait until a worker is ready.
     forwards: Semaphore,
     queues: Mutex<Queues>,
     /// The last choice of a policy that predicts, for `/fleet`.
@@ -182,11 +182,11 @@ impl Admission {
     }
 
     /// Waits until a worker of the pool is ready, for a request that is forwarded to one and takes no
-    /// capacity: as long and in as many requests as others wait for the pool. Returns the pool as it is
-    /// then; at once where a worker is ready, or where none is expected.
+    /// capacity: as long as others wait for the pool. Returns the pool as it is then; at once where a
+    /// worker is ready, or where none is expected.
     ///
     /// # Errors
-    /// Too many requests wait, or the earlier of the queue's timeout and the request's `deadline` has passed.
+    /// Too many requests wait so, of all pools together, or the earlier of the queue's timeout and the request's `deadline` has passed.
     pub(crate) async fn until_ready(
         &self,
         pool: &Arc<Pool>,
