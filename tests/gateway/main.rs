@@ -47,6 +47,7 @@ mod tls;
 mod top;
 mod upgrades;
 mod waits;
+mod watch;
 
 use serde_json::{Value, json};
 

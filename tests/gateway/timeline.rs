@@ -215,7 +215,9 @@ async fn a_failed_request_ends_in_the_part_that_it_had_reached() {
     assert!(["sent", "prefill", "first_byte"].contains(&ended_in), "{failed:#}");
     assert!(part(&failed, ended_in).is_some(), "{failed:#}");
     assert_eq!(part(&failed, "done"), None, "{failed:#}");
-    let page = gateway.admin.get(&format!("/requests/{id}")).await.expect_status(200).json();
+    let mut page = gateway.admin.get(&format!("/requests/{id}")).await.expect_status(200).json();
+    let choice = page.as_object_mut().expect("an object").remove("choice").expect("its choice");
+    assert_eq!(choice["chosen"]["pair"]["decode"], failed["worker"]);
     assert_eq!(page, failed);
 }
 
@@ -231,6 +233,14 @@ async fn failed_requests_stay_while_fast_ones_push_each_other_out() {
     kept(&gateway, "failed=1", 1).await;
     kept(&gateway, "", 8 + 1).await;
     kept(&gateway, "limit=3", 3).await;
+    // The failed one is older than those that are complete.
+    let page = gateway.admin.get("/requests").await.json();
+    let ended = |one: &Value| one["started_ms"].as_f64().zip(one["duration_ms"].as_f64());
+    let ended = |one: &Value| ended(one).map(|(started, took)| started + took).expect("numbers");
+    let since = page["complete_since_ms"].as_f64().expect("some were pushed out");
+    let requests = page["requests"].as_array().expect("a list");
+    let complete = requests.iter().filter(|one| ended(one) >= since).count();
+    assert!((7..=8).contains(&complete), "{complete} of {page:#}");
     kept(&gateway, "slow=60000", 0).await;
     let pool = kept(&gateway, "", 9).await[0]["pool"].as_str().expect("a name").to_owned();
     kept(&gateway, &format!("pool={pool}"), 9).await;

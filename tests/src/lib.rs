@@ -7,10 +7,12 @@
 //! side with the ports that a cluster would use.
 //!
 //! Tests in network namespaces (crate `netns`) use [`agent`] and [`traffic`] on one node, or
-//! [`site`]: a node with engines and an agent, and gateways outside.
+//! [`site`]: a node with engines and an agent, and gateways outside. Tests of the admin port's page look at
+//! it with a [`browser`].
 
 pub mod agent;
 pub mod balancer;
+pub mod browser;
 pub mod certificate;
 pub mod client;
 pub mod cluster;

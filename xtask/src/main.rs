@@ -3,6 +3,7 @@
 mod apiserver;
 mod bench;
 mod binaries;
+mod browser;
 mod ci;
 mod cluster;
 mod conformance;
@@ -16,6 +17,7 @@ mod helm;
 mod images;
 mod kernels;
 mod parts;
+mod pictures;
 mod python;
 mod real_sglang;
 mod setup;
@@ -61,6 +63,8 @@ enum Chore {
     Bench(bench::Flags),
     /// Generate the CustomResourceDefinitions in deploy/crds from the Rust types.
     Crds,
+    /// Take the pictures of docs/images that show a live fleet; needs what the suite page needs.
+    Pictures,
     /// Check the style: sizes, names, words, module boundaries, links.
     Tidy,
     /// Build the book and the API documentation; a broken link is an error.
@@ -80,6 +84,7 @@ fn main() -> ExitCode {
         Chore::Conformance(flags) => conformance::run(&flags),
         Chore::Bench(flags) => bench::run(&flags),
         Chore::Crds => crds::run(),
+        Chore::Pictures => pictures::run(),
         Chore::Tidy => tidy::run(),
         Chore::Docs => docs::run(),
         Chore::Ci => return summed_up(&ci::run()),

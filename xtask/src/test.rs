@@ -10,8 +10,8 @@ use crate::binaries::{Binaries, Profile};
 use crate::counts::Counts;
 use crate::parts::{Parts, Summary};
 use crate::{
-    apiserver, binaries, cluster, conformance, ebpf, helm, images, kernels, python, real_sglang,
-    setup, shell, tools, workspace,
+    apiserver, binaries, browser, cluster, conformance, ebpf, helm, images, kernels, python,
+    real_sglang, setup, shell, tools, workspace,
 };
 
 /// Tests whose name contains this need a program with the eBPF object embedded.
@@ -34,9 +34,20 @@ pub(crate) struct Flags {
     /// and the newest kernel.
     #[arg(long)]
     all: bool,
+    /// Folder into which the suite page writes its pictures.
+    #[arg(skip)]
+    pictures: Option<PathBuf>,
     /// Test the optimised programs, and print the output of passed tests, which has their figures.
     #[arg(long)]
     release: bool,
+}
+
+impl Flags {
+    /// The test that takes the pictures of the page, with the folder for them.
+    pub(crate) fn pictures(folder: &Path) -> Flags {
+        let (suite, filter) = (Some(Suite::Page), Some("picture".to_owned()));
+        Flags { suite, filter, pictures: Some(folder.to_owned()), ..Flags::default() }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -56,6 +67,8 @@ enum Suite {
     /// The loop from kernel counters to the choice of a pair, in network namespaces; needs root and
     /// BPF.
     Feedback,
+    /// The page of the admin port in a headless Chromium, with an agent; needs root and BPF.
+    Page,
     /// The gateway on a real API server, with the documents' manifests.
     Cluster,
     /// A Kubernetes cluster with nodes on this machine, started and removed; needs root. Building it
@@ -72,7 +85,7 @@ enum Suite {
 
 impl Suite {
     /// The suites that run unless one is named.
-    const ALL: [Suite; 10] = [
+    const ALL: [Suite; 11] = [
         Suite::Unit,
         Suite::Engine,
         Suite::Gateway,
@@ -80,6 +93,7 @@ impl Suite {
         Suite::Kernel,
         Suite::Kernels,
         Suite::Feedback,
+        Suite::Page,
         Suite::Cluster,
         Suite::Deploy,
         Suite::Doc,
@@ -155,6 +169,7 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
             return kernels::run(flags.all, flags.filter.as_deref());
         }
         Suite::Feedback => runner.args(["--test", "feedback"]),
+        Suite::Page => runner.args(["--test", "page"]),
         Suite::Cluster => runner.args(["--test", "cluster"]),
         Suite::Nodes => runner.args(["--test", "nodes"]),
         Suite::Deploy => runner.args(["--test", "deploy"]),
@@ -166,7 +181,13 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
         // These need a machine of their own, and run in the suite kernels.
         runner.args(["--", "--skip", "vm::"]);
     }
-    if matches!(suite, Suite::Kernel | Suite::Feedback) {
+    if suite == Suite::Page {
+        runner.env("CHROMIUM_BIN", browser::chromium()?);
+        if let Some(folder) = &flags.pictures {
+            runner.env("PD_ROUTER_PICTURES", folder);
+        }
+    }
+    if matches!(suite, Suite::Kernel | Suite::Feedback | Suite::Page) {
         equip_with(&mut runner, suite, flags, &kernel_object()?)?;
     }
     if suite.needs_programs() {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use router_core::fleet::Role;
 use router_core::frame::{Body, Class, Frame, MAX_PODS, PairRecord, PodRecord};
 
+use super::kv_pairs::{KvPair, KvPairs};
 use super::pod_state::{FrameContext, PodState, transfer_totals};
 use super::pod_workers::PodWorkers;
 use crate::scheduler_view::SchedulerView;
@@ -48,6 +49,7 @@ pub(super) struct AgentState {
     sequence: Option<u64>,
     generation: u64,
     pods: HashMap<u64, PodState>,
+    kv_pairs: KvPairs,
     /// Timestamp of the last refresh propagated to the workers.
     refreshed_us: u64,
 }
@@ -70,6 +72,8 @@ impl AgentState {
     ) -> Result<SkippedRecords, SequenceError> {
         let Frame { instance, sequence, read_age_us, body, .. } = frame;
         self.check_sequence(instance, sequence, &body)?;
+        let valid_us = now_us.saturating_sub(u64::from(read_age_us));
+        self.kv_pairs.apply(&body, valid_us);
         let mut skipped = SkippedRecords::default();
         let (changed, pairs) = match body {
             Body::Heartbeat => (Vec::new(), Vec::new()),
@@ -85,7 +89,6 @@ impl AgentState {
                 (report.pods, report.pairs)
             }
         };
-        let valid_us = now_us.saturating_sub(u64::from(read_age_us));
         let context = FrameContext { now_us, valid_us, view };
         // Re-resolve the workers first: the records below refer to the new snapshot.
         if self.generation != workers.generation {
@@ -178,6 +181,11 @@ impl AgentState {
     /// The last record of one pod.
     pub(super) fn record(&self, pod: u64) -> Option<&PodRecord> {
         self.pods.get(&pod).map(|pod| &pod.record)
+    }
+
+    /// The last records of the pairs that exchange KV cache.
+    pub(super) fn kv_pairs(&self, now_us: u64) -> impl Iterator<Item = KvPair> {
+        self.kv_pairs.all(now_us)
     }
 
     /// Adds round trips and transfer speeds of pairs to the estimates of their links.

@@ -3,12 +3,13 @@
 //!
 //! [`publish`] is the agent's side. On the gateway's side `subscribe` keeps one stream to each
 //! agent, `agent_state` applies its frames, `pod_state` turns a record into the load of the pod's
-//! workers, and `pod_workers` finds those workers. All of it runs on the thread that `runtime`
+//! workers, `pod_workers` finds those workers, and `kv_pairs` keeps which pods exchange KV cache. All of it runs on the thread that `runtime`
 //! starts.
 
 mod agent_state;
 mod budget;
 mod frame_splitter;
+mod kv_pairs;
 mod pod_state;
 mod pod_workers;
 pub mod publish;
@@ -16,4 +17,5 @@ mod runtime;
 mod stream_error;
 mod subscribe;
 
+pub(crate) use kv_pairs::KvPair;
 pub(crate) use subscribe::{SubscriberContext, Subscriptions};

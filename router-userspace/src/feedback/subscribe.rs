@@ -29,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use super::agent_state::{AgentState, SkippedRecords};
 use super::budget::Budget;
 use super::frame_splitter::FrameSplitter;
+use super::kv_pairs::KvPair;
 use super::pod_workers::PodWorkers;
 use super::runtime::FeedbackRuntime;
 use super::stream_error::{STREAM_TIMEOUT, StreamError};
@@ -178,6 +179,14 @@ impl Subscriptions {
             let record = one.state.lock().agent.record(pod)?.clone();
             Some((Arc::clone(&agent.name), record))
         })
+    }
+
+    /// The last records of the pairs of pods that exchange KV cache, from every agent.
+    pub(crate) fn kv_pairs(&self) -> Vec<KvPair> {
+        let now_us = self.shared.context.view.clock.now_us();
+        let agents = self.agents.lock();
+        let states = agents.values().map(|one| one.state.lock());
+        states.flat_map(|state| state.agent.kv_pairs(now_us).collect::<Vec<_>>()).collect()
     }
 
     /// The number of known agents, and of those with a connected stream.

@@ -28,6 +28,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::admin::watch::FleetWatch;
 use self::admin::{Admin, AdminState};
 use self::engine_client::EngineClient;
 pub use self::fleet_handle::FleetHandle;
@@ -95,6 +96,7 @@ pub async fn run(settings: GatewaySettings, shutdown: CancellationToken) -> Resu
                 gateway: Arc::clone(&parts.gateway),
                 registry: Arc::new(Mutex::new(registry)),
                 guard,
+                watch: Arc::new(FleetWatch::new(shutdown.clone())),
             },
             stop.clone(),
         ),
@@ -230,6 +232,7 @@ impl Parts {
             gateway.remove_parts_of_departed(&fleet);
             gateway.record_serving_pools();
             gateway.fleet.publish(fleet, certificates);
+            gateway.dispatch.health.retain_workers_of(&gateway.fleet.snapshot());
             gateway.dispatch.health.check_pools(&gateway.fleet.snapshot());
             gateway.admission.wake();
             ports.send_if_modified(|ports| {

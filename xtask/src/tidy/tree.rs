@@ -1,6 +1,6 @@
 //! The files that are checked, as plain data: a path and a text each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
@@ -40,6 +40,8 @@ pub(super) struct Source {
 #[derive(Debug, Default)]
 pub(super) struct Tree {
     pub(super) files: BTreeMap<String, Source>,
+    /// Pictures and the like, to which links lead.
+    binary: BTreeSet<String>,
 }
 
 /// Folders of the programs and libraries.
@@ -81,9 +83,10 @@ impl Tree {
             if kind.is_dir() {
                 self.read_folder(&entry.path(), &format!("{path}/"))?;
             } else if kind.is_file() {
-                // Not UTF-8: a picture or a captured body, which no rule is about.
-                if let Ok(text) = std::fs::read_to_string(entry.path()) {
-                    self.add(path, text);
+                match std::fs::read_to_string(entry.path()) {
+                    Ok(text) => self.add(path, text),
+                    // Not UTF-8: a picture or a captured body, which no rule is about.
+                    Err(_) => _ = self.binary.insert(path),
                 }
             }
         }
@@ -127,6 +130,8 @@ impl Tree {
     /// Whether a file or a folder of that path exists.
     pub(super) fn exists(&self, path: &str) -> bool {
         let folder = format!("{}/", path.trim_end_matches('/'));
-        self.files.contains_key(path) || self.files.keys().any(|file| file.starts_with(&folder))
+        self.files.contains_key(path)
+            || self.binary.contains(path)
+            || self.files.keys().any(|file| file.starts_with(&folder))
     }
 }

@@ -2,12 +2,14 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use router_core::fleet::{Fleet, Member, Phase, Pool, Role};
 use router_core::frame::{PodRecord, pod_id};
 use router_core::pair::Leg;
 use serde_json::json;
 
+use super::flows::flows;
 use crate::gateway::shared::Gateway;
 use crate::gateway::upstream::fault::{FaultReason, SHORTAGES};
 use crate::metrics::{LegLabels, PoolLabels, WorkerLabels};
@@ -19,17 +21,26 @@ fn is_of_pod(worker: &str, pod: &str) -> bool {
     port.is_some_and(|port| port.is_empty() || port.parse::<u16>().is_ok())
 }
 
+/// Milliseconds since 1970.
+pub(super) fn unix_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl Gateway {
     /// The current snapshot, the streams of the agents and the load of every worker, as JSON.
     pub(crate) fn describe(&self) -> String {
         let fleet = self.fleet.snapshot();
         let page = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "now_ms": unix_ms(),
             "policy": self.settings.policy,
             "queued": self.admission.waiting(),
             "last_choice": self.admission.last_choice(),
             "fleet": &*fleet,
             "agents": self.feedback.describe(),
             "loads": self.loads(&fleet),
+            "flows": flows(&fleet, self.feedback.kv_pairs()),
         });
         page.to_string()
     }
@@ -55,8 +66,9 @@ impl Gateway {
         fleet.members().map(|(pool, member)| self.load(pool, member, reported(member))).collect()
     }
 
-    /// The load of a worker: as its agent and its engine reported it, and the learned rates.
-    fn load(
+    /// The state of a worker: its health, its load as its agent and its engine reported it, and the learned
+    /// rates.
+    pub(super) fn load(
         &self,
         pool: &Pool,
         member: &Member,
@@ -68,6 +80,7 @@ impl Gateway {
             "worker": worker.name,
             "port": worker.address().port(),
             "pool": pool.name,
+            "health": self.dispatch.health.report(worker),
             "agent": reported.map(|(agent, _)| agent),
             "kernel": reported.map(|(_, record)| record),
             "load": worker.load.get(clock.now_us()),

@@ -1,16 +1,20 @@
-//! The admin port: `/livez`, `/readyz`, `/metrics`, `/fleet` and `/requests`.
+//! The admin port: `/livez`, `/readyz`, `/metrics`, `/fleet` and `/requests`, and the page at `/`.
 
+mod bundle;
 mod fleet_page;
+mod flows;
+mod page;
 mod requests_page;
+pub(crate) mod watch;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -21,6 +25,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::watch::{FleetWatch, WatchBody};
 use super::readiness::Readiness;
 use super::shared::Gateway;
 use crate::connection_slots::{ConnectionSlots, set_options};
@@ -43,9 +48,14 @@ pub(crate) struct AdminState {
     pub(crate) gateway: Arc<Gateway>,
     /// Locked while `/metrics` is answered: the gauges of the workers are cleared and set again.
     pub(crate) registry: Arc<Mutex<Registry>>,
-    /// Checks the bearer token of every path but `/livez` and `/readyz`.
+    /// Checks the bearer token of every path but `/livez`, `/readyz` and the files of the page.
     pub(crate) guard: Arc<Guard>,
+    /// Sends the fleet to those who watch it.
+    pub(crate) watch: Arc<FleetWatch>,
 }
+
+/// A whole answer, or a stream of events.
+type AdminBody = Either<Full<Bytes>, WatchBody>;
 
 /// The bound admin port.
 pub(crate) struct Admin(TcpListener);
@@ -59,6 +69,14 @@ impl Admin {
 
     /// Serves until `stop`.
     pub(crate) async fn run(self, state: AdminState, stop: CancellationToken) {
+        let (watch, gateway) = (Arc::clone(&state.watch), Arc::clone(&state.gateway));
+        tokio::select! {
+            () = self.serve(state, stop) => {}
+            () = watch.publish(move || gateway.describe()) => {}
+        }
+    }
+
+    async fn serve(self, state: AdminState, stop: CancellationToken) {
         let slots = ConnectionSlots::new(MAX_CONNECTIONS);
         let connections = TaskTracker::new();
         loop {
@@ -83,6 +101,9 @@ impl Admin {
                 let answer = service_fn(|request| {
                     slot.used();
                     let response = state.answer(&request, at);
+                    if matches!(response.body(), Either::Right(_)) {
+                        slot.streams();
+                    }
                     async move { Ok::<_, std::convert::Infallible>(response) }
                 });
                 let mut server = http1::Builder::new();
@@ -99,11 +120,15 @@ impl Admin {
 }
 
 impl AdminState {
-    fn answer(&self, request: &Request<Incoming>, at: SocketAddr) -> Response<Full<Bytes>> {
+    fn answer(&self, request: &Request<Incoming>, at: SocketAddr) -> Response<AdminBody> {
         if request.method() != Method::GET && request.method() != Method::HEAD {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
         }
         let path = request.uri().path();
+        let query = request.uri().query().unwrap_or_default();
+        if let Some(file) = page::file(path) {
+            return file.map(Either::Left);
+        }
         // `/fleet/loads/NAMESPACE/POD` is the part of `/fleet` with one pod's load.
         let pod = path.strip_prefix("/fleet/loads/");
         let request_id = path.strip_prefix("/requests/");
@@ -124,42 +149,67 @@ impl AdminState {
                 self.gateway.update_gauges();
                 typed(exposition::CONTENT_TYPE, exposition::encode(&registry))
             }
+            "/fleet" if watch::is_asked(query) => self.watch(request),
             "/fleet" => typed("application/json", self.gateway.describe()),
             _ if let Some(pod) = pod => match self.gateway.describe_loads(pod) {
                 Some(loads) => typed("application/json", loads),
                 None => text(StatusCode::NOT_FOUND, format!("no worker is called {pod}\n")),
             },
-            "/requests" => {
-                described(self.gateway.describe_requests(request.uri().query().unwrap_or_default()))
-            }
-            _ if let Some(id) = request_id => described(self.gateway.describe_request(id)),
-            _ => text(StatusCode::NOT_FOUND, "/livez /readyz /metrics /fleet /requests\n"),
+            "/requests" => described(self.gateway.describe_requests(query)),
+            _ if let Some(id) = request_id => described(match id.strip_suffix("/bundle") {
+                Some(id) => self.gateway.describe_bundle(id),
+                None => self.gateway.describe_request(id),
+            }),
+            _ => text(StatusCode::NOT_FOUND, "/ /livez /readyz /metrics /fleet /requests\n"),
+        }
+    }
+
+    /// The fleet as events, one a second.
+    fn watch(&self, request: &Request<Incoming>) -> Response<AdminBody> {
+        if watch::is_cross_site(request.headers()) {
+            return text(StatusCode::FORBIDDEN, "a page of another site may not watch\n");
+        }
+        if request.method() == Method::HEAD {
+            return typed(watch::CONTENT_TYPE, Bytes::new());
+        }
+        match self.watch.subscribe() {
+            Ok(events) => with_type(watch::CONTENT_TYPE, Either::Right(events)),
+            Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
         }
     }
 }
 
-fn unauthorized() -> Response<Full<Bytes>> {
+fn unauthorized() -> Response<AdminBody> {
     let mut response = text(StatusCode::UNAUTHORIZED, "a bearer token is needed\n");
     response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
 }
 
 /// JSON, or the status and the text of an error.
-fn described(page: Result<String, (StatusCode, String)>) -> Response<Full<Bytes>> {
+fn described(page: Result<String, (StatusCode, String)>) -> Response<AdminBody> {
     match page {
         Ok(page) => typed("application/json", page),
         Err((status, why)) => text(status, format!("{why}\n")),
     }
 }
 
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<AdminBody> {
     let mut response = typed("text/plain; charset=utf-8", body);
     *response.status_mut() = status;
     response
 }
 
-fn typed(kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+fn typed(kind: &'static str, body: impl Into<Bytes>) -> Response<AdminBody> {
+    with_type(kind, Either::Left(Full::new(body.into())))
+}
+
+/// Texts of clients are in the answers: a browser must not take one for a page, nor keep it.
+fn with_type(kind: &'static str, body: AdminBody) -> Response<AdminBody> {
+    let mut response = Response::new(body);
+    let fields =
+        [(CONTENT_TYPE, kind), (X_CONTENT_TYPE_OPTIONS, "nosniff"), (CACHE_CONTROL, "no-store")];
+    response
+        .headers_mut()
+        .extend(fields.map(|(name, value)| (name, HeaderValue::from_static(value))));
     response
 }

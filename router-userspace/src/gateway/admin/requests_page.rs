@@ -5,6 +5,8 @@ use std::sync::Arc;
 use http::StatusCode;
 use serde::Serialize;
 
+use super::fleet_page::unix_ms;
+use crate::gateway::placement::explain::ChoiceExplanation;
 use crate::gateway::shared::Gateway;
 use crate::gateway::timeline::summary::RequestSummary;
 
@@ -73,10 +75,29 @@ impl RequestFilter {
 struct RequestsPage<'r> {
     /// Number of requests in memory.
     kept: usize,
+    /// When the page was made, in milliseconds since 1970.
+    now_ms: u64,
+    /// Every request that has ended since is in memory; all since the start if it is null.
+    complete_since_ms: Option<f64>,
     requests: Vec<&'r RequestSummary>,
 }
 
-fn json(page: &impl Serialize) -> Result<String, (StatusCode, String)> {
+/// A request, and why its pair was chosen.
+#[derive(Serialize)]
+pub(super) struct RequestDetail<'r> {
+    #[serde(flatten)]
+    request: &'r RequestSummary,
+    /// The pair of the last attempt beside the next best one; null unless the policy predicts.
+    choice: Option<&'r ChoiceExplanation>,
+}
+
+impl RequestDetail<'_> {
+    pub(super) fn of(request: &RequestSummary) -> RequestDetail<'_> {
+        RequestDetail { request, choice: request.explanation.as_deref() }
+    }
+}
+
+pub(super) fn json(page: &impl Serialize) -> Result<String, (StatusCode, String)> {
     serde_json::to_string(page)
         .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
@@ -91,24 +112,33 @@ impl Gateway {
         let kept = self.kept_requests()?;
         let admitted = kept.iter().filter(|request| filter.admits(request));
         let requests = admitted.take(filter.limit).map(|request| &**request).collect();
-        json(&RequestsPage { kept: kept.len(), requests })
+        // Read after the requests: one that is pushed out meanwhile only makes it later.
+        let complete_since_ms = self.recent.complete_since_ms();
+        json(&RequestsPage { kept: kept.len(), now_ms: unix_ms(), complete_since_ms, requests })
     }
 
-    /// The last kept request with this id, as JSON.
+    /// The last kept request with this id and the choice of its pair, as JSON.
     ///
     /// # Errors
     /// The status and the text of the answer.
     pub(super) fn describe_request(&self, id: &str) -> Result<String, (StatusCode, String)> {
-        let id = percent_encoding::percent_decode_str(id).decode_utf8_lossy();
-        let kept = self.kept_requests()?;
-        let found = kept.iter().find(|request| *request.id == *id);
-        match found {
-            Some(request) => json(&**request),
-            None => Err((StatusCode::NOT_FOUND, format!("no ended request has the id {id}"))),
-        }
+        json(&RequestDetail::of(&*self.kept_request(id)?))
     }
 
-    fn kept_requests(&self) -> Result<Vec<Arc<RequestSummary>>, (StatusCode, String)> {
+    /// The last kept request with this percent-encoded id.
+    ///
+    /// # Errors
+    /// The status and the text of the answer.
+    pub(super) fn kept_request(
+        &self,
+        id: &str,
+    ) -> Result<Arc<RequestSummary>, (StatusCode, String)> {
+        let id = percent_encoding::percent_decode_str(id).decode_utf8_lossy();
+        let found = self.kept_requests()?.into_iter().find(|request| *request.id == *id);
+        found.ok_or_else(|| (StatusCode::NOT_FOUND, format!("no ended request has the id {id}")))
+    }
+
+    pub(super) fn kept_requests(&self) -> Result<Vec<Arc<RequestSummary>>, (StatusCode, String)> {
         match self.recent.is_off() {
             true => Err((StatusCode::NOT_FOUND, "no request is kept: --requests-kept is 0".into())),
             false => Ok(self.recent.latest_first()),

@@ -63,6 +63,13 @@ impl RecentRequests {
         self.all.push(request);
     }
 
+    /// From when on every request that ended is kept, in milliseconds since 1970: before it, some slow and
+    /// failed ones are. `None` while none was pushed out, or all are.
+    pub(crate) fn complete_since_ms(&self) -> Option<f64> {
+        let kept = self.all.kept.lock();
+        kept.requests.front().filter(|oldest| oldest.number > 0).map(|oldest| oldest.ended_ms())
+    }
+
     /// Every kept request once, the last first.
     pub(crate) fn latest_first(&self) -> Vec<Arc<RequestSummary>> {
         let mut found: Vec<Arc<RequestSummary>> = Vec::new();

@@ -92,6 +92,11 @@ impl RequestSummary {
         self.ttft_ms.value().unwrap_or(self.duration_ms)
     }
 
+    /// When it ended, in milliseconds since 1970.
+    pub(crate) fn ended_ms(&self) -> f64 {
+        self.started_ms as f64 + self.duration_ms
+    }
+
     /// The memory that it takes. Names of workers and pools are shared with the fleet.
     pub(crate) fn bytes(&self) -> usize {
         let of_retry = |retry: &FailedAttempt| size_of::<FailedAttempt>() + retry.detail.len();
@@ -142,13 +147,13 @@ fn predicted<S: Serializer>(
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::gateway) mod tests {
     use router_core::timeline::Moments;
 
     use super::*;
 
     /// A stream with this time to first token.
-    pub(in crate::gateway::timeline) fn summary(
+    pub(in crate::gateway) fn summary(
         id: &str,
         reason: &'static str,
         ttft_ms: f64,

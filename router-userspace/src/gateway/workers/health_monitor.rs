@@ -1,15 +1,34 @@
-//! [`HealthMonitor`]: the one place where changes of a worker's health are logged, with the pools that
-//! start or stop to serve.
+//! [`HealthMonitor`]: the one place where changes of a worker's health are logged and kept, with the pools
+//! that start or stop to serve.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use router_core::fleet::{Fleet, HealthChange, ObjectName, Phase, Verdict, Worker};
+use router_core::fleet::{Fleet, HealthChange, ObjectName, Phase, Verdict, Worker, WorkerKey};
+use serde::Serialize;
 
 use crate::clock::MonotonicClock;
 use crate::gateway::fleet_handle::FleetHandle;
+use crate::gateway::timeline::summary::shortened;
+
+/// A worker's health, as the admin port shows it.
+#[derive(Debug, PartialEq, Serialize)]
+pub(crate) struct HealthReport {
+    verdict: Verdict,
+    /// Time since the verdict changed; `None` before the first change.
+    for_ms: Option<u64>,
+    /// Why it changed.
+    reason: Option<Arc<str>>,
+}
+
+/// The last change of a worker's health.
+#[derive(Debug)]
+struct LastChange {
+    at_ms: u64,
+    reason: Arc<str>,
+}
 
 /// Logs changes of health that probes and requests have observed.
 pub(crate) struct HealthMonitor {
@@ -19,6 +38,8 @@ pub(crate) struct HealthMonitor {
     returned: Box<dyn Fn() + Send + Sync>,
     /// Whether each pool could serve when it was checked last.
     pools: Mutex<HashMap<ObjectName, bool>>,
+    /// Of the workers of the snapshot.
+    changes: Mutex<HashMap<WorkerKey, LastChange>>,
 }
 
 impl HealthMonitor {
@@ -27,7 +48,25 @@ impl HealthMonitor {
         clock: MonotonicClock,
         returned: impl Fn() + Send + Sync + 'static,
     ) -> HealthMonitor {
-        HealthMonitor { fleet, clock, returned: Box::new(returned), pools: Mutex::default() }
+        let (pools, changes) = (Mutex::default(), Mutex::default());
+        HealthMonitor { fleet, clock, returned: Box::new(returned), pools, changes }
+    }
+
+    /// A worker's health, and since when and why it is so.
+    pub(crate) fn report(&self, worker: &Worker) -> HealthReport {
+        let changes = self.changes.lock();
+        let last = changes.get(&worker.key);
+        HealthReport {
+            verdict: worker.health.verdict(),
+            for_ms: last.map(|last| self.clock.now_ms().saturating_sub(last.at_ms)),
+            reason: last.map(|last| Arc::clone(&last.reason)),
+        }
+    }
+
+    /// Forgets the workers that a new snapshot no longer has.
+    pub(crate) fn retain_workers_of(&self, fleet: &Fleet) {
+        let stays: HashSet<&WorkerKey> = fleet.workers().map(|worker| &worker.key).collect();
+        self.changes.lock().retain(|worker, _| stays.contains(worker));
     }
 
     /// Logs the change of a worker's health that an observation has made, if it has made one.
@@ -38,7 +77,10 @@ impl HealthMonitor {
         reason: impl Display,
     ) {
         let Some(HealthChange { before, after }) = change else { return };
-        let lasted_ms = worker.health.mark_changed(self.clock.now_ms());
+        let (at_ms, reason) = (self.clock.now_ms(), reason.to_string());
+        let lasted_ms = worker.health.mark_changed(at_ms);
+        let kept = LastChange { at_ms, reason: shortened(&reason).into() };
+        self.changes.lock().insert(worker.key.clone(), kept);
         let fleet = self.fleet.snapshot();
         let serves = after.serves() || after == Verdict::Unknown;
         let (worker_name, address) = (&worker.name, worker.address());
