@@ -1,4 +1,4 @@
-//! [`TopReport`]: what `top` shows, read from the pages of an admin port.
+//! [`TopReport`]: what `top` shows, read from the pages of the gateways' admin ports.
 
 use std::collections::BTreeMap;
 
@@ -6,25 +6,58 @@ use router_core::timeline::TimelinePart;
 use serde::Serialize;
 use serde_json::Value;
 
-/// Pools, workers, parts of the time to first token, failures and problems.
+use super::pages::GatewayPages;
+
+/// Maximum number of failures in a report.
+const MAX_FAILURES: usize = 20;
+/// Maximum number of requests in a report: the failed and the slow ones.
+const MAX_REQUESTS: usize = 200;
+
+/// Gateways, pools, workers, parts of the time to first token, failures and problems.
 #[derive(Debug, Serialize)]
 pub(super) struct TopReport {
+    pub gateways: Vec<GatewayReport>,
+    /// The policy of the first gateway that answered.
     pub policy: String,
-    /// Requests that wait for capacity.
+    /// Requests that wait for capacity, at all gateways.
     pub queued: u64,
-    /// Requests in the gateway's memory; `None` if it keeps none. The parts are of the streams among the
-    /// last of them.
+    /// Requests in the gateways' memory; `None` if none keeps any.
     pub kept: Option<u64>,
+    /// What the statistics are of.
+    pub window: Option<WindowReport>,
     pub pools: Vec<PoolReport>,
-    pub failures: Vec<FailureReport>,
+    pub failures: Vec<RequestReport>,
+    /// Of those in the window: the failed ones first, then those whose client waited longest.
+    #[serde(skip)]
+    pub requests: Vec<RequestReport>,
     pub problems: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct GatewayReport {
+    pub address: String,
+    /// Why it did not answer.
+    pub error: Option<String>,
+    pub version: String,
+    pub queued: u64,
+    pub kept: Option<u64>,
+}
+
+/// The time in which every request that ended is known, of all gateways. Older ones, of which gateways keep the
+/// slow and the failed ones alone, count for no statistics.
+#[derive(Debug, PartialEq, Serialize)]
+pub(super) struct WindowReport {
+    pub seconds: f64,
+    pub requests: usize,
+    pub failed: usize,
+    pub per_second: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
 pub(super) struct PoolReport {
     pub name: String,
     pub workers: Vec<WorkerReport>,
-    /// The time to first token of the kept streams.
+    /// The time to first token of the streams of the window.
     pub ttft: DurationStats,
     /// Its parts, in order.
     pub parts: Vec<PartReport>,
@@ -35,10 +68,17 @@ pub(super) struct WorkerReport {
     pub name: String,
     pub role: String,
     pub phase: String,
+    /// The worst that a gateway sees.
     pub health: String,
-    /// Requests of this gateway.
+    /// For how long that gateway sees it, and why.
+    pub health_for_ms: Option<u64>,
+    pub health_reason: Option<String>,
+    /// Gateways that see it up, and those that have it.
+    pub up_at: usize,
+    pub known_at: usize,
+    /// Requests of the gateways that answered.
     pub requests: u64,
-    /// Requests of other gateways; `None` if no agent reports them.
+    /// Requests of others; `None` if no agent reports them.
     pub others_requests: Option<f64>,
     /// From 0 (idle) to 1 (saturated); `None` if no agent reports it.
     pub score: Option<f64>,
@@ -62,8 +102,10 @@ pub(super) struct DurationStats {
     pub p99_ms: Option<f64>,
 }
 
-#[derive(Debug, Serialize)]
-pub(super) struct FailureReport {
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct RequestReport {
+    /// The gateway that served it.
+    pub gateway: String,
     pub started_ms: u64,
     pub id: String,
     pub pool: String,
@@ -72,60 +114,217 @@ pub(super) struct FailureReport {
     pub ended_in: String,
     pub prefill: Option<String>,
     pub worker: Option<String>,
+    /// Time to first token; the duration without one.
+    pub waited_ms: f64,
+    pub ended_ms: f64,
+}
+
+/// A gateway that answered.
+struct Answered<'p> {
+    address: &'p str,
+    fleet: &'p Value,
+    requests: Option<&'p Value>,
+    failures: Option<&'p Value>,
 }
 
 impl TopReport {
-    /// Reads `/fleet`, and two pages of `/requests`: the last requests and the last failed ones.
-    pub(super) fn of(
-        fleet: &Value,
-        requests: Option<&Value>,
-        failures: Option<&Value>,
-    ) -> TopReport {
-        let loads: BTreeMap<(&str, &str), &Value> = items(&fleet["loads"])
-            .map(|load| ((text(&load["pool"]), text(&load["worker"])), load))
+    /// Puts the pages of all gateways together.
+    pub(super) fn of(pages: &[GatewayPages]) -> TopReport {
+        let answered: Vec<Answered<'_>> = pages.iter().filter_map(Answered::of).collect();
+        let window = Window::of(&answered);
+        let gateways: Vec<GatewayReport> = pages.iter().map(gateway).collect();
+        let mut failures: Vec<RequestReport> = answered
+            .iter()
+            .flat_map(|one| items_of(one.failures).map(|failed| request(one.address, failed)))
             .collect();
-        let streams: Vec<&Value> = requests.map_or(Vec::new(), |page| {
-            items(&page["requests"]).filter(|one| one["ttft_ms"]["value"].is_number()).collect()
-        });
-        let pool = |pool: &Value| {
-            let name = text(&pool["name"]);
-            let of_pool: Vec<&Value> =
-                streams.iter().copied().filter(|one| text(&one["pool"]) == name).collect();
-            let worker = |member: &Value| {
-                worker(member, loads.get(&(name, text(&member["worker"]["name"]))).copied())
-            };
-            PoolReport {
-                name: name.to_owned(),
-                workers: items(&pool["members"]).map(worker).collect(),
-                ttft: stats(of_pool.iter().map(|one| &one["ttft_ms"])),
-                parts: parts(&of_pool),
-            }
-        };
-        let snapshot = &fleet["fleet"];
+        failures.sort_by_key(|failure| std::cmp::Reverse(failure.started_ms));
+        failures.truncate(MAX_FAILURES);
+        let mut problems: Vec<String> = answered
+            .iter()
+            .flat_map(|one| items(&one.fleet["fleet"]["problems"]))
+            .map(problem)
+            .collect();
+        problems.sort_unstable();
+        problems.dedup();
         TopReport {
-            policy: text(&fleet["policy"]).to_owned(),
-            queued: fleet["queued"].as_u64().unwrap_or(0),
-            kept: requests.and_then(|page| page["kept"].as_u64()),
-            pools: items(&snapshot["pools"]).map(pool).collect(),
-            failures: failures
-                .map_or(Vec::new(), |page| items(&page["requests"]).map(failure).collect()),
-            problems: items(&snapshot["problems"]).map(problem).collect(),
+            policy: answered.first().map_or("", |one| text(&one.fleet["policy"])).to_owned(),
+            queued: gateways.iter().map(|gateway| gateway.queued).sum(),
+            kept: gateways.iter().filter_map(|gateway| gateway.kept).reduce(|a, b| a + b),
+            pools: pools(&answered, &window.requests),
+            requests: worst_first(&window.requests),
+            window: window.report(),
+            gateways,
+            failures,
+            problems,
         }
     }
 }
 
-fn worker(member: &Value, load: Option<&Value>) -> WorkerReport {
-    let worker = &member["worker"];
-    WorkerReport {
-        name: text(&worker["name"]).to_owned(),
-        role: text(&member["role"]).to_owned(),
-        phase: text(&member["phase"]).to_owned(),
-        health: text(&worker["health"]).to_owned(),
-        requests: worker["usage"]["requests"].as_u64().unwrap_or(0),
-        others_requests: load.and_then(|load| load["load"]["others_requests"].as_f64()),
-        score: load.and_then(|load| load["kernel"]["score"]["value"].as_f64()),
-        load_age_ms: load.and_then(|load| load["load"]["age_ms"].as_f64()),
+impl<'p> Answered<'p> {
+    fn of(pages: &'p GatewayPages) -> Option<Answered<'p>> {
+        Some(Answered {
+            address: &pages.address,
+            fleet: pages.fleet.as_ref().ok()?,
+            requests: pages.requests.as_ref(),
+            failures: pages.failures.as_ref(),
+        })
     }
+}
+
+fn gateway(pages: &GatewayPages) -> GatewayReport {
+    let fleet = pages.fleet.as_ref();
+    GatewayReport {
+        address: pages.address.clone(),
+        error: fleet.err().cloned(),
+        version: fleet.map_or("", |fleet| text(&fleet["version"])).to_owned(),
+        queued: fleet.ok().and_then(|fleet| fleet["queued"].as_u64()).unwrap_or(0),
+        kept: pages.requests.as_ref().and_then(|page| page["kept"].as_u64()),
+    }
+}
+
+/// The requests that ended since all gateways know all of theirs.
+struct Window<'p> {
+    /// Each with the address of its gateway.
+    requests: Vec<(&'p str, &'p Value)>,
+    ms: Option<f64>,
+}
+
+impl<'p> Window<'p> {
+    fn of(answered: &[Answered<'p>]) -> Window<'p> {
+        let pages = answered.iter().filter_map(|one| Some((one.address, one.requests?)));
+        let pages: Vec<(&str, &Value)> = pages.collect();
+        let ms = pages.iter().filter_map(|(_, page)| known_for_ms(page)).reduce(f64::min);
+        let mut requests = Vec::new();
+        for (address, page) in &pages {
+            let now = page["now_ms"].as_f64().unwrap_or(f64::INFINITY);
+            let is_in = |one: &&Value| ms.is_none_or(|ms| ended_ms(one) >= now - ms);
+            requests.extend(items(&page["requests"]).filter(is_in).map(|one| (*address, one)));
+        }
+        Window { requests, ms }
+    }
+
+    fn report(&self) -> Option<WindowReport> {
+        let requests = self.requests.len();
+        let failed = self.requests.iter().filter(|(_, one)| text(&one["reason"]) != "ok").count();
+        let seconds = self.ms? / 1e3;
+        let per_second = (seconds > 0.0).then(|| requests as f64 / seconds);
+        Some(WindowReport { seconds, requests, failed, per_second })
+    }
+}
+
+/// For how long a gateway's page has every request that ended. `None` for a page without requests.
+fn known_for_ms(page: &Value) -> Option<f64> {
+    let now = page["now_ms"].as_f64()?;
+    let listed: Vec<&Value> = items(&page["requests"]).collect();
+    let oldest = listed.iter().map(|one| ended_ms(one)).reduce(f64::min)?;
+    let is_cut = page["kept"].as_u64().is_some_and(|kept| kept > listed.len() as u64);
+    let complete = page["complete_since_ms"].as_f64();
+    // Without either the list has all since the start, of which the first request is the best bound.
+    let since = match (complete, is_cut) {
+        (Some(complete), true) => complete.max(oldest),
+        (Some(complete), false) => complete,
+        (None, _) => oldest,
+    };
+    Some((now - since).max(0.0))
+}
+
+fn ended_ms(request: &Value) -> f64 {
+    let number = |key: &str| request[key].as_f64().unwrap_or(0.0);
+    number("started_ms") + number("duration_ms")
+}
+
+fn pools(answered: &[Answered<'_>], requests: &[(&str, &Value)]) -> Vec<PoolReport> {
+    let mut workers: BTreeMap<&str, Vec<Seen<'_>>> = BTreeMap::new();
+    for one in answered {
+        let loads: BTreeMap<(&str, &str), &Value> = items(&one.fleet["loads"])
+            .map(|load| ((text(&load["pool"]), text(&load["worker"])), load))
+            .collect();
+        for pool in items(&one.fleet["fleet"]["pools"]) {
+            let name = text(&pool["name"]);
+            let seen = workers.entry(name).or_default();
+            seen.extend(items(&pool["members"]).map(|member| {
+                let worker = text(&member["worker"]["name"]);
+                Seen { worker, member, load: loads.get(&(name, worker)).copied() }
+            }));
+        }
+    }
+    let report = |(name, seen): (&str, Vec<Seen<'_>>)| {
+        let is_stream = |one: &&Value| one["ttft_ms"]["value"].is_number();
+        let own = requests.iter().map(|(_, one)| *one).filter(|one| text(&one["pool"]) == name);
+        let streams: Vec<&Value> = own.filter(is_stream).collect();
+        PoolReport {
+            name: name.to_owned(),
+            workers: merged(seen),
+            ttft: stats(streams.iter().map(|one| &one["ttft_ms"])),
+            parts: parts(&streams),
+        }
+    };
+    workers.into_iter().map(report).collect()
+}
+
+/// A worker as one gateway sees it.
+struct Seen<'p> {
+    worker: &'p str,
+    member: &'p Value,
+    load: Option<&'p Value>,
+}
+
+impl<'p> Seen<'p> {
+    fn health(&self) -> &'p str {
+        text(&self.member["worker"]["health"])
+    }
+
+    fn own(&self) -> u64 {
+        self.member["worker"]["usage"]["requests"].as_u64().unwrap_or(0)
+    }
+
+    fn number(&self, path: &str) -> Option<f64> {
+        self.load.and_then(|load| load.pointer(path)?.as_f64())
+    }
+}
+
+/// How bad a health is: the order in which workers are listed, and which one of several counts.
+pub(super) fn badness(health: &str) -> usize {
+    let order = ["up", "unknown", "half-open", "failing", "down"];
+    order.iter().position(|known| *known == health).unwrap_or(1)
+}
+
+/// One report for each worker, in the order in which they were seen first.
+fn merged(seen: Vec<Seen<'_>>) -> Vec<WorkerReport> {
+    let mut names: Vec<&str> = Vec::new();
+    let mut by_name: BTreeMap<&str, Vec<Seen<'_>>> = BTreeMap::new();
+    for one in seen {
+        let of = by_name.entry(one.worker).or_default();
+        if of.is_empty() {
+            names.push(one.worker);
+        }
+        of.push(one);
+    }
+    names.iter().filter_map(|name| worker(name, &by_name[name])).collect()
+}
+
+fn worker(name: &str, seen: &[Seen<'_>]) -> Option<WorkerReport> {
+    let worst = seen.iter().max_by_key(|one| badness(one.health()))?;
+    let health = worst.load.map(|load| &load["health"]);
+    let own: u64 = seen.iter().map(Seen::own).sum();
+    // What the kernel counts at the engine is the same for all gateways; what is not theirs is of others.
+    let all =
+        seen.iter().filter_map(|one| Some(one.own() as f64 + one.number("/load/others_requests")?));
+    let freshest = seen.iter().filter_map(|one| one.number("/load/age_ms")).reduce(f64::min);
+    Some(WorkerReport {
+        name: name.to_owned(),
+        role: text(&worst.member["role"]).to_owned(),
+        phase: text(&worst.member["phase"]).to_owned(),
+        health: worst.health().to_owned(),
+        health_for_ms: health.and_then(|health| health["for_ms"].as_u64()),
+        health_reason: health.and_then(|health| health["reason"].as_str()).map(str::to_owned),
+        up_at: seen.iter().filter(|one| one.health() == "up").count(),
+        known_at: seen.len(),
+        requests: own,
+        others_requests: all.reduce(f64::max).map(|all| (all - own as f64).max(0.0)),
+        score: seen.iter().find_map(|one| one.number("/kernel/score/value")),
+        load_age_ms: freshest,
+    })
 }
 
 fn parts(streams: &[&Value]) -> Vec<PartReport> {
@@ -153,9 +352,28 @@ fn stats<'v>(measured: impl Iterator<Item = &'v Value>) -> DurationStats {
     }
 }
 
-fn failure(request: &Value) -> FailureReport {
+fn worst_first(requests: &[(&str, &Value)]) -> Vec<RequestReport> {
+    let mut all: Vec<RequestReport> =
+        requests.iter().map(|(gateway, one)| request(gateway, one)).collect();
+    all.sort_by(|a, b| {
+        let by_failure = b.is_failed().cmp(&a.is_failed());
+        by_failure.then(b.waited_ms.total_cmp(&a.waited_ms))
+    });
+    all.truncate(MAX_REQUESTS);
+    all
+}
+
+impl RequestReport {
+    pub(super) fn is_failed(&self) -> bool {
+        self.reason != "ok"
+    }
+}
+
+fn request(gateway: &str, request: &Value) -> RequestReport {
     let name = |key: &str| request[key].as_str().map(str::to_owned);
-    FailureReport {
+    let duration = request["duration_ms"].as_f64().unwrap_or(0.0);
+    RequestReport {
+        gateway: gateway.to_owned(),
         started_ms: request["started_ms"].as_u64().unwrap_or(0),
         id: text(&request["id"]).to_owned(),
         pool: text(&request["pool"]).to_owned(),
@@ -164,90 +382,27 @@ fn failure(request: &Value) -> FailureReport {
         ended_in: text(&request["ended_in"]).to_owned(),
         prefill: name("prefill"),
         worker: name("worker"),
+        waited_ms: request["ttft_ms"]["value"].as_f64().unwrap_or(duration),
+        ended_ms: ended_ms(request),
     }
 }
 
 fn problem(problem: &Value) -> String {
     let place = problem["object"].as_str().or(problem["source"].as_str()).unwrap_or_default();
-    format!("{} {place}: {}", text(&problem["code"]), text(&problem["message"]))
+    format!("{} {place}: {}", text(&problem["code"]), text(&problem["reason"]))
 }
 
-fn items(list: &Value) -> impl Iterator<Item = &Value> {
+fn items_of(page: Option<&Value>) -> impl Iterator<Item = &Value> {
+    page.into_iter().flat_map(|page| items(&page["requests"]))
+}
+
+pub(super) fn items(list: &Value) -> impl Iterator<Item = &Value> {
     list.as_array().into_iter().flatten()
 }
 
-fn text(value: &Value) -> &str {
+pub(super) fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn known(ms: f64) -> Value {
-        json!({"value": ms, "provenance": "exact"})
-    }
-
-    pub(in crate::top) fn example() -> TopReport {
-        let fleet = json!({
-            "policy": "predicted",
-            "queued": 2,
-            "fleet": {
-                "pools": [{"name": "default/pool", "members": [
-                    {"role": "prefill", "phase": "ready", "worker":
-                        {"name": "default/p0", "health": "up", "usage": {"requests": 3}}},
-                    {"role": "decode", "phase": "ready", "worker":
-                        {"name": "default/d0", "health": "down", "usage": {"requests": 0}}},
-                ]}],
-                "problems": [{"code": "NotLeading", "source": "cluster", "message": "no lease"}],
-            },
-            "loads": [{"worker": "default/p0", "pool": "default/pool",
-                "load": {"others_requests": 4.0, "age_ms": 12.5},
-                "kernel": {"score": known(0.25)}}],
-        });
-        let unknown = json!({"value": null, "provenance": "unknown"});
-        let request = |pool: &str, ms: f64, first_byte: &Value| {
-            let parts = json!({"prefill": known(ms), "first_byte": first_byte});
-            json!({"pool": pool, "ttft_ms": known(ms), "parts_ms": parts})
-        };
-        let no_stream = json!({"pool": "default/pool", "ttft_ms": unknown, "parts_ms": {}});
-        let requests = json!({"kept": 4, "requests": [
-            request("default/pool", 10.0, &unknown),
-            request("default/pool", 30.0, &known(5.0)),
-            request("default/another", 99.0, &known(99.0)),
-            no_stream,
-        ]});
-        let failures = json!({"requests": [{"id": "abc", "pool": "default/pool",
-            "started_ms": 1000, "reason": "decode_broken", "detail": "reset", "ended_in": "prefill",
-            "prefill": "default/p0", "worker": "default/d0"}]});
-        TopReport::of(&fleet, Some(&requests), Some(&failures))
-    }
-
-    #[test]
-    fn parts_are_those_of_the_pools_own_streams() {
-        let report = example();
-        let pool = &report.pools[0];
-        assert_eq!((pool.ttft.known, pool.ttft.mean_ms), (2, Some(20.0)));
-        let of = |name: &str| &pool.parts.iter().find(|part| part.part == name).unwrap().stats;
-        assert_eq!(
-            of("first_byte"),
-            &DurationStats { known: 1, mean_ms: Some(5.0), p50_ms: Some(5.0), p99_ms: Some(5.0) }
-        );
-        assert_eq!((of("queued").known, of("queued").mean_ms), (0, None));
-    }
-
-    #[test]
-    fn what_no_agent_reports_is_none() {
-        let workers = &example().pools[0].workers;
-        assert_eq!((workers[0].score, workers[0].others_requests), (Some(0.25), Some(4.0)));
-        assert_eq!((workers[1].score, workers[1].load_age_ms), (None, None));
-    }
-
-    #[test]
-    fn a_gateway_that_keeps_no_requests_has_no_parts() {
-        let report = TopReport::of(&json!({}), None, None);
-        assert_eq!((report.kept, report.pools.len(), report.failures.len()), (None, 0, 0));
-    }
-}
+pub(super) mod tests;
