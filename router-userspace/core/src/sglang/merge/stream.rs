@@ -114,9 +114,7 @@ impl StreamMerger {
             }
             extension(first, &chunks, &mut patch);
             out.extend_from_slice(head);
-            out.extend_from_slice(b"data: ");
-            patch.write(&mut out);
-            out.extend_from_slice(b"\n\n");
+            sse::write_data(&patched(patch, first), &mut out);
         }
         out.extend_from_slice(sse::DONE);
         out.into()

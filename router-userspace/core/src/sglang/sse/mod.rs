@@ -68,10 +68,19 @@ pub(super) fn with_data(event: &[u8], payload: &[u8]) -> Vec<u8> {
             out.push(b'\n');
         }
     }
-    out.extend_from_slice(b"data: ");
-    out.extend_from_slice(payload);
-    out.extend_from_slice(b"\n\n");
+    write_data(payload, &mut out);
     out
+}
+
+/// Appends a payload, a `data` line for each of its lines, and the blank line that ends the event. JSON
+/// may have line breaks between its tokens; those of a payload become `\n`.
+pub(super) fn write_data(payload: &[u8], out: &mut Vec<u8>) {
+    for line in payload.split(|byte| matches!(byte, b'\n' | b'\r')) {
+        out.extend_from_slice(b"data: ");
+        out.extend_from_slice(line);
+        out.push(b'\n');
+    }
+    out.push(b'\n');
 }
 
 fn lines(event: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -112,5 +121,12 @@ mod tests {
     #[test]
     fn a_new_payload_keeps_the_other_fields() {
         assert_eq!(with_data(b"event: a\r\ndata: 1\r\n\r\n", b"2"), b"event: a\ndata: 2\n\n");
+    }
+
+    #[test]
+    fn a_payload_of_several_lines_stays_whole() {
+        let event = with_data(b"data: 1\n\n", b"{\"a\":\n2\r}");
+        assert_eq!(event, b"data: {\"a\":\ndata: 2\ndata: }\n\n");
+        assert_eq!(data(&event).as_deref(), Some(&b"{\"a\":\n2\n}"[..]));
     }
 }
