@@ -32,7 +32,7 @@ impl EngineLoad {
     pub fn requests(&self) -> Option<u64> {
         let parts = [self.running, self.queued, self.prealloc_queue, self.transfer_queue];
         let reported = parts.iter().any(Option::is_some);
-        reported.then(|| parts.iter().flatten().sum())
+        reported.then(|| parts.iter().flatten().fold(0, |sum: u64, part| sum.saturating_add(*part)))
     }
 
     /// Returns the tokens of queued and running requests.

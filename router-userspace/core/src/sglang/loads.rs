@@ -233,6 +233,13 @@ mod tests {
     }
 
     #[test]
+    fn counts_of_any_size_are_added() {
+        let most = br#"{"loads":[{"num_running_reqs":18446744073709551615,"num_waiting_reqs":2}]}"#;
+        let load = LoadEndpoint::Loads.read(most).unwrap().all;
+        assert_eq!(load.requests(), Some(u64::MAX));
+    }
+
+    #[test]
     fn malformed_answers_give_none() {
         let nonsense: [&[u8]; 6] =
             [b"", b"{}", b"{\"loads\": 7}", b"[1,2]", b"\xff\xfe", b"sglang:num_running_reqs NaN"];

@@ -50,7 +50,7 @@ fn of_all(raw: Raw<'_>) -> AnswerReport {
     let mut each = raw.elements().map(of_one);
     let Some(first) = each.next() else { return AnswerReport::default() };
     let plus = |one: Measured<u64>, other: Measured<u64>| {
-        Measured::from(one.value().zip(other.value()).map(|(one, other)| one + other))
+        Measured::from(one.value().zip(other.value()).map(|(one, other)| one.saturating_add(other)))
     };
     let add = |sum: AnswerReport, one: AnswerReport| AnswerReport {
         prompt_tokens: plus(sum.prompt_tokens, one.prompt_tokens),
@@ -141,6 +141,11 @@ mod tests {
             ),
             (r#"[{"meta_info":{"prompt_tokens":7}},{}]"#, (None, None)),
             (r#"{"usage":{"prompt_tokens":-7}}"#, (None, None)),
+            (
+                r#"[{"meta_info":{"prompt_tokens":18446744073709551615}},
+                    {"meta_info":{"prompt_tokens":5}}]"#,
+                (Some(u64::MAX), None),
+            ),
             ("[]", (None, None)),
             ("{}", (None, None)),
             ("no json", (None, None)),
