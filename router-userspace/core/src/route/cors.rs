@@ -236,7 +236,7 @@ impl HostPattern {
                 Some(end) => {
                     let rest = host.strip_prefix(&*self.start);
                     let inner = rest.and_then(|rest| rest.strip_suffix(&**end));
-                    inner.is_some_and(|inner| !inner.is_empty() && inner.bytes().all(is_host_byte))
+                    inner.is_some_and(|inner| !inner.is_empty() && inner.bytes().all(is_name_byte))
                 }
             }
     }
@@ -253,7 +253,12 @@ impl Serialize for OriginPattern {
 
 /// Bytes of a host: a name, an IPv4 address, or an IPv6 address in brackets.
 fn is_host_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'[' | b']' | b':')
+    is_name_byte(byte) || matches!(byte, b'[' | b']' | b':')
+}
+
+/// Bytes of a name, which are all that a wildcard stands for.
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_')
 }
 
 /// The parts of an `Origin` field that is not `null`.
@@ -327,6 +332,8 @@ mod tests {
             ("https://a.b.shop.example:8443", true),
             ("https://.shop.example:8443", false),
             ("https://evil.example/.shop.example:8443", false),
+            ("https://a].shop.example:8443", false),
+            ("https://a:1.shop.example:8443", false),
             ("https://shop.example.evil", false),
             ("http://[::1]:3000", true),
             ("http://[::1]", false),
