@@ -16,6 +16,8 @@ pub mod control;
 pub mod feedback;
 pub mod gateway;
 mod http_client;
+#[cfg(any(test, fuzzing))]
+pub mod laws;
 pub mod metrics;
 mod open_files;
 mod scheduler_view;

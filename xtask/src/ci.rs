@@ -1,15 +1,31 @@
 //! `cargo xtask ci`: everything that a change must pass, timed, with a summary as its last line.
 
 use anyhow::Result;
+use clap::{Args, ValueEnum};
 
 use crate::parts::{Parts, Summary};
 use crate::tools::Tool;
-use crate::{conformance, demo, docs, ebpf, setup, shell, test, tidy, workspace};
+use crate::{conformance, demo, docs, ebpf, fuzz, setup, shell, test, tidy, workspace};
 
 const DENY: Tool = Tool { name: "cargo-deny", version: "0.20.2" };
 
+/// Adds parts.
+#[derive(Debug, Args)]
+pub(crate) struct Flags {
+    /// Run this part too, which takes many minutes of CPU time the first time; may be repeated.
+    #[arg(long, value_enum, value_name = "PART")]
+    with: Vec<Extra>,
+}
+
+/// A part that runs only if it is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Extra {
+    /// Each fuzz target for 20 s.
+    Fuzz,
+}
+
 /// Runs every part even after a failure, so that one run shows all failures.
-pub(crate) fn run() -> Summary {
+pub(crate) fn run(flags: &Flags) -> Summary {
     let mut parts = Parts::default();
     parts.chore("setup", setup::run);
     parts.chore("format", format);
@@ -24,6 +40,10 @@ pub(crate) fn run() -> Summary {
     }
     parts.chore("demo", || demo::run(&demo::Flags { once: true }));
     parts.chore("docs", docs::run);
+    match flags.with.contains(&Extra::Fuzz) {
+        true => parts.chore("fuzz", fuzz::check),
+        false => parts.left_out("fuzz"),
+    }
     parts.summary()
 }
 

@@ -1,13 +1,12 @@
-//! `cargo xtask build-ebpf`: the object of the eBPF programs, with a toolchain that can build it.
-//!
-//! That takes a compiler with the standard library's source (core is built for the target) and
-//! bpf-linker. rustup's nightly with rust-src is the usual one; Debian's rustc-web is another.
+//! `cargo xtask build-ebpf`: the object of the eBPF programs. That takes a [`Toolchain`], since core is
+//! built for the target, and bpf-linker.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
+use crate::nightly::Toolchain;
 use crate::tools::{self, Tool};
 use crate::{shell, workspace};
 
@@ -15,14 +14,6 @@ const LINKER: Tool = Tool { name: "bpf-linker", version: "0.13.0" };
 /// What the eBPF tests run, and the Debian package of each.
 const TEST_PROGRAMS: [(&str, &str); 2] = [("ip", "iproute2"), ("bpftool", "bpftool")];
 const TARGET: &str = "bpfel-unknown-none";
-
-/// A compiler that can build core for another target.
-struct Toolchain {
-    cargo: PathBuf,
-    rustc: PathBuf,
-    /// A stable compiler needs leave for `-Z`.
-    stable: bool,
-}
 
 /// Where the object is after a build.
 pub(crate) fn object() -> PathBuf {
@@ -55,15 +46,8 @@ pub(crate) fn clippy() -> Result<()> {
 /// # Errors
 /// Something is missing and cannot be installed here.
 pub(crate) fn setup() -> Result<()> {
-    let toolchain = match toolchain() {
-        Some(toolchain) => toolchain,
-        None => {
-            tools::install_packages(&["rustc-web", "cargo-web", "rust-web-src", "rust-web-clippy"])
-                .context("building eBPF needs `rustup toolchain install nightly -c rust-src`")?;
-            toolchain().context("there is still no compiler with the standard library's source")?
-        }
-    };
-    println!("eBPF compiler: {}", toolchain.rustc.display());
+    let toolchain = Toolchain::get()?;
+    println!("eBPF compiler: {}", toolchain.rustc().display());
     let linker = match LINKER.find() {
         Some(linker) => linker,
         None => install_linker(&toolchain)?,
@@ -79,60 +63,21 @@ pub(crate) fn setup() -> Result<()> {
 
 /// A cargo command on the eBPF programs, up to its own arguments.
 fn cargo(verb: &str) -> Result<Command> {
-    let toolchain = toolchain().context("no compiler for eBPF: run `cargo xtask setup`")?;
+    let toolchain = Toolchain::find().context("no compiler for eBPF: run `cargo xtask setup`")?;
     let linker = LINKER.find().context("no bpf-linker: run `cargo xtask setup`")?;
-    let mut command = shell::command(&toolchain.cargo);
+    let mut command = toolchain.command(toolchain.cargo())?;
     command
         .args([verb, "--locked", "--package", "router-ebpf", "--profile", "ebpf"])
         .args(["--target", TARGET, "-Z", "build-std=core"])
-        .env("RUSTC", &toolchain.rustc)
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker)
         // BTF gives maps and fields their names in bpftool.
-        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", "-C link-arg=--btf")
-        .env("PATH", path_with(&toolchain)?)
-        .env_remove("RUSTUP_TOOLCHAIN");
-    if toolchain.stable {
-        command.env("RUSTC_BOOTSTRAP", "1");
-    }
+        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", "-C link-arg=--btf");
     Ok(command)
-}
-
-/// The toolchain's own folder first, so that cargo finds its clippy and not rustup's.
-fn path_with(toolchain: &Toolchain) -> Result<std::ffi::OsString> {
-    let own = toolchain.cargo.parent().context("cargo stands in a folder")?.to_owned();
-    let rest = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::iter::once(own).chain(std::env::split_paths(&rest));
-    std::env::join_paths(folders).context("putting PATH together")
-}
-
-fn toolchain() -> Option<Toolchain> {
-    let rustup = |tool: &str| {
-        let found = shell::output(
-            shell::command("rustup").args(["which", "--toolchain"]).args(["nightly", tool]),
-        );
-        found.ok().map(|path| PathBuf::from(path.trim()))
-    };
-    let nightly = rustup("rustc").zip(rustup("cargo")).map(|(rustc, cargo)| (cargo, rustc, false));
-    let debian = (PathBuf::from("/usr/bin/cargo"), PathBuf::from("/usr/bin/rustc"), true);
-    nightly
-        .into_iter()
-        .chain([debian])
-        .map(|(cargo, rustc, stable)| Toolchain { cargo, rustc, stable })
-        .find(|toolchain| toolchain.cargo.is_file() && has_source(&toolchain.rustc))
-}
-
-fn has_source(rustc: &Path) -> bool {
-    let sysroot = shell::output(
-        shell::command(rustc).args(["--print", "sysroot"]).env_remove("RUSTUP_TOOLCHAIN"),
-    );
-    sysroot.is_ok_and(|sysroot| {
-        Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/Cargo.lock").exists()
-    })
 }
 
 /// bpf-linker links with the LLVM of the compiler whose output it reads.
 fn install_linker(toolchain: &Toolchain) -> Result<PathBuf> {
-    let version = llvm_version(&toolchain.rustc)?;
+    let version = toolchain.llvm_version()?;
     let prefix = format!("/usr/lib/llvm-{version}");
     if !Path::new(&prefix).join("include").exists() {
         let packages = [format!("llvm-{version}-dev"), format!("libpolly-{version}-dev")];
@@ -142,13 +87,4 @@ fn install_linker(toolchain: &Toolchain) -> Result<PathBuf> {
         let llvm = format!("llvm-{version}");
         command.args(["--no-default-features", "--features", &llvm]).env("LLVM_PREFIX", &prefix);
     })
-}
-
-fn llvm_version(rustc: &Path) -> Result<String> {
-    let version = shell::output(shell::command(rustc).arg("-vV").env_remove("RUSTUP_TOOLCHAIN"))?;
-    let line = version.lines().find_map(|line| line.strip_prefix("LLVM version: "));
-    match line.and_then(|version| version.split('.').next()) {
-        Some(major) => Ok(major.to_owned()),
-        None => bail!("{} does not name its LLVM", rustc.display()),
-    }
 }

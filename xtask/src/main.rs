@@ -12,10 +12,12 @@ mod crds;
 mod demo;
 mod docs;
 mod ebpf;
+mod fuzz;
 mod golang;
 mod helm;
 mod images;
 mod kernels;
+mod nightly;
 mod parts;
 mod pictures;
 mod python;
@@ -61,6 +63,9 @@ enum Chore {
     Conformance(conformance::Flags),
     /// Run a benchmark.
     Bench(bench::Flags),
+    /// Run the fuzz targets on inputs of libFuzzer. A violated law, a timeout or too much memory is an
+    /// error that names the input.
+    Fuzz(fuzz::Flags),
     /// Generate the CustomResourceDefinitions in deploy/crds from the Rust types.
     Crds,
     /// Take the pictures of docs/images that show a live fleet; needs what the suite page needs.
@@ -70,7 +75,7 @@ enum Chore {
     /// Build the book and the API documentation; a broken link is an error.
     Docs,
     /// Everything that a change must pass: format, clippy, tidy, tests, docs.
-    Ci,
+    Ci(ci::Flags),
 }
 
 fn main() -> ExitCode {
@@ -83,11 +88,12 @@ fn main() -> ExitCode {
         Chore::Images(flags) => images::run(&flags),
         Chore::Conformance(flags) => conformance::run(&flags),
         Chore::Bench(flags) => bench::run(&flags),
+        Chore::Fuzz(flags) => fuzz::run(&flags),
         Chore::Crds => crds::run(),
         Chore::Pictures => pictures::run(),
         Chore::Tidy => tidy::run(),
         Chore::Docs => docs::run(),
-        Chore::Ci => return summed_up(&ci::run()),
+        Chore::Ci(flags) => return summed_up(&ci::run(&flags)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

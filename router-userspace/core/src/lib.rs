@@ -8,6 +8,8 @@ pub mod counter_window;
 pub mod fleet;
 pub mod fnv;
 pub mod frame;
+#[cfg(any(test, fuzzing))]
+pub mod laws;
 pub mod pair;
 pub mod provenance;
 pub mod route;
@@ -16,10 +18,3 @@ pub mod schedule;
 pub mod score;
 pub mod sglang;
 pub mod timeline;
-
-// The fuzz harness is outside of the crate and names it `router_core`; so do these tests.
-#[cfg(test)]
-extern crate self as router_core;
-#[cfg(test)]
-#[path = "../fuzz/laws.rs"]
-mod laws;

@@ -14,6 +14,8 @@ pub mod gateway_service;
 mod golden;
 mod index;
 pub mod kube;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod laws;
 mod leader_election;
 pub mod objects;
 mod run;

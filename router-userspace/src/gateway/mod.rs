@@ -38,6 +38,8 @@ use self::readiness::Readiness;
 use self::request::content_coding::BodyDecoder;
 use self::request::crash_history::CrashHistory;
 use self::request::handle::RequestService;
+#[cfg(any(test, fuzzing))]
+pub use self::request::laws::{coding, head};
 use self::request::mirror::Mirrors;
 use self::request::shared_answers::SharedAnswers;
 use self::server::listener::Listeners;

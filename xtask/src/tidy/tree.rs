@@ -47,8 +47,17 @@ pub(super) struct Tree {
 /// Folders of the programs and libraries.
 const PRODUCT: [&str; 3] = ["router-userspace/", "router-common/", "router-ebpf/"];
 /// Parts of the paths of what stands among them and does not ship.
-const UNSHIPPED: [&str; 7] =
-    ["/build.rs", "/benches/", "/tests/", "/fuzz/", "/golden/", "/golden.rs", "/tests.rs"];
+const UNSHIPPED: [&str; 9] = [
+    "/build.rs",
+    "/benches/",
+    "/tests/",
+    "/fuzz/",
+    "/laws/",
+    "/laws.rs",
+    "/golden/",
+    "/golden.rs",
+    "/tests.rs",
+];
 
 /// Folders without sources of this project.
 const SKIPPED: [&str; 5] = ["target", ".git", "node_modules", "__pycache__", "corpus"];

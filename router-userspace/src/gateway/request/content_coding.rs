@@ -95,21 +95,7 @@ impl BodyDecoder {
         let decoded = tokio::task::spawn_blocking(move || {
             // Kept until the end of the work, which a client that leaves does not stop.
             let _permit = permit;
-            let mut collector = Collector::new(limit, None, Some(memory));
-            let over_limit = match coding {
-                ContentCoding::Gzip => {
-                    collect(flate2::read::MultiGzDecoder::new(&*body), &mut collector)
-                }
-                ContentCoding::Deflate => {
-                    collect(flate2::read::ZlibDecoder::new(&*body), &mut collector)
-                }
-                ContentCoding::Zstd => {
-                    let mut decoder = zstd::stream::read::Decoder::with_buffer(&*body)?;
-                    decoder.window_log_max(MAX_WINDOW_LOG)?;
-                    collect(decoder, &mut collector)
-                }
-            }?;
-            Ok::<_, io::Error>(over_limit.map(|()| collector.finish()))
+            decode_now(coding, &body, limit, memory)
         });
         match decoded.await {
             Ok(decoded) => decoded.map_err(|error| broken(error.to_string()))?,
@@ -117,6 +103,26 @@ impl BodyDecoder {
             Err(error) => Err(broken(error.to_string())),
         }
     }
+}
+
+/// Decodes a body on this thread. The error is of the coding, the refusal inside of a limit.
+pub(super) fn decode_now(
+    coding: ContentCoding,
+    body: &[u8],
+    limit: usize,
+    memory: BodyMemory,
+) -> io::Result<Result<Bytes, Reject>> {
+    let mut collector = Collector::new(limit, None, Some(memory));
+    let over_limit = match coding {
+        ContentCoding::Gzip => collect(flate2::read::MultiGzDecoder::new(body), &mut collector),
+        ContentCoding::Deflate => collect(flate2::read::ZlibDecoder::new(body), &mut collector),
+        ContentCoding::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(body)?;
+            decoder.window_log_max(MAX_WINDOW_LOG)?;
+            collect(decoder, &mut collector)
+        }
+    }?;
+    Ok(over_limit.map(|()| collector.finish()))
 }
 
 /// Reads everything into the collector, until one of its limits is exceeded.

@@ -352,7 +352,7 @@ impl From<Reject> for Rejected {
 }
 
 /// The client's own request id, or a new one.
-fn request_id(headers: &HeaderMap) -> HeaderValue {
+pub(super) fn request_id(headers: &HeaderMap) -> HeaderValue {
     let given = headers.get(REQUEST_ID).filter(|id| id.len() <= MAX_REQUEST_ID);
     given.cloned().unwrap_or_else(|| {
         let id = format!("{:032x}", rand::random::<u128>());

@@ -13,6 +13,8 @@ pub(crate) mod handle;
 mod head;
 pub(crate) mod info;
 pub(crate) mod keep_alive;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod laws;
 pub(crate) mod mirror;
 pub(crate) mod model;
 pub(crate) mod proxied_body;
