@@ -44,7 +44,9 @@ pub use lease_history::LeaseHistory;
 pub use links::{Link, LinkPrior, LinkTable};
 pub use load::{Load, LoadCell, STALE_MS};
 pub use model_names::ModelError;
-pub use outcomes::{MIN_FAILURES, MIN_PEER_REQUESTS, OUTCOME_WINDOW_MS, OutcomeCounts, Outcomes};
+pub use outcomes::{
+    MIN_FAILURES, MIN_PEER_REQUESTS, OUTCOME_WINDOW_MS, OutcomeCounts, Outcomes, RequestKind,
+};
 pub use pool::{
     CompatibleSet, Excluded, Member, ObjectName, Phase, Pool, Profile, Role, host_text,
 };

@@ -27,6 +27,16 @@ const MIN_DEVIATIONS: f64 = 3.0;
 /// Weight of one request in the mean service time.
 const SERVICE_TIME_WEIGHT: f64 = 0.125;
 
+/// Kinds of requests whose outcomes are counted apart: an engine that fails to generate may tokenize well, and
+/// many small successes would hide the failures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestKind {
+    /// It generates.
+    Generation,
+    /// It is forwarded to one worker as it came.
+    Forwarded,
+}
+
 /// Requests of the last [`OUTCOME_WINDOW_MS`] by their outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct OutcomeCounts {

@@ -14,7 +14,7 @@ use super::ghosts::GhostLeases;
 use super::health::Health;
 use super::lease_history::LeaseHistory;
 use super::load::LoadCell;
-use super::outcomes::Outcomes;
+use super::outcomes::{Outcomes, RequestKind};
 use super::prefill_queue::PrefillQueue;
 use super::ranks::MAX_RANKS;
 use super::rates::RateEstimators;
@@ -47,8 +47,10 @@ pub struct Worker {
     pub rate_estimators: RateEstimators,
     /// The engine's last report about its load.
     pub engine: EngineLoadCell,
-    /// How its recent requests ended.
+    /// How its recent requests that generate ended.
     pub outcomes: Outcomes,
+    /// How the requests that were forwarded to it ended.
+    forwarded: Outcomes,
     /// Failed requests that still count in choices.
     pub ghosts: GhostLeases,
     /// Pipeline stages that the engine reported; 0 is not known.
@@ -188,6 +190,7 @@ impl Worker {
             rate_estimators: RateEstimators::default(),
             engine: EngineLoadCell::default(),
             outcomes: Outcomes::default(),
+            forwarded: Outcomes::default(),
             ghosts: GhostLeases::default(),
             key,
             pipeline_stages: AtomicU32::new(0),
@@ -196,6 +199,14 @@ impl Worker {
             prefill_queue: Mutex::default(),
             counts: UsageCounters::default(),
             ranks: OnceLock::new(),
+        }
+    }
+
+    /// How its recent requests of a kind ended.
+    pub fn outcomes_of(&self, kind: RequestKind) -> &Outcomes {
+        match kind {
+            RequestKind::Generation => &self.outcomes,
+            RequestKind::Forwarded => &self.forwarded,
         }
     }
 

@@ -8,7 +8,7 @@ use futures_util::future::try_join_all;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Response};
 use parking_lot::Mutex;
-use router_core::fleet::{GhostWeight, ObjectName, Pool, Weight};
+use router_core::fleet::{GhostWeight, ObjectName, Pool, RequestKind, Weight};
 use router_core::sglang::logprob::PromptLogprobs;
 use router_core::sglang::{Endpoint, Request, headers, merge};
 use tokio::task::yield_now;
@@ -231,7 +231,7 @@ impl Gateway {
         };
         reply.map_err(|fault| {
             // The parts of the answer cannot be merged: dispatch has not seen this fault.
-            self.dispatch.blame(&fault);
+            self.dispatch.blame(&fault, RequestKind::Generation);
             AttemptError::Fault(fault)
         })
     }

@@ -26,6 +26,7 @@ mod request_body;
 pub(crate) mod response_body;
 pub(crate) mod retry;
 pub(crate) mod routed;
+mod service_endpoint;
 pub(crate) mod shared_answers;
 mod stream_watch;
 pub(crate) mod upgrade;

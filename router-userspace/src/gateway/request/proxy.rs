@@ -10,10 +10,9 @@ use http_body::Body;
 use http_body_util::Either;
 use hyper::body::Incoming;
 use router_core::fleet::{
-    HealthChange, Lease, Member, ObjectName, Phase, Pool, ServiceBackend, Verdict, Weight, Worker,
+    Lease, Member, ObjectName, Phase, Pool, RequestKind, ServiceBackend, Verdict, Weight, Worker,
     WorkerLimits,
 };
-use router_core::schedule::{Candidate, Draw, Policy};
 use router_core::sglang::{OneEngineRequest, headers};
 use tokio::time::{Instant, interval_at, sleep};
 
@@ -22,13 +21,13 @@ use super::proxied_body::ProxiedBody;
 use super::record::Record;
 use super::reject::Reject;
 use super::routed::{Reply, RouteDeadlines, RoutedRequest};
+use super::service_endpoint::{blame_endpoint, endpoint_of};
 use super::stream_watch::WatchLimits;
 use super::upgrade::{AgreedUpgrade, UpgradeRequest};
 use crate::gateway::shared::Gateway;
 use crate::gateway::upstream::dispatch::{HEALTH_INTERVAL, Silence};
 use crate::gateway::upstream::fault::{Fault, FaultKind};
 use crate::gateway::upstream::leg::until;
-use crate::gateway::workers::health_monitor::HealthMonitor;
 use crate::http_client::client_body::{BodyHandle, ClientBody};
 use crate::http_client::{Protocol, SendError, whole};
 
@@ -142,14 +141,15 @@ impl Gateway {
     pub(super) fn forwarded(&self, worker: &Arc<Worker>, is_success: bool) {
         self.dispatch.answered(worker);
         if is_success && self.dispatch.probes.is_probed(worker) {
-            worker.outcomes.succeeded(self.dispatch.clock.now_ms());
+            let outcomes = worker.outcomes_of(RequestKind::Forwarded);
+            outcomes.succeeded(self.dispatch.clock.now_ms());
         }
     }
 
     /// Updates the health of a worker that failed a forwarded request.
     pub(super) fn blame_forwarded(&self, fault: &Fault) {
         match self.dispatch.probes.is_probed(&fault.worker) {
-            true => self.dispatch.blame(fault),
+            true => self.dispatch.blame(fault, RequestKind::Forwarded),
             false => {
                 let change = blame_endpoint(fault, self.dispatch.clock.now_ms());
                 self.dispatch.health.observed(&fault.worker, change, fault.detail());
@@ -410,69 +410,15 @@ fn proxied(
     Reply::Proxied(Box::new(response))
 }
 
-/// No probe looks at a Service's endpoint. One that cannot be reached is left for a while at once, one
-/// that breaks connections or is late after several in a row.
-fn blame_endpoint(fault: &Fault, now_ms: u64) -> Option<HealthChange> {
-    match fault.kind {
-        FaultKind::Unreachable(_) => fault.worker.health.ejected(now_ms),
-        // The gateway itself is short of something.
-        FaultKind::Shortage(_) => None,
-        _ => fault.worker.health.errored(now_ms),
-    }
-}
-
-/// Ends the time outs that have passed. No probe of a Service's endpoint does it.
-fn end_time_outs(endpoints: &[Arc<Worker>], health: &HealthMonitor, now_ms: u64) {
-    for worker in endpoints.iter().filter(|worker| worker.health.verdict() == Verdict::Failing) {
-        let change = worker.health.probe_passed(now_ms);
-        health.observed(worker, change, "its time out has passed");
-    }
-}
-
-/// Whether an endpoint is to be used while there are others. After its time out, one request tries it.
-fn is_usable(worker: &Worker) -> bool {
-    match worker.health.verdict() {
-        Verdict::Failing => false,
-        Verdict::HalfOpen => worker.usage().requests == 0,
-        _ => true,
-    }
-}
-
-fn endpoint_of(
-    service: &ServiceBackend,
-    avoid: Option<&Arc<Worker>>,
-    health: &HealthMonitor,
-    now_ms: u64,
-) -> Result<Lease, Reject> {
-    end_time_outs(&service.endpoints, health, now_ms);
-    let candidates = |only_usable: bool| {
-        let endpoints = service.endpoints.iter().enumerate();
-        let fits = |worker: &Arc<Worker>| !is(worker, avoid) && (!only_usable || is_usable(worker));
-        let candidate = |(id, worker): (usize, &Arc<Worker>)| Candidate {
-            id,
-            usage: worker.usage(),
-            ..Candidate::default()
-        };
-        endpoints.filter(|(_, worker)| fits(worker)).map(candidate).collect::<Vec<_>>()
-    };
-    let usable = candidates(true);
-    // Where all are left alone, one of them is tried rather than none.
-    let candidates = if usable.is_empty() { candidates(false) } else { usable };
-    let draw = Draw { chance: rand::random(), turn: 0 };
-    let chosen =
-        Policy::PowerOfTwo.pick(&candidates, draw).ok_or_else(|| none_ready(&service.name))?;
-    lease(&service.endpoints[chosen], &service.name)
-}
-
-fn is(worker: &Arc<Worker>, avoid: Option<&Arc<Worker>>) -> bool {
+pub(super) fn is(worker: &Arc<Worker>, avoid: Option<&Arc<Worker>>) -> bool {
     avoid.is_some_and(|avoid| Arc::ptr_eq(avoid, worker))
 }
 
-fn none_ready(service: &ObjectName) -> Reject {
+pub(super) fn none_ready(service: &ObjectName) -> Reject {
     Reject::NoWorkerReady(format!("Service {service} has no ready endpoint"))
 }
 
-fn lease(worker: &Arc<Worker>, of: &ObjectName) -> Result<Lease, Reject> {
+pub(super) fn lease(worker: &Arc<Worker>, of: &ObjectName) -> Result<Lease, Reject> {
     let weight = Weight { requests: 1, exchanges: 1, ..Weight::default() };
     // There is no limit here, so there is always capacity.
     worker.try_lease(weight, WorkerLimits::NONE, None).ok_or_else(|| none_ready(of))

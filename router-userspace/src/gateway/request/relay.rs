@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame};
+use router_core::fleet::RequestKind;
 use router_core::sglang::{Endpoint, sse};
 use tokio::time::Instant;
 
@@ -132,7 +133,7 @@ impl Relay {
     fn fault(&mut self, kind: FaultKind) -> Option<Reject> {
         let source = self.source.as_ref()?;
         let fault = Fault { leg: source.leg(), worker: Arc::clone(source.worker()), kind };
-        self.dispatch.blame(&fault);
+        self.dispatch.blame(&fault, RequestKind::Generation);
         if fault.broke()
             && let Some(watch) = self.crash_watch.take()
         {

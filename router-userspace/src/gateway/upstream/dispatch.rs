@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Response};
 use hyper::body::Incoming;
-use router_core::fleet::{GhostWeight, Lease, RankAssignment, Worker};
+use router_core::fleet::{GhostWeight, Lease, RankAssignment, RequestKind, Worker};
 use router_core::pair::{Leg, Pair};
 use router_core::sglang::{
     Attempt, BootstrapAddress, Endpoint, Request, Rid, Room, SplicedBody, fault as engine,
@@ -231,7 +231,7 @@ impl Dispatch {
             self.count(fault.leg, &fault.worker, Some(fault));
         }
         in_flight.failed(fault);
-        self.blame(fault);
+        self.blame(fault, RequestKind::Generation);
         if let Some(pair) = in_flight.pair().filter(|_| fault.is_failed_transfer()) {
             self.health.transfer_failed(&pair);
             for (leg, worker) in [(Leg::Prefill, pair.prefill), (Leg::Decode, pair.decode)] {
@@ -245,13 +245,13 @@ impl Dispatch {
     }
 
     /// Updates the health of the one worker that failed, and probes it if it may be down.
-    pub(crate) fn blame(&self, fault: &Fault) {
+    pub(crate) fn blame(&self, fault: &Fault, kind: RequestKind) {
         let change = fault.charge(self.clock.now_ms());
         if change.is_some() {
             self.health.observed(&fault.worker, change, fault.detail());
         }
         if fault.is_failure() {
-            self.health.failed(&fault.worker);
+            self.health.failed(&fault.worker, kind);
         } else if fault.is_refusal() {
             self.health.refused(&fault.worker);
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use router_core::fleet::{
-    DEFAULT_GHOST_MS, OUTCOME_WINDOW_MS, OutcomeCounts, Verdict, Weight, Worker,
+    DEFAULT_GHOST_MS, OUTCOME_WINDOW_MS, OutcomeCounts, RequestKind, Verdict, Weight, Worker,
 };
 use router_core::pair::Pair;
 
@@ -35,18 +35,22 @@ impl PeerSummary {
 }
 
 impl HealthMonitor {
-    /// Counts a failure of the worker, and ejects it if it fails more often than its peers, or if this
-    /// request was to try it.
-    pub(crate) fn failed(&self, worker: &Arc<Worker>) {
+    /// Counts a failure of the worker, and ejects it if it fails requests of this kind more often than its
+    /// peers, or if this request was to try it.
+    pub(crate) fn failed(&self, worker: &Arc<Worker>, kind: RequestKind) {
         let now_ms = self.clock.now_ms();
-        worker.outcomes.failed(now_ms);
+        worker.outcomes_of(kind).failed(now_ms);
         if worker.health.verdict() == Verdict::HalfOpen {
             let change = worker.health.errored(now_ms);
             self.observed(worker, change, "it failed the request that tried it");
             return;
         }
-        let (own, peers) = (worker.outcomes.counts(now_ms), self.peers(worker));
-        self.eject_outlier(worker, own, peers, "requests");
+        let (own, peers) = (worker.outcomes_of(kind).counts(now_ms), self.peers(worker, kind));
+        let what = match kind {
+            RequestKind::Generation => "requests",
+            RequestKind::Forwarded => "forwarded requests",
+        };
+        self.eject_outlier(worker, own, peers, what);
     }
 
     /// Counts a failed KV transfer at both workers, and ejects one whose transfers fail more often than its
@@ -63,9 +67,11 @@ impl HealthMonitor {
                 self.observed(worker, change, "the transfer of the request that tried it failed");
                 continue;
             }
-            let is_only_partner = self.known_peers(partner).is_some_and(|peers| peers.workers == 0);
+            let peers = self.known_peers(partner, RequestKind::Generation);
+            let is_only_partner = peers.is_some_and(|peers| peers.workers == 0);
             if is_only_partner || worker.outcomes.fails_with_several(now_ms) {
-                let (own, peers) = (worker.outcomes.counts(now_ms), self.peers(worker));
+                let (own, peers) =
+                    (worker.outcomes.counts(now_ms), self.peers(worker, RequestKind::Generation));
                 let outcomes = peers.outcomes.with_transfers();
                 let peers = PeerSummary { outcomes, ..peers };
                 self.eject_outlier(worker, own.with_transfers(), peers, "requests and transfers");
@@ -88,6 +94,7 @@ impl HealthMonitor {
         let change = worker.health.ejected(self.clock.now_ms());
         if change.is_some() {
             worker.outcomes.clear();
+            worker.outcomes_of(RequestKind::Forwarded).clear();
             let reason = format!(
                 "{} of its {} {what} failed within {} s, and {} of {} of its peers'",
                 own.failed,
@@ -108,7 +115,7 @@ impl HealthMonitor {
     /// Whether the worker may be at fault when it refuses or fails a request that a peer could serve.
     /// `was_tried`: it was half-open before the request.
     pub(crate) fn is_suspect(&self, worker: &Arc<Worker>, was_tried: bool) -> bool {
-        let peers = self.peers(worker);
+        let peers = self.peers(worker, RequestKind::Generation);
         let own = worker.outcomes.counts(self.clock.now_ms());
         let is_out = was_tried || worker.health.verdict() == Verdict::Failing;
         peers.serving > 0 && (is_out || own.is_suspect(&peers.outcomes))
@@ -120,7 +127,7 @@ impl HealthMonitor {
         worker.outcomes.settle_refusal(now_ms);
         let change = worker.health.errored(now_ms);
         self.observed(worker, change, "it refused a request that another worker served");
-        self.failed(worker);
+        self.failed(worker, RequestKind::Generation);
     }
 
     /// Two workers have refused the same request: the request is at fault.
@@ -137,7 +144,8 @@ impl HealthMonitor {
     /// their requests gets none.
     pub(crate) fn leave_ghost(&self, worker: &Arc<Worker>, weight: Weight) {
         let now_ms = self.clock.now_ms();
-        let (own, peers) = (worker.outcomes.counts(now_ms), self.peers(worker));
+        let (own, peers) =
+            (worker.outcomes.counts(now_ms), self.peers(worker, RequestKind::Generation));
         if own.with_transfers().is_matched_by(&peers.outcomes.with_transfers()) {
             return;
         }
@@ -146,12 +154,12 @@ impl HealthMonitor {
         worker.ghosts.add(weight, now_ms, time_ms);
     }
 
-    fn peers(&self, worker: &Arc<Worker>) -> PeerSummary {
-        self.known_peers(worker).unwrap_or_default()
+    fn peers(&self, worker: &Arc<Worker>, kind: RequestKind) -> PeerSummary {
+        self.known_peers(worker, kind).unwrap_or_default()
     }
 
     /// `None` for a worker that has left the fleet.
-    fn known_peers(&self, worker: &Arc<Worker>) -> Option<PeerSummary> {
+    fn known_peers(&self, worker: &Arc<Worker>, kind: RequestKind) -> Option<PeerSummary> {
         let now_ms = self.clock.now_ms();
         let fleet = self.fleet.load();
         let is_it = |other: &Arc<Worker>| Arc::ptr_eq(other, worker);
@@ -164,7 +172,7 @@ impl HealthMonitor {
         let (mut sum, mut known) = (Duration::ZERO, 0);
         let others = pool.members.iter().filter(|member| member.role == role);
         for member in others.filter(|member| !is_it(&member.worker)) {
-            let outcomes = &member.worker.outcomes;
+            let outcomes = member.worker.outcomes_of(kind);
             peers.workers += 1;
             let serves = member.is_eligible() && member.worker.health.verdict().serves();
             peers.serving += usize::from(serves);
@@ -239,10 +247,38 @@ mod tests {
         serve(&decodes[1..], 5);
         for _ in 0..3 {
             assert_eq!(decodes[0].health.verdict(), Verdict::Up);
-            monitor.failed(&decodes[0]);
+            monitor.failed(&decodes[0], RequestKind::Generation);
         }
         assert_eq!(decodes[0].health.verdict(), Verdict::Failing);
         assert!(decodes[1..].iter().all(|other| other.health.verdict() == Verdict::Up));
+    }
+
+    #[test]
+    fn forwarded_successes_do_not_hide_failed_generations() {
+        let (monitor, decodes) = monitor(4);
+        serve(&decodes[1..], 5);
+        let forwarded = decodes[0].outcomes_of(RequestKind::Forwarded);
+        (0..100).for_each(|_| forwarded.succeeded(0));
+        for _ in 0..3 {
+            assert_eq!(decodes[0].health.verdict(), Verdict::Up);
+            monitor.failed(&decodes[0], RequestKind::Generation);
+        }
+        assert_eq!(decodes[0].health.verdict(), Verdict::Failing);
+    }
+
+    #[test]
+    fn a_worker_that_fails_what_is_forwarded_is_compared_by_that() {
+        let (monitor, decodes) = monitor(4);
+        serve(&decodes, 50);
+        for _ in 0..3 {
+            monitor.failed(&decodes[0], RequestKind::Forwarded);
+        }
+        assert_eq!(decodes[0].health.verdict(), Verdict::Up, "nothing was forwarded to its peers");
+        for peer in &decodes[1..] {
+            (0..5).for_each(|_| peer.outcomes_of(RequestKind::Forwarded).succeeded(0));
+        }
+        monitor.failed(&decodes[0], RequestKind::Forwarded);
+        assert_eq!(decodes[0].health.verdict(), Verdict::Failing);
     }
 
     #[test]
@@ -302,7 +338,7 @@ mod tests {
         let (monitor, decodes) = monitor(4);
         serve(&decodes, 50);
         for worker in &decodes {
-            (0..50).for_each(|_| monitor.failed(worker));
+            (0..50).for_each(|_| monitor.failed(worker, RequestKind::Generation));
         }
         let out = decodes.iter().filter(|worker| worker.health.verdict() == Verdict::Failing);
         assert!(out.count() <= 2);
@@ -344,7 +380,7 @@ mod tests {
         monitor.convicted(&decodes[0]);
         assert_eq!(health.verdict(), Verdict::Failing);
         health.probe_passed(120_000);
-        monitor.failed(&decodes[0]);
+        monitor.failed(&decodes[0], RequestKind::Generation);
         assert_eq!(health.verdict(), Verdict::Failing, "a timeout ends the trial as well");
     }
 
