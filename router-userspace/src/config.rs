@@ -258,8 +258,8 @@ pub struct LimitFlags {
     /// arrive until clients have read them. A request whose response would exceed it gets 503.
     #[arg(long, default_value_t = 1 << 30, value_name = "BYTES")]
     pub max_response_memory: usize,
-    /// Maximum number of queued requests per pool, and of forwarded requests of all pools together that
-    /// wait for a ready worker. When it is reached, a new request gets 429.
+    /// Maximum number of queued requests per pool, and of forwarded requests per pool that wait for a ready
+    /// worker. When it is reached, a new request gets 429.
     #[arg(long, default_value_t = 1024, value_name = "COUNT")]
     pub max_queued: usize,
     /// Maximum number of attempts for one request, including the first. Each attempt uses another

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
 use router_core::fleet::Fleet;
+use tokio::sync::watch;
 
 use crate::certificates::Certificates;
 
@@ -25,21 +26,30 @@ impl Deref for Snapshot {
 
 /// The current snapshot. Replaced as a whole, read once per attempt of a request.
 #[derive(Debug, Default)]
-pub struct FleetHandle(ArcSwap<Snapshot>);
+pub struct FleetHandle {
+    current: ArcSwap<Snapshot>,
+    published: watch::Sender<()>,
+}
 
 impl FleetHandle {
     /// The current snapshot, for a decision that does not wait.
     pub fn load(&self) -> Guard<Arc<Snapshot>> {
-        self.0.load()
+        self.current.load()
     }
 
     /// The current fleet, which may be held while waiting.
     pub fn snapshot(&self) -> Arc<Fleet> {
-        Arc::clone(&self.0.load().fleet)
+        Arc::clone(&self.current.load().fleet)
     }
 
     /// Replaces the fleet and its certificates in one step.
     pub fn publish(&self, fleet: Fleet, certificates: Certificates) {
-        self.0.store(Arc::new(Snapshot { fleet: Arc::new(fleet), certificates }));
+        self.current.store(Arc::new(Snapshot { fleet: Arc::new(fleet), certificates }));
+        self.published.send_replace(());
+    }
+
+    /// Is marked as changed whenever a fleet is published from now on.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.published.subscribe()
     }
 }

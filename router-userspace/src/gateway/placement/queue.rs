@@ -13,8 +13,8 @@ use parking_lot::Mutex;
 use router_core::fleet::{EngineRates, ObjectName, OnRelease, Phase, Pool, Worker, WorkerKey};
 use router_core::schedule::{AgentTrust, Draw};
 use router_core::sglang::Request;
-use tokio::sync::{Notify, Semaphore};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 use super::explain::ChoiceExplanation;
 use super::observe::DecodeObservation;
@@ -67,6 +67,44 @@ struct Queues {
     buffers: CandidateBuffers,
 }
 
+/// The number of requests of each pool that are forwarded and wait until a worker is ready.
+#[derive(Debug, Default)]
+struct WaitingForwards(Mutex<HashMap<ObjectName, usize>>);
+
+/// A request that waits so, until it is dropped.
+struct WaitingForward<'a> {
+    all: &'a WaitingForwards,
+    pool: &'a ObjectName,
+}
+
+impl WaitingForwards {
+    fn join<'a>(
+        &'a self,
+        pool: &'a ObjectName,
+        max: usize,
+    ) -> Result<WaitingForward<'a>, AdmissionError> {
+        let mut waiting = self.0.lock();
+        let of_pool = waiting.entry(pool.clone()).or_default();
+        if *of_pool >= max {
+            return Err(AdmissionError::QueueFull);
+        }
+        *of_pool += 1;
+        Ok(WaitingForward { all: self, pool })
+    }
+}
+
+impl Drop for WaitingForward<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.all.0.lock();
+        if let Some(of_pool) = waiting.get_mut(self.pool) {
+            *of_pool -= 1;
+            if *of_pool == 0 {
+                waiting.remove(self.pool);
+            }
+        }
+    }
+}
+
 /// Gives requests their workers, in order.
 pub(crate) struct Admission {
     fleet: Arc<FleetHandle>,
@@ -75,8 +113,7 @@ pub(crate) struct Admission {
     queue_timeout: Duration,
     turn: AtomicU64,
     waiting: AtomicUsize,
-    /// Requests of all pools that are forwarded and wait until a worker is ready.
-    forwards: Semaphore,
+    forwards: WaitingForwards,
     queues: Mutex<Queues>,
     /// The last choice of a policy that predicts, for `/fleet`.
     last_choice: Mutex<Option<Arc<ChoiceExplanation>>>,
@@ -95,7 +132,7 @@ impl Admission {
             released: released(admission.clone()),
             fleet,
             view,
-            forwards: Semaphore::new(limits.max_queued.min(Semaphore::MAX_PERMITS)),
+            forwards: WaitingForwards::default(),
             limits,
             queue_timeout,
             turn: AtomicU64::new(0),
@@ -186,7 +223,8 @@ impl Admission {
     /// worker is ready, or where none is expected.
     ///
     /// # Errors
-    /// Too many requests wait so, of all pools together, or the earlier of the queue's timeout and the request's `deadline` has passed.
+    /// As many requests wait so for this pool as may be queued, or the earlier of the queue's timeout and
+    /// the request's `deadline` has passed.
     pub(crate) async fn until_ready(
         &self,
         pool: &Arc<Pool>,
@@ -196,20 +234,23 @@ impl Admission {
         if is_ready(pool) || !self.may_become_ready(pool) {
             return Ok(Arc::clone(pool));
         }
-        let permit = self.forwards.try_acquire().map_err(|_| AdmissionError::QueueFull)?;
+        let _counted = self.forwards.join(&pool.name, self.limits.max_queued)?;
         let queue_deadline = Instant::now() + self.queue_timeout;
         let until = deadline.map_or(queue_deadline, |deadline| deadline.min(queue_deadline));
         let mut now = Arc::clone(pool);
-        while Instant::now() < until {
-            sleep_until(until.min(Instant::now() + POLL_INTERVAL)).await;
+        // Before the fleet is read, so that none is missed.
+        let mut changes = self.fleet.changes();
+        loop {
             if let Some(current) = self.fleet.load().pool(&pool.name) {
                 now = Arc::clone(current);
             }
             if is_ready(&now) {
                 return Ok(now);
             }
+            if !matches!(timeout_at(until, changes.changed()).await, Ok(Ok(()))) {
+                break;
+            }
         }
-        drop(permit);
         Err(match deadline {
             Some(deadline) if deadline <= queue_deadline => AdmissionError::Deadline,
             _ => AdmissionError::NoWorkerReady(none_ready(&now)),

@@ -28,6 +28,8 @@ pub(crate) struct AttemptRecord {
     pub(crate) retries: Vec<FailedAttempt>,
     first_began: Option<Instant>,
     began: Option<Instant>,
+    /// Since when the request has waited for a worker, before an attempt at one alone.
+    waits_since: Option<Instant>,
     placed: Option<Instant>,
     /// The moments of the last attempt's legs.
     pub(crate) marks: Option<Arc<AttemptMarks>>,
@@ -44,6 +46,7 @@ impl AttemptRecord {
             retries: Vec::new(),
             first_began: None,
             began: None,
+            waits_since: None,
             placed: None,
             marks: None,
         }
@@ -60,11 +63,19 @@ impl AttemptRecord {
         self.count
     }
 
-    /// An attempt at one worker begins, without a queue. Returns its number.
+    /// The request waits until a pool has a worker for its first attempt.
+    pub(crate) fn wait_for_worker(&mut self) {
+        let now = Instant::now();
+        (self.first_began, self.began, self.waits_since) = (Some(now), Some(now), Some(now));
+    }
+
+    /// An attempt at one worker begins, without a queue for its capacity. Returns its number.
     pub(crate) fn begin_alone(&mut self, worker: &Arc<str>) -> u32 {
+        let waits_since = self.waits_since.take();
         let number = self.begin();
         self.workers.worker = Some(Arc::clone(worker));
         self.placed = self.began;
+        self.began = waits_since.or(self.began);
         number
     }
 
@@ -124,4 +135,25 @@ impl AttemptRecord {
 /// Microseconds from one moment to a later one.
 pub(super) fn micros_between(from: Instant, to: Instant) -> u64 {
     u64::try_from(to.saturating_duration_since(from).as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wait_for_a_worker_is_before_the_first_attempt_is_placed() {
+        let mut attempts = AttemptRecord::new(Instant::now());
+        tokio::time::advance(Duration::from_micros(5)).await;
+        attempts.wait_for_worker();
+        tokio::time::advance(Duration::from_micros(70)).await;
+        assert_eq!(attempts.begin_alone(&"a".into()), 1);
+        let moments = attempts.moments();
+        assert_eq!((moments.first_attempt_us, moments.last_attempt_us), (Some(5), Some(5)));
+        assert_eq!(moments.placed_us, Some(75));
+        // Only the first attempt has waited.
+        attempts.begin_alone(&"b".into());
+        let moments = attempts.moments();
+        assert_eq!((moments.first_attempt_us, moments.last_attempt_us), (Some(5), Some(75)));
+    }
 }

@@ -66,6 +66,17 @@ impl Gateway {
         self.forward(&choose, protocol, request, record).await
     }
 
+    /// Waits until a worker of the pool is ready. The time counts as that of a queue.
+    async fn until_ready(
+        &self,
+        pool: &Arc<Pool>,
+        deadline: Option<Instant>,
+        record: &Record,
+    ) -> Result<Arc<Pool>, Reject> {
+        record.attempts.lock().wait_for_worker();
+        Ok(self.admission.until_ready(pool, deadline).await?)
+    }
+
     /// Proxies a request that names no model to one worker of a pool, one that is up if there is one.
     pub(crate) async fn proxy_to_any(
         &self,
@@ -73,7 +84,7 @@ impl Gateway {
         request: RoutedRequest,
         record: &mut Record,
     ) -> Result<Reply, Reject> {
-        let pool = &self.admission.until_ready(pool, request.deadlines.request).await?;
+        let pool = &self.until_ready(pool, request.deadlines.request, record).await?;
         let choose =
             |avoid: Option<&Arc<Worker>>| lease_one_of(pool, || pool.members.iter(), avoid);
         self.forward(&choose, Protocol::Http1, request, record).await
@@ -86,7 +97,7 @@ impl Gateway {
         request: RoutedRequest,
         record: &mut Record,
     ) -> Result<Reply, Reject> {
-        let pool = &self.admission.until_ready(pool, request.deadlines.request).await?;
+        let pool = &self.until_ready(pool, request.deadlines.request, record).await?;
         let path = request.path.clone();
         let model = name_in_path(path.path());
         self.check_model(pool, model.as_deref())?;
@@ -107,7 +118,7 @@ impl Gateway {
         let RoutedRequest { parts, body, mut headers, path, deadlines, .. } = request;
         let body = self.read_body(&mut headers, body, deadlines.request).await?;
         let small = OneEngineRequest::parse(body)?;
-        let pool = &self.admission.until_ready(pool, deadlines.request).await?;
+        let pool = &self.until_ready(pool, deadlines.request, record).await?;
         self.check_model(pool, small.model())?;
         let choose = |avoid: Option<&Arc<Worker>>| {
             lease_one_of(pool, || serving(pool, small.model()), avoid)

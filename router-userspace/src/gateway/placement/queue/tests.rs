@@ -424,3 +424,48 @@ async fn a_wrong_agent_report_delays_a_request_and_never_rejects_it() {
     let waited = before.elapsed();
     assert!((3.0..3.1).contains(&waited.as_secs_f64()), "{waited:?}");
 }
+
+/// A pool of one decode that is starting or ready.
+fn forwarding(name: &str, phase: Phase) -> Arc<Pool> {
+    let decode = Member { phase, ..member("d", Role::Decode, "m", 1) };
+    let name = ObjectName { namespace: "default".into(), name: name.into() };
+    Arc::new(Pool::new(name, Profile::Pd, vec![decode]))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forwarded_request_waits_for_a_ready_worker_and_not_for_a_timer() {
+    let starting = forwarding("a", Phase::NotReady);
+    let admission = admission(&starting, 1);
+    let (a, pool) = (Arc::clone(&admission), Arc::clone(&starting));
+    let waiting = tokio::spawn(async move { a.until_ready(&pool, None).await });
+    while admission.forwards.0.lock().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let full = admission.until_ready(&starting, None).await.unwrap_err();
+    assert_eq!(full, AdmissionError::QueueFull);
+    // Those of one pool do not count for another.
+    let another = forwarding("b", Phase::NotReady);
+    let mut other = Box::pin(admission.until_ready(&another, None));
+    assert!(futures_util::poll!(other.as_mut()).is_pending());
+    let before = Instant::now();
+    let ready = forwarding("a", Phase::Ready);
+    let fleet = Fleet { generation: 2, pools: vec![ready], ..Fleet::default() };
+    admission.fleet.publish(fleet, Certificates::default());
+    let pool = waiting.await.unwrap().unwrap();
+    assert_eq!((pool.members[0].phase, before.elapsed()), (Phase::Ready, Duration::ZERO));
+    drop(other);
+    assert!(admission.forwards.0.lock().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forwarded_request_waits_no_longer_than_it_may() {
+    let starting = forwarding("a", Phase::NotReady);
+    let admission = admission(&starting, 1);
+    let before = Instant::now();
+    let refused = admission.until_ready(&starting, None).await.unwrap_err();
+    assert_eq!(refused, AdmissionError::NoWorkerReady(none_ready(&starting)));
+    assert_eq!(before.elapsed().as_secs(), 30);
+    let deadline = Some(Instant::now() + Duration::from_secs(1));
+    let refused = admission.until_ready(&starting, deadline).await.unwrap_err();
+    assert_eq!(refused, AdmissionError::Deadline);
+}
