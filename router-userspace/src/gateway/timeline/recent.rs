@@ -15,6 +15,8 @@ use crate::config::RecentFlags;
 const BYTES_PER_REQUEST: usize = 1024;
 /// The rings of slow and of failed requests have this share of `--requests-kept`.
 const SHARE: usize = 4;
+/// Number of requests that are copied while the lock is held.
+const COPIED_AT_ONCE: usize = 64;
 
 /// The last requests, all in one ring, and the slow and the failed ones in another each.
 #[derive(Debug)]
@@ -95,6 +97,8 @@ struct Ring {
 struct Kept {
     requests: VecDeque<Arc<RequestSummary>>,
     bytes: usize,
+    /// Number of requests that were pushed out, which is the number of the first in the ring.
+    popped: u64,
 }
 
 impl Ring {
@@ -125,15 +129,32 @@ impl Ring {
             return None;
         }
         let oldest = kept.requests.pop_front()?;
+        kept.popped += 1;
         kept.bytes -= oldest.bytes();
         Some(oldest)
     }
 
+    /// Copies all, with the lock for a few at a time: requests that end wait for it.
     fn copy_to(&self, found: &mut Vec<Arc<RequestSummary>>) {
-        // Memory is allocated without the lock, also for requests that end meanwhile.
-        let kept = self.kept.lock().requests.len();
-        found.reserve(kept + 64);
-        found.extend(self.kept.lock().requests.iter().cloned());
+        let (mut next, end) = {
+            let kept = self.kept.lock();
+            (kept.popped, kept.popped + kept.requests.len() as u64)
+        };
+        found.reserve(usize::try_from(end - next).unwrap_or(0) + COPIED_AT_ONCE);
+        while next < end {
+            next = self.copy_some(next, found);
+        }
+    }
+
+    /// Copies a few requests from number `from` of the ring on. Returns the number of the next.
+    fn copy_some(&self, from: u64, found: &mut Vec<Arc<RequestSummary>>) -> u64 {
+        let kept = self.kept.lock();
+        // What was pushed out meanwhile is gone.
+        let from = from.max(kept.popped);
+        let skipped = usize::try_from(from - kept.popped).unwrap_or(usize::MAX);
+        let before = found.len();
+        found.extend(kept.requests.iter().skip(skipped).take(COPIED_AT_ONCE).cloned());
+        from + ((found.len() - before) as u64).max(1)
     }
 }
 
@@ -183,6 +204,23 @@ mod tests {
         assert!(!kept.contains(&"slow".to_owned()) && !kept.contains(&"failed".to_owned()));
         assert_eq!(recent.slow.kept.lock().requests.len(), 2);
         assert_eq!(recent.failed.kept.lock().requests.len(), 2);
+    }
+
+    #[test]
+    fn requests_are_copied_a_few_at_a_time_while_others_end() {
+        let recent = keeping(200);
+        let keep = |number: u32| recent.keep(summary(&number.to_string(), "ok", 1.0));
+        (0..200).for_each(keep);
+        let mut found = Vec::new();
+        assert_eq!(recent.all.copy_some(0, &mut found), COPIED_AT_ONCE as u64);
+        assert_eq!(found.len(), COPIED_AT_ONCE);
+        // 100 more push out the first 100.
+        (200..300).for_each(keep);
+        let next = recent.all.copy_some(COPIED_AT_ONCE as u64, &mut found);
+        assert_eq!((next, &*found[COPIED_AT_ONCE].id), (100 + COPIED_AT_ONCE as u64, "100"));
+        assert_eq!(recent.all.copy_some(1000, &mut found), 1001, "it always goes on");
+        let ids = ids(&recent);
+        assert_eq!((ids.len(), &*ids[0], &*ids[199]), (200, "299", "100"));
     }
 
     #[test]
