@@ -17,6 +17,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 
+use super::sent_mark::SentMark;
 use crate::gateway::engine_client::EngineClient;
 use crate::metrics::{AbortLabels, Metrics};
 
@@ -32,7 +33,7 @@ const PACED_INTERVAL: Duration = Duration::from_millis(20);
 /// Maximum time that an abort waits for its turn; so 500 wait at one engine at most. Beyond it, the engine
 /// only sees the connection close.
 const MAX_PACED_WAIT: Duration = Duration::from_secs(10);
-/// An engine is assumed to have read a request this long after it was sent. It ignores an abort of a request
+/// An engine is assumed to have read a request this long after its last byte was written. It ignores an abort of a request
 /// that it has not read, which may come by a connection of its own: such an abort is sent again then.
 const READ_TIME: Duration = Duration::from_millis(250);
 /// Maximum number of tasks that wait to repeat an abort. Beyond it, an abort is sent once.
@@ -186,15 +187,16 @@ impl AbortTurns {
 struct SentRequests {
     worker: Arc<Worker>,
     rids: Vec<String>,
-    /// When the gateway began to send them.
-    sent: Instant,
+    sent: Arc<SentMark>,
 }
 
 impl SentRequests {
-    /// Until when the engine may not have read the requests. `None` if that has passed.
+    /// Until when the engine may not have read the requests. `None` if that has passed. What is not written
+    /// whole yet may be on its way now.
     fn unread_until(&self) -> Option<Instant> {
-        let read = self.sent + READ_TIME;
-        (Instant::now() < read).then_some(read)
+        let now = Instant::now();
+        let read = self.sent.at().unwrap_or(now) + READ_TIME;
+        (now < read).then_some(read)
     }
 }
 
@@ -203,21 +205,22 @@ pub(crate) struct AbortGuard {
     aborter: Arc<Aborter>,
     worker: Arc<Worker>,
     rids: Vec<String>,
-    sent: Instant,
+    sent: Arc<SentMark>,
     /// The task of the leg if it still runs, ended together with its requests.
     leg: Option<AbortHandle>,
     armed: bool,
 }
 
 impl AbortGuard {
-    /// For requests that are sent now.
+    /// For requests of one body, whose mark is `sent`.
     pub(crate) fn new(
         aborter: &Arc<Aborter>,
         worker: &Arc<Worker>,
         rids: Vec<String>,
+        sent: Arc<SentMark>,
     ) -> AbortGuard {
         let (aborter, worker) = (Arc::clone(aborter), Arc::clone(worker));
-        AbortGuard { aborter, worker, rids, sent: Instant::now(), leg: None, armed: true }
+        AbortGuard { aborter, worker, rids, sent, leg: None, armed: true }
     }
 
     /// Ends the task of the leg, with the abort if there is one.
@@ -235,7 +238,7 @@ impl Drop for AbortGuard {
     fn drop(&mut self) {
         if self.armed {
             let (worker, rids) = (Arc::clone(&self.worker), std::mem::take(&mut self.rids));
-            let requests = SentRequests { worker, rids, sent: self.sent };
+            let requests = SentRequests { worker, rids, sent: Arc::clone(&self.sent) };
             self.aborter.abort(requests, self.leg.take());
         }
     }
@@ -243,7 +246,25 @@ impl Drop for AbortGuard {
 
 #[cfg(test)]
 mod tests {
+    use router_core::fleet::WorkerKey;
+
     use super::*;
+    use crate::http_client::OnWritten;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_to_read_a_request_begins_when_it_is_written_whole() {
+        let key = WorkerKey { uid: "u".into(), address: ([127, 0, 0, 1], 1).into() };
+        let worker = Arc::new(Worker::new(key, "default/pod"));
+        let requests = SentRequests { worker, rids: Vec::new(), sent: SentMark::new(None) };
+        // A long upload.
+        tokio::time::advance(8 * READ_TIME).await;
+        assert_eq!(requests.unread_until(), Some(Instant::now() + READ_TIME));
+        requests.sent.written();
+        tokio::time::advance(READ_TIME / 2).await;
+        assert_eq!(requests.unread_until(), Some(Instant::now() + READ_TIME / 2));
+        tokio::time::advance(READ_TIME / 2).await;
+        assert_eq!(requests.unread_until(), None);
+    }
 
     #[test]
     fn turns_of_one_engine_are_apart_and_bounded() {

@@ -26,6 +26,7 @@ use super::fault::{Fault, FaultKind};
 use super::first_event::{ResponseStart, read_start};
 use super::in_flight::{InFlight, PrefillLeg};
 use super::leg;
+use super::sent_mark::SentMark;
 use crate::clock::MonotonicClock;
 use crate::config::TimeoutFlags;
 use crate::gateway::engine_client::EngineClient;
@@ -34,7 +35,7 @@ use crate::gateway::timeline::attempt_marks::AttemptMarks;
 use crate::gateway::workers::health_monitor::HealthMonitor;
 use crate::gateway::workers::probe::Probes;
 use crate::http_client::response::{ReadLimits, read_body};
-use crate::http_client::{OutgoingBody, Protocol, reported};
+use crate::http_client::{OutgoingBody, Protocol};
 use crate::metrics::{LegLabels, Metrics};
 
 /// Interval at which a waiting attempt checks whether its workers still answer probes.
@@ -136,11 +137,14 @@ impl Dispatch {
         let abort_rids: Vec<String> =
             rids.iter().filter_map(|rid| attempt.request.endpoint().abort_rid(rid)).collect();
         let PairContext { leases, prediction, ghosts, .. } = pair;
-        let guard = AbortGuard::new(&self.aborter, leases.decode.worker(), abort_rids.clone());
+        let sent = SentMark::new(attempt.marks.clone());
+        let body = sent.body(bodies.decode);
+        let rids = abort_rids.clone();
+        let guard = AbortGuard::new(&self.aborter, leases.decode.worker(), rids, sent);
         let context = (leases.prefill, prediction, Arc::clone(&ghosts));
         let prefill = self.send_prefill(attempt, context, bodies.prefill, abort_rids);
         let in_flight = InFlight::new(prefill, guard, leases.decode, ghosts);
-        self.race(attempt, bodies.decode, in_flight).await
+        self.race(attempt, body, in_flight).await
     }
 
     /// Sends a request to one engine that serves alone.
@@ -157,8 +161,9 @@ impl Dispatch {
             1 => rids.iter().filter_map(|rid| endpoint.abort_rid(rid)).collect(),
             _ => Vec::new(),
         };
-        let guard = AbortGuard::new(&self.aborter, lease.worker(), abort_rids);
-        let body = attempt.request.plain(&rids);
+        let sent = SentMark::new(attempt.marks.clone());
+        let body = sent.body(attempt.request.plain(&rids));
+        let guard = AbortGuard::new(&self.aborter, lease.worker(), abort_rids, sent);
         self.race(attempt, body, InFlight::alone(guard, lease)).await
     }
 
@@ -166,7 +171,7 @@ impl Dispatch {
     async fn race(
         self: &Arc<Self>,
         attempt: &AttemptRequest,
-        body: SplicedBody,
+        body: OutgoingBody,
         mut in_flight: InFlight,
     ) -> Result<StartedAttempt, AttemptError> {
         let worker = Arc::clone(in_flight.worker());
@@ -291,7 +296,7 @@ impl Dispatch {
         attempt: &AttemptRequest,
         leg: Option<Leg>,
         worker: &Arc<Worker>,
-        body: SplicedBody,
+        body: OutgoingBody,
     ) -> Result<ResponseStart, Fault> {
         let TimeoutFlags { first_event_timeout, first_byte_timeout, .. } = self.timeouts;
         // The limit of a stream includes its first event, that of any other answer only the head.
@@ -330,10 +335,9 @@ impl Dispatch {
         attempt: &AttemptRequest,
         leg: Option<Leg>,
         worker: &Arc<Worker>,
-        body: SplicedBody,
+        body: OutgoingBody,
     ) -> Result<Response<Incoming>, Fault> {
         let (path, headers) = (attempt.path.clone(), attempt.headers.clone());
-        let body = marked(body, attempt.marks.as_ref());
         let sent = self.engines.post(attempt.protocol.clone(), worker, path, headers, body).await;
         let fault = |kind| Fault { leg, worker: Arc::clone(worker), kind };
         let response = sent.map_err(|error| fault(error.into()))?;
@@ -354,7 +358,9 @@ impl Dispatch {
         abort_rids: Vec<String>,
     ) -> PrefillLeg {
         let (outcome_tx, outcome) = oneshot::channel();
-        let guard = AbortGuard::new(&self.aborter, lease.worker(), abort_rids);
+        let sent = SentMark::new(attempt.marks.clone());
+        let body = sent.body(body);
+        let guard = AbortGuard::new(&self.aborter, lease.worker(), abort_rids, sent);
         let worker = Arc::clone(lease.worker());
         let dispatch = Arc::clone(self);
         let request = attempt.for_prefill();
@@ -388,13 +394,12 @@ impl Dispatch {
         &self,
         request: PrefillRequest,
         worker: &Arc<Worker>,
-        body: SplicedBody,
+        body: OutgoingBody,
     ) -> Result<Bytes, Fault> {
         let PrefillRequest { endpoint, protocol, path, headers, marks } = request;
         let fault = |kind| Fault { leg: Some(Leg::Prefill), worker: Arc::clone(worker), kind };
         let limit = self.timeouts.prefill_timeout;
         let answer = timeout(limit, async {
-            let body = marked(body, marks.as_ref());
             let sent = self.engines.post(protocol, worker, path, headers, body).await;
             let response = sent.map_err(FaultKind::from)?;
             if !response.status().is_success() {
@@ -450,11 +455,6 @@ impl AttemptRequest {
             marks: self.marks.clone(),
         }
     }
-}
-
-/// A body that notes when its last byte was written.
-fn marked(body: SplicedBody, marks: Option<&Arc<AttemptMarks>>) -> OutgoingBody {
-    reported(body, marks.map(|marks| Arc::clone(marks) as _))
 }
 
 /// The cause of a failed attempt. An error about the transfer may be a consequence of the other leg's

@@ -6,4 +6,5 @@ pub(crate) mod fault;
 pub(crate) mod first_event;
 pub(crate) mod in_flight;
 pub(crate) mod leg;
+pub(crate) mod sent_mark;
 pub(crate) mod source;

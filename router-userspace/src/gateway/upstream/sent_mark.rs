@@ -1,0 +1,42 @@
+//! [`SentMark`]: when the request of one leg was written whole to its connection.
+
+use std::sync::{Arc, OnceLock};
+
+use router_core::sglang::SplicedBody;
+use tokio::time::Instant;
+
+use crate::gateway::timeline::attempt_marks::AttemptMarks;
+use crate::http_client::{OnWritten, OutgoingBody, reported};
+
+/// Whether, and when, the last byte of a leg's request was written.
+#[derive(Debug)]
+pub(crate) struct SentMark {
+    /// The moments of the attempt, which are noted too.
+    marks: Option<Arc<AttemptMarks>>,
+    at: OnceLock<Instant>,
+}
+
+impl SentMark {
+    pub(crate) fn new(marks: Option<Arc<AttemptMarks>>) -> Arc<SentMark> {
+        Arc::new(SentMark { marks, at: OnceLock::new() })
+    }
+
+    /// The leg's body, which notes when its last byte is written.
+    pub(crate) fn body(self: &Arc<Self>, body: SplicedBody) -> OutgoingBody {
+        reported(body, Some(Arc::clone(self) as _))
+    }
+
+    /// `None` while the request is not written whole.
+    pub(crate) fn at(&self) -> Option<Instant> {
+        self.at.get().copied()
+    }
+}
+
+impl OnWritten for SentMark {
+    fn written(&self) {
+        self.at.get_or_init(Instant::now);
+        if let Some(marks) = &self.marks {
+            marks.written();
+        }
+    }
+}
