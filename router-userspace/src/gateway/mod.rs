@@ -231,7 +231,7 @@ impl Parts {
             gateway.feedback.follow(&fleet);
             gateway.http.retain_used(&fleet);
             gateway.remove_counters_of_departed(&fleet);
-            gateway.remove_parts_of_departed(&fleet);
+            gateway.metrics.ttft_parts.follow(fleet.pools.iter().map(|pool| &pool.name));
             gateway.record_serving_pools();
             gateway.fleet.publish(fleet, certificates);
             gateway.dispatch.health.retain_workers_of(&gateway.fleet.snapshot());

@@ -20,11 +20,12 @@ pub struct PartLabels {
 type PartFamily = Family<PartLabels, Histogram, fn() -> Histogram>;
 type OfPool = Arc<[Histogram; TimelinePart::OF_TTFT]>;
 
-/// The histograms, and those of each pool: a request then needs no label to be made and looked up.
+/// The histograms, and those of each pool of the fleet: a request then needs no label to be made and looked
+/// up. `None` until a request of the pool is observed.
 #[derive(Clone, Debug)]
 pub struct TtftParts {
     pub(super) family: PartFamily,
-    pools: Arc<RwLock<HashMap<ObjectName, OfPool>>>,
+    pools: Arc<RwLock<HashMap<ObjectName, Option<OfPool>>>>,
 }
 
 impl TtftParts {
@@ -32,9 +33,10 @@ impl TtftParts {
         TtftParts { family: PartFamily::new_with_constructor(histogram), pools: Arc::default() }
     }
 
-    /// Adds the parts of a streamed request that are known.
+    /// Adds the parts of a streamed request that are known. A request that ends after its pool was removed
+    /// from the fleet is not counted: its series would stay for good.
     pub(crate) fn observe(&self, pool: &ObjectName, timeline: &Timeline) {
-        let histograms = self.of_pool(pool);
+        let Some(histograms) = self.of_pool(pool) else { return };
         for (histogram, (_, ms)) in histograms.iter().zip(timeline.parts()) {
             if let Some(ms) = ms.value() {
                 histogram.observe(ms / 1e3);
@@ -42,22 +44,29 @@ impl TtftParts {
         }
     }
 
-    /// Removes the histograms of a pool that the fleet no longer has.
-    pub(crate) fn remove(&self, pool: &ObjectName) {
-        self.pools.write().remove(pool);
-        for part in TimelinePart::ALL {
-            self.family.remove(&labels(pool, part));
+    /// Counts requests of these pools from now on, and removes the histograms of all others.
+    pub(crate) fn follow<'p>(&self, names: impl Iterator<Item = &'p ObjectName>) {
+        let mut pools = self.pools.write();
+        let mut before = std::mem::take(&mut *pools);
+        *pools = names.map(|name| (name.clone(), before.remove(name).flatten())).collect();
+        for gone in before.keys() {
+            for part in TimelinePart::ALL {
+                self.family.remove(&labels(gone, part));
+            }
         }
     }
 
-    fn of_pool(&self, pool: &ObjectName) -> OfPool {
-        if let Some(known) = self.pools.read().get(pool) {
-            return Arc::clone(known);
+    /// The histograms of a pool that the fleet has.
+    fn of_pool(&self, pool: &ObjectName) -> Option<OfPool> {
+        if let Some(known) = self.pools.read().get(pool)? {
+            return Some(Arc::clone(known));
         }
+        // Under the lock, so that the pool is not removed meanwhile.
+        let mut pools = self.pools.write();
+        let known = pools.get_mut(pool)?;
         let histogram =
             |at: usize| self.family.get_or_create(&labels(pool, TimelinePart::ALL[at])).clone();
-        let new = Arc::new(std::array::from_fn(histogram));
-        Arc::clone(self.pools.write().entry(pool.clone()).or_insert(new))
+        Some(Arc::clone(known.get_or_insert_with(|| Arc::new(std::array::from_fn(histogram)))))
     }
 }
 
@@ -86,7 +95,10 @@ mod tests {
             ended_us: 9_000,
             ..Moments::default()
         };
+        metrics.ttft_parts.follow([&pool].into_iter());
+        assert!(!exposition::encode(&registry).contains("ns/pool"), "it has served no request");
         metrics.ttft_parts.observe(&pool, &Timeline::of(&moments));
+        metrics.ttft_parts.follow([&pool].into_iter());
         let page = exposition::encode(&registry);
         let sum = |part: &str, value: &str| {
             let labels = format!(r#"{{pool="ns/pool",part="{part}"}}"#);
@@ -94,8 +106,12 @@ mod tests {
         };
         assert!(sum("queued", "0.002") && sum("first_byte", "0.006"), "{page}");
         assert!(sum("sent", "0.0") && !page.contains(r#"part="done""#), "{page}");
-        metrics.ttft_parts.remove(&pool);
+        metrics.ttft_parts.follow(std::iter::empty());
         assert!(!exposition::encode(&registry).contains("ns/pool"));
+        // A request that ends later does not bring them back.
+        metrics.ttft_parts.observe(&pool, &Timeline::of(&moments));
+        assert!(!exposition::encode(&registry).contains("ns/pool"));
+        metrics.ttft_parts.follow([&pool].into_iter());
         metrics.ttft_parts.observe(&pool, &Timeline::of(&moments));
         assert!(exposition::encode(&registry).contains("ns/pool"));
     }

@@ -109,14 +109,6 @@ impl Gateway {
         }
     }
 
-    /// Removes the histograms of pools that `next` no longer has.
-    pub(crate) fn remove_parts_of_departed(&self, next: &Fleet) {
-        let now = self.fleet.snapshot();
-        for pool in now.pools.iter().filter(|pool| next.pool(&pool.name).is_none()) {
-            self.metrics.ttft_parts.remove(&pool.name);
-        }
-    }
-
     /// Updates the gauges; called before metrics are encoded.
     pub(crate) fn update_gauges(&self) {
         let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
