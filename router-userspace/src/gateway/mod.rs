@@ -229,7 +229,7 @@ impl Parts {
             probes.follow(&fleet);
             polls.follow(&fleet);
             gateway.feedback.follow(&fleet);
-            gateway.http.retain_used(&fleet);
+            gateway.http.follow(&fleet);
             gateway.remove_counters_of_departed(&fleet);
             gateway.metrics.ttft_parts.follow(fleet.pools.iter().map(|pool| &pool.name));
             gateway.record_serving_pools();

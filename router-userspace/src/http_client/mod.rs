@@ -136,9 +136,10 @@ impl HttpClient {
         HttpClient { http1, h2c: client.http2_only(true).build(connector), tls }
     }
 
-    /// Drops the connections over TLS that no Service of `fleet` needs.
-    pub(crate) fn retain_used(&self, fleet: &Fleet) {
-        self.tls.retain_used(fleet);
+    /// Keeps the connections over TLS that Services of `fleet` need, and drops all others. To be called
+    /// before requests see the fleet.
+    pub(crate) fn follow(&self, fleet: &Fleet) {
+        self.tls.follow(fleet);
     }
 
     /// Sends a `GET` and returns the body of the answer.

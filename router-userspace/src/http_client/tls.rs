@@ -4,15 +4,15 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::Uri;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use parking_lot::Mutex;
 use router_core::fleet::{AltName, BackendTls, Fleet};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{
@@ -38,8 +38,20 @@ pub(super) struct TlsClients {
     builder: hyper_util::client::legacy::Builder,
     connector: HttpConnector,
     connect_timeout: Duration,
-    clients: Mutex<HashMap<Arc<BackendTls>, TlsClient>>,
+    /// Those of the fleet, by the address of their settings: a request hashes no certificates, and takes no
+    /// lock.
+    clients: ArcSwap<HashMap<usize, KnownClient>>,
 }
+
+/// Settings, and their client once a request has needed it.
+#[derive(Clone)]
+struct KnownClient {
+    /// As long as it is kept, no other settings have its address.
+    tls: Arc<BackendTls>,
+    client: ClientCell,
+}
+
+type ClientCell = Arc<OnceLock<Result<TlsClient, String>>>;
 
 impl TlsClients {
     pub(super) fn new(
@@ -48,17 +60,19 @@ impl TlsClients {
         connect_timeout: Duration,
     ) -> TlsClients {
         connector.enforce_http(false);
-        TlsClients { builder, connector, connect_timeout, clients: Mutex::default() }
+        TlsClients { builder, connector, connect_timeout, clients: ArcSwap::default() }
     }
 
-    /// The client for these settings.
+    /// The client for these settings. A request whose settings have left the fleet gets a client of its own.
     ///
     /// # Errors
     /// The settings are invalid, which the control plane has reported.
     pub(super) fn get(&self, tls: &Arc<BackendTls>) -> Result<TlsClient, String> {
-        if let Some(known) = self.clients.lock().get(tls) {
-            return Ok(known.clone());
-        }
+        let cell = self.clients.load().get(&address(tls)).map(|known| Arc::clone(&known.client));
+        cell.unwrap_or_default().get_or_init(|| self.client(tls)).clone()
+    }
+
+    fn client(&self, tls: &BackendTls) -> Result<TlsClient, String> {
         let name = ServerName::try_from(tls.hostname.to_string());
         let name = name.map_err(|_| format!("{:?} is not a host name", tls.hostname))?;
         let connector = HttpsConnectorBuilder::new()
@@ -68,23 +82,35 @@ impl TlsClients {
             .enable_http1()
             .wrap_connector(self.connector.clone());
         let connector = TimedConnector { connector, limit: self.connect_timeout };
-        let client: TlsClient = self.builder.build(connector);
-        self.clients.lock().insert(Arc::clone(tls), client.clone());
-        Ok(client)
+        Ok(self.builder.build(connector))
     }
 
-    /// Drops the clients that no Service of `fleet` needs.
-    pub(super) fn retain_used(&self, fleet: &Fleet) {
-        let used = |tls: &Arc<BackendTls>| {
-            fleet.services.iter().any(|service| service.tls.as_ref() == Some(tls))
-        };
-        self.clients.lock().retain(|tls, _| used(tls));
+    /// Takes the settings of a fleet. Equal settings keep their client; those that no Service has are
+    /// dropped with theirs.
+    pub(super) fn follow(&self, fleet: &Fleet) {
+        let before = self.clients.load();
+        let mut by_content: HashMap<Arc<BackendTls>, ClientCell> = HashMap::new();
+        for known in before.values() {
+            by_content.insert(Arc::clone(&known.tls), Arc::clone(&known.client));
+        }
+        let mut clients = HashMap::new();
+        for tls in fleet.services.iter().filter_map(|service| service.tls.as_ref()) {
+            clients.entry(address(tls)).or_insert_with(|| {
+                let client = by_content.entry(Arc::clone(tls)).or_default();
+                KnownClient { tls: Arc::clone(tls), client: Arc::clone(client) }
+            });
+        }
+        self.clients.store(Arc::new(clients));
     }
+}
+
+fn address(tls: &Arc<BackendTls>) -> usize {
+    Arc::as_ptr(tls).addr()
 }
 
 impl fmt::Debug for TlsClients {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.clients.lock().keys()).finish()
+        f.debug_set().entries(self.clients.load().values().map(|known| &known.tls)).finish()
     }
 }
 
@@ -224,5 +250,49 @@ impl ServerCertVerifier for AltNameVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.signatures.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper_util::rt::TokioExecutor;
+    use router_core::fleet::{ObjectName, ServiceBackend};
+
+    use super::*;
+
+    fn settings(hostname: &str) -> Arc<BackendTls> {
+        let authorities = "no certificate".into();
+        Arc::new(BackendTls { hostname: hostname.into(), alt_names: Vec::new(), authorities })
+    }
+
+    fn fleet(tls: &[&Arc<BackendTls>]) -> Fleet {
+        let name = || ObjectName { namespace: "default".into(), name: "shop".into() };
+        let service = |tls: &&Arc<BackendTls>| {
+            let (tls, endpoints) = (Some(Arc::clone(tls)), Vec::new());
+            Arc::new(ServiceBackend { name: name(), port: 443, h2c: false, tls, endpoints })
+        };
+        Fleet { services: tls.iter().map(service).collect(), ..Fleet::default() }
+    }
+
+    fn cell(clients: &TlsClients, tls: &Arc<BackendTls>) -> Option<ClientCell> {
+        clients.clients.load().get(&address(tls)).map(|known| Arc::clone(&known.client))
+    }
+
+    #[test]
+    fn equal_settings_keep_their_client_and_unused_ones_lose_it() {
+        let builder = Client::builder(TokioExecutor::new());
+        let clients = TlsClients::new(builder, HttpConnector::new(), Duration::from_secs(1));
+        let (shop, other) = (settings("shop.example"), settings("other.example"));
+        clients.follow(&fleet(&[&shop, &shop, &other]));
+        assert!(clients.get(&shop).is_err(), "no authority is trusted");
+        let before = cell(&clients, &shop).expect("it is of the fleet");
+        assert!(before.get().is_some(), "made once, for the first request");
+        assert!(cell(&clients, &other).is_some_and(|cell| cell.get().is_none()));
+        // The next fleet has the same settings elsewhere in memory.
+        let again = settings("shop.example");
+        clients.follow(&fleet(&[&again]));
+        assert!(cell(&clients, &again).is_some_and(|cell| Arc::ptr_eq(&cell, &before)));
+        assert!(cell(&clients, &shop).is_none() && cell(&clients, &other).is_none());
+        assert!(clients.get(&shop).is_err(), "a request that runs still gets one");
     }
 }
