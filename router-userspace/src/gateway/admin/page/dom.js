@@ -47,11 +47,21 @@ export function list(parent, items, keyOf, make, change) {
   parent.kept = kept;
 }
 
+// The roles are those of the elements, which lose them where a narrow window lays them out otherwise.
+export const newRow = () => el("tr", { role: "row" });
+
 /// A row of cells: `[class, content]` each; the first one is the row's header.
 export function cells(row, contents) {
-  const all = contents.map(([kind, ...content], number) =>
-    el(number === 0 ? "th" : "td", { class: kind || null, scope: number === 0 ? "row" : null }, ...content));
+  const all = contents.map(([kind, ...content], number) => (number === 0
+    ? el("th", { class: kind || null, scope: "row", role: "rowheader" }, ...content)
+    : el("td", { class: kind || null, role: "cell" }, ...content)));
   row.replaceChildren(...all);
+}
+
+/// Gives the roles to what stands in the page from the start.
+export function giveRoles() {
+  for (const [selector, role] of [["table", "table"], ["thead, tbody", "rowgroup"], ["thead tr", "row"], ["thead th", "columnheader"]])
+    for (const element of document.querySelectorAll(selector)) element.setAttribute("role", role);
 }
 
 export const unknown = () => el("span", { class: "unknown" }, "unknown");

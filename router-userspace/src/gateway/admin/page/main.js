@@ -1,6 +1,6 @@
 // The page: what `/fleet` and `/requests` say, for one pool at a time.
 
-import { cells, el, icon, id, known, lasting, list, median, ms, quantile, setText, short, unknown } from "/page/dom.js";
+import { cells, el, giveRoles, icon, id, known, lasting, list, median, ms, newRow, quantile, setText, short, unknown } from "/page/dom.js";
 import { SLOW, draw, pairs } from "/page/map.js";
 import { show } from "/page/request.js";
 import { Source, json } from "/page/source.js";
@@ -88,7 +88,7 @@ function loadText({ load }) {
 
 function workerTable(workers) {
   const sorted = [...workers].sort((a, b) => trouble(b) - trouble(a)).slice(0, MAX_WORKERS);
-  list(id("worker-table").tBodies[0], sorted, (worker) => worker.name, () => el("tr"), (row, worker) => {
+  list(id("worker-table").tBodies[0], sorted, (worker) => worker.name, newRow, (row, worker) => {
     const { verdict, for_ms: since, reason } = worker.health;
     const phase = worker.phase === "ready" ? null : el("small", { class: "bad" }, worker.phase === "notready" ? "pod not ready" : worker.phase);
     const others = worker.load.load?.others_requests;
@@ -145,8 +145,9 @@ function requestTable(pool) {
   list(id("request-table").tBodies[0], requests, (request) => `${request.id} ${request.started_ms}`, (request) => {
     const button = el("button", { type: "button", class: "pick" }, request.id);
     button.addEventListener("click", () => choose(request.id, true));
-    const row = el("tr", {}, el("th", { scope: "row" }, button, el("small")), el("td", { class: "n" }), el("td", { class: "n" }));
-    return row;
+    const time = () => el("td", { class: "n", role: "cell" });
+    const head = el("th", { scope: "row", role: "rowheader" }, button, el("small"));
+    return el("tr", { role: "row" }, head, time(), time());
   }, (row, request) => {
     const ok = request.reason === "ok";
     const [head, wait, when] = row.children;
@@ -195,7 +196,7 @@ function failures(pool) {
   setText(id("failures-hint"), own.length ? `of the ${own.length} in memory` : "");
   const now = state.failed?.now_ms ?? NaN;
   const most = Math.max(1, ...[...of.values()].map((one) => one.count));
-  list(id("failures").tBodies[0], [...of.values()].sort((a, b) => b.count - a.count), (one) => one.reason, () => el("tr"), (row, one) => {
+  list(id("failures").tBodies[0], [...of.values()].sort((a, b) => b.count - a.count), (one) => one.reason, newRow, (row, one) => {
     const bar = el("i", { class: "amount" });
     bar.style.width = `${(one.count / most) * 100}%`;
     const on = [one.last.prefill, one.last.worker].filter(Boolean).map(short).join(" → ");
@@ -210,7 +211,7 @@ function problems(pool) {
     if (!one.connected) found.push([`agent ${one.name}`, `is not connected: ${one.last_error ?? "not yet"}`]);
   id("no-problems").hidden = found.length > 0;
   id("problems").hidden = found.length === 0;
-  list(id("problems").tBodies[0], found, (one) => one.join(" "), () => el("tr"), (row, [object, text]) => cells(row, [["", object], ["reason", text]]));
+  list(id("problems").tBodies[0], found, (one) => one.join(" "), newRow, (row, [object, text]) => cells(row, [["", object], ["reason", text]]));
 }
 
 function choosePool(pools) {
@@ -275,5 +276,6 @@ id("pause").addEventListener("click", () => {
 });
 id("pool").addEventListener("change", (event) => { state.pool = event.target.value; state.selected = null; render(); });
 id("order").addEventListener("change", () => { state.selected = null; render(); });
+giveRoles();
 new ResizeObserver(render).observe(id("map"));
 source.start();

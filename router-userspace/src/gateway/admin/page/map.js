@@ -1,6 +1,6 @@
 // The fleet map: prefills left, decodes right, and between them the KV cache that flows.
 
-import { bytes, cells, el, id, known, list, mark, median, ms, quantile, short, svg } from "/page/dom.js";
+import { bytes, cells, el, id, known, list, mark, median, ms, newRow, quantile, short, svg } from "/page/dom.js";
 
 const ROW = 62;
 const BOX = 48;
@@ -162,7 +162,7 @@ function legend(all, usual) {
 
 function table(all) {
   const sorted = [...all].sort((a, b) => a.key.localeCompare(b.key));
-  list(id("flows").tBodies[0], sorted, (pair) => pair.key, () => el("tr"), (row, pair) => {
+  list(id("flows").tBodies[0], sorted, (pair) => pair.key, newRow, (row, pair) => {
     const measured = (value) => {
       const text = known(valueOf(value), bytes);
       return value?.provenance === "estimated" ? `~ ${text}` : text;

@@ -1,6 +1,6 @@
 // One request: where its time went, and why its pair was chosen.
 
-import { cells, el, id, known, list, ms, setText, short, unknown } from "/page/dom.js";
+import { cells, el, id, known, list, ms, newRow, setText, short, unknown } from "/page/dom.js";
 
 const PARTS = ["received", "retried", "queued", "sent", "prefill", "first_byte", "done"];
 const INNER = { prefill: ["prefill_queued", "prefill_compute", "decode_admitted", "transfer"], first_byte: ["decode_first_step"] };
@@ -61,7 +61,7 @@ function rows(request) {
 }
 
 function waterfall(request) {
-  list(id("waterfall").tBodies[0], rows(request), (row) => row.name, () => el("tr"), (element, row) => {
+  list(id("waterfall").tBodies[0], rows(request), (row) => row.name, newRow, (element, row) => {
     element.className = row.inner ? "inner" : "";
     const ended = request.ended_in === row.name && request.reason !== "ok";
     const shown = row.beyond ? el("span", { class: "hint" }, "after the first token") : bar(row.part, row.from, row.whole, row.predicted);
@@ -102,7 +102,7 @@ function why(choice) {
   setText(id("why-text"), other
     ? `Taken: ${pairName(chosen.pair)}. Runner-up: ${pairName(other.pair)}.`
     : `Taken: ${pairName(chosen.pair)}. There was no other pair.`);
-  list(table.tBodies[0], TERMS, ([name]) => name, () => el("tr"), (row, [name, key]) => {
+  list(table.tBodies[0], TERMS, ([name]) => name, newRow, (row, [name, key]) => {
     const [taken, next] = [term(chosen, key), term(other, key)];
     const more = Math.round((next - taken) * 10) / 10;
     row.className = key === null ? "sum" : "";
