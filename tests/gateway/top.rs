@@ -70,3 +70,34 @@ async fn an_error_names_the_flag() {
     let output = top(&address, &["--token-file", file]).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[tokio::test]
+async fn gateways_are_shown_together_and_those_that_do_not_answer_are_named() {
+    let fleet = Fleet::start(1, 1).await;
+    let gateways = [fleet.gateway().await, fleet.gateway().await];
+    for gateway in &gateways {
+        gateway.client.open(CHAT, &streamed("hi")).await.events().await;
+    }
+    let [first, second] = [&gateways[0], &gateways[1]].map(|one| one.admin.address.to_string());
+    let flags = ["--json", "--gateway", &second, "--gateway", "127.0.0.1:9"];
+    let report = eventually("both have kept their request", SOON, async || {
+        let output = top(&first, &flags).await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        (report["kept"] == 2).then_some(report)
+    })
+    .await;
+    let listed = report["gateways"].as_array().expect("a list");
+    assert_eq!(listed.len(), 3, "{report:#}");
+    for gateway in listed {
+        let is_silent = gateway["address"] == "127.0.0.1:9";
+        let error = gateway["error"].as_str();
+        assert_eq!(error.is_some_and(|why| why.contains("/fleet")), is_silent, "{gateway:#}");
+    }
+    let workers = report["pools"][0]["workers"].as_array().expect("a list");
+    assert_eq!(workers.len(), 2, "each worker once: {report:#}");
+    for worker in workers {
+        assert_eq!((&worker["up_at"], &worker["known_at"]), (&2.into(), &2.into()), "{worker:#}");
+        assert_eq!(worker["health_reason"], "it answers probes", "{worker:#}");
+    }
+}
