@@ -7,6 +7,7 @@ mod mirrors;
 mod policy;
 mod ranges;
 mod recent;
+mod traces;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ pub use self::policy::PolicyName;
 use self::policy::targets_of;
 use self::ranges::MAX_DURATION;
 pub use self::recent::RecentFlags;
+pub use self::traces::{TraceEndpoint, TraceFlags};
 use crate::agent::flags::AgentFlags;
 use crate::simulate::SimulateFlags;
 use crate::token::Guard;
@@ -111,6 +113,8 @@ pub struct GatewayFlags {
     pub limits: LimitFlags,
     #[command(flatten)]
     pub timeouts: TimeoutFlags,
+    #[command(flatten)]
+    pub traces: TraceFlags,
 }
 
 /// Ports, access and scheduling of `pd-router gateway`.
@@ -355,6 +359,7 @@ pub struct GatewaySettings {
     pub aim: Objective,
     pub explain_headers: bool,
     pub recent: RecentFlags,
+    pub traces: TraceFlags,
     pub strict_models: bool,
     pub engine_api_key: Option<::http::HeaderValue>,
     pub http: HttpFlags,
@@ -406,6 +411,7 @@ impl GatewayFlags {
             aim,
             explain_headers: service.explain_headers,
             recent: service.recent,
+            traces: self.traces,
             strict_models: service.strict_models,
             engine_api_key,
             cors,

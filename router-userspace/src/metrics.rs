@@ -53,6 +53,12 @@ pub struct FeedbackLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TraceLabels {
+    /// `sent`, `failed`: the collector did not take them, or `dropped`: too many wait.
+    pub result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct AbortLabels {
     /// `sent`, `failed`, or `dropped`: too many at once, or the request has no id at the engine.
     pub result: &'static str,
@@ -100,6 +106,7 @@ pub struct Metrics {
     pub agents_connected: Gauge,
     pub feedback_frames: Counter,
     pub feedback_errors: Family<FeedbackLabels, Counter>,
+    pub traces: Family<TraceLabels, Counter>,
     pub worker_load_age: Family<WorkerLabels, Gauge<f64, AtomicU64>>,
     pub worker_load_score: Family<WorkerLabels, Gauge<f64, AtomicU64>>,
 }
@@ -173,6 +180,7 @@ impl Metrics {
             agents_connected: Gauge::default(),
             feedback_frames: Counter::default(),
             feedback_errors: Family::default(),
+            traces: Family::default(),
             worker_load_age: Family::default(),
             worker_load_score: Family::default(),
         };
@@ -306,6 +314,11 @@ impl Metrics {
             "feedback_errors",
             "Agent streams that ended, and records that were skipped",
             self.feedback_errors.clone(),
+        );
+        registry.register(
+            "traces",
+            "Requests whose spans were exported, by what became of them",
+            self.traces.clone(),
         );
         registry.register_with_unit(
             "worker_load_age",

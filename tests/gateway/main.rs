@@ -45,6 +45,7 @@ mod streaming;
 mod timeline;
 mod tls;
 mod top;
+mod traces;
 mod upgrades;
 mod waits;
 mod watch;

@@ -14,6 +14,7 @@ mod request;
 mod server;
 mod shared;
 mod timeline;
+mod traces;
 mod upstream;
 mod workers;
 
@@ -45,6 +46,7 @@ use self::request::shared_answers::SharedAnswers;
 use self::server::listener::Listeners;
 use self::shared::Gateway;
 use self::timeline::recent::RecentRequests;
+use self::traces::TraceExporter;
 use self::upstream::abort::Aborter;
 use self::upstream::dispatch::Dispatch;
 use self::workers::engine_load::{LoadPoller, LoadPolls};
@@ -176,25 +178,21 @@ impl Parts {
         let subscriber = SubscriberContext::new(&settings, &http, view, &metrics);
         let feedback = Subscriptions::new(subscriber, tasks.clone(), &stop_workers)
             .context("cannot start the feedback thread")?;
-        let response_limits = ReadLimits {
-            size: settings.limits.max_response,
-            idle: Some(timeouts.stream_idle_timeout),
-            memory: Some(BodyMemory::new(settings.limits.max_response_memory)),
-        };
         let dispatch = Arc::new(Dispatch {
             aborter: Aborter::new(engines.clone(), tasks.clone(), metrics.clone()),
             engines,
             probes: Arc::clone(&probes),
             health,
             tasks: tasks.clone(),
+            response_limits: response_limits(&settings),
             timeouts,
-            response_limits,
             clock,
             metrics: metrics.clone(),
             drain_exceeded: CancellationToken::new(),
         });
         let readiness = Arc::new(Readiness::new(Arc::clone(&fleet), shutdown.clone()));
         let gateway = Arc::new(Gateway {
+            traces: TraceExporter::start(&settings.traces, &http, &metrics, &tasks, &stop_workers),
             recent: Arc::new(RecentRequests::new(&settings.recent)),
             mirrors: Mirrors::new(&settings.limits.mirrors, tasks.clone(), stop_workers.clone()),
             body_memory: BodyMemory::new(settings.limits.max_body_memory),
@@ -244,6 +242,14 @@ impl Parts {
             });
         };
         (publish, wanted)
+    }
+}
+
+fn response_limits(settings: &GatewaySettings) -> ReadLimits {
+    ReadLimits {
+        size: settings.limits.max_response,
+        idle: Some(settings.timeouts.stream_idle_timeout),
+        memory: Some(BodyMemory::new(settings.limits.max_response_memory)),
     }
 }
 

@@ -10,6 +10,7 @@ use super::request::crash_history::CrashHistory;
 use super::request::mirror::Mirrors;
 use super::request::shared_answers::SharedAnswers;
 use super::timeline::recent::RecentRequests;
+use super::traces::TraceExporter;
 use super::upstream::dispatch::Dispatch;
 use crate::config::GatewaySettings;
 use crate::feedback::Subscriptions;
@@ -28,6 +29,8 @@ pub(crate) struct Gateway {
     pub(crate) metrics: Metrics,
     /// The last requests, for `/requests`.
     pub(crate) recent: Arc<RecentRequests>,
+    /// Exports requests as traces.
+    pub(crate) traces: Option<TraceExporter>,
     /// The load streams of the agents.
     pub(crate) feedback: Subscriptions,
     /// The bytes that all request bodies together may hold in memory.

@@ -27,6 +27,7 @@ use super::routed::{Reply, RouteDeadlines, RoutedRequest};
 use super::upgrade::UpgradeRequest;
 use crate::gateway::fleet_handle::FleetHandle;
 use crate::gateway::shared::Gateway;
+use crate::gateway::traces::traceparent::TraceContext;
 use crate::http_client::client_body::ClientBody;
 use crate::http_client::request_source::RequestSource;
 use crate::metrics::Metrics;
@@ -72,6 +73,7 @@ impl RequestService {
         let body = RequestSource::Client(body);
         let body = ClientBody::new(body, unread, parts.headers.contains_key(EXPECT));
         let mut record = Record::new(&self.0, request_id(&parts.headers));
+        record.trace = self.0.traces.as_ref().map(|_| TraceContext::of(&parts.headers));
         let fleet = self.0.fleet.snapshot();
         let format = error_format(parts.uri.path());
         let is_head = parts.method == Method::HEAD;

@@ -15,12 +15,17 @@ use super::attempt_record::{AttemptRecord, micros_between};
 use crate::gateway::shared::Gateway;
 use crate::gateway::timeline::recent::RecentRequests;
 use crate::gateway::timeline::summary::{RequestSummary, shortened};
+use crate::gateway::traces::TraceExporter;
+use crate::gateway::traces::traceparent::TraceContext;
 use crate::metrics::{EndpointLabels, Metrics, RequestLabels};
 
 /// What is logged and counted of one request. Written when dropped, however the request ended.
 pub(crate) struct Record {
     metrics: Metrics,
     recent: Arc<RecentRequests>,
+    traces: Option<TraceExporter>,
+    /// The trace that its spans belong to; `None` for one that is not exported.
+    pub(crate) trace: Option<TraceContext>,
     started: Instant,
     pub(crate) request_id: HeaderValue,
     pub(crate) endpoint: &'static str,
@@ -47,6 +52,8 @@ impl Record {
         Record {
             metrics: gateway.metrics.clone(),
             recent: Arc::clone(&gateway.recent),
+            traces: gateway.traces.clone(),
+            trace: None,
             started,
             request_id,
             endpoint: "other",
@@ -174,13 +181,14 @@ impl Record {
         if self.first_event.is_some() {
             self.metrics.ttft_parts.observe(&pool, &timeline);
         }
-        if self.recent.is_off() {
+        let exported = self.traces.as_ref().zip(self.trace);
+        if self.recent.is_off() && exported.is_none() {
             return;
         }
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let ttft = self.first_event.map(|first| first - self.started);
         let report = attempts.marks.as_ref().map(|marks| marks.report()).unwrap_or_default();
-        self.recent.keep(RequestSummary {
+        let kept = self.recent.keep(RequestSummary {
             number: 0,
             id: String::from_utf8_lossy(self.request_id.as_bytes()).into(),
             started_ms: u64::try_from(since_1970.saturating_sub(took).as_millis()).unwrap_or(0),
@@ -205,6 +213,9 @@ impl Record {
             events: self.events,
             event_bytes: self.event_bytes,
         });
+        if let Some((traces, context)) = exported {
+            traces.offer(&kept, context);
+        }
     }
 }
 

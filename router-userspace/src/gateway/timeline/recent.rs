@@ -49,20 +49,21 @@ impl RecentRequests {
         self.is_off
     }
 
-    /// Keeps a request that has ended.
-    pub(crate) fn keep(&self, mut request: RequestSummary) {
-        if self.is_off {
-            return;
-        }
+    /// Keeps a request that has ended, and returns it.
+    pub(crate) fn keep(&self, mut request: RequestSummary) -> Arc<RequestSummary> {
         request.number = self.next.fetch_add(1, Ordering::Relaxed);
         let request = Arc::new(request);
+        if self.is_off {
+            return request;
+        }
         if request.is_failed() {
             self.failed.push(Arc::clone(&request));
         }
         if request.waited_ms() >= self.slow_from_ms {
             self.slow.push(Arc::clone(&request));
         }
-        self.all.push(request);
+        self.all.push(Arc::clone(&request));
+        request
     }
 
     /// From when on every request that ended is kept, in milliseconds since 1970: before it, some slow and
@@ -209,7 +210,7 @@ mod tests {
     #[test]
     fn requests_are_copied_a_few_at_a_time_while_others_end() {
         let recent = keeping(200);
-        let keep = |number: u32| recent.keep(summary(&number.to_string(), "ok", 1.0));
+        let keep = |number: u32| drop(recent.keep(summary(&number.to_string(), "ok", 1.0)));
         (0..200).for_each(keep);
         let mut found = Vec::new();
         assert_eq!(recent.all.copy_some(0, &mut found), COPIED_AT_ONCE as u64);
