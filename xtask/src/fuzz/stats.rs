@@ -61,7 +61,8 @@ impl RunStats {
 
 /// Whether a line is one of those that every run prints.
 fn is_progress(line: &str) -> bool {
-    let starts = ["INFO:", "#", "Done ", "stat::", "\tNEW_FUNC", "\tNEW_PC", "#####"];
+    // The last is a word of the dictionary that libFuzzer recommends.
+    let starts = ["INFO:", "#", "Done ", "\tNEW_", "\""];
     line.trim().is_empty() || starts.iter().any(|start| line.starts_with(start))
 }
 
@@ -102,6 +103,25 @@ mod tests {
         assert_eq!((all.runs, all.kept, all.coverage), (12, 18, 345));
         assert_eq!((all.slowest_s, all.peak_mib), (1, 45));
         assert!(all.failure.is_none());
+    }
+
+    #[test]
+    fn only_what_is_about_a_failure_is_shown() {
+        for line in [
+            "INFO: Seed: 1",
+            "#2\tNEW    cov: 1",
+            "\tNEW_FUNC[1/2]: 0x1",
+            "###### End #",
+            "\"\\001$\" # Uses: 24",
+            "",
+        ] {
+            assert!(is_progress(line), "{line}");
+        }
+        for line in
+            ["thread 'main' panicked at a.rs:1:1:", "accepted, but not JSON", "==1== ERROR: x"]
+        {
+            assert!(!is_progress(line), "{line}");
+        }
     }
 
     #[test]
