@@ -19,6 +19,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use router_core::fleet::AgentAddress;
 use router_core::route::Cors;
 use router_core::schedule::{Objective, Policy};
+use router_core::sglang::AllowedFields;
 
 use self::examples::{
     AGENT_EXAMPLES, CRDS_EXAMPLES, GATEWAY_EXAMPLES, SIMULATE_EXAMPLES, TOP_EXAMPLES,
@@ -363,6 +364,8 @@ pub struct GatewaySettings {
     pub strict_models: bool,
     pub engine_api_key: Option<::http::HeaderValue>,
     pub http: HttpFlags,
+    /// Further fields of bodies that clients may send to engines.
+    pub allowed_fields: AllowedFields,
     /// The CORS policy for requests of routes without a CORS filter.
     pub cors: Option<Arc<Cors>>,
     pub limits: LimitFlags,
@@ -396,6 +399,7 @@ impl GatewayFlags {
         let engine_api_key = service.engine_api_key_file.as_deref().map(bearer).transpose()?;
         let listen_address =
             if self.source.pd_disaggregation { self.source.host } else { service.listen_address };
+        let allowed_fields = self.http.allowed_fields()?;
         let cors = self.http.cors(self.source.pd_disaggregation)?;
         Ok(GatewaySettings {
             source: self.source,
@@ -414,6 +418,7 @@ impl GatewayFlags {
             traces: self.traces,
             strict_models: service.strict_models,
             engine_api_key,
+            allowed_fields,
             cors,
             http: self.http,
             limits: self.limits,

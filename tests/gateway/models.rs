@@ -212,8 +212,17 @@ async fn what_one_engine_serves_gets_no_engine_control() {
             "external_trace_header",
             "log_metrics",
             "return_bytes",
+            "mm_hashes",
+            "mm_content_hashes",
+            "custom_labels",
+            "positional_embed_overrides",
+            "multi_item_delimiter_indices",
+            "token_indices_to_pool",
         ] {
             body[field] = "client's".into();
+        }
+        if path == "/encode" {
+            body["embed_overrides"] = json!([[0.5]]);
         }
         gateway.client.post(path, &body).await;
         let received = fleet.unified[0].received();

@@ -4,9 +4,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 use router_core::route::{Cors, CorsList, EscapedSlashes, OriginPattern, PathRules};
+use router_core::sglang::AllowedFields;
 
 /// Seconds for which a browser keeps the answer to a preflight request, as with sglang-router.
 const PREFLIGHT_MAX_AGE: u32 = 3600;
@@ -27,6 +28,12 @@ pub struct HttpFlags {
     /// Replace several slashes in a row by one before a route is chosen.
     #[arg(long)]
     pub merge_slashes: bool,
+    /// Further fields of request bodies that clients may send to engines: on /generate, /encode and
+    /// /classify those that a newer engine has, on every path those that engines otherwise set
+    /// themselves, such as mm_hashes. Fields that the gateway sets, such as bootstrap_room and rid, cannot
+    /// be allowed.
+    #[arg(long, value_name = "FIELD,...", value_delimiter = ',')]
+    pub allow_fields: Vec<String>,
     /// Origins of the web pages that may call the gateway, such as `https://*.shop.example`; `*` for
     /// every origin, `none` for none. Preflight requests are answered, and the CORS fields of engines and
     /// backends replaced. An HTTPRoute with a CORS filter is not affected. Without this flag, every
@@ -94,6 +101,12 @@ impl HttpFlags {
             expose_headers: CorsList::All,
             max_age: PREFLIGHT_MAX_AGE,
         })))
+    }
+
+    /// # Errors
+    /// A field is set by the gateway itself.
+    pub(super) fn allowed_fields(&self) -> Result<AllowedFields> {
+        AllowedFields::new(&self.allow_fields).map_err(|why| anyhow!("--allow-fields: {why}"))
     }
 
     pub(crate) fn path_rules(&self) -> PathRules {

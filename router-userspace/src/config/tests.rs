@@ -114,6 +114,7 @@ fn a_wrong_flag_is_named() {
         (&["--manifests", "d", "--agent", "somewhere"], "--agent"),
         (&["--manifests", "d", "--agent", "10.0.0.1:9911="], "--agent"),
         (&["--manifests", "d", "--decode", "http://x"], "--decode"),
+        (&["--manifests", "d", "--allow-fields", "a,bootstrap_room"], "--allow-fields"),
         (&["--kubernetes", "--manifests", "d"], "--manifests"),
         (&["--kubernetes", "--gateway-service", "x"], "--gateway-service"),
         (&["--manifests", "d", "--gateway-service", "x/y"], "--kubernetes"),

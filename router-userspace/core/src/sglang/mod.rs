@@ -59,6 +59,7 @@ pub mod sse;
 pub mod usage;
 pub mod versions;
 
+pub use control::{AllowedFields, BodyType};
 pub use endpoint::Endpoint;
 pub use invalid::Invalid;
 pub use json::MAX_DEPTH;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::Invalid;
-use super::control::is_engine_control;
+use super::control::{AllowedFields, BodyType};
 use super::json::{Raw, scan, unquote};
 
 /// The body of a request that one engine serves alone, parsed for the model that it names.
@@ -14,34 +14,41 @@ pub struct OneEngineRequest {
 }
 
 impl OneEngineRequest {
-    /// Checks that `body` is a JSON object, reads `model`, and removes engine control. A body
-    /// without engine control is kept byte for byte.
+    /// Checks that `body` is a JSON object, reads `model`, and removes the fields that clients may not
+    /// send to `path`. A body without such fields is kept byte for byte.
     ///
     /// ```
     /// use bytes::Bytes;
-    /// use router_core::sglang::OneEngineRequest;
+    /// use router_core::sglang::{AllowedFields, OneEngineRequest};
     ///
     /// let body = Bytes::from_static(br#"{"model":"m","rid":"mine", "input":1.50}"#);
-    /// let request = OneEngineRequest::parse(body).unwrap();
+    /// let none = AllowedFields::default();
+    /// let request = OneEngineRequest::parse("/v1/embeddings", body, &none).unwrap();
     /// assert_eq!(request.model(), Some("m"));
     /// assert_eq!(request.body(), r#"{"model":"m","input":1.50}"#);
     /// ```
     ///
     /// # Errors
     /// The body is not a JSON object.
-    pub fn parse(body: Bytes) -> Result<OneEngineRequest, Invalid> {
+    pub fn parse(
+        path: &str,
+        body: Bytes,
+        allowed: &AllowedFields,
+    ) -> Result<OneEngineRequest, Invalid> {
+        let body_type = BodyType::of_path(path);
+        let is_removed = |key: &str| allowed.removes(body_type, key);
         let (mut model, mut has_control) = (None, false);
         scan(&body, |member| {
             // A key that is not valid Unicode is no known field.
             if let Some(key) = unquote(&body[member.key.clone()]) {
-                has_control |= is_engine_control(None, &key);
+                has_control |= is_removed(&key);
                 if key == "model" {
                     model = Raw::trusted(&body[member.value.clone()]).as_str().map(Into::into);
                 }
             }
             true
         })?;
-        let body = if has_control { without_control(&body) } else { body };
+        let body = if has_control { without(&body, is_removed) } else { body };
         Ok(OneEngineRequest { model, body })
     }
 
@@ -56,13 +63,12 @@ impl OneEngineRequest {
     }
 }
 
-/// The members of a checked object that are not engine control. White space between them is
-/// dropped.
-fn without_control(body: &[u8]) -> Bytes {
+/// The members of a checked object that are not removed. White space between them is dropped.
+fn without(body: &[u8], is_removed: impl Fn(&str) -> bool) -> Bytes {
     let mut out = Vec::with_capacity(body.len());
     out.push(b'{');
     for member in Raw::trusted(body.trim_ascii()).members() {
-        if member.key.as_str().is_some_and(|key| is_engine_control(None, &key)) {
+        if member.key.as_str().is_some_and(|key| is_removed(&key)) {
             continue;
         }
         if out.len() > 1 {
@@ -80,8 +86,23 @@ fn without_control(body: &[u8]) -> Bytes {
 mod tests {
     use super::*;
 
+    fn parse_at(path: &str, body: &'static str) -> Result<OneEngineRequest, Invalid> {
+        let body = Bytes::from_static(body.as_bytes());
+        OneEngineRequest::parse(path, body, &AllowedFields::default())
+    }
+
     fn parse(body: &'static str) -> Result<OneEngineRequest, Invalid> {
-        OneEngineRequest::parse(Bytes::from_static(body.as_bytes()))
+        parse_at("/tokenize", body)
+    }
+
+    #[test]
+    fn an_engine_s_own_dataclass_gets_its_public_fields() {
+        let body = r#"{"text":"a","made_up":1,"embed_overrides":[[1]],"mm_hashes":["x"]}"#;
+        for path in ["/encode", "/classify"] {
+            assert_eq!(parse_at(path, body).unwrap().body(), r#"{"text":"a"}"#, "{path}");
+        }
+        let embeddings = parse_at("/v1/embeddings", body).unwrap();
+        assert_eq!(embeddings.body(), r#"{"text":"a","made_up":1,"embed_overrides":[[1]]}"#);
     }
 
     #[test]

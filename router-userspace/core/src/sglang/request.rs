@@ -10,7 +10,7 @@ use super::json::{Raw, SyntaxError, scan};
 use super::prompt::PromptShape;
 use super::samples::MAX_SEQUENCES;
 use super::splice::{MAX_COPIED_BYTES, MarkKind, MarkedBody, Recipient, SplicedBody, Templates};
-use super::{Attempt, Endpoint, Invalid, Rid};
+use super::{AllowedFields, Attempt, Endpoint, Invalid, Rid};
 use crate::pair::Pair;
 use body_reader::{BodyReader, lax_bool};
 
@@ -56,13 +56,26 @@ impl Request {
     /// assert_eq!(rejected.unwrap_err().param, Some("n"));
     /// ```
     pub fn parse(endpoint: Endpoint, body: Bytes) -> Result<Request, Invalid> {
-        let mut body_reader = BodyReader::new(endpoint, &body);
+        Request::parse_with(endpoint, body, &AllowedFields::default())
+    }
+
+    /// Parses a body of which clients may send the `allowed` fields, too.
+    ///
+    /// # Errors
+    /// Those of [`parse`](Request::parse).
+    pub fn parse_with(
+        endpoint: Endpoint,
+        body: Bytes,
+        allowed: &AllowedFields,
+    ) -> Result<Request, Invalid> {
+        let mut body_reader = BodyReader::new(endpoint, &body, allowed);
         let tail = match scan(&body, |member| body_reader.member(member)) {
             Ok(tail) => tail,
             Err(SyntaxError::Refused) => return Err(body_reader.rejection()),
             Err(syntax) => return Err(syntax.into()),
         };
         let BodyReader { marks, members, fields, .. } = body_reader;
+        fields.check_background()?;
         let samples = fields.samples(endpoint)?;
         let prompt = PromptShape::read(endpoint, &fields.prompt)?;
         if prompt.batch.unwrap_or(1).saturating_mul(samples as usize) > MAX_SEQUENCES {

@@ -126,7 +126,7 @@ impl Gateway {
     ) -> Result<Reply, Reject> {
         let deadline = routed.deadlines.request;
         let body = self.read_body(&mut routed.headers, routed.body, deadline).await?;
-        let request = Request::parse(endpoint, body)?;
+        let request = Request::parse_with(endpoint, body, &self.settings.allowed_fields)?;
         record.prompt_bytes = request.prompt_bytes() as u64;
         self.check_model(pool, request.model())?;
         self.check_crashes(&pool.name, &request)?;

@@ -117,7 +117,7 @@ impl Gateway {
     ) -> Result<Reply, Reject> {
         let RoutedRequest { parts, body, mut headers, path, deadlines, .. } = request;
         let body = self.read_body(&mut headers, body, deadlines.request).await?;
-        let small = OneEngineRequest::parse(body)?;
+        let small = OneEngineRequest::parse(path.path(), body, &self.settings.allowed_fields)?;
         let pool = &self.until_ready(pool, deadlines.request, record).await?;
         self.check_model(pool, small.model())?;
         let choose = |avoid: Option<&Arc<Worker>>| {

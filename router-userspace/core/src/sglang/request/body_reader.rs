@@ -1,6 +1,6 @@
 //! Reads the members of a body in one pass: keeps the needed fields and marks ranges to modify.
 
-use super::super::control::is_engine_control;
+use super::super::control::{AllowedFields, BodyType};
 use super::super::json::{JsonType, MemberSpan, Raw, ValueShape, unquote};
 use super::super::prompt::{PromptField, PromptFields};
 use super::super::samples::{self, MAX_SEQUENCES};
@@ -23,6 +23,7 @@ pub(super) struct Fields<'a> {
     pub(super) logprobs: Option<Raw<'a>>,
     pub(super) max_tokens: Option<Raw<'a>>,
     pub(super) max_completion_tokens: Option<Raw<'a>>,
+    pub(super) background: Option<Raw<'a>>,
     pub(super) prompt: PromptFields<'a>,
 }
 
@@ -46,6 +47,16 @@ impl Fields<'_> {
             None => Ok(false),
             Some(raw) if raw.is_null() => Ok(false),
             Some(raw) => lax_bool(raw).ok_or_else(|| Invalid::field("stream", "must be a boolean")),
+        }
+    }
+
+    /// # Errors
+    /// The client asks for a response in the background: it would be generated outside of admission, and
+    /// no path gets it.
+    pub(super) fn check_background(&self) -> Result<(), Invalid> {
+        match self.background.and_then(lax_bool) {
+            Some(true) => Err(Invalid::field("background", "must be false: no response is kept")),
+            _ => Ok(()),
         }
     }
 
@@ -87,6 +98,7 @@ impl Fields<'_> {
 /// The state of a parse.
 pub(super) struct BodyReader<'a> {
     pub(super) endpoint: Endpoint,
+    allowed: &'a AllowedFields,
     pub(super) body: &'a [u8],
     pub(super) fields: Fields<'a>,
     pub(super) marks: Vec<Mark>,
@@ -96,9 +108,10 @@ pub(super) struct BodyReader<'a> {
 }
 
 impl<'a> BodyReader<'a> {
-    pub(super) fn new(endpoint: Endpoint, body: &'a [u8]) -> Self {
+    pub(super) fn new(endpoint: Endpoint, body: &'a [u8], allowed: &'a AllowedFields) -> Self {
         BodyReader {
             endpoint,
+            allowed,
             body,
             fields: Fields::default(),
             marks: Vec::new(),
@@ -152,9 +165,6 @@ impl<'a> BodyReader<'a> {
         let endpoint = self.endpoint;
         let fields = &mut self.fields;
         let part = Some(PromptField { raw: value, shape });
-        if is_engine_control(Some(endpoint), key) {
-            return Some(MarkKind::Control);
-        }
         match (key, endpoint) {
             ("model", _) => fields.model = Some(value),
             ("stream", _) => {
@@ -194,6 +204,10 @@ impl<'a> BodyReader<'a> {
             }
             ("max_tokens", Chat | Completions | Messages) => fields.max_tokens = Some(value),
             ("previous_response_id", Responses) => fields.previous_response_id = Some(value),
+            ("background", Responses) => fields.background = Some(value),
+            _ if self.allowed.removes(BodyType::Generating(endpoint), key) => {
+                return Some(MarkKind::Control);
+            }
             _ => {}
         }
         None

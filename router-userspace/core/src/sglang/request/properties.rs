@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::tests::{ADDED, attempt, ok};
 use super::*;
-use crate::sglang::control::is_engine_control;
+use crate::sglang::{AllowedFields, BodyType};
 
 /// A JSON value as text, in spellings that a serializer would not write.
 fn value() -> impl Strategy<Value = String> {
@@ -72,12 +72,16 @@ fn member() -> impl Strategy<Value = [String; 6]> {
         .prop_map(|(a, key, b, c, value, d)| [a, key, b, format!(":{c}"), value, d])
 }
 
+fn removes(key: &str) -> bool {
+    AllowedFields::default().removes(BodyType::Generating(Endpoint::Chat), key)
+}
+
 fn is_control(key: &str) -> bool {
     let key: String = match serde_json::from_str(key) {
         Ok(key) => key,
         Err(_) => return false,
     };
-    is_engine_control(Some(Endpoint::Chat), &key)
+    removes(&key)
 }
 
 proptest! {
@@ -125,7 +129,7 @@ proptest! {
                 .collect::<HashMap<_, _>>()
         };
         let mut want = read(&body);
-        want.retain(|key, _| !is_engine_control(Some(Endpoint::Chat), key));
+        want.retain(|key, _| !removes(key));
         want.extend(read(&format!("{{{ADDED}}}")));
         prop_assert_eq!(read(&attempt(&ok(Endpoint::Chat, &body)).decode), want);
     }

@@ -83,12 +83,44 @@ fn every_control_key_is_removed() {
         "external_trace_header",
         "log_metrics",
         "return_bytes",
+        "mm_hashes",
+        "mm_content_hashes",
+        "custom_labels",
+        "positional_embed_overrides",
+        "multi_item_delimiter_indices",
+        "token_indices_to_pool",
     ] {
         for endpoint in Endpoint::ALL {
             let plain = ok(endpoint, &format!(r#"{{"{key}":1,"z":2}}"#)).plain(&[]).to_bytes();
             assert_eq!(plain.iter().filter(|&&b| b == b'1').count(), 0, "{endpoint} {key}");
         }
     }
+}
+
+#[test]
+fn generate_gets_its_public_fields_and_those_that_a_flag_allows() {
+    let body =
+        r#"{"text":"a" , "top_logprobs_num" : 1.0,"made_up":1,"embed_overrides":[],"new":2 }"#;
+    let plain = |allowed: &[String]| {
+        let allowed = AllowedFields::new(allowed).unwrap();
+        let body = Bytes::from_static(body.as_bytes());
+        let request = Request::parse_with(Endpoint::Generate, body, &allowed).unwrap();
+        String::from_utf8(request.plain(&[]).to_bytes().to_vec()).unwrap()
+    };
+    let (start, rid) = (r#"{"text":"a" , "top_logprobs_num" : 1.0"#, r#""rid":[]"#);
+    let kept = |text: &str| text.split(",\"rid\"").next().unwrap().trim_end().to_owned();
+    assert_eq!(kept(&plain(&[])), kept(&format!("{start},{rid} }}")));
+    assert_eq!(kept(&plain(&["new".to_owned()])), format!(r#"{start},"new":2"#));
+}
+
+#[test]
+fn a_response_in_the_background_is_refused() {
+    let body = |value: &str| format!(r#"{{"input":"a","background":{value}}}"#);
+    for asked in ["true", "1", "\"yes\""] {
+        assert_eq!(rejected(Endpoint::Responses, &body(asked)), Some("background"), "{asked}");
+    }
+    let kept = attempt(&ok(Endpoint::Responses, &body("false"))).decode;
+    assert!(kept.contains(r#""background":false"#), "{kept}");
 }
 
 #[test]
