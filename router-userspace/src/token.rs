@@ -93,6 +93,14 @@ impl Guard {
         }
     }
 
+    /// The token that requests need, if the guard has a file with one.
+    pub(crate) fn token(&self) -> Option<Arc<str>> {
+        match self {
+            Guard::Token(file) => file.token(),
+            Guard::Loopback | Guard::Everyone => None,
+        }
+    }
+
     /// Whether a request with these headers to the local address `at` is allowed.
     pub fn admits(&self, headers: &HeaderMap, at: SocketAddr) -> bool {
         match self {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use router_tests::fleet::Engine;
 use router_tests::{Answer, Fleet, Gateway, eventually};
+use serde_json::json;
 use sglang_sim::{Action, RequestMatch, Script};
 
 use crate::{CHAT, chat, streamed};
@@ -92,6 +93,35 @@ async fn a_stream_that_kills_decodes_after_its_first_event_kills_two() {
     }
     assert_refused(&gateway.client.open(CHAT, &streamed("poison")).await.answer().await);
     assert_eq!(dead(&fleet.decode), 2);
+}
+
+#[tokio::test]
+async fn a_poison_in_another_spelling_is_refused_too() {
+    let fleet = Fleet::start(2, 4).await;
+    let gateway = fleet.gateway().await;
+    poison(&fleet.decode);
+    assert_died(&gateway.client.post(CHAT, &chat("poison")).await, "decode");
+    let mut more = chat("poison");
+    for (field, value) in [
+        ("user", json!("x")),
+        ("metadata", json!({"try": 2})),
+        ("seed", json!(7)),
+        ("stream", json!(true)),
+        ("stream_options", json!({"include_usage": true})),
+        ("priority", json!(1)),
+        ("safety_identifier", json!("s")),
+        ("rid", json!("mine")),
+    ] {
+        more[field] = value;
+        assert_refused(&gateway.client.open(CHAT, &more).await.answer().await);
+    }
+    let spaced = serde_json::to_string_pretty(&chat("poison")).expect("JSON");
+    let escaped = chat("poison").to_string().replace("poison", "p\\u006fison");
+    for body in [spaced, escaped] {
+        assert_refused(&gateway.client.post_raw(CHAT, body.into()).await);
+    }
+    assert_eq!(dead(&fleet.decode), 2);
+    gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
 }
 
 #[tokio::test]

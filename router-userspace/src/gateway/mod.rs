@@ -196,6 +196,7 @@ impl Parts {
             recent: Arc::new(RecentRequests::new(&settings.recent)),
             mirrors: Mirrors::new(&settings.limits.mirrors, tasks.clone(), stop_workers.clone()),
             body_memory: BodyMemory::new(settings.limits.max_body_memory),
+            crashes: CrashHistory::new(Arc::clone(&settings.admin_guard)),
             settings,
             http,
             fleet,
@@ -206,7 +207,6 @@ impl Parts {
             body_decoder: BodyDecoder::new(),
             responses: Responses::default(),
             shared_answers: SharedAnswers::default(),
-            crashes: CrashHistory::default(),
         });
         Ok(Parts { gateway, probes, polls, readiness, engine_info, tasks, stop_workers })
     }

@@ -65,6 +65,6 @@ pub use invalid::Invalid;
 pub use json::MAX_DEPTH;
 pub use one_engine::OneEngineRequest;
 pub use rendezvous::{Attempt, BootstrapAddress, Rid, Room, ranks_by_field};
-pub use request::{MAX_MEMBERS, Request};
+pub use request::{ContentHash, ContentKey, MAX_MEMBERS, Request};
 pub use samples::{MAX_SAMPLES, MAX_SEQUENCES};
 pub use splice::SplicedBody;

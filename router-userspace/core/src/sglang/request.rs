@@ -1,6 +1,7 @@
 //! A client's request: the few fields that a gateway reads, and the original bytes.
 
 mod body_reader;
+mod content;
 
 use std::ops::Range;
 
@@ -13,6 +14,7 @@ use super::splice::{MAX_COPIED_BYTES, MarkKind, MarkedBody, Recipient, SplicedBo
 use super::{AllowedFields, Attempt, Endpoint, Invalid, Rid};
 use crate::pair::Pair;
 use body_reader::{BodyReader, lax_bool};
+pub use content::{ContentHash, ContentKey};
 
 /// Maximum number of top-level members. A body with more is rejected.
 pub const MAX_MEMBERS: usize = 4096;

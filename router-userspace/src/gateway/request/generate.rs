@@ -16,14 +16,14 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::attempt_record::AttemptRecord;
-use super::crash_history::{ContentFingerprint, crashes_to_refuse};
+use super::crash_history::crashes_to_refuse;
 use super::early_stream::WaitingGeneration;
 use super::keep_alive::KeepAlive;
 use super::record::Record;
 use super::reject::Reject;
 use super::relay::{RelayedEvents, StreamLimits};
 use super::response_body::ResponseBody;
-use super::retry::{AttemptWorkers, CrashWatch, RetryState};
+use super::retry::{AttemptWorkers, CrashWatch, KeptContent, MAX_KEPT_BODY, RetryState};
 use super::routed::{Reply, RouteDeadlines, RoutedRequest};
 use crate::gateway::placement::observe::DecodeObservation;
 use crate::gateway::placement::placer::{Placement, PlacementRequest};
@@ -164,20 +164,24 @@ impl Gateway {
 
     /// Refuses a request whose content was running on engines when they crashed.
     fn check_crashes(&self, pool: &ObjectName, request: &Request) -> Result<(), Reject> {
-        let crashes = self.crashes.crashes(pool, request);
         let limit = crashes_to_refuse(self.settings.limits.max_engine_crashes);
-        if crashes < limit { Ok(()) } else { Err(Reject::CrashedEngines(crashes)) }
+        match self.crashes.crashes(pool, request, limit) {
+            None => Ok(()),
+            Some(crashes) => Err(Reject::CrashedEngines(crashes)),
+        }
     }
 
-    /// The fingerprint of a streamed request, which is gone when its engine crashes. It is taken while the
-    /// engines compute, after the request was sent: no token waits for it. The request itself is not kept
-    /// for as long as its stream runs, since it may be of `--max-body` bytes.
-    async fn content_of(&self, pool: &ObjectName, request: &Request) -> Option<ContentFingerprint> {
+    /// What remains of a streamed request, which is gone when its engine crashes. A long one is hashed while
+    /// the engines compute, after the request was sent: no token waits for it.
+    async fn content_of(&self, pool: &ObjectName, request: &Request) -> Option<KeptContent> {
         if !request.stream() {
             return None;
         }
-        yield_now().await;
-        Some(self.crashes.fingerprint(pool, request))
+        if request.body().len() > MAX_KEPT_BODY {
+            yield_now().await;
+            return Some(KeptContent::Fingerprint(self.crashes.fingerprint(pool, request)));
+        }
+        Some(KeptContent::Body(request.endpoint(), request.body().to_vec().into()))
     }
 
     /// Waits a moment while all workers of the pool are down: in a pool of one pair, an engine that

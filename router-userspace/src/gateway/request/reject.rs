@@ -56,7 +56,7 @@ pub(crate) enum Reject {
     Invalid(Invalid),
     ModelNotFound(String),
     /// Requests with this content were running on this many engines when these crashed.
-    CrashedEngines(u32),
+    CrashedEngines(usize),
     /// The engine answered a streamed request whole, after the head of a stream was sent.
     NoStream,
     /// Nothing serves the request: the message names the pool or Service, and the cause.

@@ -8,7 +8,9 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use router_core::fleet::{ObjectName, Phase, Pool, Verdict, Worker};
+use router_core::sglang::{Endpoint, Request};
 
 use super::crash_history::{ContentFingerprint, crashes_to_refuse};
 use crate::gateway::placement::placer::Placement;
@@ -188,6 +190,17 @@ fn all_full(pool: &Pool, worker: &Arc<Worker>, now_ms: u64) -> bool {
     candidates.all(|member| member.worker.health.refused_recently(now_ms))
 }
 
+/// Maximum size of a streamed request whose body is kept to the end of its stream, in bytes: copying it
+/// costs less than its fingerprint, which hardly any stream needs.
+pub(crate) const MAX_KEPT_BODY: usize = 4 << 10;
+
+/// What remains of a streamed request until its stream ends. A long body is not kept, since it may be of
+/// `--max-body` bytes.
+pub(crate) enum KeptContent {
+    Body(Endpoint, Box<[u8]>),
+    Fingerprint(ContentFingerprint),
+}
+
 /// Records the crash of the engine that streams a response: the client has seen a part, so the
 /// request is not retried, and its client may send it again.
 pub(crate) struct CrashWatch {
@@ -195,7 +208,7 @@ pub(crate) struct CrashWatch {
     /// Not the pool itself: a stream may outlast many snapshots of the fleet.
     pool: ObjectName,
     workers: AttemptWorkers,
-    content: ContentFingerprint,
+    content: KeptContent,
 }
 
 impl CrashWatch {
@@ -203,7 +216,7 @@ impl CrashWatch {
         gateway: &Arc<Gateway>,
         pool: &ObjectName,
         workers: AttemptWorkers,
-        content: ContentFingerprint,
+        content: KeptContent,
     ) -> CrashWatch {
         CrashWatch { gateway: Arc::clone(gateway), pool: pool.clone(), workers, content }
     }
@@ -214,9 +227,21 @@ impl CrashWatch {
         let tasks = self.gateway.dispatch.tasks.clone();
         tasks.spawn(async move {
             if self.gateway.died(&self.pool, &worker, &self.workers).await {
-                let crashes = self.gateway.crashes.record(self.content, &worker);
+                let Some(content) = self.fingerprint() else { return };
+                let crashes = self.gateway.crashes.record(content, &worker);
                 tracing::warn!(worker = %worker.name, crashes, "engine died during a stream");
             }
         });
+    }
+
+    /// `None` only for a body that was not parsed before.
+    fn fingerprint(&self) -> Option<ContentFingerprint> {
+        let (endpoint, body) = match &self.content {
+            KeptContent::Fingerprint(fingerprint) => return Some(*fingerprint),
+            KeptContent::Body(endpoint, body) => (*endpoint, Bytes::copy_from_slice(body)),
+        };
+        let allowed = &self.gateway.settings.allowed_fields;
+        let request = Request::parse_with(endpoint, body, allowed).ok()?;
+        Some(self.gateway.crashes.fingerprint(&self.pool, &request))
     }
 }
