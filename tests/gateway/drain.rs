@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use router_tests::{Fleet, Gateway, Stream, client::End, eventually};
 use sglang_sim::Config;
 
@@ -29,13 +30,15 @@ async fn not_ready(gateway: &Gateway) {
 }
 
 #[tokio::test]
-async fn sighup_neither_ends_the_gateway_nor_its_streams() {
+async fn signals_for_other_programs_neither_end_the_gateway_nor_its_streams() {
     let (_fleet, gateway, stream) = with_a_stream(100, &[]).await;
-    gateway.hang_up();
-    eventually("the signal is logged", SOON, async || {
-        gateway.log().contains("SIGHUP ignored").then_some(())
-    })
-    .await;
+    for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGALRM] {
+        gateway.signal(signal);
+        eventually("the signal is logged", SOON, async || {
+            gateway.log().contains(&format!("{signal} ignored")).then_some(())
+        })
+        .await;
+    }
     let answer = stream.answer().await.expect_status(200);
     assert!(answer.text().contains("[DONE]"), "{}", answer.text());
     gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);

@@ -146,7 +146,12 @@ async fn a_connection_header_cannot_undo_a_filter() {
 #[tokio::test]
 async fn dot_segments_do_not_change_the_rule() {
     let (backend, gateway, _manifests) = start(PLAIN, &[]).await;
-    for path in ["/public/../admin/x", "/public/%2e%2e/admin/x", "/public\\..\\admin/x"] {
+    for path in [
+        "/public/../admin/x",
+        "/public/%2e%2e/admin/x",
+        "/public\\..\\admin/x",
+        "/public/..;/admin/x",
+    ] {
         assert_eq!(status(&ask(&gateway, get(path, "")).await), "200", "{path}");
         let head = backend.last();
         assert!(head.starts_with("get /admin/x http"), "{path}: {head}");
@@ -208,11 +213,32 @@ async fn the_fields_of_a_trusted_proxy_are_kept() {
 #[tokio::test]
 async fn a_host_that_is_none_is_refused() {
     let (backend, gateway, _manifests) = start(PLAIN, &[]).await;
-    for host in ["good.example:x@evil.example", "good.example:80:90", "user@good.example", "a/b"] {
+    let too_long = format!("{}a", "a.".repeat(200));
+    for host in [
+        "good.example:x@evil.example",
+        "good.example:80:90",
+        "user@good.example",
+        "a/b",
+        "",
+        ".",
+        "h..x",
+        &too_long,
+    ] {
         let request = format!("GET /public HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
         let answer = ask(&gateway, request).await;
         assert_eq!(status(&answer), "400", "{host}: {answer}");
+        assert!(answer.contains("x-pd-router-reason: bad_host"), "{host}: {answer}");
     }
+    let absolute = "GET http://shop.example/public HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n";
+    assert_eq!(status(&ask(&gateway, absolute).await), "200");
+    // HTTP/1.0 has no host (RFC 9112, section 3.2).
+    assert_eq!(status(&ask(&gateway, "GET /public HTTP/1.0\r\n\r\n").await), "200");
+    backend.heads.lock().expect("no panic").clear();
+    let mut sender = crate::http2::connect(&gateway, 65_535).await;
+    let relative = http::Request::get("/public").body(Default::default()).expect("a request");
+    let answer = crate::http2::send(&mut sender, relative).await;
+    assert_eq!(answer.status(), 400);
+    assert_eq!(answer.headers()["x-pd-router-reason"], "bad_host");
     assert!(backend.heads.lock().expect("no panic").is_empty());
 }
 
@@ -226,6 +252,50 @@ async fn connect_and_trace_are_not_served() {
         assert_eq!(status(&answer), "501", "{line}: {answer}");
     }
     assert!(backend.heads.lock().expect("no panic").is_empty());
+}
+
+#[tokio::test]
+async fn a_transfer_coding_beside_chunked_is_a_501_and_closes() {
+    let (backend, gateway, _manifests) = start(PLAIN, &[]).await;
+    let chunks = "2\r\nhi\r\n0\r\n\r\n";
+    for coding in [
+        "transfer-encoding: gzip, chunked",
+        "transfer-encoding: chunked, chunked",
+        "transfer-encoding: gzip\r\ntransfer-encoding: chunked",
+    ] {
+        let request = format!("POST /public/x HTTP/1.1\r\nhost: a\r\n{coding}\r\n\r\n{chunks}");
+        let answer = ask(&gateway, request).await;
+        assert_eq!(status(&answer), "501", "{coding}: {answer}");
+        assert!(answer.contains("x-pd-router-reason: transfer_coding"), "{coding}: {answer}");
+        assert!(answer.contains("connection: close"), "{coding}: {answer}");
+    }
+    assert!(backend.heads.lock().expect("no panic").is_empty());
+    let fields = "host: a\r\nconnection: close\r\ntransfer-encoding: Chunked";
+    let answer = ask(&gateway, format!("POST /public/x HTTP/1.1\r\n{fields}\r\n\r\n{chunks}"));
+    assert_eq!(status(&answer.await), "200");
+}
+
+#[tokio::test]
+async fn a_head_that_cannot_be_read_is_logged_and_counted() {
+    let (_backend, gateway, _manifests) = start(PLAIN, &[]).await;
+    let long = format!("GET /x HTTP/1.1\r\nhost: h\r\nx: {}\r\n\r\n", "a".repeat(100_000));
+    for (head, code, reason) in [
+        ("GET /x HTTP/1.1\r\nhost: h\r\nx : y\r\n\r\n", "400", "bad_head"),
+        ("nonsense\r\n\r\n", "400", "bad_head"),
+        (long.as_str(), "431", "head_too_large"),
+    ] {
+        let labels = [&*format!("code=\"{code}\""), &*format!("reason=\"{reason}\"")];
+        let before = gateway.metric("pd_router_requests_total", &labels).await;
+        assert_eq!(status(&ask(&gateway, head).await), code, "{reason}");
+        eventually("it is counted", Duration::from_secs(10), async || {
+            let after = gateway.metric("pd_router_requests_total", &labels).await;
+            (after == before + 1.0).then_some(())
+        })
+        .await;
+        let log = gateway.log();
+        let line = log.lines().find(|line| line.contains(&format!("\"reason\":\"{reason}\"")));
+        assert!(line.is_some_and(|line| line.contains("\"peer\"")), "{log}");
+    }
 }
 
 #[tokio::test]

@@ -1,12 +1,12 @@
 //! Answers about a pool that its engines give: what clients may see, and how often engines are asked.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::header::AUTHORIZATION;
 use router_tests::client::Answer;
 use router_tests::gateway::Gateway;
-use router_tests::{Client, Fleet};
-use sglang_sim::{Config, Role};
+use router_tests::{Client, Fleet, eventually};
+use sglang_sim::{Action, Config, RequestMatch, Role, Script};
 
 fn guarded(config: Config) -> Config {
     Config { api_key: Some("SECRET-KEY".into()), ..config.instant() }
@@ -83,6 +83,29 @@ async fn callers_of_a_second_share_what_the_engines_answer() {
         gateway.client.get(path).await.expect_status(200);
         assert_eq!(asked(&fleet, path), before + engines, "{path}: an old answer");
     }
+}
+
+#[tokio::test]
+async fn a_refused_health_check_is_the_engine_s_refusal_and_a_frozen_engine_ends_it_soon() {
+    let fleet = Fleet::start(1, 1).await;
+    let gateway = fleet.gateway().await;
+    let script = |action| {
+        let path = Some("/health_generate".to_owned());
+        Script { matching: RequestMatch { path, ..RequestMatch::default() }, action, times: 1 }
+    };
+    let body = r#"{"error":"Unauthorized"}"#.to_owned();
+    fleet.decode[0].script(script(Action::Status { status: 401, body }));
+    let refused = gateway.client.get("/health_generate").await.expect_status(401);
+    assert_eq!(refused.header("x-pd-router-reason"), "engine_refused");
+    assert!(refused.header("retry-after").is_empty());
+    fleet.prefill[0].script(script(Action::HangHead));
+    let started = Instant::now();
+    // The refusal is shared for a second.
+    eventually("the hung engine is asked", Duration::from_secs(20), async || {
+        (gateway.client.get("/health_generate").await.status == 503).then_some(())
+    })
+    .await;
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
 }
 
 #[tokio::test]

@@ -165,12 +165,12 @@ impl Gateway {
         kill(self.pid(), Signal::SIGTERM).expect("the gateway runs");
     }
 
-    /// Sends SIGHUP, as some operators do after they have changed a file.
+    /// Sends a signal, as some operators and tools do after they have changed a file.
     ///
     /// # Panics
     /// It has ended already.
-    pub fn hang_up(&self) {
-        kill(self.pid(), Signal::SIGHUP).expect("the gateway runs");
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("the gateway runs");
     }
 
     /// Waits until it has ended by itself.

@@ -110,9 +110,12 @@ pub fn host_name(authority: &str) -> &str {
     name.strip_suffix('.').unwrap_or(name)
 }
 
+/// Maximum length of a name in a Host header or an `:authority`.
+const MAX_NAME: usize = 255;
+
 /// Whether a text can be a Host header or an `:authority`: a DNS name or an IP address, and a port if
-/// it has one. Userinfo is not allowed (RFC 9110, section 4.2.4). An empty text is a request without
-/// an authority.
+/// it has one. Userinfo is not allowed (RFC 9110, section 4.2.4). Labels are not empty, but for that of
+/// the root after a dot at the end, and a name has at most 255 characters (RFC 1035, section 2.3.4).
 ///
 /// ```
 /// use router_core::route::is_authority;
@@ -129,7 +132,8 @@ pub fn is_authority(text: &str) -> bool {
         None => {
             let (name, rest) = text.split_at(text.find(':').unwrap_or(text.len()));
             let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~');
-            let named = !name.is_empty() || rest.is_empty();
+            let labels = name.strip_suffix('.').unwrap_or(name);
+            let named = name.len() <= MAX_NAME && labels.split('.').all(|label| !label.is_empty());
             (named && name.bytes().all(plain), rest)
         }
     };
@@ -203,12 +207,16 @@ mod tests {
 
     #[test]
     fn an_authority_is_one_host_and_at_most_one_port() {
-        for text in ["", "a", "a.b.", "A_b:80", "a:", "127.0.0.1:1", "[::1]", "[fd00::1]:65535"] {
+        let longest = format!("{}a", "a.".repeat(127));
+        for text in
+            [&*longest, "a", "a.b.", "A_b:80", "a:", "127.0.0.1:1", "[::1]", "[fd00::1]:65535"]
+        {
             assert!(is_authority(text), "{text}");
         }
+        let too_long = format!("{longest}a");
         for text in [
-            ":80", "a:80:90", "a:x@b", "user@a", "a:65536", "a:+1", "a b", "a,b", "a/b", "a%2fb",
-            "é", "[::1", "[::1]x", "[a]", "::1",
+            &*too_long, "", ".", "h..x", ".h", "h..", "..", ":80", "a:80:90", "a:x@b", "user@a",
+            "a:65536", "a:+1", "a b", "a,b", "a/b", "a%2fb", "é", "[::1", "[::1]x", "[a]", "::1",
         ] {
             assert!(!is_authority(text), "{text}");
         }

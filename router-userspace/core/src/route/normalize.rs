@@ -77,7 +77,13 @@ fn has_escaped_slash(path: &str) -> bool {
 fn is_model_name(path: &str) -> bool {
     let Some(name) = path.strip_prefix(MODEL_NAME) else { return false };
     let name = name.to_ascii_lowercase().replace("%2f", "/").replace("%5c", "/");
-    !name.split('/').any(|segment| matches!(segment, "." | ".."))
+    !name.split('/').any(|segment| matches!(without_parameters(segment), "." | ".."))
+}
+
+/// A segment as servers of servlets compare it: they remove its parameters (RFC 3986, section 3.3) before
+/// they resolve dot segments, so that `..;` and `..;x=1` lead to the parent.
+fn without_parameters(segment: &str) -> &str {
+    segment.split(';').next().unwrap_or(segment)
 }
 
 fn unescape(path: &str, slashes: EscapedSlashes) -> String {
@@ -122,14 +128,14 @@ fn resolve(path: &str, merge_slashes: bool) -> Result<String, BadPath> {
     let mut segments = path[1..].split('/').peekable();
     while let Some(segment) = segments.next() {
         let is_last = segments.peek().is_none();
-        match segment {
+        match without_parameters(segment) {
             "." => {}
             ".." => {
                 let parent = out.rfind('/').ok_or(BadPath::AboveRoot)?;
                 out.truncate(parent);
             }
-            "" if merge_slashes && !is_last => continue,
-            segment => {
+            _ if segment.is_empty() && merge_slashes && !is_last => continue,
+            _ => {
                 out.push('/');
                 out.push_str(segment);
                 continue;
@@ -166,6 +172,9 @@ mod tests {
             "/public\\..\\admin/x",
             "/a/b/../../admin/x",
             "/%61dmin/x",
+            "/public/..;/admin/x",
+            "/public/%2e.;a=b;c/admin/x",
+            "/public/.;x/../admin/x",
         ] {
             assert_eq!(normal(path).unwrap(), "/admin/x", "{path}");
         }
@@ -175,6 +184,8 @@ mod tests {
             ("/a/.", "/a/"),
             ("/a//../b", "/a/b"),
             ("/...", "/..."),
+            ("/a/...;x/b;c/;/d", "/a/...;x/b;c/;/d"),
+            ("/a/b/..;", "/a/"),
             ("/.well-known/x", "/.well-known/x"),
             ("/a%zz%", "/a%25zz%25"),
             ("/a%+1", "/a%25+1"),
@@ -185,6 +196,7 @@ mod tests {
             assert_eq!(normal(path).unwrap(), expected, "{path}");
         }
         assert_eq!(normal("/../admin"), Err(BadPath::AboveRoot));
+        assert_eq!(normal("/..;x/admin"), Err(BadPath::AboveRoot));
     }
 
     #[test]
@@ -220,7 +232,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_normal_path_stays_as_it_is(
-            path in "/(v1/models/)?([abef25./\\\\]|%2[eE5fF]|%5c|%41|%32|%|é){0,12}",
+            path in "/(v1/models/)?([abef25./;\\\\]|%2[eE5fF]|%5c|%41|%32|%|é){0,12}",
             merge_slashes: bool,
         ) {
             use EscapedSlashes::{Keep, Reject, Unescape};
@@ -228,7 +240,7 @@ mod tests {
                 let rules = PathRules { escaped_slashes, merge_slashes };
                 if let Ok(once) = normalize_path(&path, rules) {
                     prop_assert!(once.starts_with('/'));
-                    prop_assert!(!once.split('/').any(|s| s == "." || s == ".."));
+                    prop_assert!(!once.split('/').map(without_parameters).any(|s| s == "." || s == ".."));
                     prop_assert_eq!(normalize_path(&once, rules), Ok(once.clone()));
                 }
             }

@@ -1,5 +1,7 @@
 //! Every kind of bad document, and its problems.
 
+use std::time::Duration;
+
 use router_core::fleet::ListenPort;
 
 use super::super::golden::fleet;
@@ -241,4 +243,26 @@ fn line_numbers_of_messages_are_those_of_the_file() {
     for (reason, line) in reasons.iter().zip([1, 3, 5]) {
         assert!(reason.contains(&format!("line {line},")), "{line}: {reason}");
     }
+}
+
+/// The processor time of this thread: what other processes do meanwhile does not count.
+fn thread_time() -> Duration {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
+    time.expect("Linux has this clock").into()
+}
+
+#[test]
+fn the_time_for_broken_documents_grows_with_their_number_and_not_its_square() {
+    let file: Arc<str> = "case.yaml".into();
+    let time_of = |documents: usize| {
+        let text = "---\napiVersion: v1\nkind: [Pod\n".repeat(documents);
+        let started = thread_time();
+        assert_eq!(read(&file, &text).len(), documents);
+        thread_time() - started
+    };
+    // Sixteen times as many take 16 times as long, or 256 times if each is read from the start of the file.
+    // The shortest of some runs is the one that was disturbed least.
+    let shortest = |documents| (0..3).map(|_| time_of(documents)).min().unwrap_or_default();
+    let (few, many) = (shortest(250), shortest(4000));
+    assert!(many < 80 * few, "{few:?} for 250, {many:?} for 4,000");
 }

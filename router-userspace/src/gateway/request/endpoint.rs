@@ -87,7 +87,7 @@ fn is_model(path: &str) -> bool {
     let plain = name.to_ascii_lowercase().replace("%2e", ".");
     let mut segments =
         plain.split(['/', '\\']).flat_map(|s| s.split("%2f")).flat_map(|s| s.split("%5c"));
-    !segments.any(|segment| matches!(segment, "." | ".."))
+    !segments.any(|segment| matches!(segment.split(';').next(), Some("." | "..")))
 }
 
 /// The endpoint whose error format clients of this path expect.
@@ -137,6 +137,7 @@ mod tests {
             "/v1/models/../flush_cache",
             "/v1/models/a/%2E./..%2Fflush_cache",
             "/v1/models/..%5cflush_cache",
+            "/v1/models/..;x%2fflush_cache",
         ] {
             for profile in [Profile::Pd, Profile::Single] {
                 assert_eq!(status(profile, Method::POST, path), 404, "{path}");

@@ -1,6 +1,6 @@
 //! Checks the head of a request, and makes its path and fields those that routes match on.
 
-use http::header::HOST;
+use http::header::{HOST, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Uri};
 use http::{Method, Version};
@@ -16,12 +16,13 @@ use super::upgrade::UpgradeRequest;
 /// extensions.
 ///
 /// # Errors
-/// The method is not served, or the host or the path is invalid.
+/// The method or the transfer coding is not served, or the host or the path is invalid.
 pub(super) fn normalize(
     parts: &mut Parts,
     connection: &ConnectionInfo,
     rules: PathRules,
 ) -> Result<(), Reject> {
+    check_transfer_coding(parts)?;
     check_host(parts)?;
     // A tunnel leads past every route, and an echo shows fields that proxies add (RFC 9110, section
     // 9.3.8).
@@ -38,6 +39,17 @@ pub(super) fn normalize(
     Ok(())
 }
 
+/// No transfer coding but `chunked`, once (RFC 9112, section 6.1): its body would be passed on without
+/// its coding, or its length would be read in another way by the next server.
+fn check_transfer_coding(parts: &Parts) -> Result<(), Reject> {
+    let mut fields = parts.headers.get_all(TRANSFER_ENCODING).iter();
+    match (fields.next(), fields.next()) {
+        (None, _) => Ok(()),
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        _ => Err(Reject::TransferCoding),
+    }
+}
+
 /// Exactly one valid `Host` (RFC 9112, section 3.2): with two, a proxy before the gateway may route
 /// by one and the gateway by the other.
 fn check_host(parts: &Parts) -> Result<(), Reject> {
@@ -49,7 +61,14 @@ fn check_host(parts: &Parts) -> Result<(), Reject> {
     };
     let host = host.transpose()?;
     let authority = parts.uri.authority().map(Authority::as_str);
-    if ![host, authority].into_iter().flatten().all(route::is_authority) {
+    // HTTP/1.0 has no host, and lets a client send one (RFC 9112, section 3.2).
+    if authority.is_none() && host.map_or(parts.version != Version::HTTP_10, |host| host.is_empty())
+    {
+        return Err(Reject::BadHost(NO_HOST));
+    }
+    // Beside an authority in the line of HTTP/1.1, the field may be empty.
+    let named = host.filter(|host| !host.is_empty());
+    if ![named, authority].into_iter().flatten().all(route::is_authority) {
         return Err(Reject::BadHost(INVALID));
     }
     // HTTP/1.1 ignores the Host header of a request whose line has an authority; HTTP/2 does not
@@ -64,6 +83,7 @@ fn check_host(parts: &Parts) -> Result<(), Reject> {
     }
 }
 
+const NO_HOST: &str = "the request names no host, in neither :authority nor a Host header";
 const NOT_ONE: &str = "a request needs exactly one Host header";
 const INVALID: &str = "the host is not a name or an address with at most one port";
 

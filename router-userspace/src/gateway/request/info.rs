@@ -28,8 +28,9 @@ const MAX_PARTS: usize = 64;
 const MAX_TRIED: usize = 2;
 /// Timeout of one worker's part of a merged answer; a part that times out is left out.
 const PART_TIMEOUT: Duration = Duration::from_secs(5);
-/// An engine's generating health check waits up to 20 s itself.
-const HEALTH_TIMEOUT: Duration = Duration::from_secs(25);
+/// Timeout of one worker's generating health check, of which two are tried for each role. A busy engine
+/// answers with its next token. A frozen one would take 20 s by itself, longer than load balancers wait.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum size of a part of a merged answer, in bytes.
 const MAX_PART_BYTES: usize = 4 << 20;
 /// The answer of a pool that serves.
@@ -147,7 +148,11 @@ impl Gateway {
             if wanted > 0 && good == wanted {
                 return Ok(Bytes::from_static(HEALTHY));
             }
-            Err(Reject::no_worker_ready(pool))
+            // An engine's refusal of the request, such as 401 without its key, says nothing of its health.
+            match parts.into_iter().find(|part| part.answer.status().is_client_error()) {
+                Some(refusal) => Err(refusal.refusal()),
+                None => Err(Reject::no_worker_ready(pool)),
+            }
         };
         self.shared(pool, &request, fetch).await
     }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{
+    ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use router_core::fleet::Pool;
 use router_core::route::BadPath;
@@ -42,6 +44,8 @@ pub(crate) enum Reject {
     BadHost(&'static str),
     /// The path has segments that cannot be resolved, or an escaped slash.
     BadPath(BadPath),
+    /// The body has a transfer coding beside `chunked`.
+    TransferCoding,
     /// A request for one listener on a TLS connection that was made for another.
     Misdirected,
     /// A prefill/decode pair cannot do this.
@@ -85,6 +89,7 @@ impl Reject {
             Reject::WrongMethod { .. } => "wrong_method",
             Reject::BadHost(_) => "bad_host",
             Reject::BadPath(_) => "bad_path",
+            Reject::TransferCoding => "transfer_coding",
             Reject::Misdirected => "misdirected",
             Reject::Unsupported(_) => "unsupported",
             Reject::EncodedBody(_) => "encoded_body",
@@ -113,7 +118,7 @@ impl Reject {
             Reject::BrokenRoute(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Reject::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Reject::Misdirected => StatusCode::MISDIRECTED_REQUEST,
-            Reject::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
+            Reject::Unsupported(_) | Reject::TransferCoding => StatusCode::NOT_IMPLEMENTED,
             Reject::EncodedBody(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Reject::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Reject::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
@@ -173,6 +178,9 @@ impl Reject {
             Reject::WrongMethod { allow } => format!("this path is served for {allow}"),
             Reject::BadHost(why) => (*why).to_owned(),
             Reject::BadPath(why) => why.to_string(),
+            Reject::TransferCoding => {
+                "the only transfer coding that is served is chunked, once".to_owned()
+            }
             Reject::Misdirected => {
                 "this connection was made for another host; open a new one for this host".to_owned()
             }
@@ -254,6 +262,10 @@ impl Reject {
         headers.insert(REASON, HeaderValue::from_static(self.reason()));
         if let Reject::WrongMethod { allow } = self {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if let Reject::TransferCoding = self {
+            // Where such a body ends is read in different ways.
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if let Reject::EncodedBody(_) = self {
             headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(ACCEPTED));

@@ -29,6 +29,7 @@ use super::tls;
 use crate::config::GatewaySettings;
 use crate::gateway::request::connection_info::ConnectionInfo;
 use crate::gateway::request::handle::RequestService;
+use crate::metrics::{Metrics, RequestLabels};
 
 /// Maximum number of connections that wait in the kernel until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -249,7 +250,7 @@ impl Connection {
         let activity = ConnectionActivity::new();
         let (unread, tunnel) = (Arc::clone(info.unread()), info.tunnel().clone());
         let requests = Arc::clone(&activity);
-        let service = self.service;
+        let service = self.service.clone();
         let answer = service_fn(move |request: http::Request<Incoming>| {
             let (service, guard, info) = (service.clone(), requests.begin(), info.clone());
             let version = request.version();
@@ -276,7 +277,7 @@ impl Connection {
         };
         drop(limits);
         if let Err(error) = ended {
-            tracing::debug!(peer = %self.peer, error, "connection failed");
+            report_failure(&*error, self.peer, self.service.metrics());
         }
         if let Some(tunnel) = tunnel.take() {
             tunnel.run().await;
@@ -305,6 +306,26 @@ async fn port_closed_or_idle(
         // Running requests are served whether or not one came in this time.
         let _ = tokio::time::timeout(FIRST_REQUEST, activity.first_request()).await;
     }
+}
+
+/// Logs the end of a failed connection. A head that hyper could not read never became a request: it is
+/// logged and counted here as one. hyper has answered it with a status and no body, except over HTTP/2,
+/// where it resets the stream and reports nothing.
+fn report_failure(error: &(dyn std::error::Error + 'static), peer: SocketAddr, metrics: &Metrics) {
+    let refused = error.downcast_ref::<hyper::Error>().filter(|error| error.is_parse());
+    let Some(refused) = refused else {
+        tracing::debug!(%peer, error, "connection failed");
+        return;
+    };
+    let (status, reason) = match refused.is_parse_too_large() {
+        true => (431, "head_too_large"),
+        false => (400, "bad_head"),
+    };
+    tracing::info!(%peer, endpoint = "other", status, reason, detail = %refused, "request");
+    metrics
+        .requests
+        .get_or_create(&RequestLabels { endpoint: "other", code: status, reason })
+        .inc();
 }
 
 /// Counts a connection until dropped.
