@@ -8,6 +8,7 @@ mod policy;
 mod ranges;
 mod recent;
 mod traces;
+mod values;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -29,9 +30,10 @@ pub use self::http::HttpFlags;
 pub use self::mirrors::MirrorFlags;
 pub use self::policy::PolicyName;
 use self::policy::targets_of;
-use self::ranges::MAX_DURATION;
 pub use self::recent::RecentFlags;
 pub use self::traces::{TraceEndpoint, TraceFlags};
+use self::values::{agent, size};
+pub(crate) use self::values::{duration, milliseconds, socket_address};
 use crate::agent::flags::AgentFlags;
 use crate::simulate::SimulateFlags;
 use crate::token::Guard;
@@ -127,7 +129,7 @@ pub struct ServiceFlags {
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED), value_name = "IP")]
     pub listen_address: IpAddr,
     /// Address of the admin port, which serves /livez, /readyz, /metrics, /fleet and /requests.
-    #[arg(long, default_value = "127.0.0.1:9901", value_name = "IP:PORT")]
+    #[arg(long, default_value = "127.0.0.1:9901", value_parser = socket_address, value_name = "IP:PORT")]
     pub admin_listen: SocketAddr,
     /// File with the bearer token that /metrics, /fleet and /requests require. The file is read again
     /// when it changes. Without this flag, they answer only requests to a loopback address.
@@ -136,6 +138,11 @@ pub struct ServiceFlags {
     /// Serve /metrics, /fleet and /requests without a token to every client that can reach the admin port.
     #[arg(long, conflicts_with = "admin_token_file")]
     pub admin_allow_unauthenticated: bool,
+    /// Address of the admin port of another gateway before the same engines, in addition to those found in
+    /// the cluster. Gateways tell each other the hashes of requests that crashed engines, so that each such
+    /// request is refused by all. They must have the same --admin-token-file. May be repeated.
+    #[arg(long, value_name = "IP:PORT", value_parser = socket_address, requires = "admin_token_file")]
+    pub peer: Vec<SocketAddr>,
     /// Scheduling policy, which chooses the prefill and the decode engine of a request:
     /// round_robin, random, power_of_two, least_load, kv or predicted.
     #[arg(long, default_value_t = PolicyName(Policy::default()))]
@@ -232,20 +239,20 @@ impl SourceFlags {
     }
 }
 
-/// Limits on memory, connections, requests and retries.
+/// Limits on memory, connections, requests and retries. Sizes may carry a unit: `64Mi`, `1GiB`, `500MB`.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Limits")]
 pub struct LimitFlags {
     /// Maximum size of a request body in bytes, before and after it is decoded. A larger request gets
     /// 413.
-    #[arg(long, default_value_t = 64 << 20, value_name = "BYTES")]
+    #[arg(long, default_value_t = 64 << 20, value_parser = size, value_name = "BYTES")]
     pub max_body: usize,
     /// Maximum size in bytes of all request bodies in memory together. A request that would exceed
     /// it gets 503.
-    #[arg(long, default_value_t = 4 << 30, value_name = "BYTES")]
+    #[arg(long, default_value_t = 4 << 30, value_parser = size, value_name = "BYTES")]
     pub max_body_memory: usize,
     /// Maximum size of a request's headers in bytes, 8192 to 67108864. A larger request gets 431.
-    #[arg(long, default_value_t = 64 << 10, value_name = "BYTES")]
+    #[arg(long, default_value_t = 64 << 10, value_parser = size, value_name = "BYTES")]
     pub max_header_bytes: usize,
     /// Maximum number of open client connections. When it is reached, new connections wait in the
     /// listen backlog.
@@ -257,11 +264,11 @@ pub struct LimitFlags {
     pub max_requests_per_worker: u32,
     /// Maximum size in bytes of a response that is not a stream. Such a response is buffered
     /// completely, so that the request can be retried if the engine fails; a larger one gets 502.
-    #[arg(long, default_value_t = 256 << 20, value_name = "BYTES")]
+    #[arg(long, default_value_t = 256 << 20, value_parser = size, value_name = "BYTES")]
     pub max_response: usize,
     /// Maximum size in bytes of all buffered responses in memory together, from when their bytes
     /// arrive until clients have read them. A request whose response would exceed it gets 503.
-    #[arg(long, default_value_t = 1 << 30, value_name = "BYTES")]
+    #[arg(long, default_value_t = 1 << 30, value_parser = size, value_name = "BYTES")]
     pub max_response_memory: usize,
     /// Maximum number of queued requests per pool, and of forwarded requests per pool that wait for a ready
     /// worker. When it is reached, a new request gets 429.
@@ -354,6 +361,8 @@ pub struct GatewaySettings {
     pub listen_address: IpAddr,
     pub admin_listen: SocketAddr,
     pub admin_guard: Arc<Guard>,
+    /// The admin ports of other gateways.
+    pub peers: Vec<SocketAddr>,
     pub policy: Policy,
     pub agents: Vec<AgentAddress>,
     pub agent_token_file: Option<PathBuf>,
@@ -391,6 +400,13 @@ impl GatewayFlags {
         }
         self.limits.check()?;
         self.timeouts.check()?;
+        for (flag, file) in [
+            ("--admin-token-file", &service.admin_token_file),
+            ("--agent-token-file", &service.agent_token_file),
+        ] {
+            let Some(file) = file else { continue };
+            check_token_file(flag, file, flags.kubernetes)?;
+        }
         let targets = (service.slo_ttft, service.slo_itl);
         if targets != (None, None) && service.policy.0 != Policy::Predicted {
             bail!("--slo-ttft and --slo-itl require --policy predicted");
@@ -409,6 +425,7 @@ impl GatewayFlags {
                 service.admin_token_file.as_deref(),
                 service.admin_allow_unauthenticated,
             )),
+            peers: service.peer,
             policy: service.policy.0,
             agents: service.agent,
             agent_token_file: service.agent_token_file,
@@ -427,6 +444,29 @@ impl GatewayFlags {
     }
 }
 
+/// What is wrong if a flag of this process has a negative value, which clap takes for another flag.
+#[must_use]
+pub fn negative_argument() -> Option<String> {
+    let arguments = std::env::args_os().map(|argument| argument.to_string_lossy().into());
+    let arguments: Vec<String> = arguments.collect();
+    let (flag, value) = values::negative_value(&arguments)?;
+    Some(format!("{flag} is {value}: it must not be negative"))
+}
+
+/// Checks that a file can be read. In a cluster it may be missing: the Secret that it is mounted from may be
+/// created later.
+fn check_token_file(flag: &str, path: &std::path::Path, may_be_missing: bool) -> Result<()> {
+    match std::fs::File::open(path) {
+        Ok(_) => Ok(()),
+        Err(error) if may_be_missing && error.kind() == std::io::ErrorKind::NotFound => {
+            let path = path.display();
+            tracing::warn!(flag, %path, "token file missing; nobody is admitted until it is there");
+            Ok(())
+        }
+        Err(error) => Err(error).with_context(|| format!("{flag} {}", path.display())),
+    }
+}
+
 fn bearer(path: &std::path::Path) -> Result<::http::HeaderValue> {
     let key = std::fs::read_to_string(path)
         .with_context(|| format!("--engine-api-key-file {}", path.display()))?;
@@ -442,41 +482,6 @@ fn bearer(path: &std::path::Path) -> Result<::http::HeaderValue> {
     })?;
     value.set_sensitive(true);
     Ok(value)
-}
-
-/// Parses `IP:PORT` or `IP:PORT=NODE`.
-fn agent(text: &str) -> Result<AgentAddress, String> {
-    let (address, node) = match text.split_once('=') {
-        Some((address, node)) => (address, Some(node)),
-        None => (text, None),
-    };
-    let address = address.parse().map_err(|_| format!("`{address}` must be IP:PORT"))?;
-    if node.is_some_and(str::is_empty) {
-        return Err(format!("`{text}` must name a node after `=`"));
-    }
-    Ok(AgentAddress { address, node: node.map(Into::into), name: text.into() })
-}
-
-/// Parses `1h`, `5m`, `300s` or `100ms`. A number without a unit is an error.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let seconds = match unit {
-        "ms" => 0.001,
-        "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return Err(format!("`{text}` must have a unit: ms, s, m or h")),
-    };
-    let number: f64 = number
-        .parse()
-        .map_err(|_| format!("`{text}` must be a number with a unit, such as 30s"))?;
-    Duration::try_from_secs_f64(number * seconds)
-        .ok()
-        .filter(|duration| !duration.is_zero() && *duration <= MAX_DURATION)
-        .ok_or_else(|| {
-            format!("`{text}` must be above 0 and at most {}h", MAX_DURATION.as_secs() / 3600)
-        })
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ mod scheduler_view;
 mod send_timeout;
 pub mod shutdown;
 pub mod simulate;
+pub mod stdout;
 mod supervise;
 pub mod telemetry;
 pub mod token;

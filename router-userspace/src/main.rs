@@ -5,13 +5,18 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use pd_router::config::{Cli, Command, CrdFlags};
+use pd_router::config::{Cli, Command, CrdFlags, negative_argument};
 use pd_router::control::objects::crds;
 use pd_router::shutdown::on_signal;
 use pd_router::simulate::simulate;
+use pd_router::stdout::print;
 use pd_router::{agent, gateway, telemetry, top};
 
 fn main() -> ExitCode {
+    if let Some(why) = negative_argument() {
+        _ = writeln!(std::io::stderr(), "pd-router: {why}");
+        return ExitCode::from(2);
+    }
     match start(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -43,14 +48,15 @@ fn start(cli: Cli) -> Result<()> {
 }
 
 fn print_crds(flags: &CrdFlags) -> Result<()> {
+    let mut printed = String::new();
     for (name, text) in crds::files().map_err(anyhow::Error::msg)? {
         match &flags.write {
             Some(folder) => {
                 let path = folder.join(name);
                 std::fs::write(&path, text).with_context(|| path.display().to_string())?;
             }
-            None => println!("---\n{text}"),
+            None => printed.extend(["---\n", &text, "\n"]),
         }
     }
-    Ok(())
+    print(&printed)
 }

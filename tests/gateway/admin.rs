@@ -29,13 +29,20 @@ async fn metrics_and_fleet_need_the_token_and_probes_do_not() {
     let folder = Folder::new("token");
     let file = folder.path().join("token");
     let fleet = Fleet::start(1, 1).await;
-    // As a Secret that is mounted before it exists.
+    // As a Secret that has no content yet.
+    std::fs::write(&file, "").expect("writing the token");
     let flags = ["--admin-token-file", file.to_str().expect("UTF-8")];
     let gateway = Gateway::start_with(&fleet.manifests, &flags).await;
     let admin = &gateway.admin;
     let refused = (401, "Bearer".to_owned());
-    let guarded =
-        ["/metrics", "/fleet", "/fleet/loads/default/prefill-0", "/requests", "/requests/an-id"];
+    let guarded = [
+        "/metrics",
+        "/fleet",
+        "/fleet/loads/default/prefill-0",
+        "/requests",
+        "/requests/an-id",
+        "/crashes",
+    ];
     for path in guarded {
         assert_eq!(ask(admin, path, None).await, refused, "{path}");
         assert_eq!(ask(admin, path, Some("")).await, refused, "{path}");

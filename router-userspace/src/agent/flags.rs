@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use crate::config::{milliseconds, socket_address};
+
 /// Runs the node agent: counts the traffic of this node's pods in the kernel, and serves the counters.
 #[derive(Clone, Debug, Args)]
 pub struct AgentFlags {
@@ -72,7 +74,7 @@ pub struct AgentFlags {
     pub sysfs: PathBuf,
 
     /// Address at which /v1/loads, /v1/loads/stream, /metrics, /livez and /readyz are served.
-    #[arg(long, help_heading = "Server", default_value = "127.0.0.1:9911", value_name = "IP:PORT")]
+    #[arg(long, help_heading = "Server", default_value = "127.0.0.1:9911", value_parser = socket_address, value_name = "IP:PORT")]
     pub listen: SocketAddr,
     /// File with the bearer token that /v1/loads and /metrics require. Required if --listen is not a
     /// loopback address.
@@ -146,13 +148,6 @@ pub enum TcMode {
     Tcx,
     /// clsact filters.
     Clsact,
-}
-
-fn milliseconds(text: &str) -> Result<Duration, String> {
-    match text.parse() {
-        Ok(milliseconds @ 1..=60_000) => Ok(Duration::from_millis(milliseconds)),
-        _ => Err("expected milliseconds from 1 to 60000".to_owned()),
-    }
 }
 
 fn speed(text: &str) -> Result<(Option<String>, u64), String> {

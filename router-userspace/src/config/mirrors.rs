@@ -12,6 +12,6 @@ pub struct MirrorFlags {
     pub max_mirrors: usize,
     /// Maximum size in bytes of all request bodies that are copied for mirrors together. A request whose
     /// copy would exceed it is not mirrored.
-    #[arg(long, default_value_t = 64 << 20, value_name = "BYTES")]
+    #[arg(long, default_value_t = 64 << 20, value_parser = super::size, value_name = "BYTES")]
     pub max_mirror_memory: usize,
 }

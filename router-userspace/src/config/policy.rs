@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use router_core::schedule::{Policy, SloTargets};
 
+/// How the error of a wrong value ends.
+const POLICIES: &str = "it must be round_robin, random, power_of_two, least_load, kv or predicted";
+
 /// [`Policy`] as the value of a flag.
 #[derive(Clone, Copy, Debug)]
 pub struct PolicyName(pub Policy);
@@ -12,12 +15,14 @@ impl std::str::FromStr for PolicyName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<PolicyName, String> {
-        match text.parse()? {
+        match text.parse() {
             // They need data that the gateway does not collect.
-            Policy::CacheAware | Policy::Reported => {
-                Err(format!("`{text}` is available only in `pd-router simulate`"))
+            Ok(Policy::CacheAware | Policy::Reported) => {
+                Err(format!("`{text}` is available only in `pd-router simulate`; {POLICIES}"))
             }
-            policy => Ok(PolicyName(policy)),
+            Ok(policy) => Ok(PolicyName(policy)),
+            // Its own text names those, too.
+            Err(_) => Err(format!("no policy is called `{text}`; {POLICIES}")),
         }
     }
 }

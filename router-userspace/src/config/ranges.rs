@@ -51,7 +51,7 @@ impl LimitFlags {
                 bail!("{flag} is {value}: it must be at most {most}");
             }
         }
-        for (flag, memory, one_flag, one) in [
+        for (memory_flag, memory, one_flag, one) in [
             ("--max-body-memory", self.max_body_memory, "--max-body", self.max_body),
             (
                 "--max-response-memory",
@@ -61,10 +61,13 @@ impl LimitFlags {
             ),
         ] {
             if memory > most {
-                bail!("{flag} is {memory}: it must be at most {most}");
+                bail!("{memory_flag} is {memory}: it must be at most {most}");
+            }
+            if one == 0 {
+                bail!("{one_flag} is 0: it must be between 1 and {memory} ({memory_flag})");
             }
             if memory < one {
-                bail!("{one_flag} is {one}: it must be at most {flag}, which is {memory}");
+                bail!("{one_flag} is {one}: it must be at most {memory_flag}, which is {memory}");
             }
         }
         Ok(())

@@ -16,16 +16,6 @@ fn the_command_line_is_well_formed() {
 }
 
 #[test]
-fn durations_carry_their_unit() {
-    assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));
-    assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-    assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
-    for wrong in ["5", "", "s", "-1s", "0s", "1e99h", "5 s", "8761h", "NaNs", "infs"] {
-        assert!(duration(wrong).is_err(), "{wrong}");
-    }
-}
-
-#[test]
 fn flags_of_sglang_router_are_read() {
     let line = "--pd-disaggregation --prefill http://a:30000 8998 --prefill http://b:30000 \
                 --decode http://c:30000 --decode http://d:30000 --host 127.0.0.1 --port 8001";
@@ -110,6 +100,11 @@ fn a_wrong_flag_is_named() {
         (&["--manifests", "d", "--policy", "best"], "--policy"),
         (&["--manifests", "d", "--max-attempts", "0"], "--max-attempts"),
         (&["--manifests", "d", "--queue-timeout", "5"], "--queue-timeout"),
+        (&["--manifests", "d", "--max-body", "0"], "--max-body is 0: it must be between 1 and"),
+        (&["--manifests", "d", "--admin-token-file", "/nope"], "--admin-token-file /nope"),
+        (&["--manifests", "d", "--agent-token-file", "/nope"], "--agent-token-file /nope"),
+        (&["--manifests", "d", "--admin-listen", "9901"], "--admin-listen"),
+        (&["--manifests", "d", "--peer", "127.0.0.1:9901"], "--admin-token-file"),
         (&["--manifests", "d", "--engine-api-key-file", "/nowhere"], "--engine-api-key-file"),
         (&["--manifests", "d", "--agent", "somewhere"], "--agent"),
         (&["--manifests", "d", "--agent", "10.0.0.1:9911="], "--agent"),
@@ -122,6 +117,28 @@ fn a_wrong_flag_is_named() {
         let error = format!("{:#}", settings(line).unwrap_err());
         assert!(error.contains(name), "{line:?}: {error}");
     }
+}
+
+#[test]
+fn a_token_file_may_be_missing_in_a_cluster_only() {
+    let secret = ["--admin-token-file", "/nope", "--agent-token-file", "/nope"];
+    settings(&[&["--kubernetes"][..], &secret].concat()).unwrap();
+    settings(&[&["--manifests", "d"][..], &secret].concat()).unwrap_err();
+}
+
+#[test]
+fn only_the_policies_that_the_gateway_has_are_named() {
+    let error = settings(&["--manifests", "d", "--policy", "least-load"]).unwrap_err().to_string();
+    assert!(error.contains("least_load") && error.contains("predicted"), "{error}");
+    assert!(!error.contains("cache_aware") && !error.contains("reported"), "{error}");
+}
+
+#[test]
+fn sizes_and_addresses_are_read_as_people_write_them() {
+    let line = ["--manifests", "d", "--max-body", "32Mi", "--admin-listen", "localhost:9901"];
+    let settings = settings(&line).unwrap();
+    assert_eq!(settings.limits.max_body, 32 << 20);
+    assert_eq!(settings.admin_listen, SocketAddr::from((Ipv4Addr::LOCALHOST, 9901)));
 }
 
 #[test]

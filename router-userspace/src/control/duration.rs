@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Parses a duration. The error names the text and the reason.
-pub(super) fn parse(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }

@@ -5,7 +5,7 @@
 
 mod api_resource;
 pub mod document;
-mod duration;
+pub(crate) mod duration;
 mod fields;
 pub mod files;
 pub mod flags;

@@ -9,11 +9,11 @@ mod screen;
 mod terminal;
 mod text;
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use http::uri::Authority;
 
@@ -60,7 +60,5 @@ pub async fn run(flags: TopFlags) -> Result<()> {
         true => serde_json::to_string(&report)? + "\n",
         false => text::page(&report),
     };
-    // `print!` would panic where the reader of a pipe is gone.
-    let mut out = std::io::stdout().lock();
-    write!(out, "{page}").and_then(|()| out.flush()).context("standard output")
+    crate::stdout::print(&page)
 }
