@@ -460,7 +460,7 @@ fn check_token_file(flag: &str, path: &std::path::Path, may_be_missing: bool) ->
         Ok(_) => Ok(()),
         Err(error) if may_be_missing && error.kind() == std::io::ErrorKind::NotFound => {
             let path = path.display();
-            tracing::warn!(flag, %path, "token file missing; nobody is admitted until it is there");
+            tracing::warn!(flag, %path, "token file missing; no client is admitted until it exists");
             Ok(())
         }
         Err(error) => Err(error).with_context(|| format!("{flag} {}", path.display())),

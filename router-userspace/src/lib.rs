@@ -4,7 +4,7 @@
 //! fleet), [`gateway`] (the life of a request), [`agent`] (the node's BPF programs and counters),
 //! [`feedback`] (load frames from agents to gateways), [`simulate`] (the model of a fleet), [`top`] (a
 //! gateway in a terminal). All of them use [`certificates`] (of the fleet's listeners), `client_body`, `clock`, `http_client`,
-//! `scheduler_view`, [`metrics`], `supervise` (what the panic of a task does), [`telemetry`] and
+//! `scheduler_view`, [`metrics`], [`stdout`], `supervise` (what the panic of a task does), [`telemetry`] and
 //! [`token`].
 
 pub mod agent;

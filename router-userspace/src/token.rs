@@ -93,6 +93,11 @@ impl Guard {
         }
     }
 
+    /// Whether requests need a token, whether or not there is one at the moment.
+    pub(crate) fn needs_token(&self) -> bool {
+        matches!(self, Guard::Token(_))
+    }
+
     /// The token that requests need, if the guard has a file with one.
     pub(crate) fn token(&self) -> Option<Arc<str>> {
         match self {

@@ -1,9 +1,11 @@
 //! A log that cannot be written costs log lines and no request.
 
 use std::fs::OpenOptions;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use router_tests::gateway::program;
+use router_tests::loopback::Loopback;
 use router_tests::{Fleet, Gateway, eventually};
 use sglang_sim::Action;
 
@@ -46,6 +48,47 @@ async fn requests_are_served_while_no_reader_takes_the_log() {
     gateway.terminate();
     let status = gateway.ended(Duration::from_secs(20)).await;
     assert!(status.success(), "{status}");
+}
+
+#[test]
+fn a_command_that_cannot_print_says_so_and_one_without_a_reader_ends() {
+    let print = |out: Stdio| {
+        let mut command = Command::new(program());
+        command.arg("crds").stdout(out).output().expect("running pd-router")
+    };
+    let full = OpenOptions::new().write(true).open("/dev/full").expect("opening /dev/full");
+    let failed = print(full.into());
+    let error = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert_eq!(failed.status.code(), Some(1), "{error}");
+    assert!(error.contains("standard output: No space left"), "{error}");
+    let (reader, writer) = std::io::pipe().expect("making a pipe");
+    drop(reader);
+    let ended = print(writer.into());
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
+}
+
+#[test]
+fn a_gateway_with_flags_only_ends_if_its_port_is_taken() {
+    let address = Loopback::claim();
+    let taken = std::net::TcpListener::bind(address.port(0)).expect("a free port");
+    let port = taken.local_addr().expect("it is bound").port().to_string();
+    let (ip, admin) = (address.ip().to_string(), address.port(0).to_string());
+    let output = Command::new(program())
+        .args(["gateway", "--pd-disaggregation", "--prefill", "http://127.0.0.1:1"])
+        .args(["--decode", "http://127.0.0.1:2", "--host", &ip, "--port", &port])
+        .args(["--admin-listen", &admin])
+        .output()
+        .expect("running pd-router");
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains(&format!("--host {ip} --port {port}: ")), "{error}");
+    assert!(error.contains("Address already in use"), "{error}");
+    let negative = Command::new(program()).args(["gateway", "--probe-timeout", "-1s"]).output();
+    let negative = negative.expect("running pd-router");
+    let error = String::from_utf8_lossy(&negative.stderr).into_owned();
+    assert_eq!(negative.status.code(), Some(2), "{error}");
+    assert!(error.contains("--probe-timeout is -1s: it must not be negative"), "{error}");
 }
 
 #[tokio::test]

@@ -2,12 +2,17 @@
 
 use std::time::Duration;
 
+use http::header::AUTHORIZATION;
+use http::{HeaderValue, Method};
 use router_tests::fleet::Engine;
+use router_tests::folder::Folder;
 use router_tests::{Answer, Fleet, Gateway, eventually};
-use serde_json::json;
+use serde_json::{Value, json};
 use sglang_sim::{Action, RequestMatch, Script};
 
 use crate::{CHAT, chat, streamed};
+
+const SOON: Duration = Duration::from_secs(30);
 
 /// Every one of these engines dies of a request whose body has the word.
 fn poison(engines: &[Engine]) {
@@ -118,10 +123,91 @@ async fn a_poison_in_another_spelling_is_refused_too() {
     let spaced = serde_json::to_string_pretty(&chat("poison")).expect("JSON");
     let escaped = chat("poison").to_string().replace("poison", "p\\u006fison");
     for body in [spaced, escaped] {
-        assert_refused(&gateway.client.post_raw(CHAT, body.into()).await);
+        assert_refused(&gateway.client.post_bytes(CHAT, body).await);
     }
     assert_eq!(dead(&fleet.decode), 2);
     gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
+}
+
+/// An answer of the admin port to the token of [`replica`], `null` if there is none.
+async fn admin(gateway: &Gateway, path: &str) -> Value {
+    let mut request = gateway.admin.request(Method::GET, path, "");
+    request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Bearer secret"));
+    match gateway.admin.try_send(request).await {
+        Ok(stream) => serde_json::from_slice(&stream.answer().await.body).unwrap_or_default(),
+        Err(_) => Value::Null,
+    }
+}
+
+/// A gateway that shares a token with others, and whose pod they see; it knows all engines.
+async fn replica(fleet: &Fleet, token: &Folder) -> Gateway {
+    let file = token.path().join("token");
+    std::fs::write(&file, "secret\n").expect("writing the token");
+    let flags = ["--admin-token-file", file.to_str().expect("UTF-8")];
+    let gateway = Gateway::start_with(&fleet.manifests, &flags).await;
+    let ip = gateway.address.ip();
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": format!("gateway-{ip}"),
+            "uid": format!("gateway-{ip}"),
+            "labels": {"app.kubernetes.io/name": "pd-router-gateway"},
+        },
+        "status": {
+            "phase": "Running",
+            "podIP": ip.to_string(),
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    });
+    fleet.manifests.put(&format!("gateway-{ip}.yaml"), &pod.to_string());
+    let engines = fleet.engines().filter(|engine| engine.sim.is_alive()).count();
+    eventually("the gateway knows every engine that lives", SOON, async || {
+        let known = admin(&gateway, "/fleet").await.to_string();
+        (known.matches("page_size").count() >= engines).then_some(())
+    })
+    .await;
+    gateway
+}
+
+async fn learned(gateway: &Gateway, crashes: usize) {
+    eventually("the crashes are known", SOON, async || {
+        let known = admin(gateway, "/crashes").await["crashes"].as_array().map(Vec::len);
+        (known == Some(crashes)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_poison_kills_two_engines_by_whichever_gateways_it_comes() {
+    let fleet = Fleet::start(2, 6).await;
+    let token = Folder::new("token");
+    let (one, two) = (replica(&fleet, &token).await, replica(&fleet, &token).await);
+    for gateway in [&one, &two] {
+        eventually("the gateways know each other", SOON, async || {
+            gateway.log().contains("gateway peer connected").then_some(())
+        })
+        .await;
+    }
+    poison(&fleet.decode);
+    assert_died(&one.client.post(CHAT, &chat("poison")).await, "decode");
+    learned(&two, 2).await;
+    let mut more = chat("poison");
+    more["user"] = json!("x");
+    for gateway in [&two, &one] {
+        for body in [chat("poison"), more.clone(), streamed("poison")] {
+            assert_refused(&gateway.client.open(CHAT, &body).await.answer().await);
+        }
+        gateway.client.post(CHAT, &chat("hi")).await.expect_status(200);
+    }
+    // One that starts later, when the gateway that saw the crashes is gone, learns them as well.
+    drop(one);
+    let three = replica(&fleet, &token).await;
+    learned(&three, 2).await;
+    assert_refused(&three.client.post(CHAT, &chat("poison")).await);
+    assert_eq!(dead(&fleet.decode), 2);
+    let shown = admin(&three, "/crashes").await.to_string();
+    assert!(!shown.contains("poison") && !shown.contains("decode"), "{shown}");
 }
 
 #[tokio::test]

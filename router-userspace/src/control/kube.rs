@@ -47,6 +47,7 @@ pub struct Cluster {
     tasks: BTreeMap<Watch, AbortOnDropHandle<()>>,
     sender: mpsc::Sender<(Watch, WatchEvent)>,
     receiver: mpsc::Receiver<(Watch, WatchEvent)>,
+    gateway_labels: BTreeMap<String, String>,
     exposure: Exposure,
     readiness_panic_threshold: u8,
     /// Input of the task that writes statuses and Services.
@@ -77,7 +78,9 @@ impl Cluster {
     pub async fn open(flags: &SourceFlags, metrics: &Metrics) -> anyhow::Result<Cluster> {
         let client = client().await?;
         let namespace: Arc<str> = client.default_namespace().into();
-        let mut cluster = Cluster::new(client.clone(), WatchCache::of_gateway(&namespace));
+        let labels = &flags.exposure.gateway_pod_labels.0;
+        let mut cluster = Cluster::new(client.clone(), WatchCache::of_gateway(&namespace, labels));
+        cluster.gateway_labels = labels.clone();
         cluster.readiness_panic_threshold = flags.readiness_panic_threshold;
         let flags = &flags.exposure;
         cluster.exposure = match &flags.gateway_service {
@@ -116,6 +119,7 @@ impl Cluster {
             sender,
             receiver,
             exposure: Exposure::Direct,
+            gateway_labels: BTreeMap::new(),
             // An agent reads no readiness.
             readiness_panic_threshold: 100,
             desired,
@@ -125,6 +129,11 @@ impl Cluster {
             write_problems_changed: false,
             debounced_until: Instant::now(),
         }
+    }
+
+    /// The labels of the pods of gateways, this one among them.
+    pub(super) fn gateway_labels(&self) -> &BTreeMap<String, String> {
+        &self.gateway_labels
     }
 
     /// The share of a pool's ready pods in percent above which a loss of readiness is distrusted.

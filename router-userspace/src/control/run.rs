@@ -1,6 +1,6 @@
 //! The control loop: polls the source, builds a fleet when something has changed, and publishes it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 
 use super::files::Directory;
 use super::flags::Engines;
-use super::index::{Exposure, Index};
+use super::index::{Exposure, Index, default_gateway_labels};
 use super::kube::Cluster;
 use crate::certificates::Certificates;
 use crate::config::SourceFlags;
@@ -54,6 +54,15 @@ impl Feed {
         match self {
             Feed::Directory(_) | Feed::Engines(_) => Exposure::Direct,
             Feed::Cluster(cluster) => cluster.exposure().clone(),
+        }
+    }
+
+    /// The labels of the pods of gateways.
+    fn gateway_labels(&self) -> BTreeMap<String, String> {
+        match self {
+            Feed::Engines(_) => BTreeMap::new(),
+            Feed::Directory(_) => default_gateway_labels(),
+            Feed::Cluster(cluster) => cluster.gateway_labels().clone(),
         }
     }
 
@@ -113,7 +122,7 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) {
     let publish = Arc::new(publish);
-    let index = Index::with_exposure(feed.exposure());
+    let index = Index::with_exposure(feed.exposure()).with_gateways(feed.gateway_labels());
     let guard = feed.readiness_guard();
     let mut state = ControlState {
         feed,

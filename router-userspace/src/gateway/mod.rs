@@ -8,6 +8,7 @@
 mod admin;
 mod engine_client;
 mod fleet_handle;
+mod peers;
 mod placement;
 mod readiness;
 mod request;
@@ -33,6 +34,7 @@ use self::admin::watch::FleetWatch;
 use self::admin::{Admin, AdminState};
 use self::engine_client::EngineClient;
 pub use self::fleet_handle::FleetHandle;
+use self::peers::GatewayPeers;
 use self::placement::queue::Admission;
 use self::placement::responses::Responses;
 use self::readiness::Readiness;
@@ -75,7 +77,7 @@ const BIND_RETRY: Duration = Duration::from_secs(1);
 /// `--drain-timeout`.
 ///
 /// # Errors
-/// The manifests cannot be read or the admin port cannot be opened at the start.
+/// At the start, the manifests cannot be read, or the admin port or the only port cannot be opened.
 pub async fn run(settings: GatewaySettings, shutdown: CancellationToken) -> Result<()> {
     crate::open_files::raise_limit(settings.limits.max_connections);
     if settings.source.pd_disaggregation && settings.http.cors_allowed_origins.is_empty() {
@@ -86,9 +88,15 @@ pub async fn run(settings: GatewaySettings, shutdown: CancellationToken) -> Resu
     let feed = control::Feed::open(&settings.source, &metrics).await?;
     let admin_listen = settings.admin_listen;
     let guard = Arc::clone(&settings.admin_guard);
+    // Without manifests there is one port, and nothing to serve without it.
+    let only_port = settings
+        .source
+        .pd_disaggregation
+        .then(|| format!("--host {} --port {}", settings.source.host, settings.source.port));
     let drain_timeout = settings.timeouts.drain_timeout;
     let parts = Parts::new(settings, metrics, &shutdown)?;
-    let admin = Admin::bind(admin_listen).await.context("--admin-listen")?;
+    let admin = Admin::bind(admin_listen).await;
+    let admin = admin.with_context(|| format!("--admin-listen {admin_listen}"))?;
     let stop = CancellationToken::new();
     let background = TaskTracker::new();
     let supervisor = Supervisor::new(shutdown.clone());
@@ -111,7 +119,7 @@ pub async fn run(settings: GatewaySettings, shutdown: CancellationToken) -> Resu
     background.spawn(supervisor.clone().essential("control", control));
     let listeners =
         Listeners::new(&parts.gateway.settings, RequestService(Arc::clone(&parts.gateway)));
-    let listeners = follow_ports(listeners, ports, &parts.readiness, &shutdown).await;
+    let listeners = follow_ports(listeners, ports, &parts.readiness, &only_port, &shutdown).await?;
 
     tracing::info!("draining");
     if !listeners.drain(drain_timeout).await {
@@ -190,13 +198,15 @@ impl Parts {
             metrics: metrics.clone(),
             drain_exceeded: CancellationToken::new(),
         });
+        let crashes = Arc::new(CrashHistory::new(Arc::clone(&settings.admin_guard)));
         let readiness = Arc::new(Readiness::new(Arc::clone(&fleet), shutdown.clone()));
         let gateway = Arc::new(Gateway {
             traces: TraceExporter::start(&settings.traces, &http, &metrics, &tasks, &stop_workers),
             recent: Arc::new(RecentRequests::new(&settings.recent)),
             mirrors: Mirrors::new(&settings.limits.mirrors, tasks.clone(), stop_workers.clone()),
             body_memory: BodyMemory::new(settings.limits.max_body_memory),
-            crashes: CrashHistory::new(Arc::clone(&settings.admin_guard)),
+            peers: peers(&settings, &dispatch.engines, &crashes, &tasks, &stop_workers),
+            crashes,
             settings,
             http,
             fleet,
@@ -227,6 +237,9 @@ impl Parts {
             probes.follow(&fleet);
             polls.follow(&fleet);
             gateway.feedback.follow(&fleet);
+            if let Some(peers) = &gateway.peers {
+                peers.follow(&fleet);
+            }
             gateway.http.follow(&fleet);
             gateway.remove_counters_of_departed(&fleet);
             gateway.metrics.ttft_parts.follow(fleet.pools.iter().map(|pool| &pool.name));
@@ -253,6 +266,21 @@ fn response_limits(settings: &GatewaySettings) -> ReadLimits {
     }
 }
 
+/// The other gateways, with whom this one shares a token. Without a token, no hash would match.
+fn peers(
+    settings: &GatewaySettings,
+    client: &EngineClient,
+    crashes: &Arc<CrashHistory>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Option<GatewayPeers> {
+    let guard = Arc::clone(&settings.admin_guard);
+    let (crashes, peers) = (Arc::clone(crashes), settings.peers.clone());
+    let peers =
+        || GatewayPeers::new(client.clone(), guard, crashes, peers, tasks.clone(), stop.clone());
+    settings.admin_guard.needs_token().then(peers)
+}
+
 fn polls(
     settings: &GatewaySettings,
     engines: &EngineClient,
@@ -274,12 +302,16 @@ fn count(n: usize) -> i64 {
 }
 
 /// Opens and closes listeners as `ports` changes, until `shutdown`.
+///
+/// # Errors
+/// The port that the flags of `only_port` name cannot be opened.
 async fn follow_ports(
     mut listeners: Listeners,
     mut ports: watch::Receiver<Vec<ListenPort>>,
     readiness: &Readiness,
+    only_port: &Option<String>,
     shutdown: &CancellationToken,
-) -> Listeners {
+) -> Result<Listeners> {
     loop {
         let wanted = ports.borrow_and_update().clone();
         let failed: Vec<String> = listeners
@@ -287,6 +319,9 @@ async fn follow_ports(
             .into_iter()
             .map(|(port, error)| format!("port {port} cannot be opened: {error}"))
             .collect();
+        if let (Some(flags), Some(failure)) = (only_port, failed.first()) {
+            anyhow::bail!("{flags}: {failure}");
+        }
         let retry = !failed.is_empty();
         {
             let mut ports = readiness.ports.lock();
@@ -302,10 +337,10 @@ async fn follow_ports(
             changed = ports.changed() => if changed.is_err() {
                 // The control plane has ended: open ports stay open.
                 shutdown.cancelled().await;
-                return listeners;
+                return Ok(listeners);
             },
             () = tokio::time::sleep(BIND_RETRY), if retry => {}
-            () = shutdown.cancelled() => return listeners,
+            () = shutdown.cancelled() => return Ok(listeners),
         }
     }
 }

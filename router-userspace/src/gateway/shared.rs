@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::fleet_handle::FleetHandle;
+use super::peers::GatewayPeers;
 use super::placement::queue::Admission;
 use super::placement::responses::Responses;
 use super::request::content_coding::BodyDecoder;
@@ -39,7 +40,9 @@ pub(crate) struct Gateway {
     pub(crate) responses: Responses,
     pub(crate) shared_answers: SharedAnswers,
     /// The contents of requests that were running on engines when these crashed.
-    pub(crate) crashes: CrashHistory,
+    pub(crate) crashes: Arc<CrashHistory>,
+    /// The other gateways. `None` without a token that they share.
+    pub(crate) peers: Option<GatewayPeers>,
     pub(crate) mirrors: Mirrors,
 }
 

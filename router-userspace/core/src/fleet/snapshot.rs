@@ -1,5 +1,6 @@
 //! [`Fleet`]: the snapshot of the topology that a request reads.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
@@ -23,6 +24,9 @@ pub struct Fleet {
     /// The agents that the source lists, sorted by address.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub agents: Vec<AgentAddress>,
+    /// The admin ports of the gateways of the same installation, this one among them, sorted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gateways: Vec<SocketAddr>,
     /// Workers that are candidates although Kubernetes reports their pods as not ready.
     #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "names")]
     pub distrusted: Vec<Arc<Worker>>,

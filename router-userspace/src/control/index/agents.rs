@@ -37,7 +37,8 @@ pub(super) fn find(build: &mut Build<'_>) -> Vec<AgentAddress> {
             over_limit = Some(Subject::of_pod(pod));
             break;
         }
-        let address = SocketAddr::new(ip, port(pod.pod));
+        let port = named_port(pod.pod, PORT_NAME).unwrap_or(PORT);
+        let address = SocketAddr::new(ip, port);
         let (node, name) = (summary.node.clone(), Arc::clone(&summary.full_name));
         agents.push(AgentAddress { address, node, name });
     }
@@ -50,9 +51,10 @@ pub(super) fn find(build: &mut Build<'_>) -> Vec<AgentAddress> {
     agents
 }
 
-fn port(pod: &k8s_openapi::api::core::v1::Pod) -> u16 {
+/// The port of a container with this name.
+pub(super) fn named_port(pod: &k8s_openapi::api::core::v1::Pod, name: &str) -> Option<u16> {
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
     let mut ports = containers.flat_map(|container| container.ports.iter().flatten());
-    let named = ports.find(|port| port.name.as_deref() == Some(PORT_NAME));
-    named.and_then(|port| u16::try_from(port.container_port).ok()).unwrap_or(PORT)
+    let named = ports.find(|port| port.name.as_deref() == Some(name));
+    named.and_then(|port| u16::try_from(port.container_port).ok())
 }

@@ -12,6 +12,7 @@ mod grants;
 mod listeners;
 mod matches;
 mod ownership;
+mod peers;
 mod pods;
 mod policies;
 mod pools;
@@ -28,6 +29,7 @@ pub(super) use certificates::TLS_ENTRIES;
 pub use gateway_services::{Exposure, GatewayService};
 pub(super) use gateway_services::{GATEWAY_UID_LABEL, gateway_uid, targets};
 pub use ownership::CONTROLLER_NAME;
+pub(super) use peers::default_labels as default_gateway_labels;
 pub(super) use pools::DEFAULT_ROLE_LABEL;
 pub use status::{ObjectStatus, StatusPatch};
 
@@ -109,6 +111,8 @@ pub struct Index {
     /// The namespace of a cluster whose agents are trusted. Anyone who may create pods in another
     /// namespace could label them as agents, and would be sent the token.
     agent_namespace: Option<Arc<str>>,
+    /// The labels of the pods that are gateways of the same installation. None are sought if empty.
+    gateway_labels: BTreeMap<String, String>,
     exposure: Exposure,
     /// Pods of a cluster that a new list did not have although their deletion was not observed.
     vanished: BTreeSet<ObjectName>,
@@ -118,6 +122,11 @@ impl Index {
     /// An index for Gateways that clients reach in this way.
     pub fn with_exposure(exposure: Exposure) -> Index {
         Index { exposure, ..Index::default() }
+    }
+
+    /// Seeks the gateways of the same installation by these labels of their pods.
+    pub fn with_gateways(self, labels: BTreeMap<String, String>) -> Index {
+        Index { gateway_labels: labels, ..self }
     }
 
     /// Adds or replaces an object of `source`. Returns whether the index has changed.
@@ -222,6 +231,7 @@ impl Index {
             pools,
             services: std::mem::take(&mut build.services).into_values().collect(),
             agents: agents::find(&mut build),
+            gateways: peers::find(&mut build),
             distrusted: distinct(std::mem::take(&mut build.distrusted)),
             problems: build.sorted_problems(),
         };

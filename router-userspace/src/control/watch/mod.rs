@@ -168,11 +168,13 @@ impl WatchCache {
         }
     }
 
-    /// The watches of a gateway, including the agents in its own namespace.
-    pub fn of_gateway(namespace: &str) -> WatchCache {
+    /// The watches of a gateway, including the agents and the gateways in its own namespace.
+    pub fn of_gateway(namespace: &str, gateways: &BTreeMap<String, String>) -> WatchCache {
         let labels = AGENT_LABELS.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let agents = Watch::Pods { namespace: namespace.into(), labels: labels.into() };
-        let cache = WatchCache::new(Source::Cluster, &KINDS, BTreeSet::from([agents]), true);
+        let gateways = Watch::Pods { namespace: namespace.into(), labels: gateways.clone() };
+        let own = BTreeSet::from([agents, gateways]);
+        let cache = WatchCache::new(Source::Cluster, &KINDS, own, true);
         WatchCache { agent_namespace: Some(namespace.into()), ..cache }
     }
 

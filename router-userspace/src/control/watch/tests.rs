@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::control::CONTROLLER_NAME;
+use crate::control::index::default_gateway_labels;
 
 pub(super) fn present(kind: Kind, value: Value) -> WatchEvent {
     WatchEvent::Present(Box::new(ObservedObject::read(kind, value).unwrap()))
@@ -299,7 +300,7 @@ fn what_an_agent_needs_of_a_pod_is_kept() {
 }
 
 #[test]
-fn a_gateway_listens_to_the_agents_of_its_own_namespace_and_to_no_other() {
+fn a_gateway_asks_the_agents_and_gateways_of_its_own_namespace_and_no_other() {
     let agent = |namespace: &str, name: &str| {
         let mut value = pod(name, 1, "a", true);
         value["metadata"]["namespace"] = namespace.into();
@@ -311,13 +312,28 @@ fn a_gateway_listens_to_the_agents_of_its_own_namespace_and_to_no_other() {
         ]});
         value
     };
-    let mut case = Case::of(WatchCache::of_gateway("system"));
+    let mut case = Case::of(WatchCache::of_gateway("system", &default_gateway_labels()));
     let labels = AGENT_LABELS.map(|(name, value)| (name.into(), value.into())).into();
     let own = Watch::Pods { namespace: "system".into(), labels };
     assert!(case.watched.watches().any(|watch| *watch == own));
     case.list(&own, vec![agent("system", "one")]);
     // A pod of a pool with the labels of an agent.
     case.list(&pods_of("a"), vec![agent("default", "impostor")]);
+    let gateway = |namespace: &str, name: &str| {
+        let mut value = agent(namespace, name);
+        value["metadata"]["labels"] = json!(default_gateway_labels());
+        value["spec"]["containers"][0]["ports"][0] =
+            json!({"name": "admin", "containerPort": 9902});
+        value
+    };
+    let labels = default_gateway_labels();
+    let gateways = Watch::Pods { namespace: "system".into(), labels: labels.clone() };
+    assert!(case.watched.watches().any(|watch| *watch == gateways));
+    case.list(&gateways, vec![gateway("system", "two")]);
+    case.list(&pods_of("b"), vec![gateway("default", "impostor-too")]);
+    case.index = std::mem::take(&mut case.index).with_gateways(labels);
+    let gateways = case.index.build(&Fleet::default()).gateways;
+    assert_eq!(gateways.iter().map(|gateway| gateway.port()).collect::<Vec<_>>(), [9902]);
     let agents = case.index.build(&Fleet::default()).agents;
     let reported: Vec<String> = agents.iter().map(|agent| agent.name.to_string()).collect();
     assert_eq!(reported, ["system/one"]);

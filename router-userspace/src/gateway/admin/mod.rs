@@ -1,4 +1,4 @@
-//! The admin port: `/livez`, `/readyz`, `/metrics`, `/fleet` and `/requests`, and the page at `/`.
+//! The admin port: `/livez`, `/readyz`, `/metrics`, `/fleet`, `/requests` and `/crashes`, and the page at `/`.
 
 mod bundle;
 mod fleet_page;
@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::watch::{FleetWatch, WatchBody};
+use super::peers;
 use super::readiness::Readiness;
 use super::shared::Gateway;
 use crate::connection_slots::{ConnectionSlots, set_options};
@@ -100,11 +101,22 @@ impl Admin {
             connections.spawn(async move {
                 let answer = service_fn(|request| {
                     slot.used();
-                    let response = state.answer(&request, at);
-                    if matches!(response.body(), Either::Right(_)) {
+                    let answered = match state.crashes(&request, at) {
+                        Some(waiting) => Err(waiting),
+                        None => Ok(state.answer(&request, at)),
+                    };
+                    if answered
+                        .as_ref()
+                        .is_ok_and(|answer| matches!(answer.body(), Either::Right(_)))
+                    {
                         slot.streams();
                     }
-                    async move { Ok::<_, std::convert::Infallible>(response) }
+                    async move {
+                        Ok::<_, std::convert::Infallible>(match answered {
+                            Ok(answer) => answer,
+                            Err(waiting) => waiting.await,
+                        })
+                    }
                 });
                 let mut server = http1::Builder::new();
                 server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
@@ -120,6 +132,22 @@ impl Admin {
 }
 
 impl AdminState {
+    /// The answer to another gateway, which comes when there is news. `None` if the request is another one
+    /// or is not admitted.
+    fn crashes(
+        &self,
+        request: &Request<Incoming>,
+        at: SocketAddr,
+    ) -> Option<impl Future<Output = Response<AdminBody>> + use<>> {
+        let is_asked = request.method() == Method::GET && request.uri().path() == "/crashes";
+        if !is_asked || !self.guard.admits(request.headers(), at) {
+            return None;
+        }
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        let history = Arc::clone(&self.gateway.crashes);
+        Some(async move { typed("application/json", peers::answer(&history, &query).await) })
+    }
+
     fn answer(&self, request: &Request<Incoming>, at: SocketAddr) -> Response<AdminBody> {
         if request.method() != Method::GET && request.method() != Method::HEAD {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
@@ -134,7 +162,7 @@ impl AdminState {
         let request_id = path.strip_prefix("/requests/");
         let is_guarded = pod.is_some()
             || request_id.is_some()
-            || matches!(path, "/metrics" | "/fleet" | "/requests");
+            || matches!(path, "/metrics" | "/fleet" | "/requests" | "/crashes");
         if is_guarded && !self.guard.admits(request.headers(), at) {
             return unauthorized();
         }
@@ -156,11 +184,15 @@ impl AdminState {
                 None => text(StatusCode::NOT_FOUND, format!("no worker is called {pod}\n")),
             },
             "/requests" => described(self.gateway.describe_requests(query)),
+            // Of HEAD, which does not wait.
+            "/crashes" => typed("application/json", Bytes::new()),
             _ if let Some(id) = request_id => described(match id.strip_suffix("/bundle") {
                 Some(id) => self.gateway.describe_bundle(id),
                 None => self.gateway.describe_request(id),
             }),
-            _ => text(StatusCode::NOT_FOUND, "/ /livez /readyz /metrics /fleet /requests\n"),
+            _ => {
+                text(StatusCode::NOT_FOUND, "/ /livez /readyz /metrics /fleet /requests /crashes\n")
+            }
         }
     }
 
