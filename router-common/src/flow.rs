@@ -3,6 +3,7 @@
 //! IPv4 addresses are v4-mapped (`::ffff:a.b.c.d`); ports are in host order; counters never decrease.
 
 use crate::histogram::BUCKETS;
+use crate::http::HttpStream;
 
 /// The address of a pod, with a port if several pods share the address (hostNetwork).
 #[repr(C)]
@@ -20,6 +21,9 @@ pub const POD_LOCAL: u32 = 1;
 pub const POD_SHARES_ADDRESS: u32 = 2;
 /// The pod is behind a bridge: its bridge port is learned from the packets it sends.
 pub const POD_BEHIND_BRIDGE: u32 = 4;
+/// Requests and KV cache of the pod are counted by the tc programs on its interface. Without this flag
+/// the cgroup programs count them at its sockets. So no request counts twice.
+pub const POD_BY_INTERFACE: u32 = 8;
 
 /// Not an engine.
 pub const ROLE_NONE: u32 = 0;
@@ -78,6 +82,10 @@ pub struct ProgramSettings {
     /// First and last port of connections that carry KV cache.
     pub kv_first: u16,
     pub kv_last: u16,
+    /// Raised with every change of the pods and of their ports: a socket is then looked up again.
+    pub generation: u32,
+    /// 1 if the cgroup_skb programs count at sockets, 0 if the tc programs count for every pod.
+    pub cgroup_skb: u32,
 }
 
 /// An interface towards other nodes.
@@ -146,6 +154,29 @@ pub struct OpenConnection {
     pub since_ns: u64,
 }
 
+/// The socket is of an engine's HTTP port.
+pub const SOCKET_ENGINE: u32 = 1;
+/// The socket carries KV cache.
+pub const SOCKET_KV: u32 = 2;
+/// The state of the HTTP connection has begun.
+pub const SOCKET_HTTP: u32 = 4;
+/// The HTTP connection is listed in STREAMS: its response has no known end.
+pub const SOCKET_LISTED: u32 = 8;
+
+/// A TCP socket of a local pod. It is removed with the socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct PodSocket {
+    /// Id of the pod; 0 if its address is no pod's any more.
+    pub pod: u32,
+    /// Bits [`SOCKET_ENGINE`] and following.
+    pub kind: u32,
+    /// Generation of the settings at which `pod` and `kind` were looked up.
+    pub generation: u32,
+    pub reserved: u32,
+    pub stream: HttpStream,
+}
+
 /// Counters of the connections between a pod and a peer.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -172,7 +203,8 @@ pub struct PairStats {
     pub rate_us: u64,
 }
 
-/// Packets of a local pod on the interface that carries it, including retransmits.
+/// Packets of a local pod on the interface that carries it, and payload at its sockets, including
+/// retransmits.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct PodTraffic {
@@ -180,8 +212,9 @@ pub struct PodTraffic {
     pub rx_bytes: u64,
     /// TCP payload.
     pub rx_payload: u64,
-    /// The part of `rx_payload` that a prefill or decode received on KV ports. It is live, while a socket
-    /// that only receives reports its bytes at its next change of state.
+    /// Payload that a prefill or decode received on KV ports: at its sockets, or on its interface with
+    /// [`POD_BY_INTERFACE`]. It is live, while a socket that only receives reports its bytes to sock_ops
+    /// at its next change of state.
     pub rx_kv_payload: u64,
     pub tx_packets: u64,
     pub tx_bytes: u64,
@@ -189,6 +222,9 @@ pub struct PodTraffic {
     /// Received packets that arrived over an uplink.
     pub uplink_packets: u64,
     pub uplink_bytes: u64,
+    /// TCP payload at the pod's sockets.
+    pub socket_rx_payload: u64,
+    pub socket_tx_payload: u64,
 }
 
 impl core::iter::Sum for PodTraffic {
@@ -203,6 +239,8 @@ impl core::iter::Sum for PodTraffic {
             tx_payload: sum.tx_payload + one.tx_payload,
             uplink_packets: sum.uplink_packets + one.uplink_packets,
             uplink_bytes: sum.uplink_bytes + one.uplink_bytes,
+            socket_rx_payload: sum.socket_rx_payload + one.socket_rx_payload,
+            socket_tx_payload: sum.socket_tx_payload + one.socket_tx_payload,
         })
     }
 }
@@ -338,12 +376,13 @@ const _: () = {
     assert!(size_of::<PodAddress>() == 20);
     assert!(size_of::<Pod>() == 32);
     assert!(size_of::<PodPort>() == 8);
-    assert!(size_of::<ProgramSettings>() == 16);
+    assert!(size_of::<ProgramSettings>() == 24);
+    assert!(size_of::<PodSocket>() == 16 + size_of::<HttpStream>());
     assert!(size_of::<FlowKey>() == 36);
     assert!(size_of::<PairKey>() == 12);
     assert!(size_of::<OpenConnection>() == 64);
     assert!(size_of::<PairStats>() == 88);
-    assert!(size_of::<PodTraffic>() == 72);
+    assert!(size_of::<PodTraffic>() == 88);
     assert!(size_of::<PodHttp>() == 15 * 8 + 2 * 8 * BUCKETS);
     assert!(size_of::<QueuePairKey>() == 36);
     assert!(size_of::<QueuePairStats>() == 64);

@@ -2,10 +2,10 @@
 
 /// Version of the layout. Raise it with every change to a struct in [`crate::flow`], [`crate::http`] or
 /// [`crate::roce`], to a name or to a capacity below: an agent replaces pins of another version.
-pub const LAYOUT: u64 = 7;
+pub const LAYOUT: u64 = 8;
 
 /// The maps that are pinned, by their names under the pin directory.
-pub const PINNED: [&str; 13] = [
+pub const PINNED: [&str; 14] = [
     "PODS",
     "PORT_CLASSES",
     "SETTINGS",
@@ -15,6 +15,7 @@ pub const PINNED: [&str; 13] = [
     "PAIRS",
     "POD_TRAFFIC",
     "POD_HTTP",
+    "SOCKETS",
     "STREAMS",
     "QUEUE_PAIRS",
     "SEQUENCES",
@@ -33,7 +34,10 @@ pub const UPLINKS: usize = 64;
 pub const CONNECTIONS: usize = 65_536;
 /// Pairs of a local pod and a peer, by traffic class.
 pub const PAIRS: usize = 16_384;
-/// HTTP connections to the engines of local pods.
+/// HTTP connections to the engines of local pods that are counted on interfaces, and those whose response
+/// has no known end.
 pub const STREAMS: usize = 65_536;
+/// Connections whose first data came before their socket existed (TCP Fast Open, deferred accepts).
+pub const EARLY: usize = 4_096;
 /// RoCEv2 flows, by source, destination and queue pair.
 pub const QUEUE_PAIRS: usize = 16_384;

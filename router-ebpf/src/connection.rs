@@ -101,3 +101,26 @@ pub fn is_kv_port(port: u16) -> bool {
         None => false,
     }
 }
+
+/// Whether `port` is an HTTP port of the engine of `pod`.
+#[inline(always)]
+pub fn serves(pod: *mut Pod, port: u16) -> bool {
+    // SAFETY: a live map value.
+    let ports = unsafe { (*pod).http_ports };
+    port != 0 && (ports[0] == port || ports[1] == port || ports[2] == port || ports[3] == port)
+}
+
+/// Whether a connection of `pod` that is not to its engine carries KV cache.
+#[inline(always)]
+pub fn carries_kv(pod: *mut Pod, local_port: u16, remote_port: u16) -> bool {
+    // SAFETY: a live map value.
+    let role = unsafe { (*pod).role };
+    (role == ROLE_PREFILL || role == ROLE_DECODE)
+        && (is_kv_port(local_port) || is_kv_port(remote_port))
+}
+
+/// The local pod of an address and port.
+#[inline(always)]
+pub fn local_pod_at(address: [u8; 16], port: u16) -> Option<*mut Pod> {
+    local_pod_of(local_entry_at(address)?, address, port)
+}

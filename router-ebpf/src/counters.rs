@@ -32,6 +32,23 @@ pub fn masked<const MASK: u64>(mut value: u64) -> u64 {
     value
 }
 
+/// `value`, of which the verifier knows nothing any more: otherwise it would verify the rest once for each
+/// path that leads to it. `noise` is any number that it does not know.
+#[inline(always)]
+pub fn forget(mut value: u64, noise: u64) -> u64 {
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        core::arch::asm!(
+            "{value} ^= {noise}",
+            "{value} ^= {noise}",
+            value = inout(reg) value,
+            noise = in(reg) noise,
+            options(nomem, nostack),
+        );
+    }
+    value
+}
+
 /// A detail that is not counted.
 #[derive(Clone, Copy)]
 #[repr(u32)]

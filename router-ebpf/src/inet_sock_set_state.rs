@@ -1,5 +1,6 @@
 //! The tracepoint sock:inet_sock_set_state: counts connections that sock_ops does not see, because they
-//! are older than its attachment or because there is no cgroup2.
+//! are older than its attachment, because there is no cgroup2, or because another program took the
+//! socket's callbacks.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
@@ -85,14 +86,17 @@ fn established(flow: &FlowKey) -> Option<()> {
 fn closed(flow: &FlowKey) -> Option<()> {
     let connection = CONNECTIONS.get_ptr_mut(flow)?;
     // SAFETY: a live map value.
-    let (owner, key) = unsafe { ((*connection).owner, (*connection).pair) };
-    if owner != OWNER_TRACEPOINT {
-        return None;
-    }
-    // The program that removes the entry counts, so that two attached programs count once.
+    let (established, key) = unsafe { ((*connection).established, (*connection).pair) };
+    // sock_ops runs before and removes the entry of what it follows, unless another program took the
+    // socket's callbacks. The program that removes the entry counts.
     if CONNECTIONS.remove(flow).is_ok() {
+        let stats = pair(&key)?;
         // SAFETY: as above.
-        unsafe { add(&raw mut (*pair(&key)?).closed, 1) };
+        unsafe {
+            let ended =
+                if established != 0 { &raw mut (*stats).closed } else { &raw mut (*stats).failed };
+            add(ended, 1);
+        }
     }
     Some(())
 }

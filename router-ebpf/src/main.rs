@@ -4,14 +4,20 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod cgroup_skb;
 mod connection;
 mod counters;
+mod fields;
 mod inet_sock_set_state;
 mod maps;
 mod packet;
+mod payload;
 mod pod_traffic;
+mod requests;
 mod roce;
+mod sock_close;
 mod sock_ops;
+mod socket;
 mod stream;
 mod tc_egress;
 mod tc_ingress;

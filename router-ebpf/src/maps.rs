@@ -1,10 +1,11 @@
-//! The maps. The agent pins them, and BTF gives their fields names in bpftool.
+//! The maps. The agent pins most of them, and BTF gives their fields names in bpftool.
 
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use router_common::flow::{
     FlowKey, Losses, OpenConnection, PairKey, PairStats, Pod, PodAddress, PodHttp, PodPort,
-    PodTraffic, ProgramSettings, QueuePairKey, QueuePairStats, Uplink,
+    PodSocket, PodTraffic, ProgramSettings, QueuePairKey, QueuePairStats, Uplink,
 };
 use router_common::http::{HEAD_WINDOW, HeadScan, HttpStream};
 use router_common::maps;
@@ -46,9 +47,35 @@ pub static POD_TRAFFIC: PerCpuArray<PodTraffic, { maps::LOCAL_PODS }> = PerCpuAr
 #[btf_map]
 pub static POD_HTTP: Array<PodHttp, { maps::LOCAL_PODS }> = Array::new();
 
-/// HTTP connections to local engines.
+/// TCP sockets of local pods, with the state of their HTTP connections. An entry is removed with its socket.
 #[btf_map]
-pub static STREAMS: HashMap<FlowKey, HttpStream, { maps::STREAMS }> = HashMap::new();
+pub static SOCKETS: SkStorage<PodSocket> = SkStorage::new();
+
+/// HTTP connections to local engines that are counted on interfaces, and those whose response has no known
+/// end. Memory is allocated by use.
+#[btf_map]
+pub static STREAMS: HashMap<
+    FlowKey,
+    HttpStream,
+    { maps::STREAMS },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
+
+/// HTTP connections whose first data came before their socket existed. Not pinned.
+#[btf_map]
+pub static EARLY: LruHashMap<FlowKey, HttpStream, { maps::EARLY }> = LruHashMap::new();
+
+/// Memory in which the head of a response is read.
+#[repr(C)]
+pub struct HeadScratch {
+    pub head: HeadScan,
+    pub bytes: [u8; HEAD_WINDOW as usize],
+}
+
+/// Memory in which the head of a response is read, for each socket of an engine: a program that runs when
+/// a socket sends may be interrupted by another on the same CPU. Not pinned.
+#[btf_map]
+pub static HEADS: SkStorage<HeadScratch> = SkStorage::new();
 
 /// RoCEv2 by queue pair.
 #[btf_map]
@@ -65,17 +92,16 @@ pub static SEQUENCES: LruHashMap<QueuePairKey, Sequences, { maps::QUEUE_PAIRS }>
 pub static LOSSES: Array<Losses, 1> = Array::new();
 
 /// Memory that does not fit on the stack. No program that uses it interrupts another on the same CPU:
-/// tc and XDP run with bottom halves disabled.
+/// tc, XDP and cgroup_skb on ingress run with bottom halves disabled.
 #[repr(C)]
 pub struct ProgramScratch {
     /// A number is passed through it so that the verifier forgets its bounds.
     pub unbounded: u64,
-    pub head: HeadScan,
+    pub head: HeadScratch,
     pub stream: HttpStream,
     /// The connection of the current packet, with the possible local pod as `local`.
     pub flow: FlowKey,
     pub queue_pair: QueuePairKey,
-    pub bytes: [u8; HEAD_WINDOW as usize],
 }
 
 #[btf_map]

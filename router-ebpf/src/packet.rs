@@ -217,8 +217,18 @@ fn parse_v6<F: FrameBytes>(
     write_addresses(flow, direction, frame.read(at + 8)?, frame.read(at + 24)?);
     let payload = u16::from_be_bytes([header[4], header[5]]) as usize;
     let length = if payload == 0 { frame.length().saturating_sub(at) } else { payload + 40 };
-    let mut protocol = header[6];
-    let mut transport = at + 40;
+    let (protocol, transport) = skip_extensions(frame, header[6], at + 40);
+    Some(Packet { protocol, transport, end: at + length, length: length as u64 })
+}
+
+/// The transport protocol, and the offset of its header, behind the IPv6 extension headers that begin with
+/// one of type `protocol` at `transport`.
+#[inline(always)]
+fn skip_extensions<F: FrameBytes>(
+    frame: &F,
+    mut protocol: u8,
+    mut transport: usize,
+) -> (u8, usize) {
     for _ in 0..EXTENSIONS {
         let size = match protocol {
             HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT | AUTHENTICATION => {
@@ -247,7 +257,22 @@ fn parse_v6<F: FrameBytes>(
     if matches!(protocol, HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT | AUTHENTICATION) {
         lost(Loss::Header);
     }
-    Some(Packet { protocol, transport, end: at + length, length: length as u64 })
+    (protocol, transport)
+}
+
+/// The offset of the TCP header in a packet of a TCP socket, which begins with its IP header.
+#[inline(always)]
+pub fn tcp_offset<F: FrameBytes>(packet: &F) -> Option<usize> {
+    let header: [u8; 8] = packet.read(0)?;
+    match header[0] >> 4 {
+        4 => Some((header[0] & 15) as usize * 4),
+        6 if header[6] == TCP => Some(40),
+        6 => {
+            let (protocol, transport) = skip_extensions(packet, header[6], 40);
+            if protocol == TCP { Some(transport) } else { None }
+        }
+        _ => None,
+    }
 }
 
 #[inline(always)]

@@ -1,9 +1,9 @@
 //! Counts packets of local pods on the interface that carries them. The tc and XDP programs share it.
 
 use aya_ebpf::programs::TcContext;
-use router_common::flow::{POD_BEHIND_BRIDGE, POD_SHARES_ADDRESS, Pod, ROLE_DECODE, ROLE_PREFILL};
+use router_common::flow::{POD_BEHIND_BRIDGE, POD_BY_INTERFACE, POD_SHARES_ADDRESS, Pod};
 
-use crate::connection::{is_kv_port, local_entry_at, local_pod_of};
+use crate::connection::{carries_kv, local_entry_at, local_pod_of, serves};
 use crate::maps::{POD_TRAFFIC, ProgramScratch, SCRATCH};
 use crate::packet::{Direction, Packet, interface, parse, tcp};
 use crate::stream;
@@ -30,6 +30,9 @@ pub fn count_sent(ctx: &TcContext, pod_side: bool) -> Option<()> {
         (*traffic).tx_packets += 1;
         (*traffic).tx_bytes += packet.length;
         (*traffic).tx_payload += tcp.length as u64;
+        if (*pod).flags & POD_BY_INTERFACE == 0 {
+            return None;
+        }
         stream::from_pod(ctx, scratch, pod, &tcp)
     }
 }
@@ -58,13 +61,13 @@ pub fn count_received(
         (*traffic).rx_packets += 1;
         (*traffic).rx_bytes += packet.length;
         (*traffic).rx_payload += tcp.length as u64;
-        if stream::serves(pod, (*flow).local_port) {
+        if (*pod).flags & POD_BY_INTERFACE == 0 {
+            return None;
+        }
+        if serves(pod, (*flow).local_port) {
             return stream::to_pod(ctx, scratch, pod, &tcp);
         }
-        let role = (*pod).role;
-        if (role == ROLE_PREFILL || role == ROLE_DECODE)
-            && (is_kv_port((*flow).local_port) || is_kv_port((*flow).remote_port))
-        {
+        if carries_kv(pod, (*flow).local_port, (*flow).remote_port) {
             (*traffic).rx_kv_payload += tcp.length as u64;
         }
     }

@@ -10,10 +10,13 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
-use router_common::flow::{FlowKey, OWNER_SOCK_OPS, OpenConnection, PairKey, PairStats, mapped};
+use router_common::flow::{
+    FlowKey, OWNER_SOCK_OPS, OWNER_TRACEPOINT, OpenConnection, PairKey, PairStats, mapped,
+};
 
 use crate::connection::pair_of;
 use crate::counters::{Loss, add, lost, pair};
+use crate::fields::{address_of, load32, load64};
 use crate::maps::CONNECTIONS;
 
 #[sock_ops]
@@ -37,64 +40,30 @@ const TCP_CLOSING: u32 = 11;
 const EVENTS: u32 =
     BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG | BPF_SOCK_OPS_RETRANS_CB_FLAG;
 
-/// Reads a field of the context with one load at a constant offset. Otherwise the compiler may merge
-/// the loads of two branches into one with a computed pointer, which the verifier refuses.
+/// Reads a field of the context.
 macro_rules! field {
-    ($ctx:expr, $field:ident) => {
-        field!($ctx, $field, 0)
+    ($ctx:expr, $($field:tt)+) => {
+        crate::fields::field!(bpf_sock_ops, $ctx.ops, $($field)+)
     };
-    ($ctx:expr, $field:ident, $index:expr) => {
-        load32::<{ core::mem::offset_of!(bpf_sock_ops, $field) + 4 * $index }>($ctx)
-    };
-}
-
-#[inline(always)]
-fn load32<const OFFSET: usize>(ctx: &SockOpsContext) -> u32 {
-    let value: u64;
-    // SAFETY: the context is valid while the program runs; the verifier checks the offset.
-    unsafe {
-        core::arch::asm!(
-            "{value} = *(u32 *)({ops} + {offset})",
-            value = out(reg) value,
-            ops = in(reg) ctx.ops,
-            offset = const OFFSET,
-        );
-    }
-    value as u32
-}
-
-#[inline(always)]
-fn load64<const OFFSET: usize>(ctx: &SockOpsContext) -> u64 {
-    let value: u64;
-    // SAFETY: as above.
-    unsafe {
-        core::arch::asm!(
-            "{value} = *(u64 *)({ops} + {offset})",
-            value = out(reg) value,
-            ops = in(reg) ctx.ops,
-            offset = const OFFSET,
-        );
-    }
-    value
 }
 
 #[inline(always)]
 fn argument<const INDEX: usize>(ctx: &SockOpsContext) -> u32 {
     // The arguments follow `op`.
     match INDEX {
-        0 => load32::<4>(ctx),
-        _ => load32::<8>(ctx),
+        0 => load32::<4, _>(ctx.ops),
+        _ => load32::<8, _>(ctx.ops),
     }
 }
 
 #[inline(always)]
 fn bytes_acked(ctx: &SockOpsContext) -> u64 {
-    load64::<{ core::mem::offset_of!(bpf_sock_ops, bytes_acked) }>(ctx)
+    load64::<{ core::mem::offset_of!(bpf_sock_ops, bytes_acked) }, _>(ctx.ops)
 }
 
 #[inline(always)]
 fn bytes_received(ctx: &SockOpsContext) -> u64 {
-    load64::<{ core::mem::offset_of!(bpf_sock_ops, bytes_received) }>(ctx)
+    load64::<{ core::mem::offset_of!(bpf_sock_ops, bytes_received) }, _>(ctx.ops)
 }
 
 #[inline(always)]
@@ -130,13 +99,13 @@ fn flow(ctx: &SockOpsContext) -> Option<FlowKey> {
             mapped(field!(ctx, remote_ip4).to_ne_bytes()),
         ),
         AF_INET6 => (
-            words([
+            address_of([
                 field!(ctx, local_ip6, 0),
                 field!(ctx, local_ip6, 1),
                 field!(ctx, local_ip6, 2),
                 field!(ctx, local_ip6, 3),
             ]),
-            words([
+            address_of([
                 field!(ctx, remote_ip6, 0),
                 field!(ctx, remote_ip6, 1),
                 field!(ctx, remote_ip6, 2),
@@ -153,16 +122,11 @@ fn flow(ctx: &SockOpsContext) -> Option<FlowKey> {
     })
 }
 
-#[inline(always)]
-fn words(words: [u32; 4]) -> [u8; 16] {
-    let [a, b, c, d] = words.map(u32::to_ne_bytes);
-    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
-}
-
 /// Starts to track a socket; returns true if it was not tracked before.
 #[inline(always)]
 fn track(ctx: &SockOpsContext, flow: &FlowKey, key: PairKey, established: bool) -> bool {
-    let _ = ctx.set_cb_flags(EVENTS as i32);
+    // The flags are those of the socket, for the programs of others too.
+    let _ = ctx.set_cb_flags((field!(ctx, bpf_sock_ops_cb_flags) | EVENTS) as i32);
     let connection = OpenConnection {
         pair: key,
         owner: OWNER_SOCK_OPS,
@@ -278,6 +242,14 @@ unsafe fn account(
     let retransmits = field!(ctx, total_retrans);
     // SAFETY: live map values.
     unsafe {
+        if (*connection).owner == OWNER_TRACEPOINT {
+            // Met late: its bytes so far are those of another time, or of another pod.
+            (*connection).owner = OWNER_SOCK_OPS;
+            (*connection).acked = acked;
+            (*connection).received = received;
+            (*connection).retransmits = retransmits;
+            return;
+        }
         let acked = acked.saturating_sub((*connection).acked_syn as u64);
         if acked > (*connection).acked {
             add(&raw mut (*stats).tx_bytes, acked - (*connection).acked);
@@ -343,15 +315,17 @@ fn changed(ctx: &SockOpsContext) -> Option<()> {
     unsafe { account(ctx, connection, stats, fins) };
     if new == TCP_CLOSE {
         // SAFETY: live map values.
-        unsafe {
-            let ended = if (*connection).established != 0 {
+        let ended = unsafe {
+            if (*connection).established != 0 {
                 &raw mut (*stats).closed
             } else {
                 &raw mut (*stats).failed
-            };
+            }
+        };
+        // The program that removes the entry counts: this one or that of the tracepoint.
+        if CONNECTIONS.remove(flow).is_ok() {
             add(ended, 1);
         }
-        let _ = CONNECTIONS.remove(flow);
     } else {
         // SAFETY: live map values.
         unsafe { (*connection).state = new };

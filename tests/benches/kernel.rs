@@ -15,7 +15,7 @@ use nix::sys::time::TimeValLike;
 use pd_router::agent::bpf::maps::Maps;
 use pd_router::agent::bpf::programs::Programs;
 use pd_router::agent::flags::TcMode;
-use router_common::flow::{POD_LOCAL, Pod, PodAddress, mapped};
+use router_common::flow::{POD_BY_INTERFACE, POD_LOCAL, Pod, PodAddress, mapped};
 use router_tests::agent::Agent;
 use router_tests::node_manifests::{ENGINE, PodEntry, decode, prefill};
 use router_tests::process::{cpu_time, resident_bytes};
@@ -78,16 +78,24 @@ fn answered(mut frame: Vec<u8>) -> Vec<u8> {
     frame
 }
 
+/// Writes two pods: requests of the first are counted on its interface, and those of the second, as of most
+/// pods, at its sockets.
+fn write_pods(maps: &Maps) {
+    let pod = Pod { flags: POD_LOCAL, ifindex: 1, http_ports: [8000, 0, 0, 0], ..Pod::default() };
+    let by_interface = Pod { id: 1, flags: POD_LOCAL | POD_BY_INTERFACE, ..pod };
+    for (last, pod) in [(7, by_interface), (9, Pod { id: 2, ..pod })] {
+        let address = mapped([10, 9, 8, last]);
+        maps.pods.set(&PodAddress { address, port: 0, reserved: 0 }, &pod).expect("a pod");
+    }
+}
+
 fn per_packet() {
     let object = std::env::var("PD_ROUTER_EBPF_OBJECT").expect("the object");
     let object = std::fs::read(object).expect("the object");
     let pins = Path::new("/sys/fs/bpf/bench");
     let (programs, _) = Programs::load(&object, pins, TcMode::Auto).expect("loading");
     let maps = Maps::open(pins).expect("the maps");
-    let address = mapped([10, 9, 8, 7]);
-    let http_ports = [8000, 0, 0, 0];
-    let pod = Pod { id: 1, flags: POD_LOCAL, ifindex: 1, http_ports, ..Pod::default() };
-    maps.pods.set(&PodAddress { address, port: 0, reserved: 0 }, &pod).expect("a pod");
+    write_pods(&maps);
     println!("ns a packet (BPF_PROG_TEST_RUN, beyond a packet that is not IP)");
     println!("{:<44} {:>7} {:>11}", "", "1 flow", "1,000 flows");
     let arp = [&[2u8; 12][..], &[8, 6], &[0; 46]].concat();
@@ -102,8 +110,15 @@ fn per_packet() {
         frame[33] += 1;
         frame
     };
+    let to_socket = |flow: u32| {
+        let mut frame = segment(flow, ACK, 50, &body);
+        frame[33] += 2;
+        frame
+    };
     type Make<'m> = &'m dyn Fn(u32) -> Vec<u8>;
-    let cases: [(&str, &str, Make<'_>); 8] = [
+    let cases: [(&str, &str, Make<'_>); 10] = [
+        ("pd_pod_egress", "to an engine, sockets count", &to_socket),
+        ("pd_pod_ingress", "from it, sockets count", &|flow| answered(to_socket(flow))),
         ("pd_pod_egress", "packet of no pod", &unknown),
         ("pd_pod_egress", "to a pod, no engine's port", &other),
         ("pd_pod_egress", "to an engine, no payload", &|flow| segment(flow, ACK, 1, b"")),

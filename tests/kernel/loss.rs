@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::{Arc, Barrier};
 
-use netns::{Node, Topology};
+use netns::{Node, PodNetwork, Topology};
 use router_tests::agent::{Agent, count, pair, pod};
 use router_tests::node_manifests::{ENGINE, prefill};
 use router_tests::traffic::{joined, listen};
@@ -56,10 +56,20 @@ fn ask(mut stream: &TcpStream, number: usize) {
 }
 
 #[test]
-fn loss_and_reordering_change_no_count() {
+fn loss_and_reordering_on_the_uplink_change_no_count() {
     let node = Node::with_lossy_uplink(Topology::Routed);
-    let one = node.pod(2);
-    let agent = Agent::start(&node, &[prefill("p0", one.address)]);
+    changes_no_count(&node, &node.pod(2));
+}
+
+/// Between the node and the pod: segments are lost after the node saw them.
+#[test]
+fn loss_and_reordering_on_the_pods_link_change_no_count() {
+    let node = Node::new(Topology::Routed);
+    changes_no_count(&node, &node.pod_with_lossy_link(2));
+}
+
+fn changes_no_count(node: &Node, one: &PodNetwork) {
+    let agent = Agent::start(node, &[prefill("p0", one.address)]);
     let listener = listen(&one.netns, one.address, ENGINE);
     let held = Arc::new(Barrier::new(CONNECTIONS + 1));
     let threads: Vec<_> = (0..CONNECTIONS)
@@ -92,6 +102,7 @@ fn loss_and_reordering_change_no_count() {
     let p0 = pod(&loads, "p0");
     assert_eq!((count(&p0["started"]), count(&p0["in_flight"])), (all, 0));
     assert_eq!((count(&p0["aborted"]), count(&p0["reopened"])), (0, 0));
+    assert_eq!(count(&p0["ttft"]["samples"]), all);
     let counted = pair(&loads, "p0", "", "engine");
     assert!(count(&counted["retransmits"]) > 0, "nothing was lost: {counted:#}");
     let asked = HEAD.len() + body().len();

@@ -16,7 +16,7 @@ impl Drop for Cgroup {
 }
 
 /// Where this machine has cgroup2 mounted whole.
-fn cgroup2() -> PathBuf {
+pub(crate) fn cgroup2() -> PathBuf {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
     let found = mounts.lines().find_map(|line| {
         let (mount, system) = line.split_once(" - ")?;

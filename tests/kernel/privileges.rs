@@ -52,7 +52,7 @@ fn a_missing_capability_is_reported_and_the_rest_works() {
     let loads = agent.loads();
     let [said] = missing(&loads)[..] else { panic!("{loads:#}") };
     assert!(said.contains("CAP_SYS_PTRACE") && said.contains("older than the agent"), "{said}");
-    assert!(agent.log().contains("CAP_SYS_PTRACE"), "{}", agent.log());
+    agent.until("logged", |_| agent.log().contains("CAP_SYS_PTRACE"));
     move_bytes(&node, &one);
     let all = |loads: &Value| pair(loads, "p0", "", "engine")["rx_bytes"] == BYTES;
     let loads = agent.until("counted by sockets", all);

@@ -175,7 +175,7 @@ fn maps_of_another_layout_are_replaced() {
     agent.kill();
     // Another version's settings: the first field is the layout.
     node.netns.sh("bpftool map update pinned /sys/fs/bpf/pd-router/SETTINGS key 0 0 0 0 value \
-        99 0 0 0 0 0 0 0 1 0 0 0 0 0 0 0");
+        99 0 0 0 0 0 0 0 1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0");
     agent.restart();
     let loads =
         agent.until("entered again", |loads| pair(loads, "p0", "", "engine")["preexisting"] == 1);

@@ -1,9 +1,10 @@
-//! A pod whose traffic does not pass the node is named, and its connections are counted.
+//! A pod whose traffic does not pass the node is named, and its connections are counted. One that no
+//! program sees is unknown.
 
 use std::io::Read;
 
 use netns::{Node, Topology};
-use router_tests::agent::{Agent, pair};
+use router_tests::agent::{Agent, pair, pod};
 use router_tests::node_manifests::{ENGINE, decode, prefill};
 use router_tests::traffic::{joined, listen, receive, send};
 
@@ -28,4 +29,32 @@ fn a_pod_whose_interface_is_its_own_is_named_and_its_connections_count() {
     drop(client);
     let sent = |loads: &serde_json::Value| pair(loads, "d0", "", "engine")["tx_bytes"] == BYTES;
     agent.until("counted by its sockets", sent);
+}
+
+#[test]
+fn a_pod_that_no_program_sees_is_unknown_and_named() {
+    let node = Node::new(Topology::Routed);
+    let host = node.addresses().0;
+    let mut named = [prefill("p0", host)];
+    named[0].host_network = true;
+    let agent = Agent::start(&node, &named);
+    let listener = listen(&node.netns, host, ENGINE);
+    // The cgroup programs go, as by another tool's hand; sock_ops stays.
+    node.netns.sh("rm /sys/fs/bpf/pd-router/links/pd_cgroup_*");
+    let (client, server) = joined(&node.netns, &listener);
+    let is_unseen = |loads: &serde_json::Value| {
+        let missing = loads["missing"].as_array().expect("a list");
+        let named = |line: &serde_json::Value| {
+            let line = line.as_str().unwrap_or_default();
+            line.contains("default/p0") && line.contains("cgroup programs do not run")
+        };
+        missing.iter().any(named) && pod(loads, "p0")["counted_at"].is_null()
+    };
+    agent.until("unseen", |loads| {
+        // Traffic goes on: each second is compared with the one before.
+        let sending = send(&server, 1_000);
+        assert_eq!(receive(&client, 1_000), sending.join().expect("the other thread"));
+        is_unseen(loads)
+    });
+    agent.until("without a record for gateways", |_| agent.first_report().pods.is_empty());
 }

@@ -117,12 +117,19 @@ impl<'a> Agent<'a> {
     /// rest.
     pub fn read_again(&self) -> Value {
         let start = Instant::now();
-        let is_older = |pod: &Value| {
-            pod["age_ms"].as_f64().is_none_or(|age| age / 1e3 >= start.elapsed().as_secs_f64())
-        };
-        self.until("all is read again", |loads| {
-            !loads["pods"].as_array().expect("a list").iter().any(is_older)
-        })
+        loop {
+            // The ages are as of a later moment than this.
+            let elapsed = start.elapsed();
+            let loads = self.loads();
+            let is_older = |pod: &Value| {
+                pod["age_ms"].as_f64().is_none_or(|age| age / 1e3 >= elapsed.as_secs_f64())
+            };
+            if !loads["pods"].as_array().expect("a list").iter().any(is_older) {
+                return loads;
+            }
+            assert!(elapsed < patience(USUAL_PATIENCE), "not read again: {loads:#}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// The full frame that a new subscriber gets first.

@@ -16,6 +16,8 @@ pub struct PodEntry {
     pub name: &'static str,
     pub uid: String,
     pub address: IpAddr,
+    /// Its address of the other family.
+    pub other_address: Option<IpAddr>,
     pub role: &'static str,
     pub node: &'static str,
     pub host_network: bool,
@@ -30,7 +32,15 @@ pub fn decode(name: &'static str, address: IpAddr) -> PodEntry {
 }
 
 fn named(name: &'static str, address: IpAddr, role: &'static str) -> PodEntry {
-    PodEntry { name, uid: format!("uid-{name}"), address, role, node: NODE, host_network: false }
+    PodEntry {
+        name,
+        uid: format!("uid-{name}"),
+        address,
+        other_address: None,
+        role,
+        node: NODE,
+        host_network: false,
+    }
 }
 
 /// A directory that is removed with the test.
@@ -66,14 +76,16 @@ spec:
   profile: {{pd: {{pdRoleLabelName: role, kvTransfer: {{bootstrapPort: {BOOTSTRAP}}}}}}}
 "
         );
-        for PodEntry { name, uid, address, role, node, host_network } in pods {
+        for PodEntry { name, uid, address, other_address, role, node, host_network } in pods {
+            let other = other_address.map(|other| format!(", {{ip: \"{other}\"}}"));
+            let all = format!("[{{ip: \"{address}\"}}{}]", other.unwrap_or_default());
             text += &format!(
                 "---
 apiVersion: v1
 kind: Pod
 metadata: {{name: {name}, namespace: default, uid: {uid}, labels: {{app: engine, role: {role}}}}}
 spec: {{nodeName: {node}, hostNetwork: {host_network}, containers: []}}
-status: {{podIP: \"{address}\", phase: Running, conditions: [{{type: Ready, status: \"True\"}}]}}
+status: {{podIP: \"{address}\", podIPs: {all}, phase: Running, conditions: [{{type: Ready, status: \"True\"}}]}}
 "
             );
         }

@@ -1,7 +1,9 @@
 //! Reads the head of a response: its status, its length, whether it is chunked, and where it ends.
 
-/// Maximum number of bytes of one segment in which the end of a response's head is searched.
+/// Number of bytes of a response's head that are searched at once.
 pub const HEAD_WINDOW: u32 = 512;
+/// Maximum number of windows of one segment in which the end of a response's head is searched.
+pub(super) const HEAD_WINDOWS: u32 = 4;
 
 /// Up to [`HEAD_WINDOW`] bytes of a payload.
 pub trait HeadBytes {
@@ -34,7 +36,9 @@ pub struct HeadScan {
 const FOLD: u64 = 0x2020_2020_2020_2020;
 const CONTENT: u64 = u64::from_be_bytes(*b"\ncontent") | FOLD;
 const LENGTH: u64 = u64::from_be_bytes(*b"-length:") | FOLD;
-const CODING: u64 = u64::from_be_bytes(*b"oding: c") | FOLD;
+/// The last coding of a response is chunked in any spelling of the header (RFC 9112 6.1): spaces and
+/// other codings may stand before it.
+const C: u64 = b'c' as u64;
 const HUNKED: u64 = u64::from_be_bytes(*b"hunked\r\n") | FOLD;
 pub(super) const HEAD_END: u64 = 0x0d0a_0d0a;
 /// `\r\n0\r\n\r\n`, the last chunk after another or after the head.
@@ -50,7 +54,7 @@ const BUT_SIGN: u64 = u64::MAX >> 1;
 /// All ones if `difference` is 0, else 0. Without a branch, because the verifier follows both sides of
 /// every branch in every iteration of a loop.
 #[inline(always)]
-fn mask_if_zero(difference: u64) -> u64 {
+pub(super) fn mask_if_zero(difference: u64) -> u64 {
     ((((difference & BUT_SIGN) + BUT_SIGN) | difference) >> 63).wrapping_sub(1)
 }
 
@@ -77,7 +81,7 @@ impl HeadScan {
             at += 1;
             let folded = (high | FOLD, low | FOLD);
             length_at |= at as u64 & mask_if_zero((folded.0 ^ CONTENT) | (folded.1 ^ LENGTH));
-            chunked |= mask_if_zero((folded.0 ^ CODING) | (folded.1 ^ HUNKED));
+            chunked |= mask_if_zero(((folded.0 & 0xff) ^ C) | (folded.1 ^ HUNKED));
             if low & 0xffff_ffff == HEAD_END {
                 break;
             }

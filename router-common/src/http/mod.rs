@@ -7,6 +7,7 @@
 mod change;
 mod flags;
 mod head;
+mod request;
 mod segment;
 
 pub use change::HttpChange;
@@ -18,7 +19,7 @@ pub use head::{HEAD_WINDOW, HeadBytes, HeadScan};
 pub use segment::{NanosecondClock, Payload, Segment, TCP_FIN, TCP_RST, TCP_SYN, begins_request};
 
 use flags::PER_REQUEST;
-use head::{HEAD_END, LAST_CHUNK, MAX_LENGTH, SEVEN_BYTES};
+use head::{HEAD_END, HEAD_WINDOWS, LAST_CHUNK, MAX_LENGTH, SEVEN_BYTES};
 
 /// One HTTP connection to a local pod's engine.
 #[repr(C)]
@@ -39,7 +40,9 @@ pub struct HttpStream {
     pub answer_end: u32,
     /// Bytes of the request whose response has not begun.
     pub waiting_bytes: u32,
-    pub reserved: u32,
+    /// The bytes of a request's beginning that were too few to decide, the first one highest; the lowest
+    /// byte is their number, 0 to 3.
+    pub lead: u32,
     pub started_ns: u64,
     /// Time of the last new byte of the response, kept if its size does not give its end.
     pub last_ns: u64,
@@ -59,12 +62,19 @@ impl HttpStream {
     /// A connection that begins with `syn`, which the client sent.
     #[inline(always)]
     pub fn from_syn(pod: u32, syn: &Segment) -> HttpStream {
-        let start = syn.sequence.wrapping_add(1);
+        HttpStream::from_start(pod, syn.sequence.wrapping_add(1), 0)
+    }
+
+    /// A connection of which the client's first byte has the sequence number `client`, and the engine's
+    /// next byte the number `engine`.
+    #[inline(always)]
+    pub fn from_start(pod: u32, client: u32, engine: u32) -> HttpStream {
         HttpStream {
             pod,
-            syn: syn.sequence,
-            next_request: start,
-            client_end: start,
+            syn: client.wrapping_sub(1),
+            next_request: client,
+            client_end: client,
+            engine_end: engine,
             ..HttpStream::default()
         }
     }
@@ -74,11 +84,38 @@ impl HttpStream {
     pub fn from_request(pod: u32, request: &Segment) -> HttpStream {
         HttpStream {
             pod,
+            // If it is the connection's first.
+            syn: request.sequence.wrapping_sub(1),
             next_request: request.sequence,
             client_end: request.sequence,
             engine_end: request.acknowledged,
             ..HttpStream::default()
         }
+    }
+
+    /// What the connection counts for so far, if nothing of it has been counted yet: a connection whose
+    /// first segment came before its socket existed.
+    #[inline(always)]
+    pub fn uncounted(&self) -> HttpChange {
+        HttpChange {
+            started: self.phase == WAITING,
+            request_bytes: self.waiting_bytes,
+            ..HttpChange::default()
+        }
+    }
+
+    /// Applies the end of the socket, after which there is no packet.
+    #[inline(always)]
+    pub fn on_close(&mut self, now: impl NanosecondClock) -> HttpChange {
+        let mut change = HttpChange { ended: true, ..HttpChange::default() };
+        self.abort(&mut change, now);
+        change
+    }
+
+    /// Whether the response ends with the connection, or at an unknown place.
+    #[inline(always)]
+    pub fn has_no_known_end(&self) -> bool {
+        self.phase == BODY && self.flags & ENDLESS != 0
     }
 
     /// Applies a segment from the client.
@@ -95,19 +132,21 @@ impl HttpStream {
             change.ended = true;
             return change;
         }
+        let mut sequence = segment.sequence;
         if segment.has(TCP_SYN) {
-            if self.syn != segment.sequence {
+            if self.syn != sequence {
                 // The port is used again: the end of the older connection was not seen.
                 self.abort(&mut change, now);
                 *self = HttpStream::from_syn(self.pod, segment);
             }
-            return change;
+            // TCP Fast Open: data follows the SYN's own number.
+            sequence = sequence.wrapping_add(1);
         }
         if segment.length > 0 {
-            let end = segment.sequence.wrapping_add(segment.length);
-            let open = self.phase == IDLE || (self.phase == BODY && self.flags & ENDLESS != 0);
-            if open && segment.sequence == self.next_request && self.flags & OPAQUE == 0 {
-                self.begin(&mut change, payload, end, now);
+            let end = sequence.wrapping_add(segment.length);
+            let is_open = self.phase == IDLE || (self.phase == BODY && self.flags & ENDLESS != 0);
+            if is_open && self.flags & OPAQUE == 0 {
+                self.begin(&mut change, payload, (sequence, segment.length), now);
             }
             if after(end, self.client_end) {
                 if !change.started && (self.phase == WAITING || self.phase == HEAD) {
@@ -139,58 +178,39 @@ impl HttpStream {
         self.waiting_bytes = 0;
     }
 
-    /// Applies new bytes at the position of the next request.
-    #[inline(always)]
-    fn begin<P: Payload>(
-        &mut self,
-        change: &mut HttpChange,
-        payload: &P,
-        end: u32,
-        now: impl NanosecondClock,
-    ) {
-        let first = payload.first();
-        if begins_request(first) {
-            if self.phase == BODY {
-                self.finish(change, now);
-            }
-            self.flags = (self.flags & !PER_REQUEST) | SEEN;
-            if first[0] == b'H' {
-                self.flags |= BODILESS;
-            }
-            self.phase = WAITING;
-            self.started_ns = now();
-            change.started = true;
-            // Later segments of it may have arrived before its first.
-            let known = if after(self.client_end, end) { self.client_end } else { end };
-            self.add_waiting(change, known.wrapping_sub(self.next_request));
-        } else if self.flags & SEEN == 0 {
-            self.flags |= OPAQUE;
-        } else {
-            // The rest of a request whose response began before its end.
-            self.next_request = if after(self.client_end, end) { self.client_end } else { end };
-        }
-    }
-
     /// Reads the part of a response's head that a segment holds, and returns its length in bytes. Call it
     /// before [`HttpStream::on_engine_segment`].
     ///
     /// It is a separate function so that the verifier meets its loop on one path only.
     #[inline(always)]
     pub fn read_head<P: Payload>(&mut self, segment: &Segment, payload: &mut P) -> u32 {
-        let begins =
-            self.phase == WAITING || (self.phase == IDLE && self.client_end != self.next_request);
-        if self.flags & OPAQUE != 0 || !(begins || self.phase == HEAD) {
+        let end = segment.sequence.wrapping_add(segment.length);
+        if self.flags & OPAQUE != 0 || self.phase == BODY {
             return 0;
         }
-        let end = segment.sequence.wrapping_add(segment.length);
         if segment.length == 0 || !after(end, self.engine_end) {
             return 0;
         }
-        if begins {
+        let known = payload.forget(self.known_of(segment));
+        if self.phase != HEAD {
+            let is_due = self.phase == WAITING || self.client_end != self.next_request;
+            if !is_due && !begins_response(payload.four(known)) {
+                return 0;
+            }
             self.head = HeadScan::default();
         }
-        let known = self.known_of(segment);
-        payload.scan(known, &mut self.head)
+        let mut read = 0;
+        for _ in 0..HEAD_WINDOWS {
+            if read >= segment.length.wrapping_sub(known) {
+                break;
+            }
+            let more = payload.scan(known.wrapping_add(read), &mut self.head);
+            read = payload.forget(read.wrapping_add(more));
+            if more < HEAD_WINDOW || self.head.found & HeadScan::END != 0 {
+                break;
+            }
+        }
+        read
     }
 
     /// The number of bytes of an engine's segment that were seen before.
@@ -222,9 +242,16 @@ impl HttpStream {
         if segment.length > 0 && self.flags & OPAQUE == 0 {
             let end = segment.sequence.wrapping_add(segment.length);
             if after(end, self.engine_end) {
-                let length = segment.length.wrapping_sub(self.known_of(segment));
+                let known = payload.forget(self.known_of(segment));
+                let length = segment.length.wrapping_sub(known);
+                let head = payload.forget(head);
+                let may_begin = self.phase == IDLE && self.client_end == self.next_request;
+                let begins = may_begin && begins_response(payload.four(known));
+                let begins = payload.forget(begins.into()) != 0;
                 self.engine_end = end;
-                self.apply_new_bytes(&mut change, length, head, payload, now);
+                if self.phase != IDLE || self.reopen(&mut change, begins) {
+                    self.apply_new_bytes(&mut change, length, head, payload, now);
+                }
             }
         }
         if segment.has(TCP_FIN) {
@@ -249,9 +276,6 @@ impl HttpStream {
         payload: &P,
         now: impl NanosecondClock,
     ) {
-        if self.phase == IDLE && !self.reopen(change) {
-            return;
-        }
         if self.phase == WAITING {
             self.phase = HEAD;
         }
@@ -264,13 +288,15 @@ impl HttpStream {
         }
     }
 
-    /// Handles bytes from the engine while no request is outstanding. Returns false if they are not an
-    /// response.
+    /// Handles bytes from the engine while no request is outstanding; `begins` if they begin a response.
+    /// Returns false if they are no part of a response.
     #[inline(always)]
-    fn reopen(&mut self, change: &mut HttpChange) -> bool {
-        if self.client_end != self.next_request {
-            // The first segment of the request was missed; its response still counts.
+    fn reopen(&mut self, change: &mut HttpChange, begins: bool) -> bool {
+        if self.client_end != self.next_request || (begins && self.flags & SEEN != 0) {
+            // The first segment of the request was missed, or the request was sent before the end of the
+            // response to the one before it (pipelining); its response still counts.
             change.started = true;
+            self.lead = 0;
             self.flags = (self.flags & !PER_REQUEST) | SEEN | UNTIMED;
             self.phase = WAITING;
             self.add_waiting(change, self.client_end.wrapping_sub(self.next_request));
@@ -402,7 +428,14 @@ impl HttpStream {
         }
         self.phase = IDLE;
         self.next_request = self.client_end;
+        self.lead = 0;
     }
+}
+
+/// Whether bytes of the engine begin a response (RFC 9112 2.3).
+#[inline(always)]
+fn begins_response(first: [u8; 4]) -> bool {
+    u32::from_be_bytes(first) == u32::from_be_bytes(*b"HTTP")
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@ use tracing::warn;
 use attachments::Attachments;
 use bpf::maps::{self, Maps};
 use bpf::programs::{self, Programs};
+use counters::coverage::Coverage;
 use counters::links::NodeLinks;
 use counters::rolling_stats::RollingStats;
 use counters::sampler::Sampler;
@@ -73,8 +74,11 @@ struct Agent {
     ready: Arc<AtomicBool>,
     /// What could not be set up at the start, and what is not counted for that reason.
     missing: Vec<String>,
-    /// Pods whose packets cannot be counted, and why.
+    /// Pods whose packets or requests cannot be counted, and why.
     uncounted_pods: Vec<String>,
+    coverage: Coverage,
+    /// Reads the counters of the pods' interfaces, to compare.
+    netlink: Netlink,
     /// Whether connections that are older than the programs are entered even if no pod is new.
     must_enter_existing: bool,
     /// Bootstrap servers to ask for control ports.
@@ -178,6 +182,8 @@ impl Agent {
             ready: Arc::default(),
             missing,
             uncounted_pods: Vec::new(),
+            coverage: Coverage::default(),
+            netlink: Netlink::default(),
             must_enter_existing: false,
             bootstrap_servers: watch::Sender::default(),
             host_network_pods: watch::Sender::default(),

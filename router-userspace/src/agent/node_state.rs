@@ -82,6 +82,8 @@ impl NodeState {
 
     pub(super) fn set_node(&mut self, node: NodeInfo, speeds: &[LinkSpeed]) {
         self.links.reconcile(&node.interfaces, speeds);
+        let by_interface = node.pods.iter().filter(|pod| pod.by_interface);
+        self.sampler.by_interface = by_interface.map(|pod| pod.id).collect();
         self.node = node;
     }
 
@@ -91,7 +93,11 @@ impl NodeState {
         let with_address = placed.filter(|placed| !placed.pod.host_network);
         PodNames {
             by_uid: local.map(|at| (Arc::clone(&at.pod.uid), Arc::clone(&at.pod.name))).collect(),
-            by_address: with_address.map(|at| (at.pod.address, Arc::clone(&at.pod.name))).collect(),
+            by_address: with_address
+                .flat_map(|at| {
+                    at.pod.addresses().map(|address| (address, Arc::clone(&at.pod.name)))
+                })
+                .collect(),
         }
     }
 

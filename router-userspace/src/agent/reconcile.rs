@@ -1,17 +1,20 @@
 //! Makes the maps and the attached programs match the pods: at the start, and at every change.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
-use anyhow::Context;
-use router_common::flow::ProgramSettings;
+use anyhow::{Context, anyhow};
+use router_common::flow::{CLASS_ENGINE, PairKey, ProgramSettings};
 use router_common::maps::LAYOUT;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::attachments;
+use super::counters::coverage::PodBytes;
 use super::host::capabilities;
 use super::node_info::NodeInfo;
 use super::pods::registered_pod::RegisteredPod;
@@ -24,20 +27,33 @@ impl Agent {
     /// Writes the settings and the pods, attaches the programs, then enters the connections that
     /// existed before. In this order no connection is counted twice.
     pub(super) fn start(&mut self, cgroup: io::Result<PathBuf>) {
+        let cgroup = cgroup.context("no cgroup2");
+        let directory = || cgroup.as_ref().map_err(|error| anyhow!("{error:#}"));
+        // First, so that no packet of a pod is seen on its interface alone.
+        let at_sockets = directory().and_then(|cgroup| self.programs.attach_cgroup_skb(cgroup));
+        self.registry.set_at_sockets(at_sockets.is_ok());
         let settings = |sock_ops| ProgramSettings {
             layout: LAYOUT,
             sock_ops,
             kv_first: self.flags.kv_ports.0,
             kv_last: self.flags.kv_ports.1,
+            generation: 0,
+            cgroup_skb: at_sockets.is_ok().into(),
         };
         // Written before sock_ops is attached: the tracepoint must not count the same connections.
         let with_sock_ops = settings(1);
         let without_sock_ops = settings(0);
+        if let Err(error) = at_sockets {
+            self.programs.detach_cgroup_skb();
+            self.missing.push(format!(
+                "cgroup_skb: {error:#}; requests are counted on interfaces: those whose packets pass \
+                 no interface of the node are not"
+            ));
+        }
         self.write_settings(with_sock_ops);
         self.pods = self.source.poll();
         self.reconcile(false);
-        let sock_ops =
-            cgroup.context("no cgroup2").and_then(|cgroup| self.programs.attach_sock_ops(&cgroup));
+        let sock_ops = directory().and_then(|cgroup| self.programs.attach_sock_ops(cgroup));
         if let Err(error) = sock_ops {
             self.write_settings(without_sock_ops);
             self.missing.push(format!(
@@ -77,7 +93,10 @@ impl Agent {
         }
     }
 
-    fn write_settings(&mut self, settings: ProgramSettings) {
+    fn write_settings(&mut self, mut settings: ProgramSettings) {
+        // Sockets that were looked up under other settings are looked up again.
+        let before = self.maps.settings.get(&0).ok().flatten().unwrap_or_default();
+        settings.generation = before.generation.wrapping_add(1);
         if let Err(error) = self.maps.settings.set(&0, &settings) {
             self.missing.push(format!("settings cannot be written: {error}"));
         }
@@ -98,8 +117,9 @@ impl Agent {
                 return;
             }
         };
-        let uncounted: Vec<String> =
-            plan.uncounted_pods.iter().cloned().chain(self.pods_bypassing_interfaces()).collect();
+        let mut uncounted = plan.uncounted_pods.clone();
+        uncounted.extend(self.pods_bypassing_interfaces());
+        uncounted.extend(self.compare_sources());
         if uncounted != self.uncounted_pods {
             uncounted.iter().for_each(|reason| warn!(reason, "pod not counted"));
             self.uncounted_pods = uncounted;
@@ -157,13 +177,66 @@ impl Agent {
                 !pod.placed.pod.host_network && has_no_packets(pod.id) && has_socket_bytes(pod.id)
             })
             .map(|pod| {
+                let requests = match pod.by_interface {
+                    true => "requests and latencies are not counted either",
+                    false => "its requests are counted at its sockets",
+                };
                 format!(
                     "{}: its connections move bytes, but no interface of the node shows its packets \
-                     (an interface of its own?): requests and latencies are not counted",
+                     (an interface of its own?): packets are not counted, {requests}",
                     pod.placed.pod.name
                 )
             })
             .collect()
+    }
+
+    /// Compares what the sockets of local pods report with what the programs saw. Returns the pods that
+    /// no program sees, and decides which pods have no sockets on this node.
+    fn compare_sources(&mut self) -> Vec<String> {
+        let now = Instant::now();
+        let local: Vec<RegisteredPod> =
+            self.registry.pods().filter(|pod| pod.placed.local).cloned().collect();
+        let (mut reasons, mut unseen) = (Vec::new(), HashSet::new());
+        for pod in &local {
+            let Some(bytes) = self.pod_bytes(pod) else { continue };
+            let verdict = self.coverage.observe(pod.id, &bytes, now);
+            if let Some((count, cause)) = verdict.unseen {
+                unseen.insert(pod.id);
+                reasons.push(format!(
+                    "{}: its sockets sent {count} bytes that no program saw; {}: its requests and \
+                     latencies are unknown",
+                    pod.placed.pod.name,
+                    cause.describe()
+                ));
+            }
+            let has_none =
+                if pod.by_interface { bytes.seen_at_sockets == 0 } else { verdict.has_no_sockets };
+            self.registry.set_without_sockets(&pod.placed.pod.uid, has_none);
+        }
+        self.coverage.retain(self.registry.local());
+        self.state.lock().sampler.unseen = unseen;
+        reasons
+    }
+
+    /// What independent sources say of the bytes of a pod. `None` until they have been read.
+    fn pod_bytes(&mut self, pod: &RegisteredPod) -> Option<PodBytes> {
+        let ifindex = pod.placed.ifindex;
+        let is_own = ifindex != 0 && !pod.placed.pod.host_network;
+        let link = if is_own { self.netlink.counters(ifindex).ok().flatten() } else { None };
+        let state = self.state.lock();
+        let traffic = state.sampler.pods.get(&pod.id)?.traffic;
+        // Connections to itself pass no interface, but requests to its own engine count.
+        let counts =
+            |key: &PairKey| key.pod == pod.id && (key.peer != pod.id || key.class == CLASS_ENGINE);
+        let pairs = state.sampler.pairs.iter().filter(|(key, _)| counts(key));
+        Some(PodBytes {
+            sockets: pairs.map(|(_, pair)| pair.stats.tx_bytes).sum(),
+            seen_at_sockets: traffic.socket_tx_payload,
+            seen_on_interface: traffic.tx_payload,
+            // The host's end receives what the pod sends.
+            interface: link.map(|link| (link.rx_bytes, traffic.tx_bytes)),
+            by_interface: pod.by_interface,
+        })
     }
 
     /// Sets which ports the tasks look for: control ports of every prefill if a pod of this node can

@@ -12,12 +12,15 @@ use router_tests::node_manifests::prefill;
 use super::{found, kernel};
 
 const PINS: &str = "/sys/fs/bpf/abilities";
-const PROGRAMS: [&str; 7] = [
+const PROGRAMS: [&str; 10] = [
     "pd_pod_ingress",
     "pd_pod_egress",
     "pd_link_ingress",
     "pd_link_egress",
+    "pd_cgroup_ingress",
+    "pd_cgroup_egress",
     "pd_sock_ops",
+    "pd_sock_close",
     "pd_sock_state",
     "pd_xdp",
 ];

@@ -144,6 +144,26 @@ impl Node {
         PodNetwork { netns, address, v6, link: String::new() }
     }
 
+    /// A pod whose interface is a child of the uplink, of a kind as `ip link add` takes it (`macvlan mode
+    /// bridge`); `host` (3 to 254) makes its address in the uplink's subnet.
+    #[must_use]
+    pub fn pod_on_uplink(&self, host: u8, kind: &str) -> PodNetwork {
+        let netns = Namespace::new();
+        let (address, v6, gateway) = (self.ip(250, host), self.ip6(250, host), self.addresses().1);
+        self.netns.sh(&format!(
+            "ip link add child{host} link up0 type {kind}
+             ip link set child{host} netns {} name eth0",
+            netns.path()
+        ));
+        netns.sh(&format!(
+            "ip link set eth0 up
+             ip addr add {address}/24 dev eth0
+             ip addr add {v6}/64 dev eth0 nodad
+             ip route add default via {gateway} dev eth0"
+        ));
+        PodNetwork { netns, address, v6, link: String::new() }
+    }
+
     /// A new pod; `host` (2 to 254) makes its address.
     #[must_use]
     pub fn pod(&self, host: u8) -> PodNetwork {
@@ -151,6 +171,12 @@ impl Node {
             let pod = pod.path();
             node.sh(&format!("ip link add {link} type veth peer name eth0 netns {pod}"));
         })
+    }
+
+    /// A new pod whose own link loses and reorders frames: what the node sees is not what the pod sees.
+    #[must_use]
+    pub fn pod_with_lossy_link(&self, host: u8) -> PodNetwork {
+        self.pod_behind(host, |node, pod, link| lossy_link::connect((node, link), (pod, "eth0")))
     }
 
     /// A new pod behind a link that `connect` makes: it has a name in the node, and is `eth0` in the

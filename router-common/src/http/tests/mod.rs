@@ -1,5 +1,6 @@
 //! Replays connections segment by segment, and checks the counters after each.
 
+mod beginnings;
 mod waiting;
 
 use proptest::prelude::*;
@@ -16,11 +17,12 @@ impl HeadBytes for Bytes<'_> {
 }
 
 impl Payload for Bytes<'_> {
-    fn first(&self) -> [u8; 4] {
-        let mut first = [0; 4];
-        let count = self.0.len().min(4);
-        first[..count].copy_from_slice(&self.0[..count]);
-        first
+    fn four(&self, at: u32) -> [u8; 4] {
+        let rest = &self.0[at as usize..];
+        let mut four = [0; 4];
+        let count = rest.len().min(4);
+        four[..count].copy_from_slice(&rest[..count]);
+        four
     }
 
     fn scan(&mut self, skip: u32, head: &mut HeadScan) -> u32 {

@@ -45,7 +45,8 @@ pub(in crate::agent) struct Loads {
     pub(in crate::agent) lost: LossCounts,
     /// Number of TCP connections in the map.
     pub(in crate::agent) connections: usize,
-    /// Number of HTTP connections in the map.
+    /// Number of HTTP connections in the map: those counted on interfaces, and those whose response has no
+    /// known end.
     pub(in crate::agent) streams: usize,
 }
 
@@ -55,6 +56,9 @@ pub(in crate::agent) struct PodLoad {
     pub(in crate::agent) uid: Arc<str>,
     pub(in crate::agent) address: String,
     pub(in crate::agent) role: Option<Role>,
+    /// Where requests are counted: `socket` or `interface`; null if the pod's sockets move what no program
+    /// sees, so that its requests are unknown (`missing` names it).
+    pub(in crate::agent) counted_at: Option<&'static str>,
     /// Requests since the pod is known, and what became of them.
     pub(in crate::agent) started: u64,
     pub(in crate::agent) answered: u64,
@@ -76,6 +80,9 @@ pub(in crate::agent) struct PodLoad {
     /// Packets on the pod's interface, including retransmits.
     pub(in crate::agent) rx: PacketTotals,
     pub(in crate::agent) tx: PacketTotals,
+    /// TCP payload at the pod's sockets, whichever way it took.
+    pub(in crate::agent) socket_rx_payload: u64,
+    pub(in crate::agent) socket_tx_payload: u64,
     /// The part of the received payload that arrived on KV ports.
     pub(in crate::agent) rx_kv_payload: u64,
     pub(in crate::agent) uplink_packets: u64,
@@ -193,7 +200,9 @@ pub(in crate::agent) fn snapshot(
     let now = Instant::now();
     let pods = sampler.pods.iter().filter_map(|(id, counters)| {
         let pod = node.pod(*id)?;
-        Some(pod_load(pod, counters, kv_rates, score(pod, counters), now))
+        let mut load = pod_load(pod, counters, kv_rates, score(pod, counters), now);
+        load.counted_at = load.counted_at.filter(|_| !sampler.unseen.contains(id));
+        Some(load)
     });
     let mut pairs: Vec<PairLoad> = Vec::new();
     let mut kv: HashMap<(u32, u32), KvLoad> = HashMap::new();
@@ -293,6 +302,7 @@ fn pod_load(
         uid: Arc::clone(&known.uid),
         address: known.address.to_string(),
         role: known.role,
+        counted_at: Some(if counters.by_interface { "interface" } else { "socket" }),
         started: http.started,
         answered: http.answered,
         finished: http.finished,
@@ -316,6 +326,8 @@ fn pod_load(
             payload: traffic.tx_payload,
         },
         uplink_packets: traffic.uplink_packets,
+        socket_rx_payload: traffic.socket_rx_payload,
+        socket_tx_payload: traffic.socket_tx_payload,
         rx_kv_payload: traffic.rx_kv_payload,
         uplink_bytes: traffic.uplink_bytes,
         kv_tx_bytes_per_second: kv.tx,

@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 use aya::programs::links::FdLink;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{
-    CgroupAttachMode, LinkOrder, Program, ProgramError, SchedClassifier, SockOps, TcAttachType,
-    TestRun, TestRunOptions, TracePoint, Xdp, XdpMode, tc,
+    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, LinkOrder, Program, ProgramError,
+    SchedClassifier, SockOps, TcAttachType, TestRun, TestRunOptions, TracePoint, Xdp, XdpMode, tc,
 };
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
@@ -61,8 +61,13 @@ impl Hook {
         [Hook::PodIngress, Hook::PodEgress, Hook::LinkIngress, Hook::LinkEgress];
 }
 
-const SOCK_OPS: &str = "pd_sock_ops";
+/// What follows connections, and what ends the requests of sockets that close.
+const SOCK_OPS: [&str; 2] = ["pd_sock_ops", "pd_sock_close"];
 const SOCK_STATE: &str = "pd_sock_state";
+const CGROUP_SKB: [(&str, CgroupSkbAttachType); 2] = [
+    ("pd_cgroup_ingress", CgroupSkbAttachType::Ingress),
+    ("pd_cgroup_egress", CgroupSkbAttachType::Egress),
+];
 const XDP: &str = "pd_xdp";
 
 /// The object that the build embedded.
@@ -105,6 +110,7 @@ impl Programs {
         for (name, program) in ebpf.programs_mut() {
             let loaded = match program {
                 Program::SchedClassifier(program) => program.load(),
+                Program::CgroupSkb(program) => program.load(),
                 Program::SockOps(program) => program.load(),
                 Program::TracePoint(program) => program.load(),
                 Program::Xdp(program) => program.load(),
@@ -146,6 +152,7 @@ impl Programs {
         let run = match self.ebpf.program(name) {
             Some(Program::SchedClassifier(program)) => program.test_run(options),
             Some(Program::Xdp(program)) => program.test_run(options),
+            Some(Program::CgroupSkb(program)) => program.test_run(options),
             _ => return Err(io::Error::other(format!("no program {name} that takes packets"))),
         };
         match run {
@@ -174,19 +181,69 @@ impl Programs {
     /// # Errors
     /// The directory cannot be opened, or the kernel refuses.
     pub fn attach_sock_ops(&mut self, cgroup: &Path) -> Result<AttachOutcome> {
-        use std::os::unix::fs::MetadataExt;
-        let directory =
-            File::open(cgroup).with_context(|| format!("opening {}", cgroup.display()))?;
-        let pin = self.links.join(format!("{SOCK_OPS}_{}", directory.metadata()?.ino()));
-        if self.take_over(SOCK_OPS, &pin)? {
+        let [follow, close] = SOCK_OPS.map(|name| self.attach_one_sock_ops(cgroup, name));
+        close.and(follow)
+    }
+
+    fn attach_one_sock_ops(&mut self, cgroup: &Path, name: &str) -> Result<AttachOutcome> {
+        let (directory, pin) = self.cgroup_pin(name, cgroup)?;
+        if self.take_over(name, &pin)? {
             return Ok(AttachOutcome::TakenOver);
         }
-        let program: &mut SockOps = self.program(SOCK_OPS)?;
+        let program: &mut SockOps = self.program(name)?;
         // Links always allow several programs; the kernel refuses the flag for that.
         let id = program.attach(directory, CgroupAttachMode::Single)?;
         let link: FdLink = program.take_link(id)?.try_into()?;
         link.pin(&pin)?;
         Ok(AttachOutcome::New)
+    }
+
+    /// Attaches the programs that count at sockets to a cgroup2 directory, both or none. They see the
+    /// sockets below it, in any network namespace.
+    ///
+    /// # Errors
+    /// The directory cannot be opened, or the kernel refuses.
+    pub fn attach_cgroup_skb(&mut self, cgroup: &Path) -> Result<AttachOutcome> {
+        let attached =
+            CGROUP_SKB.map(|(name, kind)| self.attach_one_cgroup_skb(cgroup, name, kind));
+        let [received, sent] = attached;
+        received.and(sent).inspect_err(|_| self.detach_cgroup_skb())
+    }
+
+    fn attach_one_cgroup_skb(
+        &mut self,
+        cgroup: &Path,
+        name: &str,
+        kind: CgroupSkbAttachType,
+    ) -> Result<AttachOutcome> {
+        let (directory, pin) = self.cgroup_pin(name, cgroup)?;
+        if self.take_over(name, &pin)? {
+            return Ok(AttachOutcome::TakenOver);
+        }
+        let program: &mut CgroupSkb = self.program(name)?;
+        let id = program.attach(directory, kind, CgroupAttachMode::Single)?;
+        let link: FdLink = program.take_link(id)?.try_into()?;
+        link.pin(&pin)?;
+        Ok(AttachOutcome::New)
+    }
+
+    /// Detaches the programs that count at sockets, those of an earlier agent too.
+    pub fn detach_cgroup_skb(&self) {
+        for entry in std::fs::read_dir(&self.links).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if CGROUP_SKB.iter().any(|(program, _)| name.to_string_lossy().starts_with(program)) {
+                _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    /// A cgroup2 directory, and where the link of a program there is pinned.
+    fn cgroup_pin(&self, program: &str, cgroup: &Path) -> Result<(File, PathBuf)> {
+        use std::os::unix::fs::MetadataExt;
+        let directory =
+            File::open(cgroup).with_context(|| format!("opening {}", cgroup.display()))?;
+        let pin = self.links.join(format!("{program}_{}", directory.metadata()?.ino()));
+        Ok((directory, pin))
     }
 
     /// Attaches to the tracepoint sock:inet_sock_set_state. The earlier program stays until the new one

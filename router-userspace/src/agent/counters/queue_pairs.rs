@@ -141,7 +141,10 @@ impl QueuePairs {
     ) -> RoceLoad {
         let names: HashMap<IpAddr, &Arc<str>> = pods
             .filter(|pod| !pod.placed.pod.host_network)
-            .map(|pod| (pod.placed.pod.address, &pod.placed.pod.name))
+            .flat_map(|pod| {
+                let name = &pod.placed.pod.name;
+                pod.placed.pod.addresses().map(move |address| (address, name))
+            })
             .collect();
         let mut busiest: Vec<(&QueuePairKey, &QueuePairReading)> = self.rows.iter().collect();
         busiest.sort_by(|(_, a), (_, b)| {

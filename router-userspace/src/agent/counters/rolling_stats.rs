@@ -100,7 +100,11 @@ impl RollingStats {
         let used = sampler.pairs.iter().filter(|(_, counters)| counters.is_used());
         self.pairs = used.map(|(key, counters)| (*key, pair_rates(counters))).collect();
         self.kv = KvRates::new(&self.pairs, |id| {
-            sampler.pods.get(&id).filter(|pod| pod.traffic.rx_packets > 0)?;
+            let is_seen = |pod: &&PodCounters| match pod.by_interface {
+                true => pod.traffic.rx_packets > 0,
+                false => !sampler.unseen.contains(&id),
+            };
+            sampler.pods.get(&id).filter(is_seen)?;
             let arrived = self.pods.get(&id).and_then(|pod| pod.kv_arrived.growth());
             Some(arrived.map_or(0.0, |growth| growth.per_second(0)))
         });
@@ -114,9 +118,11 @@ impl RollingStats {
         links: &PodLinks<'_>,
     ) -> frame::LoadReport {
         let now = Instant::now();
+        // A pod that the programs do not see has no record: to gateways its load is unknown.
         let pods = sampler
             .pods
             .iter()
+            .filter(|(id, _)| !sampler.unseen.contains(id))
             .filter_map(|(id, counters)| self.pod(node.pod(*id)?, counters, links, now));
         frame::LoadReport {
             node: node.name.clone().unwrap_or_default(),
@@ -136,7 +142,8 @@ impl RollingStats {
     ) -> Vec<PodRecord> {
         let now = Instant::now();
         let record = |id| self.pod(node.pod(id)?, sampler.pods.get(&id)?, links, now);
-        ids.iter().filter_map(|id| record(*id)).collect()
+        let seen = ids.iter().filter(|id| !sampler.unseen.contains(id));
+        seen.filter_map(|id| record(*id)).collect()
     }
 
     fn pod(

@@ -1,6 +1,6 @@
 //! Reads the counters: requests of local pods at every tick, everything else less often.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,6 +32,8 @@ pub(in crate::agent) struct PodCounters {
     pub(in crate::agent) requests_read: Instant,
     /// Responses that end with their connection alone, and have been silent for the idle window.
     pub(in crate::agent) silent: u64,
+    /// Requests are counted on the pod's interface, not at its sockets.
+    pub(in crate::agent) by_interface: bool,
     /// The requests are newer than the last reading in the window.
     is_ahead: bool,
 }
@@ -45,6 +47,7 @@ impl PodCounters {
             read,
             requests_read: read,
             silent: 0,
+            by_interface: false,
             is_ahead: false,
         }
     }
@@ -56,7 +59,7 @@ impl PodCounters {
         let last = self.window.newest().filter(|_| is_same).map(|(_, last)| Arc::clone(last));
         let reading = last.unwrap_or_else(|| {
             (self.http, self.traffic, self.silent) = (http, traffic, silent);
-            Arc::new(reading(&self.http, &self.traffic, self.in_flight()))
+            Arc::new(self.reading())
         });
         self.window.push(at, reading);
     }
@@ -74,6 +77,29 @@ impl PodCounters {
 
     pub(in crate::agent) fn in_flight(&self) -> u64 {
         self.http.in_flight().saturating_sub(self.silent)
+    }
+
+    /// The latest counters as the windows of rates take them.
+    fn reading(&self) -> PodReading {
+        let (http, traffic) = (&self.http, &self.traffic);
+        let times = |ns, samples| DurationSum { sum: Duration::from_nanos(ns), samples };
+        let (rx_bytes, tx_bytes) = match self.by_interface {
+            true => (traffic.rx_bytes, traffic.tx_bytes),
+            false => (traffic.socket_rx_payload, traffic.socket_tx_payload),
+        };
+        PodReading {
+            started: http.started,
+            finished: http.finished,
+            in_flight: self.in_flight(),
+            waiting_bytes: http.waiting_bytes(),
+            ttft: times(http.ttft_ns_sum, http.ttft_samples),
+            itl: times(http.itl_ns_sum, http.itl_samples),
+            duration: times(http.duration_ns_sum, http.duration_samples),
+            ttft_us: http.ttft_us,
+            itl_us: http.itl_us,
+            rx_bytes,
+            tx_bytes,
+        }
     }
 }
 
@@ -96,6 +122,10 @@ pub(in crate::agent) struct Sampler {
     /// Connections that RDMA has taken over (iWARP).
     offloaded: HashMap<PairKey, u64>,
     pub(in crate::agent) losses: Losses,
+    /// Ids of pods whose requests are counted on their interface.
+    pub(in crate::agent) by_interface: HashSet<u32>,
+    /// Ids of pods whose sockets move what no program sees: their requests are unknown.
+    pub(in crate::agent) unseen: HashSet<u32>,
     /// Number of HTTP connections in the map.
     pub(in crate::agent) streams: usize,
     /// Number of TCP connections in the map.
@@ -116,6 +146,8 @@ impl Sampler {
             silent: HashMap::new(),
             offloaded: HashMap::new(),
             losses: Losses::default(),
+            by_interface: HashSet::new(),
+            unseen: HashSet::new(),
             streams: 0,
             connections: 0,
         }
@@ -133,6 +165,11 @@ impl Sampler {
             let silent = self.silent.get(id).copied().unwrap_or_default();
             let pod = self.pods.entry(*id).or_insert_with(|| PodCounters::new(now));
             (pod.read, pod.requests_read) = (now, now);
+            let by_interface = self.by_interface.contains(id);
+            if by_interface != pod.by_interface {
+                // Other counters from now on: the windows of rates start again.
+                *pod = PodCounters { by_interface, ..PodCounters::new(now) };
+            }
             pod.observe(http, traffic, silent, now - self.start);
         }
         if self.pods.len() > ids.len() {
@@ -226,23 +263,6 @@ impl Sampler {
 fn is_silent(stream: &HttpStream, now: Duration, window: Duration) -> bool {
     let ends_with_connection = stream.phase == http::BODY && stream.flags & http::ENDLESS != 0;
     ends_with_connection && now.saturating_sub(Duration::from_nanos(stream.last_ns)) > window
-}
-
-fn reading(http: &PodHttp, traffic: &PodTraffic, in_flight: u64) -> PodReading {
-    let times = |ns, samples| DurationSum { sum: Duration::from_nanos(ns), samples };
-    PodReading {
-        started: http.started,
-        finished: http.finished,
-        in_flight,
-        waiting_bytes: http.waiting_bytes(),
-        ttft: times(http.ttft_ns_sum, http.ttft_samples),
-        itl: times(http.itl_ns_sum, http.itl_samples),
-        duration: times(http.duration_ns_sum, http.duration_samples),
-        ttft_us: http.ttft_us,
-        itl_us: http.itl_us,
-        rx_bytes: traffic.rx_bytes,
-        tx_bytes: traffic.tx_bytes,
-    }
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use router_common::flow::{
-    CLASS_BOOTSTRAP, CLASS_ENGINE, CLASS_KV_CONTROL, POD_BEHIND_BRIDGE, POD_LOCAL,
-    POD_SHARES_ADDRESS, Pod, PodAddress, PodPort, ROLE_DECODE, ROLE_NONE, ROLE_PREFILL,
+    CLASS_BOOTSTRAP, CLASS_ENGINE, CLASS_KV_CONTROL, POD_BEHIND_BRIDGE, POD_BY_INTERFACE,
+    POD_LOCAL, POD_SHARES_ADDRESS, Pod, PodAddress, PodPort, ROLE_DECODE, ROLE_NONE, ROLE_PREFILL,
     ROLE_UNIFIED, mapped,
 };
 use router_core::fleet::Role;
@@ -50,12 +50,13 @@ impl MapContents {
         let by_address: HashMap<IpAddr, &RegisteredPod> = pods
             .values()
             .filter(|pod| !pod.placed.pod.host_network)
-            .map(|pod| (pod.placed.pod.address, pod))
+            .flat_map(|pod| pod.placed.pod.addresses().map(move |address| (address, pod)))
             .collect();
         for (uid, addresses) in &learned.control {
             let Some(prefill) = pods.get(uid) else { continue };
             for address in addresses {
-                let own = (prefill.placed.pod.address == address.ip()).then_some(prefill);
+                let is_own = prefill.placed.pod.addresses().any(|own| own == address.ip());
+                let own = is_own.then_some(prefill);
                 if let Some(pod) = own.or_else(|| by_address.get(&address.ip()).copied()) {
                     contents.add_control_port(pod, address.port());
                 }
@@ -70,13 +71,18 @@ impl MapContents {
         let port_of = |port| PodPort { pod: pod.id, port, reserved: 0 };
         self.classes.extend(known.bootstrap.map(|port| (port_of(port), CLASS_BOOTSTRAP)));
         self.classes.extend(known.ports.iter().map(|port| (port_of(*port), CLASS_ENGINE)));
-        let address = PodAddress { address: mapped_address(known.address), port: 0, reserved: 0 };
+        let addresses = known.addresses().map(|address| PodAddress {
+            address: mapped_address(address),
+            port: 0,
+            reserved: 0,
+        });
         if !known.host_network {
-            self.pods.insert(address, map_value(pod));
+            self.pods.extend(addresses.map(|address| (address, map_value(pod))));
             return;
         }
         let local = if pod.placed.local { POD_LOCAL } else { 0 };
-        self.pods.insert(address, Pod { flags: POD_SHARES_ADDRESS | local, ..Pod::default() });
+        let shared = Pod { flags: POD_SHARES_ADDRESS | local, ..Pod::default() };
+        self.pods.extend(addresses.map(|address| (address, shared)));
         known
             .ports
             .iter()
@@ -94,15 +100,16 @@ impl MapContents {
 
     /// Adds a port of a pod that shares its address with others, unless another pod has the port.
     fn add_shared_port(&mut self, pod: &RegisteredPod, port: u16) {
-        let address = mapped_address(pod.placed.pod.address);
-        let key = PodAddress { address, port, reserved: 0 };
-        self.pods.entry(key).or_insert_with(|| map_value(pod));
+        for address in pod.placed.pod.addresses() {
+            let key = PodAddress { address: mapped_address(address), port, reserved: 0 };
+            self.pods.entry(key).or_insert_with(|| map_value(pod));
+        }
     }
 }
 
 /// The value of PODS for a pod.
 fn map_value(pod: &RegisteredPod) -> Pod {
-    let RegisteredPod { id, placed } = pod;
+    let RegisteredPod { id, placed, by_interface } = pod;
     let mut http_ports = [0; 4];
     for (slot, port) in http_ports.iter_mut().zip(&placed.pod.ports) {
         *slot = *port;
@@ -111,7 +118,7 @@ fn map_value(pod: &RegisteredPod) -> Pod {
     let bridge = if placed.behind_bridge { POD_BEHIND_BRIDGE } else { 0 };
     Pod {
         id: *id,
-        flags: local | bridge,
+        flags: local | bridge | if *by_interface { POD_BY_INTERFACE } else { 0 },
         role: match placed.pod.role {
             Some(Role::Prefill) => ROLE_PREFILL,
             Some(Role::Decode) => ROLE_DECODE,
@@ -161,6 +168,7 @@ mod tests {
             uid: Arc::clone(&uid),
             name: format!("default/p{id}").into(),
             address: address.parse().unwrap(),
+            other_address: None,
             node: None,
             host_network,
             role: Some(Role::Prefill),
@@ -168,7 +176,7 @@ mod tests {
             bootstrap: None,
         };
         let placed = PlacedPod { pod, local: true, ifindex: 3, behind_bridge: false };
-        (uid, RegisteredPod { id, placed })
+        (uid, RegisteredPod { id, by_interface: false, placed })
     }
 
     fn id_at(contents: &MapContents, address: &str, port: u16) -> Option<u32> {

@@ -17,5 +17,7 @@ pub(in crate::agent) struct PlacedPod {
 #[derive(Clone, Debug)]
 pub(in crate::agent) struct RegisteredPod {
     pub(in crate::agent) id: u32,
+    /// Requests are counted on the pod's interface, not at its sockets.
+    pub(in crate::agent) by_interface: bool,
     pub(in crate::agent) placed: PlacedPod,
 }

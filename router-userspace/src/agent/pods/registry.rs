@@ -1,13 +1,13 @@
 //! The id of each pod, and the reconciliation of the maps with the pods.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
 use router_common::flow::{
-    CLASS_KV, CLASS_KV_CONTROL, CLASS_OTHER, CLASSES, FlowKey, POD_BEHIND_BRIDGE, POD_LOCAL,
-    POD_SHARES_ADDRESS, PairKey, PairStats, Pod, PodAddress, PodHttp, PodPort, QueuePairKey,
-    QueuePairStats, ROLE_DECODE, ROLE_PREFILL,
+    CLASS_KV, CLASS_KV_CONTROL, CLASS_OTHER, CLASSES, FlowKey, POD_BEHIND_BRIDGE, POD_BY_INTERFACE,
+    POD_LOCAL, POD_SHARES_ADDRESS, PairKey, PairStats, Pod, PodAddress, PodHttp, PodPort,
+    QueuePairKey, QueuePairStats, ROLE_DECODE, ROLE_PREFILL,
 };
 use router_common::maps;
 use tracing::{info, warn};
@@ -29,6 +29,10 @@ pub(in crate::agent) struct Registry {
     classes: HashMap<PodPort, u32>,
     /// First and last port of KV cache.
     kv_ports: (u16, u16),
+    /// Whether the cgroup programs count at sockets; else the tc programs count for every pod.
+    at_sockets: bool,
+    /// Hashes of the UIDs of pods that have no socket on this node, so that the tc programs count.
+    without_sockets: HashSet<u64>,
     pub(in crate::agent) learned_ports: LearnedPorts,
 }
 
@@ -42,7 +46,14 @@ impl Registry {
         maps.queue_pairs.add(&QueuePairKey::default(), &QueuePairStats::default())?;
         let written = maps.pods.all(maps::PODS)?;
         let classes = maps.port_classes.all(maps::PORT_CLASSES)?;
+        // The earlier agent's decisions, unless it had no choice.
+        let had_sockets = maps.settings.get(&0)?.is_some_and(|settings| settings.cgroup_skb != 0);
+        let decided = |pod: &Pod| had_sockets && pod.flags & POD_BY_INTERFACE != 0;
+        let without_sockets =
+            written.iter().filter(|(_, pod)| decided(pod)).map(|(_, pod)| pod.uid);
         Ok(Registry {
+            without_sockets: without_sockets.collect(),
+            at_sockets: false,
             pods: BTreeMap::new(),
             local: Vec::new(),
             written: written.into_iter().collect(),
@@ -59,6 +70,26 @@ impl Registry {
     /// Ids of the local pods.
     pub(in crate::agent) fn local(&self) -> &[u32] {
         &self.local
+    }
+
+    /// Sets whether the cgroup programs count at sockets.
+    pub(in crate::agent) fn set_at_sockets(&mut self, at_sockets: bool) {
+        self.at_sockets = at_sockets;
+    }
+
+    /// Sets whether a pod has no socket on this node, so that its requests are counted on its interface.
+    pub(in crate::agent) fn set_without_sockets(&mut self, uid: &str, without: bool) {
+        let uid = uid_hash(uid);
+        if without {
+            self.without_sockets.insert(uid);
+        } else {
+            self.without_sockets.remove(&uid);
+        }
+    }
+
+    /// Whether the requests of a pod are counted on its interface, not at its sockets.
+    fn is_by_interface(&self, uid: u64) -> bool {
+        !self.at_sockets || self.without_sockets.contains(&uid)
     }
 
     /// Makes the maps hold exactly `pods`, and returns the ids of the new ones.
@@ -93,8 +124,12 @@ impl Registry {
                     }
                 },
             };
-            registered.insert(Arc::clone(&placed.pod.uid), RegisteredPod { id, placed });
+            let by_interface = self.is_by_interface(uid);
+            let pod = RegisteredPod { id, by_interface, placed };
+            registered.insert(Arc::clone(&pod.placed.pod.uid), pod);
         }
+        let present: HashSet<u64> = registered.keys().map(|uid| uid_hash(uid)).collect();
+        self.without_sockets.retain(|uid| present.contains(uid));
         self.pods = registered;
         let local = self.pods.values().filter(|pod| pod.placed.local);
         self.local = local.map(|pod| pod.id).collect();
@@ -106,6 +141,7 @@ impl Registry {
         let MapContents { mut pods, classes } = MapContents::new(&self.pods, &self.learned_ports);
         let stale: Vec<PodAddress> =
             self.written.keys().filter(|key| !pods.contains_key(*key)).copied().collect();
+        let mut changed = !stale.is_empty();
         for key in stale {
             maps.pods.remove(&key)?;
         }
@@ -123,10 +159,12 @@ impl Registry {
         for (key, class) in &classes {
             if self.classes.get(key) != Some(class) {
                 maps.port_classes.set(key, class)?;
+                changed = true;
             }
         }
         for key in self.classes.keys().filter(|key| !classes.contains_key(*key)) {
             maps.port_classes.remove(key)?;
+            changed = true;
         }
         for (key, pod) in &mut pods {
             let before = self.written.get(key);
@@ -137,7 +175,18 @@ impl Registry {
             }
             if before != Some(pod) {
                 maps.pods.set(key, pod)?;
+                changed = true;
+                let moved = |old: &&Pod| (old.flags ^ pod.flags) & POD_BY_INTERFACE != 0;
+                if before.filter(moved).is_some_and(|old| pod.id != 0 && old.id == pod.id) {
+                    end_requests(maps, pod.id)?;
+                }
             }
+        }
+        if changed {
+            // Sockets that were looked up before are looked up again.
+            let mut settings = maps.settings.get(&0)?.unwrap_or_default();
+            settings.generation = settings.generation.wrapping_add(1);
+            maps.settings.set(&0, &settings)?;
         }
         (self.written, self.classes) = (pods, classes);
         Ok(())
@@ -172,6 +221,25 @@ impl Registry {
             });
         Some(PairKey { pod: pod.id, peer: peer.id, class })
     }
+}
+
+/// Ends the requests in flight of a pod, because another hook counts from now on, which has not seen them.
+fn end_requests(maps: &Maps, id: u32) -> io::Result<()> {
+    let streams = maps.streams.all(maps::STREAMS)?;
+    for (key, _) in streams.iter().filter(|(_, stream)| stream.pod == id) {
+        maps.streams.remove(key)?;
+    }
+    let Some(mut http) = maps.pod_http.get(&id)? else { return Ok(()) };
+    let in_flight = http.in_flight();
+    if in_flight + http.waiting() > 0 {
+        warn!(pod = id, in_flight, "another hook counts; requests in flight are counted as ended");
+    }
+    http.finished += in_flight;
+    http.aborted += in_flight;
+    http.answered = http.started;
+    http.answered_request_bytes = http.request_bytes;
+    http.streams_ended = http.streams_started;
+    maps.pod_http.set(&id, &http)
 }
 
 /// Removes every counter of deleted pods, so that their ids can be used again.

@@ -23,6 +23,8 @@ pub(in crate::agent) struct KnownPod {
     /// `namespace/pod`.
     pub(in crate::agent) name: Arc<str>,
     pub(in crate::agent) address: IpAddr,
+    /// The address of the other family, if the pod has both.
+    pub(in crate::agent) other_address: Option<IpAddr>,
     pub(in crate::agent) node: Option<Arc<str>>,
     pub(in crate::agent) host_network: bool,
     /// The role of the pod in its pool; `None` if no pool selects the pod.
@@ -31,6 +33,13 @@ pub(in crate::agent) struct KnownPod {
     pub(in crate::agent) ports: Vec<u16>,
     /// Port of the bootstrap server of a prefill.
     pub(in crate::agent) bootstrap: Option<u16>,
+}
+
+impl KnownPod {
+    /// All addresses of the pod.
+    pub(in crate::agent) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        [Some(self.address), self.other_address].into_iter().flatten()
+    }
 }
 
 /// A source of pods.
@@ -154,7 +163,9 @@ fn known_pod(pod: &Pod, fleet: &Fleet) -> Option<KnownPod> {
     if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
         return None;
     }
-    let address = status.pod_ip.as_deref()?.parse().ok()?;
+    let address: IpAddr = status.pod_ip.as_deref()?.parse().ok()?;
+    let all = status.pod_ips.iter().flatten().filter_map(|pod_ip| pod_ip.ip.parse().ok());
+    let other_address = all.into_iter().find(|other: &IpAddr| other.is_ipv4() != address.is_ipv4());
     let metadata = &pod.metadata;
     let name = ObjectName {
         namespace: metadata.namespace.as_deref().unwrap_or("default").into(),
@@ -166,6 +177,7 @@ fn known_pod(pod: &Pod, fleet: &Fleet) -> Option<KnownPod> {
     let mut known = KnownPod {
         uid: uid.into(),
         address,
+        other_address,
         node: spec.and_then(|spec| spec.node_name.as_deref()).map(Into::into),
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
         role: None,

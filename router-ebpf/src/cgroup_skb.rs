@@ -1,0 +1,220 @@
+//! cgroup_skb on the cgroup root: counts requests, KV cache and payload at the sockets of local pods, on
+//! whichever way their packets come, after they were put together (GRO) and before they are cut (GSO).
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY, bpf_sock};
+use aya_ebpf::helpers::generated::bpf_tcp_sock;
+use aya_ebpf::macros::cgroup_skb;
+use aya_ebpf::programs::{SkBuffContext, TcContext};
+use router_common::flow::{
+    FlowKey, POD_BY_INTERFACE, PodSocket, SOCKET_ENGINE, SOCKET_HTTP, SOCKET_KV,
+};
+use router_common::http::{HttpStream, Segment, TCP_SYN};
+
+use crate::connection::{local_pod_at, serves};
+use crate::counters::{add, forget};
+use crate::fields::{address_of, field};
+use crate::maps::{EARLY, POD_TRAFFIC, SCRATCH};
+use crate::packet::{FrameBytes as _, tcp_offset};
+use crate::payload::{SocketMemory, TcpPayload};
+use crate::requests::{self, ENDS, now};
+use crate::socket;
+
+/// Verdict of the programs: the packet passes.
+const PASS: i32 = 1;
+
+const TCP_LISTEN: u32 = 10;
+
+#[cgroup_skb(ingress)]
+pub fn pd_cgroup_ingress(ctx: SkBuffContext) -> i32 {
+    dispatch(ctx.as_ptr().cast()).map_or(PASS, |()| PASS)
+}
+
+#[cgroup_skb(egress)]
+pub fn pd_cgroup_egress(ctx: SkBuffContext) -> i32 {
+    sent(ctx.as_ptr().cast()).map_or(PASS, |()| PASS)
+}
+
+/// The TCP segment of a packet, the offset of its payload, and its ports (source, destination).
+struct TcpPacket {
+    segment: Segment,
+    payload: u32,
+    ports: [u16; 2],
+}
+
+#[inline(always)]
+fn parse(skb: *mut __sk_buff) -> Option<TcpPacket> {
+    let packet = TcContext::new(skb);
+    let length = field!(__sk_buff, skb, len);
+    let offset = forget(tcp_offset(&packet)? as u64, length as u64) as usize;
+    let header: [u8; 14] = packet.read(offset)?;
+    let payload = offset as u32 + (header[12] >> 4) as u32 * 4;
+    Some(TcpPacket {
+        segment: Segment {
+            sequence: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
+            acknowledged: u32::from_be_bytes([header[8], header[9], header[10], header[11]]),
+            length: length.saturating_sub(payload),
+            flags: header[13],
+        },
+        payload,
+        ports: [
+            u16::from_be_bytes([header[0], header[1]]),
+            u16::from_be_bytes([header[2], header[3]]),
+        ],
+    })
+}
+
+#[inline(always)]
+fn dispatch(skb: *mut __sk_buff) -> Option<()> {
+    let socket = socket::of_packet(skb)?;
+    if field!(bpf_sock, socket, state) == TCP_LISTEN {
+        pd_early_data(skb);
+    } else {
+        pd_receive(skb);
+    }
+    Some(())
+}
+
+/// Counts what a connected socket receives.
+///
+/// A global function, as the next: each has the stack for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn pd_receive(skb: *mut __sk_buff) -> u32 {
+    received(skb).map_or(0, |()| 1)
+}
+
+#[inline(always)]
+fn received(skb: *mut __sk_buff) -> Option<()> {
+    let socket = socket::of_packet(skb)?;
+    let known = socket::of_pod(socket)?;
+    let TcpPacket { segment, payload, .. } = parse(skb)?;
+    // SAFETY: live map values.
+    unsafe {
+        let kind = (*known).kind;
+        if segment.length > 0 {
+            let traffic = POD_TRAFFIC.get_ptr_mut((*known).pod)?;
+            // Atomic: an interrupt may count on the same CPU.
+            add(&raw mut (*traffic).socket_rx_payload, segment.length as u64);
+            if kind & SOCKET_KV != 0 {
+                add(&raw mut (*traffic).rx_kv_payload, new_bytes(socket, &segment) as u64);
+            }
+        }
+        if kind & SOCKET_ENGINE == 0 || (segment.length == 0 && segment.flags & ENDS == 0) {
+            return None;
+        }
+        let bytes = TcpPayload::new(skb, payload, &segment);
+        if kind & SOCKET_HTTP == 0 && !socket::begin(known, socket, Some((&segment, &bytes))) {
+            return None;
+        }
+        let change = (*known).stream.on_client_segment(&segment, &bytes, now);
+        requests::apply((*known).pod, &change);
+    }
+    socket::list(known, socket)
+}
+
+/// The bytes of a segment that the socket has not received yet.
+#[inline(always)]
+fn new_bytes(socket: *mut bpf_sock, segment: &Segment) -> u32 {
+    // SAFETY: the verifier has seen the socket checked.
+    let next = unsafe {
+        let tcp = bpf_tcp_sock(socket);
+        if tcp.is_null() {
+            return segment.length;
+        }
+        (*tcp).rcv_nxt
+    };
+    let old = next.wrapping_sub(segment.sequence);
+    // More than half of all numbers: the segment is ahead of what was received in order.
+    if old > u32::MAX / 2 { segment.length } else { segment.length.saturating_sub(old) }
+}
+
+#[inline(always)]
+fn sent(skb: *mut __sk_buff) -> Option<()> {
+    let socket = socket::of_packet(skb)?;
+    let known = socket::of_pod(socket)?;
+    let TcpPacket { segment, payload, .. } = parse(skb)?;
+    // SAFETY: live map values.
+    unsafe {
+        let kind = (*known).kind;
+        if segment.length > 0 {
+            let traffic = POD_TRAFFIC.get_ptr_mut((*known).pod)?;
+            add(&raw mut (*traffic).socket_tx_payload, segment.length as u64);
+        }
+        if kind & SOCKET_ENGINE == 0 || (segment.length == 0 && segment.flags & ENDS == 0) {
+            return None;
+        }
+        if kind & SOCKET_HTTP == 0 && !socket::begin(known, socket, None) {
+            return None;
+        }
+        answer(skb, known, &segment, payload);
+    }
+    socket::list(known, socket)
+}
+
+/// Applies a segment that an engine sends. Only one at a time is sent by a socket.
+#[inline(always)]
+unsafe fn answer(skb: *mut __sk_buff, known: *mut PodSocket, segment: &Segment, payload: u32) {
+    let mut bytes = TcpPayload::<SocketMemory>::new(skb, payload, segment);
+    // SAFETY: a live map value.
+    unsafe {
+        let stream = &raw mut (*known).stream;
+        let head = (*stream).read_head(segment, &mut bytes);
+        let change = (*stream).on_engine_segment(segment, head, &bytes, now);
+        requests::apply((*known).pod, &change);
+    }
+}
+
+/// Keeps the beginning of a request that comes before its socket exists: with the SYN (TCP Fast Open) or
+/// with the end of the handshake. It counts if the socket comes to exist.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn pd_early_data(skb: *mut __sk_buff) -> u32 {
+    keep_early(skb).map_or(0, |()| 1)
+}
+
+#[inline(always)]
+fn keep_early(skb: *mut __sk_buff) -> Option<()> {
+    let TcpPacket { segment, payload, ports } = parse(skb)?;
+    if segment.length == 0 {
+        return None;
+    }
+    let [remote_port, local_port] = ports;
+    let (local, remote) = addresses(skb)?;
+    let pod = local_pod_at(local, local_port)?;
+    // SAFETY: a live map value.
+    let (id, flags) = unsafe { ((*pod).id, (*pod).flags) };
+    if flags & POD_BY_INTERFACE != 0 || !serves(pod, local_port) {
+        return None;
+    }
+    let scratch = SCRATCH.get_ptr_mut(0)?;
+    let syn = (segment.flags & TCP_SYN != 0) as u32;
+    // SAFETY: live map values. What a socket receives runs with bottom halves disabled.
+    let stream = unsafe {
+        (*scratch).flow = FlowKey { local, remote, local_port, remote_port };
+        let start = segment.sequence.wrapping_add(syn);
+        (*scratch).stream = HttpStream::from_start(id, start, segment.acknowledged);
+        EARLY.insert(&(*scratch).flow, &(*scratch).stream, BPF_ANY as u64).ok()?;
+        EARLY.get_ptr_mut(&(*scratch).flow)?
+    };
+    let bytes = TcpPayload::<SocketMemory>::new(skb, payload, &segment);
+    // SAFETY: a live map value.
+    let _ = unsafe { (*stream).on_client_segment(&segment, &bytes, now) };
+    Some(())
+}
+
+/// The destination and source of a packet.
+#[inline(always)]
+fn addresses(skb: *mut __sk_buff) -> Option<([u8; 16], [u8; 16])> {
+    let packet = TcContext::new(skb);
+    let [first, _] = packet.read(0)?;
+    if first >> 4 == 4 {
+        let both: [u8; 8] = packet.read(12)?;
+        let [a, b, c, d, e, f, g, h] = both;
+        let v4 = |bytes: [u8; 4]| {
+            address_of([0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), u32::from_ne_bytes(bytes)])
+        };
+        return Some((v4([e, f, g, h]), v4([a, b, c, d])));
+    }
+    Some((packet.read(24)?, packet.read(8)?))
+}
