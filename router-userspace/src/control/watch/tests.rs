@@ -322,6 +322,7 @@ fn a_gateway_asks_the_agents_and_gateways_of_its_own_namespace_and_no_other() {
     let gateway = |namespace: &str, name: &str| {
         let mut value = agent(namespace, name);
         value["metadata"]["labels"] = json!(default_gateway_labels());
+        value["status"]["podIP"] = format!("10.0.0.{}", name.len()).into();
         value["spec"]["containers"][0]["ports"][0] =
             json!({"name": "admin", "containerPort": 9902});
         value
@@ -333,7 +334,7 @@ fn a_gateway_asks_the_agents_and_gateways_of_its_own_namespace_and_no_other() {
     case.list(&pods_of("b"), vec![gateway("default", "impostor-too")]);
     case.index = std::mem::take(&mut case.index).with_gateways(labels);
     let gateways = case.index.build(&Fleet::default()).gateways;
-    assert_eq!(gateways.iter().map(|gateway| gateway.port()).collect::<Vec<_>>(), [9902]);
+    assert_eq!(gateways, [std::net::SocketAddr::from(([10, 0, 0, 3], 9902))]);
     let agents = case.index.build(&Fleet::default()).agents;
     let reported: Vec<String> = agents.iter().map(|agent| agent.name.to_string()).collect();
     assert_eq!(reported, ["system/one"]);
