@@ -88,11 +88,7 @@ pub async fn run(settings: GatewaySettings, shutdown: CancellationToken) -> Resu
     let feed = control::Feed::open(&settings.source, &metrics).await?;
     let admin_listen = settings.admin_listen;
     let guard = Arc::clone(&settings.admin_guard);
-    // Without manifests there is one port, and nothing to serve without it.
-    let only_port = settings
-        .source
-        .pd_disaggregation
-        .then(|| format!("--host {} --port {}", settings.source.host, settings.source.port));
+    let only_port = only_port(&settings);
     let drain_timeout = settings.timeouts.drain_timeout;
     let parts = Parts::new(settings, metrics, &shutdown)?;
     let admin = Admin::bind(admin_listen).await;
@@ -141,6 +137,12 @@ pub async fn run(settings: GatewaySettings, shutdown: CancellationToken) -> Resu
         Some(task) => Err(anyhow::anyhow!("the task `{task}` panicked")),
         None => Ok(()),
     }
+}
+
+/// The flags of the port without which there is nothing to serve: with flags only, there is one.
+fn only_port(settings: &GatewaySettings) -> Option<String> {
+    let (host, port) = (settings.source.host, settings.source.port);
+    settings.source.pd_disaggregation.then(|| format!("--host {host} --port {port}"))
 }
 
 /// The parts that [`run`] puts together before it serves.
