@@ -1,6 +1,6 @@
 //! [`AnswerReport`]: what an engine reports of a request in its answer: tokens, and times of its own.
 
-use super::json::{JsonType, Raw};
+use super::json::{JsonType, Raw, RawMember};
 use crate::provenance::Measured;
 
 /// Maximum size of an answer that is read, in bytes. A prefill's answer is one token; only logprobs of the
@@ -37,7 +37,8 @@ impl AnswerReport {
         if answer.len() > MAX_ANSWER {
             return AnswerReport::default();
         }
-        let Ok(raw) = Raw::parse(answer) else { return AnswerReport::default() };
+        // Not checked as a whole: what is read of it is.
+        let raw = Raw::trusted(answer.trim_ascii());
         match raw.kind() {
             JsonType::Array => of_all(raw),
             _ => of_one(raw),
@@ -66,53 +67,67 @@ fn of_all(raw: Raw<'_>) -> AnswerReport {
 }
 
 fn of_one(raw: Raw<'_>) -> AnswerReport {
-    // One walk: every request of a pair is read.
     let (mut meta, mut usage) = (None, None);
     for member in raw.members() {
-        if member.is("meta_info") {
-            meta = Some(member.value);
-        } else if member.is("usage") {
-            usage = Some(member.value);
+        match member.key.bytes() {
+            br#""meta_info""# => meta = Some(member.value),
+            br#""usage""# => usage = Some(member.value),
+            _ => {}
         }
     }
-    if let Some(meta) = meta {
-        // The engine adds its times, in seconds, with `--enable-metrics`; `e2e_latency` always.
-        let ms = |key| meta.get(key).and_then(seconds).map(|seconds| seconds * 1e3);
-        let forward = (ms("forward_entry_time"), ms("prefill_finished_time"));
-        let compute = forward.0.zip(forward.1).map(|(began, finished)| finished - began);
-        return AnswerReport {
-            prompt_tokens: count(meta, "prompt_tokens"),
-            cached_tokens: count(meta, "cached_tokens"),
-            queue_ms: ms("queue_time").into(),
-            compute_ms: compute.filter(|ms| *ms >= 0.0).into(),
-            total_ms: ms("e2e_latency").into(),
-        };
-    }
-    let Some(usage) = usage else { return AnswerReport::default() };
-    // Chat and completions; `/v1/responses`; `/v1/messages`.
-    let details = |key| usage.get(key).map(|details| count(details, "cached_tokens"));
-    AnswerReport {
-        prompt_tokens: either(count(usage, "prompt_tokens"), || count(usage, "input_tokens")),
-        cached_tokens: details("prompt_tokens_details")
-            .or_else(|| details("input_tokens_details"))
-            .unwrap_or_else(|| count(usage, "cache_read_input_tokens")),
-        ..AnswerReport::default()
+    let part = meta.or(usage).and_then(|part| Raw::parse(part.bytes()).ok());
+    match part {
+        Some(part) if meta.is_some() => of_meta_info(part),
+        Some(part) => of_usage(part),
+        None => AnswerReport::default(),
     }
 }
 
-fn either(one: Measured<u64>, other: impl FnOnce() -> Measured<u64>) -> Measured<u64> {
-    if one.value().is_some() { one } else { other() }
+/// `meta_info` of `/generate`. The engine adds its times, in seconds, with `--enable-metrics`; `e2e_latency`
+/// always.
+fn of_meta_info(meta: Raw<'_>) -> AnswerReport {
+    let mut report = AnswerReport::default();
+    let (mut began, mut finished) = (None, None);
+    for RawMember { key, value } in meta.members() {
+        match key.bytes() {
+            br#""prompt_tokens""# => report.prompt_tokens = value.as_u64().into(),
+            br#""cached_tokens""# => report.cached_tokens = value.as_u64().into(),
+            br#""queue_time""# => report.queue_ms = ms(value).into(),
+            br#""e2e_latency""# => report.total_ms = ms(value).into(),
+            br#""forward_entry_time""# => began = ms(value),
+            br#""prefill_finished_time""# => finished = ms(value),
+            _ => {}
+        }
+    }
+    let compute = began.zip(finished).map(|(began, finished)| finished - began);
+    report.compute_ms = compute.filter(|ms| *ms >= 0.0).into();
+    report
 }
 
-fn count(object: Raw<'_>, key: &str) -> Measured<u64> {
-    object.get(key).and_then(Raw::as_u64).into()
+/// `usage` of chat and completions, of `/v1/responses`, and of `/v1/messages`.
+fn of_usage(usage: Raw<'_>) -> AnswerReport {
+    let mut report = AnswerReport::default();
+    for RawMember { key, value } in usage.members() {
+        match key.bytes() {
+            br#""prompt_tokens""# | br#""input_tokens""# => {
+                report.prompt_tokens = value.as_u64().into();
+            }
+            br#""prompt_tokens_details""# | br#""input_tokens_details""# => {
+                let cached = value.get("cached_tokens").and_then(Raw::as_u64);
+                report.cached_tokens = cached.into();
+            }
+            br#""cache_read_input_tokens""# => report.cached_tokens = value.as_u64().into(),
+            _ => {}
+        }
+    }
+    report
 }
 
-/// A number of seconds that is not negative.
-fn seconds(raw: Raw<'_>) -> Option<f64> {
+/// Milliseconds of a number of seconds that is not negative.
+fn ms(raw: Raw<'_>) -> Option<f64> {
     let number = || std::str::from_utf8(raw.bytes()).ok()?.parse::<f64>().ok();
     let number = (raw.kind() == JsonType::Number).then(number).flatten()?;
-    (number.is_finite() && number >= 0.0).then_some(number)
+    (number.is_finite() && number >= 0.0).then_some(number * 1e3)
 }
 
 #[cfg(test)]
@@ -149,6 +164,11 @@ mod tests {
             ("[]", (None, None)),
             ("{}", (None, None)),
             ("no json", (None, None)),
+            // Cut off, or broken where it is read.
+            (r#"{"usage":{"prompt_tokens":7"#, (None, None)),
+            (r#"{"usage":{"prompt_tokens":7,}}"#, (None, None)),
+            (r#"{"text":"\"usage\":{\"prompt_tokens\":7}"}"#, (None, None)),
+            (r#"{"tools":[{"usage":{"prompt_tokens":7}}]}"#, (None, None)),
         ] {
             assert_eq!(tokens(answer), want, "{answer}");
         }

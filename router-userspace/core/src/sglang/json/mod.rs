@@ -11,7 +11,7 @@ mod scan;
 mod string;
 
 pub(crate) use patch::Patch;
-pub(crate) use raw::{JsonType, Raw};
+pub(crate) use raw::{JsonType, Raw, RawMember};
 pub(crate) use scan::{SyntaxError, check, scan};
 pub(crate) use string::{quote, unquote};
 
