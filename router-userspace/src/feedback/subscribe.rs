@@ -16,7 +16,6 @@ use http::header::AUTHORIZATION;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use parking_lot::{Mutex, RwLock};
 use router_core::fleet::{AgentAddress, Fleet};
 use router_core::frame::{self, PodRecord};
@@ -34,6 +33,7 @@ use super::pod_workers::PodWorkers;
 use super::runtime::FeedbackRuntime;
 use super::stream_error::{STREAM_TIMEOUT, StreamError};
 use crate::config::GatewaySettings;
+use crate::http_client::received_body::ReceivedBody;
 use crate::http_client::{HttpClient, Protocol, whole};
 use crate::metrics::{FeedbackLabels, Metrics};
 use crate::scheduler_view::SchedulerView;
@@ -303,7 +303,7 @@ impl AgentSubscriber {
         }
     }
 
-    async fn open(&self) -> Result<Incoming, StreamError> {
+    async fn open(&self) -> Result<ReceivedBody, StreamError> {
         let context = &self.shared.context;
         let mut headers = HeaderMap::new();
         if let Some(path) = &context.token_file {

@@ -1,17 +1,30 @@
 //! [`EngineClient`]: the requests that the gateway sends to engines. It owns the engines' API key,
 //! which goes with the gateway's own requests and never with a client's.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
-use hyper::body::Incoming;
 use router_core::fleet::Worker;
+use router_core::sglang::SplicedBody;
 
+use crate::http_client::received_body::ReceivedBody;
 use crate::http_client::response::{ReadLimits, read_body};
-use crate::http_client::{HttpClient, OutgoingBody, Protocol, SendError, whole};
+use crate::http_client::{HttpClient, OnWritten, Protocol, SendError, reported, whole};
 
 const ABORT_PATH: PathAndQuery = PathAndQuery::from_static("/abort_request");
+
+/// A request to an engine whose body is known.
+pub(crate) struct EngineRequest<'a> {
+    pub protocol: &'a Protocol,
+    pub path: &'a PathAndQuery,
+    pub headers: &'a HeaderMap,
+    pub body: SplicedBody,
+    /// Learns that the body was written, unless that was in vain.
+    pub on_written: Option<Arc<dyn OnWritten>>,
+}
 
 /// Sends requests to engines; cheap to clone.
 #[derive(Clone, Debug)]
@@ -60,20 +73,25 @@ impl EngineClient {
         Ok(Response::from_parts(head, body))
     }
 
-    /// Sends a client's request to a worker and waits for the head of the answer.
+    /// Sends a `POST` to a worker and waits for the head of the answer. If the worker had closed a kept
+    /// connection before it read the request, it is sent again, once.
     ///
     /// # Errors
     /// No head came.
     pub(crate) async fn post(
         &self,
-        protocol: Protocol,
         worker: &Worker,
-        path: PathAndQuery,
-        headers: HeaderMap,
-        body: OutgoingBody,
-    ) -> Result<Response<Incoming>, SendError> {
-        let to = worker.authority.clone();
-        self.http.send(protocol, to, Method::POST, path, headers, body).await
+        request: EngineRequest<'_>,
+    ) -> Result<Response<ReceivedBody>, SendError> {
+        let EngineRequest { protocol, path, headers, body, on_written } = request;
+        let send = |body| {
+            let (to, path) = (worker.authority.clone(), path.clone());
+            self.http.send(protocol.clone(), to, Method::POST, path, headers.clone(), body)
+        };
+        match send(reported(body.clone(), on_written)).await {
+            Err(SendError::Unread(_)) => send(whole(body)).await,
+            done => done,
+        }
     }
 
     /// Asks a worker to abort the request of this id, and returns the status of its answer.
@@ -85,8 +103,14 @@ impl EngineClient {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         // A request id is made of letters, digits and underscores: nothing to escape.
         let body = Bytes::from(format!(r#"{{"rid":"{rid}"}}"#));
-        let response = self.post(Protocol::Http1, worker, ABORT_PATH, headers, whole(body)).await?;
-        Ok(response.status())
+        let request = EngineRequest {
+            protocol: &Protocol::Http1,
+            path: &ABORT_PATH,
+            headers: &headers,
+            body: body.into(),
+            on_written: None,
+        };
+        Ok(self.post(worker, request).await?.status())
     }
 
     fn own_headers(&self) -> HeaderMap {

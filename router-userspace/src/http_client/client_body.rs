@@ -1,5 +1,6 @@
 //! [`ClientBody`]: the body of a client's request, read by the gateway or passed on to a backend.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -28,6 +29,9 @@ pub(crate) enum ClientBodyError {
     Broken(String),
 }
 
+/// Maximum size of a body that is kept while it passes, so that it can be sent again.
+const MAX_REPLAY: usize = 16 << 10;
+
 /// The body of a client's request. Dropped before its end, it leaves the rest to [`UnreadBody`].
 pub(crate) struct ClientBody<B = RequestSource>
 where
@@ -43,12 +47,15 @@ where
     limits: Option<BodyLimits<B>>,
     /// What has passed, for mirrored requests.
     copy: Option<Box<BodyCopy>>,
+    /// What was read before, and is sent again before the rest.
+    replay: VecDeque<Bytes>,
 }
 
 /// The limits of a body on its way to a backend, and what has become of it.
 struct BodyLimits<B: Body<Data = Bytes> + Unpin> {
     state: Arc<Mutex<BodyState<B>>>,
-    was_read: bool,
+    /// What has passed; `None` if that is too much to be sent again.
+    passed: Option<VecDeque<Bytes>>,
     limit: usize,
     size: usize,
     idle: Duration,
@@ -59,8 +66,8 @@ struct BodyLimits<B: Body<Data = Bytes> + Unpin> {
 
 /// What becomes of a body that the HTTP client has.
 struct BodyState<B: Body<Data = Bytes> + Unpin> {
-    /// The body, if it was dropped before any part of it was read.
-    untouched: Option<ClientBody<B>>,
+    /// The body, if it was dropped and can be sent again.
+    reclaimed: Option<ClientBody<B>>,
     error: Option<ClientBodyError>,
     /// The backend has begun to answer: it may take the rest of the body slowly, with pauses below the TCP
     /// user timeout of its connection.
@@ -99,23 +106,24 @@ impl<B: Body<Data = Bytes> + Unpin> ClientBody<B> {
         unread: Option<Arc<UnreadBody<B>>>,
         awaits_continue: bool,
     ) -> ClientBody<B> {
-        ClientBody { body: Some(body), unread, awaits_continue, limits: None, copy: None }
+        let replay = VecDeque::new();
+        ClientBody { body: Some(body), unread, awaits_continue, limits: None, copy: None, replay }
     }
 
     /// Limits the body for its way to a backend: `limit` is the maximum size in bytes, `idle` the limit
-    /// of [`Pace`]. It can be reclaimed by the handle if no part of it was read.
+    /// of [`Pace`]. It can be reclaimed by the handle if no more than 16 KiB of it were read.
     pub(crate) fn limited(
         mut self,
         limit: usize,
         idle: Duration,
     ) -> (ClientBody<B>, BodyHandle<B>) {
         let waits = ClientWait::Never;
-        let state = BodyState { untouched: None, error: None, answered: false, waits };
+        let state = BodyState { reclaimed: None, error: None, answered: false, waits };
         let state = Arc::new(Mutex::new(state));
         let handle = BodyHandle(Arc::clone(&state));
         let pace = Pace::new(idle);
-        let (was_read, size, waiting) = (false, 0, None);
-        self.limits = Some(BodyLimits { state, was_read, limit, size, idle, pace, waiting });
+        let (passed, size, waiting) = (Some(VecDeque::new()), 0, None);
+        self.limits = Some(BodyLimits { state, passed, limit, size, idle, pace, waiting });
         (self, handle)
     }
 
@@ -155,16 +163,27 @@ impl<B: Body<Data = Bytes> + Unpin> ClientBody<B> {
 }
 
 impl<B: Body<Data = Bytes> + Unpin> BodyLimits<B> {
-    /// A piece of that many bytes has come.
-    fn received(&mut self, bytes: usize) -> Result<(), ClientBodyError> {
+    /// A piece has come. Trailers are none.
+    fn received(&mut self, piece: Option<&Bytes>) -> Result<(), ClientBodyError> {
+        let bytes = piece.map_or(0, Bytes::len);
         self.state.lock().stop_waiting();
         self.size += bytes;
         if self.size > self.limit {
             return Err(ClientBodyError::TooLarge(self.limit));
         }
+        self.keep(piece);
         let start = self.waiting.take().map_or_else(Instant::now, |(start, _)| start);
         self.pace.received(bytes, start);
         Ok(())
+    }
+
+    fn keep(&mut self, piece: Option<&Bytes>) {
+        match (&mut self.passed, piece) {
+            (Some(passed), Some(piece)) if self.size <= MAX_REPLAY => {
+                passed.push_back(piece.clone());
+            }
+            _ => self.passed = None,
+        }
     }
 
     /// The error of a client that is too slow with the next piece.
@@ -182,9 +201,9 @@ impl<B: Body<Data = Bytes> + Unpin> BodyLimits<B> {
 }
 
 impl<B: Body<Data = Bytes> + Unpin> BodyHandle<B> {
-    /// The body, if no part of it was read.
+    /// The body, if it can be sent again.
     pub(crate) fn returned(self) -> Option<ClientBody<B>> {
-        self.0.lock().untouched.take()
+        self.0.lock().reclaimed.take()
     }
 
     /// Why the client's body did not come whole. HTTP/2 does not pass the error of a body on.
@@ -194,13 +213,13 @@ impl<B: Body<Data = Bytes> + Unpin> BodyHandle<B> {
 
     /// The backend has begun to answer: the body's time has no limit from here on.
     pub(crate) fn answered(&self) {
-        let untouched = {
+        let reclaimed = {
             let mut state = self.0.lock();
             state.answered = true;
-            state.untouched.take()
+            state.reclaimed.take()
         };
         // It is not sent to another backend. Dropped without the lock, since it leaves its rest.
-        drop(untouched);
+        drop(reclaimed);
     }
 
     /// Whether the backend has asked for a part that the client has not sent yet.
@@ -231,15 +250,18 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, ClientBodyError>>> {
         let this = &mut *self;
         this.awaits_continue = false;
-        if let Some(limits) = &mut this.limits {
-            // The reader may get a part of the body, which could not be sent again.
-            limits.was_read = true;
+        if let Some(piece) = this.replay.pop_front() {
+            if let Some(limits) = &mut this.limits {
+                limits.size += piece.len();
+                limits.keep(Some(&piece));
+            }
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
         let Some(body) = &mut this.body else { return Poll::Ready(None) };
         let error = match Pin::new(body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                let bytes = frame.data_ref().map_or(0, Bytes::len);
-                match this.limits.as_mut().map_or(Ok(()), |limits| limits.received(bytes)) {
+                let piece = frame.data_ref();
+                match this.limits.as_mut().map_or(Ok(()), |limits| limits.received(piece)) {
                     Ok(()) => {
                         if let (Some(copy), Some(data)) = (&mut this.copy, frame.data_ref()) {
                             copy.push(data);
@@ -271,11 +293,18 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Body::is_end_stream)
+        self.replay.is_empty() && self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        let rest = self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint);
+        let replay = self.replay.iter().map(Bytes::len).sum::<usize>() as u64;
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower() + replay);
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + replay);
+        }
+        hint
     }
 }
 
@@ -284,13 +313,16 @@ impl<B: Body<Data = Bytes> + Unpin> Drop for ClientBody<B> {
         let Some(limits) = self.limits.take() else { return self.leave_rest() };
         let mut state = limits.state.lock();
         state.stop_waiting();
-        if limits.was_read || state.answered || self.body.is_none() {
+        let Some(mut replay) = limits.passed.filter(|_| !state.answered && state.error.is_none())
+        else {
             drop(state);
             return self.leave_rest();
-        }
+        };
+        replay.append(&mut self.replay);
         let (body, unread, copy) = (self.body.take(), self.unread.take(), self.copy.take());
         let awaits_continue = self.awaits_continue;
-        state.untouched = Some(ClientBody { body, unread, awaits_continue, limits: None, copy });
+        let limits = None;
+        state.reclaimed = Some(ClientBody { body, unread, awaits_continue, limits, copy, replay });
     }
 }
 
@@ -313,12 +345,54 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_unread_body_is_reclaimed_and_a_read_one_is_not() {
+    async fn an_unread_body_and_a_small_one_are_reclaimed() {
         let (body, handle) = sent("a");
         drop(body);
         let body = handle.returned().expect("it was not read");
         let (mut body, handle) = body.limited(4, MINUTE);
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "a");
+        drop(body);
+        let body = handle.returned().expect("it is small");
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "a");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_was_read_in_part_begins_again_unless_that_was_too_much() {
+        let pieces = |sizes: &[usize]| {
+            let pieces: Vec<_> =
+                sizes.iter().map(|size| Ok::<_, std::io::Error>(vec![b'x'; *size])).collect();
+            StreamBody::new(futures_util::stream::iter(
+                pieces.into_iter().map(|piece| piece.map(|piece| Frame::data(Bytes::from(piece)))),
+            ))
+        };
+        for (sizes, read, comes_back) in [
+            (&[10, 20, 30][..], 2, true),
+            (&[10, 20, 30], 4, true),
+            (&[MAX_REPLAY, 1], 1, true),
+            (&[MAX_REPLAY, 1], 2, false),
+            (&[MAX_REPLAY + 1], 1, false),
+        ] {
+            let (mut body, handle) =
+                ClientBody::new(pieces(sizes), None, false).limited(usize::MAX, MINUTE);
+            for _ in 0..read {
+                body.frame().await.transpose().unwrap();
+            }
+            drop(body);
+            let again = handle.returned();
+            assert_eq!(again.is_some(), comes_back, "{sizes:?}");
+            if let Some(again) = again {
+                let (again, _handle) = again.limited(usize::MAX, MINUTE);
+                let whole = again.collect().await.unwrap().to_bytes();
+                assert_eq!(whole.len(), sizes.iter().sum::<usize>(), "{sizes:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_whose_answer_has_begun_does_not_come_back() {
+        let (mut body, handle) = sent("a");
+        body.frame().await.unwrap().unwrap();
+        handle.answered();
         drop(body);
         assert!(handle.returned().is_none());
     }

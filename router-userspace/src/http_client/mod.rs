@@ -4,11 +4,16 @@
 pub(crate) mod body_copy;
 pub(crate) mod client_body;
 pub(crate) mod collector;
+mod http1;
 pub(crate) mod pace;
+pub(crate) mod received_body;
 pub(crate) mod request_source;
 pub(crate) mod response;
+#[cfg(test)]
+pub(crate) mod test_server;
 pub(crate) mod tls;
 pub(crate) mod unread_body;
+mod watched_stream;
 mod whole;
 
 use std::sync::Arc;
@@ -18,16 +23,18 @@ use bytes::Bytes;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Response, Uri};
 use http_body_util::Either;
-use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::{Builder, Client, Error};
+use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use router_core::fleet::{BackendTls, Fleet};
 use router_core::sglang::SplicedBody;
 
 use self::client_body::ClientBody;
+use self::http1::{Http1Client, Http1Error, IdleLimits};
+use self::received_body::ReceivedBody;
 use self::response::{ReadLimits, read_body};
 use self::tls::TlsClients;
+use self::watched_stream::WatchedConnector;
 pub(crate) use self::whole::OnWritten;
 use self::whole::WholeBody;
 use crate::config::GatewaySettings;
@@ -74,12 +81,32 @@ pub(crate) enum SendError {
     /// The connection ended before the answer was read; the server may have begun.
     #[error("the connection broke: {0}")]
     Broken(String),
+    /// The server had closed a kept connection before it read the request: it may be sent again, which opens
+    /// another one. The server is not at fault.
+    #[error("the server had closed the connection: {0}")]
+    Unread(String),
+}
+
+/// What a server may have received of a request that got no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// No connection was made.
+    No,
+    /// It was sent to a connection that the server had closed, and no process of it has read it.
+    Unread,
+    /// Any part of it.
+    Maybe,
 }
 
 impl SendError {
-    /// Whether no connection was made, so that no server has received any part of the request.
-    pub(crate) fn is_unsent(&self) -> bool {
-        !matches!(self, SendError::Broken(_))
+    pub(crate) fn sent(&self) -> Sent {
+        match self {
+            SendError::Unreachable(_)
+            | SendError::ConnectTimeout(_)
+            | SendError::NoResources(_) => Sent::No,
+            SendError::Unread(_) => Sent::Unread,
+            SendError::Broken(_) => Sent::Maybe,
+        }
     }
 }
 
@@ -96,44 +123,42 @@ pub(crate) enum Protocol {
 /// Connections to every server, kept alive between requests; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct HttpClient {
-    http1: Client<HttpConnector, OutgoingBody>,
+    http1: Http1Client<WatchedConnector>,
     h2c: Client<HttpConnector, OutgoingBody>,
     tls: Arc<TlsClients>,
 }
 
 impl HttpClient {
     pub(crate) fn new(settings: &GatewaySettings) -> HttpClient {
-        let connector = connector(settings.timeouts.connect_timeout);
-        let mut client = Client::builder(TokioExecutor::new());
-        client
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(settings.timeouts.pool_idle_timeout)
-            .pool_max_idle_per_host(settings.limits.max_idle_per_worker)
-            // All requests to one server share an HTTP/2 connection: one that is dead must be noticed.
-            .http2_keep_alive_interval(PING_INTERVAL)
-            .http2_keep_alive_timeout(PING_TIMEOUT)
-            .http2_keep_alive_while_idle(true);
-        HttpClient::from_builder(client, connector, settings.timeouts.connect_timeout)
+        let limits = IdleLimits {
+            timeout: settings.timeouts.pool_idle_timeout,
+            max_idle: settings.limits.max_idle_per_worker,
+        };
+        HttpClient::keeping(limits, settings.timeouts.connect_timeout)
     }
 
     /// A client for rare requests: connections are not kept alive.
     pub(crate) fn without_pool(connect_timeout: Duration) -> HttpClient {
-        let connector = connector(connect_timeout);
-        let mut client = Client::builder(TokioExecutor::new());
-        client.pool_max_idle_per_host(0);
-        HttpClient::from_builder(client, connector, connect_timeout)
+        let limits = IdleLimits { timeout: Duration::ZERO, max_idle: 0 };
+        HttpClient::keeping(limits, connect_timeout)
     }
 
-    fn from_builder(
-        mut client: Builder,
-        connector: HttpConnector,
-        connect_timeout: Duration,
-    ) -> HttpClient {
-        let tls = TlsClients::new(client.clone(), connector.clone(), connect_timeout);
-        let tls = Arc::new(tls);
-        let http1 = client.build(connector.clone());
-        HttpClient { http1, h2c: client.http2_only(true).build(connector), tls }
+    fn keeping(limits: IdleLimits, connect_timeout: Duration) -> HttpClient {
+        let connector = connector(connect_timeout);
+        let h2c = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(limits.timeout)
+            .pool_max_idle_per_host(limits.max_idle)
+            // All requests to one server share an HTTP/2 connection: one that is dead must be noticed.
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .http2_keep_alive_timeout(PING_TIMEOUT)
+            .http2_keep_alive_while_idle(true)
+            .http2_only(true)
+            .build(connector.clone());
+        let tls = TlsClients::new(connector.clone(), connect_timeout, limits);
+        let http1 = Http1Client::new(WatchedConnector(connector), Scheme::HTTP, limits);
+        HttpClient { http1, h2c, tls: Arc::new(tls) }
     }
 
     /// Keeps the connections over TLS that Services of `fleet` need, and drops all others. To be called
@@ -179,28 +204,32 @@ impl HttpClient {
         path: PathAndQuery,
         headers: HeaderMap,
         body: OutgoingBody,
-    ) -> Result<Response<Incoming>, SendError> {
-        let mut parts = http::uri::Parts::default();
-        let is_tls = matches!(protocol, Protocol::Tls(_));
-        parts.scheme = Some(if is_tls { Scheme::HTTPS } else { Scheme::HTTP });
-        parts.authority = Some(authority);
-        parts.path_and_query = Some(path);
-        // All three parts are set, which is all that this conversion asks for.
-        let uri = Uri::from_parts(parts).map_err(|error| SendError::Broken(error.to_string()))?;
+    ) -> Result<Response<ReceivedBody>, SendError> {
         let mut request = Request::new(body);
         *request.method_mut() = method;
-        *request.uri_mut() = uri;
         *request.headers_mut() = headers;
-        let sent = match protocol {
-            Protocol::Http1 => self.http1.request(request),
-            Protocol::H2c => self.h2c.request(request),
-            Protocol::Tls(tls) => {
-                let client = self.tls.get(&tls).map_err(SendError::Unreachable)?;
-                client.request(request)
+        match protocol {
+            Protocol::H2c => {
+                *request.uri_mut() = absolute(authority, path)?;
+                let response = self.h2c.request(request).await.map_err(h2c_error)?;
+                Ok(response.map(|body| ReceivedBody::new(body, None)))
             }
-        };
-        sent.await.map_err(send_error)
+            Protocol::Http1 => {
+                *request.uri_mut() = path.into();
+                self.http1.send(&authority, request).await.map_err(SendError::from)
+            }
+            Protocol::Tls(tls) => {
+                *request.uri_mut() = path.into();
+                let client = self.tls.get(&tls).map_err(SendError::Unreachable)?;
+                client.send(&authority, request).await.map_err(SendError::from)
+            }
+        }
     }
+}
+
+fn absolute(authority: Authority, path: PathAndQuery) -> Result<Uri, SendError> {
+    let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path);
+    uri.build().map_err(|error| SendError::Broken(error.to_string()))
 }
 
 /// Makes connections that end when their server is gone.
@@ -214,18 +243,28 @@ fn connector(connect_timeout: Duration) -> HttpConnector {
     connector
 }
 
-fn send_error(error: Error) -> SendError {
-    if error.is_connect() {
-        let why = innermost(&error);
-        if lacks_resources(&error) {
-            SendError::NoResources(why)
-        } else if is_connect_timeout(&error) {
-            SendError::ConnectTimeout(why)
-        } else {
-            SendError::Unreachable(why)
+impl From<Http1Error> for SendError {
+    fn from(error: Http1Error) -> SendError {
+        match error {
+            Http1Error::Connect(error) => connect_error(&*error),
+            Http1Error::Broken(error) => SendError::Broken(innermost(&error)),
+            Http1Error::Unread(error) => SendError::Unread(innermost(&error)),
         }
+    }
+}
+
+fn h2c_error(error: Error) -> SendError {
+    if error.is_connect() { connect_error(&error) } else { SendError::Broken(innermost(&error)) }
+}
+
+fn connect_error(error: &(dyn std::error::Error + 'static)) -> SendError {
+    let why = innermost(error);
+    if lacks_resources(error) {
+        SendError::NoResources(why)
+    } else if is_connect_timeout(error) {
+        SendError::ConnectTimeout(why)
     } else {
-        SendError::Broken(innermost(&error))
+        SendError::Unreachable(why)
     }
 }
 
@@ -270,10 +309,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_was_sent_unless_a_connection_broke() {
+    fn nothing_was_sent_without_a_connection() {
         let unsent = [SendError::Unreachable, SendError::ConnectTimeout, SendError::NoResources];
-        assert!(unsent.iter().all(|error| error(String::new()).is_unsent()));
-        assert!(!SendError::Broken(String::new()).is_unsent());
+        assert!(unsent.iter().all(|error| error(String::new()).sent() == Sent::No));
+        assert_eq!(SendError::Unread(String::new()).sent(), Sent::Unread);
+        assert_eq!(SendError::Broken(String::new()).sent(), Sent::Maybe);
     }
 
     #[test]

@@ -5,11 +5,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use super::collector::{BodyMemory, Collector, OverLimit};
 use super::innermost;
+use super::received_body::ReceivedBody;
 
 /// Limits on one body that is read whole.
 #[derive(Clone, Debug)]
@@ -55,7 +55,10 @@ impl From<OverLimit> for ReadError {
 ///
 /// # Errors
 /// The connection broke, or the body exceeds one of its limits.
-pub(crate) async fn read_body(mut body: Incoming, limits: &ReadLimits) -> Result<Bytes, ReadError> {
+pub(crate) async fn read_body(
+    mut body: ReceivedBody,
+    limits: &ReadLimits,
+) -> Result<Bytes, ReadError> {
     let announced = body.size_hint().exact();
     let mut collector = Collector::new(limits.size, announced, limits.memory.clone());
     while let Some(frame) = next_frame(&mut body, limits.idle).await? {
@@ -69,7 +72,10 @@ pub(crate) async fn read_body(mut body: Incoming, limits: &ReadLimits) -> Result
 
 type NextFrame = Option<Result<http_body::Frame<Bytes>, hyper::Error>>;
 
-async fn next_frame(body: &mut Incoming, idle: Option<Duration>) -> Result<NextFrame, ReadError> {
+async fn next_frame(
+    body: &mut ReceivedBody,
+    idle: Option<Duration>,
+) -> Result<NextFrame, ReadError> {
     match idle {
         Some(limit) => timeout(limit, body.frame()).await.map_err(|_| ReadError::Late(limit)),
         None => Ok(body.frame().await),

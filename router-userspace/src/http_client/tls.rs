@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::Uri;
+use http::uri::Scheme;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use router_core::fleet::{AltName, BackendTls, Fleet};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -28,16 +28,17 @@ use rustls::{
 
 use tower::{BoxError, Service};
 
-use super::OutgoingBody;
+use super::http1::{Http1Client, IdleLimits};
+use super::watched_stream::WatchedConnector;
 
 /// A client whose connections are made with one [`BackendTls`]; cheap to clone.
-pub(crate) type TlsClient = Client<TimedConnector, OutgoingBody>;
+pub(super) type TlsClient = Http1Client<TimedConnector>;
 
 /// The clients of all Services with TLS.
 pub(super) struct TlsClients {
-    builder: hyper_util::client::legacy::Builder,
     connector: HttpConnector,
     connect_timeout: Duration,
+    limits: IdleLimits,
     /// Those of the fleet, by the address of their settings: a request hashes no certificates, and takes no
     /// lock.
     clients: ArcSwap<HashMap<usize, KnownClient>>,
@@ -55,12 +56,12 @@ type ClientCell = Arc<OnceLock<Result<TlsClient, String>>>;
 
 impl TlsClients {
     pub(super) fn new(
-        builder: hyper_util::client::legacy::Builder,
         mut connector: HttpConnector,
         connect_timeout: Duration,
+        limits: IdleLimits,
     ) -> TlsClients {
         connector.enforce_http(false);
-        TlsClients { builder, connector, connect_timeout, clients: ArcSwap::default() }
+        TlsClients { connector, connect_timeout, limits, clients: ArcSwap::default() }
     }
 
     /// The client for these settings. A request whose settings have left the fleet gets a client of its own.
@@ -80,9 +81,9 @@ impl TlsClients {
             .https_only()
             .with_server_name_resolver(FixedServerNameResolver::new(name))
             .enable_http1()
-            .wrap_connector(self.connector.clone());
+            .wrap_connector(WatchedConnector(self.connector.clone()));
         let connector = TimedConnector { connector, limit: self.connect_timeout };
-        Ok(self.builder.build(connector))
+        Ok(Http1Client::new(connector, Scheme::HTTPS, self.limits))
     }
 
     /// Takes the settings of a fleet. Equal settings keep their client; those that no Service has are
@@ -117,12 +118,12 @@ impl fmt::Debug for TlsClients {
 /// Limits the time of a connection and its handshake together.
 #[derive(Clone)]
 pub(crate) struct TimedConnector {
-    connector: HttpsConnector<HttpConnector>,
+    connector: HttpsConnector<WatchedConnector>,
     limit: Duration,
 }
 
 impl Service<Uri> for TimedConnector {
-    type Response = <HttpsConnector<HttpConnector> as Service<Uri>>::Response;
+    type Response = <HttpsConnector<WatchedConnector> as Service<Uri>>::Response;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
@@ -255,7 +256,6 @@ impl ServerCertVerifier for AltNameVerifier {
 
 #[cfg(test)]
 mod tests {
-    use hyper_util::rt::TokioExecutor;
     use router_core::fleet::{ObjectName, ServiceBackend};
 
     use super::*;
@@ -280,8 +280,9 @@ mod tests {
 
     #[test]
     fn equal_settings_keep_their_client_and_unused_ones_lose_it() {
-        let builder = Client::builder(TokioExecutor::new());
-        let clients = TlsClients::new(builder, HttpConnector::new(), Duration::from_secs(1));
+        let (limit, max_idle) = (Duration::from_secs(1), 1);
+        let limits = IdleLimits { timeout: limit, max_idle };
+        let clients = TlsClients::new(HttpConnector::new(), limit, limits);
         let (shop, other) = (settings("shop.example"), settings("other.example"));
         clients.follow(&fleet(&[&shop, &shop, &other]));
         assert!(clients.get(&shop).is_err(), "no authority is trusted");

@@ -33,7 +33,12 @@ const RESTRICTIONS: [Restriction; 4] = [
     Restriction {
         subject: "the HTTP client",
         words: &["hyper|hyper_util", "client"],
-        files: &["http_client/mod.rs", "http_client/tls.rs"],
+        files: &[
+            "http_client/http1.rs",
+            "http_client/mod.rs",
+            "http_client/tls.rs",
+            "http_client/watched_stream.rs",
+        ],
     },
     Restriction { subject: "the environment", words: &["std", "env"], files: &["config.rs"] },
 ];

@@ -142,7 +142,7 @@ impl Gateway {
             protocol: if pool.h2c { Protocol::H2c } else { Protocol::Http1 },
             request,
             path: routed.path,
-            headers: routed.headers,
+            headers: Arc::new(routed.headers),
             deadline: None,
             marks: None,
         };

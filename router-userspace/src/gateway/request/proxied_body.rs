@@ -6,7 +6,6 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use router_core::fleet::Lease;
 use tokio::time::Instant;
 
@@ -18,10 +17,11 @@ use crate::gateway::shared::Gateway;
 use crate::gateway::upstream::fault::{Fault, FaultKind};
 use crate::http_client::client_body::BodyHandle;
 use crate::http_client::innermost;
+use crate::http_client::received_body::ReceivedBody;
 
 /// A backend's body on its way to the client. It keeps the lease until the body ends.
 pub(crate) struct ProxiedBody {
-    body: Incoming,
+    body: ReceivedBody,
     /// `None` once the body has ended.
     lease: Option<Lease>,
     limits: WatchLimits,
@@ -33,7 +33,7 @@ pub(crate) struct ProxiedBody {
 
 impl ProxiedBody {
     pub(crate) fn new(
-        body: Incoming,
+        body: ReceivedBody,
         lease: Lease,
         limits: WatchLimits,
         upload: Option<BodyHandle>,

@@ -8,7 +8,6 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Either;
-use hyper::body::Incoming;
 use router_core::fleet::{
     Lease, Member, ObjectName, Phase, Pool, RequestKind, ServiceBackend, Verdict, Weight, Worker,
     WorkerLimits,
@@ -29,7 +28,8 @@ use crate::gateway::upstream::dispatch::{HEALTH_INTERVAL, Silence};
 use crate::gateway::upstream::fault::{Fault, FaultKind};
 use crate::gateway::upstream::leg::until;
 use crate::http_client::client_body::{BodyHandle, ClientBody};
-use crate::http_client::{Protocol, SendError, whole};
+use crate::http_client::received_body::ReceivedBody;
+use crate::http_client::{OutgoingBody, Protocol, SendError, Sent, whole};
 
 /// Maximum number of endpoints that one request is sent to.
 const MAX_ATTEMPTS: u32 = 2;
@@ -190,9 +190,9 @@ impl Gateway {
 
     /// Forwards the request and passes the answer back as it comes.
     ///
-    /// A request of which nothing was sent is retried on another endpoint. A request that only reads
-    /// is also retried if its connection broke, since a kept-alive connection may end at any time. A
-    /// body that is passed on as it comes cannot be sent again once it was read.
+    /// A request of which nothing was sent is retried on another endpoint, and one that a closed connection
+    /// took with it also on the same. A request that only reads is retried as well if its connection broke.
+    /// A body that is passed on as it comes can be sent again if it is small, or no part of it was read.
     async fn forward_body(
         &self,
         choose: Choose<'_>,
@@ -200,7 +200,6 @@ impl Gateway {
         request: ForwardedRequest,
         record: &mut Record,
     ) -> Result<Reply, Reject> {
-        let limit = self.settings.limits.max_body;
         let ForwardedRequest { method, headers, path, deadlines, body, mut upgrade } = request;
         let only_reads = matches!(body, ForwardedBody::None);
         let mut body = Some(body);
@@ -209,17 +208,7 @@ impl Gateway {
             let worker = Arc::clone(lease.worker());
             let attempt = record.attempts.lock().begin_alone(&worker.name);
             let (began, deadline) = (Instant::now(), deadlines.attempt_deadline());
-            let (outgoing, kept) = match body.take().unwrap_or(ForwardedBody::None) {
-                ForwardedBody::None => (whole(Bytes::new()), KeptBody::Known(ForwardedBody::None)),
-                ForwardedBody::Whole(bytes) => {
-                    (whole(bytes.clone()), KeptBody::Known(ForwardedBody::Whole(bytes)))
-                }
-                ForwardedBody::Passed(body) => {
-                    let idle = self.settings.timeouts.body_timeout;
-                    let (body, handle) = body.limited(limit, idle);
-                    (Either::Right(body), KeptBody::IfUnread(handle))
-                }
-            };
+            let (outgoing, kept) = self.outgoing(body.take().unwrap_or(ForwardedBody::None));
             let sent = self.http.send(
                 protocol.clone(),
                 worker.authority.clone(),
@@ -228,11 +217,11 @@ impl Gateway {
                 headers.clone(),
                 outgoing,
             );
-            let (kind, unsent) = match self.head(sent, &worker, deadline, &kept).await {
+            let (kind, sent) = match self.head(sent, &worker, deadline, &kept).await {
                 Ok(answer) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
                     match self.upgraded(answer, upgrade.take(), lease, deadline) {
                         Ok(reply) => return Ok(reply),
-                        Err(kind) => (kind, false),
+                        Err(kind) => (kind, Sent::Maybe),
                     }
                 }
                 Ok(answer) => {
@@ -241,18 +230,22 @@ impl Gateway {
                     return Ok(proxied(answer, lease, limits, kept.answered()));
                 }
                 Err(NoHead::Deadline) => return Err(self.too_late(worker, began, &kept)),
-                Err(NoHead::Fault { kind, unsent }) => (kind, unsent),
+                Err(NoHead::Fault { kind, sent }) => (kind, sent),
             };
             // Before the worker is blamed: the client may be at fault.
             body = kept.returned()?;
             let fault = Fault { leg: None, worker: Arc::clone(&worker), kind };
-            self.blame_forwarded(&fault);
-            let sendable = fault.retryable() && (only_reads || (unsent && body.is_some()));
+            // That of a kept connection is nothing to blame.
+            if sent != Sent::Unread {
+                self.blame_forwarded(&fault);
+            }
+            let sendable = only_reads || (sent != Sent::Maybe && body.is_some());
             let other = || choose(Some(&worker)).ok();
-            let again = match sendable && attempt < MAX_ATTEMPTS {
-                true if unsent => other(),
-                true => other().or_else(|| choose(None).ok()),
-                false => None,
+            let again = match sent {
+                _ if !(sendable && fault.retryable() && attempt < MAX_ATTEMPTS) => None,
+                Sent::No => other(),
+                Sent::Unread => choose(None).ok(),
+                Sent::Maybe => other().or_else(|| choose(None).ok()),
             };
             let Some(again) = again else { return Err(fault.into()) };
             tracing::debug!(worker = %worker.name, reason = %fault.detail(), "retrying");
@@ -260,15 +253,29 @@ impl Gateway {
         }
     }
 
+    /// A body as it is sent, and what is kept of it for another attempt.
+    fn outgoing(&self, body: ForwardedBody) -> (OutgoingBody, KeptBody) {
+        match body {
+            ForwardedBody::None => (whole(Bytes::new()), KeptBody::None),
+            ForwardedBody::Whole(bytes) => (whole(bytes.clone()), KeptBody::Whole(bytes)),
+            ForwardedBody::Passed(body) => {
+                let limits = &self.settings.limits;
+                let idle = self.settings.timeouts.body_timeout;
+                let (body, handle) = body.limited(limits.max_body, idle);
+                (Either::Right(body), KeptBody::Passed(handle))
+            }
+        }
+    }
+
     /// Waits for the head of an answer, as long as the worker answers probes. The time in which the worker
     /// waits for the client does not count: [`ClientBody`] limits it.
     async fn head(
         &self,
-        sent: impl Future<Output = Result<Response<Incoming>, SendError>>,
+        sent: impl Future<Output = Result<Response<ReceivedBody>, SendError>>,
         worker: &Worker,
         deadline: Option<Instant>,
         body: &KeptBody,
-    ) -> Result<Response<Incoming>, NoHead> {
+    ) -> Result<Response<ReceivedBody>, NoHead> {
         let timeouts = &self.settings.timeouts;
         let limit = timeouts.first_byte_timeout;
         let began = Instant::now();
@@ -282,8 +289,8 @@ impl Gateway {
                 answer = &mut sent => match answer {
                     Ok(answer) => return Ok(answer),
                     Err(error) => {
-                        let unsent = error.is_unsent();
-                        return Err(NoHead::Fault { kind: error.into(), unsent });
+                        let sent = error.sent();
+                        return Err(NoHead::Fault { kind: error.into(), sent });
                     }
                 },
                 _ = health.tick() => {
@@ -302,13 +309,13 @@ impl Gateway {
                 }
             }
         };
-        Err(NoHead::Fault { kind, unsent: false })
+        Err(NoHead::Fault { kind, sent: Sent::Maybe })
     }
 
     /// The reply to a status 101.
     fn upgraded(
         &self,
-        mut answer: Response<Incoming>,
+        mut answer: Response<ReceivedBody>,
         request: Option<UpgradeRequest>,
         lease: Lease,
         deadline: Option<Instant>,
@@ -335,11 +342,7 @@ impl Gateway {
 /// Why no head of an answer came.
 enum NoHead {
     Deadline,
-    Fault {
-        kind: FaultKind,
-        /// No part of the request was sent.
-        unsent: bool,
-    },
+    Fault { kind: FaultKind, sent: Sent },
 }
 
 /// A request whose body is forwarded to one endpoint.
@@ -363,16 +366,17 @@ enum ForwardedBody {
 
 /// The body of a request that is being sent, for the next attempt.
 enum KeptBody {
-    Known(ForwardedBody),
-    IfUnread(BodyHandle),
+    None,
+    Whole(Bytes),
+    Passed(BodyHandle),
 }
 
 impl KeptBody {
     /// The endpoint has begun to answer. Returns the handle of a body that the client may still send.
     fn answered(self) -> Option<BodyHandle> {
         match self {
-            KeptBody::Known(_) => None,
-            KeptBody::IfUnread(handle) => {
+            KeptBody::None | KeptBody::Whole(_) => None,
+            KeptBody::Passed(handle) => {
                 handle.answered();
                 Some(handle)
             }
@@ -381,14 +385,14 @@ impl KeptBody {
 
     /// Whether the endpoint has asked for a part that the client has not sent yet.
     fn waits_for_client(&self) -> bool {
-        matches!(self, KeptBody::IfUnread(handle) if handle.waits_for_client())
+        matches!(self, KeptBody::Passed(handle) if handle.waits_for_client())
     }
 
     /// Until when the endpoint waited for the client: now if it still does, `None` if it never did.
     fn waited_until(&self) -> Option<Instant> {
         match self {
-            KeptBody::Known(_) => None,
-            KeptBody::IfUnread(handle) => handle.waited_until(),
+            KeptBody::None | KeptBody::Whole(_) => None,
+            KeptBody::Passed(handle) => handle.waited_until(),
         }
     }
 
@@ -398,8 +402,9 @@ impl KeptBody {
     /// The client's body is why the attempt failed.
     fn returned(self) -> Result<Option<ForwardedBody>, Reject> {
         match self {
-            KeptBody::Known(body) => Ok(Some(body)),
-            KeptBody::IfUnread(handle) => match handle.error() {
+            KeptBody::None => Ok(Some(ForwardedBody::None)),
+            KeptBody::Whole(bytes) => Ok(Some(ForwardedBody::Whole(bytes))),
+            KeptBody::Passed(handle) => match handle.error() {
                 Some(error) => Err(error.into()),
                 None => Ok(handle.returned().map(ForwardedBody::Passed)),
             },
@@ -408,7 +413,7 @@ impl KeptBody {
 }
 
 fn proxied(
-    answer: Response<Incoming>,
+    answer: Response<ReceivedBody>,
     lease: Lease,
     limits: WatchLimits,
     upload: Option<BodyHandle>,

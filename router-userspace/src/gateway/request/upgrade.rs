@@ -21,6 +21,7 @@ use super::stream_watch::WatchLimits;
 use crate::gateway::shared::Gateway;
 use crate::gateway::upstream::fault::{Fault, FaultKind};
 use crate::gateway::upstream::leg::until;
+use crate::http_client::received_body::ReceivedBody;
 
 /// Size of the buffer of each direction, in bytes.
 const BUFFER: usize = 16 << 10;
@@ -88,7 +89,7 @@ impl AgreedUpgrade {
     /// `None` if the backend's 101 does not name the protocol.
     pub(super) fn new(
         request: UpgradeRequest,
-        answer: &mut http::Response<hyper::body::Incoming>,
+        answer: &mut http::Response<ReceivedBody>,
         lease: Lease,
         limits: WatchLimits,
     ) -> Option<AgreedUpgrade> {

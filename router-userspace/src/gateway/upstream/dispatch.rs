@@ -9,7 +9,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Response};
-use hyper::body::Incoming;
 use router_core::fleet::{GhostWeight, Lease, RankAssignment, RequestKind, Worker};
 use router_core::pair::{Leg, Pair};
 use router_core::sglang::{
@@ -26,7 +25,7 @@ use super::fault::{Fault, FaultKind};
 use super::first_event::{ResponseStart, read_start};
 use super::in_flight::{InFlight, PrefillLeg};
 use super::leg;
-use super::sent_mark::SentMark;
+use super::sent_mark::{LegBody, SentMark};
 use crate::clock::MonotonicClock;
 use crate::config::TimeoutFlags;
 use crate::gateway::engine_client::EngineClient;
@@ -34,8 +33,9 @@ use crate::gateway::placement::observe::Prediction;
 use crate::gateway::timeline::attempt_marks::AttemptMarks;
 use crate::gateway::workers::health_monitor::HealthMonitor;
 use crate::gateway::workers::probe::Probes;
+use crate::http_client::Protocol;
+use crate::http_client::received_body::ReceivedBody;
 use crate::http_client::response::{ReadLimits, read_body};
-use crate::http_client::{OutgoingBody, Protocol};
 use crate::metrics::{LegLabels, Metrics};
 
 /// Interval at which a waiting attempt checks whether its workers still answer probes.
@@ -50,7 +50,7 @@ pub(crate) struct AttemptRequest {
     pub protocol: Protocol,
     pub path: PathAndQuery,
     /// End-to-end headers, without engine control.
-    pub headers: HeaderMap,
+    pub headers: Arc<HeaderMap>,
     pub deadline: Option<Instant>,
     /// The moments of the attempt.
     pub marks: Option<Arc<AttemptMarks>>,
@@ -171,7 +171,7 @@ impl Dispatch {
     async fn race(
         self: &Arc<Self>,
         attempt: &AttemptRequest,
-        body: OutgoingBody,
+        body: LegBody,
         mut in_flight: InFlight,
     ) -> Result<StartedAttempt, AttemptError> {
         let worker = Arc::clone(in_flight.worker());
@@ -296,7 +296,7 @@ impl Dispatch {
         attempt: &AttemptRequest,
         leg: Option<Leg>,
         worker: &Arc<Worker>,
-        body: OutgoingBody,
+        body: LegBody,
     ) -> Result<ResponseStart, Fault> {
         let TimeoutFlags { first_event_timeout, first_byte_timeout, .. } = self.timeouts;
         // The limit of a stream includes its first event, that of any other answer only the head.
@@ -335,10 +335,10 @@ impl Dispatch {
         attempt: &AttemptRequest,
         leg: Option<Leg>,
         worker: &Arc<Worker>,
-        body: OutgoingBody,
-    ) -> Result<Response<Incoming>, Fault> {
-        let (path, headers) = (attempt.path.clone(), attempt.headers.clone());
-        let sent = self.engines.post(attempt.protocol.clone(), worker, path, headers, body).await;
+        body: LegBody,
+    ) -> Result<Response<ReceivedBody>, Fault> {
+        let request = body.request(&attempt.protocol, &attempt.path, &attempt.headers);
+        let sent = self.engines.post(worker, request).await;
         let fault = |kind| Fault { leg, worker: Arc::clone(worker), kind };
         let response = sent.map_err(|error| fault(error.into()))?;
         if response.status().is_success() {
@@ -394,20 +394,20 @@ impl Dispatch {
         &self,
         request: PrefillRequest,
         worker: &Arc<Worker>,
-        body: OutgoingBody,
+        body: LegBody,
     ) -> Result<Bytes, Fault> {
-        let PrefillRequest { endpoint, protocol, path, headers, marks } = request;
+        let PrefillRequest { endpoint, protocol, path, headers, marks } = &request;
         let fault = |kind| Fault { leg: Some(Leg::Prefill), worker: Arc::clone(worker), kind };
         let limit = self.timeouts.prefill_timeout;
         let answer = timeout(limit, async {
-            let sent = self.engines.post(protocol, worker, path, headers, body).await;
+            let sent = self.engines.post(worker, body.request(protocol, path, headers)).await;
             let response = sent.map_err(FaultKind::from)?;
             if !response.status().is_success() {
-                return Err(leg::refusal(endpoint, response, limit).await);
+                return Err(leg::refusal(*endpoint, response, limit).await);
             }
             let body = read_body(response.into_body(), &self.response_limits).await?;
             // Engines up to 0.4 answer 200 when the transfer has failed.
-            match engine::answer_fault(endpoint, &body) {
+            match engine::answer_fault(*endpoint, &body) {
                 Some(error) => Err(leg::error_after_head(error)),
                 None => Ok(body),
             }
@@ -415,7 +415,7 @@ impl Dispatch {
         .await;
         match answer {
             Ok(Ok(answer)) => {
-                if let Some(marks) = &marks {
+                if let Some(marks) = marks {
                     marks.prefill_answered(&answer);
                 }
                 self.generated(worker);
@@ -441,7 +441,7 @@ struct PrefillRequest {
     endpoint: Endpoint,
     protocol: Protocol,
     path: PathAndQuery,
-    headers: HeaderMap,
+    headers: Arc<HeaderMap>,
     marks: Option<Arc<AttemptMarks>>,
 }
 
@@ -451,7 +451,7 @@ impl AttemptRequest {
             endpoint: self.request.endpoint(),
             protocol: self.protocol.clone(),
             path: self.path.clone(),
-            headers: self.headers.clone(),
+            headers: Arc::clone(&self.headers),
             marks: self.marks.clone(),
         }
     }

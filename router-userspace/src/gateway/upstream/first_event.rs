@@ -13,13 +13,13 @@ use http::header::CONTENT_TYPE;
 use http::response::Parts;
 use http::{HeaderMap, Response};
 use http_body::Body;
-use hyper::body::Incoming;
 use router_core::sglang::sse::{self, MAX_EVENT, Splitter};
 use router_core::sglang::{Endpoint, Request, fault, response};
 
 use super::fault::FaultKind;
 use super::leg::error_after_head;
 use crate::http_client::innermost;
+use crate::http_client::received_body::ReceivedBody;
 use crate::http_client::response::{ReadLimits, read_body};
 
 /// Maximum number of preamble events that are read before the stream is passed on; no endpoint
@@ -61,7 +61,7 @@ impl ResponseStart {
 /// # Errors
 /// The response is an error, is malformed, or ended early.
 pub(crate) async fn read_start(
-    response: Response<Incoming>,
+    response: Response<ReceivedBody>,
     request: &Request,
     limits: &ReadLimits,
 ) -> Result<ResponseStart, FaultKind> {
@@ -114,7 +114,7 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
 
 /// The events of an engine's stream.
 pub(crate) struct EventStream {
-    body: Incoming,
+    body: ReceivedBody,
     splitter: Splitter,
     ended: bool,
 }

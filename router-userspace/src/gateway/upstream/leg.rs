@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, Response, StatusCode};
-use hyper::body::Incoming;
 use router_core::sglang::{Endpoint, fault as engine};
 use tokio::time::Instant;
 
 use super::fault::{FaultKind, Shortage};
 use crate::http_client::SendError;
+use crate::http_client::received_body::ReceivedBody;
 use crate::http_client::response::{ReadError, ReadLimits, read_body};
 
 /// Maximum size of an error answer that is read, in bytes.
@@ -22,7 +22,7 @@ impl From<SendError> for FaultKind {
                 FaultKind::Unreachable(why)
             }
             SendError::NoResources(why) => FaultKind::Shortage(Shortage::Resources(why)),
-            SendError::Broken(why) => FaultKind::Broken(why),
+            SendError::Broken(why) | SendError::Unread(why) => FaultKind::Broken(why),
         }
     }
 }
@@ -44,7 +44,7 @@ impl From<ReadError> for FaultKind {
 /// it keeps coming.
 pub(crate) async fn refusal(
     endpoint: Endpoint,
-    response: Response<Incoming>,
+    response: Response<ReceivedBody>,
     idle: Duration,
 ) -> FaultKind {
     let (head, body) = response.into_parts();

@@ -2,11 +2,14 @@
 
 use std::sync::{Arc, OnceLock};
 
+use http::HeaderMap;
+use http::uri::PathAndQuery;
 use router_core::sglang::SplicedBody;
 use tokio::time::Instant;
 
+use crate::gateway::engine_client::EngineRequest;
 use crate::gateway::timeline::attempt_marks::AttemptMarks;
-use crate::http_client::{OnWritten, OutgoingBody, reported};
+use crate::http_client::{OnWritten, Protocol};
 
 /// Whether, and when, the last byte of a leg's request was written.
 #[derive(Debug)]
@@ -16,14 +19,32 @@ pub(crate) struct SentMark {
     at: OnceLock<Instant>,
 }
 
+/// A leg's body, and what notes when its last byte is written.
+pub(crate) struct LegBody {
+    body: SplicedBody,
+    sent: Arc<SentMark>,
+}
+
+impl LegBody {
+    pub(super) fn request<'a>(
+        self,
+        protocol: &'a Protocol,
+        path: &'a PathAndQuery,
+        headers: &'a HeaderMap,
+    ) -> EngineRequest<'a> {
+        let LegBody { body, sent } = self;
+        EngineRequest { protocol, path, headers, body, on_written: Some(sent) }
+    }
+}
+
 impl SentMark {
     pub(crate) fn new(marks: Option<Arc<AttemptMarks>>) -> Arc<SentMark> {
         Arc::new(SentMark { marks, at: OnceLock::new() })
     }
 
     /// The leg's body, which notes when its last byte is written.
-    pub(crate) fn body(self: &Arc<Self>, body: SplicedBody) -> OutgoingBody {
-        reported(body, Some(Arc::clone(self) as _))
+    pub(crate) fn body(self: &Arc<Self>, body: SplicedBody) -> LegBody {
+        LegBody { body, sent: Arc::clone(self) }
     }
 
     /// `None` while the request is not written whole.

@@ -386,7 +386,7 @@ impl Prober {
                 SendError::Unreachable(why) => ProbeFailure::Unreachable(why),
                 SendError::ConnectTimeout(_) => ProbeFailure::Timeout,
                 SendError::NoResources(_) => ProbeFailure::NotSent,
-                SendError::Broken(why) => ProbeFailure::Broken(why),
+                SendError::Broken(why) | SendError::Unread(why) => ProbeFailure::Broken(why),
             }),
             Err(_) => Err(ProbeFailure::Timeout),
         }
