@@ -188,6 +188,9 @@ impl Metrics {
         for reason in MirrorDrop::ALL.map(MirrorDrop::reason) {
             drop(metrics.mirrors_dropped.get_or_create(&ReasonLabels { reason }));
         }
+        for result in ["sent", "failed", "dropped"] {
+            drop(metrics.traces.get_or_create(&TraceLabels { result }));
+        }
         metrics.register_requests(registry);
         metrics.register_fleet(registry);
         metrics.register_feedback(registry);

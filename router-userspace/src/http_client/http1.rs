@@ -31,6 +31,9 @@ const UNTIL_FREE: Duration = Duration::from_secs(5);
 const MAX_BUFFER: usize = 64 << 10;
 /// Number of looks at idle connections within the time that they may be idle.
 const LOOKS_PER_TIMEOUT: u32 = 4;
+/// Bounds of the time between two looks.
+const MIN_PAUSE: Duration = Duration::from_millis(10);
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 /// Which idle connections are kept.
 #[derive(Clone, Copy, Debug)]
@@ -257,7 +260,7 @@ impl IdleConnections {
 
 /// Closes idle connections in time also where no request comes. Ends when there is none.
 async fn close_expired(idle: Weak<IdleConnections>, longest: Duration) {
-    let mut looks = interval((longest / LOOKS_PER_TIMEOUT).max(Duration::from_millis(10)));
+    let mut looks = interval((longest / LOOKS_PER_TIMEOUT).clamp(MIN_PAUSE, MAX_PAUSE));
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first tick comes at once.
     looks.tick().await;
