@@ -89,7 +89,7 @@ impl EngineClient {
             self.http.send(protocol.clone(), to, Method::POST, path, headers.clone(), body)
         };
         match send(reported(body.clone(), on_written)).await {
-            Err(SendError::Unread(_)) => send(whole(body)).await,
+            Err(SendError::Unread(_)) => Box::pin(send(whole(body))).await,
             done => done,
         }
     }

@@ -99,7 +99,7 @@ where
                 },
             }
         }
-        let mut connection = self.connect(authority).await?;
+        let mut connection = Box::pin(self.connect(authority)).await?;
         let sent = connection.requests.try_send_request(request).await;
         let response = sent.map_err(|error| Http1Error::Broken(error.into_error()))?;
         Ok(self.received(authority, connection, response))

@@ -216,12 +216,14 @@ impl HttpClient {
             }
             Protocol::Http1 => {
                 *request.uri_mut() = path.into();
-                self.http1.send(&authority, request).await.map_err(SendError::from)
+                // On the heap: the futures around it are moved several times.
+                let sent = Box::pin(self.http1.send(&authority, request)).await;
+                sent.map_err(SendError::from)
             }
             Protocol::Tls(tls) => {
                 *request.uri_mut() = path.into();
                 let client = self.tls.get(&tls).map_err(SendError::Unreachable)?;
-                client.send(&authority, request).await.map_err(SendError::from)
+                Box::pin(client.send(&authority, request)).await.map_err(SendError::from)
             }
         }
     }

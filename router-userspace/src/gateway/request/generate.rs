@@ -150,8 +150,9 @@ impl Gateway {
         let (gateway, pool) = (Arc::clone(self), Arc::clone(pool));
         let generation = Generation { gateway, pool, attempt, wanted, deadlines: routed.deadlines };
         let record = Arc::clone(&record.attempts);
-        let Some(interval) = interval else { return generation.run(record).await };
+        // On the heap also where it stays here: hyper moves the future of a request into its connection.
         let mut running = Box::pin(generation.run(record));
+        let Some(interval) = interval else { return running.await };
         if let Ok(reply) = timeout(interval, &mut running).await {
             return reply;
         }
