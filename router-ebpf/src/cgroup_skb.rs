@@ -194,8 +194,9 @@ fn keep_early(skb: *mut __sk_buff) -> Option<()> {
         (*scratch).flow = FlowKey { local, remote, local_port, remote_port };
         let start = segment.sequence.wrapping_add(syn);
         (*scratch).stream = HttpStream::from_start(id, start, segment.acknowledged);
-        EARLY.insert(&(*scratch).flow, &(*scratch).stream, BPF_ANY as u64).ok()?;
-        EARLY.get_ptr_mut(&(*scratch).flow)?
+        let (flow, stream) = (&(*scratch).flow, &(*scratch).stream);
+        EARLY.insert(flow, stream, BPF_ANY as u64).ok()?;
+        EARLY.get_ptr_mut(flow)?
     };
     let bytes = TcpPayload::<SocketMemory>::new(skb, payload, &segment);
     // SAFETY: a live map value.

@@ -190,7 +190,8 @@ pub fn list(known: *mut PodSocket, socket: *mut bpf_sock) -> Option<()> {
     unsafe {
         if (*known).stream.has_no_known_end() {
             let flow = flow(socket)?;
-            if STREAMS.insert(&flow, &(*known).stream, BPF_ANY as u64).is_ok() {
+            let (flow, stream) = (&flow, &(*known).stream);
+            if STREAMS.insert(flow, stream, BPF_ANY as u64).is_ok() {
                 (*known).kind |= SOCKET_LISTED;
             }
         } else if (*known).kind & SOCKET_LISTED != 0 {
