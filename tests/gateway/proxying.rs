@@ -8,7 +8,7 @@ use router_tests::loopback::Loopback;
 use router_tests::manifests::{ENGINE_PORT, Manifests, gateway};
 use router_tests::{Gateway, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 const PLAIN: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
@@ -229,8 +229,14 @@ async fn a_host_that_is_none_is_refused() {
         assert_eq!(status(&answer), "400", "{host}: {answer}");
         assert!(answer.contains("x-pd-router-reason: bad_host"), "{host}: {answer}");
     }
-    let absolute = "GET http://shop.example/public HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n";
-    assert_eq!(status(&ask(&gateway, absolute).await), "200");
+    // The host of the line is the one that counts, and the backend sees no other (RFC 9112, section 3.2.2).
+    for field in ["", "admin.internal"] {
+        let absolute = format!(
+            "GET http://shop.example/public HTTP/1.1\r\nhost: {field}\r\nconnection: close\r\n\r\n"
+        );
+        assert_eq!(status(&ask(&gateway, absolute).await), "200");
+        assert!(backend.last().contains("\r\nhost: shop.example\r\n"), "{}", backend.last());
+    }
     // HTTP/1.0 has no host (RFC 9112, section 3.2).
     assert_eq!(status(&ask(&gateway, "GET /public HTTP/1.0\r\n\r\n").await), "200");
     backend.heads.lock().expect("no panic").clear();
@@ -292,9 +298,14 @@ async fn a_head_that_cannot_be_read_is_logged_and_counted() {
             (after == before + 1.0).then_some(())
         })
         .await;
-        let log = gateway.log();
-        let line = log.lines().find(|line| line.contains(&format!("\"reason\":\"{reason}\"")));
-        assert!(line.is_some_and(|line| line.contains("\"peer\"")), "{log}");
+        // It is logged by another thread.
+        let line = eventually("it is logged", Duration::from_secs(10), async || {
+            let log = gateway.log();
+            let of_reason = format!("\"reason\":\"{reason}\"");
+            log.lines().find(|line| line.contains(&of_reason)).map(str::to_owned)
+        });
+        let line = line.await;
+        assert!(line.contains("\"peer\""), "{line}");
     }
 }
 
@@ -409,4 +420,74 @@ async fn a_clients_malformed_chunk_is_its_own_fault() {
     assert_eq!(status(&answer), "400", "{answer}");
     assert!(answer.contains("x-pd-router-reason: body_broken"), "{answer}");
     assert!(!answer.contains("retry-after"), "{answer}");
+}
+
+/// Number of bytes that a client has written and the kernel of this end has not taken.
+fn unsent(socket: &TcpStream) -> u64 {
+    let text = |address: std::net::SocketAddr| match address {
+        std::net::SocketAddr::V4(address) => {
+            format!("{:08X}:{:04X}", u32::from_le_bytes(address.ip().octets()), address.port())
+        }
+        std::net::SocketAddr::V6(_) => unreachable!("loopback addresses of tests are IPv4"),
+    };
+    let client = text(socket.peer_addr().expect("connected"));
+    let ends = [client, text(socket.local_addr().expect("connected"))].join(" ");
+    let sockets = std::fs::read_to_string("/proc/net/tcp").expect("sockets");
+    let line = sockets.lines().find(|line| line.contains(&ends)).expect("the client's socket");
+    let queues = line.split_whitespace().nth(4).expect("queues");
+    u64::from_str_radix(&queues[..8], 16).expect("a number")
+}
+
+/// Reads the head of one request of each connection and answers it, so that its body fills the connection. When
+/// the next request was sent behind it, the connection is closed: nothing of that request has come.
+async fn close_unread(address: &Loopback) -> Arc<Mutex<Vec<String>>> {
+    let listener = TcpSocket::new_v4().expect("a socket");
+    listener.set_recv_buffer_size(4096).expect("a small buffer");
+    listener.bind(address.port(ENGINE_PORT)).expect("a port");
+    let listener = listener.listen(16).expect("listening");
+    let lines: Arc<Mutex<Vec<String>>> = Arc::default();
+    let record = Arc::clone(&lines);
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let record = Arc::clone(&record);
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+                    if !matches!(socket.read_buf(&mut head).await, Ok(1..)) {
+                        return;
+                    }
+                }
+                let line = String::from_utf8_lossy(&head).lines().next().map(str::to_owned);
+                record.lock().expect("no panic").extend(line);
+                socket.write_all(PLAIN.as_bytes()).await.expect("an answer");
+                let before = unsent(&socket);
+                while unsent(&socket) <= before {
+                    tokio::task::yield_now().await;
+                }
+                socket.shutdown().await.expect("closing");
+                std::future::pending::<()>().await;
+            });
+        }
+    });
+    lines
+}
+
+#[tokio::test]
+async fn a_request_that_a_closed_connection_took_with_it_is_sent_again_if_it_is_short() {
+    let backend = Backend { address: Loopback::claim(), heads: Arc::default() };
+    let lines = close_unread(&backend.address).await;
+    let manifests = manifests(&backend);
+    let gateway = Gateway::start(&manifests).await;
+    let body = |bytes: usize| serde_json::json!({"padding": "x".repeat(bytes)});
+    for number in 0..4 {
+        gateway.client.post(&format!("/public/{number}"), &body(12_000)).await.expect_status(200);
+    }
+    let read: Vec<String> = (0..4).map(|n| format!("POST /public/{n} HTTP/1.1")).collect();
+    assert_eq!(*lines.lock().expect("no panic"), read, "each is read once");
+    // Of a longer one not enough is kept.
+    let long = gateway.client.post("/public/long", &body(60_000)).await;
+    assert_eq!(long.status, 502, "{}", long.text());
+    assert_eq!(lines.lock().expect("no panic").len(), 4);
+    let fleet = gateway.fleet().await.to_string();
+    assert!(!fleet.contains("Failing"), "the endpoint is not at fault: {fleet}");
 }

@@ -1,30 +1,17 @@
 //! [`EngineClient`]: the requests that the gateway sends to engines. It owns the engines' API key,
 //! which goes with the gateway's own requests and never with a client's.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use router_core::fleet::Worker;
-use router_core::sglang::SplicedBody;
 
 use crate::http_client::received_body::ReceivedBody;
-use crate::http_client::response::{ReadLimits, read_body};
-use crate::http_client::{HttpClient, OnWritten, Protocol, SendError, reported, whole};
+
+use crate::http_client::{HttpClient, KnownRequest, Protocol, SendError};
 
 const ABORT_PATH: PathAndQuery = PathAndQuery::from_static("/abort_request");
-
-/// A request to an engine whose body is known.
-pub(crate) struct EngineRequest<'a> {
-    pub protocol: &'a Protocol,
-    pub path: &'a PathAndQuery,
-    pub headers: &'a HeaderMap,
-    pub body: SplicedBody,
-    /// Learns that the body was written, unless that was in vain.
-    pub on_written: Option<Arc<dyn OnWritten>>,
-}
 
 /// Sends requests to engines; cheap to clone.
 #[derive(Clone, Debug)]
@@ -64,34 +51,19 @@ impl EngineClient {
         headers: HeaderMap,
         limit: usize,
     ) -> Result<Response<Bytes>, SendError> {
-        let (method, body) = (Method::GET, whole(Bytes::new()));
-        let response =
-            self.http.send(Protocol::Http1, authority, method, path, headers, body).await?;
-        let (head, body) = response.into_parts();
-        let body = read_body(body, &ReadLimits::size(limit)).await;
-        let body = body.map_err(|error| SendError::Broken(error.to_string()))?;
-        Ok(Response::from_parts(head, body))
+        self.http.get(&authority, &path, &headers, limit).await
     }
 
-    /// Sends a `POST` to a worker and waits for the head of the answer. If the worker had closed a kept
-    /// connection before it read the request, it is sent again, once.
+    /// Sends a request to a worker and waits for the head of the answer.
     ///
     /// # Errors
     /// No head came.
-    pub(crate) async fn post(
+    pub(crate) async fn send(
         &self,
         worker: &Worker,
-        request: EngineRequest<'_>,
+        request: KnownRequest<'_>,
     ) -> Result<Response<ReceivedBody>, SendError> {
-        let EngineRequest { protocol, path, headers, body, on_written } = request;
-        let send = |body| {
-            let (to, path) = (worker.authority.clone(), path.clone());
-            self.http.send(protocol.clone(), to, Method::POST, path, headers.clone(), body)
-        };
-        match send(reported(body.clone(), on_written)).await {
-            Err(SendError::Unread(_)) => Box::pin(send(whole(body))).await,
-            done => done,
-        }
+        self.http.send_known(&worker.authority, request).await
     }
 
     /// Asks a worker to abort the request of this id, and returns the status of its answer.
@@ -103,14 +75,15 @@ impl EngineClient {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         // A request id is made of letters, digits and underscores: nothing to escape.
         let body = Bytes::from(format!(r#"{{"rid":"{rid}"}}"#));
-        let request = EngineRequest {
+        let request = KnownRequest {
             protocol: &Protocol::Http1,
+            method: Method::POST,
             path: &ABORT_PATH,
             headers: &headers,
             body: body.into(),
             on_written: None,
         };
-        Ok(self.post(worker, request).await?.status())
+        Ok(self.send(worker, request).await?.status())
     }
 
     fn own_headers(&self) -> HeaderMap {

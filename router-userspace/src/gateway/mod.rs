@@ -207,7 +207,7 @@ impl Parts {
             recent: Arc::new(RecentRequests::new(&settings.recent)),
             mirrors: Mirrors::new(&settings.limits.mirrors, tasks.clone(), stop_workers.clone()),
             body_memory: BodyMemory::new(settings.limits.max_body_memory),
-            peers: peers(&settings, &dispatch.engines, &crashes, &tasks, &stop_workers),
+            peers: peers(&settings, &http, &crashes, &tasks, &stop_workers),
             crashes,
             settings,
             http,
@@ -271,7 +271,7 @@ fn response_limits(settings: &GatewaySettings) -> ReadLimits {
 /// The other gateways, with whom this one shares a token. Without a token, no hash would match.
 fn peers(
     settings: &GatewaySettings,
-    client: &EngineClient,
+    client: &HttpClient,
     crashes: &Arc<CrashHistory>,
     tasks: &TaskTracker,
     stop: &CancellationToken,

@@ -22,8 +22,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::engine_client::EngineClient;
 use super::request::crash_history::{ContentFingerprint, CrashHistory};
+use crate::http_client::HttpClient;
 use crate::token::Guard;
 
 /// Time after which a request for news is answered without any.
@@ -87,7 +87,7 @@ pub(crate) async fn answer(history: &CrashHistory, query: &str) -> String {
 /// The requests to all other gateways.
 pub(crate) struct GatewayPeers {
     shared: Arc<PeerContext>,
-    /// GatewayPeers of flags, in addition to those of the snapshot.
+    /// Peers of flags, in addition to those of the snapshot.
     static_peers: Vec<SocketAddr>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -95,7 +95,7 @@ pub(crate) struct GatewayPeers {
 }
 
 struct PeerContext {
-    client: EngineClient,
+    client: HttpClient,
     guard: Arc<Guard>,
     history: Arc<CrashHistory>,
 }
@@ -103,7 +103,7 @@ struct PeerContext {
 impl GatewayPeers {
     /// The requests end with `stop`. `guard` has the token of the peers' admin ports.
     pub(crate) fn new(
-        client: EngineClient,
+        client: HttpClient,
         guard: Arc<Guard>,
         history: Arc<CrashHistory>,
         static_peers: Vec<SocketAddr>,
@@ -146,7 +146,8 @@ impl PeerContext {
             match self.ask(peer, known.as_ref()).await {
                 Ok(answer) if answer.gateway == format!("{:016x}", self.history.gateway) => return,
                 Ok(answer) => {
-                    if known.is_none() || last_error.take().is_some() {
+                    let was_lost = last_error.take().is_some();
+                    if known.is_none() || was_lost {
                         tracing::info!(%peer, "gateway peer connected");
                     }
                     self.history.learn(answer.crashes.iter().filter_map(read));
@@ -182,7 +183,7 @@ impl PeerContext {
             HeaderValue::try_from(format!("Bearer {token}")).map_err(|error| error.to_string())?;
         bearer.set_sensitive(true);
         let headers = HeaderMap::from_iter([(AUTHORIZATION, bearer)]);
-        let answer = self.client.get_with(authority, path, headers, MAX_ANSWER_BYTES);
+        let answer = self.client.get(&authority, &path, &headers, MAX_ANSWER_BYTES);
         let answer = timeout(ANSWER_TIMEOUT, answer).await;
         let answer = answer.map_err(|_| "no answer".to_owned())?;
         let answer: http::Response<Bytes> = answer.map_err(|error| error.to_string())?;

@@ -9,7 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::body_copy::BodyCopy;
 use super::innermost;
@@ -54,6 +55,8 @@ where
 /// The limits of a body on its way to a backend, and what has become of it.
 struct BodyLimits<B: Body<Data = Bytes> + Unpin> {
     state: Arc<Mutex<BodyState<B>>>,
+    /// Notified once the HTTP client has dropped the body.
+    dropped: Arc<Notify>,
     /// What has passed; `None` if that is too much to be sent again.
     passed: Option<VecDeque<Bytes>>,
     limit: usize,
@@ -96,9 +99,13 @@ impl<B: Body<Data = Bytes> + Unpin> BodyState<B> {
 }
 
 /// Shows what has become of a [`ClientBody`] that is on its way to a backend.
-pub(crate) struct BodyHandle<B = RequestSource>(Arc<Mutex<BodyState<B>>>)
+pub(crate) struct BodyHandle<B = RequestSource>
 where
-    B: Body<Data = Bytes> + Unpin;
+    B: Body<Data = Bytes> + Unpin,
+{
+    state: Arc<Mutex<BodyState<B>>>,
+    dropped: Arc<Notify>,
+}
 
 impl<B: Body<Data = Bytes> + Unpin> ClientBody<B> {
     pub(crate) fn new(
@@ -120,10 +127,11 @@ impl<B: Body<Data = Bytes> + Unpin> ClientBody<B> {
         let waits = ClientWait::Never;
         let state = BodyState { reclaimed: None, error: None, answered: false, waits };
         let state = Arc::new(Mutex::new(state));
-        let handle = BodyHandle(Arc::clone(&state));
+        let dropped = Arc::new(Notify::new());
+        let handle = BodyHandle { state: Arc::clone(&state), dropped: Arc::clone(&dropped) };
         let pace = Pace::new(idle);
         let (passed, size, waiting) = (Some(VecDeque::new()), 0, None);
-        self.limits = Some(BodyLimits { state, passed, limit, size, idle, pace, waiting });
+        self.limits = Some(BodyLimits { state, dropped, passed, limit, size, idle, pace, waiting });
         (self, handle)
     }
 
@@ -201,20 +209,25 @@ impl<B: Body<Data = Bytes> + Unpin> BodyLimits<B> {
 }
 
 impl<B: Body<Data = Bytes> + Unpin> BodyHandle<B> {
+    /// Waits until the HTTP client has dropped the body, up to `limit`: it may report an error before.
+    pub(crate) async fn dropped(&self, limit: Duration) {
+        _ = timeout(limit, self.dropped.notified()).await;
+    }
+
     /// The body, if it can be sent again.
     pub(crate) fn returned(self) -> Option<ClientBody<B>> {
-        self.0.lock().reclaimed.take()
+        self.state.lock().reclaimed.take()
     }
 
     /// Why the client's body did not come whole. HTTP/2 does not pass the error of a body on.
     pub(crate) fn error(&self) -> Option<ClientBodyError> {
-        self.0.lock().error.clone()
+        self.state.lock().error.clone()
     }
 
     /// The backend has begun to answer: the body's time has no limit from here on.
     pub(crate) fn answered(&self) {
         let reclaimed = {
-            let mut state = self.0.lock();
+            let mut state = self.state.lock();
             state.answered = true;
             state.reclaimed.take()
         };
@@ -224,12 +237,12 @@ impl<B: Body<Data = Bytes> + Unpin> BodyHandle<B> {
 
     /// Whether the backend has asked for a part that the client has not sent yet.
     pub(crate) fn waits_for_client(&self) -> bool {
-        self.0.lock().waits == ClientWait::Now
+        self.state.lock().waits == ClientWait::Now
     }
 
     /// Until when the backend waited for the client: now if it still does, `None` if it never did.
     pub(crate) fn waited_until(&self) -> Option<Instant> {
-        match self.0.lock().waits {
+        match self.state.lock().waits {
             ClientWait::Never => None,
             ClientWait::Now => Some(Instant::now()),
             ClientWait::Until(end) => Some(end),
@@ -308,9 +321,19 @@ where
     }
 }
 
+/// Notifies last, when the body can be reclaimed.
+struct NotifyOnDrop(Arc<Notify>);
+
+impl Drop for NotifyOnDrop {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
 impl<B: Body<Data = Bytes> + Unpin> Drop for ClientBody<B> {
     fn drop(&mut self) {
         let Some(limits) = self.limits.take() else { return self.leave_rest() };
+        let _dropped = NotifyOnDrop(Arc::clone(&limits.dropped));
         let mut state = limits.state.lock();
         state.stop_waiting();
         let Some(mut replay) = limits.passed.filter(|_| !state.answered && state.error.is_none())
@@ -395,6 +418,18 @@ mod tests {
         handle.answered();
         drop(body);
         assert!(handle.returned().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_is_waited_for_until_it_was_dropped() {
+        let (body, handle) = sent("a");
+        let start = Instant::now();
+        handle.dropped(MINUTE).await;
+        assert_eq!(start.elapsed(), MINUTE, "the HTTP client has it");
+        drop(body);
+        handle.dropped(MINUTE).await;
+        assert_eq!(start.elapsed(), MINUTE);
+        assert!(handle.returned().is_some());
     }
 
     #[tokio::test]

@@ -1,49 +1,25 @@
-//! [`Http1Client`]: kept-alive connections of HTTP/1.1, and the requests on them.
-//!
-//! It is made for requests that are small and many: a connection that is free again needs no task of its own
-//! to get back, and one that is not free is never waited for.
+//! [`Http1Client`]: sends requests over kept-alive connections of HTTP/1.1.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::sync::Arc;
 
 use http::header::HOST;
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Request, Response, Uri};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
+use hyper::client::conn::http1;
 use hyper::rt::{Read, Write};
-use parking_lot::Mutex;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tower::{BoxError, Service, ServiceExt};
 
 use super::OutgoingBody;
+use super::idle_connections::{IdleConnections, IdleLimits, KeptConnection};
 use super::received_body::ReceivedBody;
-use super::watched_stream::{ClosedUnread, Watched};
+use super::watched_stream::Watched;
 
-/// How long a connection whose response is whole may still take until it is free: the rest of a request that
-/// was answered early is sent.
-const UNTIL_FREE: Duration = Duration::from_secs(5);
 /// Maximum size of what was read of one connection and is not taken yet, and of the head of a response, in
-/// bytes. hyper's own is 400 KB, which a client that does not read its response would keep for as long as it
-/// likes.
+/// bytes; and the size from which no further piece of a body waits to be written. hyper's own is 400 KB, which
+/// a client that does not read its response would keep for as long as it likes.
 const MAX_BUFFER: usize = 64 << 10;
-/// Number of looks at idle connections within the time that they may be idle.
-const LOOKS_PER_TIMEOUT: u32 = 4;
-/// Bounds of the time between two looks.
-const MIN_PAUSE: Duration = Duration::from_millis(10);
-const MAX_PAUSE: Duration = Duration::from_secs(60);
-
-/// Which idle connections are kept.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct IdleLimits {
-    /// Maximum time that a connection is idle.
-    pub timeout: Duration,
-    /// Maximum number of idle connections to one server. With 0 none is kept.
-    pub max_idle: usize,
-}
-
 /// Why a request got no head of a response.
 #[derive(Debug)]
 pub(super) enum Http1Error {
@@ -70,8 +46,8 @@ where
 {
     /// `scheme` is that of the addresses that `connector` gets.
     pub(super) fn new(connector: C, scheme: Scheme, limits: IdleLimits) -> Http1Client<C> {
-        let idle = IdleConnections { limits, servers: Mutex::default() };
-        Http1Client { connector, scheme, idle: Arc::new(idle) }
+        let idle = Arc::new(IdleConnections::new(limits));
+        Http1Client { connector, scheme, idle }
     }
 
     /// Sends a request, whose URI is its path, and waits for the head of the response.
@@ -89,6 +65,7 @@ where
         request.headers_mut().entry(HOST).or_insert_with(|| host(authority, &self.scheme));
         // Ends: each turn but the last takes a closed connection out of the idle ones.
         while let Some(mut connection) = self.idle.take(authority) {
+            connection.closed_unread.begin();
             match connection.requests.try_send_request(request).await {
                 Ok(response) => return Ok(self.received(authority, connection, response)),
                 Err(mut error) => match error.take_message() {
@@ -116,7 +93,7 @@ where
             return Http1Error::Broken(error);
         }
         // The others have been idle for longer.
-        self.idle.servers.lock().remove(authority);
+        self.idle.forget(authority);
         Http1Error::Unread(error)
     }
 
@@ -126,8 +103,7 @@ where
         connection: KeptConnection,
         response: Response<Incoming>,
     ) -> Response<ReceivedBody> {
-        let idle = Arc::clone(&self.idle);
-        let borrowed = Borrowed { connection, authority: authority.clone(), idle };
+        let borrowed = self.idle.borrowed(authority, connection);
         response.map(|body| ReceivedBody::new(body, Some(borrowed)))
     }
 
@@ -168,117 +144,15 @@ fn host(authority: &Authority, scheme: &Scheme) -> HeaderValue {
     HeaderValue::from_str(host).unwrap_or(HeaderValue::from_static(""))
 }
 
-/// An open connection.
-struct KeptConnection {
-    requests: SendRequest<OutgoingBody>,
-    closed_unread: ClosedUnread,
-}
-
-/// A connection whose response is being read.
-pub(super) struct Borrowed {
-    connection: KeptConnection,
-    authority: Authority,
-    idle: Arc<IdleConnections>,
-}
-
-impl Borrowed {
-    /// The response was read to its end.
-    pub(super) fn give_back(self) {
-        let Borrowed { mut connection, authority, idle } = self;
-        if idle.limits.max_idle == 0 || connection.requests.is_closed() {
-            return;
-        }
-        if connection.requests.is_ready() {
-            return idle.keep(&authority, connection);
-        }
-        // Its task has not come to it yet, or still sends the request.
-        tokio::spawn(async move {
-            if let Ok(Ok(())) = timeout(UNTIL_FREE, connection.requests.ready()).await {
-                idle.keep(&authority, connection);
-            }
-        });
-    }
-}
-
-impl fmt::Debug for Borrowed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Borrowed").field(&self.authority).finish()
-    }
-}
-
-/// The connections that wait for a request.
-struct IdleConnections {
-    limits: IdleLimits,
-    servers: Mutex<HashMap<Authority, Vec<IdleConnection>>>,
-}
-
-struct IdleConnection {
-    connection: KeptConnection,
-    since: Instant,
-}
-
-impl IdleConnection {
-    fn is_usable(&self, timeout: Duration) -> bool {
-        self.connection.requests.is_ready() && self.since.elapsed() < timeout
-    }
-}
-
-impl IdleConnections {
-    /// A connection that can send a request now: the one that was used last.
-    fn take(&self, authority: &Authority) -> Option<KeptConnection> {
-        let mut servers = self.servers.lock();
-        let connections = servers.get_mut(authority)?;
-        let is_usable = |idle: &IdleConnection| idle.is_usable(self.limits.timeout);
-        let usable = std::iter::from_fn(|| connections.pop()).find(is_usable);
-        usable.map(|idle| idle.connection)
-    }
-
-    fn keep(self: &Arc<Self>, authority: &Authority, connection: KeptConnection) {
-        let mut servers = self.servers.lock();
-        if servers.is_empty() {
-            tokio::spawn(close_expired(Arc::downgrade(self), self.limits.timeout));
-        }
-        let connections = match servers.get_mut(authority) {
-            Some(connections) => connections,
-            None => servers.entry(authority.clone()).or_default(),
-        };
-        if connections.len() < self.limits.max_idle {
-            connections.push(IdleConnection { connection, since: Instant::now() });
-        }
-    }
-
-    /// Drops what has been idle for too long. Returns whether anything is left.
-    fn close_expired(&self) -> bool {
-        let mut servers = self.servers.lock();
-        servers.retain(|_, connections| {
-            connections.retain(|idle| idle.is_usable(self.limits.timeout));
-            !connections.is_empty()
-        });
-        !servers.is_empty()
-    }
-}
-
-/// Closes idle connections in time also where no request comes. Ends when there is none.
-async fn close_expired(idle: Weak<IdleConnections>, longest: Duration) {
-    let mut looks = interval((longest / LOOKS_PER_TIMEOUT).clamp(MIN_PAUSE, MAX_PAUSE));
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // The first tick comes at once.
-    looks.tick().await;
-    loop {
-        looks.tick().await;
-        let Some(idle) = idle.upgrade() else { return };
-        if !idle.close_expired() {
-            return;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use bytes::Bytes;
     use http_body_util::BodyExt;
     use hyper_util::client::legacy::connect::HttpConnector;
     use tokio::net::TcpListener;
+    use tokio::time::{Instant, timeout};
 
     use super::*;
     use crate::http_client::test_server::{End, OK, TestServer};
@@ -307,7 +181,7 @@ mod tests {
 
     /// The number of connections that wait for a request, once it is no other than `want`.
     async fn idle(client: &Http1Client<WatchedConnector>, want: usize) {
-        let idle = || client.idle.servers.lock().values().map(Vec::len).sum::<usize>();
+        let idle = || client.idle.count();
         let until = Instant::now() + Duration::from_secs(10);
         while idle() != want {
             assert!(Instant::now() < until, "{} connections are idle, not {want}", idle());
@@ -346,6 +220,24 @@ mod tests {
             assert_eq!(body.collect().await.unwrap().to_bytes(), "ok");
             assert_eq!(server.connections(), connections);
         }
+    }
+
+    #[tokio::test]
+    async fn what_no_process_of_the_server_can_have_read_is_unread() {
+        let server = TestServer::answering(&[OK], End::Unread).await;
+        let client = client(8, LONG);
+        let ask = || {
+            let mut request = Request::new(whole(Bytes::from(vec![b'x'; 12 << 10])));
+            *request.method_mut() = http::Method::POST;
+            client.send(&server.authority, request)
+        };
+        ask().await.unwrap().into_body().collect().await.unwrap();
+        idle(&client, 1).await;
+        let unread = ask().await;
+        assert!(matches!(unread, Err(Http1Error::Unread(_))), "{unread:?}");
+        assert_eq!(client.idle.count(), 0);
+        ask().await.unwrap().into_body().collect().await.unwrap();
+        assert_eq!(server.connections(), 2);
     }
 
     #[tokio::test]

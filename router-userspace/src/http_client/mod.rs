@@ -5,6 +5,7 @@ pub(crate) mod body_copy;
 pub(crate) mod client_body;
 pub(crate) mod collector;
 mod http1;
+mod idle_connections;
 pub(crate) mod pace;
 pub(crate) mod received_body;
 pub(crate) mod request_source;
@@ -30,7 +31,8 @@ use router_core::fleet::{BackendTls, Fleet};
 use router_core::sglang::SplicedBody;
 
 use self::client_body::ClientBody;
-use self::http1::{Http1Client, Http1Error, IdleLimits};
+use self::http1::{Http1Client, Http1Error};
+use self::idle_connections::IdleLimits;
 use self::received_body::ReceivedBody;
 use self::response::{ReadLimits, read_body};
 use self::tls::TlsClients;
@@ -57,12 +59,15 @@ pub(crate) fn whole(body: impl Into<SplicedBody>) -> OutgoingBody {
     Either::Left(WholeBody::new(body.into(), None))
 }
 
-/// A body of known bytes that reports when the last of them was written.
-pub(crate) fn reported(
-    body: impl Into<SplicedBody>,
-    on_written: Option<Arc<dyn OnWritten>>,
-) -> OutgoingBody {
-    Either::Left(WholeBody::new(body.into(), on_written))
+/// A request whose body is known.
+pub(crate) struct KnownRequest<'a> {
+    pub protocol: &'a Protocol,
+    pub method: Method,
+    pub path: &'a PathAndQuery,
+    pub headers: &'a HeaderMap,
+    pub body: SplicedBody,
+    /// Learns each time that the last byte was written.
+    pub on_written: Option<Arc<dyn OnWritten>>,
 }
 
 /// Why a request got no answer.
@@ -177,22 +182,61 @@ impl HttpClient {
         path: PathAndQuery,
         limit: usize,
     ) -> Result<Bytes, String> {
-        let (headers, empty) = (HeaderMap::new(), whole(Bytes::new()));
-        let answer = self
-            .send(Protocol::Http1, authority, Method::GET, path, headers, empty)
-            .await
-            .map_err(|error| error.to_string())?;
-        let status = answer.status();
-        let body = read_body(answer.into_body(), &ReadLimits::size(limit)).await;
-        let body = body.map_err(|error| error.to_string())?;
-        if status == http::StatusCode::OK { Ok(body) } else { Err(status.to_string()) }
+        let answer = self.get(&authority, &path, &HeaderMap::new(), limit).await;
+        let answer = answer.map_err(|error| error.to_string())?;
+        match answer.status() {
+            http::StatusCode::OK => Ok(answer.into_body()),
+            status => Err(status.to_string()),
+        }
+    }
+
+    /// Sends a `GET` and reads up to `limit` bytes of the answer.
+    ///
+    /// # Errors
+    /// No answer came, or it was not whole.
+    pub(crate) async fn get(
+        &self,
+        authority: &Authority,
+        path: &PathAndQuery,
+        headers: &HeaderMap,
+        limit: usize,
+    ) -> Result<Response<Bytes>, SendError> {
+        let (method, body) = (Method::GET, Bytes::new().into());
+        let protocol = &Protocol::Http1;
+        let request = KnownRequest { protocol, method, path, headers, body, on_written: None };
+        let (head, body) = self.send_known(authority, request).await?.into_parts();
+        let body = read_body(body, &ReadLimits::size(limit)).await;
+        let body = body.map_err(|error| SendError::Broken(error.to_string()))?;
+        Ok(Response::from_parts(head, body))
+    }
+
+    /// Sends one request and waits for the head of the answer, as [`HttpClient::send`]. If the server had
+    /// closed a kept connection before it read the request, it is sent again, once.
+    ///
+    /// # Errors
+    /// No head came.
+    pub(crate) async fn send_known(
+        &self,
+        authority: &Authority,
+        request: KnownRequest<'_>,
+    ) -> Result<Response<ReceivedBody>, SendError> {
+        let KnownRequest { protocol, method, path, headers, body, on_written } = request;
+        let send = |body, on_written| {
+            let body = Either::Left(WholeBody::new(body, on_written));
+            let (protocol, authority) = (protocol.clone(), authority.clone());
+            self.send(protocol, authority, method.clone(), path.clone(), headers.clone(), body)
+        };
+        match send(body.clone(), on_written.clone()).await {
+            Err(SendError::Unread(_)) => Box::pin(send(body, on_written)).await,
+            done => done,
+        }
     }
 
     /// Sends one request and waits for the head of the answer. Dropping the future, or the answer's
     /// body before its end, closes the connection.
     ///
     /// A kept-alive connection that the server closed while it was idle is no error: the request is
-    /// sent again on another connection, as long as nothing of it was read.
+    /// sent on another connection, as long as nothing of it was sent.
     ///
     /// # Errors
     /// No head came.
@@ -308,7 +352,46 @@ pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use http_body_util::BodyExt;
+
+    use super::test_server::{End, OK, TestServer};
     use super::*;
+
+    #[derive(Debug, Default)]
+    struct Written(AtomicUsize);
+
+    impl OnWritten for Written {
+        fn written(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_a_closed_connection_took_with_it_is_sent_again() {
+        let server = TestServer::answering(&[OK], End::Unread).await;
+        let limits = IdleLimits { timeout: Duration::from_secs(60), max_idle: 8 };
+        let client = HttpClient::keeping(limits, Duration::from_secs(5));
+        let written = Arc::new(Written::default());
+        // The first fills the connection, the second does not reach its server, and so on.
+        for connections in 1..=3 {
+            let body = Bytes::from(vec![b'x'; 12 << 10]);
+            let request = KnownRequest {
+                protocol: &Protocol::Http1,
+                method: Method::POST,
+                path: &PathAndQuery::from_static("/generate"),
+                headers: &HeaderMap::new(),
+                body: body.into(),
+                on_written: Some(Arc::clone(&written) as _),
+            };
+            let response = client.send_known(&server.authority, request).await.unwrap();
+            assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
+            assert_eq!(server.connections(), connections);
+        }
+        let written = written.0.load(Ordering::Relaxed);
+        assert_eq!(written, 1 + 2 + 2, "each time that it was sent");
+    }
 
     #[test]
     fn nothing_was_sent_without_a_connection() {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::http1::Borrowed;
+use super::idle_connections::Borrowed;
 
 /// The body of a response. Dropped before its end, it closes a connection of HTTP/1.1, and resets a stream of
 /// HTTP/2.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::uri::Authority;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 
 pub(crate) const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
@@ -22,12 +22,18 @@ pub(crate) enum End {
     Close,
     /// When the next request comes, which is not read.
     Reset,
+    /// When the next request was sent and none of it has come: only the head of a request is read before it is
+    /// answered, and the rest fills the connection.
+    Unread,
 }
 
 impl TestServer {
     /// Answers the requests of each connection one after the other.
     pub(crate) async fn answering(answers: &'static [&'static str], end: End) -> TestServer {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpSocket::new_v4().unwrap();
+        listener.set_recv_buffer_size(4096).unwrap();
+        listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = listener.listen(16).unwrap();
         let authority = listener.local_addr().unwrap().to_string().parse().unwrap();
         let connections = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&connections);
@@ -49,20 +55,48 @@ impl TestServer {
 async fn answer_each(mut stream: TcpStream, answers: &[&str], end: End) {
     for answer in answers {
         let mut request = Vec::new();
-        while !is_whole(&request) {
+        while !is_whole(&request, end) {
             if !matches!(stream.read_buf(&mut request).await, Ok(1..)) {
                 return;
             }
         }
         stream.write_all(answer.as_bytes()).await.unwrap();
     }
-    if end == End::Reset {
+    match end {
+        End::Close => {}
         // Bytes that were not read turn the close into a reset.
-        _ = stream.peek(&mut [0]).await;
+        End::Reset => _ = stream.peek(&mut [0]).await,
+        End::Unread => {
+            let before = unsent(&stream);
+            while unsent(&stream) <= before {
+                tokio::task::yield_now().await;
+            }
+            stream.shutdown().await.unwrap();
+            // A close would reset it, since there is what was not read.
+            std::future::pending::<()>().await;
+        }
     }
 }
 
-fn is_whole(request: &[u8]) -> bool {
+/// Number of bytes that the other end has written and this kernel has not taken.
+fn unsent(stream: &TcpStream) -> u64 {
+    let text = |address: std::net::SocketAddr| match address {
+        std::net::SocketAddr::V4(address) => {
+            format!("{:08X}:{:04X}", u32::from_le_bytes(address.ip().octets()), address.port())
+        }
+        std::net::SocketAddr::V6(_) => String::new(),
+    };
+    let ends = [text(stream.peer_addr().unwrap()), text(stream.local_addr().unwrap())].join(" ");
+    let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let socket = sockets.lines().find(|line| line.contains(&ends)).unwrap_or_default();
+    let queues = socket.split_whitespace().nth(4).unwrap_or_default();
+    u64::from_str_radix(queues.split(':').next().unwrap_or_default(), 16).unwrap_or(0)
+}
+
+fn is_whole(request: &[u8], end: End) -> bool {
     let has_body = request.starts_with(b"POST");
-    request.ends_with(if has_body { b"}" } else { b"\r\n\r\n" })
+    match end {
+        End::Unread => request.windows(4).any(|end| end == b"\r\n\r\n"),
+        _ => request.ends_with(if has_body { b"}" } else { b"\r\n\r\n" }),
+    }
 }

@@ -28,7 +28,8 @@ use rustls::{
 
 use tower::{BoxError, Service};
 
-use super::http1::{Http1Client, IdleLimits};
+use super::http1::Http1Client;
+use super::idle_connections::IdleLimits;
 use super::watched_stream::WatchedConnector;
 
 /// A client whose connections are made with one [`BackendTls`]; cheap to clone.

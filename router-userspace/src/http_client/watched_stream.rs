@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use http::Uri;
@@ -16,13 +16,27 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tower::Service;
 
-/// Whether the server closed a connection before it read what was sent last; cheap to clone.
+/// Whether the server closed a connection before it read the last request on it; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct ClosedUnread(Arc<AtomicBool>);
+pub(super) struct ClosedUnread(Arc<Progress>);
+
+/// What was written of a connection.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Bytes so far, and those before the last request.
+    written: AtomicU64,
+    before: AtomicU64,
+    closed_unread: AtomicBool,
+}
 
 impl ClosedUnread {
+    /// A request begins with the next byte.
+    pub(super) fn begin(&self) {
+        self.0.before.store(self.0.written.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
     pub(super) fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.closed_unread.load(Ordering::Relaxed)
     }
 }
 
@@ -35,29 +49,31 @@ pub(super) trait Watched {
 #[derive(Debug)]
 pub(crate) struct WatchedStream {
     stream: TcpStream,
-    /// Bytes written since the last ones were read: those of the request that waits for its response.
-    written: u64,
     closed_unread: ClosedUnread,
 }
 
 impl WatchedStream {
     fn new(stream: TcpStream) -> WatchedStream {
-        WatchedStream { stream, written: 0, closed_unread: ClosedUnread::default() }
+        WatchedStream { stream, closed_unread: ClosedUnread::default() }
     }
 
     /// The server has closed its side. A kernel acknowledges with that what it has received before: if nothing
     /// of the request was, it came after the close, and no process can have read it. A reset acknowledges
     /// nothing, so it does not tell.
     fn closed(&self) {
-        let unacknowledged = unacknowledged(&self.stream).unwrap_or(0);
-        if self.written > 0 && unacknowledged >= self.written {
-            self.closed_unread.0.store(true, Ordering::Relaxed);
+        let Progress { written, before, closed_unread } = &*self.closed_unread.0;
+        let of_request = written.load(Ordering::Relaxed) - before.load(Ordering::Relaxed);
+        // Acknowledged is what was written first.
+        if of_request > 0 && unacknowledged(&self.stream).unwrap_or(0) >= of_request {
+            closed_unread.store(true, Ordering::Relaxed);
         }
     }
 
-    fn wrote(&mut self, wrote: &Poll<io::Result<usize>>) {
+    fn wrote(&self, wrote: &Poll<io::Result<usize>>) {
         match wrote {
-            Poll::Ready(Ok(bytes)) => self.written += *bytes as u64,
+            Poll::Ready(Ok(bytes)) => {
+                self.closed_unread.0.written.fetch_add(*bytes as u64, Ordering::Relaxed);
+            }
             // The reset of a connection whose other side was closed before.
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => self.closed(),
             _ => {}
@@ -83,9 +99,7 @@ impl AsyncRead for WatchedStream {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
-        if buf.filled().len() > before {
-            self.written = 0;
-        } else if read.is_ok() && buf.remaining() > 0 {
+        if read.is_ok() && buf.filled().len() == before && buf.remaining() > 0 {
             self.closed();
         }
         Poll::Ready(read)
@@ -170,16 +184,25 @@ impl Service<Uri> for WatchedConnector {
 mod tests {
     use socket2::SockRef;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
+    use tokio::net::TcpSocket;
 
     use super::*;
 
-    /// Both ends of a connection.
+    /// Both ends of a connection. The server takes a few KB that it has not read.
     async fn connection() -> (WatchedStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpSocket::new_v4().unwrap();
+        listener.set_recv_buffer_size(4096).unwrap();
+        listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = listener.listen(1).unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (server, _) = listener.accept().await.unwrap();
         (WatchedStream::new(stream), server)
+    }
+
+    /// Writes more than the server takes: what follows stays unacknowledged.
+    async fn fill(client: &mut WatchedStream) {
+        SockRef::from(&client.stream).set_send_buffer_size(128 << 10).unwrap();
+        client.write_all(&[0; 64 << 10]).await.unwrap();
     }
 
     async fn ends(client: &mut WatchedStream) -> bool {
@@ -190,6 +213,7 @@ mod tests {
     #[tokio::test]
     async fn a_close_after_the_request_was_read_may_follow_from_it() {
         let (mut client, mut server) = connection().await;
+        client.closed_unread.begin();
         client.write_all(b"request").await.unwrap();
         server.read_exact(&mut [0; 7]).await.unwrap();
         drop(server);
@@ -199,11 +223,22 @@ mod tests {
     #[tokio::test]
     async fn a_close_after_a_part_of_the_request_was_read_may_follow_from_it() {
         let (mut client, mut server) = connection().await;
-        // More than the buffers of both ends take.
-        let piece = vec![0; 1 << 20];
-        while let Ok(bytes) = client.stream.try_write(&piece) {
-            client.written += bytes as u64;
-        }
+        client.closed_unread.begin();
+        fill(&mut client).await;
+        server.shutdown().await.unwrap();
+        assert!(!ends(&mut client).await);
+    }
+
+    #[tokio::test]
+    async fn a_close_after_the_response_has_begun_may_follow_from_the_request() {
+        let (mut client, mut server) = connection().await;
+        client.closed_unread.begin();
+        client.write_all(b"head").await.unwrap();
+        server.read_exact(&mut [0; 4]).await.unwrap();
+        fill(&mut client).await;
+        server.write_all(b"103 wait").await.unwrap();
+        client.read_exact(&mut [0; 8]).await.unwrap();
+        client.write_all(b"rest").await.unwrap();
         server.shutdown().await.unwrap();
         assert!(!ends(&mut client).await);
     }
@@ -211,14 +246,8 @@ mod tests {
     #[tokio::test]
     async fn a_close_before_any_of_the_request_came_cannot() {
         let (mut client, mut server) = connection().await;
-        SockRef::from(&client.stream).set_send_buffer_size(8 << 20).unwrap();
-        // The server takes no more than its buffer has: what is written after it stays here.
-        let piece = vec![0; 1 << 20];
-        while unacknowledged(&client.stream).unwrap() < piece.len() as u64 {
-            client.write_all(&piece).await.unwrap();
-        }
-        server.write_all(b"response").await.unwrap();
-        client.read_exact(&mut [0; 8]).await.unwrap();
+        fill(&mut client).await;
+        client.closed_unread.begin();
         client.write_all(b"request").await.unwrap();
         server.shutdown().await.unwrap();
         assert!(ends(&mut client).await);

@@ -12,7 +12,8 @@ use router_core::sglang::SplicedBody;
 
 /// Learns that a body was written to its connection.
 pub(crate) trait OnWritten: Debug + Send + Sync {
-    /// The connection has taken the last byte. Up to some 400 KB may wait in its buffer for the socket.
+    /// The connection has taken the last byte. 64 KiB and its last piece may wait there for the
+    /// socket.
     fn written(&self);
 }
 

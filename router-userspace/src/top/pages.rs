@@ -3,21 +3,19 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail};
-use bytes::Bytes;
 use futures_util::future::join_all;
 use http::header::AUTHORIZATION;
 use http::uri::{Authority, PathAndQuery};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
 use super::TopFlags;
 use super::report::TopReport;
-use crate::http_client::response::{ReadLimits, read_body};
-use crate::http_client::{HttpClient, Protocol, whole};
+use crate::http_client::HttpClient;
 
 /// Time for a gateway to answer one page.
-const ANSWER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+const ANSWER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
 /// Maximum size of a page, in bytes: a fleet of a thousand workers has some megabytes.
 const MAX_PAGE: usize = 256 << 20;
 /// Maximum number of gateways that are asked.
@@ -126,26 +124,19 @@ impl AdminPages {
     /// A page as JSON; `None` if the gateway has none.
     async fn page(&self, gateway: &Authority, path: PathAndQuery) -> Result<Option<Value>> {
         let place = format!("--gateway {gateway}: {}", path.path());
-        let page = tokio::time::timeout(ANSWER_TIMEOUT, self.fetch(gateway, path)).await;
+        let page = self.http.get(gateway, &path, &self.headers, MAX_PAGE);
+        let page = tokio::time::timeout(ANSWER_TIMEOUT, page).await;
         let timed_out = || format!("{place}: no answer within {ANSWER_TIMEOUT:?}");
-        let (status, body) = page.with_context(timed_out)?.with_context(|| place.clone())?;
-        match status {
-            StatusCode::OK => Ok(Some(serde_json::from_slice(&body).context(place)?)),
+        let page = page.with_context(timed_out)?.with_context(|| place.clone())?;
+        let text = String::from_utf8_lossy(page.body());
+        match page.status() {
+            StatusCode::OK => Ok(Some(serde_json::from_slice(page.body()).context(place)?)),
             StatusCode::NOT_FOUND => Ok(None),
             StatusCode::UNAUTHORIZED => {
-                bail!("{place}: a bearer token is needed; --token-file names its file")
+                bail!("{place}: {}; --token-file names the file of a token", text.trim())
             }
-            other => bail!("{place}: {other}: {}", String::from_utf8_lossy(&body).trim()),
+            other => bail!("{place}: {other}: {}", text.trim()),
         }
-    }
-
-    async fn fetch(&self, gateway: &Authority, path: PathAndQuery) -> Result<(StatusCode, Bytes)> {
-        let (gateway, headers) = (gateway.clone(), self.headers.clone());
-        let empty = whole(Bytes::new());
-        let sent = self.http.send(Protocol::Http1, gateway, Method::GET, path, headers, empty);
-        let answer = sent.await?;
-        let status = answer.status();
-        Ok((status, read_body(answer.into_body(), &ReadLimits::size(MAX_PAGE)).await?))
     }
 }
 

@@ -35,6 +35,7 @@ const RESTRICTIONS: [Restriction; 4] = [
         words: &["hyper|hyper_util", "client"],
         files: &[
             "http_client/http1.rs",
+            "http_client/idle_connections.rs",
             "http_client/mod.rs",
             "http_client/tls.rs",
             "http_client/watched_stream.rs",

@@ -8,18 +8,17 @@ use router_core::fleet::Phase;
 
 use super::build::{Build, Subject};
 use super::{Source, agents};
+use crate::config::Labels;
 
 /// The name of the container port that is a gateway's admin port, and the default port.
 const PORT_NAME: &str = "admin";
 const PORT: u16 = 9901;
 /// Maximum number of gateways in a fleet. Each asks all others. The rest is ignored and reported.
 const MAX_GATEWAYS: usize = 64;
-/// The labels of a gateway's pods, unless `--gateway-pod-labels` has others.
-const LABELS: [(&str, &str); 1] = [("app.kubernetes.io/name", "pd-router-gateway")];
 
 /// The default of the labels by which gateways find each other's pods.
 pub(in crate::control) fn default_labels() -> BTreeMap<String, String> {
-    LABELS.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
+    Labels::of_gateways().0
 }
 
 /// Returns the admin ports of all gateways, this one among them. As with agents, those of another

@@ -84,11 +84,10 @@ impl WaitingForwards {
         max: usize,
     ) -> Result<WaitingForward<'a>, AdmissionError> {
         let mut waiting = self.0.lock();
-        let of_pool = waiting.entry(pool.clone()).or_default();
-        if *of_pool >= max {
+        if waiting.get(pool).copied().unwrap_or(0) >= max {
             return Err(AdmissionError::QueueFull);
         }
-        *of_pool += 1;
+        *waiting.entry(pool.clone()).or_default() += 1;
         Ok(WaitingForward { all: self, pool })
     }
 }

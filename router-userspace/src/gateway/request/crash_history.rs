@@ -116,8 +116,8 @@ impl CrashHistory {
         ContentFingerprint { scope, content: request.content_hash(key, &pool.to_string()) }
     }
 
-    /// The number of crashes of this content, if it is at least `limit`. The content is hashed only if a
-    /// content of its pool and endpoint has crashed as many engines.
+    /// The number of crashes of this content, if it is at least `limit`. The content is hashed only if
+    /// contents of its pool and endpoint have crashed as many engines together.
     pub(crate) fn crashes(
         &self,
         pool: &ObjectName,
@@ -170,6 +170,10 @@ impl CrashHistory {
                 continue;
             }
             if crashes.len() >= MAX_CRASHES {
+                // Gateways that are full would give each other their oldest for ever.
+                if crashes.front().is_some_and(|oldest| crash.at < oldest.at) {
+                    continue;
+                }
                 crashes.pop_front();
             }
             // Oldest first.
@@ -282,6 +286,27 @@ mod tests {
         }
         assert_eq!(history.crashes.lock().len(), MAX_CRASHES);
         assert_eq!(history.crashes(&pool("a"), &first, 1), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_full_gateways_settle() {
+        let guard = Arc::new(Guard::Loopback);
+        let (one, other) = (CrashHistory::new(Arc::clone(&guard)), CrashHistory::new(guard));
+        for (history, name) in [(&one, "one"), (&other, "other")] {
+            for n in 0..MAX_CRASHES {
+                tokio::time::advance(Duration::from_millis(1)).await;
+                let crash = request(&format!("{name}{n}"));
+                history.record(history.fingerprint(&pool("a"), &crash), &worker("a"));
+            }
+        }
+        for _ in 0..2 {
+            one.learn(shared(&other));
+            other.learn(shared(&one));
+        }
+        let versions = (one.all().0, other.all().0);
+        one.learn(shared(&other));
+        other.learn(shared(&one));
+        assert_eq!((one.all().0, other.all().0), versions);
     }
 
     /// What a gateway learns of another.

@@ -50,6 +50,8 @@ const RESTART_POLL: Duration = Duration::from_millis(20);
 const BYTES_PER_TOKEN: u64 = 4;
 /// Output tokens that are reserved for a request without a limit of its own.
 const EXPECTED_OUTPUT: u32 = 512;
+/// Maximum number of removed fields that are named in the log.
+const MAX_NAMED_FIELDS: usize = 16;
 /// Maximum number of output tokens that are reserved for a request.
 const MAX_OUTPUT: u32 = 2048;
 
@@ -127,6 +129,7 @@ impl Gateway {
         let deadline = routed.deadlines.request;
         let body = self.read_body(&mut routed.headers, routed.body, deadline).await?;
         let request = Request::parse_with(endpoint, body, &self.settings.allowed_fields)?;
+        log_removed_fields(&request, record);
         record.prompt_bytes = request.prompt_bytes() as u64;
         self.check_model(pool, request.model())?;
         self.check_crashes(&pool.name, &request)?;
@@ -239,6 +242,17 @@ impl Gateway {
             self.dispatch.blame(&fault, RequestKind::Generation);
             AttemptError::Fault(fault)
         })
+    }
+}
+
+/// Names the fields that no engine gets, at most some: they are a client's.
+fn log_removed_fields(request: &Request, record: &Record) {
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        let fields: Vec<_> = request.removed_fields().take(MAX_NAMED_FIELDS).collect();
+        if !fields.is_empty() {
+            let request_id = record.request_id.to_str().unwrap_or("?");
+            tracing::debug!(request_id, ?fields, "fields removed; see --allow-fields");
+        }
     }
 }
 

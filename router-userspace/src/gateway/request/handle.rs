@@ -219,10 +219,10 @@ impl Gateway {
             Served::OneWorker => self.proxy_to_any(pool, request, record).await,
             Served::Model => self.proxy_to_named(pool, request, record).await,
             Served::OneEngine => self.proxy_to_one(pool, request, record).await,
-            Served::Models => self.models(pool, request).await,
-            Served::ServerInfo => self.server_info(pool, request).await,
+            Served::Models => Box::pin(self.models(pool, request)).await,
+            Served::ServerInfo => Box::pin(self.server_info(pool, request)).await,
             Served::Health => self.health(pool),
-            Served::HealthGenerate => self.health_generate(pool, request).await,
+            Served::HealthGenerate => Box::pin(self.health_generate(pool, request)).await,
         };
         reply.map_err(|reject| Rejected { reject, format: Some(format) })
     }

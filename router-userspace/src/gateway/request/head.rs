@@ -3,7 +3,7 @@
 use http::header::{HOST, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Uri};
-use http::{Method, Version};
+use http::{HeaderValue, Method, Version};
 use router_core::route::{self, Head, PathRules};
 use router_core::sglang::headers;
 
@@ -24,6 +24,7 @@ pub(super) fn normalize(
 ) -> Result<(), Reject> {
     check_transfer_coding(parts)?;
     check_host(parts)?;
+    name_host_of_line(parts)?;
     // A tunnel leads past every route, and an echo shows fields that proxies add (RFC 9110, section
     // 9.3.8).
     if [Method::CONNECT, Method::TRACE].contains(&parts.method) {
@@ -81,6 +82,17 @@ fn check_host(parts: &Parts) -> Result<(), Reject> {
         }
         _ => Ok(()),
     }
+}
+
+/// A request line of HTTP/1 with an authority replaces the field (RFC 9112, section 3.2.2): a backend must not
+/// see another host than the one that chose the route.
+fn name_host_of_line(parts: &mut Parts) -> Result<(), Reject> {
+    let authority = parts.uri.authority().filter(|_| parts.version < Version::HTTP_2);
+    if let Some(authority) = authority {
+        let host = HeaderValue::from_str(authority.as_str());
+        parts.headers.insert(HOST, host.map_err(|_| Reject::BadHost(INVALID))?);
+    }
+    Ok(())
 }
 
 const NO_HOST: &str = "the request names no host, in neither :authority nor a Host header";

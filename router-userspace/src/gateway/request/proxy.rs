@@ -2,34 +2,30 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::header::HOST;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::Body;
-use http_body_util::Either;
-use router_core::fleet::{
-    Lease, Member, ObjectName, Phase, Pool, RequestKind, ServiceBackend, Verdict, Weight, Worker,
-    WorkerLimits,
-};
+use router_core::fleet::{Lease, Pool, RequestKind, ServiceBackend, Verdict, Worker};
 use router_core::sglang::{OneEngineRequest, headers};
 use tokio::time::{Instant, interval_at, sleep};
 
+use super::endpoint_choice::{blame_endpoint, endpoint_of, lease_one_of};
+use super::forwarded_body::{ForwardedBody, KeptBody};
 use super::model::{name_in_path, serving};
 use super::proxied_body::ProxiedBody;
 use super::record::Record;
 use super::reject::Reject;
 use super::routed::{Reply, RouteDeadlines, RoutedRequest};
-use super::service_endpoint::{blame_endpoint, endpoint_of};
 use super::stream_watch::WatchLimits;
 use super::upgrade::{AgreedUpgrade, UpgradeRequest};
 use crate::gateway::shared::Gateway;
 use crate::gateway::upstream::dispatch::{HEALTH_INTERVAL, Silence};
 use crate::gateway::upstream::fault::{Fault, FaultKind};
 use crate::gateway::upstream::leg::until;
-use crate::http_client::client_body::{BodyHandle, ClientBody};
+use crate::http_client::client_body::BodyHandle;
 use crate::http_client::received_body::ReceivedBody;
-use crate::http_client::{OutgoingBody, Protocol, SendError, Sent, whole};
+use crate::http_client::{Protocol, SendError, Sent};
 
 /// Maximum number of endpoints that one request is sent to.
 const MAX_ATTEMPTS: u32 = 2;
@@ -126,7 +122,7 @@ impl Gateway {
         let body = ForwardedBody::Whole(small.body().clone());
         let method = parts.method;
         let request = ForwardedRequest { method, headers, path, deadlines, body, upgrade: None };
-        self.forward_body(&choose, Protocol::Http1, request, record).await
+        Box::pin(self.forward_body(&choose, Protocol::Http1, request, record)).await
     }
 
     /// The worker has not answered until the request's deadline. It is not to blame if it waits for the
@@ -182,10 +178,14 @@ impl Gateway {
         }
         let RoutedRequest { parts, body, headers, path, deadlines, upgrade } = request;
         let only_reads = body.is_end_stream() && parts.method.is_safe();
-        let body = if only_reads { ForwardedBody::None } else { ForwardedBody::Passed(body) };
+        let body = match only_reads {
+            true => ForwardedBody::None,
+            false => ForwardedBody::Passed(Box::new(body)),
+        };
         let method = parts.method;
         let request = ForwardedRequest { method, headers, path, deadlines, body, upgrade };
-        self.forward_body(choose, protocol, request, record).await
+        // On the heap, as that of a generation: the future of every request would be as large otherwise.
+        Box::pin(self.forward_body(choose, protocol, request, record)).await
     }
 
     /// Forwards the request and passes the answer back as it comes.
@@ -202,13 +202,14 @@ impl Gateway {
     ) -> Result<Reply, Reject> {
         let ForwardedRequest { method, headers, path, deadlines, body, mut upgrade } = request;
         let only_reads = matches!(body, ForwardedBody::None);
+        let limits = (self.settings.limits.max_body, self.settings.timeouts.body_timeout);
         let mut body = Some(body);
         let mut lease = choose(None)?;
         loop {
             let worker = Arc::clone(lease.worker());
             let attempt = record.attempts.lock().begin_alone(&worker.name);
             let (began, deadline) = (Instant::now(), deadlines.attempt_deadline());
-            let (outgoing, kept) = self.outgoing(body.take().unwrap_or(ForwardedBody::None));
+            let (outgoing, kept) = body.take().unwrap_or(ForwardedBody::None).outgoing(limits);
             let sent = self.http.send(
                 protocol.clone(),
                 worker.authority.clone(),
@@ -232,6 +233,9 @@ impl Gateway {
                 Err(NoHead::Deadline) => return Err(self.too_late(worker, began, &kept)),
                 Err(NoHead::Fault { kind, sent }) => (kind, sent),
             };
+            if sent == Sent::Unread {
+                kept.dropped().await;
+            }
             // Before the worker is blamed: the client may be at fault.
             body = kept.returned()?;
             let fault = Fault { leg: None, worker: Arc::clone(&worker), kind };
@@ -250,20 +254,6 @@ impl Gateway {
             let Some(again) = again else { return Err(fault.into()) };
             tracing::debug!(worker = %worker.name, reason = %fault.detail(), "retrying");
             lease = again;
-        }
-    }
-
-    /// A body as it is sent, and what is kept of it for another attempt.
-    fn outgoing(&self, body: ForwardedBody) -> (OutgoingBody, KeptBody) {
-        match body {
-            ForwardedBody::None => (whole(Bytes::new()), KeptBody::None),
-            ForwardedBody::Whole(bytes) => (whole(bytes.clone()), KeptBody::Whole(bytes)),
-            ForwardedBody::Passed(body) => {
-                let limits = &self.settings.limits;
-                let idle = self.settings.timeouts.body_timeout;
-                let (body, handle) = body.limited(limits.max_body, idle);
-                (Either::Right(body), KeptBody::Passed(handle))
-            }
         }
     }
 
@@ -355,63 +345,6 @@ struct ForwardedRequest {
     upgrade: Option<UpgradeRequest>,
 }
 
-enum ForwardedBody {
-    /// The request only reads.
-    None,
-    /// All bytes, which can be sent again.
-    Whole(Bytes),
-    /// The client's body, passed on as it comes.
-    Passed(ClientBody),
-}
-
-/// The body of a request that is being sent, for the next attempt.
-enum KeptBody {
-    None,
-    Whole(Bytes),
-    Passed(BodyHandle),
-}
-
-impl KeptBody {
-    /// The endpoint has begun to answer. Returns the handle of a body that the client may still send.
-    fn answered(self) -> Option<BodyHandle> {
-        match self {
-            KeptBody::None | KeptBody::Whole(_) => None,
-            KeptBody::Passed(handle) => {
-                handle.answered();
-                Some(handle)
-            }
-        }
-    }
-
-    /// Whether the endpoint has asked for a part that the client has not sent yet.
-    fn waits_for_client(&self) -> bool {
-        matches!(self, KeptBody::Passed(handle) if handle.waits_for_client())
-    }
-
-    /// Until when the endpoint waited for the client: now if it still does, `None` if it never did.
-    fn waited_until(&self) -> Option<Instant> {
-        match self {
-            KeptBody::None | KeptBody::Whole(_) => None,
-            KeptBody::Passed(handle) => handle.waited_until(),
-        }
-    }
-
-    /// The body for the next attempt, unless it was read.
-    ///
-    /// # Errors
-    /// The client's body is why the attempt failed.
-    fn returned(self) -> Result<Option<ForwardedBody>, Reject> {
-        match self {
-            KeptBody::None => Ok(Some(ForwardedBody::None)),
-            KeptBody::Whole(bytes) => Ok(Some(ForwardedBody::Whole(bytes))),
-            KeptBody::Passed(handle) => match handle.error() {
-                Some(error) => Err(error.into()),
-                None => Ok(handle.returned().map(ForwardedBody::Passed)),
-            },
-        }
-    }
-}
-
 fn proxied(
     answer: Response<ReceivedBody>,
     lease: Lease,
@@ -424,33 +357,4 @@ fn proxied(
     *response.status_mut() = head.status;
     *response.headers_mut() = headers::to_client(&head.headers, true);
     Reply::Proxied(Box::new(response))
-}
-
-pub(super) fn is(worker: &Arc<Worker>, avoid: Option<&Arc<Worker>>) -> bool {
-    avoid.is_some_and(|avoid| Arc::ptr_eq(avoid, worker))
-}
-
-pub(super) fn none_ready(service: &ObjectName) -> Reject {
-    Reject::NoWorkerReady(format!("Service {service} has no ready endpoint"))
-}
-
-pub(super) fn lease(worker: &Arc<Worker>, of: &ObjectName) -> Result<Lease, Reject> {
-    let weight = Weight { requests: 1, exchanges: 1, ..Weight::default() };
-    // There is no limit here, so there is always capacity.
-    worker.try_lease(weight, WorkerLimits::NONE, None).ok_or_else(|| none_ready(of))
-}
-
-/// Leases a ready member, one that answers probes if there is one.
-fn lease_one_of<'p, M: Iterator<Item = &'p Member>>(
-    pool: &'p Pool,
-    members: impl Fn() -> M,
-    avoid: Option<&Arc<Worker>>,
-) -> Result<Lease, Reject> {
-    let ready = |m: &&Member| m.phase == Phase::Ready && !is(&m.worker, avoid);
-    let ready: Vec<&Member> = members().filter(ready).collect();
-    let up = |member: &&&Member| member.worker.health.verdict().serves();
-    let start = rand::random_range(0..ready.len().max(1));
-    let walk = || ready[start.min(ready.len())..].iter().chain(&ready[..start.min(ready.len())]);
-    let chosen = walk().find(up).or_else(|| walk().next());
-    lease(&chosen.ok_or_else(|| Reject::no_worker_ready(pool))?.worker, &pool.name)
 }

@@ -1,7 +1,7 @@
 //! [`TraceExporter`]: sends the spans of requests that have ended to an OpenTelemetry collector.
 //!
-//! Spans are made of the kept timeline of a request, by a task of their own: a request pays for a queue's
-//! place alone. A collector that is slow or away loses spans, which are counted, and delays no request.
+//! Spans are made of the kept timeline of a request, by a task of their own: a request pays for a slot in a
+//! queue alone. A collector that is slow or away loses spans, which are counted, and delays no request.
 
 mod spans;
 pub(crate) mod traceparent;
@@ -21,7 +21,7 @@ use self::traceparent::TraceContext;
 use crate::config::{TraceEndpoint, TraceFlags};
 use crate::gateway::timeline::summary::RequestSummary;
 use crate::http_client::response::{ReadLimits, read_body};
-use crate::http_client::{HttpClient, Protocol, whole};
+use crate::http_client::{HttpClient, KnownRequest, Protocol};
 use crate::metrics::{Metrics, TraceLabels};
 
 /// Maximum number of requests that wait to be exported. Further ones are dropped, and counted.
@@ -152,12 +152,14 @@ impl TraceSender {
     }
 
     async fn post(&self, body: Vec<u8>) -> Result<(), String> {
-        let TraceEndpoint { authority, path } = self.endpoint.clone();
+        let TraceEndpoint { authority, path } = &self.endpoint;
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
-        let body = whole(bytes::Bytes::from(body));
-        let sent = self.http.send(Protocol::Http1, authority, Method::POST, path, headers, body);
-        let answer = sent.await.map_err(|error| error.to_string())?;
+        let (method, headers, body) = (Method::POST, &headers, bytes::Bytes::from(body).into());
+        let protocol = &Protocol::Http1;
+        let request = KnownRequest { protocol, method, path, headers, body, on_written: None };
+        let sent = self.http.send_known(authority, request).await;
+        let answer = sent.map_err(|error| error.to_string())?;
         let status = answer.status();
         // Read, so that the connection is used again.
         _ = read_body(answer.into_body(), &ReadLimits::size(MAX_ANSWER)).await;

@@ -338,7 +338,7 @@ impl Dispatch {
         body: LegBody,
     ) -> Result<Response<ReceivedBody>, Fault> {
         let request = body.request(&attempt.protocol, &attempt.path, &attempt.headers);
-        let sent = self.engines.post(worker, request).await;
+        let sent = self.engines.send(worker, request).await;
         let fault = |kind| Fault { leg, worker: Arc::clone(worker), kind };
         let response = sent.map_err(|error| fault(error.into()))?;
         if response.status().is_success() {
@@ -400,7 +400,7 @@ impl Dispatch {
         let fault = |kind| Fault { leg: Some(Leg::Prefill), worker: Arc::clone(worker), kind };
         let limit = self.timeouts.prefill_timeout;
         let answer = timeout(limit, async {
-            let sent = self.engines.post(worker, body.request(protocol, path, headers)).await;
+            let sent = self.engines.send(worker, body.request(protocol, path, headers)).await;
             let response = sent.map_err(FaultKind::from)?;
             if !response.status().is_success() {
                 return Err(leg::refusal(*endpoint, response, limit).await);

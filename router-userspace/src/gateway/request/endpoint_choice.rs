@@ -1,11 +1,14 @@
-//! Which endpoint of a Service gets a request, and when one is left for a while.
+//! Which worker of a pool or endpoint of a Service gets a forwarded request, and when an endpoint is left for
+//! a while.
 
 use std::sync::Arc;
 
-use router_core::fleet::{HealthChange, Lease, ServiceBackend, Verdict, Worker};
+use router_core::fleet::{
+    HealthChange, Lease, Member, ObjectName, Phase, Pool, ServiceBackend, Verdict, Weight, Worker,
+    WorkerLimits,
+};
 use router_core::schedule::{Candidate, Draw, Policy};
 
-use super::proxy::{is, lease, none_ready};
 use super::reject::Reject;
 use crate::gateway::upstream::fault::{Fault, FaultKind};
 use crate::gateway::workers::health_monitor::HealthMonitor;
@@ -63,4 +66,33 @@ pub(super) fn endpoint_of(
     let chosen =
         Policy::PowerOfTwo.pick(&candidates, draw).ok_or_else(|| none_ready(&service.name))?;
     lease(&service.endpoints[chosen], &service.name)
+}
+
+fn is(worker: &Arc<Worker>, avoid: Option<&Arc<Worker>>) -> bool {
+    avoid.is_some_and(|avoid| Arc::ptr_eq(avoid, worker))
+}
+
+fn none_ready(service: &ObjectName) -> Reject {
+    Reject::NoWorkerReady(format!("Service {service} has no ready endpoint"))
+}
+
+fn lease(worker: &Arc<Worker>, of: &ObjectName) -> Result<Lease, Reject> {
+    let weight = Weight { requests: 1, exchanges: 1, ..Weight::default() };
+    // There is no limit here, so there is always capacity.
+    worker.try_lease(weight, WorkerLimits::NONE, None).ok_or_else(|| none_ready(of))
+}
+
+/// Leases a ready member, one that answers probes if there is one.
+pub(super) fn lease_one_of<'p, M: Iterator<Item = &'p Member>>(
+    pool: &'p Pool,
+    members: impl Fn() -> M,
+    avoid: Option<&Arc<Worker>>,
+) -> Result<Lease, Reject> {
+    let ready = |m: &&Member| m.phase == Phase::Ready && !is(&m.worker, avoid);
+    let ready: Vec<&Member> = members().filter(ready).collect();
+    let up = |member: &&&Member| member.worker.health.verdict().serves();
+    let start = rand::random_range(0..ready.len().max(1));
+    let walk = || ready[start.min(ready.len())..].iter().chain(&ready[..start.min(ready.len())]);
+    let chosen = walk().find(up).or_else(|| walk().next());
+    lease(&chosen.ok_or_else(|| Reject::no_worker_ready(pool))?.worker, &pool.name)
 }
