@@ -25,7 +25,7 @@ use router_core::sglang::AllowedFields;
 use self::examples::{
     AGENT_EXAMPLES, CRDS_EXAMPLES, GATEWAY_EXAMPLES, SIMULATE_EXAMPLES, TOP_EXAMPLES,
 };
-pub use self::exposure::ExposureFlags;
+pub use self::exposure::{ExposureFlags, Labels};
 pub use self::http::HttpFlags;
 pub use self::mirrors::MirrorFlags;
 pub use self::policy::PolicyName;
@@ -128,14 +128,16 @@ pub struct ServiceFlags {
     /// used instead.
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED), value_name = "IP")]
     pub listen_address: IpAddr,
-    /// Address of the admin port, which serves /livez, /readyz, /metrics, /fleet and /requests.
+    /// Address of the admin port, which serves /livez, /readyz, /metrics, /fleet, /requests and /crashes,
+    /// and a page at /.
     #[arg(long, default_value = "127.0.0.1:9901", value_parser = socket_address, value_name = "IP:PORT")]
     pub admin_listen: SocketAddr,
-    /// File with the bearer token that /metrics, /fleet and /requests require. The file is read again
-    /// when it changes. Without this flag, they answer only requests to a loopback address.
+    /// File with the bearer token that /metrics, /fleet, /requests and /crashes require. The file is read
+    /// again when it changes. Without this flag, they answer only requests to a loopback address.
     #[arg(long, value_name = "FILE")]
     pub admin_token_file: Option<PathBuf>,
-    /// Serve /metrics, /fleet and /requests without a token to every client that can reach the admin port.
+    /// Serve /metrics, /fleet, /requests and /crashes without a token to every client that can reach the
+    /// admin port.
     #[arg(long, conflicts_with = "admin_token_file")]
     pub admin_allow_unauthenticated: bool,
     /// Address of the admin port of another gateway before the same engines, in addition to those found in

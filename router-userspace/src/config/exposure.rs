@@ -8,6 +8,9 @@ use router_core::fleet::ObjectName;
 
 use crate::control::gateway_service::plan::TARGET_PORTS;
 
+/// The labels of a gateway's pods, unless `--gateway-pod-labels` has others.
+const GATEWAY_POD_LABELS: &str = "app.kubernetes.io/name=pd-router-gateway";
+
 /// How clients reach the Gateways of a cluster.
 #[derive(Clone, Debug, Args)]
 pub struct ExposureFlags {
@@ -19,13 +22,10 @@ pub struct ExposureFlags {
     /// spec.infrastructure.annotations take precedence. May be repeated.
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     pub gateway_service_annotation: Vec<(String, String)>,
-    /// Labels by which the Services that are created with --kubernetes select the pods of this
-    /// gateway.
-    #[arg(
-        long,
-        value_name = "KEY=VALUE,...",
-        default_value = "app.kubernetes.io/name=pd-router-gateway"
-    )]
+    /// Labels of this gateway's pods. The Services that are created with --kubernetes select them, and
+    /// other gateways are found by them in this pod's namespace: each such pod is sent the token of
+    /// --admin-token-file.
+    #[arg(long, value_name = "KEY=VALUE,...", default_value = GATEWAY_POD_LABELS)]
     pub gateway_pod_labels: Labels,
     /// Existing Service in front of all Gateways with --kubernetes. No Services are created. Its
     /// ports must be the ports of the Gateways' listeners.
@@ -63,6 +63,13 @@ impl std::str::FromStr for Labels {
 
     fn from_str(text: &str) -> Result<Labels, String> {
         text.split(',').map(pair).collect::<Result<_, _>>().map(Labels)
+    }
+}
+
+impl Labels {
+    /// The default of `--gateway-pod-labels`.
+    pub(crate) fn of_gateways() -> Labels {
+        GATEWAY_POD_LABELS.parse().expect("it has the form of the flag")
     }
 }
 
@@ -110,5 +117,6 @@ mod tests {
         let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         assert_eq!(labels.0, [pair("app", "a"), pair("tier", "b")].into());
         assert!("app".parse::<Labels>().is_err());
+        assert_eq!(Labels::of_gateways().0.len(), 1);
     }
 }

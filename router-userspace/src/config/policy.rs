@@ -4,9 +4,6 @@ use std::time::Duration;
 
 use router_core::schedule::{Policy, SloTargets};
 
-/// How the error of a wrong value ends.
-const POLICIES: &str = "it must be round_robin, random, power_of_two, least_load, kv or predicted";
-
 /// [`Policy`] as the value of a flag.
 #[derive(Clone, Copy, Debug)]
 pub struct PolicyName(pub Policy);
@@ -15,16 +12,27 @@ impl std::str::FromStr for PolicyName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<PolicyName, String> {
-        match text.parse() {
-            // They need data that the gateway does not collect.
-            Ok(Policy::CacheAware | Policy::Reported) => {
-                Err(format!("`{text}` is available only in `pd-router simulate`; {POLICIES}"))
+        match text.parse::<Policy>() {
+            Ok(policy) if is_served(policy) => Ok(PolicyName(policy)),
+            Ok(_) => {
+                Err(format!("`{text}` is available only in `pd-router simulate`; {}", choices()))
             }
-            Ok(policy) => Ok(PolicyName(policy)),
             // Its own text names those, too.
-            Err(_) => Err(format!("no policy is called `{text}`; {POLICIES}")),
+            Err(_) => Err(format!("no policy is called `{text}`; {}", choices())),
         }
     }
+}
+
+/// Whether a gateway has the policy. The others need data that it does not collect.
+fn is_served(policy: Policy) -> bool {
+    !matches!(policy, Policy::CacheAware | Policy::Reported)
+}
+
+/// How the error of a wrong value ends.
+fn choices() -> String {
+    let served = Policy::ALL.into_iter().filter(|policy| is_served(*policy));
+    let names: Vec<&str> = served.map(Policy::as_str).collect();
+    format!("it must be one of {}", names.join(", "))
 }
 
 impl std::fmt::Display for PolicyName {

@@ -134,6 +134,23 @@ fn only_the_policies_that_the_gateway_has_are_named() {
 }
 
 #[test]
+fn the_help_names_the_policies_that_the_gateway_has() {
+    let mut seen = false;
+    every_flag(|command, flag| {
+        if command != "gateway" || flag.get_long() != Some("policy") {
+            return;
+        }
+        seen = true;
+        let help = help_of(flag);
+        for policy in Policy::ALL {
+            let name = policy.as_str();
+            assert_eq!(help.contains(name), name.parse::<PolicyName>().is_ok(), "{name}: {help}");
+        }
+    });
+    assert!(seen);
+}
+
+#[test]
 fn sizes_and_addresses_are_read_as_people_write_them() {
     let line = ["--manifests", "d", "--max-body", "32Mi", "--admin-listen", "localhost:9901"];
     let settings = settings(&line).unwrap();

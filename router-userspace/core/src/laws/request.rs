@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 use super::is_json;
 use crate::pair::Pair;
 use crate::sglang::{
-    AllowedFields, Attempt, BootstrapAddress, Endpoint, OneEngineRequest, Request, Rid, Room,
+    AllowedFields, Attempt, BodyType, BootstrapAddress, ContentKey, Endpoint, OneEngineRequest,
+    Request, Rid, Room,
 };
 
 /// Members that the gateway sets or changes in the body of a leg.
@@ -14,8 +15,8 @@ const CHANGED: [&str; 6] =
     ["bootstrap_host", "bootstrap_port", "bootstrap_room", "rid", "request_id", "stream"];
 
 /// Request bodies, with the endpoint chosen by the first byte: an accepted request yields bodies that are
-/// JSON for another parser, in which the client's members have the client's values, and injecting into
-/// them again changes nothing.
+/// JSON for another parser, in which the client's members have the client's values and none is lost but those
+/// that are removed. Injecting into them again changes nothing, and they have the content of the request.
 pub fn request(bytes: &[u8]) {
     let Some((first, body)) = bytes.split_first() else { return };
     let endpoint = Endpoint::ALL[usize::from(*first) % Endpoint::ALL.len()];
@@ -32,6 +33,11 @@ pub fn request(bytes: &[u8]) {
         assert_eq!((again.stream(), again.samples()), (streams, 1));
         assert_eq!(again.rooms(), request.rooms());
         assert_eq!(of(&inject(&again)), leg);
+        // The legs of more samples have another `n`.
+        if request.samples() == 1 {
+            let key = ContentKey([7, 11]);
+            assert_eq!(again.content_hash(key, ""), request.content_hash(key, ""));
+        }
     }
     // The other parser has a limit of depth, so it does not read everything that is accepted.
     let Some(sent) = object(body) else { return };
@@ -44,6 +50,9 @@ pub fn request(bytes: &[u8]) {
     for (leg, n_changes) in [(&once.prefill, true), (&once.decode, true), (&plain, false)] {
         keeps_values(&sent, leg, n_changes);
     }
+    keeps_members(endpoint, &sent, &once.prefill, &["stream_options"]);
+    keeps_members(endpoint, &sent, &once.decode, &[]);
+    keeps_members(endpoint, &sent, &plain, &[]);
 }
 
 /// The paths of requests that one engine serves alone: of one, only the public fields are kept.
@@ -72,6 +81,18 @@ fn keeps_values(sent: &Map<String, Value>, leg: &[u8], n_changes: bool) {
         let is_changed = CHANGED.contains(&name.as_str())
             || (n_changes && matches!(name.as_str(), "n" | "best_of" | "sampling_params"));
         assert!(is_changed || sent.get(name) == Some(value), "{name}: {value}");
+    }
+}
+
+/// Each member of the client is in a leg, but those that are removed from every leg or `cut` from this one.
+fn keeps_members(endpoint: Endpoint, sent: &Map<String, Value>, leg: &[u8], cut: &[&str]) {
+    let leg = object(leg).expect("a leg is as deep as the client's body");
+    let none = AllowedFields::default();
+    for name in sent.keys().map(String::as_str) {
+        let is_removed = CHANGED.contains(&name)
+            || cut.contains(&name)
+            || none.removes(BodyType::Generating(endpoint), name);
+        assert!(is_removed || leg.contains_key(name), "{name} is lost");
     }
 }
 

@@ -154,16 +154,22 @@ pub struct AllowedFields(Box<[Box<str>]>);
 
 impl AllowedFields {
     /// # Errors
-    /// One of the fields is set by the gateway itself; it is named.
+    /// One of the fields is set by the gateway itself, is empty or has white space; it is named.
     pub fn new(fields: &[String]) -> Result<AllowedFields, String> {
-        if let Some(field) = fields.iter().find(|field| contains(SET_BY_GATEWAY, field)) {
-            return Err(format!("`{field}` is set by the gateway, and cannot be a client's"));
+        for field in fields {
+            if field.is_empty() || field.contains(char::is_whitespace) {
+                return Err(format!("`{field}` must be the name of a field, without white space"));
+            }
+            // The gateway sets `request_id` on `/v1/responses`.
+            if field == "request_id" || contains(SET_BY_GATEWAY, field) {
+                return Err(format!("`{field}` is set by the gateway, and cannot be a client's"));
+            }
         }
         Ok(AllowedFields(fields.iter().map(|field| field.as_str().into()).collect()))
     }
 
     /// Whether a top-level field of a client's body is removed before an engine gets it.
-    pub(super) fn removes(&self, body: BodyType, key: &str) -> bool {
+    pub(crate) fn removes(&self, body: BodyType, key: &str) -> bool {
         use BodyType::{Embedding, Generating, Other};
         use Endpoint::{Generate, Responses};
         let is_removed = match body {
@@ -233,8 +239,15 @@ mod tests {
             }
             assert!(allowed.removes(body, "kv_hints") && allowed.removes(body, "rid"), "{body:?}");
         }
-        for field in SET_BY_GATEWAY {
-            assert!(AllowedFields::new(&[(*field).to_owned()]).unwrap_err().contains(field));
+    }
+
+    #[test]
+    fn what_no_client_may_send_and_what_is_no_name_is_refused_by_name() {
+        let others = ["request_id", "", " ", " mm_hashes", "mm hashes", "mm_hashes\t"];
+        for field in SET_BY_GATEWAY.iter().copied().chain(others) {
+            let fields = ["made_up".to_owned(), field.to_owned()];
+            let error = AllowedFields::new(&fields).unwrap_err();
+            assert!(error.contains(&format!("`{field}`")), "{error}");
         }
     }
 }

@@ -3,11 +3,12 @@
 mod body_reader;
 mod content;
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::json::{Raw, SyntaxError, scan};
+use super::json::{Raw, SyntaxError, scan, unquote};
 use super::prompt::PromptShape;
 use super::samples::MAX_SEQUENCES;
 use super::splice::{MAX_COPIED_BYTES, MarkKind, MarkedBody, Recipient, SplicedBody, Templates};
@@ -191,6 +192,27 @@ impl Request {
     /// The id of the response that this request continues.
     pub fn previous_response_id(&self) -> Option<&str> {
         self.previous_response_id.as_deref()
+    }
+
+    /// The names of the client's fields that no engine gets, unescaped, in the order of the body: those that
+    /// the gateway sets itself, inner fields of engines, and on `/generate` all that are not public.
+    ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use router_core::sglang::{Endpoint, Request};
+    ///
+    /// let body = Bytes::from_static(br#"{"text":"a","rid":"mine","made_up":1}"#);
+    /// let request = Request::parse(Endpoint::Generate, body).unwrap();
+    /// assert_eq!(request.removed_fields().collect::<Vec<_>>(), ["rid", "made_up"]);
+    /// ```
+    pub fn removed_fields(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        let removed = self.marked.marks.iter().filter(|mark| mark.kind == MarkKind::Control);
+        removed.filter_map(|mark| {
+            // Between the key and the value stand a colon and white space only.
+            let member = self.marked.body.get(mark.place.key..mark.value.start)?;
+            let end = member.iter().rposition(|byte| *byte == b'"')?;
+            unquote(&member[..=end])
+        })
     }
 
     /// The two bodies of one attempt for one sample (`n` becomes 1 if it was larger).

@@ -5,7 +5,7 @@ use crate::provenance::Measured;
 
 /// Maximum size of an answer that is read, in bytes. A prefill's answer is one token; only logprobs of the
 /// prompt make it longer.
-const MAX_ANSWER: usize = 16 << 10;
+pub(crate) const MAX_ANSWER: usize = 16 << 10;
 
 /// What an engine reports of a request. Times are by the engine's own clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
@@ -104,23 +104,28 @@ fn of_meta_info(meta: Raw<'_>) -> AnswerReport {
     report
 }
 
-/// `usage` of chat and completions, of `/v1/responses`, and of `/v1/messages`.
+/// `usage` of chat and completions, of `/v1/responses`, and of `/v1/messages`. Where it has the names of
+/// several endpoints, their order does not matter: `prompt_tokens` counts before `input_tokens`, and details
+/// count before `cache_read_input_tokens`.
 fn of_usage(usage: Raw<'_>) -> AnswerReport {
-    let mut report = AnswerReport::default();
+    let (mut prompt, mut input) = (None, None);
+    let (mut prompt_cached, mut input_cached, mut cache_read) = (None, None, None);
+    let cached = |details: Raw<'_>| details.get("cached_tokens").and_then(Raw::as_u64);
     for RawMember { key, value } in usage.members() {
         match key.bytes() {
-            br#""prompt_tokens""# | br#""input_tokens""# => {
-                report.prompt_tokens = value.as_u64().into();
-            }
-            br#""prompt_tokens_details""# | br#""input_tokens_details""# => {
-                let cached = value.get("cached_tokens").and_then(Raw::as_u64);
-                report.cached_tokens = cached.into();
-            }
-            br#""cache_read_input_tokens""# => report.cached_tokens = value.as_u64().into(),
+            br#""prompt_tokens""# => prompt = value.as_u64(),
+            br#""input_tokens""# => input = value.as_u64(),
+            br#""prompt_tokens_details""# => prompt_cached = cached(value),
+            br#""input_tokens_details""# => input_cached = cached(value),
+            br#""cache_read_input_tokens""# => cache_read = value.as_u64(),
             _ => {}
         }
     }
-    report
+    AnswerReport {
+        prompt_tokens: prompt.or(input).into(),
+        cached_tokens: prompt_cached.or(input_cached).or(cache_read).into(),
+        ..AnswerReport::default()
+    }
 }
 
 /// Milliseconds of a number of seconds that is not negative.
@@ -172,6 +177,24 @@ mod tests {
         ] {
             assert_eq!(tokens(answer), want, "{answer}");
         }
+    }
+
+    #[test]
+    fn the_order_of_names_of_several_endpoints_does_not_matter() {
+        let members = [
+            r#""prompt_tokens":7"#,
+            r#""input_tokens":8"#,
+            r#""prompt_tokens_details":{"cached_tokens":2}"#,
+            r#""input_tokens_details":{"cached_tokens":3}"#,
+            r#""cache_read_input_tokens":4"#,
+        ];
+        let of = |members: &[&str]| tokens(&format!(r#"{{"usage":{{{}}}}}"#, members.join(",")));
+        let mut reversed = members;
+        reversed.reverse();
+        assert_eq!(of(&members), (Some(7), Some(2)));
+        assert_eq!(of(&reversed), (Some(7), Some(2)));
+        assert_eq!(of(&members[3..]), (None, Some(3)));
+        assert_eq!(of(&reversed[..2]), (None, Some(3)));
     }
 
     #[test]

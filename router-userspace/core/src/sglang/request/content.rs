@@ -1,4 +1,5 @@
-//! [`ContentHash`]: recognises a request by what its engine computes, however its client spells it.
+//! [`ContentHash`]: recognises a request by what its engine computes, however its client spells it, but for
+//! the spelling of numbers.
 //!
 //! White space, the order of members, escapes in strings, and members that change nothing of the
 //! computation do not count. The text is walked once, in place and without recursion: the hash of an
@@ -57,7 +58,7 @@ const IGNORED: [&str; 19] = [
 
 impl Request {
     /// The hash of the request's content under `key`. `scope` separates requests that are never alike,
-    /// such as those to different pools. Takes about 1 ns for each 2 bytes.
+    /// such as those to different pools.
     ///
     /// ```
     /// use bytes::Bytes;

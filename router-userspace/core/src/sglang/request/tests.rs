@@ -114,6 +114,18 @@ fn generate_gets_its_public_fields_and_those_that_a_flag_allows() {
 }
 
 #[test]
+fn removed_fields_are_named_in_order_and_unescaped() {
+    let removed = |endpoint, body: &str| {
+        ok(endpoint, body).removed_fields().map(String::from).collect::<Vec<_>>()
+    };
+    let body =
+        r#"{"text":"a","r\u0069d" : 1,"sampling_params":{"n":1,"rid":2},"new":{"\"":[]},"rid":3}"#;
+    assert_eq!(removed(Endpoint::Generate, body), ["rid", "new", "rid"]);
+    assert_eq!(removed(Endpoint::Chat, body), ["rid", "rid"]);
+    assert!(removed(Endpoint::Chat, r#"{"stream":true,"stream_options":{},"n":2}"#).is_empty());
+}
+
+#[test]
 fn a_response_in_the_background_is_refused() {
     let body = |value: &str| format!(r#"{{"input":"a","background":{value}}}"#);
     for asked in ["true", "1", "\"yes\""] {
