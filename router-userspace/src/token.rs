@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderMap;
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, HOST};
+use http::uri::Authority;
 use parking_lot::Mutex;
 use subtle::ConstantTimeEq;
 
@@ -76,7 +77,7 @@ fn read(path: &Path) -> Option<Arc<str>> {
 pub enum Guard {
     /// Requests with the token in this file, also over loopback.
     Token(TokenFile),
-    /// Requests to a loopback address.
+    /// Requests to a loopback address whose `Host` is an IP address or `localhost`.
     Loopback,
     /// All requests, because a flag allows it.
     Everyone,
@@ -106,11 +107,25 @@ impl Guard {
         }
     }
 
+    /// The text of a 401, for whom this guard does not admit.
+    pub(crate) fn refusal(&self) -> &'static str {
+        match self {
+            Guard::Token(_) => "a bearer token is needed\n",
+            Guard::Loopback | Guard::Everyone => {
+                "no token is configured: this path answers over loopback only, to a Host that is an IP \
+                 address or localhost\n"
+            }
+        }
+    }
+
     /// Whether a request with these headers to the local address `at` is allowed.
     pub fn admits(&self, headers: &HeaderMap, at: SocketAddr) -> bool {
         match self {
             Guard::Everyone => true,
-            Guard::Loopback => at.ip().to_canonical().is_loopback(),
+            Guard::Loopback => {
+                at.ip().to_canonical().is_loopback()
+                    && headers.get_all(HOST).iter().all(|host| is_local_host(host.as_bytes()))
+            }
             Guard::Token(file) => {
                 let given = headers.get(AUTHORIZATION).map(http::HeaderValue::as_bytes);
                 let given = given.and_then(bearer_token);
@@ -127,6 +142,15 @@ impl Guard {
 fn bearer_token(field: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = field.split_at_checked(b"Bearer ".len())?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
+}
+
+/// Whether a `Host` is an IP address or `localhost`, with any port. With DNS rebinding, a page of another
+/// site has its own name resolve to the loopback address: its requests have that name in `Host`.
+fn is_local_host(host: &[u8]) -> bool {
+    let Ok(authority) = Authority::try_from(host) else { return false };
+    let host = authority.host();
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    address.parse::<IpAddr>().is_ok() || host.eq_ignore_ascii_case("localhost")
 }
 
 #[cfg(test)]
@@ -156,6 +180,30 @@ mod tests {
             assert_eq!(admits(&guard, None, at), admitted, "{at}");
         }
         assert!(admits(&Guard::new(None, true), None, OUTSIDE));
+    }
+
+    #[test]
+    fn over_loopback_a_host_must_be_an_address_or_localhost() {
+        let admits = |guard: &Guard, hosts: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for host in hosts {
+                headers.append(HOST, host.parse().unwrap());
+            }
+            guard.admits(&headers, "127.0.0.1:1".parse().unwrap())
+        };
+        let guard = Guard::new(None, false);
+        for host in ["127.0.0.1:1", "10.0.0.1", "localhost:1", "LOCALHOST", "[::1]:1", "[::1]"] {
+            assert!(admits(&guard, &[host]), "{host}");
+        }
+        assert!(admits(&guard, &[]), "HTTP/1.0 needs no Host");
+        for host in
+            ["evil.example", "evil.example:9901", "localhost.evil.example", "", "a b", "::1"]
+        {
+            assert!(!admits(&guard, &[host]), "{host}");
+        }
+        assert!(!admits(&guard, &["localhost", "evil.example"]));
+        // The flag opens the port to all.
+        assert!(admits(&Guard::new(None, true), &["evil.example"]));
     }
 
     #[test]

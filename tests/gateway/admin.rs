@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use http::header::{AUTHORIZATION, HOST, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method};
 use router_tests::folder::Folder;
 use router_tests::{Client, Fleet, Gateway, eventually};
@@ -61,6 +61,20 @@ async fn metrics_and_fleet_need_the_token_and_probes_do_not() {
     assert_eq!(ask(admin, "/fleet", Some("first")).await, refused);
     for path in ["/livez", "/readyz"] {
         assert_eq!(ask(admin, path, None).await.0, 200, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_token_a_request_for_another_host_is_refused() {
+    let fleet = Fleet::start(1, 1).await;
+    let gateway = fleet.gateway().await;
+    for (host, status) in [("localhost:9901", 200), ("[::1]:9901", 200), ("evil.example", 401)] {
+        let mut request = gateway.admin.request(Method::GET, "/fleet", "");
+        request.headers_mut().insert(HOST, HeaderValue::from_static(host));
+        let answer = gateway.admin.send(request).await.answer().await;
+        assert_eq!(answer.status.as_u16(), status, "{host}");
+        let says_why = answer.text().contains("no token is configured");
+        assert_eq!(says_why, status == 401, "{host}");
     }
 }
 
@@ -139,7 +153,7 @@ async fn probes_are_answered_beside_clients_that_do_not_read() {
 async fn a_connection_whose_client_reads_nothing_is_closed() {
     let fleet = Fleet::start(1, 1).await;
     let gateway = fleet.gateway().await;
-    let requests = "GET /fleet HTTP/1.1\r\nhost: g\r\n\r\n".repeat(100);
+    let requests = "GET /fleet HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(100);
     let mut socket = TcpStream::connect(gateway.admin.address).await.expect("a connection");
     // The gateway stops reading while its answers are not read, so that the client's writes stop as well.
     let closed = timeout(Duration::from_secs(9), async {

@@ -17,7 +17,7 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use prost::Message;
-use router_tests::{Fleet, Gateway, eventually};
+use router_tests::{Answer, Fleet, Gateway, eventually};
 use sglang_sim::Action;
 use tokio::net::TcpListener;
 
@@ -132,6 +132,8 @@ async fn a_sampled_trace_is_continued_with_a_span_for_each_part() {
         (TRACE, PARENT)
     );
     assert_eq!(server.name, format!("POST {CHAT}"));
+    // Sampled, with a parent in another process.
+    assert_eq!(server.flags, 0x301);
     assert_eq!(attribute(server, "pd_router.request_id"), Some(id));
     assert_eq!(attribute(server, "pd_router.worker").as_deref(), Some("default/decode-0"));
     assert_eq!(attribute(server, "http.response.status_code").as_deref(), Some("200"));
@@ -156,21 +158,32 @@ async fn a_failure_is_always_exported_and_all_are_where_the_ratio_is_1() {
     let fleet = Fleet::start(1, 1).await;
     let failing = gateway(&fleet, &collector.flags("0")).await;
     send(&failing, None).await;
-    fleet.decode[0].once(Action::Status { status: 400, body: r#"{"message":"no"}"#.into() });
-    let refused = failing.client.post(CHAT, &chat("hi")).await.expect_status(400);
-    let spans = collector.traces(1).await;
-    let server = spans.iter().find(|span| span.kind == SpanKind::Server as i32).expect("one");
-    assert_eq!(
-        attribute(server, "error.type").as_deref(),
-        Some(refused.header("x-pd-router-reason"))
-    );
-    assert_eq!(server.status.as_ref().map(|status| status.code), Some(2));
-    assert!(server.parent_span_id.is_empty() && server.trace_id != vec![0; 16]);
+    let mut answers = Vec::new();
+    for status in [400, 500] {
+        fleet.decode[0].once(Action::Status { status, body: r#"{"message":"no"}"#.into() });
+        answers.push(failing.client.post(CHAT, &chat("hi")).await);
+    }
+    let spans = collector.traces(2).await;
+    let server_of = |answer: &Answer| {
+        let id = Some(answer.header("x-request-id").to_owned());
+        spans.iter().find(|span| attribute(span, "pd_router.request_id") == id).expect("a span")
+    };
+    for (answer, is_error) in answers.iter().zip([false, true]) {
+        let server = server_of(answer);
+        assert_eq!(answer.status.is_server_error(), is_error, "{}", answer.status);
+        let reason = answer.header("x-pd-router-reason").to_owned();
+        assert_eq!(attribute(server, "pd_router.reason"), Some(reason.clone()));
+        // A request that its client got wrong is no error of the server.
+        assert_eq!(attribute(server, "error.type"), is_error.then_some(reason));
+        let code = server.status.as_ref().map(|status| status.code);
+        assert_eq!(code, is_error.then_some(2));
+        assert!(server.parent_span_id.is_empty() && server.trace_id != vec![0; 16]);
+    }
     let all = gateway(&fleet, &collector.flags("1")).await;
     for _ in 0..5 {
         send(&all, None).await;
     }
-    collector.traces(6).await;
+    collector.traces(7).await;
     assert_eq!(all.metric("pd_router_traces_total", &["result=\"sent\""]).await, 5.0);
 }
 

@@ -49,7 +49,21 @@ async fn a_watcher_sees_changes_and_a_drain_ends_its_stream() {
 }
 
 #[tokio::test]
-async fn the_number_of_watchers_is_limited_and_a_place_becomes_free() {
+async fn a_drain_without_requests_is_announced_before_the_gateway_ends() {
+    let fleet = Fleet::start(1, 1).await;
+    for _ in 0..3 {
+        let mut gateway = fleet.gateway().await;
+        let mut watcher = watch(&gateway).await;
+        snapshot(&mut watcher).await;
+        gateway.terminate();
+        let (events, end) = watcher.events().await;
+        assert_eq!((end, events.last().map(|event| &*event.data)), (End::Clean, Some("{}")));
+        assert_eq!(gateway.ended(SOON).await.code(), Some(0));
+    }
+}
+
+#[tokio::test]
+async fn the_number_of_watchers_is_limited_and_a_slot_becomes_free() {
     let fleet = Fleet::start(1, 1).await;
     let gateway = fleet.gateway().await;
     let mut watchers = Vec::new();
@@ -63,7 +77,7 @@ async fn the_number_of_watchers_is_limited_and_a_place_becomes_free() {
         snapshot(watcher).await;
     }
     watchers.pop();
-    eventually("a place is free", SOON, async || {
+    eventually("a slot is free", SOON, async || {
         (watch(&gateway).await.status == 200).then_some(())
     })
     .await;

@@ -1,11 +1,13 @@
 //! A gateway without an agent: what is unknown, what clients send, the token, and the keyboard.
 
+use std::time::Duration;
+
 use http::HeaderValue;
 use router_tests::browser::Browser;
 use router_tests::folder::Folder;
 use router_tests::{Fleet, Gateway};
-use serde_json::json;
-use sglang_sim::Action;
+use serde_json::{Value, json};
+use sglang_sim::{Action, Config};
 
 use crate::{NARROW, OVERFLOWING, WIDE, row_of};
 
@@ -75,11 +77,7 @@ async fn what_no_agent_counts_is_unknown_and_texts_of_clients_are_texts() {
         .await;
     assert_eq!(browser.eval("document.querySelectorAll('img, body script').length").await, 0);
     assert_eq!(browser.eval("document.title").await, "pd-router");
-    // What was seen of it is saved from the page with one button.
-    let path = "/requests/%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E/bundle";
-    let bundle = gateway.admin.get(path);
-    let bundle = bundle.await.expect_status(200).json();
-    assert_eq!(bundle["request"]["id"], hostile);
+    assert_downloads_bundle(&browser, &gateway, hostile).await;
     browser.look(NARROW).await;
     browser
         .until(
@@ -91,12 +89,60 @@ async fn what_no_agent_counts_is_unknown_and_texts_of_clients_are_texts() {
     assert_eq!(browser.errors(), Vec::<String>::new());
 }
 
+/// What is known of the shown request is downloaded with one button.
+async fn assert_downloads_bundle(browser: &Browser, gateway: &Gateway, id: &str) {
+    // The file is kept in the page: no browser writes one.
+    let press = "(() => { \
+         URL.createObjectURL = (file) => { file.text().then((text) => { window.saved = text; }); return '#'; }; \
+         HTMLAnchorElement.prototype.click = function () { window.savedAs = this.download; }; \
+         document.querySelector('#bundle button').click(); })()";
+    browser.eval(press).await;
+    browser.until("the bundle is saved", "typeof window.saved === 'string'").await;
+    let name = browser.eval("window.savedAs").await;
+    assert_eq!(name, "request-_img_src_x_onerror_alert_1__.json");
+    let saved = browser.eval("window.saved").await;
+    let saved: Value = serde_json::from_str(saved.as_str().expect("a text")).expect("JSON");
+    let path = "/requests/%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E/bundle";
+    let bundle = gateway.admin.get(path).await.expect_status(200).json();
+    assert_eq!(bundle["request"]["id"], id);
+    // As the gateway wrote it: the rest has what changes.
+    for key in ["version", "request", "pair", "recent_failures", "problems"] {
+        assert_eq!(saved[key], bundle[key], "{key}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_was_chosen_by_hand_stays_while_others_end() {
+    let fleet = Fleet::start(1, 1).await;
+    let gateway = fleet.gateway().await;
+    send(&gateway, "chosen", 200).await;
+    let browser = opened(&gateway).await;
+    browser.until("it is listed", "document.querySelectorAll('.pick').length === 1").await;
+    let latest = "(() => { const order = document.getElementById('order'); \
+         order.value = 'last'; order.dispatchEvent(new Event('change')); \
+         document.querySelector('.pick').click(); })()";
+    browser.eval(latest).await;
+    // The list has twelve.
+    for number in 0..14 {
+        send(&gateway, &format!("later-{number}"), 200).await;
+    }
+    let listed = "document.querySelectorAll('.pick').length === 12 && \
+                  document.querySelector('.pick').textContent === 'later-13'";
+    browser.until("later ones are listed", listed).await;
+    let pressed = "document.querySelector('.pick[aria-pressed=\"true\"]')?.textContent";
+    assert_eq!(browser.eval(pressed).await, "chosen");
+    let summary = browser.eval("document.getElementById('request-summary').textContent").await;
+    assert!(summary.as_str().is_some_and(|text| text.starts_with("chosen ")), "{summary}");
+    assert_eq!(browser.errors(), Vec::<String>::new());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_asks_for_the_token_and_is_used_with_the_keyboard() {
     let folder = Folder::new("page-token");
     let file = folder.path().join("token");
     std::fs::write(&file, "secret\n").expect("written");
-    let fleet = Fleet::start(1, 1).await;
+    let inter_token = Duration::from_millis(10);
+    let fleet = Fleet::start_with(1, 1, |config| Config { inter_token, ..config }).await;
     let flags = ["--admin-token-file", file.to_str().expect("UTF-8")];
     let gateway = Gateway::start_with(&fleet.manifests, &flags).await;
     for id in ["one", "two"] {
@@ -105,6 +151,16 @@ async fn the_page_asks_for_the_token_and_is_used_with_the_keyboard() {
     let browser = opened(&gateway).await;
     browser.until("it asks", "document.getElementById('login').open").await;
     assert_eq!(browser.eval("document.activeElement.id").await, "token");
+    browser.press("Escape").await;
+    let closed =
+        "!document.getElementById('login').open && !document.getElementById('unlock').hidden";
+    browser.until("there is a way back", closed).await;
+    browser.eval("document.getElementById('unlock').click()").await;
+    browser.until("it asks once more", "document.getElementById('login').open").await;
+    browser.eval("document.getElementById('token').value = 'wrong\u{2026}'").await;
+    browser.press("Enter").await;
+    let refused = "document.getElementById('login-error').textContent.includes('ASCII')";
+    browser.until("it names what no token has", refused).await;
     browser.eval("document.getElementById('token').value = 'wrong'").await;
     browser.press("Enter").await;
     browser
@@ -135,9 +191,23 @@ async fn the_page_asks_for_the_token_and_is_used_with_the_keyboard() {
     let chosen = "document.activeElement.getAttribute('aria-pressed') === 'true' && \
                   document.getElementById('request-summary').textContent.includes(document.activeElement.textContent)";
     browser.until("the request under the focus is shown", chosen).await;
-    // A drain is seen.
+    assert_shows_the_drain(&browser, &gateway).await;
+}
+
+/// A drain is shown from its begin to the end of the last request.
+async fn assert_shows_the_drain(browser: &Browser, gateway: &Gateway) {
+    let body = json!({"model": "m", "stream": true, "max_tokens": 1000, "ignore_eos": true,
+        "messages": [{"role": "user", "content": "hi"}]});
+    let mut stream = gateway.client.open(CHAT, &body).await;
+    stream.next().await.expect("a first event");
     gateway.terminate();
-    browser
-        .until("the drain is said", "['draining', 'lost'].includes(document.body.dataset.state)")
-        .await;
+    let state = "document.body.dataset.state";
+    browser.until("the drain is shown", &format!("{state} === 'draining'")).await;
+    // The page asks again after 500 ms.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(browser.eval(state).await, "draining");
+    let notice = browser.eval("document.getElementById('notice').textContent").await;
+    let notice = notice.as_str().unwrap_or_default();
+    assert!(notice.starts_with("The gateway drains: running requests finish"), "{notice}");
+    drop(stream);
 }

@@ -169,9 +169,13 @@ impl Browser {
         }
     }
 
-    /// Presses a key, as `Tab` or `Enter`.
+    /// Presses `Tab`, `Enter` or `Escape`.
     pub async fn press(&self, key: &str) {
-        let code = if key == "Tab" { 9 } else { 13 };
+        let code = match key {
+            "Tab" => 9,
+            "Escape" => 27,
+            _ => 13,
+        };
         let text = if key == "Enter" { "\r" } else { "" };
         for kind in ["keyDown", "keyUp"] {
             let params = json!({"type": kind, "key": key, "code": key, "text": text,

@@ -1,6 +1,6 @@
 //! [`TopReport`]: what `top` shows, read from the pages of the gateways' admin ports.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use router_core::timeline::TimelinePart;
 use serde::Serialize;
@@ -10,7 +10,7 @@ use super::pages::GatewayPages;
 
 /// Maximum number of failures in a report.
 const MAX_FAILURES: usize = 20;
-/// Maximum number of requests in a report: the failed and the slow ones.
+/// Maximum number of requests in a report: the failed ones and the slowest.
 const MAX_REQUESTS: usize = 200;
 
 /// Gateways, pools, workers, parts of the time to first token, failures and problems.
@@ -27,7 +27,8 @@ pub(super) struct TopReport {
     pub window: Option<WindowReport>,
     pub pools: Vec<PoolReport>,
     pub failures: Vec<RequestReport>,
-    /// Of those in the window: the failed ones first, then those whose client waited longest.
+    /// Those of the window, and the last failed ones that are kept for longer: the failed ones first, then
+    /// those whose client waited longest.
     #[serde(skip)]
     pub requests: Vec<RequestReport>,
     pub problems: Vec<String>,
@@ -151,7 +152,7 @@ impl TopReport {
             queued: gateways.iter().map(|gateway| gateway.queued).sum(),
             kept: gateways.iter().filter_map(|gateway| gateway.kept).reduce(|a, b| a + b),
             pools: pools(&answered, &window.requests),
-            requests: worst_first(&window.requests),
+            requests: worst_first(&window.requests, &answered),
             window: window.report(),
             gateways,
             failures,
@@ -352,15 +353,29 @@ fn stats<'v>(measured: impl Iterator<Item = &'v Value>) -> DurationStats {
     }
 }
 
-fn worst_first(requests: &[(&str, &Value)]) -> Vec<RequestReport> {
-    let mut all: Vec<RequestReport> =
-        requests.iter().map(|(gateway, one)| request(gateway, one)).collect();
+fn worst_first<'p>(
+    window: &[(&'p str, &'p Value)],
+    answered: &[Answered<'p>],
+) -> Vec<RequestReport> {
+    let in_window: HashSet<_> =
+        window.iter().map(|(gateway, one)| identity(gateway, one)).collect();
+    let failures = answered
+        .iter()
+        .flat_map(|one| items_of(one.failures).map(move |failed| (one.address, failed)));
+    let older = failures.filter(|(gateway, one)| !in_window.contains(&identity(gateway, one)));
+    let listed = window.iter().copied().chain(older);
+    let mut all: Vec<RequestReport> = listed.map(|(gateway, one)| request(gateway, one)).collect();
     all.sort_by(|a, b| {
         let by_failure = b.is_failed().cmp(&a.is_failed());
         by_failure.then(b.waited_ms.total_cmp(&a.waited_ms))
     });
     all.truncate(MAX_REQUESTS);
     all
+}
+
+/// What distinguishes a request from all others: two may have the same id.
+fn identity<'p>(gateway: &'p str, request: &'p Value) -> (&'p str, &'p str, Option<u64>) {
+    (gateway, text(&request["id"]), request["started_ms"].as_u64())
 }
 
 impl RequestReport {

@@ -216,7 +216,7 @@ impl View {
 
     fn others(&mut self) -> Option<f64> {
         let request =
-            format!("GET /fleet/loads/default/{} HTTP/1.1\r\nhost: g\r\n\r\n", self.worker);
+            format!("GET /fleet/loads/default/{} HTTP/1.1\r\nhost: localhost\r\n\r\n", self.worker);
         self.stream.write_all(request.as_bytes()).expect("asking");
         let mut answer = Vec::new();
         let mut piece = [0; 8192];

@@ -197,7 +197,8 @@ pub struct SiteGateway {
 impl SiteGateway {
     /// The body of a 200 of the admin port.
     pub fn get(&self, path: &str) -> Option<String> {
-        let request = format!("GET {path} HTTP/1.1\r\nhost: g\r\nconnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         let (outside, admin) = (self.outside.clone(), self.admin);
         let asked = std::thread::spawn(move || {
             enter(&outside);

@@ -112,7 +112,7 @@ impl<S: Fn() -> Loads + Send + Sync + 'static> Server<S> {
             }
         }
         if !self.guard.admits(request.headers(), local_address) {
-            let mut response = plain(StatusCode::UNAUTHORIZED, "a bearer token is required\n");
+            let mut response = plain(StatusCode::UNAUTHORIZED, self.guard.refusal());
             let bearer = header::HeaderValue::from_static("Bearer");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, bearer);
             return response;

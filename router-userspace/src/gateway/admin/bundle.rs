@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::fleet_page::unix_ms;
 use super::flows::{Flow, flows};
-use super::requests_page::{RequestDetail, json};
+use super::requests_page::{RequestDetail, json, with_id};
 use crate::gateway::shared::Gateway;
 use crate::gateway::timeline::summary::{AttemptedWorkers, RequestSummary};
 
@@ -48,7 +48,8 @@ impl Gateway {
     /// # Errors
     /// The status and the text of the answer.
     pub(super) fn describe_bundle(&self, id: &str) -> Result<String, (StatusCode, String)> {
-        let (request, kept) = (self.kept_request(id)?, self.kept_requests()?);
+        let kept = self.kept_requests()?;
+        let request = with_id(&kept, id)?;
         let fleet = self.fleet.snapshot();
         let AttemptedWorkers { prefill, worker } = &request.workers;
         let leg = if prefill.is_some() { Leg::Decode.as_str() } else { "unified" };
@@ -65,7 +66,7 @@ impl Gateway {
             version: env!("CARGO_PKG_VERSION"),
             now_ms: unix_ms(),
             generation: fleet.generation,
-            request: RequestDetail::of(&request),
+            request: RequestDetail::of(request),
             workers: named.map(|(leg, name)| self.worker_state(&fleet, leg, name)).collect(),
             pair: between,
             recent_failures: failures.take(MAX_FAILURES).collect(),

@@ -22,6 +22,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -40,6 +41,8 @@ const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time after which a connection is closed whose client reads no part of its answers.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for those who watch to take the last event, after which their connections are closed.
+const LAST_EVENT_TIMEOUT: Duration = Duration::from_secs(1);
 const UNSPECIFIED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// The state that the admin port serves.
@@ -68,36 +71,40 @@ impl Admin {
         Ok(Admin(listener))
     }
 
-    /// Serves until `stop`.
+    /// Serves until `stop`. Those who watch get their last event before their connections are closed.
     pub(crate) async fn run(self, state: AdminState, stop: CancellationToken) {
         let (watch, gateway) = (Arc::clone(&state.watch), Arc::clone(&state.gateway));
+        let close = CancellationToken::new();
+        let _close_at_end = close.clone().drop_guard();
         tokio::select! {
-            () = self.serve(state, stop) => {}
+            () = self.serve(state, close) => {}
             () = watch.publish(move || gateway.describe()) => {}
+            () = stop.cancelled() => {
+                // A client that does not take it in time goes without.
+                _ = timeout(LAST_EVENT_TIMEOUT, watch.ended()).await;
+            }
         }
     }
 
-    async fn serve(self, state: AdminState, stop: CancellationToken) {
+    /// Accepts connections, and serves each until `close`. Does not end.
+    async fn serve(self, state: AdminState, close: CancellationToken) {
         let slots = ConnectionSlots::new(MAX_CONNECTIONS);
         let connections = TaskTracker::new();
         loop {
-            let stream = tokio::select! {
-                accepted = self.0.accept() => match accepted {
-                    Ok((stream, _)) => stream,
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept admin connection");
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                        continue;
-                    }
-                },
-                () = stop.cancelled() => return,
+            let stream = match self.0.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept admin connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
             };
             set_options(&stream);
             let Some(slot) = slots.admit().await else { continue };
             // A connection that is gone already has no local address. The guard takes the unspecified
             // address for one that is reachable from outside.
             let at = stream.local_addr().unwrap_or(UNSPECIFIED);
-            let (state, stop) = (state.clone(), stop.clone());
+            let (state, close) = (state.clone(), close.clone());
             connections.spawn(async move {
                 let answer = service_fn(|request| {
                     slot.used();
@@ -122,7 +129,7 @@ impl Admin {
                 server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
                 let connection = server
                     .serve_connection(TokioIo::new(SendTimeout::new(stream, SEND_TIMEOUT)), answer);
-                let connection = slot.run(stop.run_until_cancelled(connection));
+                let connection = slot.run(close.run_until_cancelled(connection));
                 if let Some(Some(Err(error))) = connection.await {
                     tracing::debug!(%error, "admin connection ended early");
                 }
@@ -164,7 +171,7 @@ impl AdminState {
             || request_id.is_some()
             || matches!(path, "/metrics" | "/fleet" | "/requests" | "/crashes");
         if is_guarded && !self.guard.admits(request.headers(), at) {
-            return unauthorized();
+            return unauthorized(&self.guard);
         }
         match path {
             "/livez" => text(StatusCode::OK, "ok\n"),
@@ -211,8 +218,8 @@ impl AdminState {
     }
 }
 
-fn unauthorized() -> Response<AdminBody> {
-    let mut response = text(StatusCode::UNAUTHORIZED, "a bearer token is needed\n");
+fn unauthorized(guard: &Guard) -> Response<AdminBody> {
+    let mut response = text(StatusCode::UNAUTHORIZED, guard.refusal());
     response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
 }

@@ -122,28 +122,33 @@ impl Gateway {
     /// # Errors
     /// The status and the text of the answer.
     pub(super) fn describe_request(&self, id: &str) -> Result<String, (StatusCode, String)> {
-        json(&RequestDetail::of(&*self.kept_request(id)?))
+        json(&RequestDetail::of(with_id(&self.kept_requests()?, id)?))
     }
 
-    /// The last kept request with this percent-encoded id.
+    /// Every kept request, the last first.
     ///
     /// # Errors
-    /// The status and the text of the answer.
-    pub(super) fn kept_request(
-        &self,
-        id: &str,
-    ) -> Result<Arc<RequestSummary>, (StatusCode, String)> {
-        let id = percent_encoding::percent_decode_str(id).decode_utf8_lossy();
-        let found = self.kept_requests()?.into_iter().find(|request| *request.id == *id);
-        found.ok_or_else(|| (StatusCode::NOT_FOUND, format!("no ended request has the id {id}")))
-    }
-
+    /// None is kept: the status and the text of the answer.
     pub(super) fn kept_requests(&self) -> Result<Vec<Arc<RequestSummary>>, (StatusCode, String)> {
         match self.recent.is_off() {
             true => Err((StatusCode::NOT_FOUND, "no request is kept: --requests-kept is 0".into())),
             false => Ok(self.recent.latest_first()),
         }
     }
+}
+
+/// The last request with this percent-encoded id.
+///
+/// # Errors
+/// The status and the text of the answer.
+pub(super) fn with_id<'r>(
+    kept: &'r [Arc<RequestSummary>],
+    id: &str,
+) -> Result<&'r RequestSummary, (StatusCode, String)> {
+    let id = percent_encoding::percent_decode_str(id).decode_utf8_lossy();
+    let found = kept.iter().find(|request| *request.id == *id);
+    let missing = || (StatusCode::NOT_FOUND, format!("no ended request has the id {id}"));
+    found.map(|request| &**request).ok_or_else(missing)
 }
 
 #[cfg(test)]

@@ -13,16 +13,13 @@ use futures_util::stream::{BoxStream, StreamExt, unfold};
 use http::HeaderMap;
 use http_body::{Body, Frame};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 /// Maximum number of clients that watch. Further ones get 503.
-const MAX_WATCHERS: usize = 16;
+const MAX_WATCHERS: u16 = 16;
 /// Time between two snapshots.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// A client that has not taken an event after this time is dropped. Between two events it skips those that
-/// it was too slow for.
-const MAX_LAG: Duration = Duration::from_secs(10);
 pub(super) const CONTENT_TYPE: &str = "text/event-stream";
 /// The last event of a gateway that drains.
 const DRAINING: Bytes = Bytes::from_static(b"event: draining\ndata: {}\n\n");
@@ -32,7 +29,7 @@ pub(super) fn is_asked(query: &str) -> bool {
     form_urlencoded::parse(query.as_bytes()).any(|(name, _)| name == "watch")
 }
 
-/// Whether a page of another site asks: it cannot read the answer, but would keep a place.
+/// Whether a page of another site asks: it cannot read the answer, but would keep a slot.
 pub(super) fn is_cross_site(headers: &HeaderMap) -> bool {
     headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site")
 }
@@ -47,14 +44,15 @@ pub(crate) struct FleetWatch {
     draining: CancellationToken,
 }
 
-/// The events of one client, until it is gone, too slow, or the gateway drains.
+/// The events of one client, until it is gone or the gateway drains. A slow one skips events.
+///
+/// It is a type of its own, since the compiler cannot show that a connection of a `StreamBody` of this stream
+/// is `Send`.
 pub(crate) struct WatchBody(BoxStream<'static, Bytes>);
 
 struct Watcher {
     events: watch::Receiver<Option<Bytes>>,
     draining: CancellationToken,
-    /// When the last event was handed to the connection.
-    sent: Option<Instant>,
     is_over: bool,
     _permit: OwnedSemaphorePermit,
 }
@@ -62,7 +60,7 @@ struct Watcher {
 impl FleetWatch {
     /// Streams end when `draining` is cancelled.
     pub(crate) fn new(draining: CancellationToken) -> FleetWatch {
-        let free = Arc::new(Semaphore::new(MAX_WATCHERS));
+        let free = Arc::new(Semaphore::new(MAX_WATCHERS.into()));
         let (events, subscribed) = (watch::Sender::new(None), Notify::new());
         FleetWatch { free, events, subscribed, draining }
     }
@@ -99,15 +97,20 @@ impl FleetWatch {
         events.mark_changed();
         self.subscribed.notify_one();
         let draining = self.draining.clone();
-        let watcher = Watcher { events, draining, sent: None, is_over: false, _permit: permit };
+        let watcher = Watcher { events, draining, is_over: false, _permit: permit };
         Ok(WatchBody(unfold(watcher, Watcher::next).boxed()))
+    }
+
+    /// Waits until every connection has taken the last event of its stream.
+    pub(super) async fn ended(&self) {
+        // The semaphore is never closed.
+        _ = self.free.acquire_many(MAX_WATCHERS.into()).await;
     }
 }
 
 impl Watcher {
     async fn next(mut self) -> Option<(Bytes, Watcher)> {
-        // It is polled again once the connection has taken the last event.
-        if self.is_over || self.sent.is_some_and(|sent| sent.elapsed() > MAX_LAG) {
+        if self.is_over {
             return None;
         }
         loop {
@@ -120,7 +123,6 @@ impl Watcher {
             }
             let event = self.events.borrow_and_update().clone();
             if let Some(event) = event {
-                self.sent = Some(Instant::now());
                 return Some((event, self));
             }
         }
@@ -142,6 +144,8 @@ impl Body for WatchBody {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -165,25 +169,13 @@ mod tests {
             }
         }
         watchers.pop();
-        let mut next = watch.subscribe().unwrap();
+        let mut late = watch.subscribe().unwrap();
         assert_eq!(
-            next.0.next().await.unwrap(),
+            late.0.next().await.unwrap(),
             "event: fleet\ndata: 2\n\n",
             "the last one at once"
         );
         publisher.abort();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_client_that_takes_no_event_is_dropped_and_its_place_is_free() {
-        let watch = FleetWatch::new(CancellationToken::new());
-        watch.events.send_replace(Some("a".into()));
-        let mut slow = watch.subscribe().unwrap();
-        assert_eq!(slow.0.next().await.unwrap(), "a");
-        tokio::time::advance(MAX_LAG + INTERVAL).await;
-        watch.events.send_replace(Some("b".into()));
-        assert_eq!(slow.0.next().await, None);
-        assert_eq!(watch.free.available_permits(), MAX_WATCHERS);
     }
 
     #[tokio::test(start_paused = true)]
@@ -192,8 +184,11 @@ mod tests {
         let watch = FleetWatch::new(draining.clone());
         let mut watcher = watch.subscribe().unwrap();
         draining.cancel();
+        let ended = timeout(INTERVAL, watch.ended()).await;
+        assert!(ended.is_err(), "the event has not been taken");
         assert_eq!(watcher.0.next().await.unwrap(), DRAINING);
         assert_eq!(watcher.0.next().await, None);
+        watch.ended().await;
         assert_eq!(watch.subscribe().err().unwrap(), "draining");
     }
 

@@ -7,15 +7,18 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::span::{Event, SpanKind};
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Status};
+use router_core::sglang::Endpoint;
 use router_core::timeline::TimelinePart;
 
 use super::FinishedRequest;
 use super::traceparent::TraceContext;
 use crate::gateway::timeline::summary::RequestSummary;
 
-/// The flag of a span whose parent is in another process, and that this is known (OTLP, `SpanFlags`).
-const FLAGS: u32 = 0x100;
-const REMOTE_PARENT: u32 = 0x300;
+/// `SpanFlags` of OTLP: what is exported is sampled (0x1), and whether the parent is in another process is
+/// known (0x100).
+const FLAGS: u32 = 0x101;
+/// The parent is in another process.
+const REMOTE_PARENT: u32 = FLAGS | 0x200;
 
 /// Everything that is sent at once.
 pub(super) fn export(requests: &[FinishedRequest], instance: &str) -> ExportTraceServiceRequest {
@@ -49,7 +52,7 @@ fn spans(request: &RequestSummary, context: TraceContext) -> Vec<Span> {
         span_id: span_id.to_be_bytes().to_vec(),
         parent_span_id: context.parent.map_or(Vec::new(), |parent| parent.to_be_bytes().to_vec()),
         flags: if context.parent.is_some() { REMOTE_PARENT } else { FLAGS },
-        name: format!("POST {}", request.endpoint),
+        name: name(request),
         kind: SpanKind::Server as i32,
         start_time_unix_nano: start,
         end_time_unix_nano: at(request.duration_ms),
@@ -108,22 +111,37 @@ fn retries(request: &RequestSummary, from: f64, at: impl Fn(f64) -> u64) -> Vec<
     request.retries.iter().map(event).collect()
 }
 
-fn attributes(request: &RequestSummary) -> Vec<KeyValue> {
-    let operation = match request.endpoint {
-        "/v1/chat/completions" | "/v1/messages" | "/v1/responses" => "chat",
-        "/v1/completions" | "/generate" => "text_completion",
-        other => other,
+/// The name of the server span. Endpoints that do not generate have several paths and methods.
+fn name(request: &RequestSummary) -> String {
+    match Endpoint::from_path(request.endpoint) {
+        Some(endpoint) => format!("POST {}", endpoint.path()),
+        None => request.endpoint.to_owned(),
+    }
+}
+
+/// What the conventions for HTTP and for generative AI ask for, of an endpoint that generates.
+fn of_endpoint(endpoint: Endpoint) -> [KeyValue; 3] {
+    let operation = match endpoint {
+        Endpoint::Chat | Endpoint::Messages | Endpoint::Responses => "chat",
+        Endpoint::Completions | Endpoint::Generate => "text_completion",
     };
-    let mut all = vec![
+    [
         attribute("http.request.method", text("POST")),
-        attribute("url.path", text(request.endpoint)),
-        attribute("http.response.status_code", Value::IntValue(request.status.into())),
+        attribute("url.path", text(endpoint.path())),
         attribute("gen_ai.operation.name", text(operation)),
+    ]
+}
+
+fn attributes(request: &RequestSummary) -> Vec<KeyValue> {
+    let mut all = vec![
+        attribute("http.response.status_code", Value::IntValue(request.status.into())),
+        attribute("pd_router.reason", text(request.reason)),
         attribute("pd_router.request_id", text(&request.id)),
         attribute("pd_router.pool", text(&request.pool.to_string())),
         attribute("pd_router.attempts", Value::IntValue(request.attempts.into())),
     ];
-    all.extend(named("http.route", request.route.as_deref()));
+    all.extend(Endpoint::from_path(request.endpoint).into_iter().flat_map(of_endpoint));
+    all.extend(named("pd_router.route", request.route.as_deref()));
     all.extend(named("pd_router.prefill", request.workers.prefill.as_deref()));
     all.extend(named("pd_router.worker", request.workers.worker.as_deref()));
     let tokens = request.prefill_report.prompt_tokens.value();
@@ -134,15 +152,22 @@ fn attributes(request: &RequestSummary) -> Vec<KeyValue> {
     if let Some(ttft) = request.ttft_ms.value() {
         all.push(attribute("pd_router.ttft_ms", Value::DoubleValue(ttft)));
     }
-    if request.is_failed() {
+    if is_error(request) {
         all.push(attribute("error.type", text(request.reason)));
     }
     all
 }
 
+/// Whether the gateway or an engine failed. What a client did wrong, and a client that left, is no error of a
+/// server (OpenTelemetry's conventions for HTTP spans).
+fn is_error(request: &RequestSummary) -> bool {
+    let is_of_client = (400..500).contains(&request.status) || request.reason == "client_gone";
+    request.is_failed() && !is_of_client
+}
+
 fn status(request: &RequestSummary) -> Option<Status> {
     let message = request.detail.as_deref().unwrap_or_default().to_owned();
-    request.is_failed().then_some(Status { message, code: StatusCode::Error as i32 })
+    is_error(request).then_some(Status { message, code: StatusCode::Error as i32 })
 }
 
 fn named(key: &str, name: Option<&str>) -> Option<KeyValue> {
@@ -156,4 +181,64 @@ fn text(value: &str) -> Value {
 fn attribute(key: &str, value: Value) -> KeyValue {
     let value = Some(AnyValue { value: Some(value) });
     KeyValue { key: key.to_owned(), value, ..KeyValue::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::timeline::summary::tests::summary;
+
+    fn server_span(request: &RequestSummary) -> Span {
+        let context = TraceContext { trace: 1, parent: Some(2), is_sampled: true };
+        spans(request, context).swap_remove(0)
+    }
+
+    fn value<'s>(span: &'s Span, key: &str) -> Option<&'s str> {
+        let found = span.attributes.iter().find(|attribute| attribute.key == key)?;
+        match found.value.as_ref()?.value.as_ref()? {
+            Value::StringValue(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn only_a_failure_of_the_server_is_an_error() {
+        for (status, reason, is_error) in [
+            (200, "ok", false),
+            (200, "decode_broken", true),
+            (200, "client_gone", false),
+            (400, "engine_refused", false),
+            (499, "client_gone", false),
+            (502, "engine_error", true),
+        ] {
+            let request = RequestSummary { status, ..summary("a", reason, 1.0) };
+            let span = server_span(&request);
+            assert_eq!(span.status.is_some(), is_error, "{status} {reason}");
+            assert_eq!(value(&span, "error.type").is_some(), is_error, "{status} {reason}");
+            assert_eq!(value(&span, "pd_router.reason"), Some(reason));
+        }
+    }
+
+    #[test]
+    fn an_endpoint_that_generates_nothing_names_its_span() {
+        let request = RequestSummary { endpoint: "one_worker", ..summary("a", "ok", 1.0) };
+        let span = server_span(&request);
+        assert_eq!(span.name, "one_worker");
+        for key in ["gen_ai.operation.name", "http.request.method", "url.path"] {
+            assert_eq!(value(&span, key), None, "{key}");
+        }
+        let span = server_span(&summary("a", "ok", 1.0));
+        assert_eq!((&*span.name, span.flags), ("POST /generate", REMOTE_PARENT));
+        assert_eq!(value(&span, "gen_ai.operation.name"), Some("text_completion"));
+        assert_eq!(value(&span, "url.path"), Some("/generate"));
+    }
+
+    #[test]
+    fn a_route_is_an_object_and_no_path() {
+        let request =
+            RequestSummary { route: Some("default/route".into()), ..summary("a", "ok", 1.0) };
+        let span = server_span(&request);
+        assert_eq!(value(&span, "pd_router.route"), Some("default/route"));
+        assert_eq!(value(&span, "http.route"), None);
+    }
 }

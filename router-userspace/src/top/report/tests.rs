@@ -106,6 +106,23 @@ fn requests_older_than_the_oldest_that_is_complete_count_for_no_statistics() {
 }
 
 #[test]
+fn failures_that_are_kept_for_longer_are_listed_once_and_count_for_no_statistics() {
+    let mut pages = pages();
+    let page = pages.requests.as_mut().unwrap();
+    page["requests"][3]["id"] = "recent".into();
+    let recent = page["requests"][3].clone();
+    // Of the failures, one is in the window as well.
+    let failures = pages.failures.as_mut().unwrap();
+    failures["requests"].as_array_mut().unwrap().push(recent);
+    let report = TopReport::of(&[pages]);
+    let failed: Vec<&str> =
+        report.requests.iter().filter(|one| one.is_failed()).map(|one| &*one.id).collect();
+    assert_eq!((failed, report.requests.len()), (vec!["recent", "abc"], 5));
+    let window = report.window.unwrap();
+    assert_eq!((window.requests, window.failed), (4, 1));
+}
+
+#[test]
 fn replicas_are_added_up_over_the_time_that_all_of_them_know() {
     let mut second = fleet();
     second["fleet"]["pools"][0]["members"][0]["worker"]["usage"]["requests"] = 4.into();

@@ -50,12 +50,21 @@ export function list(parent, items, keyOf, make, change) {
 // The roles are those of the elements, which lose them where a narrow window lays them out otherwise.
 export const newRow = () => el("tr", { role: "row" });
 
-/// A row of cells: `[class, content]` each; the first one is the row's header.
-export function cells(row, contents) {
-  const all = contents.map(([kind, ...content], number) => (number === 0
-    ? el("th", { class: kind || null, scope: "row", role: "rowheader" }, ...content)
-    : el("td", { class: kind || null, role: "cell" }, ...content)));
-  row.replaceChildren(...all);
+/// Replaces an element by one that differs; an equal one keeps its selection and its tooltip.
+export function renew(element, other) {
+  if (!element.isEqualNode(other)) element.replaceWith(other);
+}
+
+/// A row of cells: `[class, content]` each; the first one is the row's header. A narrow window shows the labels.
+export function cells(row, contents, labels = []) {
+  contents.forEach(([kind, ...content], at) => {
+    const cell = at === 0
+      ? el("th", { class: kind || null, scope: "row", role: "rowheader" }, ...content)
+      : el("td", { class: kind || null, role: "cell", "data-label": labels[at] }, ...content);
+    if (row.cells[at]) renew(row.cells[at], cell);
+    else row.append(cell);
+  });
+  while (row.cells.length > contents.length) row.lastChild.remove();
 }
 
 /// Gives the roles to what stands in the page from the start.

@@ -1,9 +1,9 @@
 // The page: what `/fleet` and `/requests` say, for one pool at a time.
 
-import { cells, el, giveRoles, icon, id, known, lasting, list, median, ms, newRow, quantile, setText, short, unknown } from "/page/dom.js";
+import { cells, el, giveRoles, icon, id, known, lasting, list, median, ms, newRow, quantile, renew, setText, short, unknown } from "/page/dom.js";
 import { SLOW, draw, pairs } from "/page/map.js";
 import { show } from "/page/request.js";
-import { Source, json } from "/page/source.js";
+import { LIMIT, Source, Unauthorized, got, json } from "/page/source.js";
 
 const WINDOW_MS = 60000;
 const MAX_LISTED = 12;
@@ -11,8 +11,8 @@ const MAX_WORKERS = 200;
 // Two samples say little of a worker; fewer nothing.
 const SAMPLES = 2;
 
-const state = { fleet: null, last: null, failed: null, pool: null, selected: null, detail: null, paused: false,
-  health: new Map(), at: 0 };
+const state = { fleet: null, last: null, failed: null, pool: null, selected: null, byHand: false, paused: false,
+  health: new Map() };
 
 const valueOf = (measured) => measured?.value ?? NaN;
 const waited = (request) => request.ttft_ms?.value ?? request.duration_ms;
@@ -20,12 +20,22 @@ const ended = (request) => request.started_ms + request.duration_ms;
 const perEvent = (request) => (request.events > 1 ? valueOf(request.parts_ms?.done) / (request.events - 1) : NaN);
 const timeOf = (role) => (role === "prefill" ? (request) => valueOf(request.parts_ms?.prefill) : perEvent);
 
-/// The requests that ended in the last minute, and since when all of them are known.
+const notices = new Map();
+
+/// Says what is wrong with something; nothing is, without a text.
+function notice(about, text) {
+  notices.set(about, text);
+  const all = [...notices.values()].filter(Boolean).join(" ");
+  setText(id("notice"), all);
+  id("notice").hidden = !all;
+}
+
+/// The requests that ended in the last minute at most, and since when all of them are known.
 function recent() {
   const page = state.last;
   if (!page) return { requests: [], since: NaN, now: NaN };
   const oldest = Math.min(page.now_ms, ...page.requests.map(ended));
-  const isCut = page.complete_since_ms === null || page.requests.length < page.kept;
+  const isCut = page.complete_since_ms === null || page.requests.length >= LIMIT;
   const since = Math.max(page.now_ms - WINDOW_MS, page.complete_since_ms ?? -Infinity, isCut ? oldest : -Infinity);
   return { requests: page.requests.filter((request) => ended(request) >= since), since, now: page.now_ms };
 }
@@ -54,20 +64,20 @@ function figures(pool, workers, { requests, since, now }) {
   const failed = own.filter((request) => request.reason !== "ok").length;
   const up = workers.filter((worker) => worker.health.verdict === "up" && worker.phase === "ready").length;
   const span = now - since;
+  const of = Number.isFinite(span) ? `, last ${lasting(span)}` : "";
   const all = [
     ["Workers up", `${up} of ${workers.length}`, up < workers.length ? "bad" : ""],
     ["Waiting for capacity", `${state.fleet.queued}`, state.fleet.queued > 0 ? "late" : ""],
-    ["Requests", known((own.length / span) * 1000, (rate) => `${rate.toFixed(1)}/s`), ""],
-    ["Failed", own.length ? `${((failed / own.length) * 100).toFixed(1)} %` : "–", failed ? "bad" : ""],
-    ["TTFT, median", known(median(times), ms), ""],
-    ["TTFT, 99 %", known(quantile(times, 0.99), ms), ""],
+    [`Requests${of}`, known((own.length / span) * 1000, (rate) => `${rate.toFixed(1)}/s`), ""],
+    [`Failed${of}`, own.length ? `${((failed / own.length) * 100).toFixed(1)} %` : "–", failed ? "bad" : ""],
+    [`TTFT, median${of}`, known(median(times), ms), ""],
+    [`TTFT, 99 %${of}`, known(quantile(times, 0.99), ms), ""],
   ];
-  const of = Number.isFinite(span) ? `of the last ${lasting(span)}` : "";
-  list(id("figures"), all, ([name]) => name, () => el("div", {}, el("dt"), el("dd")), (box, [name, value, kind]) => {
-    box.title = name === "Workers up" || name.startsWith("Waiting") ? "now" : of;
+  setText(id("workers-hint"), `Those in trouble first${of && `; times${of}`}`);
+  const numbered = all.map((figure, at) => [at, ...figure]);
+  list(id("figures"), numbered, ([at]) => at, () => el("div", {}, el("dt"), el("dd")), (box, [, name, value, kind]) => {
     setText(box.firstChild, name);
-    box.lastChild.className = kind;
-    box.lastChild.replaceChildren(value);
+    renew(box.lastChild, el("dd", { class: kind || null }, value));
   });
 }
 
@@ -95,7 +105,6 @@ function workerTable(workers) {
     const time = known(worker.time, ms);
     const compared = Number.isFinite(worker.peers) ? `, ${worker.peers.toFixed(1)}× its peers` : "";
     const unit = worker.role === "prefill" ? "a prefill" : "a step";
-    row.className = verdict !== "up" || worker.phase !== "ready" ? "bad-row" : "";
     row.dataset.worker = worker.name;
     cells(row, [
       ["", el("b", { title: worker.name }, short(worker.name)), el("small", {}, worker.role)],
@@ -105,19 +114,18 @@ function workerTable(workers) {
       ["n", `${worker.requests}`, el("small", {}, Number.isFinite(others) ? `+ ${Math.round(others)} of others` : "others unknown")],
       ["load", ...loadText(worker)],
       ["n", time, el("small", { class: worker.peers >= SLOW ? "late" : null }, unit + compared)],
-    ]);
-    ["Requests", "Load", "Time"].forEach((label, at) => { row.cells[at + 3].dataset.label = label; });
+    ], [null, null, null, "Requests", "Load", "Time"]);
   });
 }
 
 function announce(workers) {
-  const said = [];
+  const changes = [];
   for (const { name, health } of workers) {
     const before = state.health.get(name);
-    if (before && before !== health.verdict) said.push(`${short(name)} is ${health.verdict}${health.reason ? `: ${health.reason}` : ""}`);
+    if (before && before !== health.verdict) changes.push(`${short(name)} is ${health.verdict}${health.reason ? `: ${health.reason}` : ""}`);
     state.health.set(name, health.verdict);
   }
-  if (said.length) setText(id("changes"), said.slice(0, 5).join(". "));
+  if (changes.length) setText(id("changes"), changes.slice(0, 5).join(". "));
 }
 
 /// The requests to list: failed ones first, then those that waited longest; or the latest.
@@ -128,12 +136,18 @@ function listed(pool) {
   const failed = (request) => (request.reason === "ok" ? 0 : 1);
   const worst = (a, b) => failed(b) - failed(a) || (failed(a) ? ended(b) - ended(a) : waited(b) - waited(a));
   const found = [...all.values()].sort(id("order").value === "worst" ? worst : (a, b) => ended(b) - ended(a));
+  const isSelected = (request) => request.id === state.selected;
+  // The one that was chosen by hand stays while it is known.
+  const withSelected = (shown) => {
+    const selected = state.byHand && !shown.some(isSelected) ? found.find(isSelected) : null;
+    return selected ? [...shown.slice(0, MAX_LISTED - 1), selected] : shown;
+  };
   // Where many have failed, slow ones are seen as well.
-  if (id("order").value !== "worst") return found.slice(0, MAX_LISTED);
+  if (id("order").value !== "worst") return withSelected(found.slice(0, MAX_LISTED));
   const [bad, good] = [found.filter(failed), found.filter((request) => !failed(request))];
   const most = Math.max(MAX_LISTED / 2, MAX_LISTED - good.length);
   const first = bad.slice(0, most);
-  return [...first, ...good.slice(0, MAX_LISTED - first.length)];
+  return withSelected([...first, ...good.slice(0, MAX_LISTED - first.length)]);
 }
 
 function requestTable(pool) {
@@ -141,7 +155,7 @@ function requestTable(pool) {
   const now = state.last?.now_ms ?? NaN;
   id("no-requests").hidden = requests.length > 0;
   setText(id("no-requests"), state.last ? "No request of this pool has ended yet." : "No request is kept: --requests-kept is 0.");
-  if (requests.length && !requests.some((request) => request.id === state.selected)) choose(requests[0].id);
+  if (requests.length && !state.byHand && !requests.some((request) => request.id === state.selected)) choose(requests[0].id);
   list(id("request-table").tBodies[0], requests, (request) => `${request.id} ${request.started_ms}`, (request) => {
     const button = el("button", { type: "button", class: "pick" }, request.id);
     button.addEventListener("click", () => choose(request.id, true));
@@ -160,25 +174,41 @@ function requestTable(pool) {
 }
 
 async function choose(name, byHand = false) {
-  state.selected = name;
+  Object.assign(state, { selected: name, byHand });
   for (const button of document.querySelectorAll(".pick")) button.setAttribute("aria-pressed", String(button.textContent === name));
   try {
     const request = await json(`/requests/${encodeURIComponent(name)}`);
     if (state.selected !== name) return;
+    notice("request", "");
     show(request);
-    const link = el("button", { type: "button" }, "Save what is known of it");
-    link.addEventListener("click", () => save(name));
-    id("bundle").replaceChildren(link);
+    const button = el("button", { type: "button" }, "Download bundle");
+    button.addEventListener("click", () => save(name));
+    id("bundle").replaceChildren(button);
     if (byHand && matchMedia("(max-width: 60rem)").matches) id("request").scrollIntoView();
   } catch (error) {
-    if (state.selected === name) state.selected = null;
+    if (error instanceof Unauthorized) return source.refused();
+    if (state.selected !== name) return;
+    if (byHand) notice("request", `Request ${name} cannot be read (${error.message}).`);
+    unselect();
   }
+}
+
+/// The first of the list is shown then.
+function unselect() {
+  Object.assign(state, { selected: null, byHand: false });
 }
 
 /// Saves the bundle of a request as a file.
 async function save(name) {
-  const bundle = await json(`/requests/${encodeURIComponent(name)}/bundle`);
-  const address = URL.createObjectURL(new Blob([JSON.stringify(bundle, null, 1)], { type: "application/json" }));
+  notice("bundle", "");
+  let bundle;
+  try {
+    bundle = await (await got(`/requests/${encodeURIComponent(name)}/bundle`)).blob();
+  } catch (error) {
+    if (error instanceof Unauthorized) return source.refused();
+    return notice("bundle", `The bundle cannot be downloaded (${error.message}).`);
+  }
+  const address = URL.createObjectURL(bundle);
   el("a", { href: address, download: `request-${name.replace(/[^\w.-]/g, "_").slice(0, 80)}.json` }).click();
   URL.revokeObjectURL(address);
 }
@@ -227,8 +257,8 @@ function render() {
   if (!state.fleet || state.paused) return;
   const pool = choosePool(state.fleet.fleet.pools);
   setText(id("version"), `${state.fleet.version} · ${state.fleet.policy}`);
-  id("notice").hidden = Boolean(pool);
-  if (!pool) return setText(id("notice"), "There is no pool.");
+  notice("pool", pool ? "" : "There is no pool.");
+  if (!pool) return;
   const window = recent();
   const workers = workersOf(pool, window.requests);
   announce(workers);
@@ -245,37 +275,43 @@ function render() {
 function live(kind, text) {
   document.body.dataset.state = kind;
   setText(id("live-text"), kind === "live" ? (state.paused ? "paused" : "live") : kind);
-  if (text) setText(id("notice"), text);
-  id("notice").hidden = !text;
+  id("unlock").hidden = kind !== "locked";
+  notice("stream", text);
 }
 
 const source = new Source({
   fleet: (fleet) => { state.fleet = fleet; render(); },
-  requests: (last, failed) => { state.last = last; state.failed = failed; render(); },
+  requests: (last, failed) => { notice("requests", ""); state.last = last; state.failed = failed; render(); },
+  // That a gateway is gone is said once.
+  unread: (why) => notice("requests", document.body.dataset.state === "live" ? `The requests cannot be read (${why}). Those below are old.` : ""),
+  pool: () => state.pool,
   state: live,
   login: (tried) => {
     const dialog = id("login");
     setText(id("login-error"), tried ? "That is not the token." : "");
     if (!dialog.open) dialog.showModal();
-    live("locked", null);
+    live("locked", "This admin port needs its token.");
   },
 });
 
-id("login-form").addEventListener("submit", async (event) => {
+id("login-form").addEventListener("submit", (event) => {
   event.preventDefault();
+  const token = id("token").value.trim();
+  // No header can carry others.
+  if (!/^[!-~]+$/.test(token)) return setText(id("login-error"), "A token has printable ASCII characters alone, and no space.");
   id("login").close();
-  source.login(id("token").value.trim());
   id("token").value = "";
+  source.login(token);
 });
+id("unlock").addEventListener("click", () => id("login").showModal());
 id("pause").addEventListener("click", () => {
   state.paused = !state.paused;
-  id("pause").setAttribute("aria-pressed", String(state.paused));
-  setText(id("pause"), state.paused ? "Go on" : "Pause");
-  live(document.body.dataset.state ?? "live", null);
+  setText(id("pause"), state.paused ? "Resume" : "Pause");
+  if (document.body.dataset.state === "live") live("live");
   render();
 });
-id("pool").addEventListener("change", (event) => { state.pool = event.target.value; state.selected = null; render(); });
-id("order").addEventListener("change", () => { state.selected = null; render(); });
+id("pool").addEventListener("change", (event) => { state.pool = event.target.value; unselect(); render(); source.wake(); });
+id("order").addEventListener("change", () => { unselect(); render(); });
 giveRoles();
 new ResizeObserver(render).observe(id("map"));
 source.start();

@@ -133,7 +133,7 @@ export function draw(pool, workers, all) {
   const title = (side, name) => `${name}${side.left ? ` (${side.drawn.length} of ${side.drawn.length + side.left})` : ""}`;
   const troubled = workers.filter((worker) => worker.health.verdict !== "up").map((worker) => `${short(worker.name)} ${worker.health.verdict}`);
   const slow = workers.filter((worker) => worker.peers >= SLOW).map((worker) => `${short(worker.name)} slow`);
-  const said = [...troubled, ...slow].join(", ") || "no worker in trouble";
+  const trouble = [...troubled, ...slow].join(", ") || "no worker in trouble";
   const column = (side, x) => side.drawn.map((worker, row) => box(worker, x, TOP + row * ROW, boxWidth));
   const parts = [heading(width, title(others, single ? "Workers" : "Decode"), "end"), ...column(others, width - boxWidth)];
   if (!single) {
@@ -142,7 +142,7 @@ export function draw(pool, workers, all) {
   }
   place.replaceChildren(svg("svg", {
     viewBox: `0 0 ${width} ${height}`, width, height, role: "img",
-    "aria-label": `Fleet map of ${pool.name}: ${said}. The table below has the flows.`,
+    "aria-label": `Fleet map of ${pool.name}: ${trouble}. The table below has the flows.`,
   }, ...parts));
   legend(all, usual);
   table(all);
