@@ -27,6 +27,8 @@ const MAX_LEN: usize = 4096;
 const TIMEOUT: u32 = 10;
 /// Maximum memory of a run in MiB. What a target leaks grows over this.
 const MAX_MEMORY: u32 = 768;
+/// The name of the part in ci.
+pub(crate) const PART: &str = "fuzz";
 /// Seconds of each target in ci.
 const CI_SECONDS: u64 = 20;
 

@@ -53,7 +53,7 @@ enum Chore {
     Demo(demo::Flags),
     /// Build the object file of the eBPF programs.
     BuildEbpf,
-    /// Run all tests, or one suite.
+    /// Run the test suites, or one of them. The last line names those that were left out.
     Test(test::Flags),
     /// Start, use and end a Kubernetes cluster on this machine.
     Cluster(cluster::Flags),
@@ -74,7 +74,8 @@ enum Chore {
     Tidy,
     /// Build the book and the API documentation; a broken link is an error.
     Docs,
-    /// Everything that a change must pass: format, clippy, tidy, tests, docs.
+    /// Run what a change must pass: format, clippy, tidy, tests, docs. The last line names what was left
+    /// out.
     Ci(ci::Flags),
 }
 

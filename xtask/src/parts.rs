@@ -25,7 +25,7 @@ enum PartResult {
     Ran(Counts),
     /// It could not run or broke off.
     Broken,
-    /// The caller asked to leave it out.
+    /// It did not run: it was not asked for, or this machine lacks what it needs.
     LeftOut,
 }
 
@@ -57,7 +57,7 @@ impl Parts {
         self.run(name, || run().map(|()| Counts::default()));
     }
 
-    /// Notes a part that the caller asked to leave out.
+    /// Notes a part that does not run, so that the last line names it.
     pub(crate) fn left_out(&mut self, name: &str) {
         let result = PartResult::LeftOut;
         self.0.push(Part { name: name.to_owned(), took: Duration::ZERO, result });

@@ -10,17 +10,22 @@ use crate::binaries::{Binaries, Profile};
 use crate::counts::Counts;
 use crate::parts::{Parts, Summary};
 use crate::{
-    apiserver, binaries, browser, cluster, conformance, ebpf, helm, images, kernels, python,
+    apiserver, binaries, browser, cluster, conformance, ebpf, fuzz, helm, images, kernels, python,
     real_sglang, setup, shell, tools, workspace,
 };
 
 /// Tests whose name contains this need a program with the eBPF object embedded.
 const CARRIER: &str = "carrier";
 
+/// Parts that run only where they are named, as the last line has them.
+const NODES: &str = "test nodes";
+pub(crate) const REAL_SGLANG: &str = "test real-sglang";
+
 /// Selects the tests to run.
 #[derive(Debug, Default, Args)]
 pub(crate) struct Flags {
-    /// Suite to run. Without it all suites run but nodes and real-sglang.
+    /// Suite to run. Without it all suites run but nodes and real-sglang, and no fuzz target; the last line
+    /// says so.
     #[arg(value_enum)]
     suite: Option<Suite>,
     /// Leave this suite out; may be repeated. A suite that cannot run here and is not left out this
@@ -113,6 +118,9 @@ impl Suite {
 pub(crate) fn run(flags: &Flags) -> Summary {
     let mut parts = Parts::default();
     run_into(&mut parts, flags);
+    if flags.suite.is_none() {
+        [NODES, REAL_SGLANG, fuzz::PART].into_iter().for_each(|part| parts.left_out(part));
+    }
     if let Some(filter) = flags.filter.as_deref().filter(|_| parts.ran_nothing()) {
         parts.chore("filter", || bail!("no test has {filter:?} in its name"));
     }
@@ -133,7 +141,7 @@ pub(crate) fn run_into(parts: &mut Parts, flags: &Flags) {
 pub(crate) fn run_nodes_into(parts: &mut Parts) {
     match shell::which("go") {
         Some(_) => run_into(parts, &Flags { suite: Some(Suite::Nodes), ..Flags::default() }),
-        None => parts.left_out("test nodes"),
+        None => parts.left_out(NODES),
     }
 }
 
