@@ -17,8 +17,8 @@ pub(super) fn index(file: &str, text: &str) -> Index {
     let mut problems = Vec::new();
     for document in document::read(&name, text) {
         let source = Source::File { name: Arc::clone(&name), document: document.position };
-        if let Content::Object(object) = document.content {
-            index.apply(source, *object);
+        if let Some(object) = document.content.into_object() {
+            index.apply(source, object);
         }
         problems.extend(document.problems);
     }

@@ -48,8 +48,8 @@ fn index(text: &str, reversed: bool) -> Index {
     for document in documents {
         let source = Source::File { name: Arc::clone(&file), document: document.position };
         problems.push(document.problems);
-        if let Content::Object(object) = document.content {
-            index.apply(source, *object);
+        if let Some(object) = document.content.into_object() {
+            index.apply(source, object);
         }
     }
     if reversed {
@@ -75,7 +75,7 @@ fn shown(document: &Document) -> String {
 }
 
 fn problems_name_the_document(document: &Document) {
-    let is_broken = matches!(document.content, Content::Broken);
+    let is_broken = matches!(document.content, Content::Broken(_));
     assert!(!is_broken || !document.problems.is_empty(), "{document:?}");
     for problem in &document.problems {
         assert!(problem.document.is_some(), "{problem:?}");
@@ -122,7 +122,9 @@ fn written(object: &Object) -> serde_json::Result<Value> {
         }),
         Object::InferenceTrafficPolicy(object) => serde_json::to_value(object),
         Object::BackendTrafficPolicy(object) => serde_json::to_value(object),
-        Object::BackendTlsPolicy(object) => serde_json::to_value(object),
+        Object::BackendTlsPolicy(object) | Object::UnreadBackendTlsPolicy(object) => {
+            serde_json::to_value(object)
+        }
         Object::ConfigMap(object) => serde_json::to_value(object),
         Object::Service(object) => serde_json::to_value(object),
         Object::EndpointSlice(object) => serde_json::to_value(object),

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use gateway_api::backendtlspolicies::BackendTlsPolicy;
 use router_core::fleet::{ObjectName, Problem};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -32,8 +33,19 @@ pub enum Content {
     Object(Box<Object>),
     /// A kind that pd-router does not read.
     Unhandled,
-    /// Invalid. The problems contain the reason.
-    Broken,
+    /// Invalid. The problems contain the reason. An object that restricts has a stand-in.
+    Broken(Option<Box<Object>>),
+}
+
+impl Content {
+    /// The object, or what takes its place if no valid version of it was read before.
+    pub fn into_object(self) -> Option<Object> {
+        match self {
+            Content::Object(object) => Some(*object),
+            Content::Broken(stand_in) => stand_in.map(|object| *object),
+            Content::Unhandled => None,
+        }
+    }
 }
 
 /// Parses every document of a file. An invalid document does not affect the others.
@@ -43,7 +55,7 @@ pub fn read(file: &Arc<str>, text: &str) -> Vec<Document> {
         if reader.documents.len().max(reader.parsed) >= MAX_DOCUMENTS {
             let reason =
                 format!("the file has more than {MAX_DOCUMENTS} documents; the rest is ignored");
-            reader.broken(None, None, "TooMany", reason);
+            reader.broken(None, "TooMany", reason);
             break;
         }
         reader.read_piece(line, piece);
@@ -123,15 +135,12 @@ impl DocumentReader<'_> {
             }
             Err(error) => {
                 self.position += 1;
-                self.broken(
-                    guess_key(piece),
-                    None,
-                    "Unparsable",
-                    fields::shortened(&format!(
-                        "invalid YAML: {}",
-                        with_file_lines(&error.to_string(), line)
-                    )),
-                );
+                let message = with_file_lines(&error.to_string(), line);
+                let reason = fields::shortened(&format!("invalid YAML: {message}"));
+                let key = guess_key(piece);
+                let content =
+                    Content::Broken(key.as_ref().and_then(|key| stand_in(key, &Value::Null)));
+                self.invalid(key, content, None, "Unparsable", reason);
             }
         }
     }
@@ -141,7 +150,7 @@ impl DocumentReader<'_> {
         let text = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
         let (Some(api_version), Some(kind)) = (text("apiVersion"), text("kind")) else {
             let reason = "apiVersion and kind are required: not a Kubernetes object".to_owned();
-            return self.broken(None, Some(at), "NotAnObject", reason);
+            return self.broken(Some(at), "NotAnObject", reason);
         };
         if may_be_list && kind.ends_with("List") && value.get("items").is_some_and(Value::is_array)
         {
@@ -155,7 +164,9 @@ impl DocumentReader<'_> {
             Recognized::OtherVersion(served) => {
                 let reason = format!("{api_version} is not a supported version of {kind}");
                 let field = format!("{at}apiVersion");
-                self.broken(key(served, &value), Some(&field), "UnsupportedVersion", reason);
+                let key = key(served, &value);
+                let content = Content::Broken(key.as_ref().and_then(|key| stand_in(key, &value)));
+                self.invalid(key, content, Some(&field), "UnsupportedVersion", reason);
             }
             Recognized::Served(served) => self.object(served, value, at),
         }
@@ -166,7 +177,7 @@ impl DocumentReader<'_> {
         for (index, item) in items.unwrap_or_default().into_iter().enumerate() {
             if self.documents.len() >= MAX_DOCUMENTS {
                 let reason = format!("more than {MAX_DOCUMENTS} objects; the rest is ignored");
-                return self.broken(None, Some("items"), "TooMany", reason);
+                return self.broken(Some("items"), "TooMany", reason);
             }
             self.value(item, &format!("items[{index}]."), false);
         }
@@ -175,7 +186,7 @@ impl DocumentReader<'_> {
     fn object(&mut self, kind: Kind, value: Value, at: &str) {
         let Some(key) = key(kind, &value) else {
             let reason = format!("metadata.name of a {} is required", kind.as_str());
-            return self.broken(None, Some(&format!("{at}metadata.name")), "Unparsable", reason);
+            return self.broken(Some(&format!("{at}metadata.name")), "Unparsable", reason);
         };
         let (content, field_problems) = object(kind, value);
         let problem = |field_problem: FieldProblem| Problem {
@@ -194,9 +205,15 @@ impl DocumentReader<'_> {
         self.documents.push(Document { position: self.position, key, content, problems });
     }
 
-    fn broken(
+    /// Adds what is no object that is known by name.
+    fn broken(&mut self, field: Option<&str>, code: &'static str, reason: String) {
+        self.invalid(None, Content::Broken(None), field, code, reason);
+    }
+
+    fn invalid(
         &mut self,
         key: Option<Key>,
+        content: Content,
         field: Option<&str>,
         code: &'static str,
         reason: String,
@@ -212,7 +229,7 @@ impl DocumentReader<'_> {
             code,
             reason: reason.into(),
         };
-        self.push(key, Content::Broken, vec![problem]);
+        self.push(key, content, vec![problem]);
     }
 }
 
@@ -227,12 +244,32 @@ pub(super) fn object(kind: Kind, value: Value) -> (Content, Vec<FieldProblem>) {
         // The parser's error may quote the content of the Secret, so it is dropped.
         Err(_) if kind == Kind::Secret => {
             let reason = "is not a valid Secret".to_owned();
-            (Content::Broken, vec![FieldProblem { field: None, code: "Unparsable", reason }])
+            let problem = FieldProblem { field: None, code: "Unparsable", reason };
+            (Content::Broken(None), vec![problem])
         }
         Err((field, reason)) => {
-            (Content::Broken, vec![FieldProblem { field, code: "Unparsable", reason }])
+            let stand_in = key(kind, &original).and_then(|key| stand_in(&key, &original));
+            let problem = FieldProblem { field, code: "Unparsable", reason };
+            (Content::Broken(stand_in), vec![problem])
         }
     }
+}
+
+/// What takes the place of an invalid object that restricts, so that nothing is served against its
+/// intention: a BackendTLSPolicy without validation, with the targets that could be read.
+fn stand_in(key: &Key, value: &Value) -> Option<Box<Object>> {
+    if key.kind != Kind::BackendTlsPolicy {
+        return None;
+    }
+    let read = |pointer: &str| value.pointer(pointer).cloned().unwrap_or_default();
+    let mut policy = BackendTlsPolicy {
+        metadata: serde_json::from_value(read("/metadata")).unwrap_or_default(),
+        ..BackendTlsPolicy::default()
+    };
+    policy.metadata.namespace = Some(key.name.namespace.to_string());
+    policy.metadata.name = Some(key.name.name.to_string());
+    policy.spec.target_refs = serde_json::from_value(read("/spec/targetRefs")).unwrap_or_default();
+    Some(Box::new(Object::UnreadBackendTlsPolicy(policy)))
 }
 
 /// Returns the key of a document that has a name.

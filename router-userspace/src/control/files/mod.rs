@@ -189,13 +189,14 @@ fn replace(
         match content {
             Content::Object(object) => entries.push((source, *object)),
             Content::Unhandled => {}
-            Content::Broken => {
+            Content::Broken(stand_in) => {
                 // Only once, and not if the file has a valid version of the same object.
-                let kept: Vec<Object> = valid
+                let mut is_first = |object: &Object| present.insert(object.key());
+                let mut kept: Vec<Object> = valid
                     .objects(key.as_ref(), position)
                     .iter()
-                    .filter(|(_, key)| present.insert(key.clone()))
                     .filter_map(|(source, key)| index.stored(source, key))
+                    .filter(|object| !object.is_stand_in() && is_first(object))
                     .collect();
                 if !kept.is_empty() {
                     for problem in &mut own {
@@ -203,6 +204,8 @@ fn replace(
                             format!("{}; the last valid version stays in effect", problem.reason);
                         problem.reason = reason.into();
                     }
+                } else {
+                    kept.extend(stand_in.map(|object| *object).filter(is_first));
                 }
                 entries.extend(kept.into_iter().map(|object| (source.clone(), object)));
             }

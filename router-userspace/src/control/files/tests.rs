@@ -2,9 +2,10 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use router_core::fleet::{Fleet, Phase};
+use router_core::fleet::{Fleet, ObjectName, Phase};
 
 use super::*;
+use crate::control::objects::Kind;
 
 /// A directory of its own, gone with the test.
 pub(crate) struct TempDirectory(PathBuf);
@@ -170,6 +171,45 @@ fn a_document_that_never_parsed_is_absent_and_the_pods_beside_it_apply() {
     std::fs::remove_file(served.scratch.path().join("broken.yaml")).unwrap();
     served.look();
     assert_eq!((served.problems(), served.pods().len()), (String::new(), 0));
+}
+
+const TLS_POLICY: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: BackendTLSPolicy
+metadata: {name: p}
+spec:
+  targetRefs: [{group: '', kind: Service, name: a}]
+  validation: {hostname: a.test, wellKnownCACertificates: System}
+";
+
+#[test]
+fn a_policy_that_restricts_has_a_stand_in_until_a_valid_version_is_read() {
+    // The targets, and the host name if it was read.
+    let stored = |served: &Served| {
+        let name = ObjectName { namespace: "default".into(), name: "p".into() };
+        let key = Key { kind: Kind::BackendTlsPolicy, name };
+        let source = Source::File { name: "tls.yaml".into(), document: 1 };
+        let (policy, hostname) = match served.index.stored(&source, &key).unwrap() {
+            Object::BackendTlsPolicy(policy) => {
+                let hostname = policy.spec.validation.hostname.clone();
+                (policy, Some(hostname))
+            }
+            Object::UnreadBackendTlsPolicy(policy) => (policy, None),
+            other => panic!("{other:?}"),
+        };
+        (policy.spec.target_refs[0].name.clone(), hostname)
+    };
+    let broken = TLS_POLICY.replace("a.test", "[1]");
+    let mut served = Served::new(&[("tls.yaml", &broken)]);
+    assert_eq!(stored(&served), ("a".to_owned(), None));
+    served.write("tls.yaml", &broken.replace("name: a}", "name: b}"));
+    assert_eq!(stored(&served), ("b".to_owned(), None), "not that of the version before");
+    assert!(!served.problems().contains("stays in effect"), "{}", served.problems());
+    served.write("tls.yaml", TLS_POLICY);
+    assert_eq!(stored(&served), ("a".to_owned(), Some("a.test".to_owned())));
+    served.write("tls.yaml", &broken);
+    assert_eq!(stored(&served), ("a".to_owned(), Some("a.test".to_owned())));
+    assert!(served.problems().contains("the last valid version stays in effect"));
 }
 
 #[test]

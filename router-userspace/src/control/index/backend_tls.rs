@@ -23,9 +23,14 @@ pub(in crate::control) const AUTHORITIES: &str = "ca.crt";
 /// The settings of a Service, or the policy that has none that are valid.
 type ServiceTls = Result<Arc<BackendTls>, ObjectName>;
 
-/// The TLS settings of Services, by the Service and the name of one of its ports.
+/// The TLS settings of Services.
 #[derive(Debug, Default)]
-pub(super) struct TlsPolicies(HashMap<(ObjectName, Option<String>), ServiceTls>);
+pub(super) struct TlsPolicies {
+    /// By the Service and the name of one of its ports.
+    targets: HashMap<(ObjectName, Option<String>), ServiceTls>,
+    /// By namespace, a policy whose targets could not be read: it may be for any Service.
+    unread: HashMap<Arc<str>, ObjectName>,
+}
 
 impl TlsPolicies {
     /// The settings for a port of a Service: those of the port, else those of the Service.
@@ -37,10 +42,17 @@ impl TlsPolicies {
         service: &ObjectName,
         port: Option<&str>,
     ) -> Result<Option<Arc<BackendTls>>, (&'static str, String)> {
-        let get =
-            |section: Option<&str>| self.0.get(&(service.clone(), section.map(str::to_owned)));
+        let get = |section: Option<&str>| {
+            self.targets.get(&(service.clone(), section.map(str::to_owned)))
+        };
         match port.and_then(|port| get(Some(port))).or_else(|| get(None)) {
-            None => Ok(None),
+            None => match self.unread.get(&service.namespace) {
+                Some(policy) => {
+                    let reason = format!("the targets of BackendTLSPolicy {policy} cannot be read");
+                    Err(("InvalidBackendTLS", reason))
+                }
+                None => Ok(None),
+            },
             Some(Ok(tls)) => Ok(Some(Arc::clone(tls))),
             Some(Err(policy)) => {
                 let reason = format!("BackendTLSPolicy {policy} of Service {service} is invalid");
@@ -52,21 +64,32 @@ impl TlsPolicies {
 
 pub(super) fn read(build: &mut Build<'_>) -> TlsPolicies {
     let all = oldest_first(build.index, Kind::BackendTlsPolicy, |object| match object {
-        Object::BackendTlsPolicy(policy) => Some((&policy.metadata, policy)),
+        Object::BackendTlsPolicy(policy) | Object::UnreadBackendTlsPolicy(policy) => {
+            Some((&policy.metadata, object))
+        }
         _ => None,
     });
     let mut policies = TlsPolicies::default();
-    for (source, name, policy) in all {
+    for (source, name, object) in all {
         let subject = Subject { source, kind: Kind::BackendTlsPolicy, name: &name };
-        let tls = validation(build, subject, &policy.spec.validation).map(Arc::new);
+        let (policy, tls) = match object {
+            Object::BackendTlsPolicy(policy) => {
+                (policy, validation(build, subject, &policy.spec.validation).map(Arc::new))
+            }
+            Object::UnreadBackendTlsPolicy(policy) => (policy, None),
+            _ => continue,
+        };
+        if object.is_stand_in() && policy.spec.target_refs.is_empty() {
+            policies.unread.entry(Arc::clone(&name.namespace)).or_insert_with(|| name.clone());
+        }
         for (field, target) in targets(build, subject, policy) {
-            if policies.0.contains_key(&target) {
+            if policies.targets.contains_key(&target) {
                 let reason =
                     "another policy, older or first by name, has the same target and is used";
                 build.add_problem(subject, field, "Conflicted", reason);
                 continue;
             }
-            policies.0.insert(target, tls.clone().ok_or_else(|| name.clone()));
+            policies.targets.insert(target, tls.clone().ok_or_else(|| name.clone()));
         }
     }
     policies
@@ -277,6 +300,28 @@ spec: {ports: [{name: a, port: 443}, {name: b, port: 80}]}
         assert_eq!(problems, [(field, "Invalid")]);
         let kind = "hostname: a.test, caCertificateRefs: [{group: \"\", kind: Secret, name: m}]";
         assert_eq!(outcome(&policy("p", "", kind)).1[1].1, "InvalidKind");
+    }
+
+    #[test]
+    fn a_service_whose_policy_cannot_be_read_is_not_reached() {
+        let whole = policy("p", "", "hostname: a.test");
+        let of_service = "500: BackendTLSPolicy default/p of Service default/s is invalid";
+        let of_namespace = "500: the targets of BackendTLSPolicy default/p cannot be read";
+        for (broken, code, reason) in [
+            (whole.replace("hostname: a.test", "hostname: [a]"), "Unparsable", of_service),
+            (whole.replace("validation: {hostname: a.test}", "x: y"), "Unparsable", of_service),
+            (whole.replace("k8s.io/v1", "k8s.io/v1alpha3"), "UnsupportedVersion", of_service),
+            (whole.replace("name: s}", "nam: s}"), "Unparsable", of_namespace),
+            (whole.replace("a.test}}", "a.test}"), "Unparsable", of_namespace),
+        ] {
+            assert_ne!(broken, whole);
+            let (target, problems) = outcome(&broken.replace("{name: p}", "\n  name: p"));
+            assert!(target.contains(reason), "{broken}: {target}");
+            assert!(problems.iter().any(|one| one.1 == code), "{broken}: {problems:?}");
+        }
+        let elsewhere = whole.replace("{name: p}", "{name: p, namespace: other}");
+        let (target, _) = outcome(&elsewhere.replace("name: s}", "nam: s}"));
+        assert_eq!(target, "\"service default/s:443\"");
     }
 
     #[test]

@@ -160,6 +160,9 @@ pub enum Object {
     InferenceTrafficPolicy(InferenceTrafficPolicy),
     BackendTrafficPolicy(BackendTrafficPolicy),
     BackendTlsPolicy(BackendTlsPolicy),
+    /// Stands in for one that is invalid: its validation was not read, and without targets neither were
+    /// they.
+    UnreadBackendTlsPolicy(BackendTlsPolicy),
     ConfigMap(ConfigMap),
     Service(Service),
     EndpointSlice(EndpointSlice),
@@ -178,7 +181,9 @@ impl Object {
             Object::InferencePool(pool) => pool.kind(),
             Object::InferenceTrafficPolicy(_) => Kind::InferenceTrafficPolicy,
             Object::BackendTrafficPolicy(_) => Kind::BackendTrafficPolicy,
-            Object::BackendTlsPolicy(_) => Kind::BackendTlsPolicy,
+            Object::BackendTlsPolicy(_) | Object::UnreadBackendTlsPolicy(_) => {
+                Kind::BackendTlsPolicy
+            }
             Object::ConfigMap(_) => Kind::ConfigMap,
             Object::Service(_) => Kind::Service,
             Object::EndpointSlice(_) => Kind::EndpointSlice,
@@ -197,13 +202,20 @@ impl Object {
             Object::InferencePool(object) => &object.metadata,
             Object::InferenceTrafficPolicy(object) => &object.metadata,
             Object::BackendTrafficPolicy(object) => &object.metadata,
-            Object::BackendTlsPolicy(object) => &object.metadata,
+            Object::BackendTlsPolicy(object) | Object::UnreadBackendTlsPolicy(object) => {
+                &object.metadata
+            }
             Object::ConfigMap(object) => &object.metadata,
             Object::Service(object) => &object.metadata,
             Object::EndpointSlice(object) => &object.metadata,
             Object::Secret(object) => &object.metadata,
             Object::Pod(object) => &object.metadata,
         }
+    }
+
+    /// Whether it takes the place of an object that is invalid.
+    pub fn is_stand_in(&self) -> bool {
+        matches!(self, Object::UnreadBackendTlsPolicy(_))
     }
 
     /// The key. An object without a namespace is in `default`, as with `kubectl apply`.

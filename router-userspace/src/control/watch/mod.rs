@@ -315,15 +315,18 @@ impl WatchCache {
         let changed = match content {
             Content::Object(object) => index.apply(self.source.clone(), *object),
             Content::Unhandled => false,
-            Content::Broken => {
-                if index.stored(&self.source, &key).is_some() {
+            Content::Broken(stand_in) => {
+                let kept = index.stored(&self.source, &key);
+                if kept.is_some_and(|object| !object.is_stand_in()) {
                     for problem in &mut problems {
                         problem.reason =
                             format!("{}; the last valid version stays in effect", problem.reason)
                                 .into();
                     }
+                    false
+                } else {
+                    stand_in.is_some_and(|object| index.apply(self.source.clone(), *object))
                 }
-                false
             }
         };
         index.report(&about, problems) | changed

@@ -29,7 +29,7 @@ impl ObservedObject {
         let version = version.and_then(|text| text.parse().ok()).unwrap_or_default();
         trim(kind, &mut value);
         let (content, mut field_problems) = document::object(kind, value);
-        if !matches!(content, Content::Broken) && built_in(kind) {
+        if !matches!(content, Content::Broken(_)) && built_in(kind) {
             // Built-in kinds of a newer cluster have fields that are unknown here and not needed.
             field_problems.clear();
         }

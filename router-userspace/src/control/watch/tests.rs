@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::control::CONTROLLER_NAME;
 use crate::control::index::default_gateway_labels;
+use crate::control::objects::Object;
 
 pub(super) fn present(kind: Kind, value: Value) -> WatchEvent {
     WatchEvent::Present(Box::new(ObservedObject::read(kind, value).unwrap()))
@@ -229,6 +230,29 @@ fn a_selector_that_the_api_server_refuses_selects_no_pod_until_it_is_repaired() 
     assert_eq!(case.pods(), ["x"]);
     let fleet = case.index.build(&Fleet::default());
     assert_eq!(fleet.problems, [], "a removed watch reports no problem");
+}
+
+#[test]
+fn a_policy_that_was_never_valid_has_a_stand_in_that_is_no_last_valid_version() {
+    let mut case = Case::new();
+    let watch = Watch::Kind(Kind::BackendTlsPolicy);
+    let broken = |service: &str| {
+        json!({
+            "metadata": {"name": "p", "namespace": "default"},
+            "spec": {"targetRefs": [{"group": "", "kind": "Service", "name": service}]},
+        })
+    };
+    for service in ["a", "b"] {
+        assert!(case.apply(&watch, present(Kind::BackendTlsPolicy, broken(service))));
+        let name = ObjectName { namespace: "default".into(), name: "p".into() };
+        let key = Key { kind: Kind::BackendTlsPolicy, name };
+        let stored = case.index.stored(&Source::Cluster, &key);
+        let Some(Object::UnreadBackendTlsPolicy(policy)) = stored else { panic!("{stored:?}") };
+        assert_eq!(policy.spec.target_refs[0].name, service);
+        let problems = case.index.build(&Fleet::default()).problems;
+        let problem = problems.iter().find(|problem| problem.code == "Unparsable").unwrap();
+        assert!(!problem.reason.contains("stays in effect"), "{problem}");
+    }
 }
 
 #[test]

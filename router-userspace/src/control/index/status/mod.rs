@@ -141,7 +141,9 @@ impl StatusContext<'_> {
             Object::InferencePool(pool) => Some(self.pool(pool)),
             Object::InferenceTrafficPolicy(policy) => Some(self.policy(policy)),
             Object::BackendTrafficPolicy(policy) => Some(self.timeouts(policy)),
-            Object::BackendTlsPolicy(policy) => Some(self.backend_tls(policy)),
+            Object::BackendTlsPolicy(policy) | Object::UnreadBackendTlsPolicy(policy) => {
+                Some(self.backend_tls(policy))
+            }
             _ => None,
         }
     }
