@@ -7,15 +7,15 @@ use aya_ebpf::helpers::generated::bpf_tcp_sock;
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::{SkBuffContext, TcContext};
 use router_common::flow::{
-    FlowKey, POD_BY_INTERFACE, PodSocket, SOCKET_ENGINE, SOCKET_HTTP, SOCKET_KV,
+    FlowKey, POD_BY_INTERFACE, PodSocket, SOCKET_ENGINE, SOCKET_HTTP, SOCKET_KV, mapped,
 };
 use router_common::http::{HttpStream, Segment, TCP_SYN};
 
 use crate::connection::{local_pod_at, serves};
 use crate::counters::{add, forget};
-use crate::fields::{address_of, field};
+use crate::fields::field;
 use crate::maps::{EARLY, POD_TRAFFIC, SCRATCH};
-use crate::packet::{FrameBytes as _, tcp_offset};
+use crate::packet::{FrameBytes as _, tcp_header, tcp_offset};
 use crate::payload::{SocketMemory, TcpPayload};
 use crate::requests::{self, ENDS, now};
 use crate::socket;
@@ -35,11 +35,12 @@ pub fn pd_cgroup_egress(ctx: SkBuffContext) -> i32 {
     sent(ctx.as_ptr().cast()).map_or(PASS, |()| PASS)
 }
 
-/// The TCP segment of a packet, the offset of its payload, and its ports (source, destination).
+/// The TCP segment of a packet, the offset of its payload, and its ports.
 struct TcpPacket {
     segment: Segment,
     payload: u32,
-    ports: [u16; 2],
+    source: u16,
+    destination: u16,
 }
 
 #[inline(always)]
@@ -47,21 +48,41 @@ fn parse(skb: *mut __sk_buff) -> Option<TcpPacket> {
     let packet = TcContext::new(skb);
     let length = field!(__sk_buff, skb, len);
     let offset = forget(tcp_offset(&packet)? as u64, length as u64) as usize;
-    let header: [u8; 14] = packet.read(offset)?;
-    let payload = offset as u32 + (header[12] >> 4) as u32 * 4;
+    let header = tcp_header(&packet, offset)?;
+    let payload = offset as u32 + header.size;
     Some(TcpPacket {
         segment: Segment {
-            sequence: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
-            acknowledged: u32::from_be_bytes([header[8], header[9], header[10], header[11]]),
+            sequence: header.sequence,
+            acknowledged: header.acknowledged,
             length: length.saturating_sub(payload),
-            flags: header[13],
+            flags: header.flags,
         },
         payload,
-        ports: [
-            u16::from_be_bytes([header[0], header[1]]),
-            u16::from_be_bytes([header[2], header[3]]),
-        ],
+        source: header.source,
+        destination: header.destination,
     })
+}
+
+/// A packet at a socket of a local pod.
+struct SocketPacket {
+    socket: *mut bpf_sock,
+    known: *mut PodSocket,
+    segment: Segment,
+    payload: u32,
+}
+
+#[inline(always)]
+fn at_socket(skb: *mut __sk_buff) -> Option<SocketPacket> {
+    let socket = socket::of_packet(skb)?;
+    let known = socket::of_pod(socket)?;
+    let TcpPacket { segment, payload, .. } = parse(skb)?;
+    Some(SocketPacket { socket, known, segment, payload })
+}
+
+/// Whether a segment concerns the HTTP connection of a socket of this kind.
+#[inline(always)]
+fn is_http(kind: u32, segment: &Segment) -> bool {
+    kind & SOCKET_ENGINE != 0 && (segment.length > 0 || segment.flags & ENDS != 0)
 }
 
 #[inline(always)]
@@ -86,9 +107,7 @@ pub extern "C" fn pd_receive(skb: *mut __sk_buff) -> u32 {
 
 #[inline(always)]
 fn received(skb: *mut __sk_buff) -> Option<()> {
-    let socket = socket::of_packet(skb)?;
-    let known = socket::of_pod(socket)?;
-    let TcpPacket { segment, payload, .. } = parse(skb)?;
+    let SocketPacket { socket, known, segment, payload } = at_socket(skb)?;
     // SAFETY: live map values.
     unsafe {
         let kind = (*known).kind;
@@ -100,7 +119,7 @@ fn received(skb: *mut __sk_buff) -> Option<()> {
                 add(&raw mut (*traffic).rx_kv_payload, new_bytes(socket, &segment) as u64);
             }
         }
-        if kind & SOCKET_ENGINE == 0 || (segment.length == 0 && segment.flags & ENDS == 0) {
+        if !is_http(kind, &segment) {
             return None;
         }
         let bytes = TcpPayload::new(skb, payload, &segment);
@@ -131,9 +150,11 @@ fn new_bytes(socket: *mut bpf_sock, segment: &Segment) -> u32 {
 
 #[inline(always)]
 fn sent(skb: *mut __sk_buff) -> Option<()> {
-    let socket = socket::of_packet(skb)?;
-    let known = socket::of_pod(socket)?;
-    let TcpPacket { segment, payload, .. } = parse(skb)?;
+    // The SYN-ACK of a connection that has no socket yet.
+    if field!(bpf_sock, socket::of_packet(skb)?, state) == TCP_LISTEN {
+        return None;
+    }
+    let SocketPacket { socket, known, segment, payload } = at_socket(skb)?;
     // SAFETY: live map values.
     unsafe {
         let kind = (*known).kind;
@@ -141,7 +162,7 @@ fn sent(skb: *mut __sk_buff) -> Option<()> {
             let traffic = POD_TRAFFIC.get_ptr_mut((*known).pod)?;
             add(&raw mut (*traffic).socket_tx_payload, segment.length as u64);
         }
-        if kind & SOCKET_ENGINE == 0 || (segment.length == 0 && segment.flags & ENDS == 0) {
+        if !is_http(kind, &segment) {
             return None;
         }
         if kind & SOCKET_HTTP == 0 && !socket::begin(known, socket, None) {
@@ -175,11 +196,10 @@ pub extern "C" fn pd_early_data(skb: *mut __sk_buff) -> u32 {
 
 #[inline(always)]
 fn keep_early(skb: *mut __sk_buff) -> Option<()> {
-    let TcpPacket { segment, payload, ports } = parse(skb)?;
+    let TcpPacket { segment, payload, source: remote_port, destination: local_port } = parse(skb)?;
     if segment.length == 0 {
         return None;
     }
-    let [remote_port, local_port] = ports;
     let (local, remote) = addresses(skb)?;
     let pod = local_pod_at(local, local_port)?;
     // SAFETY: a live map value.
@@ -212,10 +232,7 @@ fn addresses(skb: *mut __sk_buff) -> Option<([u8; 16], [u8; 16])> {
     if first >> 4 == 4 {
         let both: [u8; 8] = packet.read(12)?;
         let [a, b, c, d, e, f, g, h] = both;
-        let v4 = |bytes: [u8; 4]| {
-            address_of([0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), u32::from_ne_bytes(bytes)])
-        };
-        return Some((v4([e, f, g, h]), v4([a, b, c, d])));
+        return Some((mapped([e, f, g, h]), mapped([a, b, c, d])));
     }
     Some((packet.read(24)?, packet.read(8)?))
 }

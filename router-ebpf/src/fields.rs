@@ -1,53 +1,28 @@
 //! Reads fields of contexts and sockets with one load at a constant offset. Otherwise the compiler may
 //! merge the loads of two branches into one with a computed pointer, which the verifier refuses.
 
-/// Loads four bytes.
-#[inline(always)]
-pub fn load32<const OFFSET: usize, T>(context: *const T) -> u32 {
-    let value: u64;
-    // SAFETY: the context is valid while the program runs; the verifier checks the offset.
-    unsafe {
-        core::arch::asm!(
-            "{value} = *(u32 *)({context} + {offset})",
-            value = out(reg) value,
-            context = in(reg) context,
-            offset = const OFFSET,
-        );
-    }
-    value as u32
+/// Makes a function that loads a number of one size.
+macro_rules! load {
+    ($name:ident, $number:ty, $size:literal) => {
+        #[inline(always)]
+        pub fn $name<const OFFSET: usize, T>(context: *const T) -> $number {
+            let value: u64;
+            // SAFETY: the context is valid while the program runs; the verifier checks the offset.
+            unsafe {
+                core::arch::asm!(
+                    concat!("{value} = *(", $size, " *)({context} + {offset})"),
+                    value = out(reg) value,
+                    context = in(reg) context,
+                    offset = const OFFSET,
+                );
+            }
+            value as $number
+        }
+    };
 }
-
-/// Loads two bytes.
-#[inline(always)]
-pub fn load16<const OFFSET: usize, T>(context: *const T) -> u16 {
-    let value: u64;
-    // SAFETY: as above.
-    unsafe {
-        core::arch::asm!(
-            "{value} = *(u16 *)({context} + {offset})",
-            value = out(reg) value,
-            context = in(reg) context,
-            offset = const OFFSET,
-        );
-    }
-    value as u16
-}
-
-/// Loads eight bytes.
-#[inline(always)]
-pub fn load64<const OFFSET: usize, T>(context: *const T) -> u64 {
-    let value: u64;
-    // SAFETY: as above.
-    unsafe {
-        core::arch::asm!(
-            "{value} = *(u64 *)({context} + {offset})",
-            value = out(reg) value,
-            context = in(reg) context,
-            offset = const OFFSET,
-        );
-    }
-    value
-}
+load!(load16, u16, "u16");
+load!(load32, u32, "u32");
+load!(load64, u64, "u64");
 
 /// A 32-bit field of a context: `field!(bpf_sock, context, src_ip4)`, or a word of an array.
 macro_rules! field {
@@ -59,6 +34,38 @@ macro_rules! field {
     };
 }
 pub(crate) use field;
+
+pub const AF_INET: u32 = 2;
+pub const AF_INET6: u32 = 10;
+
+/// The local and remote address of a context that has both as IPv4 and as IPv6, by the names of these four
+/// fields. Returns `None` from the function if the context is of another family.
+macro_rules! addresses {
+    ($type:ty, $context:expr, $local4:ident, $remote4:ident, $local6:ident, $remote6:ident) => {
+        match $crate::fields::field!($type, $context, family) {
+            $crate::fields::AF_INET => (
+                mapped($crate::fields::field!($type, $context, $local4).to_ne_bytes()),
+                mapped($crate::fields::field!($type, $context, $remote4).to_ne_bytes()),
+            ),
+            $crate::fields::AF_INET6 => (
+                $crate::fields::address_of([
+                    $crate::fields::field!($type, $context, $local6, 0),
+                    $crate::fields::field!($type, $context, $local6, 1),
+                    $crate::fields::field!($type, $context, $local6, 2),
+                    $crate::fields::field!($type, $context, $local6, 3),
+                ]),
+                $crate::fields::address_of([
+                    $crate::fields::field!($type, $context, $remote6, 0),
+                    $crate::fields::field!($type, $context, $remote6, 1),
+                    $crate::fields::field!($type, $context, $remote6, 2),
+                    $crate::fields::field!($type, $context, $remote6, 3),
+                ]),
+            ),
+            _ => return None,
+        }
+    };
+}
+pub(crate) use addresses;
 
 /// An IPv6 address of four words in network order.
 #[inline(always)]

@@ -1,4 +1,5 @@
-//! Parses a frame: addresses, ports and the position of the payload, with bounds checks.
+//! Parses frames of interfaces and IP packets of sockets: addresses, ports and the position of the payload,
+//! with bounds checks.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::__sk_buff;
@@ -291,6 +292,31 @@ fn write_addresses(
     }
 }
 
+/// The fields of a TCP header that the programs read.
+pub struct TcpHeader {
+    pub source: u16,
+    pub destination: u16,
+    pub sequence: u32,
+    pub acknowledged: u32,
+    pub flags: u8,
+    /// Length of the header in bytes, options included.
+    pub size: u32,
+}
+
+/// The TCP header at `offset`.
+#[inline(always)]
+pub fn tcp_header<F: FrameBytes>(frame: &F, offset: usize) -> Option<TcpHeader> {
+    let header: [u8; 14] = frame.read(offset)?;
+    Some(TcpHeader {
+        source: u16::from_be_bytes([header[0], header[1]]),
+        destination: u16::from_be_bytes([header[2], header[3]]),
+        sequence: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
+        acknowledged: u32::from_be_bytes([header[8], header[9], header[10], header[11]]),
+        flags: header[13],
+        size: (header[12] >> 4) as u32 * 4,
+    })
+}
+
 /// The sequence numbers and payload of a TCP segment; all zero if the packet has none. Not an `Option`:
 /// the compiler would copy its uninitialised half, which the verifier refuses.
 #[derive(Default)]
@@ -320,9 +346,8 @@ pub fn tcp<F: FrameBytes>(
     if packet.protocol != TCP {
         return Tcp::default();
     }
-    let Some(header) = frame.read::<14>(packet.transport) else { return Tcp::default() };
-    let source = u16::from_be_bytes([header[0], header[1]]);
-    let destination = u16::from_be_bytes([header[2], header[3]]);
+    let Some(header) = tcp_header(frame, packet.transport) else { return Tcp::default() };
+    let TcpHeader { source, destination, .. } = header;
     let (local, remote) =
         if direction == Direction::ToPod { (destination, source) } else { (source, destination) };
     // SAFETY: as above.
@@ -330,11 +355,11 @@ pub fn tcp<F: FrameBytes>(
         (*flow).local_port = local;
         (*flow).remote_port = remote;
     }
-    let payload = packet.transport + (header[12] >> 4) as usize * 4;
+    let payload = packet.transport + header.size as usize;
     Tcp {
-        sequence: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
-        acknowledged: u32::from_be_bytes([header[8], header[9], header[10], header[11]]),
-        flags: header[13],
+        sequence: header.sequence,
+        acknowledged: header.acknowledged,
+        flags: header.flags,
         payload,
         length: packet.end.saturating_sub(payload) as u32,
     }

@@ -16,16 +16,13 @@ use router_common::flow::{
 
 use crate::connection::pair_of;
 use crate::counters::{Loss, add, lost, pair};
-use crate::fields::{address_of, load32, load64};
+use crate::fields::{addresses, load32, load64};
 use crate::maps::CONNECTIONS;
 
 #[sock_ops]
 pub fn pd_sock_ops(ctx: SockOpsContext) -> u32 {
     observe(&ctx).map_or(1, |()| 1)
 }
-
-const AF_INET: u32 = 2;
-const AF_INET6: u32 = 10;
 
 const TCP_ESTABLISHED: u32 = 1;
 const TCP_SYN_SENT: u32 = 2;
@@ -93,27 +90,8 @@ fn observe(ctx: &SockOpsContext) -> Option<()> {
 
 #[inline(always)]
 fn flow(ctx: &SockOpsContext) -> Option<FlowKey> {
-    let (local, remote) = match field!(ctx, family) {
-        AF_INET => (
-            mapped(field!(ctx, local_ip4).to_ne_bytes()),
-            mapped(field!(ctx, remote_ip4).to_ne_bytes()),
-        ),
-        AF_INET6 => (
-            address_of([
-                field!(ctx, local_ip6, 0),
-                field!(ctx, local_ip6, 1),
-                field!(ctx, local_ip6, 2),
-                field!(ctx, local_ip6, 3),
-            ]),
-            address_of([
-                field!(ctx, remote_ip6, 0),
-                field!(ctx, remote_ip6, 1),
-                field!(ctx, remote_ip6, 2),
-                field!(ctx, remote_ip6, 3),
-            ]),
-        ),
-        _ => return None,
-    };
+    let (local, remote) =
+        addresses!(bpf_sock_ops, ctx.ops, local_ip4, remote_ip4, local_ip6, remote_ip6);
     Some(FlowKey {
         local,
         remote,

@@ -10,13 +10,11 @@ use router_common::flow::{
 use router_common::http::{HttpStream, Payload as _, Segment, begins_request};
 
 use crate::connection::{carries_kv, local_pod_at, serves};
-use crate::fields::{address_of, field, load16};
+use crate::fields::{addresses, field, load16};
 use crate::maps::{EARLY, HEADS, HeadScratch, SETTINGS, SOCKETS, STREAMS};
 use crate::payload::{SocketMemory, TcpPayload};
 use crate::requests::{self, now};
 
-const AF_INET: u32 = 2;
-const AF_INET6: u32 = 10;
 const IPPROTO_TCP: u32 = 6;
 
 /// The TCP socket that sends or receives a packet.
@@ -65,27 +63,7 @@ fn storage<M, V>(map: *const M, socket: *mut bpf_sock, flags: u32) -> Option<*mu
 /// The two ends of a connected socket.
 #[inline(always)]
 pub fn flow(socket: *mut bpf_sock) -> Option<FlowKey> {
-    let (local, remote) = match field!(bpf_sock, socket, family) {
-        AF_INET => (
-            mapped(field!(bpf_sock, socket, src_ip4).to_ne_bytes()),
-            mapped(field!(bpf_sock, socket, dst_ip4).to_ne_bytes()),
-        ),
-        AF_INET6 => (
-            address_of([
-                field!(bpf_sock, socket, src_ip6, 0),
-                field!(bpf_sock, socket, src_ip6, 1),
-                field!(bpf_sock, socket, src_ip6, 2),
-                field!(bpf_sock, socket, src_ip6, 3),
-            ]),
-            address_of([
-                field!(bpf_sock, socket, dst_ip6, 0),
-                field!(bpf_sock, socket, dst_ip6, 1),
-                field!(bpf_sock, socket, dst_ip6, 2),
-                field!(bpf_sock, socket, dst_ip6, 3),
-            ]),
-        ),
-        _ => return None,
-    };
+    let (local, remote) = addresses!(bpf_sock, socket, src_ip4, dst_ip4, src_ip6, dst_ip6);
     let remote_port = load16::<{ core::mem::offset_of!(bpf_sock, dst_port) }, _>(socket);
     Some(FlowKey {
         local,
