@@ -187,7 +187,8 @@ unsafe fn answer(skb: *mut __sk_buff, known: *mut PodSocket, segment: &Segment, 
 }
 
 /// Keeps the beginning of a request that comes before its socket exists: with the SYN (TCP Fast Open) or
-/// with the end of the handshake. It counts if the socket comes to exist.
+/// with the end of the handshake. It counts if a socket with this beginning comes to exist: a listener also
+/// gets data of connections that it does not know.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn pd_early_data(skb: *mut __sk_buff) -> u32 {

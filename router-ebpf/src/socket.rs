@@ -133,22 +133,27 @@ pub fn begin(
     // SAFETY: live map values, and a socket that the verifier has seen checked.
     unsafe {
         let pod = (*known).pod;
+        let tcp = bpf_tcp_sock(socket);
+        if tcp.is_null() {
+            return false;
+        }
+        let (next, received) = ((*tcp).rcv_nxt, (*tcp).bytes_received);
         if let Some(early) = EARLY.get_ptr_mut(flow) {
-            (*known).stream = *early;
-            (*known).kind |= SOCKET_HTTP;
+            // Data that was no connection's may be there too, and be of any time.
+            let syn = next.wrapping_sub(received as u32).wrapping_sub(1);
+            let is_ours = (*early).pod == pod && (*early).syn == syn;
+            if is_ours {
+                (*known).stream = *early;
+                (*known).kind |= SOCKET_HTTP;
+            }
             let _ = EARLY.remove(flow);
-            if (*known).stream.pod == pod {
+            if is_ours {
                 requests::apply(pod, &(*known).stream.uncounted());
                 return true;
             }
         }
         let Some((segment, payload)) = request else { return false };
-        let tcp = bpf_tcp_sock(socket);
-        if tcp.is_null() {
-            return false;
-        }
-        let next = (*tcp).rcv_nxt;
-        if (*tcp).bytes_received == 0 {
+        if received == 0 {
             // The connection's first byte is this or a later one.
             (*known).stream = HttpStream::from_start(pod, next, (*tcp).snd_nxt);
         } else if segment.sequence == next && begins_request(payload.four(0)) {

@@ -1,12 +1,15 @@
 //! Requests that begin in unusual ways, and ends that no packet shows.
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use netns::{Namespace, Node, Topology};
 use nix::libc;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, sendto, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, bind, connect, sendto, setsockopt,
+    socket, sockopt,
+};
 use router_tests::agent::{Agent, count, pod};
 use router_tests::node_manifests::{ENGINE, prefill};
 use router_tests::traffic::{accept, joined, listen};
@@ -88,6 +91,10 @@ fn read_answer(mut stream: &TcpStream) {
     stream.read_exact(&mut [0; SIZED.len()]).expect("a response");
 }
 
+fn tcp_socket() -> OwnedFd {
+    socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).expect("a socket")
+}
+
 /// How often a namespace's TCP accepted the data of a SYN.
 fn fast_opened(netns: &Namespace) -> u64 {
     let shown = netns.sh("cat /proc/self/net/netstat");
@@ -111,13 +118,12 @@ fn data_that_comes_before_its_socket_counts() {
     }
     let std::net::IpAddr::V4(address) = one.address else { panic!("an IPv4 address") };
     let listener = listen(&one.netns, one.address, ENGINE);
-    set_tcp_option(&listener, libc::TCP_FASTOPEN, 64);
+    set_tcp_option(&listener, libc::TCP_FASTOPEN, [64]);
     let served = serve(listener, CLIENTS);
     for _ in 0..CLIENTS {
         let stream = node.outside.run(move || {
-            let stream = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None);
-            let stream = stream.expect("a socket");
-            let to = SockaddrIn::from(std::net::SocketAddrV4::new(address, ENGINE));
+            let stream = tcp_socket();
+            let to = SockaddrIn::from(SocketAddrV4::new(address, ENGINE));
             let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
             let sent = sendto(stream.as_raw_fd(), GET, &to, flags).expect("sending");
             assert_eq!(sent, GET.len());
@@ -130,7 +136,7 @@ fn data_that_comes_before_its_socket_counts() {
     assert_eq!(ended(&agent, CLIENTS), [CLIENTS, CLIENTS, 0]);
     // The handshake's last acknowledgement is ignored: the socket exists with the first data.
     let listener = listen(&one.netns, one.address, ENGINE);
-    set_tcp_option(&listener, TCP_DEFER_ACCEPT, 5);
+    set_tcp_option(&listener, TCP_DEFER_ACCEPT, [5]);
     let served = serve(listener, CLIENTS);
     for _ in 0..CLIENTS {
         let mut stream = node.outside.run(move || TcpStream::connect((address, ENGINE)));
@@ -142,6 +148,55 @@ fn data_that_comes_before_its_socket_counts() {
     let all = 2 * CLIENTS;
     assert_eq!(ended(&agent, all), [all, all, 0]);
     assert_eq!(count(&pod(&agent.loads(), "p0")["ttft"]["samples"]), all);
+}
+
+/// Connects from a port. With `alone` the other side does not learn of it: the socket is set up as a
+/// checkpointed one is restored.
+fn connect_from(port: u16, to: SocketAddrV4, alone: bool) -> TcpStream {
+    const TCP_REPAIR_WINDOW: i32 = 29;
+    const OFF_WITHOUT_PROBE: i32 = -1;
+    let stream = tcp_socket();
+    setsockopt(&stream, sockopt::ReuseAddr, &true).expect("an option");
+    bind(stream.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)))
+        .expect("the port");
+    if alone {
+        set_tcp_option(&stream, libc::TCP_REPAIR, [1]);
+    }
+    connect(stream.as_raw_fd(), &SockaddrIn::from(to)).expect("connecting");
+    if alone {
+        // Sequence number, window and largest window of the other side; window and number of this side.
+        set_tcp_option(&stream, TCP_REPAIR_WINDOW, [0, 60_000, 60_000, 60_000, 0]);
+        set_tcp_option(&stream, libc::TCP_REPAIR, [OFF_WITHOUT_PROBE]);
+    }
+    TcpStream::from(stream)
+}
+
+/// A listener also gets data of connections that it does not know: those of the engine before it.
+#[test]
+fn data_of_an_unknown_connection_is_no_request_of_the_next_one() {
+    const PORT: u16 = 40_123;
+    let node = Node::new(Topology::Routed);
+    let one = node.pod(2);
+    let agent = Agent::start(&node, &[prefill("p0", one.address)]);
+    let std::net::IpAddr::V4(address) = one.address else { panic!("an IPv4 address") };
+    let to = SocketAddrV4::new(address, ENGINE);
+    let listener = listen(&one.netns, one.address, ENGINE);
+    let mut unknown = node.outside.run(move || connect_from(PORT, to, true));
+    unknown.write_all(GET).expect("asking");
+    let refused = unknown.read(&mut [0]).expect_err("no connection");
+    assert_eq!(refused.kind(), ErrorKind::ConnectionReset);
+    drop(unknown);
+    // The next connection from this port sends no request, and another one does.
+    let client = node.outside.run(move || connect_from(PORT, to, false));
+    let server = accept(&listener);
+    pass(&client, &server, b"no request\r\n\r\n");
+    pass(&server, &client, b"no response\r\n\r\n");
+    let (client, server) = joined(&node.outside, &listener);
+    pass(&client, &server, GET);
+    pass(&server, &client, SIZED);
+    let loads = agent.until("the request", |loads| count(&pod(loads, "p0")["finished"]) > 0);
+    let p0 = pod(&loads, "p0");
+    assert_eq!(["started", "waiting", "aborted"].map(|name| count(&p0[name])), [1, 0, 0]);
 }
 
 #[test]
@@ -160,7 +215,7 @@ fn a_socket_that_closes_without_a_packet_ends_its_request() {
                 pass(&server, &client, head);
             }
             // The engine waits for an acknowledgement that cannot come.
-            set_tcp_option(&server, libc::TCP_USER_TIMEOUT, 1_000);
+            set_tcp_option(&server, libc::TCP_USER_TIMEOUT, [1_000]);
             (client, server)
         })
         .into();

@@ -5,16 +5,16 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use nix::libc;
 
-/// Sets a numeric option of TCP.
-pub(crate) fn set_tcp_option(socket: &impl AsFd, option: i32, value: i32) {
-    // SAFETY: the pointer and length are of a live number.
+/// Sets an option of TCP whose value is numbers.
+pub(crate) fn set_tcp_option<const N: usize>(socket: &impl AsFd, option: i32, value: [i32; N]) {
+    // SAFETY: the pointer and length are of live numbers.
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
             libc::IPPROTO_TCP,
             option,
             (&raw const value).cast(),
-            size_of::<i32>() as libc::socklen_t,
+            size_of::<[i32; N]>() as libc::socklen_t,
         )
     };
     assert_eq!(result, 0, "option {option}: {}", std::io::Error::last_os_error());
