@@ -97,7 +97,10 @@ pub extern "C" fn pd_log_loss(what: u32, times: u64) -> u32 {
         }
         PAIR => warn!((), "PAIRS is full: connections counted under peer 0: {}", times),
         STREAM => {
-            warn!((), "STREAMS is full: connections whose requests are not counted: {}", times)
+            warn!(
+                (),
+                "no memory for HTTP connections: their requests or ends are not counted: {}", times
+            )
         }
         QUEUE_PAIR => {
             warn!((), "QUEUE_PAIRS is full: packets counted under queue pair 0: {}", times)

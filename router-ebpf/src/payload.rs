@@ -6,7 +6,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use router_common::http::{HEAD_WINDOW, HeadBytes, HeadScan, Payload, Segment};
 
-use crate::counters::{forget, masked};
+use crate::counters::{Loss, forget, lost, masked};
 use crate::fields::field;
 use crate::maps::{HeadScratch, SCRATCH};
 use crate::socket;
@@ -124,7 +124,10 @@ impl<M: HeadMemory> Payload for TcpPayload<M> {
         let start = self.start.wrapping_add(skip);
         let length = self.length.wrapping_sub(skip);
         let count = if length > HEAD_WINDOW { HEAD_WINDOW } else { length };
-        let Some(scratch) = M::scratch(self.skb) else { return 0 };
+        let Some(scratch) = M::scratch(self.skb) else {
+            lost(Loss::Stream);
+            return 0;
+        };
         // SAFETY: a live map value.
         unsafe {
             (*scratch).head = *head;

@@ -10,6 +10,7 @@ use router_common::flow::{
 use router_common::http::{HttpStream, Payload as _, Segment, begins_request};
 
 use crate::connection::{carries_kv, local_pod_at, serves};
+use crate::counters::{Loss, lost};
 use crate::fields::{addresses, field, load16};
 use crate::maps::{EARLY, HEADS, HeadScratch, SETTINGS, SOCKETS, STREAMS};
 use crate::payload::{SocketMemory, TcpPayload};
@@ -109,7 +110,11 @@ pub fn of_pod(socket: *mut bpf_sock) -> Option<*mut PodSocket> {
     } else {
         0
     };
-    let known: *mut PodSocket = storage(&raw const SOCKETS, socket, BPF_SK_STORAGE_GET_F_CREATE)?;
+    let known = storage(&raw const SOCKETS, socket, BPF_SK_STORAGE_GET_F_CREATE);
+    if known.is_none() && kind == SOCKET_ENGINE {
+        lost(Loss::Stream);
+    }
+    let known: *mut PodSocket = known?;
     // SAFETY: as above.
     unsafe {
         // The state of a connection is that of its pod: what another pod began, it does not end.
@@ -171,16 +176,24 @@ pub fn begin(
 pub fn list(known: *mut PodSocket, socket: *mut bpf_sock) -> Option<()> {
     // SAFETY: live map values.
     unsafe {
-        if (*known).stream.has_no_known_end() {
-            let flow = flow(socket)?;
-            let (flow, stream) = (&flow, &(*known).stream);
-            if STREAMS.insert(flow, stream, BPF_ANY as u64).is_ok() {
-                (*known).kind |= SOCKET_LISTED;
-            }
-        } else if (*known).kind & SOCKET_LISTED != 0 {
+        let is_listed = (*known).kind & SOCKET_LISTED != 0;
+        let must_be_listed = (*known).stream.has_no_known_end();
+        if !is_listed && !must_be_listed {
+            return Some(());
+        }
+        let flow = flow(socket)?;
+        if !must_be_listed {
             (*known).kind &= !SOCKET_LISTED;
-            let flow = flow(socket)?;
             let _ = STREAMS.remove(flow);
+        } else if is_listed {
+            // Without an entry the map was full when the response began, which counted once.
+            (*STREAMS.get_ptr_mut(flow)?).last_ns = (*known).stream.last_ns;
+        } else {
+            (*known).kind |= SOCKET_LISTED;
+            let stream = &(*known).stream;
+            if STREAMS.insert(flow, stream, BPF_ANY as u64).is_err() {
+                lost(Loss::Stream);
+            }
         }
     }
     Some(())

@@ -1,5 +1,5 @@
-//! Passes TCP segments on the interface of a pod to the state of their HTTP connection, for pods whose
-//! sockets are not on this node.
+//! Passes TCP segments on the interface of a pod to the state of their HTTP connection, for pods without
+//! sockets on this node, and for all where the cgroup programs cannot be attached.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::programs::TcContext;

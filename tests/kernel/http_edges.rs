@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 
 use netns::{Namespace, Node, Topology};
 use nix::libc;
@@ -10,6 +11,10 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, bind, connect, sendto, setsockopt,
     socket, sockopt,
 };
+use pd_router::agent::bpf::maps::Maps;
+use router_common::flow::FlowKey;
+use router_common::http::HttpStream;
+use router_common::maps::STREAMS;
 use router_tests::agent::{Agent, count, pod};
 use router_tests::node_manifests::{ENGINE, prefill};
 use router_tests::traffic::{accept, joined, listen};
@@ -197,6 +202,33 @@ fn data_of_an_unknown_connection_is_no_request_of_the_next_one() {
     let loads = agent.until("the request", |loads| count(&pod(loads, "p0")["finished"]) > 0);
     let p0 = pod(&loads, "p0");
     assert_eq!(["started", "waiting", "aborted"].map(|name| count(&p0[name])), [1, 0, 0]);
+}
+
+#[test]
+fn a_response_for_which_the_map_has_no_space_is_reported_once_and_counted() {
+    let node = Node::new(Topology::Routed);
+    let one = node.pod(2);
+    let agent = Agent::start(&node, &[prefill("p0", one.address)]);
+    node.netns.run(|| {
+        let maps = Maps::open(Path::new("/sys/fs/bpf/pd-router")).expect("the agent's maps");
+        for number in 0..STREAMS as u32 {
+            let mut key =
+                FlowKey { local: [0; 16], remote: [0; 16], local_port: 0, remote_port: 0 };
+            key.remote[..4].copy_from_slice(&number.to_ne_bytes());
+            maps.streams.set(&key, &HttpStream::default()).expect("space");
+        }
+    });
+    let listener = listen(&one.netns, one.address, ENGINE);
+    let (client, server) = joined(&node.outside, &listener);
+    pass(&client, &server, GET);
+    // Its end is not known, so that every segment is one for the map.
+    pass(&server, &client, b"HTTP/1.1 200 OK\r\n\r\nsome");
+    (0..3).for_each(|_| pass(&server, &client, b"more"));
+    let loads = agent.until("reported", |loads| count(&loads["lost"]["streams"]) > 0);
+    assert_eq!(pod(&loads, "p0")["in_flight"], 1);
+    drop((client, server));
+    assert_eq!(ended(&agent, 1), [1, 1, 0]);
+    assert_eq!(agent.loads()["lost"]["streams"], 1);
 }
 
 #[test]
