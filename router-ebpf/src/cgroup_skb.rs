@@ -205,6 +205,9 @@ fn keep_early(skb: *mut __sk_buff) -> Option<()> {
     let pod = local_pod_at(local, local_port)?;
     // SAFETY: a live map value.
     let (id, flags) = unsafe { ((*pod).id, (*pod).flags) };
+    let traffic = POD_TRAFFIC.get_ptr_mut(id)?;
+    // SAFETY: a live map value. The socket that comes to exist reports these bytes as received.
+    unsafe { add(&raw mut (*traffic).socket_rx_payload, segment.length as u64) };
     if flags & POD_BY_INTERFACE != 0 || !serves(pod, local_port) {
         return None;
     }

@@ -33,14 +33,23 @@ fn a_pod_whose_interface_is_its_own_is_named_and_its_connections_count() {
 
 #[test]
 fn a_pod_that_no_program_sees_is_unknown_and_named() {
+    is_unknown_without("pd_cgroup_*");
+}
+
+#[test]
+fn a_pod_whose_received_bytes_no_program_sees_is_unknown_and_named() {
+    is_unknown_without("pd_cgroup_ingress_*");
+}
+
+/// The links of some cgroup programs go, as by another tool's hand; sock_ops stays.
+fn is_unknown_without(links: &str) {
     let node = Node::new(Topology::Routed);
     let host = node.addresses().0;
     let mut named = [prefill("p0", host)];
     named[0].host_network = true;
     let agent = Agent::start(&node, &named);
     let listener = listen(&node.netns, host, ENGINE);
-    // The cgroup programs go, as by another tool's hand; sock_ops stays.
-    node.netns.sh("rm /sys/fs/bpf/pd-router/links/pd_cgroup_*");
+    node.netns.sh(&format!("rm /sys/fs/bpf/pd-router/links/{links}"));
     let (client, server) = joined(&node.netns, &listener);
     let is_unseen = |loads: &serde_json::Value| {
         let missing = loads["missing"].as_array().expect("a list");
@@ -52,8 +61,10 @@ fn a_pod_that_no_program_sees_is_unknown_and_named() {
     };
     agent.until("unseen", |loads| {
         // Traffic goes on: each second is compared with the one before.
-        let sending = send(&server, 1_000);
-        assert_eq!(receive(&client, 1_000), sending.join().expect("the other thread"));
+        for (from, to) in [(&client, &server), (&server, &client)] {
+            let sending = send(from, 1_000);
+            assert_eq!(receive(to, 1_000), sending.join().expect("the other thread"));
+        }
         is_unseen(loads)
     });
     agent.until("without a record for gateways", |_| agent.first_report().pods.is_empty());

@@ -14,14 +14,18 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::attachments;
-use super::counters::coverage::PodBytes;
+use super::counters::coverage::{Moved, PodBytes};
 use super::host::capabilities;
+use super::host::netlink::InterfaceCounters;
 use super::node_info::NodeInfo;
 use super::pods::registered_pod::RegisteredPod;
 use super::pods::{control_ports, existing_connections};
 use super::rdma::netlink::KernelNetlink;
 use super::rdma::{HostPaths, Rdma, RdmaWatcher};
 use super::{Agent, PortUpdate};
+
+/// Length of an Ethernet header without tags.
+const ETHERNET_BYTES: u64 = 14;
 
 impl Agent {
     /// Writes the settings and the pods, attaches the programs, then enters the connections that
@@ -197,20 +201,24 @@ impl Agent {
         let local: Vec<RegisteredPod> =
             self.registry.pods().filter(|pod| pod.placed.local).cloned().collect();
         let (mut reasons, mut unseen) = (Vec::new(), HashSet::new());
+        // Connections without space in the map are reported when they close.
+        let reports_at_end = self.state.lock().sampler.losses.connections > 0;
         for pod in &local {
             let Some(bytes) = self.pod_bytes(pod) else { continue };
-            let verdict = self.coverage.observe(pod.id, &bytes, now);
+            let verdict = self.coverage.observe(pod.id, &bytes, reports_at_end, now);
             if let Some((count, cause)) = verdict.unseen {
                 unseen.insert(pod.id);
                 reasons.push(format!(
-                    "{}: its sockets sent {count} bytes that no program saw; {}: its requests and \
+                    "{}: its sockets moved {count} bytes that no program saw; {}: its requests and \
                      latencies are unknown",
                     pod.placed.pod.name,
                     cause.describe()
                 ));
             }
-            let has_none =
-                if pod.by_interface { bytes.seen_at_sockets == 0 } else { verdict.has_no_sockets };
+            let has_none = match pod.by_interface {
+                true => bytes.sent.seen_at_sockets == 0,
+                false => verdict.has_no_sockets,
+            };
             self.registry.set_without_sockets(&pod.placed.pod.uid, has_none);
         }
         self.coverage.retain(self.registry.local());
@@ -229,12 +237,25 @@ impl Agent {
         let counts =
             |key: &PairKey| key.pod == pod.id && (key.peer != pod.id || key.class == CLASS_ENGINE);
         let pairs = state.sampler.pairs.iter().filter(|(key, _)| counts(key));
+        let (sent, received) = pairs.fold((0, 0), |(sent, received), (_, pair)| {
+            (sent + pair.stats.tx_bytes, received + pair.stats.rx_bytes)
+        });
+        // The host's end receives what the pod sends, and counts Ethernet headers as well.
+        let sent_on_link = |link: InterfaceCounters| {
+            link.rx_bytes.saturating_sub(ETHERNET_BYTES * link.rx_packets)
+        };
         Some(PodBytes {
-            sockets: pairs.map(|(_, pair)| pair.stats.tx_bytes).sum(),
-            seen_at_sockets: traffic.socket_tx_payload,
-            seen_on_interface: traffic.tx_payload,
-            // The host's end receives what the pod sends.
-            interface: link.map(|link| (link.rx_bytes, traffic.tx_bytes)),
+            sent: Moved {
+                sockets: sent,
+                seen_at_sockets: traffic.socket_tx_payload,
+                seen_on_interface: traffic.tx_payload,
+            },
+            received: Moved {
+                sockets: received,
+                seen_at_sockets: traffic.socket_rx_payload,
+                seen_on_interface: traffic.rx_payload,
+            },
+            interface: link.map(|link| (sent_on_link(link), traffic.tx_bytes)),
             by_interface: pod.by_interface,
         })
     }

@@ -101,9 +101,9 @@ fn link_stats(answer: &[u8]) -> Option<InterfaceCounters> {
     let message = messages(answer).find(|message| message.kind == RTM_NEWSTATS)?;
     let mut attributes = attributes(message.body.get(12..)?);
     let (_, stats) = attributes.find(|(kind, _)| *kind == IFLA_STATS_LINK_64)?;
-    // struct rtnl_link_stats64: packets received and sent, then the bytes.
+    // struct rtnl_link_stats64: packets received and sent, then the bytes of both.
     let number = |at: usize| Some(u64::from_ne_bytes(stats.get(at..at + 8)?.try_into().ok()?));
-    Some(InterfaceCounters { rx_bytes: number(16)?, tx_bytes: number(24)? })
+    Some(InterfaceCounters { rx_packets: number(0)?, rx_bytes: number(16)?, tx_bytes: number(24)? })
 }
 
 /// The interface in an answer to RTM_GETROUTE.
@@ -133,6 +133,7 @@ fn interface(message: &[u8]) -> Option<Interface> {
 /// Bytes that an interface has received and sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::agent) struct InterfaceCounters {
+    pub(in crate::agent) rx_packets: u64,
     pub(in crate::agent) rx_bytes: u64,
     pub(in crate::agent) tx_bytes: u64,
 }
