@@ -31,6 +31,21 @@ fn a_pod_whose_interface_is_its_own_is_named_and_its_connections_count() {
     agent.until("counted by its sockets", sent);
 }
 
+/// It may be busy on a way that no program is on, such as a virtual machine with a card of its own.
+#[test]
+fn a_pod_of_which_nothing_was_seen_has_no_record_for_gateways() {
+    let node = Node::new(Topology::Routed);
+    let apart = node.pod_apart(2);
+    let agent = Agent::start(&node, &[prefill("p0", apart.address)]);
+    assert!(pod(&agent.read_again(), "p0").is_object());
+    assert_eq!(agent.first_report().pods, []);
+    let listener = listen(&apart.netns, apart.address, ENGINE);
+    let (client, server) = joined(&node.outside, &listener);
+    let sending = send(&client, 1);
+    assert_eq!(receive(&server, 1), sending.join().expect("the other thread"));
+    agent.until("with a record", |_| agent.first_report().pods.len() == 1);
+}
+
 #[test]
 fn a_pod_that_no_program_sees_is_unknown_and_named() {
     is_unknown_without("pd_cgroup_*");
@@ -41,14 +56,24 @@ fn a_pod_whose_received_bytes_no_program_sees_is_unknown_and_named() {
     is_unknown_without("pd_cgroup_ingress_*");
 }
 
+/// Whether the agent's metrics have a sample of a pod.
+fn has_sample(agent: &Agent<'_>, metric: &str, pod: &str) -> bool {
+    let sample = format!("pd_agent_{metric}{{pod=\"default/{pod}\"");
+    agent.metrics().lines().any(|line| line.starts_with(&sample))
+}
+
 /// The links of some cgroup programs go, as by another tool's hand; sock_ops stays.
 fn is_unknown_without(links: &str) {
+    const REQUESTS: [&str; 3] = ["pod_requests_total", "pod_load_score", "pod_ttft_seconds_count"];
     let node = Node::new(Topology::Routed);
     let host = node.addresses().0;
     let mut named = [prefill("p0", host)];
     named[0].host_network = true;
     let agent = Agent::start(&node, &named);
     let listener = listen(&node.netns, host, ENGINE);
+    for metric in REQUESTS {
+        assert!(has_sample(&agent, metric, "p0"), "{}", agent.metrics());
+    }
     node.netns.sh(&format!("rm /sys/fs/bpf/pd-router/links/{links}"));
     let (client, server) = joined(&node.netns, &listener);
     let is_unseen = |loads: &serde_json::Value| {
@@ -68,4 +93,8 @@ fn is_unknown_without(links: &str) {
         is_unseen(loads)
     });
     agent.until("without a record for gateways", |_| agent.first_report().pods.is_empty());
+    for metric in REQUESTS {
+        assert!(!has_sample(&agent, metric, "p0"), "{}", agent.metrics());
+    }
+    assert!(has_sample(&agent, "pod_receive_bytes_total", "p0"), "{}", agent.metrics());
 }

@@ -20,7 +20,8 @@ type PodMetric = (&'static str, MetricType, &'static str, fn(&PodLoad) -> Number
 /// A metric of every pair: its name, type, help text and value.
 type PairMetric = (&'static str, MetricType, &'static str, fn(&PairLoad) -> Number);
 
-const PODS: [PodMetric; 13] = [
+/// Metrics of requests. A pod whose requests are unknown has no sample: `counted_at` is null.
+const REQUESTS: [PodMetric; 8] = [
     ("pod_requests", Counter, "Requests that began", |pod| pod.started.into()),
     ("pod_answers", Counter, "Responses that ended", |pod| pod.finished.into()),
     ("pod_aborted", Counter, "Responses that were cut short", |pod| pod.aborted.into()),
@@ -39,6 +40,9 @@ const PODS: [PodMetric; 13] = [
     ("pod_streams", Gauge, "Chunked responses that have begun and not ended", |pod| {
         pod.streaming.into()
     }),
+];
+
+const TRAFFIC: [PodMetric; 5] = [
     ("pod_receive_bytes", Counter, "IP bytes to the pod", |pod| pod.rx.bytes.into()),
     ("pod_transmit_bytes", Counter, "IP bytes from the pod", |pod| pod.tx.bytes.into()),
     ("pod_receive_packets", Counter, "Packets to the pod", |pod| pod.rx.packets.into()),
@@ -136,13 +140,18 @@ impl Collector for LoadsCollector {
 }
 
 fn encode_pods(encoder: &mut DescriptorEncoder<'_>, pods: &[PodLoad]) -> fmt::Result {
-    for (name, kind, help, value) in PODS {
+    let is_counted = |pod: &&PodLoad| pod.counted_at.is_some();
+    for (name, kind, help, value) in REQUESTS {
+        let samples = pods.iter().filter(is_counted).map(|pod| (pod_labels(pod), value(pod)));
+        encode_family(encoder, (name, kind, help), samples)?;
+    }
+    for (name, kind, help, value) in TRAFFIC {
         let samples = pods.iter().map(|pod| (pod_labels(pod), value(pod)));
         encode_family(encoder, (name, kind, help), samples)?;
     }
     for (name, help, value) in LATENCIES {
         let mut family = encoder.encode_descriptor(name, &format!("{help}."), None, Histogram)?;
-        for pod in pods {
+        for pod in pods.iter().filter(is_counted) {
             let LatencyTotals { sum_ms, samples, .. } = value(pod);
             // A snapshot has the sum and the count; the format requires a bucket as well.
             let buckets = [(f64::INFINITY, samples)];

@@ -100,11 +100,7 @@ impl RollingStats {
         let used = sampler.pairs.iter().filter(|(_, counters)| counters.is_used());
         self.pairs = used.map(|(key, counters)| (*key, pair_rates(counters))).collect();
         self.kv = KvRates::new(&self.pairs, |id| {
-            let is_seen = |pod: &&PodCounters| match pod.by_interface {
-                true => pod.traffic.rx_packets > 0,
-                false => !sampler.unseen.contains(&id),
-            };
-            sampler.pods.get(&id).filter(is_seen)?;
+            sampler.seen(id).filter(|pod| !pod.by_interface || pod.traffic.rx_packets > 0)?;
             let arrived = self.pods.get(&id).and_then(|pod| pod.kv_arrived.growth());
             Some(arrived.map_or(0.0, |growth| growth.per_second(0)))
         });
@@ -118,12 +114,10 @@ impl RollingStats {
         links: &PodLinks<'_>,
     ) -> frame::LoadReport {
         let now = Instant::now();
-        // A pod that the programs do not see has no record: to gateways its load is unknown.
         let pods = sampler
             .pods
-            .iter()
-            .filter(|(id, _)| !sampler.unseen.contains(id))
-            .filter_map(|(id, counters)| self.pod(node.pod(*id)?, counters, links, now));
+            .keys()
+            .filter_map(|id| self.pod(node.pod(*id)?, sampler.seen(*id)?, links, now));
         frame::LoadReport {
             node: node.name.clone().unwrap_or_default(),
             pods: pods.collect(),
@@ -141,9 +135,8 @@ impl RollingStats {
         links: &PodLinks<'_>,
     ) -> Vec<PodRecord> {
         let now = Instant::now();
-        let record = |id| self.pod(node.pod(id)?, sampler.pods.get(&id)?, links, now);
-        let seen = ids.iter().filter(|id| !sampler.unseen.contains(id));
-        seen.filter_map(|id| record(*id)).collect()
+        let record = |id| self.pod(node.pod(id)?, sampler.seen(id)?, links, now);
+        ids.iter().filter_map(|id| record(*id)).collect()
     }
 
     fn pod(

@@ -179,6 +179,15 @@ impl Sampler {
         Ok(())
     }
 
+    /// The counters of pod `id`, if the programs see it. A pod that they do not see has no record in load
+    /// frames: to gateways its load is unknown. A pod of which nothing at all was seen has none either: its
+    /// packets may take a way that no program is on.
+    pub(in crate::agent) fn seen(&self, id: u32) -> Option<&PodCounters> {
+        let is_seen =
+            |pod: &&PodCounters| !self.unseen.contains(&id) && pod.traffic != PodTraffic::default();
+        self.pods.get(&id).filter(is_seen)
+    }
+
     /// Reads the requests of the same pods alone; returns the ids of pods whose requests changed.
     ///
     /// # Errors
@@ -285,5 +294,17 @@ mod tests {
         pod.observe(asked(3), PodTraffic::default(), 0, 2 * STEP);
         assert_eq!((first.started, window(&pod).started), (0, 3));
         assert!(pod.window.rates().requests > 0.0);
+    }
+
+    #[test]
+    fn a_pod_of_which_nothing_was_seen_is_not_seen() {
+        let mut sampler = Sampler::new(Duration::ZERO);
+        sampler.pods.insert(1, PodCounters::new(Instant::now()));
+        assert!(sampler.seen(1).is_none(), "no packet and no payload");
+        let pod = sampler.pods.get_mut(&1).expect("the pod");
+        pod.traffic = PodTraffic { socket_rx_payload: 1, ..PodTraffic::default() };
+        assert!(sampler.seen(1).is_some());
+        sampler.unseen.insert(1);
+        assert!(sampler.seen(1).is_none());
     }
 }
