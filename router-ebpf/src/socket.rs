@@ -117,8 +117,10 @@ pub fn of_pod(socket: *mut bpf_sock) -> Option<*mut PodSocket> {
     let known: *mut PodSocket = known?;
     // SAFETY: as above.
     unsafe {
-        // The state of a connection is that of its pod: what another pod began, it does not end.
-        let kept = if (*known).pod == id { SOCKET_HTTP | SOCKET_LISTED } else { 0 };
+        // The state of a connection is that of its pod: what another pod began, it does not end. Nor does
+        // it go on after the interface has counted, of which the socket shows nothing.
+        let is_same = (*known).pod == id && !by_interface;
+        let kept = if is_same { SOCKET_HTTP | SOCKET_LISTED } else { 0 };
         (*known).kind = kind | ((*known).kind & kept);
         (*known).pod = id;
         (*known).generation = generation;

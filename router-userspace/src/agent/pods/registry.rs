@@ -145,8 +145,6 @@ impl Registry {
         for key in stale {
             maps.pods.remove(&key)?;
         }
-        let present: BTreeSet<u32> = self.pods.values().map(|pod| pod.id).collect();
-        remove_counters(maps, &used.difference(&present).copied().collect())?;
         for id in new.iter().filter(|id| **id < maps::LOCAL_PODS as u32) {
             maps.pod_traffic.clear(id)?;
             maps.pod_http.set(id, &PodHttp::default())?;
@@ -166,6 +164,7 @@ impl Registry {
             maps.port_classes.remove(key)?;
             changed = true;
         }
+        let mut moved = BTreeSet::new();
         for (key, pod) in &mut pods {
             let before = self.written.get(key);
             if pod.flags & POD_BEHIND_BRIDGE != 0 && before.is_some_and(|old| old.id == pod.id) {
@@ -176,9 +175,9 @@ impl Registry {
             if before != Some(pod) {
                 maps.pods.set(key, pod)?;
                 changed = true;
-                let moved = |old: &&Pod| (old.flags ^ pod.flags) & POD_BY_INTERFACE != 0;
-                if before.filter(moved).is_some_and(|old| pod.id != 0 && old.id == pod.id) {
-                    end_requests(maps, pod.id)?;
+                let is_moved = |old: &Pod| (old.flags ^ pod.flags) & POD_BY_INTERFACE != 0;
+                if before.is_some_and(|old| pod.id != 0 && old.id == pod.id && is_moved(old)) {
+                    moved.insert(pod.id);
                 }
             }
         }
@@ -188,6 +187,10 @@ impl Registry {
             settings.generation = settings.generation.wrapping_add(1);
             maps.settings.set(&0, &settings)?;
         }
+        // Last: until the generation rises, sockets count for the pod that they were looked up for.
+        let present: BTreeSet<u32> = self.pods.values().map(|pod| pod.id).collect();
+        remove_counters(maps, &used.difference(&present).copied().collect())?;
+        moved.iter().try_for_each(|id| end_requests(maps, *id))?;
         (self.written, self.classes) = (pods, classes);
         Ok(())
     }
