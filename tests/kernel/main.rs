@@ -2,6 +2,7 @@
 //! the test itself sends. Needs root and BPF; everything made here is removed with the process.
 
 mod carrier;
+mod cgroup_links;
 mod chain;
 mod connections;
 mod engines;

@@ -6,7 +6,16 @@ use std::process::Command;
 use router_tests::folder::Folder;
 
 /// A cgroup that is removed at the end of the test, once no process is in it.
-struct Cgroup(PathBuf);
+pub(crate) struct Cgroup(pub(crate) PathBuf);
+
+impl Cgroup {
+    /// A cgroup of the test's own below the root.
+    pub(crate) fn new(name: &str) -> Cgroup {
+        let own = Cgroup(cgroup2().join(format!("pd-router-{name}-{}", std::process::id())));
+        std::fs::create_dir(&own.0).expect("a cgroup of the test's own");
+        own
+    }
+}
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
@@ -29,8 +38,7 @@ pub(crate) fn cgroup2() -> PathBuf {
 #[test]
 fn a_container_mounts_what_the_node_lacks_and_its_cgroup_root_is_the_nodes() {
     let root = cgroup2();
-    let own = Cgroup(root.join(format!("pd-router-prepare-{}", std::process::id())));
-    std::fs::create_dir(&own.0).expect("a cgroup of the test's own");
+    let own = Cgroup::new("prepare");
     let folder = Folder::new("prepare");
     let mounted = folder.path().join("cgroup");
     // The first process of the outer namespace stands for the node's; the inner one is the

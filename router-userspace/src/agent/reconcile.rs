@@ -59,6 +59,7 @@ impl Agent {
         self.reconcile(false);
         let sock_ops = directory().and_then(|cgroup| self.programs.attach_sock_ops(cgroup));
         if let Err(error) = sock_ops {
+            self.programs.detach_sock_ops();
             self.write_settings(without_sock_ops);
             self.missing.push(format!(
                 "sock_ops: {error:#}; bytes, round trips and retransmits per peer are not counted"

@@ -152,7 +152,6 @@ impl Programs {
         let run = match self.ebpf.program(name) {
             Some(Program::SchedClassifier(program)) => program.test_run(options),
             Some(Program::Xdp(program)) => program.test_run(options),
-            Some(Program::CgroupSkb(program)) => program.test_run(options),
             _ => return Err(io::Error::other(format!("no program {name} that takes packets"))),
         };
         match run {
@@ -179,7 +178,8 @@ impl Programs {
     /// Attaches sock_ops to a cgroup2 directory. It sees the sockets below it, in any network namespace.
     ///
     /// # Errors
-    /// The directory cannot be opened, or the kernel refuses.
+    /// The directory cannot be opened, or the kernel refuses. One of the programs may be attached:
+    /// [`Programs::detach_sock_ops`] detaches it.
     pub fn attach_sock_ops(&mut self, cgroup: &Path) -> Result<AttachOutcome> {
         let [follow, close] = SOCK_OPS.map(|name| self.attach_one_sock_ops(cgroup, name));
         close.and(follow)
@@ -198,16 +198,16 @@ impl Programs {
         Ok(AttachOutcome::New)
     }
 
-    /// Attaches the programs that count at sockets to a cgroup2 directory, both or none. They see the
-    /// sockets below it, in any network namespace.
+    /// Attaches the programs that count at sockets to a cgroup2 directory. They see the sockets below it, in
+    /// any network namespace.
     ///
     /// # Errors
-    /// The directory cannot be opened, or the kernel refuses.
+    /// The directory cannot be opened, or the kernel refuses. One of the programs may be attached:
+    /// [`Programs::detach_cgroup_skb`] detaches it.
     pub fn attach_cgroup_skb(&mut self, cgroup: &Path) -> Result<AttachOutcome> {
-        let attached =
+        let [received, sent] =
             CGROUP_SKB.map(|(name, kind)| self.attach_one_cgroup_skb(cgroup, name, kind));
-        let [received, sent] = attached;
-        received.and(sent).inspect_err(|_| self.detach_cgroup_skb())
+        received.and(sent)
     }
 
     fn attach_one_cgroup_skb(
@@ -227,22 +227,36 @@ impl Programs {
         Ok(AttachOutcome::New)
     }
 
+    /// Detaches sock_ops, that of an earlier agent too.
+    pub fn detach_sock_ops(&self) {
+        SOCK_OPS.iter().for_each(|name| self.detach_from_cgroups(name, None));
+    }
+
     /// Detaches the programs that count at sockets, those of an earlier agent too.
     pub fn detach_cgroup_skb(&self) {
+        CGROUP_SKB.iter().for_each(|(name, _)| self.detach_from_cgroups(name, None));
+    }
+
+    /// Detaches a program from every cgroup but the one that `kept` is the pin of.
+    fn detach_from_cgroups(&self, program: &str, kept: Option<&Path>) {
         for entry in std::fs::read_dir(&self.links).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            if CGROUP_SKB.iter().any(|(program, _)| name.to_string_lossy().starts_with(program)) {
-                _ = std::fs::remove_file(entry.path());
+            let (name, path) = (entry.file_name(), entry.path());
+            let name = name.to_string_lossy();
+            let cgroup = name.strip_prefix(program).and_then(|rest| rest.strip_prefix('_'));
+            if cgroup.is_some() && Some(&*path) != kept {
+                _ = std::fs::remove_file(path);
             }
         }
     }
 
-    /// A cgroup2 directory, and where the link of a program there is pinned.
+    /// A cgroup2 directory, and where the link of a program there is pinned. An earlier agent's link to
+    /// another directory is removed: both would count the sockets below both.
     fn cgroup_pin(&self, program: &str, cgroup: &Path) -> Result<(File, PathBuf)> {
         use std::os::unix::fs::MetadataExt;
         let directory =
             File::open(cgroup).with_context(|| format!("opening {}", cgroup.display()))?;
         let pin = self.links.join(format!("{program}_{}", directory.metadata()?.ino()));
+        self.detach_from_cgroups(program, Some(&pin));
         Ok((directory, pin))
     }
 
