@@ -31,3 +31,4 @@ mod topologies;
 mod unseen;
 mod vm;
 mod watch;
+mod without_sockets;

@@ -165,6 +165,27 @@ fn kv_bytes_of_a_prefill_on_the_same_node_are_exact() {
     agent.until("exact at its end", |loads| pair(loads, "d0", "p0", "kv")["rx_bytes"] == sent);
 }
 
+/// Segments come again while the pod's acknowledgements are lost.
+#[test]
+fn kv_cache_that_arrives_twice_counts_once() {
+    /// As much as is sent without an acknowledgement.
+    const BYTES: u64 = 10_000;
+    let node = Node::new(Topology::Routed);
+    let one = node.pod(2);
+    let elsewhere = PodEntry { node: "node-2", ..prefill("p0", node.addresses().1) };
+    let agent = Agent::start(&node, &[elsewhere, decode("d0", one.address)]);
+    let listener = listen(&one.netns, one.address, KV);
+    let (client, server) = joined(&node.outside, &listener);
+    node.netns.sh(&format!("ip rule add pref 10 iif {} blackhole", one.link));
+    let sending = router_tests::traffic::send(&client, BYTES);
+    assert_eq!(receive(&server, BYTES), sending.join().expect("the other thread"));
+    agent.until("sent again", |loads| count(&pod(loads, "d0")["socket_rx_payload"]) > BYTES);
+    node.netns.sh("ip rule del pref 10");
+    drop((client, server));
+    agent.until("closed", |loads| pair(loads, "d0", "p0", "kv")["rx_bytes"] == BYTES);
+    assert_eq!(pod(&agent.read_again(), "d0")["rx_kv_payload"], BYTES);
+}
+
 /// Neither requests nor what comes on other ports are KV cache.
 #[test]
 fn payload_on_other_ports_is_not_counted_as_kv() {
