@@ -10,6 +10,9 @@ RUN rustup toolchain install "$NIGHTLY" --profile minimal --component rust-src \
     && cargo install bpf-linker --version 0.13.0 --locked
 WORKDIR /src
 COPY . .
+# The commit that --version and metrics name: --build-arg COMMIT="$(git rev-parse HEAD)".
+ARG COMMIT=unknown
+ENV PD_ROUTER_COMMIT=$COMMIT
 RUN cargo xtask build-ebpf \
     && cargo build --locked --release --features embed-ebpf --package pd-router --bin pd-router
 

@@ -5,6 +5,9 @@ FROM rust:1.95-bookworm AS build
 ENV RUSTUP_TOOLCHAIN=1.95.0
 WORKDIR /src
 COPY . .
+# The commit that --version and metrics name: --build-arg COMMIT="$(git rev-parse HEAD)".
+ARG COMMIT=unknown
+ENV PD_ROUTER_COMMIT=$COMMIT
 RUN cargo build --locked --release --package pd-router --bin pd-router
 
 FROM gcr.io/distroless/cc-debian12:nonroot

@@ -1,5 +1,6 @@
 //! Flags and environment variables, parsed and validated once into [`GatewaySettings`].
 
+mod commands;
 mod examples;
 mod exposure;
 mod http;
@@ -22,8 +23,11 @@ use router_core::route::Cors;
 use router_core::schedule::{Objective, Policy};
 use router_core::sglang::AllowedFields;
 
+use self::commands::long_version;
+pub use self::commands::{CheckFlags, CompletionFlags, CrdFlags, command};
 use self::examples::{
-    AGENT_EXAMPLES, CRDS_EXAMPLES, GATEWAY_EXAMPLES, SIMULATE_EXAMPLES, TOP_EXAMPLES,
+    AGENT_EXAMPLES, CHECK_EXAMPLES, COMPLETIONS_EXAMPLES, CRDS_EXAMPLES, GATEWAY_EXAMPLES,
+    SIMULATE_EXAMPLES, TOP_EXAMPLES,
 };
 pub use self::exposure::{ExposureFlags, Labels};
 pub use self::http::HttpFlags;
@@ -41,7 +45,7 @@ use crate::top::TopFlags;
 
 /// Inference gateway for SGLang with prefill/decode disaggregation.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version, long_version = long_version(), about)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -63,17 +67,15 @@ pub enum Command {
     /// Compares scheduling policies on a simulated fleet and prints latency percentiles.
     #[command(after_help = SIMULATE_EXAMPLES)]
     Simulate(Box<SimulateFlags>),
+    /// Checks a directory of manifests as the gateway reads it, and prints what is wrong with it.
+    #[command(after_help = CHECK_EXAMPLES)]
+    Check(CheckFlags),
+    /// Prints a script that completes the commands and flags of pd-router in a shell.
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions(CompletionFlags),
     /// Prints the CustomResourceDefinitions of pd-router as YAML.
     #[command(after_help = CRDS_EXAMPLES)]
     Crds(CrdFlags),
-}
-
-/// Flags of `pd-router crds`.
-#[derive(Debug, Args)]
-pub struct CrdFlags {
-    /// Directory to write one YAML file per definition to, instead of printing them.
-    #[arg(long, value_name = "DIR")]
-    pub write: Option<PathBuf>,
 }
 
 /// Flags that every command has: which events are logged, and in which format.
@@ -93,6 +95,11 @@ pub struct Telemetry {
     /// Format of log lines.
     #[arg(long, global = true, env = "PD_ROUTER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+/// Whether the user wants no colour in any program (no-color.org).
+pub(crate) fn refuses_colour() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

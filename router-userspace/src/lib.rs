@@ -9,6 +9,7 @@
 
 pub mod agent;
 pub mod certificates;
+pub mod check;
 mod clock;
 pub mod config;
 mod connection_slots;
@@ -29,3 +30,9 @@ mod supervise;
 pub mod telemetry;
 pub mod token;
 pub mod top;
+
+/// The commit that was built, if the build names it in `PD_ROUTER_COMMIT`.
+pub const COMMIT: &str = match option_env!("PD_ROUTER_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};

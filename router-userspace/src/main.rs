@@ -4,20 +4,22 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::Parser;
-use pd_router::config::{Cli, Command, CrdFlags, negative_argument};
+use clap::FromArgMatches;
+use pd_router::config::{Cli, Command, CompletionFlags, CrdFlags, command, negative_argument};
 use pd_router::control::objects::crds;
 use pd_router::shutdown::on_signal;
 use pd_router::simulate::simulate;
 use pd_router::stdout::print;
-use pd_router::{agent, gateway, telemetry, top};
+use pd_router::{agent, check, gateway, metrics, telemetry, top};
 
 fn main() -> ExitCode {
+    metrics::process::started();
     if let Some(why) = negative_argument() {
         _ = writeln!(std::io::stderr(), "pd-router: {why}");
         return ExitCode::from(2);
     }
-    match start(Cli::parse()) {
+    let cli = Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit());
+    match start(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // `eprintln!` would panic where stderr is closed.
@@ -40,11 +42,17 @@ fn start(cli: Cli) -> Result<()> {
             runtime.block_on(top::run(*flags))
         }
         Command::Simulate(flags) => simulate(&flags),
+        Command::Check(flags) => check::run(&flags),
+        Command::Completions(flags) => print_completions(&flags),
         Command::Crds(flags) => print_crds(&flags),
         Command::Agent(flags) if flags.cleanup => agent::cleanup(&flags),
         Command::Agent(flags) if flags.prepare_node => agent::prepare_node(&flags),
         Command::Agent(flags) => agent::run(*flags, || Ok(on_signal()?.cancelled_owned())),
     }
+}
+
+fn print_completions(flags: &CompletionFlags) -> Result<()> {
+    print(&String::from_utf8(flags.script())?)
 }
 
 fn print_crds(flags: &CrdFlags) -> Result<()> {

@@ -1,6 +1,7 @@
 //! The metrics of the gateway: names, labels and help texts.
 
 pub(crate) mod exposition;
+pub mod process;
 mod ttft_parts;
 
 use std::sync::atomic::AtomicU64;
@@ -12,7 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use self::exposition::ProcessCounters;
+use self::exposition::{ProcessCounters, ProcessUse};
 pub use self::ttft_parts::{PartLabels, TtftParts};
 
 /// One request of a client, and its result.
@@ -152,6 +153,7 @@ impl MirrorDrop {
 impl Metrics {
     /// Creates the metrics and registers them.
     pub fn new(registry: &mut Registry) -> Metrics {
+        registry.register_collector(Box::new(ProcessUse));
         let registry = registry.sub_registry_with_prefix("pd_router");
         let latencies = || LatencyFamily::new_with_constructor(latency as fn() -> Histogram);
         let metrics = Metrics {

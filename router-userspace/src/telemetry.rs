@@ -1,6 +1,6 @@
 //! Logs: one subscriber for the process, whose lines a thread of its own writes to stderr.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{LogFormat, Telemetry};
+use crate::config::{self, LogFormat, Telemetry};
 
 /// Maximum number of log lines that wait to be written. Further lines are dropped and counted: a
 /// reader of stderr that has stopped, or a full disk, costs log lines and no request.
@@ -35,7 +35,7 @@ pub fn start(telemetry: &Telemetry) -> Result<WorkerGuard> {
         .finish(Stderr);
     let dropped = writer.error_counter();
     // Without this, fmt reports a failed write with `eprintln!`, which panics as stderr failed.
-    let lines = tracing_subscriber::fmt().log_internal_errors(false);
+    let lines = tracing_subscriber::fmt().log_internal_errors(false).with_ansi(is_coloured());
     let lines = lines.with_env_filter(filter).with_writer(writer);
     let started = match telemetry.log_format {
         LogFormat::Text => lines.with_target(false).try_init(),
@@ -45,6 +45,11 @@ pub fn start(telemetry: &Telemetry) -> Result<WorkerGuard> {
     _ = DROPPED_LINES.set(dropped);
     log_panics();
     Ok(guard)
+}
+
+/// Whether lines are coloured: for people, not for files and pipes (no-color.org).
+fn is_coloured() -> bool {
+    io::stderr().is_terminal() && !config::refuses_colour()
 }
 
 /// Reads `--log`: levels, and levels of modules. A bare word that is no level would be taken for a

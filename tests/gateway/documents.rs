@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use http::header::ACCEPT;
+use http::{HeaderValue, Method};
 use router_tests::fleet::SOON;
 use router_tests::{Fleet, Manifests, eventually};
 
@@ -69,10 +71,14 @@ async fn every_metric_is_documented_and_every_documented_metric_exists() {
         (gateway.metric("pd_router_feedback_errors_total", &[]).await > 0.0).then_some(())
     })
     .await;
-    let text = gateway.admin.get("/metrics").await.expect_status(200).text();
+    let mut request = gateway.admin.request(Method::GET, "/metrics", "");
+    let open_metrics = HeaderValue::from_static("application/openmetrics-text");
+    request.headers_mut().insert(ACCEPT, open_metrics);
+    let text = gateway.admin.send(request).await.answer().await.expect_status(200).text();
     let known: BTreeSet<String> = text
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+        .filter(|name| name.starts_with("pd_router_"))
         .map(str::to_owned)
         .collect();
     assert_eq!(documented_metrics(), known, "docs/reference/metrics.md against /metrics");

@@ -49,6 +49,12 @@ async fn a_stream_finishes_and_nothing_new_is_taken() {
     let (_fleet, mut gateway, stream) = with_a_stream(400, &[]).await;
     gateway.terminate();
     not_ready(&gateway).await;
+    eventually("what is waited for is logged", SOON, async || {
+        let log = gateway.log();
+        let mut lines = log.lines().filter(|line| line.contains("\"message\":\"draining\""));
+        lines.any(|line| line.contains("\"requests\":1")).then_some(())
+    })
+    .await;
     assert_eq!(gateway.admin.get("/livez").await.status, 200);
     // What was accepted while the port was closing is served; soon nothing is accepted.
     eventually("new connections are refused", SOON, async || {

@@ -84,6 +84,12 @@ fn a_gateway_with_flags_only_ends_if_its_port_is_taken() {
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains(&format!("--host {ip} --port {port}: ")), "{error}");
     assert!(error.contains("Address already in use"), "{error}");
+    // The first line names what runs, and a pipe gets no colours.
+    let first = error.lines().next().unwrap_or_default();
+    for part in ["INFO gateway started", "version=", "source=\"flags\"", "policy=\"predicted\""] {
+        assert!(first.contains(part), "{error}");
+    }
+    assert!(!error.contains('\u{1b}'), "{error}");
     let negative = Command::new(program()).args(["gateway", "--probe-timeout", "-1s"]).output();
     let negative = negative.expect("running pd-router");
     let error = String::from_utf8_lossy(&negative.stderr).into_owned();

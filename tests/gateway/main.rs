@@ -8,6 +8,7 @@ mod blame;
 mod bodies;
 mod bootstrap;
 mod clients;
+mod commands;
 mod compressed;
 mod connections;
 mod cors;

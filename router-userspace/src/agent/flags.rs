@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 
 use crate::config::{milliseconds, socket_address};
 
 /// Runs the node agent: counts the traffic of this node's pods in the kernel, and serves the counters.
 #[derive(Clone, Debug, Args)]
+#[command(group = ArgGroup::new("task").args(["kubernetes", "manifests", "prepare_node", "cleanup"]).required(true).multiple(true))]
 pub struct AgentFlags {
     /// Watch the pods of this node, and the InferencePools and policies that give their roles, in a
     /// cluster: the one that the agent runs in, else that of $KUBECONFIG or ~/.kube/config.
@@ -20,7 +21,7 @@ pub struct AgentFlags {
     #[arg(long, help_heading = "Pods", value_enum, default_value_t = Peers::Pools)]
     pub peers: Peers,
     /// Directory of manifests to read pods from instead of a cluster. The gateway reads the same files.
-    #[arg(long, help_heading = "Pods", value_name = "DIR", required_unless_present_any = ["cleanup", "kubernetes", "prepare_node"])]
+    #[arg(long, help_heading = "Pods", value_name = "DIR")]
     pub manifests: Option<PathBuf>,
     /// Name of this node. Pods with this `spec.nodeName` are local. Without the flag, and for pods
     /// without a node name, a pod is local if the default route does not lead to it.

@@ -35,6 +35,16 @@ Examples:
   Replay a trace, and write the results as JSON and SVG:
     pd-router simulate --trace trace.jsonl --json results.json --plot results.svg";
 
+pub(super) const CHECK_EXAMPLES: &str = "\
+Examples:
+  Check manifests before they are applied; the exit code is 1 if there is a problem:
+    pd-router check --manifests ./manifests";
+
+pub(super) const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  Complete commands and flags in bash:
+    pd-router completions bash > /etc/bash_completion.d/pd-router";
+
 pub(super) const CRDS_EXAMPLES: &str = "\
 Examples:
   Install the definitions:

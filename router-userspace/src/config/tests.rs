@@ -211,14 +211,18 @@ fn every_help_text_is_a_sentence_under_a_heading() {
         let (name, help) = (flag.get_long().unwrap_or_default(), help_of(flag));
         assert!(help.starts_with(char::is_uppercase), "{command} --{name}: {help:?}");
         assert!(help.split_whitespace().count() >= 3, "{command} --{name}: {help:?}");
-        let heading = flag.get_help_heading().is_some() || command == "crds";
+        let heading = flag.get_help_heading().is_some()
+            || ["check", "completions", "crds"].contains(&command);
         assert!(heading, "{command} --{name} stands under no heading");
     });
 }
 
 /// One row of a table: the flag with its values, its default, and its help.
 fn row(flag: &clap::Arg) -> String {
-    let mut name = format!("--{}", flag.get_long().unwrap_or_default());
+    let mut name = match flag.get_long() {
+        Some(long) => format!("--{long}"),
+        None => format!("<{}>", flag.get_id().as_str().to_uppercase()),
+    };
     let choices = flag.get_possible_values();
     let takes_value = flag.get_action().takes_values();
     if takes_value && choices.is_empty() {
@@ -255,7 +259,8 @@ fn row(flag: &clap::Arg) -> String {
 fn flags_page() -> String {
     let mut page = "# Flags\n\nEvery flag of every command, as `--help` prints it. A test keeps this page and `--help` the \
                     same;\n`UPDATE_GOLDEN=1 cargo test -p pd-router --lib the_flags_page` rewrites it. Durations \
-                    carry a unit: `300s`,\n`5m`, `100ms`.\n"
+                    carry a unit: `300s`,\n`5m`, `100ms`. Each flag can be given as an environment variable as well, but for \
+                    `--port`: `--max-body` as\n`PD_ROUTER_MAX_BODY`. A flag counts before its variable.\n"
         .to_owned();
     let (mut command, mut heading) = (String::new(), String::new());
     let mut common: Vec<String> = Vec::new();

@@ -28,4 +28,4 @@ pub use index::{
     CONTROLLER_NAME, DEFAULT_BOOTSTRAP_PORT, Exposure, GatewayService, Index, ObjectStatus, Source,
     StatusPatch,
 };
-pub use run::{Feed, POLL_INTERVAL, run};
+pub use run::{Feed, POLL_INTERVAL, read_manifests, run};

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -92,6 +93,19 @@ impl Feed {
             Feed::Cluster(cluster) => cluster.poll(index),
         }
     }
+}
+
+/// The fleet of a directory of manifests as it is now.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn read_manifests(path: &Path) -> anyhow::Result<Fleet> {
+    let directory = Directory::open(path);
+    let mut directory = directory.with_context(|| format!("--manifests {}", path.display()))?;
+    let index = Index::with_exposure(Exposure::Direct);
+    let mut index = index.with_gateways(default_gateway_labels());
+    directory.poll(&mut index);
+    Ok(index.build(&Fleet::default()))
 }
 
 /// The loop's state. It moves to a blocking thread for each step, because reading and building

@@ -56,7 +56,7 @@ use self::workers::health_monitor::HealthMonitor;
 use self::workers::probe::{Prober, Probes};
 use crate::certificates::Certificates;
 use crate::clock::MonotonicClock;
-use crate::config::GatewaySettings;
+use crate::config::{GatewaySettings, SourceFlags};
 use crate::control;
 use crate::feedback::{SubscriberContext, Subscriptions};
 use crate::http_client::HttpClient;
@@ -70,6 +70,8 @@ use crate::supervise::Supervisor;
 const MAX_ENGINE_INFOS: usize = 1024;
 /// Time for background tasks to end after the last client was served.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(3);
+/// Interval at which a drain logs what it waits for.
+const DRAIN_REPORT: Duration = Duration::from_secs(60);
 /// Interval at which opening a port is retried.
 const BIND_RETRY: Duration = Duration::from_secs(1);
 
@@ -79,6 +81,7 @@ const BIND_RETRY: Duration = Duration::from_secs(1);
 /// # Errors
 /// At the start, the manifests cannot be read, or the admin port or the only port cannot be opened.
 pub async fn run(settings: GatewaySettings, shutdown: CancellationToken) -> Result<()> {
+    log_start(&settings);
     crate::open_files::raise_limit(settings.limits.max_connections);
     if settings.source.pd_disaggregation && settings.http.cors_allowed_origins.is_empty() {
         tracing::warn!("every web page may call this gateway; set --cors-allowed-origins");
@@ -117,8 +120,7 @@ pub async fn run(settings: GatewaySettings, shutdown: CancellationToken) -> Resu
         Listeners::new(&parts.gateway.settings, RequestService(Arc::clone(&parts.gateway)));
     let listeners = follow_ports(listeners, ports, &parts.readiness, &only_port, &shutdown).await?;
 
-    tracing::info!("draining");
-    if !listeners.drain(drain_timeout).await {
+    if !drain(&listeners, drain_timeout, &parts.gateway.metrics).await {
         tracing::warn!(?drain_timeout, "drain timeout exceeded, aborting remaining requests");
         parts.gateway.dispatch.drain_exceeded.cancel();
         listeners.drain(CLEANUP_TIMEOUT).await;
@@ -137,6 +139,43 @@ pub async fn run(settings: GatewaySettings, shutdown: CancellationToken) -> Resu
         Some(task) => Err(anyhow::anyhow!("the task `{task}` panicked")),
         None => Ok(()),
     }
+}
+
+/// Waits for running requests for up to `limit`, and logs every minute what it waits for. Returns whether all
+/// have ended.
+async fn drain(listeners: &Listeners, limit: Duration, metrics: &Metrics) -> bool {
+    let drained = listeners.drain(limit);
+    tokio::pin!(drained);
+    let mut report = tokio::time::interval(DRAIN_REPORT);
+    loop {
+        tokio::select! {
+            _ = report.tick() => {
+                let (requests, connections) = (metrics.in_flight.get(), metrics.connections.get());
+                tracing::info!(requests, connections, ?limit, "draining");
+            }
+            all = &mut drained => return all,
+        }
+    }
+}
+
+/// Logs the version that runs and the settings that an operator asks for first.
+fn log_start(settings: &GatewaySettings) {
+    let source = match &settings.source {
+        flags if flags.kubernetes => "kubernetes".to_owned(),
+        SourceFlags { manifests: Some(path), .. } => format!("manifests {}", path.display()),
+        _ => "flags".to_owned(),
+    };
+    let (limits, policy) = (&settings.limits, settings.policy.as_str());
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        commit = crate::COMMIT,
+        source,
+        policy,
+        max_connections = limits.max_connections,
+        max_body_memory = limits.max_body_memory,
+        max_response_memory = limits.max_response_memory,
+        "gateway started"
+    );
 }
 
 /// The flags of the port without which there is nothing to serve: with flags only, there is one.

@@ -1,7 +1,9 @@
 //! The page that `/metrics` answers, of the gateway and of the agent.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
+use http::HeaderMap;
+use http::header::ACCEPT;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     CounterValueEncoder, DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeLabelSet,
@@ -10,16 +12,51 @@ use prometheus_client::encoding::{
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use super::process;
 use crate::telemetry;
 
-/// The content type of a page that [`encode`] made.
-pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const OPEN_METRICS: &str = "application/openmetrics-text";
+
+/// The registry, and its content type: OpenMetrics for a client that accepts it, as Prometheus does, else
+/// the text format of Prometheus.
+pub(crate) fn page(registry: &Registry, request: &HeaderMap) -> (&'static str, String) {
+    let page = encode(registry);
+    let accepted = request.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let mut types = accepted.flat_map(|value| value.split(',')).map(str::trim);
+    match types.any(|kind| kind.split(';').next() == Some(OPEN_METRICS)) {
+        true => ("application/openmetrics-text; version=1.0.0; charset=utf-8", page),
+        false => ("text/plain; version=0.0.4; charset=utf-8", prometheus_text(&page)),
+    }
+}
 
 /// The registry in the OpenMetrics text format.
 pub(crate) fn encode(registry: &Registry) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
     let _ = text::encode(&mut out, registry);
+    out
+}
+
+/// A page of OpenMetrics without exemplars in the text format of Prometheus (version 0.0.4), which knows
+/// neither units nor an end, and names a family of counters as its samples.
+fn prometheus_text(page: &str) -> String {
+    let mut out = String::with_capacity(page.len());
+    let mut help = None;
+    for line in page.lines() {
+        if let Some(text) = line.strip_prefix("# HELP ") {
+            help = text.split_once(' ');
+        } else if let Some((name, kind)) =
+            line.strip_prefix("# TYPE ").and_then(|text| text.split_once(' '))
+        {
+            let suffix = if kind == "counter" { "_total" } else { "" };
+            let help = help.take().filter(|(of, _)| *of == name).map_or("", |(_, text)| text);
+            // Writing to a String cannot fail.
+            let _ = writeln!(out, "# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {kind}");
+        } else if !line.starts_with('#') {
+            out.push_str(line);
+            out.push('\n');
+        }
+    }
     out
 }
 
@@ -104,6 +141,87 @@ impl Collector for ProcessCounters {
             let family = (name, MetricType::Counter, help);
             encode_single(&mut encoder, family, Number::Count(count))?;
         }
+        let build = [[("version", env!("CARGO_PKG_VERSION")), ("commit", crate::COMMIT)]];
+        let family = ("build_info", MetricType::Gauge, "1, with the version that runs as labels");
+        encode_family(&mut encoder, family, build.iter().map(|build| (&build[..], 1.into())))
+    }
+}
+
+/// What exporters of Prometheus publish about their process, under the usual names.
+#[derive(Debug)]
+pub(crate) struct ProcessUse;
+
+impl Collector for ProcessUse {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        for (name, kind, help, value) in process::usage() {
+            if let Some(value) = value {
+                encode_single(&mut encoder, (name, kind, help), Number::Real(value))?;
+            }
+        }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::metrics::counter::Counter;
+    use prometheus_client::metrics::gauge::Gauge;
+    use prometheus_client::registry::Unit;
+
+    use super::*;
+
+    fn accepting(kinds: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for kind in kinds {
+            headers.append(ACCEPT, kind.parse().unwrap());
+        }
+        headers
+    }
+
+    fn registry() -> Registry {
+        let (mut registry, counter) = (Registry::with_prefix("a"), <Counter>::default());
+        counter.inc_by(2);
+        registry.register("hits", "Hits", counter);
+        registry.register_with_unit("age", "Age # of it", Unit::Seconds, <Gauge>::default());
+        registry
+    }
+
+    #[test]
+    fn a_client_that_accepts_open_metrics_gets_it_and_all_others_text() {
+        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,\
+                          text/plain;version=0.0.4;q=0.3,*/*;q=0.1";
+        for accepted in [&[prometheus][..], &["text/html", "application/openmetrics-text"]] {
+            let (kind, page) = page(&registry(), &accepting(accepted));
+            assert!(kind.starts_with(OPEN_METRICS) && page.ends_with("# EOF\n"), "{accepted:?}");
+        }
+        for accepted in [&[][..], &["*/*"], &["text/plain;version=0.0.4"]] {
+            let (kind, page) = page(&registry(), &accepting(accepted));
+            assert_eq!(kind, "text/plain; version=0.0.4; charset=utf-8", "{accepted:?}");
+            assert_eq!(
+                page,
+                "# HELP a_hits_total Hits.\n# TYPE a_hits_total counter\na_hits_total 2\n\
+                 # HELP a_age_seconds Age # of it.\n# TYPE a_age_seconds gauge\na_age_seconds 0\n"
+            );
+        }
+    }
+
+    #[test]
+    fn the_process_and_its_version_are_named_as_usual() {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(ProcessUse));
+        registry.sub_registry_with_prefix("a").register_collector(Box::new(ProcessCounters));
+        let (_, page) = page(&registry, &HeaderMap::new());
+        for name in [
+            "process_cpu_seconds_total",
+            "process_resident_memory_bytes",
+            "process_open_fds",
+            "process_max_fds",
+            "process_start_time_seconds",
+        ] {
+            let line = page.lines().find(|line| line.starts_with(&format!("{name} ")));
+            let value = line.and_then(|line| line.split_once(' ')?.1.parse::<f64>().ok());
+            assert!(value.is_some_and(|value| value > 0.0), "{name}: {page}");
+        }
+        assert!(page.contains("a_build_info{version=\"0."), "{page}");
     }
 }

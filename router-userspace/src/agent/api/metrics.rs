@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use http::HeaderMap;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType::{self, Counter, Gauge, Histogram};
@@ -13,7 +14,9 @@ use router_core::fleet::Role;
 use crate::agent::api::loads::{LatencyTotals, Loads, PairLoad, PodLoad};
 use crate::agent::counters::queue_pairs::{RoceCounts, RoceLoad};
 use crate::agent::rdma;
-use crate::metrics::exposition::{self, Number, ProcessCounters, encode_family, encode_single};
+use crate::metrics::exposition::{
+    self, Number, ProcessCounters, ProcessUse, encode_family, encode_single,
+};
 
 /// A metric of every pod: its name, type, help text and value.
 type PodMetric = (&'static str, MetricType, &'static str, fn(&PodLoad) -> Number);
@@ -94,13 +97,14 @@ const ROCE: [RoceMetric; 8] = [
     ("roce_read_bytes", "Bytes that READ requests ask for", |counts| counts.read_bytes),
 ];
 
-/// The page of all metrics.
-pub(in crate::agent) fn page(loads: Loads) -> String {
+/// The page of all metrics, and its content type.
+pub(in crate::agent) fn page(loads: Loads, request: &HeaderMap) -> (&'static str, String) {
     let mut registry = Registry::default();
+    registry.register_collector(Box::new(ProcessUse));
     let agent = registry.sub_registry_with_prefix("pd_agent");
     agent.register_collector(Box::new(LoadsCollector(loads)));
     agent.register_collector(Box::new(ProcessCounters));
-    exposition::encode(&registry)
+    exposition::page(&registry, request)
 }
 
 /// The metrics of one snapshot.
@@ -223,8 +227,11 @@ mod tests {
             .filter(|line| line.starts_with("| `pd_agent_"))
             .map(|line| line.splitn(4, '|').take(3).collect::<Vec<_>>().join("|"))
             .collect();
-        let page = page(Loads::default());
+        let mut headers = HeaderMap::new();
+        headers.insert(http::header::ACCEPT, "application/openmetrics-text".parse().unwrap());
+        let (_, page) = page(Loads::default(), &headers);
         let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        let types = types.filter(|line| line.starts_with("pd_agent_"));
         let exist = types.map(|line| {
             let (name, kind) = line.split_once(' ').expect("a name and a type");
             format!("| `{name}` | {kind} ")

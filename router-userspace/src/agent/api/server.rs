@@ -21,7 +21,6 @@ use crate::agent::api::loads::Loads;
 use crate::agent::api::metrics;
 use crate::connection_slots::{ConnectionSlot, ConnectionSlots, set_options};
 use crate::feedback::publish::{CONTENT_TYPE, Publisher};
-use crate::metrics::exposition;
 use crate::token::Guard;
 
 /// Maximum number of open connections, above the number of subscribers. When it is reached, the one whose
@@ -122,7 +121,8 @@ impl<S: Fn() -> Loads + Send + Sync + 'static> Server<S> {
         }
         let loads = (self.snapshot)();
         if path == "/metrics" {
-            return typed(exposition::CONTENT_TYPE, metrics::page(loads));
+            let (kind, page) = metrics::page(loads, request.headers());
+            return typed(kind, page);
         }
         let Ok(body) = serde_json::to_vec(&loads) else {
             return plain(StatusCode::INTERNAL_SERVER_ERROR, "cannot write JSON\n");

@@ -182,7 +182,8 @@ impl AdminState {
             "/metrics" => {
                 let registry = self.registry.lock();
                 self.gateway.update_gauges();
-                typed(exposition::CONTENT_TYPE, exposition::encode(&registry))
+                let (kind, page) = exposition::page(&registry, request.headers());
+                typed(kind, page)
             }
             "/fleet" if watch::is_asked(query) => self.watch(request),
             "/fleet" => typed("application/json", self.gateway.describe()),
