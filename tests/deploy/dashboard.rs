@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::read;
 
 /// Names as they stand in samples, of every metric that docs/reference/metrics.md names.
-fn samples() -> BTreeSet<String> {
+pub(crate) fn samples() -> BTreeSet<String> {
     let document = read("docs/reference/metrics.md");
     let rows = document.lines().filter_map(|line| line.strip_prefix("| `pd_"));
     let mut names = BTreeSet::new();
@@ -44,12 +44,16 @@ fn every_metric_of_the_dashboard_exists() {
     assert!(found.len() > 15, "{found:?}");
     let samples = samples();
     for (expression, panel) in found {
-        let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        let named: Vec<&str> = words.filter(|word| word.starts_with("pd_")).collect();
-        assert!(!named.is_empty(), "{panel}: {expression}");
-        for name in named {
-            assert!(samples.contains(name), "{panel}: {name} is not in docs/reference/metrics.md");
-        }
+        assert_metrics_exist(&samples, &panel, &expression);
+    }
+}
+
+pub(crate) fn assert_metrics_exist(samples: &BTreeSet<String>, place: &str, expression: &str) {
+    let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let named: Vec<&str> = words.filter(|word| word.starts_with("pd_")).collect();
+    assert!(!named.is_empty(), "{place}: {expression}");
+    for name in named {
+        assert!(samples.contains(name), "{place}: {name} is not in docs/reference/metrics.md");
     }
 }
 

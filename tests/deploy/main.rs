@@ -1,5 +1,6 @@
 //! What is in deploy/: kustomize and helm make the same objects of it, and every object is one.
 
+mod alerts;
 mod consistency;
 mod dashboard;
 mod flags;

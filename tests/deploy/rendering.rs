@@ -50,7 +50,7 @@ pub(crate) const WAYS: [Way; 7] = [
     },
 ];
 
-fn program(variable: &str) -> PathBuf {
+pub(crate) fn program(variable: &str) -> PathBuf {
     std::env::var_os(variable).map(PathBuf::from).unwrap_or_else(|| {
         panic!("{variable} is not set; run `cargo xtask test deploy`, which finds or fetches it")
     })

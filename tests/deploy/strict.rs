@@ -75,6 +75,46 @@ mod monitor {
     }
 }
 
+/// What the Prometheus operator knows of a PrometheusRule, as far as ours go.
+mod rules {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Serialize};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "camelCase", deny_unknown_fields)]
+    pub(super) struct PrometheusRule {
+        api_version: String,
+        kind: String,
+        metadata: BTreeMap<String, String>,
+        spec: Spec,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Spec {
+        groups: Vec<Group>,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Group {
+        name: String,
+        rules: Vec<Rule>,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Rule {
+        alert: String,
+        expr: String,
+        #[serde(rename = "for", skip_serializing_if = "Option::is_none")]
+        lasts: Option<String>,
+        labels: BTreeMap<String, String>,
+        annotations: BTreeMap<String, String>,
+    }
+}
+
 /// Decodes and encodes again: what the type does not know is lost on the way.
 fn decode<T: DeserializeOwned + Serialize>(object: &Value) -> Result<(), String> {
     let decoded: T = serde_json::from_value(object.clone()).map_err(|error| error.to_string())?;
@@ -124,6 +164,7 @@ fn decode_as_its_kind(object: &Value) -> Result<(), String> {
             decode::<CustomResourceDefinition>(object)
         }
         ("gateway.networking.k8s.io/v1", "GatewayClass") => decode::<GatewayClass>(object),
+        ("monitoring.coreos.com/v1", "PrometheusRule") => decode::<rules::PrometheusRule>(object),
         ("monitoring.coreos.com/v1", "PodMonitor") => decode::<monitor::PodMonitor>(object),
         (version, kind) => Err(format!("{version} {kind} is a kind that is not known here")),
     }

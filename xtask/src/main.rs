@@ -20,6 +20,7 @@ mod kernels;
 mod nightly;
 mod parts;
 mod pictures;
+mod promtool;
 mod python;
 mod real_sglang;
 mod setup;

@@ -10,8 +10,8 @@ use crate::binaries::{Binaries, Profile};
 use crate::counts::Counts;
 use crate::parts::{Parts, Summary};
 use crate::{
-    apiserver, binaries, browser, cluster, conformance, ebpf, fuzz, helm, images, kernels, python,
-    real_sglang, setup, shell, tools, workspace,
+    apiserver, binaries, browser, cluster, conformance, ebpf, fuzz, helm, images, kernels,
+    promtool, python, real_sglang, setup, shell, tools, workspace,
 };
 
 /// Tests whose name contains this need a program with the eBPF object embedded.
@@ -222,6 +222,7 @@ fn run_suite(suite: Suite, flags: &Flags) -> Result<Counts> {
     }
     if suite == Suite::Deploy {
         runner.env("KUBECTL_BIN", apiserver::kubectl()?).env("HELM_BIN", helm::program()?);
+        runner.env("PROMTOOL_BIN", promtool::program()?);
     }
     counted(&mut runner)
 }
