@@ -104,6 +104,10 @@ pub struct Config {
     pub inter_token: Duration,
     /// Time from the arrival of the KV cache at a decode to its first token.
     pub decode_first_step: Duration,
+    /// Time that a decode waits before it sends prefill where the KV cache goes.
+    pub decode_admission: Duration,
+    /// Time that a prefill waits before it pushes the KV cache.
+    pub kv_transfer: Duration,
     pub max_running_requests: usize,
     /// Maximum number of requests that wait for a running slot. More are rejected with 503.
     pub max_queued_requests: Option<usize>,
@@ -195,6 +199,8 @@ impl Config {
             prefill_tokens_per_second: 200_000,
             inter_token: Duration::from_millis(2),
             decode_first_step: Duration::ZERO,
+            decode_admission: Duration::ZERO,
+            kv_transfer: Duration::ZERO,
             max_running_requests: 256,
             max_queued_requests: None,
             max_total_tokens: 500_000,

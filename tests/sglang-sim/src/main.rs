@@ -50,6 +50,15 @@ struct Arguments {
     /// Time between two tokens of an answer, in milliseconds.
     #[arg(long, default_value_t = 2.0)]
     inter_token_ms: f64,
+    /// Time from the arrival of the KV cache at a decode to its first token, in milliseconds.
+    #[arg(long, default_value_t = 0.0)]
+    decode_first_step_ms: f64,
+    /// Time that a decode waits before it sends prefill where the KV cache goes, in milliseconds.
+    #[arg(long, default_value_t = 0.0)]
+    decode_admission_ms: f64,
+    /// Time that a prefill waits before it pushes the KV cache, in milliseconds.
+    #[arg(long, default_value_t = 0.0)]
+    kv_transfer_ms: f64,
     /// Maximum number of running requests. Further requests wait.
     #[arg(long, default_value_t = 256)]
     max_running_requests: usize,
@@ -142,6 +151,9 @@ impl Arguments {
             context_length: self.context_length,
             prefill_tokens_per_second: self.prefill_tokens_per_second,
             inter_token: seconds(self.inter_token_ms / 1000.0)?,
+            decode_first_step: seconds(self.decode_first_step_ms / 1000.0)?,
+            decode_admission: seconds(self.decode_admission_ms / 1000.0)?,
+            kv_transfer: seconds(self.kv_transfer_ms / 1000.0)?,
             max_running_requests: self.max_running_requests,
             max_queued_requests: self.max_queued_requests,
             max_total_tokens: self.max_total_tokens,

@@ -47,6 +47,7 @@ impl RunningLeg<'_> {
         let preallocating = self.rank.gauges.prealloc.enter();
         let peer = self.handshake(room).await?;
         let _reservation = self.reserve().await?;
+        tokio::time::sleep(self.scaled(self.process.config.decode_admission)).await;
         drop(preallocating);
         let result = self.receive(room, peer).await?;
         tokio::time::sleep(self.scaled(self.process.config.decode_first_step)).await;

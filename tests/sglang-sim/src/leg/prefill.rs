@@ -138,6 +138,7 @@ impl RunningLeg<'_> {
         // Another leg with this room has taken it. The engine counts that as done.
         let Some(transfer_info) = room_guard.take_transfer_info() else { return Ok(()) };
         let started = Instant::now();
+        tokio::time::sleep(self.scaled(self.process.config.kv_transfer)).await;
         let pushed = tokio::select! {
             pushed = data::push(self.process, &transfer_info, result, self.spec.prompt.len()) => pushed,
             reason = room_guard.failure() => return Err(self.prefill_failure("transfer", &reason)),
