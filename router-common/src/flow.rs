@@ -162,6 +162,10 @@ pub const SOCKET_KV: u32 = 2;
 pub const SOCKET_HTTP: u32 = 4;
 /// The HTTP connection is listed in STREAMS: its response has no known end.
 pub const SOCKET_LISTED: u32 = 8;
+/// The socket may carry control messages of KV transfers: its class is not known yet.
+pub const SOCKET_MAY_CONTROL: u32 = 16;
+/// The socket carries control messages of KV transfers.
+pub const SOCKET_CONTROL: u32 = 32;
 
 /// A TCP socket of a local pod. It is removed with the socket.
 #[repr(C)]
@@ -364,6 +368,8 @@ pub struct Losses {
     pub queue_pairs: u64,
     /// Packets whose headers cannot be parsed.
     pub unreadable: u64,
+    /// Segments with control messages that the ring had no space for.
+    pub control: u64,
 }
 
 /// The v4-mapped form of an IPv4 address.
@@ -386,5 +392,5 @@ const _: () = {
     assert!(size_of::<PodHttp>() == 15 * 8 + 2 * 8 * BUCKETS);
     assert!(size_of::<QueuePairKey>() == 36);
     assert!(size_of::<QueuePairStats>() == 64);
-    assert!(size_of::<Losses>() == 40);
+    assert!(size_of::<Losses>() == 48);
 };

@@ -9,6 +9,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod control;
 pub mod flow;
 pub mod histogram;
 pub mod http;

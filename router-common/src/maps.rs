@@ -2,7 +2,7 @@
 
 /// Version of the layout. Raise it with every change to a struct in [`crate::flow`], [`crate::http`] or
 /// [`crate::roce`], to a name or to a capacity below: an agent replaces pins of another version.
-pub const LAYOUT: u64 = 8;
+pub const LAYOUT: u64 = 9;
 
 /// The maps that are pinned, by their names under the pin directory.
 pub const PINNED: [&str; 14] = [
@@ -41,3 +41,6 @@ pub const STREAMS: usize = 65_536;
 pub const EARLY: usize = 4_096;
 /// RoCEv2 flows, by source, destination and queue pair.
 pub const QUEUE_PAIRS: usize = 16_384;
+/// Bytes of the ring with segments of control messages: 1,310 segments. The agent empties it at every tick,
+/// so it bounds how many are read a second.
+pub const CONTROL_BYTES: usize = 256 << 10;

@@ -7,11 +7,13 @@ use aya_ebpf::helpers::generated::bpf_tcp_sock;
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::{SkBuffContext, TcContext};
 use router_common::flow::{
-    FlowKey, POD_BY_INTERFACE, PodSocket, SOCKET_ENGINE, SOCKET_HTTP, SOCKET_KV, mapped,
+    FlowKey, POD_BY_INTERFACE, PodSocket, SOCKET_CONTROL, SOCKET_ENGINE, SOCKET_HTTP, SOCKET_KV,
+    SOCKET_MAY_CONTROL, mapped,
 };
 use router_common::http::{HttpStream, Segment, TCP_SYN};
 
 use crate::connection::{local_pod_at, serves};
+use crate::control::{HAS_CONTROL, Headers, pd_control};
 use crate::counters::{add, forget};
 use crate::fields::field;
 use crate::maps::{EARLY, POD_TRAFFIC, SCRATCH};
@@ -32,12 +34,14 @@ pub fn pd_cgroup_ingress(ctx: SkBuffContext) -> i32 {
 
 #[cgroup_skb(egress)]
 pub fn pd_cgroup_egress(ctx: SkBuffContext) -> i32 {
-    sent(ctx.as_ptr().cast()).map_or(PASS, |()| PASS)
+    dispatch_sent(ctx.as_ptr().cast()).map_or(PASS, |()| PASS)
 }
 
 /// The TCP segment of a packet, the offset of its payload, and its ports.
 struct TcpPacket {
     segment: Segment,
+    /// Offset of the TCP header in the packet.
+    transport: u32,
     payload: u32,
     source: u16,
     destination: u16,
@@ -57,6 +61,7 @@ fn parse(skb: *mut __sk_buff) -> Option<TcpPacket> {
             length: length.saturating_sub(payload),
             flags: header.flags,
         },
+        transport: offset as u32,
         payload,
         source: header.source,
         destination: header.destination,
@@ -68,6 +73,7 @@ struct SocketPacket {
     socket: *mut bpf_sock,
     known: *mut PodSocket,
     segment: Segment,
+    transport: u32,
     payload: u32,
 }
 
@@ -75,8 +81,8 @@ struct SocketPacket {
 fn at_socket(skb: *mut __sk_buff) -> Option<SocketPacket> {
     let socket = socket::of_packet(skb)?;
     let known = socket::of_pod(socket)?;
-    let TcpPacket { segment, payload, .. } = parse(skb)?;
-    Some(SocketPacket { socket, known, segment, payload })
+    let TcpPacket { segment, transport, payload, .. } = parse(skb)?;
+    Some(SocketPacket { socket, known, segment, transport, payload })
 }
 
 /// Whether a segment concerns the HTTP connection of a socket of this kind.
@@ -91,10 +97,26 @@ fn dispatch(skb: *mut __sk_buff) -> Option<()> {
     if field!(bpf_sock, socket, state) == TCP_LISTEN {
         pd_early_data(skb);
     } else {
-        pd_receive(skb);
+        hand_up(skb, pd_receive(skb), 0);
     }
     Some(())
 }
+
+#[inline(always)]
+fn dispatch_sent(skb: *mut __sk_buff) -> Option<()> {
+    hand_up(skb, pd_send(skb), 1);
+    Some(())
+}
+
+#[inline(always)]
+fn hand_up(skb: *mut __sk_buff, counted: u32, sent: u32) {
+    if counted & HAS_CONTROL != 0 {
+        pd_control(skb, counted, sent);
+    }
+}
+
+/// The kinds of sockets that may have control messages.
+const CONTROL: u32 = SOCKET_CONTROL | SOCKET_MAY_CONTROL;
 
 /// Counts what a connected socket receives.
 ///
@@ -102,12 +124,12 @@ fn dispatch(skb: *mut __sk_buff) -> Option<()> {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn pd_receive(skb: *mut __sk_buff) -> u32 {
-    received(skb).map_or(0, |()| 1)
+    received(skb).unwrap_or(0)
 }
 
 #[inline(always)]
-fn received(skb: *mut __sk_buff) -> Option<()> {
-    let SocketPacket { socket, known, segment, payload } = at_socket(skb)?;
+fn received(skb: *mut __sk_buff) -> Option<u32> {
+    let SocketPacket { socket, known, segment, transport, payload } = at_socket(skb)?;
     // SAFETY: live map values.
     unsafe {
         let kind = (*known).kind;
@@ -117,6 +139,9 @@ fn received(skb: *mut __sk_buff) -> Option<()> {
             add(&raw mut (*traffic).socket_rx_payload, segment.length as u64);
             if kind & SOCKET_KV != 0 {
                 add(&raw mut (*traffic).rx_kv_payload, new_bytes(socket, &segment) as u64);
+            }
+            if kind & CONTROL != 0 {
+                return Some(Headers::control(transport, payload));
             }
         }
         if !is_http(kind, &segment) {
@@ -129,7 +154,7 @@ fn received(skb: *mut __sk_buff) -> Option<()> {
         let change = (*known).stream.on_client_segment(&segment, &bytes, now);
         requests::apply((*known).pod, &change);
     }
-    socket::list(known, socket)
+    socket::list(known, socket).map(|()| 1)
 }
 
 /// The bytes of a segment that the socket has not received yet.
@@ -148,19 +173,29 @@ fn new_bytes(socket: *mut bpf_sock, segment: &Segment) -> u32 {
     if old > u32::MAX / 2 { segment.length } else { segment.length.saturating_sub(old) }
 }
 
+/// Counts what a connected socket sends.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn pd_send(skb: *mut __sk_buff) -> u32 {
+    sent(skb).unwrap_or(0)
+}
+
 #[inline(always)]
-fn sent(skb: *mut __sk_buff) -> Option<()> {
+fn sent(skb: *mut __sk_buff) -> Option<u32> {
     // The SYN-ACK of a connection that has no socket yet.
     if field!(bpf_sock, socket::of_packet(skb)?, state) == TCP_LISTEN {
         return None;
     }
-    let SocketPacket { socket, known, segment, payload } = at_socket(skb)?;
+    let SocketPacket { socket, known, segment, transport, payload } = at_socket(skb)?;
     // SAFETY: live map values.
     unsafe {
         let kind = (*known).kind;
         if segment.length > 0 {
             let traffic = POD_TRAFFIC.get_ptr_mut((*known).pod)?;
             add(&raw mut (*traffic).socket_tx_payload, segment.length as u64);
+            if kind & CONTROL != 0 {
+                return Some(Headers::control(transport, payload));
+            }
         }
         if !is_http(kind, &segment) {
             return None;
@@ -170,7 +205,7 @@ fn sent(skb: *mut __sk_buff) -> Option<()> {
         }
         answer(skb, known, &segment, payload);
     }
-    socket::list(known, socket)
+    socket::list(known, socket).map(|()| 1)
 }
 
 /// Applies a segment that an engine sends. Only one at a time is sent by a socket.
@@ -197,7 +232,8 @@ pub extern "C" fn pd_early_data(skb: *mut __sk_buff) -> u32 {
 
 #[inline(always)]
 fn keep_early(skb: *mut __sk_buff) -> Option<()> {
-    let TcpPacket { segment, payload, source: remote_port, destination: local_port } = parse(skb)?;
+    let TcpPacket { segment, payload, source: remote_port, destination: local_port, .. } =
+        parse(skb)?;
     if segment.length == 0 {
         return None;
     }

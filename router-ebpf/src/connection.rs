@@ -110,13 +110,18 @@ pub fn serves(pod: *mut Pod, port: u16) -> bool {
     port != 0 && (ports[0] == port || ports[1] == port || ports[2] == port || ports[3] == port)
 }
 
+/// Whether a pod is one end of KV transfers.
+#[inline(always)]
+pub fn transfers(pod: *mut Pod) -> bool {
+    // SAFETY: a live map value.
+    let role = unsafe { (*pod).role };
+    role == ROLE_PREFILL || role == ROLE_DECODE
+}
+
 /// Whether a connection of `pod` that is not to its engine carries KV cache.
 #[inline(always)]
 pub fn carries_kv(pod: *mut Pod, local_port: u16, remote_port: u16) -> bool {
-    // SAFETY: a live map value.
-    let role = unsafe { (*pod).role };
-    (role == ROLE_PREFILL || role == ROLE_DECODE)
-        && (is_kv_port(local_port) || is_kv_port(remote_port))
+    transfers(pod) && (is_kv_port(local_port) || is_kv_port(remote_port))
 }
 
 /// The local pod of an address and port.

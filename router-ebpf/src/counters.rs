@@ -58,6 +58,7 @@ pub enum Loss {
     Stream,
     QueuePair,
     Header,
+    Control,
 }
 
 /// Counts a loss, and logs it each time their number has doubled.
@@ -72,6 +73,7 @@ pub fn lost(what: Loss) {
             Loss::Stream => &raw mut (*losses).streams,
             Loss::QueuePair => &raw mut (*losses).queue_pairs,
             Loss::Header => &raw mut (*losses).unreadable,
+            Loss::Control => &raw mut (*losses).control,
         };
         (counter, counter.read_volatile())
     };
@@ -91,6 +93,7 @@ pub extern "C" fn pd_log_loss(what: u32, times: u64) -> u32 {
     const PAIR: u32 = Loss::Pair as u32;
     const STREAM: u32 = Loss::Stream as u32;
     const QUEUE_PAIR: u32 = Loss::QueuePair as u32;
+    const CONTROL: u32 = Loss::Control as u32;
     match what {
         CONNECTION => {
             warn!((), "CONNECTIONS is full: connections counted only when they close: {}", times)
@@ -105,6 +108,7 @@ pub extern "C" fn pd_log_loss(what: u32, times: u64) -> u32 {
         QUEUE_PAIR => {
             warn!((), "QUEUE_PAIRS is full: packets counted under queue pair 0: {}", times)
         }
+        CONTROL => warn!((), "CONTROL is full: segments with control messages not read: {}", times),
         _ => warn!((), "headers cannot be parsed: packets not counted: {}", times),
     }
     0

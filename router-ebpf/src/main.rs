@@ -6,6 +6,7 @@
 
 mod cgroup_skb;
 mod connection;
+mod control;
 mod counters;
 mod fields;
 mod inet_sock_set_state;

@@ -1,8 +1,9 @@
 //! The maps. The agent pins most of them, and BTF gives their fields names in bpftool.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
+use router_common::control::ControlSegment;
 use router_common::flow::{
     FlowKey, Losses, OpenConnection, PairKey, PairStats, Pod, PodAddress, PodHttp, PodPort,
     PodSocket, PodTraffic, ProgramSettings, QueuePairKey, QueuePairStats, Uplink,
@@ -86,6 +87,10 @@ pub static QUEUE_PAIRS: HashMap<QueuePairKey, QueuePairStats, { maps::QUEUE_PAIR
 #[btf_map]
 pub static SEQUENCES: LruHashMap<QueuePairKey, Sequences, { maps::QUEUE_PAIRS }> =
     LruHashMap::new();
+
+/// Segments with control messages of KV transfers, for the agent that loaded the programs. Not pinned.
+#[btf_map]
+pub static CONTROL: RingBuf<ControlSegment, { maps::CONTROL_BYTES }> = RingBuf::new();
 
 /// Numbers of details that were not counted.
 #[btf_map]

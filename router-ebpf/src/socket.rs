@@ -5,11 +5,11 @@ use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_SK_STORAGE_GET_F_CREATE, bpf_so
 use aya_ebpf::helpers::generated::{bpf_sk_fullsock, bpf_sk_storage_get, bpf_tcp_sock};
 use router_common::flow::{
     FlowKey, POD_BY_INTERFACE, PodSocket, SOCKET_ENGINE, SOCKET_HTTP, SOCKET_KV, SOCKET_LISTED,
-    mapped,
+    SOCKET_MAY_CONTROL, mapped,
 };
 use router_common::http::{HttpStream, Payload as _, Segment, begins_request};
 
-use crate::connection::{carries_kv, local_pod_at, serves};
+use crate::connection::{carries_kv, local_pod_at, serves, transfers};
 use crate::counters::{Loss, lost};
 use crate::fields::{addresses, field, load16};
 use crate::maps::{EARLY, HEADS, HeadScratch, SETTINGS, SOCKETS, STREAMS};
@@ -106,7 +106,9 @@ pub fn of_pod(socket: *mut bpf_sock) -> Option<*mut PodSocket> {
     } else if serves(pod, flow.local_port) {
         SOCKET_ENGINE
     } else if carries_kv(pod, flow.local_port, flow.remote_port) {
-        SOCKET_KV
+        SOCKET_KV | SOCKET_MAY_CONTROL
+    } else if transfers(pod) {
+        SOCKET_MAY_CONTROL
     } else {
         0
     };

@@ -1,7 +1,7 @@
 //! What the eBPF programs cost: nanoseconds a packet, CPU a gigabyte, and the agent itself.
 //!
 //! Needs root, `PD_ROUTER_BIN` and `PD_ROUTER_EBPF_OBJECT`: run `cargo xtask bench kernel`,
-//! or a part of it: `cargo xtask bench kernel -- packets|agent|load|gigabytes`.
+//! or a part of it: `cargo xtask bench kernel -- packets|agent|load|control|gigabytes`.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -36,6 +36,9 @@ fn main() {
     }
     if wanted("load") {
         under_load();
+    }
+    if wanted("control") {
+        small_messages();
     }
     if wanted("gigabytes") {
         per_gigabyte();
@@ -248,20 +251,67 @@ fn under_load() {
         let speed = BYTES as f64 / start.elapsed().as_secs_f64() / 1e9;
         drop((client, server));
         println!("under load, {what}: {speed:.2} GB/s");
-        let programs = node.netns.sh("bpftool -j prog show");
-        node.netns.sh("echo 0 > /proc/sys/kernel/bpf_stats_enabled");
-        let programs: serde_json::Value = serde_json::from_str(&programs).expect("JSON");
-        for program in programs.as_array().expect("programs") {
-            let (name, runs) = (&program["name"], program["run_cnt"].as_f64().unwrap_or(0.0));
-            if name.as_str().is_some_and(|name| name.starts_with("pd_")) && runs > 100.0 {
-                let ns = program["run_time_ns"].as_f64().unwrap_or(0.0) / runs;
-                println!(
-                    "  {:<16} {runs:>8.0} runs, {ns:>5.0} ns each",
-                    name.as_str().unwrap_or("")
-                );
-            }
-        }
+        print_run_times(&node);
         agent.cleanup();
+    }
+}
+
+/// What the programs cost on small messages to and fro, by the class of their connection. The sockets of the
+/// other end are no pod's of the node: half of the runs are theirs.
+fn small_messages() {
+    const MESSAGES: usize = 100_000;
+    // A status of a transfer.
+    let message = *b"\x01\x139223372036854775807\x01\x014\x00\x010";
+    let node = Node::new(Topology::Routed);
+    let one = node.pod(2);
+    let transfers = transfer(&node, &one);
+    let other = [transfers[1].clone()];
+    for (what, pods, port) in [
+        ("control messages", &transfers[..], 40_000),
+        ("KV to a decode", &transfers[..], KV),
+        ("of no class", &other[..], 40_000),
+    ] {
+        let agent = Agent::start_with(&node, pods, &[]);
+        let listener = listen(&one.netns, one.address, port);
+        let (mut client, mut server) = joined(&node.outside, &listener);
+        let answering = std::thread::spawn(move || {
+            let mut read = [0; 27];
+            while server.read_exact(&mut read).is_ok() {
+                server.write_all(&read).expect("answering");
+            }
+        });
+        node.netns.sh("echo 1 > /proc/sys/kernel/bpf_stats_enabled");
+        let mut read = [0; 27];
+        for _ in 0..MESSAGES {
+            client.write_all(&message).expect("sending");
+            client.read_exact(&mut read).expect("an answer");
+        }
+        println!("{MESSAGES} messages to and fro, {what}");
+        print_run_times(&node);
+        let control = &agent.loads()["control"];
+        println!(
+            "  segments read {}, lost {}",
+            control["segments"],
+            agent.loads()["lost"]["control"]
+        );
+        drop(client);
+        answering.join().expect("the other end");
+        agent.cleanup();
+    }
+}
+
+/// Prints the mean time of each program since the kernel has counted it, and ends the counting.
+fn print_run_times(node: &Node) {
+    let programs = node.netns.sh("bpftool -j prog show");
+    node.netns.sh("echo 0 > /proc/sys/kernel/bpf_stats_enabled");
+    let programs: serde_json::Value = serde_json::from_str(&programs).expect("JSON");
+    for program in programs.as_array().expect("programs") {
+        let (name, runs) = (&program["name"], program["run_cnt"].as_f64().unwrap_or(0.0));
+        if name.as_str().is_some_and(|name| name.starts_with("pd_")) && runs > 100.0 {
+            let ns = program["run_time_ns"].as_f64().unwrap_or(0.0) / runs;
+            let name = name.as_str().unwrap_or("");
+            println!("  {name:<16} {runs:>8.0} runs, {ns:>5.0} ns each");
+        }
     }
 }
 

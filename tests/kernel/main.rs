@@ -5,6 +5,7 @@ mod carrier;
 mod cgroup_links;
 mod chain;
 mod connections;
+mod control;
 mod engines;
 mod frames;
 mod histograms;

@@ -3,7 +3,8 @@
 //! Reading order: [`reconcile`] and [`tick_loop`] (what the agent does), [`pods`] (the pods and what
 //! the maps hold of them), [`attachments`] (the interfaces), [`bpf`] (programs and maps),
 //! [`counters`] (what was counted, and rates), [`rdma`] (RDMA devices), [`node_state`] and [`api`]
-//! (what is served), [`host`] (privileges, file systems and netlink).
+//! (what is served), [`host`] (privileges, file systems and netlink), [`rooms`] (KV transfers by their
+//! control messages).
 
 mod api;
 mod attachments;
@@ -16,6 +17,7 @@ mod node_state;
 mod pods;
 pub mod rdma;
 mod reconcile;
+mod rooms;
 mod tick_loop;
 
 use std::borrow::Cow;
@@ -26,12 +28,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
+use router_common::control::ControlSegment;
 use tokio::sync::watch;
 use tracing::warn;
 
 use attachments::Attachments;
 use bpf::maps::{self, Maps};
 use bpf::programs::{self, Programs};
+use bpf::tables::RingTable;
 use counters::coverage::Coverage;
 use counters::links::NodeLinks;
 use counters::rolling_stats::RollingStats;
@@ -45,6 +49,7 @@ use pods::control_ports::{BootstrapServer, ControlPorts};
 use pods::listening_ports::ListeningPorts;
 use pods::registry::Registry;
 use pods::source::{self, KnownPod, PodSource};
+use rooms::RoomTracker;
 
 use crate::feedback::publish::Publisher;
 
@@ -65,6 +70,8 @@ struct Agent {
     flags: AgentFlags,
     programs: Programs,
     maps: Maps,
+    /// `None` if the object has none.
+    control_ring: Option<RingTable<ControlSegment>>,
     registry: Registry,
     attachments: Attachments,
     source: Box<dyn PodSource>,
@@ -161,8 +168,12 @@ impl Agent {
             warn!("pinned maps have another layout; counters start from zero");
             cleanup(&flags)?;
         }
-        let (programs, refused) = Programs::load(&object, &flags.pin_dir, flags.tc)?;
+        let (mut programs, refused) = Programs::load(&object, &flags.pin_dir, flags.tc)?;
         missing.extend(refused);
+        let control_ring = programs
+            .control_ring()
+            .map_err(|error| missing.push(format!("control messages of KV transfers: {error:#}")))
+            .ok();
         let maps = Maps::open(&flags.pin_dir)?;
         let registry = Registry::adopt(&maps, flags.kv_ports)?;
         let state = NodeState {
@@ -171,11 +182,13 @@ impl Agent {
             links: NodeLinks::default(),
             node: NodeInfo { name: flags.node_name.clone(), ..NodeInfo::default() },
             rdma: None,
+            rooms: RoomTracker::default(),
         };
         Ok(Agent {
             source,
             programs,
             maps,
+            control_ring,
             registry,
             attachments: Attachments::default(),
             pods: None,

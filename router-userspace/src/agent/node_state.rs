@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use router_common::flow::CLASS_KV_CONTROL;
 use router_core::fleet::Role;
-use router_core::frame::{self, PodRecord};
+use router_core::frame::{self, PodRecord, RoomRecord};
 
-use super::api::loads::{self, Loads};
+use super::api::loads::{self, ControlLoad, Loads};
 use super::counters::links::{NodeLinks, PodLinks};
 use super::counters::rolling_stats::RollingStats;
 use super::counters::sampler::{PodCounters, Sampler};
@@ -16,6 +16,7 @@ use super::node_info::NodeInfo;
 use super::pods::registered_pod::RegisteredPod;
 use super::rdma::report::{PodNames, RdmaLoad, device_records, pod_rates};
 use super::rdma::{Activity, IwarpConnections, RdmaWatcher};
+use super::rooms::RoomTracker;
 
 /// The latest readings of the counters, and the pods and interfaces they belong to.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub(super) struct NodeState {
     pub(super) node: NodeInfo,
     /// `None` if its thread could not be started.
     pub(super) rdma: Option<RdmaWatcher>,
+    /// KV transfers, by their control messages.
+    pub(super) rooms: RoomTracker,
 }
 
 impl NodeState {
@@ -36,6 +39,7 @@ impl NodeState {
             self.stats.score_of(pod, counters, &links)
         };
         let mut loads = loads::snapshot(&self.sampler, &self.node, &self.stats.kv, score);
+        loads.control = ControlLoad { counts: self.rooms.counts, open_rooms: self.rooms.open() };
         if let Some((report, ago)) = self.rdma.as_ref().map(RdmaWatcher::report) {
             loads.rdma = RdmaLoad::new(&report, ago, &self.rdma_names());
             loads.missing.extend(report.missing.iter().cloned());
@@ -85,6 +89,24 @@ impl NodeState {
         let by_interface = node.pods.iter().filter(|pod| pod.by_interface);
         self.sampler.by_interface = by_interface.map(|pod| pod.id).collect();
         self.node = node;
+    }
+
+    /// What changed of KV transfers since the last call. `clock_us` turns a time of the kernel into one of the
+    /// agent's clock.
+    pub(super) fn room_records(&mut self, clock_us: impl Fn(u64) -> u64) -> Vec<RoomRecord> {
+        let time = |at_ns| if at_ns == 0 { 0 } else { clock_us(at_ns).max(1) };
+        let node = &self.node;
+        let records = self.rooms.take_updates().filter_map(|update| {
+            Some(RoomRecord {
+                room: update.room,
+                pod: frame::pod_id(&node.pod(update.pod)?.placed.pod.uid),
+                side: update.side,
+                outcome: update.outcome,
+                admitted_us: time(update.admitted_ns),
+                ended_us: time(update.ended_ns),
+            })
+        });
+        records.collect()
     }
 
     fn rdma_names(&self) -> PodNames {

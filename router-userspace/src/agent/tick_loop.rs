@@ -3,9 +3,10 @@
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::time::{ClockId, clock_gettime};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
@@ -23,6 +24,17 @@ use crate::token::Guard;
 
 /// Maximum number of port updates that wait for the loop. When it is reached, their senders wait.
 const MAX_PORT_UPDATES: usize = 64;
+
+/// Maximum number of segments that are read at a tick. The ring holds about as many.
+const MAX_SEGMENTS: usize = 1_280;
+
+/// The moment of a time of the kernel: both are of CLOCK_MONOTONIC.
+fn instant_of(at_ns: u64) -> Instant {
+    let now = Instant::now();
+    let ns = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    let age = ns.saturating_sub(Duration::from_nanos(at_ns));
+    now.checked_sub(age).unwrap_or(now)
+}
 
 impl Agent {
     /// Reads at every tick, and serves, until `shutdown` is ready.
@@ -76,6 +88,7 @@ impl Agent {
                 biased;
                 _ = ticks.tick() => {
                     let now = Instant::now();
+                    self.read_control();
                     if now >= next_full_read {
                         // At the next tick after it is due, so that it needs no timer of its own.
                         next_full_read = now.max(next_full_read + FULL_READ_INTERVAL);
@@ -122,6 +135,25 @@ impl Agent {
             self.read(|sampler, maps| sampler.queue_pairs.read(maps));
             self.state.lock().report_activity_to_rdma();
         }
+    }
+
+    /// Reads what the programs handed up of control messages, and passes what it shows of KV transfers to
+    /// the publisher, which sends it with the next update.
+    fn read_control(&mut self) {
+        let Some(ring) = &mut self.control_ring else { return };
+        let mut state = self.state.lock();
+        let mut last_ns = 0;
+        let mut count = 0;
+        while let Some(segment) = (count < MAX_SEGMENTS).then(|| ring.pop()).flatten() {
+            state.rooms.observe(&segment);
+            (last_ns, count) = (segment.at_ns, count + 1);
+        }
+        if count >= MAX_SEGMENTS {
+            // The ring was full or nearly so: what did not fit into it is lost.
+            state.rooms.lost_segments(last_ns);
+        }
+        let rooms = state.room_records(|at_ns| self.publisher.clock_us(instant_of(at_ns)));
+        self.publisher.add_rooms(rooms);
     }
 
     /// Publishes a report of everything; the publisher sends what changed.

@@ -3,6 +3,7 @@
 //! Subscribers share one ring of encoded frames. A subscriber that falls behind gets a full frame
 //! instead of the frames that it missed, so a slow one costs no memory.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +15,7 @@ use http_body_util::StreamBody;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Frame as Piece;
 use parking_lot::Mutex;
-use router_core::frame::{Body, Delta, Frame, LoadReport, PodRecord};
+use router_core::frame::{Body, Delta, Frame, LoadReport, MAX_ROOMS, PodRecord, RoomRecord};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tracing::info;
 
@@ -30,6 +31,8 @@ const REPEAT_INTERVAL: Duration = Duration::from_millis(75);
 pub const MAX_SUBSCRIBERS: usize = 64;
 /// Number of frames that a subscriber may fall behind before it gets a full frame.
 const MAX_BACKLOG: usize = 16;
+/// Maximum number of records of rooms that wait for a frame. When it is reached, the oldest are dropped.
+const MAX_WAITING_ROOMS: usize = 8 * MAX_ROOMS;
 
 /// What an agent measured since the last tick.
 #[derive(Debug)]
@@ -64,6 +67,8 @@ struct PublishedState {
     repeated_at: Instant,
     /// When the counters were last read.
     read_at: Instant,
+    /// Records for the next frames.
+    rooms: VecDeque<RoomRecord>,
 }
 
 impl Publisher {
@@ -79,6 +84,7 @@ impl Publisher {
             published_at: now,
             repeated_at: now,
             read_at: now,
+            rooms: VecDeque::new(),
         };
         let subscribers = AtomicUsize::new(0);
         Publisher(Arc::new(PublisherInner { state: Mutex::new(state), frames, subscribers }))
@@ -89,10 +95,12 @@ impl Publisher {
     pub fn tick(&self, update: AgentUpdate, read: Instant, now: Instant) {
         let mut state = self.0.state.lock();
         state.read_at = read;
-        let delta = match update {
+        let mut delta = match update {
             AgentUpdate::Full(report) => state.changes(report, now),
             AgentUpdate::Pods(pods) => Delta { pods, ..Delta::default() },
         };
+        let count = state.rooms.len().min(MAX_ROOMS);
+        delta.rooms = state.rooms.drain(..count).collect();
         let body = if !delta.is_empty() {
             state.report.apply(&delta);
             Body::Delta(delta)
@@ -107,6 +115,28 @@ impl Publisher {
         // Sent under the lock, so that no subscriber sees a gap between its full frame and the ring.
         // Without subscribers the send fails, which is no error.
         let _ = self.0.frames.send((state.sequence, frame));
+    }
+
+    /// Adds what happened to KV transfers to the next frames. Without subscribers it is dropped.
+    pub fn add_rooms(&self, rooms: Vec<RoomRecord>) {
+        if rooms.is_empty() || self.subscribers() == 0 {
+            return;
+        }
+        let mut state = self.0.state.lock();
+        state.rooms.extend(rooms);
+        let excess = state.rooms.len().saturating_sub(MAX_WAITING_ROOMS);
+        state.rooms.drain(..excess);
+    }
+
+    /// A moment on the clock of the frames, in microseconds since the agent started.
+    pub fn clock_us(&self, at: Instant) -> u64 {
+        self.0.state.lock().clock_us(at)
+    }
+
+    /// The instance of the agent, and its clock now: what a gateway compares its own clock with.
+    pub fn clock(&self) -> (u64, u64) {
+        let state = self.0.state.lock();
+        (state.instance, state.clock_us(Instant::now()))
     }
 
     /// The response body for a new subscriber; `None` if there are [`MAX_SUBSCRIBERS`] already.
@@ -147,6 +177,10 @@ impl PublishedState {
         delta
     }
 
+    fn clock_us(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.start).as_micros()).unwrap_or(u64::MAX)
+    }
+
     fn aged_report(&self, now: Instant) -> LoadReport {
         self.report.clone().aged(micros(now.saturating_duration_since(self.published_at)))
     }
@@ -155,8 +189,7 @@ impl PublishedState {
         let frame = Frame {
             instance: self.instance,
             sequence: self.sequence,
-            sent_us: u64::try_from(now.saturating_duration_since(self.start).as_micros())
-                .unwrap_or(u64::MAX),
+            sent_us: self.clock_us(now),
             read_age_us: micros(now.saturating_duration_since(self.read_at)),
             body,
         };

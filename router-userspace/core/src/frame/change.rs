@@ -109,6 +109,7 @@ impl Delta {
             && self.devices.is_empty()
             && self.gone_pods.is_empty()
             && self.gone_pairs.is_empty()
+            && self.rooms.is_empty()
     }
 }
 

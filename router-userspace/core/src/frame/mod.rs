@@ -21,6 +21,7 @@
 
 mod change;
 mod record;
+mod room;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -29,10 +30,11 @@ use bytes::{Buf, Bytes, BytesMut};
 use serde::Serialize;
 
 pub use record::{Class, DeviceKind, DeviceRecord, LatencyRecord, PairId, PairRecord, PodRecord};
+pub use room::{RoomOutcome, RoomRecord, RoomSide};
 use wire::{Encode, FrameReader};
 
 /// Version of the encoding. It changes whenever the meaning of the bytes changes.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Maximum size of a frame without its length prefix.
 pub const MAX_FRAME_BYTES: usize = 1 << 20;
 /// Size of the length prefix.
@@ -41,6 +43,7 @@ pub const LENGTH_BYTES: usize = 4;
 pub const MAX_PODS: usize = 1024;
 pub const MAX_PAIRS: usize = 8192;
 pub const MAX_DEVICES: usize = 256;
+pub const MAX_ROOMS: usize = 512;
 /// Maximum size of a name in bytes: that of a Kubernetes node name.
 pub const MAX_NAME_BYTES: usize = 253;
 
@@ -105,6 +108,8 @@ pub struct Delta {
     pub devices: Vec<DeviceRecord>,
     pub gone_pods: Vec<u64>,
     pub gone_pairs: Vec<PairId>,
+    /// What happened to KV transfers. These are events: no full frame repeats them.
+    pub rooms: Vec<RoomRecord>,
 }
 
 const HEARTBEAT: u8 = 0;
@@ -112,6 +117,14 @@ const FULL: u8 = 1;
 const DELTA: u8 = 2;
 
 impl Frame {
+    /// Takes out the records of rooms, which are events and not a part of the state.
+    pub fn take_rooms(&mut self) -> Vec<RoomRecord> {
+        match &mut self.body {
+            Body::Delta(delta) => std::mem::take(&mut delta.rooms),
+            Body::Heartbeat | Body::Full(_) => Vec::new(),
+        }
+    }
+
     /// Appends the length prefix and the frame to `out`. Records beyond the limits are dropped, so
     /// [`decode`] accepts every encoded frame.
     pub fn encode(&self, out: &mut BytesMut) {
@@ -136,12 +149,13 @@ impl Frame {
                 wire::put_list(pairs, MAX_PAIRS, out);
                 wire::put_list(devices, MAX_DEVICES, out);
             }
-            Body::Delta(Delta { pods, pairs, devices, gone_pods, gone_pairs }) => {
+            Body::Delta(Delta { pods, pairs, devices, gone_pods, gone_pairs, rooms }) => {
                 wire::put_list(pods, MAX_PODS, out);
                 wire::put_list(pairs, MAX_PAIRS, out);
                 wire::put_list(devices, MAX_DEVICES, out);
                 wire::put_list(gone_pods, MAX_PODS, out);
                 wire::put_list(gone_pairs, MAX_PAIRS, out);
+                wire::put_list(rooms, MAX_ROOMS, out);
             }
         }
         let length = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
@@ -209,6 +223,7 @@ pub fn decode(bytes: &[u8]) -> Result<Frame, FrameError> {
             devices: from.list("devices", MAX_DEVICES)?,
             gone_pods: from.list("gone_pods", MAX_PODS)?,
             gone_pairs: from.list("gone_pairs", MAX_PAIRS)?,
+            rooms: from.list("rooms", MAX_ROOMS)?,
         }),
         value => return Err(FrameError::Unknown { field: "kind of frame", value }),
     };

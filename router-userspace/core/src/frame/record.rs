@@ -75,6 +75,7 @@ macro_rules! record {
         $from.at_most(stringify!($field), $max)?
     };
 }
+pub(super) use record;
 
 record! {
     /// Latencies over a fraction of a second. Without samples the latencies are meaningless.

@@ -71,6 +71,20 @@ fn pair() -> impl Strategy<Value = PairRecord> {
     )
 }
 
+fn rooms_of(rooms: &[u64]) -> Vec<RoomRecord> {
+    let outcomes = [RoomOutcome::Open, RoomOutcome::SuccessOfSeen, RoomOutcome::Aborted];
+    let sides = [RoomSide::Prefill, RoomSide::Decode];
+    let of = |(at, room): (usize, &u64)| RoomRecord {
+        room: *room,
+        pod: room / 2,
+        side: sides[at % 2],
+        outcome: outcomes[at % 3],
+        admitted_us: room >> 12,
+        ended_us: at as u64,
+    };
+    rooms.iter().enumerate().map(of).collect()
+}
+
 fn frame() -> impl Strategy<Value = Frame> {
     let lists = (
         prop::collection::vec(pod(), 0..20),
@@ -93,7 +107,10 @@ fn frame() -> impl Strategy<Value = Frame> {
         let body = match kind {
             0 => Body::Heartbeat,
             1 => Body::Full(LoadReport { node, pods, pairs, devices }),
-            _ => Body::Delta(Delta { pods, pairs, devices, gone_pods, gone_pairs }),
+            _ => {
+                let rooms = rooms_of(&gone_pods);
+                Body::Delta(Delta { pods, pairs, devices, gone_pods, gone_pairs, rooms })
+            }
         };
         let [instance, sequence, sent_us] = numbers;
         Frame { instance, sequence, sent_us, read_age_us, body }

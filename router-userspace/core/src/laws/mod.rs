@@ -8,11 +8,13 @@ mod event;
 mod frame;
 #[cfg(test)]
 mod inputs;
+mod kv_segment;
 mod request;
 
 pub use answer::answer;
 pub use event::event;
 pub use frame::frame;
+pub use kv_segment::kv_segment;
 pub use request::request;
 
 use serde::de::IgnoredAny;

@@ -43,6 +43,7 @@ pub mod headers;
 pub mod info;
 mod invalid;
 mod json;
+pub mod kv_messages;
 pub mod loads;
 pub mod logprob;
 pub mod merge;

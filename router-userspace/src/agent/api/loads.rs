@@ -23,6 +23,7 @@ use crate::agent::node_info::NodeInfo;
 use crate::agent::pods::map_contents::LearnedPorts;
 use crate::agent::pods::registered_pod::RegisteredPod;
 use crate::agent::rdma::report::RdmaLoad;
+use crate::agent::rooms::ControlCounts;
 
 /// The whole snapshot.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -39,6 +40,8 @@ pub(in crate::agent) struct Loads {
     /// Interfaces that programs are attached to.
     pub(in crate::agent) interfaces: Vec<AttachedInterface>,
     pub(in crate::agent) rdma: RdmaLoad,
+    /// Control messages of KV transfers.
+    pub(in crate::agent) control: ControlLoad,
     /// What cannot be measured on this node, and why.
     pub(in crate::agent) missing: Vec<String>,
     /// Details that did not fit into a map, and headers that cannot be parsed.
@@ -48,6 +51,15 @@ pub(in crate::agent) struct Loads {
     /// Number of HTTP connections in the map: those counted on interfaces, and those whose response has no
     /// known end.
     pub(in crate::agent) streams: usize,
+}
+
+/// The control messages that were read, and the transfers that they are about.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(in crate::agent) struct ControlLoad {
+    #[serde(flatten)]
+    pub(in crate::agent) counts: ControlCounts,
+    /// Transfers that began and have not ended; one between two pods of this node counts at both.
+    pub(in crate::agent) open_rooms: usize,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -181,12 +193,14 @@ pub(in crate::agent) struct LossCounts {
     pub(in crate::agent) streams: u64,
     pub(in crate::agent) queue_pairs: u64,
     pub(in crate::agent) unreadable: u64,
+    /// Segments with control messages.
+    pub(in crate::agent) control: u64,
 }
 
 impl From<Losses> for LossCounts {
     fn from(losses: Losses) -> LossCounts {
-        let Losses { connections, pairs, streams, queue_pairs, unreadable } = losses;
-        LossCounts { connections, pairs, streams, queue_pairs, unreadable }
+        let Losses { connections, pairs, streams, queue_pairs, unreadable, control } = losses;
+        LossCounts { connections, pairs, streams, queue_pairs, unreadable, control }
     }
 }
 
@@ -231,6 +245,7 @@ pub(in crate::agent) fn snapshot(
             .collect(),
         interfaces: node.interfaces.clone(),
         rdma: RdmaLoad::default(),
+        control: ControlLoad::default(),
         missing: node.missing.clone(),
         lost: sampler.losses.into(),
         connections: sampler.connections,

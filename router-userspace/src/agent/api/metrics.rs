@@ -11,7 +11,7 @@ use prometheus_client::metrics::MetricType::{self, Counter, Gauge, Histogram};
 use prometheus_client::registry::Registry;
 use router_core::fleet::Role;
 
-use crate::agent::api::loads::{LatencyTotals, Loads, PairLoad, PodLoad};
+use crate::agent::api::loads::{ControlLoad, LatencyTotals, Loads, PairLoad, PodLoad};
 use crate::agent::counters::queue_pairs::{RoceCounts, RoceLoad};
 use crate::agent::rdma;
 use crate::metrics::exposition::{
@@ -107,6 +107,42 @@ pub(in crate::agent) fn page(loads: Loads, request: &HeaderMap) -> (&'static str
     exposition::page(&registry, request)
 }
 
+/// Messages by kind and direction, and what was not read of them.
+fn encode_control(encoder: &mut DescriptorEncoder<'_>, control: &ControlLoad) -> fmt::Result {
+    let counts = &control.counts;
+    let messages = [("sent", counts.sent), ("received", counts.received)];
+    let messages = messages.into_iter().flat_map(|(direction, counts)| {
+        [
+            ("indices", counts.indices),
+            ("succeeded", counts.succeeded),
+            ("failed", counts.failed),
+            ("abort", counts.aborts),
+            ("other", counts.other),
+        ]
+        .map(|(kind, count)| ([("kind", kind), ("direction", direction)], count.into()))
+    });
+    let name = "control_messages";
+    encode_family(encoder, (name, Counter, "Control messages of KV transfers"), messages)?;
+    let skipped = [
+        ("repeated", counts.repeated),
+        ("continued", counts.continued),
+        ("unread", counts.unread),
+        ("cut", counts.cut),
+        ("dropped", counts.dropped),
+        ("forgotten", counts.forgotten),
+    ];
+    encode_family(
+        encoder,
+        ("control_skipped", Counter, "Segments, updates and rooms of which not all was read"),
+        skipped.into_iter().map(|(reason, count)| ([("reason", reason)], count.into())),
+    )?;
+    encode_single(
+        encoder,
+        ("control_open_rooms", Gauge, "KV transfers that began and have not ended"),
+        Number::Count(control.open_rooms as u64),
+    )
+}
+
 /// The metrics of one snapshot.
 #[derive(Debug)]
 struct LoadsCollector(Loads);
@@ -118,6 +154,7 @@ impl Collector for LoadsCollector {
         encode_pairs(encoder, loads)?;
         rdma::report::encode_metrics(encoder, &loads.rdma)?;
         encode_roce(encoder, &loads.roce)?;
+        encode_control(encoder, &loads.control)?;
         let lost = loads.lost;
         let maps = [
             ("connections", lost.connections),
@@ -125,6 +162,7 @@ impl Collector for LoadsCollector {
             ("streams", lost.streams),
             ("queue_pairs", lost.queue_pairs),
             ("headers", lost.unreadable),
+            ("control", lost.control),
         ];
         encode_family(
             encoder,

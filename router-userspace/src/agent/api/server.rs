@@ -1,4 +1,4 @@
-//! The agent's HTTP server: /v1/loads, /v1/loads/stream, /metrics, /livez and /readyz.
+//! The agent's HTTP server: /v1/loads, /v1/loads/stream, /v1/clock, /metrics, /livez and /readyz.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -104,9 +104,10 @@ impl<S: Fn() -> Loads + Send + Sync + 'static> Server<S> {
                 let reason = "pods have not been read yet\n";
                 return plain(StatusCode::SERVICE_UNAVAILABLE, reason);
             }
-            "/v1/loads" | "/v1/loads/stream" | "/metrics" => {}
+            "/v1/loads" | "/v1/loads/stream" | "/v1/clock" | "/metrics" => {}
             _ => {
-                let paths = "paths: /v1/loads, /v1/loads/stream, /metrics, /livez, /readyz\n";
+                let paths =
+                    "paths: /v1/loads, /v1/loads/stream, /v1/clock, /metrics, /livez, /readyz\n";
                 return plain(StatusCode::NOT_FOUND, paths);
             }
         }
@@ -118,6 +119,11 @@ impl<S: Fn() -> Loads + Send + Sync + 'static> Server<S> {
         }
         if path == "/v1/loads/stream" {
             return self.stream(slot);
+        }
+        if path == "/v1/clock" {
+            let (instance, clock_us) = self.publisher.clock();
+            let body = format!("{{\"instance\":{instance},\"clock_us\":{clock_us}}}");
+            return typed("application/json", body);
         }
         let loads = (self.snapshot)();
         if path == "/metrics" {

@@ -15,9 +15,11 @@ use aya::programs::{
 };
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
+use router_common::control::ControlSegment;
 use router_common::maps::PINNED;
 
 use crate::agent::bpf::syscall::PinnedLink;
+use crate::agent::bpf::tables::RingTable;
 use crate::agent::flags::{TcMode, XdpPolicy};
 
 /// Where a tc program is attached to an interface.
@@ -131,6 +133,15 @@ impl Programs {
     pub fn log(&mut self) -> Result<impl FnMut() + use<>> {
         let mut logger = EbpfLogger::init(&mut self.ebpf).context("opening the log map")?;
         Ok(move || logger.flush())
+    }
+
+    /// The ring of segments with control messages.
+    ///
+    /// # Errors
+    /// The object has no such map, or this was called before.
+    pub fn control_ring(&mut self) -> Result<RingTable<ControlSegment>> {
+        let map = self.ebpf.take_map("CONTROL").context("no map CONTROL")?;
+        RingTable::new(map).context("opening the map CONTROL")
     }
 
     /// The file descriptor of the program `name`.

@@ -6,10 +6,13 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use aya::maps::{Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::maps::{
+    Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf,
+};
 use bytemuck::Pod;
 
 use super::syscall::{self, Plain};
@@ -168,5 +171,29 @@ impl<V: Pod> PerCpuTable<V> {
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
         let zeros = PerCpuValues::try_from(vec![Plain(V::zeroed()); cpus])?;
         self.0.borrow_mut().set(*index, zeros, 0).map_err(io_error)
+    }
+}
+
+/// The reading end of a ring in which programs hand up values. It is not pinned: it belongs to the programs of
+/// one object.
+pub struct RingTable<V> {
+    ring: RingBuf<MapData>,
+    value: PhantomData<V>,
+}
+
+impl<V: Pod> RingTable<V> {
+    /// The ring of a map that was taken from a loaded object.
+    ///
+    /// # Errors
+    /// The map is none, or cannot be mapped into memory.
+    pub(super) fn new(map: Map) -> io::Result<RingTable<V>> {
+        let ring = RingBuf::try_from(map).map_err(io_error)?;
+        Ok(RingTable { ring, value: PhantomData })
+    }
+
+    /// Takes the next value, if there is one.
+    pub fn pop(&mut self) -> Option<V> {
+        let item = self.ring.next()?;
+        bytemuck::try_pod_read_unaligned(&item).ok()
     }
 }

@@ -1,0 +1,26 @@
+//! The law of control messages.
+
+use crate::sglang::kv_messages::{KvMessage, read_segment};
+
+/// A room is read only where the bytes have its digits, and what is read of a segment fits into it.
+///
+/// # Panics
+/// The law is violated.
+pub fn kv_segment(bytes: &[u8], length: u32) {
+    let length = length.max(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+    let mut count = 0;
+    let rest = read_segment(bytes, length, |message| {
+        count += 1;
+        let room = match message {
+            KvMessage::Indices { room, .. }
+            | KvMessage::Status { room, .. }
+            | KvMessage::Abort { room } => room,
+            _ => return,
+        };
+        let digits = room.to_string();
+        let is_named = bytes.windows(digits.len()).any(|found| found == digits.as_bytes());
+        assert!(is_named, "room {room} is not in {bytes:?}");
+    });
+    assert!(count <= bytes.len(), "{count} messages in {bytes:?}");
+    assert!(rest.continues == 0 || !rest.is_unread, "{rest:?}");
+}
