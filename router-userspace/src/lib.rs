@@ -21,6 +21,7 @@ mod http_client;
 pub mod laws;
 pub mod metrics;
 mod open_files;
+mod rooms;
 mod scheduler_view;
 mod send_timeout;
 pub mod shutdown;

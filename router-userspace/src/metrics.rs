@@ -1,8 +1,8 @@
 //! The metrics of the gateway: names, labels and help texts.
 
 pub(crate) mod exposition;
+mod part_histograms;
 pub mod process;
-mod ttft_parts;
 
 use std::sync::atomic::AtomicU64;
 
@@ -12,9 +12,12 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use router_core::inner_parts::OF_AGENTS;
 
 use self::exposition::{ProcessCounters, ProcessUse};
-pub use self::ttft_parts::{PartLabels, TtftParts};
+use self::part_histograms::TTFT_PARTS;
+pub(crate) use self::part_histograms::observe_known;
+pub use self::part_histograms::{InnerPartHistograms, PartLabels, TtftParts};
 
 /// One request of a client, and its result.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -54,6 +57,12 @@ pub struct FeedbackLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ResultLabels {
+    /// `joined`: to a request of this gateway, or `unmatched`.
+    pub result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct TraceLabels {
     /// `sent`, `failed`: the collector did not take them, or `dropped`: too many wait.
     pub result: &'static str,
@@ -86,6 +95,7 @@ pub struct Metrics {
     pub request_duration: LatencyFamily,
     pub time_to_first_token: LatencyFamily,
     pub ttft_parts: TtftParts,
+    pub inner_parts: InnerPartHistograms,
     pub inter_token_latency: LatencyFamily,
     pub in_flight: Gauge,
     pub queued: Gauge,
@@ -107,6 +117,7 @@ pub struct Metrics {
     pub agents_connected: Gauge,
     pub feedback_frames: Counter,
     pub feedback_errors: Family<FeedbackLabels, Counter>,
+    pub feedback_rooms: Family<ResultLabels, Counter>,
     pub traces: Family<TraceLabels, Counter>,
     pub worker_load_age: Family<WorkerLabels, Gauge<f64, AtomicU64>>,
     pub worker_load_score: Family<WorkerLabels, Gauge<f64, AtomicU64>>,
@@ -160,7 +171,8 @@ impl Metrics {
             requests: Family::default(),
             request_duration: latencies(),
             time_to_first_token: latencies(),
-            ttft_parts: TtftParts::new(part),
+            ttft_parts: TtftParts::new(part, TTFT_PARTS),
+            inner_parts: InnerPartHistograms::new(part, OF_AGENTS),
             inter_token_latency: latencies(),
             in_flight: Gauge::default(),
             queued: Gauge::default(),
@@ -182,6 +194,7 @@ impl Metrics {
             agents_connected: Gauge::default(),
             feedback_frames: Counter::default(),
             feedback_errors: Family::default(),
+            feedback_rooms: Family::default(),
             traces: Family::default(),
             worker_load_age: Family::default(),
             worker_load_score: Family::default(),
@@ -189,6 +202,9 @@ impl Metrics {
         // At 0 from the start, so that a rate has the first of them.
         for reason in MirrorDrop::ALL.map(MirrorDrop::reason) {
             drop(metrics.mirrors_dropped.get_or_create(&ReasonLabels { reason }));
+        }
+        for result in ["joined", "unmatched"] {
+            drop(metrics.feedback_rooms.get_or_create(&ResultLabels { result }));
         }
         for result in ["sent", "failed", "dropped"] {
             drop(metrics.traces.get_or_create(&TraceLabels { result }));
@@ -319,6 +335,17 @@ impl Metrics {
             "feedback_errors",
             "Agent streams that ended, and records that were skipped",
             self.feedback_errors.clone(),
+        );
+        registry.register_with_unit(
+            "inner_part",
+            "Part of a streamed request inside the engines, as agents saw it",
+            Unit::Seconds,
+            self.inner_parts.family.clone(),
+        );
+        registry.register(
+            "feedback_rooms",
+            "Reports of agents about KV transfers, by whether a request of this gateway has the room",
+            self.feedback_rooms.clone(),
         );
         registry.register(
             "traces",

@@ -2,6 +2,7 @@
 //! namespaces of the test's own, and trouble that only the kernel sees. Needs root and BPF.
 
 mod agents;
+mod inner_parts;
 mod liar;
 mod moves;
 mod pace;

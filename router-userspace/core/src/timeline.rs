@@ -1,12 +1,11 @@
 //! [`Timeline`]: where the time of one request went, part by part.
 //!
 //! The parts of a gateway follow each other without a gap, so that they add up to the measured time. What
-//! happens inside the engines is in [`InnerParts`]: these may overlap.
+//! happens inside the engines is in [`InnerParts`](crate::inner_parts::InnerParts): these may overlap.
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::provenance::{Measured, Provenance};
-use crate::sglang::usage::AnswerReport;
 
 /// A part of a request's time, as its gateway sees it, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,7 +40,7 @@ impl TimelinePart {
     pub const OF_TTFT: usize = 6;
 
     /// The name in JSON, in logs and in metric labels.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             TimelinePart::Received => "received",
             TimelinePart::Retried => "retried",
@@ -209,32 +208,6 @@ impl PartBuilder {
         }
         self.end(ended_in, Some(moments.ended_us));
         Timeline { parts: self.parts, ended_in }
-    }
-}
-
-/// Milliseconds inside the engines, which the engines themselves or the agents measure. They lie inside of
-/// [`TimelinePart::Prefill`] and [`TimelinePart::FirstByte`], and may overlap.
-#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
-pub struct InnerParts {
-    /// Wait in prefill's queue.
-    pub prefill_queued: Measured<f64>,
-    /// Computation of the prompt.
-    pub prefill_compute: Measured<f64>,
-    /// Until decode has capacity for the KV cache.
-    pub decode_admitted: Measured<f64>,
-    /// From the first to the last byte of the KV cache.
-    pub transfer: Measured<f64>,
-    /// Decode's first step.
-    pub decode_first_step: Measured<f64>,
-}
-
-impl From<AnswerReport> for InnerParts {
-    fn from(prefill: AnswerReport) -> InnerParts {
-        InnerParts {
-            prefill_queued: prefill.queue_ms,
-            prefill_compute: prefill.compute_ms,
-            ..InnerParts::default()
-        }
     }
 }
 

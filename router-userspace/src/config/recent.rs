@@ -9,7 +9,7 @@ use super::duration;
 /// Which requests that have ended are kept in memory for `/requests`.
 #[derive(Clone, Debug, Args)]
 pub struct RecentFlags {
-    /// Number of ended requests of pools that are kept in memory for /requests, at 1 KiB each, at most
+    /// Number of ended requests of pools that are kept in memory for /requests, at 1.5 KiB each, at most
     /// 1000000. A quarter as many slow and as many failed requests are kept beside them. 0 keeps none.
     #[arg(
         long,

@@ -45,7 +45,7 @@ pub(super) struct AgentState {
     node: Option<Arc<str>>,
     /// The node's name according to the agent.
     pub(super) reported_node: String,
-    instance: u64,
+    pub(super) instance: u64,
     sequence: Option<u64>,
     generation: u64,
     pods: HashMap<u64, PodState>,

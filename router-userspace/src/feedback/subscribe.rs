@@ -18,15 +18,18 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body_util::BodyExt;
 use parking_lot::{Mutex, RwLock};
 use router_core::fleet::{AgentAddress, Fleet};
-use router_core::frame::{self, PodRecord};
+use router_core::frame::{self, PodRecord, RoomRecord};
 use serde::Serialize;
+use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio::time::{self, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::agent_clock::AgentClock;
 use super::agent_state::{AgentState, SkippedRecords};
 use super::budget::Budget;
+use super::clock_probe::ClockProbe;
 use super::frame_splitter::FrameSplitter;
 use super::kv_pairs::KvPair;
 use super::pod_workers::PodWorkers;
@@ -35,7 +38,8 @@ use super::stream_error::{STREAM_TIMEOUT, StreamError};
 use crate::config::GatewaySettings;
 use crate::http_client::received_body::ReceivedBody;
 use crate::http_client::{HttpClient, Protocol, whole};
-use crate::metrics::{FeedbackLabels, Metrics};
+use crate::metrics::{FeedbackLabels, Metrics, ResultLabels};
+use crate::rooms::{ClockOffset, RoomRegistry};
 use crate::scheduler_view::SchedulerView;
 
 const STREAM_PATH: PathAndQuery = PathAndQuery::from_static("/v1/loads/stream");
@@ -47,9 +51,11 @@ const STABLE_AFTER: Duration = Duration::from_secs(2);
 
 /// What all subscribers to agents share.
 pub(crate) struct SubscriberContext {
-    upstream: HttpClient,
-    view: SchedulerView,
+    pub(super) upstream: HttpClient,
+    pub(super) view: SchedulerView,
     metrics: Metrics,
+    /// Where to find the attempts that records of rooms belong to.
+    rooms: RoomRegistry,
     /// The file with the bearer token that agents require.
     token_file: Option<PathBuf>,
     /// Agents from flags, in addition to those of the snapshot.
@@ -62,14 +68,25 @@ impl SubscriberContext {
         upstream: &HttpClient,
         view: SchedulerView,
         metrics: &Metrics,
+        rooms: &RoomRegistry,
     ) -> SubscriberContext {
         SubscriberContext {
             upstream: upstream.clone(),
             view,
             metrics: metrics.clone(),
+            rooms: rooms.clone(),
             token_file: settings.agent_token_file.clone(),
             static_agents: settings.agents.clone(),
         }
+    }
+
+    /// The headers of requests to agents.
+    pub(super) fn headers(&self) -> Result<HeaderMap, StreamError> {
+        let mut headers = HeaderMap::new();
+        if let Some(path) = &self.token_file {
+            headers.insert(AUTHORIZATION, bearer(path)?);
+        }
+        Ok(headers)
     }
 }
 
@@ -77,26 +94,29 @@ impl SubscriberContext {
 pub(crate) struct Subscriptions {
     shared: Arc<SubscriberShared>,
     runtime: FeedbackRuntime,
+    /// Where clocks are compared.
+    main_runtime: Handle,
     tasks: TaskTracker,
     agents: Mutex<HashMap<AgentAddress, Subscription>>,
 }
 
-struct SubscriberShared {
-    context: SubscriberContext,
+pub(super) struct SubscriberShared {
+    pub(super) context: SubscriberContext,
     workers: RwLock<Arc<PodWorkers>>,
 }
 
 struct Subscription {
-    task: AbortHandle,
+    tasks: [AbortHandle; 2],
     state: Arc<Mutex<SubscriptionState>>,
 }
 
 /// The state of one subscription.
 #[derive(Debug, Default)]
-struct SubscriptionState {
+pub(super) struct SubscriptionState {
     agent: AgentState,
+    pub(super) clock: AgentClock,
     /// When the stream delivered its first frame; `None` while disconnected.
-    connected_at: Option<Instant>,
+    pub(super) connected_at: Option<Instant>,
     last_frame: Option<Instant>,
     frames: u64,
     attempts: u64,
@@ -104,7 +124,7 @@ struct SubscriptionState {
 }
 
 impl Subscriptions {
-    /// The subscriptions end with `stop`.
+    /// The subscriptions end with `stop`. Clocks are compared on the current runtime.
     ///
     /// # Errors
     /// The feedback thread cannot be started.
@@ -115,7 +135,8 @@ impl Subscriptions {
     ) -> io::Result<Subscriptions> {
         let shared = Arc::new(SubscriberShared { context, workers: RwLock::default() });
         let runtime = FeedbackRuntime::start(stop)?;
-        Ok(Subscriptions { shared, runtime, tasks, agents: Mutex::default() })
+        let main_runtime = Handle::current();
+        Ok(Subscriptions { shared, runtime, main_runtime, tasks, agents: Mutex::default() })
     }
 
     /// Subscribes to the agents of a snapshot and of flags, and ends all other subscriptions.
@@ -128,7 +149,7 @@ impl Subscriptions {
         agents.retain(|agent, subscription| {
             let stays = wanted.contains(agent);
             if !stays {
-                subscription.task.abort();
+                subscription.tasks.iter().for_each(AbortHandle::abort);
             }
             stays
         });
@@ -143,17 +164,25 @@ impl Subscriptions {
             ..SubscriptionState::default()
         };
         let state = Arc::new(Mutex::new(initial));
+        let probe = ClockProbe {
+            shared: Arc::clone(&self.shared),
+            agent: agent.clone(),
+            state: Arc::clone(&state),
+        };
         let subscriber =
             AgentSubscriber { shared: Arc::clone(&self.shared), agent, state: Arc::clone(&state) };
-        let task = self.tasks.spawn_on(subscriber.run(), self.runtime.handle()).abort_handle();
-        Subscription { task, state }
+        let stream = self.tasks.spawn_on(subscriber.run(), self.runtime.handle());
+        let clock = self.tasks.spawn_on(probe.run(), &self.main_runtime);
+        Subscription { tasks: [stream.abort_handle(), clock.abort_handle()], state }
     }
 
     /// The status of every agent, sorted by address.
     pub(crate) fn describe(&self) -> Vec<AgentStatus> {
         let agents = self.agents.lock();
-        let mut all: Vec<AgentStatus> =
-            agents.iter().map(|(agent, one)| AgentStatus::of(agent, &one.state.lock())).collect();
+        let now_us = self.shared.context.view.clock.now_us();
+        let status =
+            |(agent, one): (&_, &Subscription)| AgentStatus::of(agent, &one.state.lock(), now_us);
+        let mut all: Vec<AgentStatus> = agents.iter().map(status).collect();
         all.sort_by_key(|status| status.address);
         all
     }
@@ -208,6 +237,8 @@ pub(crate) struct AgentStatus {
     connected: bool,
     /// Time since the last frame; null before the first.
     last_frame_age_ms: Option<u64>,
+    /// How far off a time of the agent's clock can be here; null while the clocks have not been compared.
+    clock_error_ms: Option<f64>,
     frames: u64,
     attempts: u64,
     pods: usize,
@@ -215,7 +246,8 @@ pub(crate) struct AgentStatus {
 }
 
 impl AgentStatus {
-    fn of(agent: &AgentAddress, state: &SubscriptionState) -> AgentStatus {
+    fn of(agent: &AgentAddress, state: &SubscriptionState, now_us: u64) -> AgentStatus {
+        let clock = state.clock.offset(state.agent.instance, now_us);
         let age = state.last_frame.map(|last| last.elapsed().as_millis());
         AgentStatus {
             name: Arc::clone(&agent.name),
@@ -224,6 +256,7 @@ impl AgentStatus {
             reported_node: state.agent.reported_node.clone(),
             connected: state.connected_at.is_some(),
             last_frame_age_ms: age.and_then(|ms| u64::try_from(ms).ok()),
+            clock_error_ms: clock.map(|clock| f64::from(clock.error_us) / 1e3),
             frames: state.frames,
             attempts: state.attempts,
             pods: state.agent.records().len(),
@@ -305,10 +338,7 @@ impl AgentSubscriber {
 
     async fn open(&self) -> Result<ReceivedBody, StreamError> {
         let context = &self.shared.context;
-        let mut headers = HeaderMap::new();
-        if let Some(path) = &context.token_file {
-            headers.insert(AUTHORIZATION, bearer(path)?);
-        }
+        let headers = context.headers()?;
         let authority: Authority = self
             .agent
             .address
@@ -333,11 +363,13 @@ impl AgentSubscriber {
     }
 
     fn apply(&self, bytes: &[u8]) -> Result<(), StreamError> {
-        let frame = frame::decode(bytes)?;
+        let mut frame = frame::decode(bytes)?;
+        let instance = frame.instance;
+        let rooms = frame.take_rooms();
         let context = &self.shared.context;
         let workers = Arc::clone(&self.shared.workers.read());
         let now_us = context.view.clock.now_us();
-        let SkippedRecords { unknown_pod, other_node } = {
+        let (SkippedRecords { unknown_pod, other_node }, clock) = {
             let mut state = self.state.lock();
             let skipped = state.agent.apply_frame(frame, &workers, &context.view, now_us)?;
             let now = Instant::now();
@@ -348,12 +380,27 @@ impl AgentSubscriber {
             }
             state.last_frame = Some(now);
             state.frames += 1;
-            skipped
+            (skipped, state.clock.offset(instance, now_us))
         };
+        self.apply_rooms(&rooms, clock);
         context.metrics.feedback_frames.inc();
         self.count("unknown_pod", unknown_pod);
         self.count("other_node", other_node);
         Ok(())
+    }
+}
+
+impl AgentSubscriber {
+    /// Passes what happened to KV transfers to the attempts of this gateway.
+    fn apply_rooms(&self, rooms: &[RoomRecord], clock: Option<ClockOffset>) {
+        let context = &self.shared.context;
+        let joined = rooms.iter().filter(|record| context.rooms.apply(record, clock)).count();
+        for (result, count) in [("joined", joined), ("unmatched", rooms.len() - joined)] {
+            if count > 0 {
+                let labels = ResultLabels { result };
+                context.metrics.feedback_rooms.get_or_create(&labels).inc_by(count as u64);
+            }
+        }
     }
 }
 

@@ -63,6 +63,7 @@ use crate::http_client::HttpClient;
 use crate::http_client::collector::BodyMemory;
 use crate::http_client::response::ReadLimits;
 use crate::metrics::Metrics;
+use crate::rooms::RoomRegistry;
 use crate::scheduler_view::SchedulerView;
 use crate::supervise::Supervisor;
 
@@ -224,7 +225,8 @@ impl Parts {
         };
         let probes = Arc::new(Probes::new(prober, tasks.clone(), stop_workers.clone()));
         let polls = polls(&settings, &engines, clock, &tasks, &stop_workers);
-        let subscriber = SubscriberContext::new(&settings, &http, view, &metrics);
+        let rooms = RoomRegistry::default();
+        let subscriber = SubscriberContext::new(&settings, &http, view, &metrics, &rooms);
         let feedback = Subscriptions::new(subscriber, tasks.clone(), &stop_workers)
             .context("cannot start the feedback thread")?;
         let dispatch = Arc::new(Dispatch {
@@ -236,6 +238,7 @@ impl Parts {
             response_limits: response_limits(&settings),
             timeouts,
             clock,
+            rooms,
             metrics: metrics.clone(),
             drain_exceeded: CancellationToken::new(),
         });
@@ -284,6 +287,7 @@ impl Parts {
             gateway.http.follow(&fleet);
             gateway.remove_counters_of_departed(&fleet);
             gateway.metrics.ttft_parts.follow(fleet.pools.iter().map(|pool| &pool.name));
+            gateway.metrics.inner_parts.follow(fleet.pools.iter().map(|pool| &pool.name));
             gateway.record_serving_pools();
             gateway.fleet.publish(fleet, certificates);
             gateway.dispatch.health.retain_workers_of(&gateway.fleet.snapshot());

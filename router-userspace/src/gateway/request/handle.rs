@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Versio
 use http_body::Body;
 use hyper::body::Incoming;
 use router_core::fleet::{Fleet, Pool};
+use router_core::inner_parts::{InnerParts, OF_AGENTS};
 use router_core::provenance::Provenance;
 use router_core::route::{self, CorsRequest, Filters, Found, Head, Target};
 use router_core::sglang::{Endpoint, headers};
@@ -381,7 +382,8 @@ fn redirected(status: http::StatusCode, location: &str) -> Result<Reply, Reject>
 fn explain(record: &Record, reply: &Reply, headers: &mut Vec<(HeaderName, HeaderValue)>) {
     let has_event = matches!(reply, Reply::Events { .. });
     let timeline = record.timeline_at_head(has_event, matches!(reply, Reply::Whole(_)));
-    if let Some(value) = timeline.and_then(|timeline| timeline_header(&timeline)) {
+    let inner = record.inner_at_head(has_event);
+    if let Some(value) = timeline.and_then(|timeline| timeline_header(&timeline, &inner)) {
         headers.push((TIMELINE, value));
     }
     let attempts = record.attempts.lock();
@@ -401,11 +403,14 @@ fn explain(record: &Record, reply: &Reply, headers: &mut Vec<(HeaderName, Header
     }
 }
 
-/// The parts until now in milliseconds: `name=ms`, `name~ms` if estimated, `name=unknown`.
-fn timeline_header(timeline: &Timeline) -> Option<HeaderValue> {
+/// The parts until now in milliseconds: `name=ms`, `name~ms` if estimated, `name=unknown`. Of those inside the
+/// engines only the ones that are known.
+fn timeline_header(timeline: &Timeline, inner: &InnerParts) -> Option<HeaderValue> {
     let mut text = String::new();
-    for (part, ms) in timeline.parts().take(TimelinePart::OF_TTFT) {
-        let name = part.as_str();
+    let parts = timeline.parts().take(TimelinePart::OF_TTFT);
+    let inner = OF_AGENTS.into_iter().zip(inner.of_agents());
+    let inner = inner.filter(|(_, ms)| ms.value().is_some());
+    for (name, ms) in parts.map(|(part, ms)| (part.as_str(), ms)).chain(inner) {
         let gap = if text.is_empty() { "" } else { " " };
         // Writing to a String cannot fail.
         let _ = match (ms.value(), ms.provenance()) {

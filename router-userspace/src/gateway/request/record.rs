@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http::{HeaderValue, StatusCode};
 use parking_lot::Mutex;
 use router_core::fleet::ObjectName;
+use router_core::inner_parts::{InnerMoments, InnerParts};
 use router_core::provenance::Measured;
 use router_core::timeline::{Moments, Timeline, TimelinePart};
 use tokio::time::Instant;
@@ -14,10 +15,10 @@ use tokio::time::Instant;
 use super::attempt_record::{AttemptRecord, micros_between};
 use crate::gateway::shared::Gateway;
 use crate::gateway::timeline::recent::RecentRequests;
-use crate::gateway::timeline::summary::{RequestSummary, shortened};
+use crate::gateway::timeline::summary::{InnerSource, RequestSummary, shortened};
 use crate::gateway::traces::TraceExporter;
 use crate::gateway::traces::traceparent::TraceContext;
-use crate::metrics::{EndpointLabels, Metrics, RequestLabels};
+use crate::metrics::{EndpointLabels, Metrics, RequestLabels, observe_known};
 
 /// What is logged and counted of one request. Written when dropped, however the request ended.
 pub(crate) struct Record {
@@ -133,6 +134,14 @@ impl Record {
         Some(Timeline::of(&moments))
     }
 
+    /// The parts inside the engines that are known when the head of the response is sent.
+    pub(crate) fn inner_at_head(&self, has_event: bool) -> InnerParts {
+        let mut inner = self.inner(&self.attempts.lock());
+        let now_us = micros_between(self.started, Instant::now());
+        inner.moments.first_event_us = has_event.then_some(now_us);
+        InnerParts::of(&inner.moments())
+    }
+
     fn moments(&self, attempts: &AttemptRecord, ended: Instant) -> Moments {
         Moments {
             first_event_us: self.first_event.map(|first| micros_between(self.started, first)),
@@ -169,6 +178,32 @@ impl Record {
         );
     }
 
+    /// What the parts inside the engines of the last attempt are computed from.
+    fn inner(&self, attempts: &AttemptRecord) -> InnerSource {
+        let marks = attempts.marks.as_ref();
+        let moments = InnerMoments {
+            report: marks.map(|marks| marks.report()).unwrap_or_default(),
+            sent_us: marks.and_then(|marks| marks.sent_us()),
+            first_event_us: self.first_event.map(|first| micros_between(self.started, first)),
+            transfer: None,
+        };
+        InnerSource { moments, marks: marks.filter(|marks| marks.has_one_room()).cloned() }
+    }
+
+    /// Counts the parts inside the engines of a streamed request, once an agent has reported the end of its
+    /// transfer: now, or while the request is kept.
+    fn count_inner(&self, pool: &ObjectName, inner: &InnerSource) {
+        let Some(marks) = inner.marks.as_ref().filter(|_| self.first_event.is_some()) else {
+            return;
+        };
+        let Some(histograms) = self.metrics.inner_parts.of_pool(pool) else { return };
+        let moments = inner.moments;
+        marks.when_transferred(move |seen| {
+            let parts = InnerParts::of(&InnerMoments { transfer: Some(*seen), ..moments });
+            observe_known(&histograms, parts.of_agents().into_iter());
+        });
+    }
+
     /// Counts the parts, and keeps the request for `/requests`.
     fn keep(
         &mut self,
@@ -179,15 +214,17 @@ impl Record {
     ) {
         let Some(pool) = self.pool.take() else { return };
         if self.first_event.is_some() {
-            self.metrics.ttft_parts.observe(&pool, &timeline);
+            self.metrics.ttft_parts.observe(&pool, timeline.parts().map(|(_, ms)| ms));
         }
+        let inner = self.inner(attempts);
+        self.count_inner(&pool, &inner);
         let exported = self.traces.as_ref().zip(self.trace);
         if self.recent.is_off() && exported.is_none() {
             return;
         }
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let ttft = self.first_event.map(|first| first - self.started);
-        let report = attempts.marks.as_ref().map(|marks| marks.report()).unwrap_or_default();
+        let report = inner.moments.report;
         let kept = self.recent.keep(RequestSummary {
             number: 0,
             id: String::from_utf8_lossy(self.request_id.as_bytes()).into(),
@@ -206,7 +243,7 @@ impl Record {
             ttft_ms: Measured::from(ttft.map(|ttft| ttft.as_secs_f64() * 1e3)),
             ended_in: timeline.ended_in().as_str(),
             timeline,
-            inner: report.into(),
+            inner,
             explanation: attempts.explanation.take(),
             prompt_bytes: self.prompt_bytes,
             prefill_report: report,

@@ -1,12 +1,19 @@
 //! [`AttemptMarks`]: the moments of one attempt that its legs reach in tasks of their own.
 
-use std::sync::OnceLock;
+use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
+use parking_lot::Mutex;
+use router_core::frame::{RoomOutcome, RoomRecord, RoomSide};
+use router_core::inner_parts::SeenTransfer;
+use router_core::sglang::Room;
 use router_core::sglang::usage::AnswerReport;
 use tokio::time::Instant;
 
+use crate::clock::MonotonicClock;
 use crate::http_client::OnWritten;
+use crate::rooms::{ClockOffset, OnTransfer, RoomRegistry};
 
 /// The moments of one attempt, in microseconds since the head of its request arrived.
 #[derive(Debug)]
@@ -15,7 +22,27 @@ pub(crate) struct AttemptMarks {
     written: LastOf,
     prefill_answered: LastOf,
     has_prefill: bool,
+    has_one_room: bool,
     report: OnceLock<AnswerReport>,
+    /// `origin` on the gateway's clock, in microseconds, once a room is registered.
+    origin_us: OnceLock<u64>,
+    transfer: Mutex<TransferState>,
+}
+
+/// Called with a transfer that has ended.
+type OnEnd = Box<dyn FnOnce(&SeenTransfer) + Send>;
+
+/// What an agent saw of the transfer, and what is to be done once it has ended.
+#[derive(Default)]
+struct TransferState {
+    seen: Option<SeenTransfer>,
+    on_end: Option<OnEnd>,
+}
+
+impl fmt::Debug for TransferState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TransferState").field("seen", &self.seen).finish_non_exhaustive()
+    }
 }
 
 impl AttemptMarks {
@@ -26,7 +53,10 @@ impl AttemptMarks {
             written: LastOf::new(samples.saturating_mul(2)),
             prefill_answered: LastOf::new(samples),
             has_prefill: true,
+            has_one_room: samples == 1,
             report: OnceLock::new(),
+            origin_us: OnceLock::new(),
+            transfer: Mutex::default(),
         }
     }
 
@@ -60,6 +90,87 @@ impl AttemptMarks {
     /// What prefill reported of the request.
     pub(crate) fn report(&self) -> AnswerReport {
         self.report.get().copied().unwrap_or_default()
+    }
+}
+
+impl AttemptMarks {
+    /// Whether an agent can report of its transfer: with several, nothing says which the first event is of.
+    pub(crate) fn has_one_room(&self) -> bool {
+        self.has_one_room
+    }
+
+    /// Lets agents report of the transfer of an attempt that is about to be sent with `rooms`.
+    pub(crate) fn follow_rooms(
+        self: &Arc<Self>,
+        rooms: &[Room],
+        registry: &RoomRegistry,
+        clock: MonotonicClock,
+    ) {
+        let [room] = rooms else { return };
+        if self.has_one_room {
+            let since = u64::try_from(self.origin.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.origin_us.get_or_init(|| clock.now_us().saturating_sub(since));
+            let marks: Weak<AttemptMarks> = Arc::downgrade(self);
+            registry.register(room.value(), marks);
+        }
+    }
+
+    /// What an agent saw of the transfer so far.
+    pub(crate) fn transfer(&self) -> Option<SeenTransfer> {
+        self.transfer.lock().seen
+    }
+
+    /// Calls `on_end` once the transfer has ended, which may be now.
+    pub(crate) fn when_transferred(&self, on_end: impl FnOnce(&SeenTransfer) + Send + 'static) {
+        let mut transfer = self.transfer.lock();
+        match transfer.seen.filter(|seen| seen.outcome != RoomOutcome::Open) {
+            Some(seen) => {
+                drop(transfer);
+                on_end(&seen);
+            }
+            None => transfer.on_end = Some(Box::new(on_end)),
+        }
+    }
+}
+
+impl OnTransfer for AttemptMarks {
+    fn on_transfer(&self, record: &RoomRecord, clock: Option<ClockOffset>) {
+        let Some(origin_us) = self.origin_us.get() else { return };
+        let next = seen_transfer(record, clock, *origin_us);
+        let mut transfer = self.transfer.lock();
+        // Decode's side is closer to the first event. Agents of both sides may report.
+        let is_other =
+            |seen: SeenTransfer| seen.side == RoomSide::Decode && record.side == RoomSide::Prefill;
+        if transfer.seen.is_some_and(is_other) {
+            return;
+        }
+        transfer.seen = Some(next);
+        let on_end = match next.outcome {
+            RoomOutcome::Open => None,
+            _ => transfer.on_end.take(),
+        };
+        drop(transfer);
+        if let Some(on_end) = on_end {
+            on_end(&next);
+        }
+    }
+}
+
+/// A record with its times since `origin_us` on the gateway's clock.
+fn seen_transfer(record: &RoomRecord, clock: Option<ClockOffset>, origin_us: u64) -> SeenTransfer {
+    let time = |agent_us: u64| {
+        let clock = clock.filter(|_| agent_us > 0)?;
+        let agent_us = i64::try_from(agent_us).ok()?;
+        Some(agent_us.saturating_add(clock.offset_us).saturating_sub_unsigned(origin_us))
+    };
+    let has_both = record.admitted_us > 0 && record.ended_us >= record.admitted_us;
+    SeenTransfer {
+        side: record.side,
+        outcome: record.outcome,
+        handover_us: has_both.then(|| record.ended_us - record.admitted_us),
+        admitted_us: time(record.admitted_us),
+        ended_us: time(record.ended_us),
+        clock_error_us: clock.map_or(0, |clock| clock.error_us),
     }
 }
 
@@ -117,6 +228,45 @@ mod tests {
         marks.prefill_answered(b"");
         assert_eq!(marks.prefill_answered_us(), Some(4000));
         assert_eq!(marks.report().prompt_tokens.value(), Some(3));
+    }
+
+    #[tokio::test]
+    async fn decodes_side_of_a_transfer_counts_and_its_end_is_reported_once() {
+        let reported = Arc::new(AtomicU32::new(0));
+        let marks = AttemptMarks::of_pair(Instant::now(), 1);
+        let clock = Some(ClockOffset { offset_us: -1_000, error_us: 9 });
+        let record = |side, outcome, ended_us| RoomRecord {
+            side,
+            outcome,
+            admitted_us: 5_000,
+            ended_us,
+            ..RoomRecord::default()
+        };
+        marks.on_transfer(&record(RoomSide::Decode, RoomOutcome::Open, 0), clock);
+        assert_eq!(marks.transfer(), None, "it has no room yet");
+        marks.origin_us.get_or_init(|| 3_000);
+        let tell = || {
+            let reported = Arc::clone(&reported);
+            move |_: &SeenTransfer| _ = reported.fetch_add(1, Ordering::Relaxed)
+        };
+        marks.on_transfer(&record(RoomSide::Decode, RoomOutcome::Open, 0), clock);
+        let seen = marks.transfer().unwrap();
+        assert_eq!((seen.admitted_us, seen.ended_us, seen.handover_us), (Some(1_000), None, None));
+        marks.when_transferred(tell());
+        marks.on_transfer(&record(RoomSide::Prefill, RoomOutcome::Success, 6_000), clock);
+        assert_eq!(
+            (marks.transfer().unwrap().side, reported.load(Ordering::Relaxed)),
+            (RoomSide::Decode, 0)
+        );
+        marks.on_transfer(&record(RoomSide::Decode, RoomOutcome::Success, 7_000), clock);
+        let seen = marks.transfer().unwrap();
+        assert_eq!((seen.ended_us, seen.handover_us), (Some(3_000), Some(2_000)));
+        marks.on_transfer(&record(RoomSide::Decode, RoomOutcome::Success, 7_000), clock);
+        assert_eq!(reported.load(Ordering::Relaxed), 1);
+        marks.when_transferred(tell());
+        assert_eq!(reported.load(Ordering::Relaxed), 2, "it has ended");
+        marks.on_transfer(&record(RoomSide::Decode, RoomOutcome::Success, 7_000), None);
+        assert_eq!(marks.transfer().unwrap().ended_us, None, "the clocks are not known");
     }
 
     #[tokio::test(start_paused = true)]

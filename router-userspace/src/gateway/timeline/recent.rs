@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use super::summary::RequestSummary;
 use crate::config::RecentFlags;
 
-/// Bytes for each request that may be kept. A usual one has about half.
-const BYTES_PER_REQUEST: usize = 1024;
+/// Bytes for each request that may be kept. A usual one has about two thirds.
+const BYTES_PER_REQUEST: usize = 1536;
 /// The rings of slow and of failed requests have this share of `--requests-kept`.
 const SHARE: usize = 4;
 /// Number of requests that are copied while the lock is held.

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use router_core::fleet::ObjectName;
+use router_core::inner_parts::{InnerMoments, InnerParts};
 use router_core::pair::Pair;
 use router_core::provenance::Measured;
 use router_core::schedule::Estimate;
 use router_core::sglang::usage::AnswerReport;
-use router_core::timeline::{InnerParts, Timeline};
+use router_core::timeline::Timeline;
 use serde::{Serialize, Serializer};
 
+use super::attempt_marks::AttemptMarks;
 use crate::gateway::placement::explain::ChoiceExplanation;
 
 /// Maximum number of retries that are kept of one request.
@@ -50,8 +52,8 @@ pub(crate) struct RequestSummary {
     #[serde(rename = "parts_ms")]
     pub timeline: Timeline,
     /// What happens inside the engines.
-    #[serde(rename = "inner_parts_ms")]
-    pub inner: InnerParts,
+    #[serde(flatten)]
+    pub inner: InnerSource,
     #[serde(rename = "predicted_ms", serialize_with = "predicted")]
     pub explanation: Option<Arc<ChoiceExplanation>>,
     pub prompt_bytes: u64,
@@ -61,6 +63,41 @@ pub(crate) struct RequestSummary {
     pub events: u64,
     /// Bytes of those events.
     pub event_bytes: u64,
+}
+
+/// What the parts inside the engines are computed from. Agents may report after the request has ended.
+#[derive(Debug, Default)]
+pub(crate) struct InnerSource {
+    /// The moments but those of the transfer.
+    pub moments: InnerMoments,
+    /// The marks of the last attempt, which have the transfer.
+    pub marks: Option<Arc<AttemptMarks>>,
+}
+
+impl InnerSource {
+    /// The moments as they are known now.
+    pub(crate) fn moments(&self) -> InnerMoments {
+        let transfer = self.marks.as_ref().and_then(|marks| marks.transfer());
+        InnerMoments { transfer, ..self.moments }
+    }
+}
+
+/// The parts inside the engines as they are known now.
+#[derive(Serialize)]
+struct InnerJson {
+    inner_parts_ms: InnerParts,
+    /// How far off a part can be that is measured between the gateway and an agent.
+    agent_clock_error_ms: Option<f64>,
+}
+
+impl Serialize for InnerSource {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let moments = self.moments();
+        let by_clock = moments.transfer.filter(|seen| seen.admitted_us.or(seen.ended_us).is_some());
+        let agent_clock_error_ms = by_clock.map(|seen| f64::from(seen.clock_error_us) / 1e3);
+        let inner_parts_ms = InnerParts::of(&moments);
+        InnerJson { inner_parts_ms, agent_clock_error_ms }.serialize(serializer)
+    }
 }
 
 /// The workers of an attempt.
@@ -105,6 +142,7 @@ impl RequestSummary {
             + self.detail.as_ref().map_or(0, |detail| detail.len())
             + self.retries.iter().map(of_retry).sum::<usize>()
             + self.explanation.as_ref().map_or(0, |_| size_of::<ChoiceExplanation>())
+            + self.inner.marks.as_ref().map_or(0, |_| size_of::<AttemptMarks>())
     }
 }
 
@@ -176,7 +214,7 @@ pub(in crate::gateway) mod tests {
             ttft_ms: Measured::exact(ttft_ms),
             ended_in: "done",
             timeline: Timeline::of(&Moments::default()),
-            inner: InnerParts::default(),
+            inner: InnerSource::default(),
             explanation: None,
             prompt_bytes: 0,
             prefill_report: AnswerReport::default(),
@@ -190,6 +228,7 @@ pub(in crate::gateway) mod tests {
         let json = serde_json::to_value(summary("a", "ok", 1.5)).unwrap();
         let unknown = serde_json::json!({"value": null, "provenance": "unknown"});
         assert_eq!(json["inner_parts_ms"]["transfer"], unknown);
+        assert_eq!(json["agent_clock_error_ms"], serde_json::Value::Null);
         assert_eq!(json["parts_ms"]["prefill"], unknown);
         assert_eq!(json["predicted_ms"], serde_json::Value::Null);
         assert_eq!(json["ttft_ms"]["value"], 1.5);

@@ -7,6 +7,7 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::span::{Event, SpanKind};
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Status};
+use router_core::inner_parts::{InnerParts, OF_AGENTS};
 use router_core::sglang::Endpoint;
 use router_core::timeline::TimelinePart;
 
@@ -71,6 +72,9 @@ fn spans(request: &RequestSummary, context: TraceContext) -> Vec<Span> {
             let ms = f64::from(predicted.ttft_ms());
             attributes.push(attribute("pd_router.predicted_ms", Value::DoubleValue(ms)));
         }
+        if part == TimelinePart::Prefill {
+            attributes.extend(inside(request));
+        }
         let is_retried = part == TimelinePart::Retried;
         spans.push(Span {
             trace_id: trace_id.clone(),
@@ -88,6 +92,14 @@ fn spans(request: &RequestSummary, context: TraceContext) -> Vec<Span> {
         from += ms;
     }
     spans
+}
+
+/// The parts inside the engines, as far as agents have reported them.
+fn inside(request: &RequestSummary) -> impl Iterator<Item = KeyValue> {
+    let parts = InnerParts::of(&request.inner.moments()).of_agents();
+    OF_AGENTS.into_iter().zip(parts).filter_map(|(name, ms)| {
+        Some(attribute(&format!("pd_router.{name}_ms"), Value::DoubleValue(ms.value()?)))
+    })
 }
 
 /// An event for each attempt before the last one, when it failed.

@@ -37,6 +37,7 @@ use crate::http_client::Protocol;
 use crate::http_client::received_body::ReceivedBody;
 use crate::http_client::response::{ReadLimits, read_body};
 use crate::metrics::{LegLabels, Metrics};
+use crate::rooms::RoomRegistry;
 
 /// Interval at which a waiting attempt checks whether its workers still answer probes.
 pub(crate) const HEALTH_INTERVAL: Duration = Duration::from_millis(250);
@@ -104,6 +105,8 @@ pub(crate) struct Dispatch {
     /// Limits on an answer that is read whole.
     pub response_limits: ReadLimits,
     pub clock: MonotonicClock,
+    /// Where agents' reports find the attempts.
+    pub rooms: RoomRegistry,
     pub metrics: Metrics,
     /// Cancelled when the drain timeout is exceeded: running requests end with an error.
     pub drain_exceeded: CancellationToken,
@@ -127,6 +130,9 @@ impl Dispatch {
         let count = attempt.request.rooms();
         let room = |_| Room::steered(rand::random(), &pair.ranks);
         let rooms: Vec<Room> = (0..count).map(room).collect();
+        if let Some(marks) = &attempt.marks {
+            marks.follow_rooms(&rooms, &self.rooms, self.clock);
+        }
         let rids: Vec<Rid> = (0..count).map(|_| Rid::from_random(rand::random())).collect();
         let bodies = attempt.request.inject(&Attempt {
             bootstrap: &pair.bootstrap,

@@ -3,11 +3,12 @@
 import { cells, el, id, known, list, ms, newRow, setText, short, unknown } from "/page/dom.js";
 
 const PARTS = ["received", "retried", "queued", "sent", "prefill", "first_byte", "done"];
-const INNER = { prefill: ["prefill_queued", "prefill_compute", "decode_admitted", "transfer"], first_byte: ["decode_first_step"] };
+const INNER = { prefill: ["decode_admitted", "handover", "prefill_queued", "prefill_compute", "transfer"], first_byte: ["decode_first_step"] };
 const NAMES = {
   received: "Received", retried: "Retried", queued: "Waited for capacity", sent: "Sent to the engines",
   prefill: "Prefill and KV transfer", first_byte: "First token of decode", done: "The answer",
   prefill_queued: "its queue", prefill_compute: "its computation", decode_admitted: "decode admits it",
+  handover: "until its KV cache is at decode",
   transfer: "KV transfer", decode_first_step: "decode's first step",
 };
 
@@ -36,6 +37,18 @@ function bar(part, from, whole, predicted) {
   return track;
 }
 
+/// Where a part inside the engines begins: where it is not measured, with the part that it is in.
+function begin(request, inside, from) {
+  const value = (name) => request.inner_parts_ms?.[name]?.value ?? 0;
+  const admitted = from + value("decode_admitted");
+  if (inside.name === "handover") return admitted;
+  if (inside.name === "transfer") return admitted + Math.max(0, value("handover") - value("transfer"));
+  if (inside.name === "decode_first_step" && Number.isFinite(request.ttft_ms?.value)) {
+    return Math.max(0, request.ttft_ms.value - value("decode_first_step"));
+  }
+  return from;
+}
+
 /// The rows of the waterfall: each part, and below it what happened inside the engines.
 function rows(request) {
   const found = [];
@@ -49,10 +62,11 @@ function rows(request) {
     const predicted = request.predicted_ms?.[name];
     found.push({ name, part, from, whole, predicted: name === "done" ? NaN : predicted, inner: false,
       beyond: name === "done" && Number.isFinite(ttft) });
-    // Where each one begins is not measured, so that none has a place of its own.
     const inner = (INNER[name] ?? []).map((inside) => ({ name: inside, part: request.inner_parts_ms?.[inside] }));
     const seen = inner.filter((inside) => Number.isFinite(inside.part?.value));
-    for (const inside of seen) found.push({ ...inside, from, whole, predicted: NaN, inner: true });
+    for (const inside of seen) {
+      found.push({ ...inside, from: begin(request, inside, from), whole, predicted: NaN, inner: true });
+    }
     const missing = inner.filter((inside) => !seen.includes(inside)).map((inside) => NAMES[inside.name]);
     if (missing.length) found.push({ name: `${name} inside`, part: null, missing, inner: true });
     from += part.value ?? 0;
