@@ -1,6 +1,6 @@
 //! The law of control messages.
 
-use crate::sglang::kv_messages::{KvMessage, read_segment};
+use crate::sglang::kv_messages::{KvMessage, SegmentRest, read_open_segment, read_segment};
 
 /// A room is read only where the bytes have its digits, and what is read of a segment fits into it.
 ///
@@ -8,8 +8,13 @@ use crate::sglang::kv_messages::{KvMessage, read_segment};
 /// The law is violated.
 pub fn kv_segment(bytes: &[u8], length: u32) {
     let length = length.max(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+    names_its_rooms(bytes, |each| read_segment(bytes, length, each));
+    names_its_rooms(bytes, |each| read_open_segment(bytes, length, each));
+}
+
+fn names_its_rooms(bytes: &[u8], read: impl FnOnce(&mut dyn FnMut(KvMessage)) -> SegmentRest) {
     let mut count = 0;
-    let rest = read_segment(bytes, length, |message| {
+    let rest = read(&mut |message| {
         count += 1;
         let room = match message {
             KvMessage::Indices { room, .. }

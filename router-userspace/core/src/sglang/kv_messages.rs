@@ -66,6 +66,8 @@ pub enum KvOutcome {
 pub struct SegmentRest {
     /// Bytes of the following segments that belong to the last frame of this one.
     pub continues: u32,
+    /// Behind that frame are others of the same message. ZeroMQ sends them apart from a long one.
+    pub is_open: bool,
     /// The segment may have more messages, beyond the bytes that are known.
     pub may_hide: bool,
     /// The segment, or the part of it after the messages that were read, begins with no known message.
@@ -86,11 +88,25 @@ pub struct SegmentRest {
 /// assert_eq!(read, [KvMessage::Status { room: 77, outcome: KvOutcome::Success, rank: 0 }]);
 /// ```
 pub fn read_segment(bytes: &[u8], length: u32, mut each: impl FnMut(KvMessage)) -> SegmentRest {
-    let unread = SegmentRest { is_unread: true, ..SegmentRest::default() };
     if is_greeting(bytes) {
         each(KvMessage::Other);
         return SegmentRest::default();
     }
+    read_frames(bytes, length, false, each)
+}
+
+/// As [`read_segment`], of a segment that begins with further frames of a message.
+pub fn read_open_segment(bytes: &[u8], length: u32, each: impl FnMut(KvMessage)) -> SegmentRest {
+    read_frames(bytes, length, true, each)
+}
+
+fn read_frames(
+    bytes: &[u8],
+    length: u32,
+    mut is_within: bool,
+    mut each: impl FnMut(KvMessage),
+) -> SegmentRest {
+    let unread = SegmentRest { is_unread: true, ..SegmentRest::default() };
     let mut rest = bytes;
     let mut left = length;
     while left > 0 {
@@ -98,11 +114,15 @@ pub fn read_segment(bytes: &[u8], length: u32, mut each: impl FnMut(KvMessage)) 
             return SegmentRest { may_hide: true, ..SegmentRest::default() };
         }
         let Some(frames) = Frames::read(rest) else { return unread };
-        let Some(message) = frames.message() else { return unread };
-        each(message);
+        if !std::mem::take(&mut is_within) {
+            let Some(message) = frames.message() else { return unread };
+            each(message);
+        } else if frames.is_command {
+            return unread;
+        }
         if frames.end >= u64::from(left) {
             let continues = u32::try_from(frames.end - u64::from(left)).unwrap_or(u32::MAX);
-            return SegmentRest { continues, ..SegmentRest::default() };
+            return SegmentRest { continues, is_open: !frames.is_whole, ..SegmentRest::default() };
         }
         left -= frames.end as u32;
         if !frames.is_whole {
@@ -285,7 +305,8 @@ mod tests {
     }
 
     const ROOM: u64 = 9_223_372_036_854_775_807;
-    const WHOLE: SegmentRest = SegmentRest { continues: 0, may_hide: false, is_unread: false };
+    const WHOLE: SegmentRest =
+        SegmentRest { continues: 0, is_open: false, may_hide: false, is_unread: false };
     const UNREAD: SegmentRest = SegmentRest { is_unread: true, ..WHOLE };
 
     fn wanted(room: u64, has_pages: bool) -> KvMessage {
@@ -343,8 +364,28 @@ mod tests {
         assert_eq!(messages, [wanted(72, true)]);
         // Behind the indices are four frames of 2, 0, 1 and 1 bytes.
         let end = whole.len() as u32 - 4 * 2 - 4;
-        assert_eq!(rest, SegmentRest { continues: end - 1_448, ..WHOLE });
+        let open = SegmentRest { continues: end - 1_448, is_open: true, ..WHOLE };
+        assert_eq!(rest, open);
         assert_eq!(read(&whole[1_448..2_896]), (vec![], UNREAD));
+    }
+
+    #[test]
+    fn frames_that_are_sent_apart_end_their_message() {
+        let whole = indices("72", 1_000);
+        let (start, tail) = whole.split_at(whole.len() - 4 * 2 - 4);
+        assert_eq!(read(start).1, SegmentRest { is_open: true, ..WHOLE });
+        let read_open = |segment: &[u8]| {
+            let mut messages = Vec::new();
+            let rest =
+                read_open_segment(segment, segment.len() as u32, |message| messages.push(message));
+            (messages, rest)
+        };
+        assert_eq!(read_open(tail), (vec![], WHOLE));
+        let more = [tail, &message(&[b"71", b"4", b"0"])].concat();
+        assert_eq!(read_open(&more), (vec![success(71, 0)], WHOLE));
+        assert_eq!(read_open(&tail[..4]).1, SegmentRest { is_open: true, ..WHOLE });
+        assert_eq!(read_open(b"\x04\x07\x04PING\0\x1e"), (vec![], UNREAD));
+        assert_eq!(read_open(b"POST /generate HTTP/1.1\r\n\r\n"), (vec![], UNREAD));
     }
 
     #[test]

@@ -15,7 +15,9 @@ use std::net::{IpAddr, SocketAddr};
 use router_common::control::ControlSegment;
 use router_common::flow::FlowKey;
 use router_core::frame::RoomSide;
-use router_core::sglang::kv_messages::{KvMessage, KvOutcome, SegmentRest, read_segment};
+use router_core::sglang::kv_messages::{
+    KvMessage, KvOutcome, SegmentRest, read_open_segment, read_segment,
+};
 
 pub(in crate::agent) use counts::ControlCounts;
 use room::RoomState;
@@ -58,6 +60,8 @@ struct ControlConnection {
     next: u32,
     /// Where the last frame ends.
     frame_end: u32,
+    /// Its message has further frames behind it.
+    is_open: bool,
 }
 
 /// What a segment is to those before it on its connection.
@@ -65,6 +69,8 @@ struct ControlConnection {
 enum SegmentPlace {
     /// It begins with a message.
     Message,
+    /// It begins with further frames of a message.
+    Frames,
     /// It was seen before.
     Repeat,
     /// It begins within a message. `may_hide`: others may follow that one.
@@ -112,8 +118,9 @@ impl RoomTracker {
     /// Applies the messages of a segment.
     pub(in crate::agent) fn observe(&mut self, segment: &ControlSegment) {
         self.counts.segments += 1;
-        match self.place(segment) {
-            SegmentPlace::Message => {}
+        let place = self.place(segment);
+        match place {
+            SegmentPlace::Message | SegmentPlace::Frames => {}
             SegmentPlace::Repeat => {
                 self.counts.repeated += 1;
                 return;
@@ -128,8 +135,12 @@ impl RoomTracker {
             }
         }
         let seen = SeenMessage::of(segment);
-        let SegmentRest { continues, may_hide, is_unread } =
-            read_segment(segment.head(), segment.length, |message| self.apply(&seen, message));
+        let (head, length) = (segment.head(), segment.length);
+        let apply = |message| self.apply(&seen, message);
+        let SegmentRest { continues, is_open, may_hide, is_unread } = match place {
+            SegmentPlace::Frames => read_open_segment(head, length, apply),
+            _ => read_segment(head, length, apply),
+        };
         self.counts.unread += u64::from(is_unread);
         self.counts.cut += u64::from(may_hide);
         if is_unread || may_hide {
@@ -137,6 +148,7 @@ impl RoomTracker {
         }
         if let Some(connection) = self.connections.get_mut(&segment.flow) {
             connection.frame_end = connection.next.wrapping_add(continues);
+            connection.is_open = is_open;
         }
     }
 
@@ -155,11 +167,11 @@ impl RoomTracker {
         let connection = match self.connections.entry(segment.flow) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => {
-                new.insert(ControlConnection { next: end, frame_end: end });
+                new.insert(ControlConnection { next: end, frame_end: end, is_open: false });
                 return SegmentPlace::Message;
             }
         };
-        let ControlConnection { next, frame_end } = *connection;
+        let ControlConnection { next, frame_end, is_open } = *connection;
         let seen = next.wrapping_sub(start);
         if is_ahead(seen) && segment.length <= seen {
             return SegmentPlace::Repeat;
@@ -174,9 +186,14 @@ impl RoomTracker {
             self.missed_ns.insert(segment.pod, segment.at_ns);
         }
         let rest = frame_end.wrapping_sub(start);
+        if rest == 0 && is_open {
+            return SegmentPlace::Frames;
+        }
         if !is_ahead(rest) {
             return SegmentPlace::Message;
         }
+        // What follows the frame in this segment is not known: with few bytes, it is the message's end.
+        connection.is_open &= segment.length <= rest;
         SegmentPlace::Within { may_hide: segment.length.saturating_sub(rest) > MAX_TAIL }
     }
 

@@ -101,6 +101,35 @@ fn a_room_begins_with_its_indices_and_ends_with_its_status_once() {
     assert_eq!((tracker.counts.sent.indices, tracker.counts.received.succeeded), (1, 1));
 }
 
+/// ZeroMQ sends a long frame apart from those before and behind it.
+#[test]
+fn a_message_in_pieces_is_whole_and_hides_none() {
+    let whole = indices(5, 9_100, 14_000);
+    let pages = 14_000 * 4;
+    let (start, tail) = (whole.len() - pages - 6, whole.len() - 6);
+    let mut tracker = RoomTracker::default();
+    for (at, piece) in [
+        &whole[..start],
+        &whole[start..start + 32_768],
+        &whole[start + 32_768..tail],
+        &whole[tail..],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        at_decode(&mut tracker, 100 + at as u64, true, 9_000, piece);
+    }
+    // The next message begins behind it.
+    at_decode(&mut tracker, 200, true, 9_000, &indices(6, 9_100, 3));
+    at_decode(&mut tracker, 900, false, 9_100, &status(5, "4", 0));
+    let counts = &tracker.counts;
+    assert_eq!((counts.unread, counts.cut, counts.continued), (0, 0, 2));
+    assert_eq!(counts.sent.indices, 2);
+    assert_eq!(tracker.missed_since(DECODE), 0);
+    let ended: Vec<_> = updates(&mut tracker).into_iter().filter(|update| update.3 > 0).collect();
+    assert_eq!(ended, [(5, RoomOutcome::Success, 100, 900)]);
+}
+
 #[test]
 fn the_two_ends_of_a_message_are_two_sides() {
     let mut tracker = RoomTracker::default();
