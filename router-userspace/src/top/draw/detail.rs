@@ -64,7 +64,6 @@ pub(super) fn request(frame: &mut Frame<'_>, area: Rect, request: &Value) {
     let mut shown = vec![
         Line::styled(name("id"), BOLD),
         Line::raw(format!("{} -> {}   {result}", name("prefill"), name("worker"))),
-        Line::raw(""),
     ];
     shown.extend(waterfall(request));
     for retry in request["retries"].as_array().into_iter().flatten() {
@@ -76,6 +75,25 @@ pub(super) fn request(frame: &mut Frame<'_>, area: Rect, request: &Value) {
     shown.push(Line::raw(""));
     shown.extend(choice(&request["choice"]));
     lines(frame, area, shown);
+}
+
+/// A part inside the engines, and its name in a line.
+const INSIDE: [(&str, &str); 3] = [
+    ("decode_admitted", "admitted"),
+    ("handover", "handover"),
+    ("decode_first_step", "first step"),
+];
+
+/// The known parts inside the engines, which follow each other. `~` is estimated.
+fn inside(request: &Value) -> Option<Line<'static>> {
+    let known = INSIDE.iter().filter_map(|(key, name)| {
+        let measured = &request["inner_parts_ms"][key];
+        let time = milliseconds(Some(measured["value"].as_f64()?));
+        let mark = if measured["provenance"] == "estimated" { "~" } else { "" };
+        Some(format!("{name} {mark}{}", time.trim_start()))
+    });
+    let known: Vec<String> = known.collect();
+    (!known.is_empty()).then(|| Line::styled(format!("  inside: {}", known.join(", ")), DIM))
 }
 
 /// A bar for each part: `=` is exact, `~` estimated, and a part that is unknown has none.
@@ -107,6 +125,9 @@ fn waterfall(request: &Value) -> Vec<Line<'static>> {
             true => Line::styled(format!("{}   it failed here", row.trim_end()), BAD),
             false => Line::raw(row.trim_end().to_owned()),
         });
+        if part == TimelinePart::Prefill {
+            rows.extend(inside(request));
+        }
     }
     rows
 }
