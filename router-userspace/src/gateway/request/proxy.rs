@@ -258,7 +258,7 @@ impl Gateway {
     }
 
     /// Waits for the head of an answer, as long as the worker answers probes. The time in which the worker
-    /// waits for the client does not count: [`ClientBody`] limits it.
+    /// waits for the client does not count: `ClientBody` limits it.
     async fn head(
         &self,
         sent: impl Future<Output = Result<Response<ReceivedBody>, SendError>>,
