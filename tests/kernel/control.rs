@@ -1,11 +1,11 @@
 //! Control messages between simulated engines, as the agent reads them.
 
-use netns::{Node, PodNetwork, Topology};
+use netns::{Node, Topology};
 use router_tests::agent::{Agent, count};
 use router_tests::node_manifests::{decode, prefill};
 use serde_json::Value;
 
-use crate::engines::{Engine, generate};
+use crate::engines::{Engine, generate, two_pairs};
 
 fn messages(loads: &Value, direction: &str, kind: &str) -> u64 {
     count(&loads["control"][direction][kind])
@@ -14,18 +14,8 @@ fn messages(loads: &Value, direction: &str, kind: &str) -> u64 {
 #[test]
 fn every_transfer_is_seen_at_both_of_its_ends() {
     let node = Node::new(Topology::Routed);
-    let pods: Vec<PodNetwork> = (2..6).map(|host| node.pod(host)).collect();
-    let [p0, p1, d0, d1] = &pods[..] else { panic!("four") };
-    let named = [
-        prefill("p0", p0.address),
-        prefill("p1", p1.address),
-        decode("d0", d0.address),
-        decode("d1", d1.address),
-    ];
-    let agent = Agent::start(&node, &named);
-    let _engines: Vec<Engine> = [(p0, "prefill"), (p1, "prefill"), (d0, "decode"), (d1, "decode")]
-        .map(|(pod, role)| Engine::start(pod, role))
-        .into();
+    let (agent, pods, _engines) = two_pairs(&node);
+    let [p0, p1, d0, d1] = &pods;
     let mut transfers = 0;
     for (prefill, decode, times) in [(p0, d0, 30), (p0, d1, 10), (p1, d1, 20), (p1, d0, 5)] {
         for time in 0..times {

@@ -6,7 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use netns::{Namespace, Node, PodNetwork};
-use router_tests::node_manifests::{BOOTSTRAP, ENGINE};
+use router_tests::agent::Agent;
+use router_tests::node_manifests::{BOOTSTRAP, ENGINE, decode, prefill};
 use router_tests::traffic::connect;
 use serde_json::{Value, json};
 
@@ -43,6 +44,22 @@ impl Engine {
     pub(crate) fn pid(&self) -> u32 {
         self.0.id()
     }
+}
+
+/// An agent, and the pods and engines of the prefills `p0` and `p1` and the decodes `d0` and `d1`.
+pub(crate) fn two_pairs(node: &Node) -> (Agent<'_>, [PodNetwork; 4], [Engine; 4]) {
+    let pods = [2, 3, 4, 5].map(|host| node.pod(host));
+    let [p0, p1, d0, d1] = &pods;
+    let named = [
+        prefill("p0", p0.address),
+        prefill("p1", p1.address),
+        decode("d0", d0.address),
+        decode("d1", d1.address),
+    ];
+    let agent = Agent::start(node, &named);
+    let engines = [(p0, "prefill"), (p1, "prefill"), (d0, "decode"), (d1, "decode")]
+        .map(|(pod, role)| Engine::start(pod, role));
+    (agent, pods, engines)
 }
 
 impl Drop for Engine {

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use netns::{Node, PodNetwork, Topology};
-use router_tests::agent::{Agent, count};
-use router_tests::node_manifests::{decode, prefill};
+use router_tests::agent::count;
 
-use crate::engines::{Engine, generate, page};
+use crate::engines::{generate, page, two_pairs};
 
 /// What the simulator sends ahead of each transfer's KV.
 pub(crate) const FRAMING: u64 = 36;
@@ -14,18 +13,8 @@ pub(crate) const FRAMING: u64 = 36;
 #[test]
 fn kv_bytes_of_every_pair_are_what_the_engines_moved() {
     let node = Node::new(Topology::Routed);
-    let pods: Vec<PodNetwork> = (2..6).map(|host| node.pod(host)).collect();
-    let [p0, p1, d0, d1] = &pods[..] else { panic!("four") };
-    let named = [
-        prefill("p0", p0.address),
-        prefill("p1", p1.address),
-        decode("d0", d0.address),
-        decode("d1", d1.address),
-    ];
-    let agent = Agent::start(&node, &named);
-    let engines: Vec<Engine> = [(p0, "prefill"), (p1, "prefill"), (d0, "decode"), (d1, "decode")]
-        .map(|(pod, role)| Engine::start(pod, role))
-        .into();
+    let (agent, pods, engines) = two_pairs(&node);
+    let [p0, p1, d0, d1] = &pods;
     for (prefill, decode, times) in [(p0, d0, 3), (p0, d1, 1), (p1, d1, 2)] {
         for time in 0..times {
             generate(&node, prefill.address, decode.address, 10 + time);

@@ -64,8 +64,8 @@ pub struct InnerMoments {
 impl InnerParts {
     /// The parts between the moments.
     ///
-    /// Only differences of one clock are exact. A part between the gateway and an agent is estimated, and
-    /// unknown if the end comes before its beginning by more than the clocks can differ.
+    /// Only differences of one clock are exact. A part between the gateway and an agent is estimated. The
+    /// first step is unknown if it ends before it begins by more than the clocks can differ.
     pub fn of(moments: &InnerMoments) -> InnerParts {
         let InnerMoments { report, sent_us, first_event_us, transfer } = *moments;
         let reported = InnerParts {

@@ -28,12 +28,9 @@ const MAX_PORT_UPDATES: usize = 64;
 /// Maximum number of segments that are read at a tick. The ring holds about as many.
 const MAX_SEGMENTS: usize = 1_280;
 
-/// The moment of a time of the kernel: both are of CLOCK_MONOTONIC.
-fn instant_of(at_ns: u64) -> Instant {
-    let now = Instant::now();
-    let ns = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
-    let age = ns.saturating_sub(Duration::from_nanos(at_ns));
-    now.checked_sub(age).unwrap_or(now)
+/// The moment of a time of the kernel, by one reading of both clocks.
+fn instant_of(at_ns: u64, (now, now_ns): (Instant, u64)) -> Instant {
+    now.checked_sub(Duration::from_nanos(now_ns.saturating_sub(at_ns))).unwrap_or(now)
 }
 
 impl Agent {
@@ -142,17 +139,21 @@ impl Agent {
     fn read_control(&mut self) {
         let Some(ring) = &mut self.control_ring else { return };
         let mut state = self.state.lock();
-        let mut last_ns = 0;
         let mut count = 0;
         while let Some(segment) = (count < MAX_SEGMENTS).then(|| ring.pop()).flatten() {
             state.rooms.observe(&segment);
-            (last_ns, count) = (segment.at_ns, count + 1);
+            count += 1;
         }
+        // One reading for all times, so that the difference of two is exact.
+        let ns = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        let now_ns = u64::try_from(ns.as_nanos()).unwrap_or(u64::MAX);
+        let read_at = (Instant::now(), now_ns);
         if count >= MAX_SEGMENTS {
-            // The ring was full or nearly so: what did not fit into it is lost.
-            state.rooms.lost_segments(last_ns);
+            // The ring was full or nearly so: what did not fit into it is younger than what was read.
+            state.rooms.lost_segments(now_ns);
         }
-        let rooms = state.room_records(|at_ns| self.publisher.clock_us(instant_of(at_ns)));
+        let clock_us = |at_ns| self.publisher.clock_us(instant_of(at_ns, read_at));
+        let rooms = state.room_records(clock_us);
         self.publisher.add_rooms(rooms);
     }
 

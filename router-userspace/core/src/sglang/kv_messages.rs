@@ -14,8 +14,9 @@ const COMMAND: u8 = 4;
 const FRAMES: usize = 6;
 /// Maximum length of a frame: KV indices of 16 million pages.
 const MAX_FRAME: u64 = 64 << 20;
-/// Length of what may follow the indices of a message. If more follows, it may be another message.
-const MAX_TAIL: u32 = 96;
+/// Length of what may follow the indices of a message: less than a message with indices has. If more follows,
+/// it may be another message.
+pub const MAX_TAIL: u32 = 64;
 /// What NIXL's messages begin with.
 const GUARD: &[u8] = b"NixlMsgGuard";
 /// The first frames of other messages of SGLang.

@@ -4,7 +4,7 @@ use router_core::sglang::kv_messages::{KvMessage, KvOutcome};
 use serde::Serialize;
 
 /// Control messages by kind, as a pod of this node sent or received them. A message between two pods of the
-/// node counts as both; a segment that is sent again counts again.
+/// node counts as both; a segment that is sent again does not count again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(in crate::agent) struct MessageCounts {
     pub(in crate::agent) indices: u64,
@@ -20,7 +20,7 @@ pub(in crate::agent) struct MessageCounts {
 pub(in crate::agent) struct ControlCounts {
     pub(in crate::agent) sent: MessageCounts,
     pub(in crate::agent) received: MessageCounts,
-    /// Segments that were read.
+    /// Segments that were handed up, those of the next kinds too.
     pub(in crate::agent) segments: u64,
     /// Segments that were seen before.
     pub(in crate::agent) repeated: u64,

@@ -16,10 +16,12 @@ use router_common::control::ControlSegment;
 use router_common::flow::FlowKey;
 use router_core::frame::RoomSide;
 use router_core::sglang::kv_messages::{
-    KvMessage, KvOutcome, SegmentRest, read_open_segment, read_segment,
+    KvMessage, KvOutcome, MAX_TAIL, SegmentRest, read_open_segment, read_segment,
 };
 
 pub(in crate::agent) use counts::ControlCounts;
+#[cfg(test)]
+use room::INDICES_SPREAD_NS;
 use room::RoomState;
 pub(in crate::agent) use room::RoomUpdate;
 
@@ -33,8 +35,6 @@ const MAX_CONNECTIONS: usize = 16_384;
 const MAX_UPDATES: usize = 4_096;
 /// Longest distance within a connection: what is farther away belongs to an earlier one with the same ports.
 const MAX_DISTANCE: u32 = 16 << 20;
-/// Length of what may follow the indices of a message. If more follows, it may be another message.
-const MAX_TAIL: u32 = 96;
 
 type RoomKey = (u64, RoomSide);
 

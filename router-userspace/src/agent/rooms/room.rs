@@ -7,6 +7,10 @@ use router_core::frame::{RoomOutcome, RoomSide};
 /// Maximum number of ranks of a room on each side.
 const MAX_RANKS: usize = 1_024;
 
+/// Time within which the ranks of decode send the indices of a room: what was missed this long before the first
+/// of them was of another room.
+pub(super) const INDICES_SPREAD_NS: u64 = 1_000_000_000;
+
 /// A room as it is now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::agent) struct RoomUpdate {
@@ -63,7 +67,7 @@ impl RoomState {
     }
 
     /// A rank has transferred its part. The room ends with the last of them. `missed_ns`: when messages may
-    /// last have been missed.
+    /// last have been missed; 0 if they never were.
     pub(super) fn succeed(&mut self, at_ns: u64, rank: (SocketAddr, u32), missed_ns: u64) -> bool {
         if self.is_lost() || self.done.contains(&rank) || self.done.len() >= MAX_RANKS {
             return false;
@@ -72,7 +76,9 @@ impl RoomState {
         if self.done.len() < self.pairs.len() {
             return false;
         }
-        let saw_all = self.done.len() == self.pairs.len() && missed_ns < self.admitted_ns;
+        let is_apart =
+            missed_ns == 0 || missed_ns.saturating_add(INDICES_SPREAD_NS) < self.admitted_ns;
+        let saw_all = self.done.len() == self.pairs.len() && is_apart;
         self.outcome = if saw_all { RoomOutcome::Success } else { RoomOutcome::SuccessOfSeen };
         self.ended_ns = at_ns;
         true

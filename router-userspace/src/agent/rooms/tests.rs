@@ -199,13 +199,19 @@ fn where_messages_may_be_missed_the_success_is_that_of_the_ranks_seen() {
     // Its indices were not seen at all.
     at_decode(&mut tracker, 300, false, 9_100, &status(6, "4", 0));
     assert_eq!(updates(&mut tracker), [(6, RoomOutcome::SuccessOfSeen, 0, 300)]);
+    // What was missed before may be indices of another rank.
     at_decode(&mut tracker, 400, true, 9_000, &indices(7, 9_100, 8));
     at_decode(&mut tracker, 500, false, 9_100, &status(7, "4", 0));
-    assert_eq!(updates(&mut tracker)[1], (7, RoomOutcome::Success, 400, 500));
-    at_decode(&mut tracker, 600, true, 9_000, &indices(8, 9_100, 8));
-    tracker.lost_segments(650);
-    at_decode(&mut tracker, 700, false, 9_100, &status(8, "4", 0));
-    assert_eq!(updates(&mut tracker)[1], (8, RoomOutcome::SuccessOfSeen, 600, 700));
+    assert_eq!(updates(&mut tracker)[1], (7, RoomOutcome::SuccessOfSeen, 400, 500));
+    let later = 101 + INDICES_SPREAD_NS;
+    at_decode(&mut tracker, later, true, 9_000, &indices(8, 9_100, 8));
+    at_decode(&mut tracker, later + 10, false, 9_100, &status(8, "4", 0));
+    assert_eq!(updates(&mut tracker)[1], (8, RoomOutcome::Success, later, later + 10));
+    at_decode(&mut tracker, later + 20, true, 9_000, &indices(9, 9_100, 8));
+    tracker.lost_segments(later + 30);
+    at_decode(&mut tracker, later + 40, false, 9_100, &status(9, "4", 0));
+    let seen = (9, RoomOutcome::SuccessOfSeen, later + 20, later + 40);
+    assert_eq!(updates(&mut tracker)[1], seen);
 }
 
 #[test]

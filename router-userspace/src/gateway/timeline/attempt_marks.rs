@@ -1,4 +1,5 @@
-//! [`AttemptMarks`]: the moments of one attempt that its legs reach in tasks of their own.
+//! [`AttemptMarks`]: the moments of one attempt that its legs reach in tasks of their own, and what agents
+//! report of its KV transfer.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
